@@ -1,0 +1,1 @@
+"""The activation cache: what the backbone left behind, kept true."""

@@ -1,0 +1,1 @@
+"""Complete experiments as YAML, and the one function that turns them into typed objects."""

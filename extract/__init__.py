@@ -1,0 +1,1 @@
+"""From files to activations: decoding, sampling, both directions, the backbone and its weights."""

@@ -1,0 +1,65 @@
+"""From decoded frames to the backbone's input size, with the training augmentation.
+
+One draw of an augmentation holds for all frames of a window: actions must not flicker.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torchvision.transforms import v2
+
+
+@dataclass(frozen=True)
+class PixelConfig:
+    """Size of the input and strength of the augmentation.
+
+    Args:
+        size: side of the square input in pixels.
+        train_short_side: the short side before random cropping; used only where it crops.
+        random_crop: area range of the random resized crop; null takes the centre.
+        flip: probability of a horizontal flip; 0 where classes mirror each other.
+        rand_augment: operations of RandAugment at magnitude 9; 0 for none.
+        colour_jitter: brightness, contrast, saturation, hue; null for none.
+    """
+
+    size: int = 160
+    train_short_side: int = 182
+    random_crop: tuple[float, float] | None = (0.08, 1.0)
+    flip: float = 0.5
+    rand_augment: int = 2
+    colour_jitter: tuple[float, float, float, float] | None = (0.5, 0.5, 0.5, 0.1)
+
+
+def test_transform(config: PixelConfig) -> v2.Transform:
+    """Short side to `size`, centre crop."""
+    return v2.Compose([v2.Resize(config.size, antialias=True), v2.CenterCrop(config.size)])
+
+
+def train_transform(config: PixelConfig) -> v2.Transform:
+    """Crop, flip, RandAugment and colour jitter, as far as the config asks for them."""
+    if config.random_crop is None:
+        steps: list[v2.Transform] = [test_transform(config)]
+    else:
+        steps = [
+            v2.Resize(config.train_short_side, antialias=True),
+            v2.RandomResizedCrop(config.size, scale=config.random_crop, antialias=True),
+        ]
+    if config.flip:
+        steps.append(v2.RandomHorizontalFlip(config.flip))
+    if config.rand_augment:
+        steps.append(v2.RandAugment(config.rand_augment, magnitude=9))
+    if config.colour_jitter is not None:
+        steps.append(v2.ColorJitter(*config.colour_jitter))
+    return v2.Compose(steps)
+
+
+def apply(transform: v2.Transform, frames: NDArray[np.uint8], seed: int = 0) -> Tensor:
+    """Transform frames uint8 [N, H, W, 3] into uint8 [3, N, size, size], reproducibly."""
+    video = torch.from_numpy(frames).permute(0, 3, 1, 2).contiguous()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        result: Tensor = transform(video)
+    return result.transpose(0, 1).contiguous()

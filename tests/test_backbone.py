@@ -1,0 +1,161 @@
+"""The backbone against reference numbers of an independent implementation."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from extract.adapters import TemporalAdapter
+from extract.backbone import Backbone, BackboneConfig
+from extract.videomae import TrunkConfig
+from extract.weights import from_opentad, load_strictly, read_tensors
+
+
+def relative(actual: Tensor, expected: Tensor) -> float:
+    return float((actual - expected).norm() / expected.norm())
+
+
+@pytest.fixture(scope="module")
+def golden(shared: Path) -> dict[str, Tensor]:
+    return load_file(shared / "golden/adatad_tiny/activations.safetensors")
+
+
+@pytest.fixture(scope="module")
+def tiny(shared: Path) -> Backbone:
+    folder = shared / "golden/adatad_tiny"
+    sizes = json.loads((folder / "config.json").read_text())
+    trunk = TrunkConfig(sizes["embed"], sizes["depth"], sizes["heads"], image_size=sizes["img"])
+    backbone = Backbone(BackboneConfig(trunk)).eval()
+    tensors, _ = from_opentad(read_tensors(folder / "opentad_checkpoint.pth"))
+    load_strictly(backbone, tensors, "golden")
+    return backbone
+
+
+@torch.inference_mode()
+def test_features_match_reference(tiny: Backbone, golden: dict[str, Tensor]) -> None:
+    features = torch.nn.functional.interpolate(tiny(golden["video"]), size=64, mode="linear")
+    assert relative(features, golden["features"]) < 1e-5
+
+
+@torch.inference_mode()
+def test_features_match_reference_on_another_grid(
+    tiny: Backbone, golden: dict[str, Tensor]
+) -> None:
+    features = tiny(golden["video_other_grid"])
+    features = torch.nn.functional.interpolate(features, size=64, mode="linear")
+    assert relative(features, golden["features_other_grid"]) < 1e-5
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("block", [0, 1])
+def test_block_tokens_match_reference(
+    tiny: Backbone, golden: dict[str, Tensor], block: int
+) -> None:
+    tokens = tiny(golden["video"][:1], stop=block)
+    first_clip = tokens[:, :8].flatten(1, 2)
+    assert relative(first_clip, golden[f"block_{block}_tokens"]) < 1e-5
+
+
+SMALL = TrunkConfig(width=32, depth=3, heads=2, patch=8, image_size=16)
+
+
+def frames(batch: int = 2, length: int = 32) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (batch, 3, length, 16, 16), generator=generator).to(torch.uint8)
+
+
+def shaken(backbone: Backbone) -> Backbone:
+    """Give every tensor a value that matters (adapters start as the identity)."""
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in backbone.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+    return backbone.eval()
+
+
+@torch.inference_mode()
+def test_resuming_from_any_cut_gives_the_same_features() -> None:
+    backbone = shaken(Backbone(BackboneConfig(SMALL)))
+    whole = backbone(frames())
+    assert whole.shape == (2, 32, 16)
+    for cut in range(3):
+        tokens = backbone(frames(), stop=cut)
+        assert tokens.shape == (2, 16, 4, 32)
+        assert torch.equal(backbone(tokens, start=cut), whole)
+
+
+@torch.inference_mode()
+def test_adapter_starts_as_identity_and_crosses_clip_borders() -> None:
+    x = torch.randn(1, 16, 3, 32)
+    adapter = TemporalAdapter(32)
+    assert torch.equal(adapter(x), x)
+    torch.nn.init.normal_(adapter.up.weight)
+    changed = x.clone()
+    changed[:, 8] += 1
+    difference = (adapter(changed) - adapter(x)).abs().amax((0, 2, 3))
+    assert difference[7:10].min() > 1e-3
+    assert difference[:7].max() == 0 and difference[10:].max() == 0
+
+
+@torch.inference_mode()
+def test_adapter_equals_its_convolutions() -> None:
+    torch.manual_seed(0)
+    adapter = TemporalAdapter(16)
+    torch.nn.init.normal_(adapter.up.weight)
+    torch.nn.init.normal_(adapter.depthwise.bias)
+    x = torch.randn(2, 8, 5, 16)
+    y = torch.nn.functional.gelu(adapter.down(x))
+    along_time = y.permute(0, 2, 3, 1).flatten(0, 1)
+    z = adapter.pointwise(adapter.depthwise(along_time)).view(2, 5, 4, 8).permute(0, 3, 1, 2)
+    expected = x + adapter.up(y + z) * adapter.gamma
+    assert torch.allclose(adapter(x), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("mode", ["adapter", "frozen", "full"])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_what_learns_in_each_mode(mode: str, checkpointing: bool) -> None:
+    config = BackboneConfig(SMALL, mode=mode, activation_checkpointing=checkpointing)  # type: ignore[arg-type]
+    backbone = shaken(Backbone(config)).train()
+    features = backbone(frames())
+    learning = {name for name, p in backbone.named_parameters() if p.requires_grad}
+    if mode == "frozen":
+        assert not learning and not features.requires_grad
+        return
+    features.square().sum().backward()
+    assert all(name.startswith("adapters." if mode == "adapter" else "trunk.") for name in learning)
+    assert learning
+    for name, parameter in backbone.named_parameters():
+        assert (parameter.grad is not None and bool(parameter.grad.abs().sum() > 0)) == (
+            name in learning
+        ), name
+
+
+def test_recomputation_changes_no_gradient() -> None:
+    gradients = []
+    for checkpointing in (False, True):
+        config = BackboneConfig(SMALL, activation_checkpointing=checkpointing)
+        torch.manual_seed(0)
+        backbone = shaken(Backbone(config)).train()
+        torch.manual_seed(5)
+        backbone(frames()).square().sum().backward()
+        gradients.append([p.grad for p in backbone.adapters.parameters()])
+    for plain, recomputed in zip(*gradients, strict=True):
+        assert plain is not None and recomputed is not None and torch.equal(plain, recomputed)
+
+
+def test_wrong_lengths_and_sizes_say_so() -> None:
+    backbone = Backbone(BackboneConfig(SMALL))
+    with pytest.raises(ValueError, match="30 frames do not divide into clips of 16"):
+        backbone(frames(length=30))
+    with pytest.raises(ValueError, match="multiple of 8"):
+        backbone(torch.zeros(1, 3, 16, 12, 16, dtype=torch.uint8))
+
+
+def test_weights_of_another_size_are_refused_with_a_list() -> None:
+    backbone = Backbone(BackboneConfig(SMALL))
+    other = Backbone(BackboneConfig(TrunkConfig(width=32, depth=2, heads=2, patch=8)))
+    with pytest.raises(ValueError, match=r"other\.pt does not fit(?s:.)*missing +adapters\.2"):
+        load_strictly(backbone, other.state_dict(), "other.pt")
