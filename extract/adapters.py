@@ -25,14 +25,13 @@ class TemporalAdapter(nn.Module):
         self.up = nn.Linear(hidden, width)
         self.gamma = nn.Parameter(torch.ones(1))
         trunc_normal_(self.down.weight, std=0.02)
-        nn.init.zeros_(self.down.bias)
         nn.init.normal_(self.depthwise.weight, std=math.sqrt(2 / 3))
-        nn.init.zeros_(self.depthwise.bias)
         nn.init.normal_(self.pointwise.weight, std=math.sqrt(2 / hidden))
-        nn.init.zeros_(self.pointwise.bias)
         # Zero: the adapter starts as the identity.
         nn.init.zeros_(self.up.weight)
-        nn.init.zeros_(self.up.bias)
+        for layer in (self.down, self.depthwise, self.pointwise, self.up):
+            assert layer.bias is not None
+            nn.init.zeros_(layer.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map tokens [B, T, P, C] (T steps of time, P positions) to the same shape."""
@@ -43,6 +42,7 @@ class TemporalAdapter(nn.Module):
         # The depthwise convolution over T as three shifted products: it keeps the token layout,
         # where a Conv1d would copy everything to [B·P, C, T] and back.
         before, here, after = self.depthwise.weight.squeeze(1).unbind(1)
+        assert self.depthwise.bias is not None
         mixed = torch.addcmul(self.depthwise.bias, y, here)
         mixed = mixed + F.pad(y[:, :-1] * before, (0, 0, 0, 0, 1, 0))
         mixed = mixed + F.pad(y[:, 1:] * after, (0, 0, 0, 0, 0, 1))

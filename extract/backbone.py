@@ -63,9 +63,7 @@ class Backbone(nn.Module):
         """Channels of a token and of the features."""
         return self.config.trunk.width
 
-    def forward(
-        self, x: Tensor, start: Cut | None = None, stop: Cut = "features"
-    ) -> Tensor:
+    def forward(self, x: Tensor, start: Cut | None = None, stop: Cut = "features") -> Tensor:
         """Run from pixels or from a cut to a cut.
 
         Args:

@@ -26,12 +26,10 @@ def reverse_segments(segments: Array, reflection: float) -> Array:
 
     The mapping is its own inverse. Unit: whatever `reflection` is given in.
     """
-    return reflection - segments[:, ::-1]  # type: ignore[no-any-return, operator]
+    return reflection - segments[:, ::-1]  # type: ignore[operator]
 
 
-def reverse_seconds(
-    start_s: float, end_s: float, frames: int, fps: float
-) -> tuple[float, float]:
+def reverse_seconds(start_s: float, end_s: float, frames: int, fps: float) -> tuple[float, float]:
     """Map one annotation to the reversed video of `frames` frames: times of frames, not of gaps."""
     last = (frames - 1) / fps
     return last - end_s, last - start_s

@@ -72,7 +72,7 @@ class Scene:
 
 
 def random_scene(rng: np.random.Generator, duration: float, longest: float = 8.0) -> Scene:
-    """Draw a scene of `duration` s: two lanes of actions (0.5 to `longest` s), distractors, gaps."""
+    """Draw a scene of `duration` s: two lanes of actions, 0.5 to `longest` s each."""
     actors: list[Actor] = []
     for lane, y in enumerate(LANES):
         now = float(rng.uniform(0.2, 2.0) + 1.5 * lane)
@@ -129,7 +129,9 @@ def _random_actor(
         end=start + length,
         lead=lead,
         tail=tail,
-        pause=float(rng.uniform(0.15, 0.3)) if acting and length > 2 and rng.random() < 0.3 else 0.0,
+        pause=float(rng.uniform(0.15, 0.3))
+        if acting and length > 2 and rng.random() < 0.3
+        else 0.0,
     )
 
 
@@ -177,8 +179,9 @@ def _pose(actor: Actor, times: NDArray[np.float64]) -> tuple[NDArray[np.float64]
     x, y, size, angle, brightness = (
         still + value for value in (actor.x, actor.y, actor.size, actor.angle, 1.0)
     )
-    # A whole number of half waves brings bobbing and blinking back to where they began.
-    wave = np.sin(math.pi * max(1, round((actor.end - actor.start) * 2)) * _elapsed(actor, times))
+    # Whole waves that begin and end at rest: the same in both directions of time.
+    beats = max(1, round(actor.end - actor.start))
+    wave = np.sin(math.pi * beats * _elapsed(actor, times)) ** 2
     match actor.motion:
         case "SlideRight" | "SlideLeft":
             x = x + actor.extent * (done - 0.5)
@@ -189,7 +192,7 @@ def _pose(actor: Actor, times: NDArray[np.float64]) -> tuple[NDArray[np.float64]
         case "bob":
             y = y + actor.extent * wave
         case "blink":
-            brightness = brightness - actor.extent * np.abs(wave)
+            brightness = brightness - actor.extent * wave
     return x, y, size, angle, brightness
 
 

@@ -33,7 +33,7 @@ class PixelConfig:
     colour_jitter: tuple[float, float, float, float] | None = (0.5, 0.5, 0.5, 0.1)
 
 
-def test_transform(config: PixelConfig) -> v2.Transform:
+def evaluation_transform(config: PixelConfig) -> v2.Transform:
     """Short side to `size`, centre crop."""
     return v2.Compose([v2.Resize(config.size, antialias=True), v2.CenterCrop(config.size)])
 
@@ -41,7 +41,7 @@ def test_transform(config: PixelConfig) -> v2.Transform:
 def train_transform(config: PixelConfig) -> v2.Transform:
     """Crop, flip, RandAugment and colour jitter, as far as the config asks for them."""
     if config.random_crop is None:
-        steps: list[v2.Transform] = [test_transform(config)]
+        steps: list[v2.Transform] = [evaluation_transform(config)]
     else:
         steps = [
             v2.Resize(config.train_short_side, antialias=True),

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import torch  # noqa: F401  (decord must be loaded after torch)
+
 import decord  # isort: skip
 from numpy.typing import NDArray
 

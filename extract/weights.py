@@ -31,7 +31,7 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
         raise ValueError(f"no checkpoint at {path}; check the path in the config")
     try:
         if path.suffix == ".safetensors":
-            return load_file(path)
+            return dict(load_file(path))
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise ValueError(f"{path} cannot be read as a checkpoint: {error}") from error
@@ -77,11 +77,29 @@ def _from_mmaction(key: str, value: Tensor) -> tuple[str, Tensor]:
     return "trunk." + key, value
 
 
+def read_trunk(path: str | Path) -> dict[str, Tensor]:
+    """Return a pretrained transformer's tensors, named as `extract.videomae.VideoMAE` has them."""
+    tensors = read_tensors(path)
+    prefix = "trunk."
+    ours = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+    if ours:
+        return ours
+    tensors = {key.removeprefix("backbone."): value for key, value in tensors.items()}
+    renamed = dict(
+        _from_mmaction(key, value)
+        for key, value in tensors.items()
+        if not key.startswith(("fc_norm.", "cls_head.", "data_preprocessor."))
+    )
+    return {key.removeprefix(prefix): value for key, value in renamed.items()}
+
+
 def load_strictly(module: nn.Module, tensors: dict[str, Tensor], source: str | Path) -> None:
     """Load `tensors` into `module`; anything missing, surplus or mis-shaped stops with a list."""
     own = module.state_dict()
     lines = [f"missing    {key} {tuple(own[key].shape)}" for key in own.keys() - tensors.keys()]
-    lines += [f"unexpected {key} {tuple(tensors[key].shape)}" for key in tensors.keys() - own.keys()]
+    lines += [
+        f"unexpected {key} {tuple(tensors[key].shape)}" for key in tensors.keys() - own.keys()
+    ]
     lines += [
         f"shape      {key}: file {tuple(tensors[key].shape)}, model {tuple(own[key].shape)}"
         for key in own.keys() & tensors.keys()

@@ -72,7 +72,7 @@ def shaken(backbone: Backbone) -> Backbone:
     torch.manual_seed(1)
     with torch.no_grad():
         for parameter in backbone.parameters():
-            parameter += 0.1 * torch.randn_like(parameter)
+            parameter.add_(torch.randn_like(parameter), alpha=0.1)
     return backbone.eval()
 
 
@@ -105,7 +105,7 @@ def test_adapter_equals_its_convolutions() -> None:
     torch.manual_seed(0)
     adapter = TemporalAdapter(16)
     torch.nn.init.normal_(adapter.up.weight)
-    torch.nn.init.normal_(adapter.depthwise.bias)
+    adapter.depthwise.bias.normal_()  # type: ignore[union-attr]
     x = torch.randn(2, 8, 5, 16)
     y = torch.nn.functional.gelu(adapter.down(x))
     along_time = y.permute(0, 2, 3, 1).flatten(0, 1)

@@ -1,10 +1,10 @@
 """Pretrain the demo's tiny VideoMAE on endlessly generated clips.
 
-    python train/pretrain.py --out configs/demo/videomae_tiny.safetensors
+    python train/pretrain.py --out configs/e2e/demo/videomae_tiny.safetensors
 
-The published VideoMAE models come from masked pretraining and fine-tuning on Kinetics; this stand-in
-learns to name the actions of every tubelet in synthetic clips that are never repeated. Beside the
-weights it leaves a record (`.json`) of its settings, losses and accuracies.
+The published VideoMAE models come from masked pretraining and fine-tuning on Kinetics; this
+stand-in learns to name the actions of every tubelet in synthetic clips that are never repeated.
+Beside the weights it leaves a record (`.json`) of its settings, losses and accuracies.
 """
 
 import argparse

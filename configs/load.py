@@ -1,0 +1,100 @@
+"""YAML plus dotted overrides -> one frozen, validated dataclass; and back."""
+
+import dataclasses
+import difflib
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar, get_type_hints
+
+import yaml
+from jsonargparse import ArgumentError as ParserError
+from jsonargparse import ArgumentParser, Namespace
+
+T = TypeVar("T")
+
+
+def load(kind: type[T], path: str | Path, overrides: Sequence[str] = ()) -> T:
+    """Read an experiment.
+
+    Args:
+        kind: the dataclass to build; nested dataclasses are nested mappings.
+        path: YAML file.
+        overrides: `--any.field value` or `--any.field=value` pairs, applied last.
+
+    Raises:
+        ValueError: the file is missing or malformed, a key is unknown (the nearest valid name is
+            given), a value has the wrong type or is refused by the dataclass.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"no config at {path}; the experiments are in configs/")
+    return parse(kind, path.read_text(), overrides, str(path))
+
+
+def parse(kind: type[T], text: str, overrides: Sequence[str] = (), source: str = "config") -> T:
+    """Read an experiment from YAML text; see `load`."""
+    try:
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{source}: not valid YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{source}: expected a mapping of settings at the top level")
+    valid = field_names(kind)
+    _refuse_unknown(_leaves(content), valid, source)
+    _refuse_unknown(
+        [o[2:].split("=")[0] for o in overrides if o[:2] == "--"], valid, "command line"
+    )
+    parser = ArgumentParser(exit_on_error=False, allow_abbrev=False)
+    parser.add_class_arguments(kind, nested_key=None, fail_untyped=True)
+    try:
+        parsed = parser.parse_object(content)
+        parsed = parser.parse_args(list(overrides), namespace=parsed)
+        built: Namespace = parser.instantiate(parsed)
+        return kind(**vars(built))
+    except (ParserError, ValueError, TypeError) as error:
+        raise ValueError(f"{source}: {_plain(str(error))}") from error
+
+
+def dump(config: Any) -> str:
+    """Return an experiment as YAML text that `parse` reads back to an equal object."""
+    plain = dataclasses.asdict(config)
+    return yaml.safe_dump(_lists(plain), sort_keys=False, allow_unicode=True)
+
+
+def field_names(kind: type, prefix: str = "") -> list[str]:
+    """Return the dotted names of all fields of a dataclass, groups included."""
+    names = []
+    for name, hint in get_type_hints(kind).items():
+        names.append(prefix + name)
+        if dataclasses.is_dataclass(hint):
+            names += field_names(hint, f"{prefix}{name}.")  # type: ignore[arg-type]
+    return names
+
+
+def _leaves(content: dict[str, Any], prefix: str = "") -> list[str]:
+    names = []
+    for key, value in content.items():
+        names.append(f"{prefix}{key}")
+        if isinstance(value, dict):
+            names += _leaves(value, f"{prefix}{key}.")
+    return names
+
+
+def _refuse_unknown(names: Sequence[str], valid: Sequence[str], source: str) -> None:
+    for name in names:
+        if name not in valid:
+            near = difflib.get_close_matches(name, valid, n=1, cutoff=0.0)
+            raise ValueError(f"{source}: unknown setting '{name}'; did you mean '{near[0]}'?")
+
+
+def _plain(message: str) -> str:
+    """Leave out what jsonargparse says about itself."""
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    return re.sub(r"\s+", " ", " ".join(lines))
+
+
+def _lists(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _lists(item) for key, item in value.items()}
+    return [_lists(item) for item in value] if isinstance(value, list | tuple) else value

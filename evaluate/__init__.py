@@ -1,0 +1,1 @@
+"""From annotations and detections to numbers: reading, suppressing, scoring, explaining."""

@@ -1,0 +1,239 @@
+"""Mean average precision and recall of temporal detections, as ActivityNet defines them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evaluate.annotations import Detection, Segment
+
+Floats = NDArray[np.float64]
+Integers = NDArray[np.intp]
+Booleans = NDArray[np.bool_]
+
+RECALL_KS = (1, 5)
+
+
+@dataclass(frozen=True)
+class MeanAP:
+    """All numbers are fractions in [0, 1]; a `tiou` is one of the thresholds asked for.
+
+    average: mean of `per_tiou` over the thresholds.
+    per_tiou: mean of `per_class` over the classes, {tiou: mAP}.
+    per_class: {label: {tiou: average precision}}, labels sorted.
+    recall: {(tiou, k): recall@kx}.
+    """
+
+    average: float
+    per_tiou: dict[float, float]
+    per_class: dict[str, dict[float, float]]
+    recall: dict[tuple[float, int], float]
+
+    def as_dict(self) -> dict[str, float]:
+        """The averages under flat names: average_mAP, mAP@0.5, recall@0.5@1."""
+        maps = {f"mAP@{tiou:g}": value for tiou, value in self.per_tiou.items()}
+        recalls = {f"recall@{tiou:g}@{k}": value for (tiou, k), value in self.recall.items()}
+        return {"average_mAP": self.average, **maps, **recalls}
+
+
+def mean_average_precision(
+    ground_truth: Mapping[str, Sequence[Segment]],
+    predictions: Mapping[str, Sequence[Detection]],
+    tious: Sequence[float],
+) -> MeanAP:
+    """Score the predictions of a whole subset, {video: detections}, at every tIoU threshold.
+
+    Average precision is interpolated (Pascal VOC 2011, every point), the matching greedy
+    (ActivityNet): per class, over all videos, best score first, a prediction takes the free truth
+    of its video that it overlaps most, if the tIoU reaches the threshold, and is false otherwise.
+    recall@kx (Ego4D): the share of truths that any of the k·n best predictions of the same video
+    and class reaches, n being the number of truths there; no truth is used up. Both are averaged
+    over the classes that occur in the ground truth.
+
+    A prediction with a label that the ground truth does not have counts for no class. A prediction
+    in a video without truths of its class is false, even if the ground truth does not have that
+    video at all: to leave a video out, leave it out of both. Equal scores rank in the order given;
+    of two truths overlapped equally the later one is taken, as in the public evaluation code.
+
+    Raises ValueError for an empty ground truth, thresholds outside (0, 1], and numbers that are
+    not finite.
+    """
+    if not len(tious) or not all(0 < tiou <= 1 for tiou in tious):
+        raise ValueError(f"tious must be one or more thresholds in (0, 1], not {list(tious)}")
+    labels = sorted({segment.label for segments in ground_truth.values() for segment in segments})
+    if not labels:
+        raise ValueError("the ground truth has no segment: is it the right subset, with labels?")
+    videos = {name: index for index, name in enumerate([*ground_truth, *predictions])}
+    classes = {label: index for index, label in enumerate(labels)}
+    truths = _truths(ground_truth, videos, classes)
+    ranked = _ranked(predictions, videos, classes)
+
+    pairs = _pairs(ranked, truths, min(tious))
+    found = np.stack([_matched(pairs, tiou, len(ranked.start)) for tiou in tious])
+    truth_counts = np.bincount(truths.label, minlength=len(labels))
+    bounds = np.searchsorted(ranked.label, np.arange(len(labels) + 1))
+    precision = np.stack(
+        [
+            _average_precision(found[:, low:high], int(count))
+            for low, high, count in zip(bounds, bounds[1:], truth_counts, strict=False)
+        ]
+    )
+    keys = [float(tiou) for tiou in tious]
+    return MeanAP(
+        average=float(precision.mean(axis=0).mean()),
+        per_tiou=dict(zip(keys, precision.mean(axis=0).tolist(), strict=True)),
+        per_class={
+            label: dict(zip(keys, row.tolist(), strict=True))
+            for label, row in zip(labels, precision, strict=True)
+        },
+        recall=_recall(pairs, ranked, truths, truth_counts, keys),
+    )
+
+
+class _Table(NamedTuple):
+    """Segments as columns [N]; a group is one class in one video."""
+
+    label: Integers
+    group: Integers
+    start: Floats
+    end: Floats
+
+
+class _Pairs(NamedTuple):
+    """Predictions and truths of the same group that overlap, in the order of their claims [M].
+
+    Both are rows of their tables; a better prediction comes first, then a larger overlap.
+    """
+
+    prediction: Integers
+    truth: Integers
+    tiou: Floats
+
+
+def _truths(
+    ground_truth: Mapping[str, Sequence[Segment]],
+    videos: dict[str, int],
+    classes: dict[str, int],
+) -> _Table:
+    """The truths, sorted by group; within a group the later one first."""
+    flat = [segment for segments in ground_truth.values() for segment in segments]
+    video = np.repeat(
+        [videos[name] for name in ground_truth], [len(each) for each in ground_truth.values()]
+    )
+    names, *columns = zip(*flat, strict=True)
+    start, end = _finite(columns, "the ground truth")
+    label = np.array([classes[name] for name in names], np.intp)
+    group = video * len(classes) + label
+    order = np.lexsort((-np.arange(len(flat)), group))
+    return _Table(label[order], group[order], start[order], end[order])
+
+
+def _ranked(
+    predictions: Mapping[str, Sequence[Detection]],
+    videos: dict[str, int],
+    classes: dict[str, int],
+) -> _Table:
+    """The predictions of known classes, sorted by class, the best score first."""
+    flat = [detection for detections in predictions.values() for detection in detections]
+    if not flat:
+        empty = np.zeros(0, np.intp)
+        return _Table(empty, empty, np.zeros(0), np.zeros(0))
+    video = np.repeat(
+        [videos[name] for name in predictions], [len(each) for each in predictions.values()]
+    )
+    names, *columns = zip(*flat, strict=True)
+    start, end, score = _finite(columns, "the predictions")
+    label = np.array([classes.get(name, -1) for name in names], np.intp)
+    order = np.lexsort((-score, label))
+    order = order[np.searchsorted(label[order], 0) :]
+    group = video * len(classes) + label
+    return _Table(label[order], group[order], start[order], end[order])
+
+
+def _finite(columns: Sequence[Sequence[float]], what: str) -> list[Floats]:
+    arrays = [np.array(column, np.float64) for column in columns]
+    if not all(np.isfinite(array).all() for array in arrays):
+        raise ValueError(f"{what} hold a time or a score that is not finite: look for a NaN.")
+    return arrays
+
+
+def _pairs(ranked: _Table, truths: _Table, lowest: float) -> _Pairs:
+    """All pairs of one group whose tIoU is at least `lowest`."""
+    first = np.searchsorted(truths.group, ranked.group, side="left")
+    counts = np.searchsorted(truths.group, ranked.group, side="right") - first
+    prediction = np.repeat(np.arange(len(counts)), counts)
+    offset = np.arange(len(prediction)) - np.repeat(np.cumsum(counts) - counts, counts)
+    truth = first[prediction] + offset
+
+    start, end = ranked.start[prediction], ranked.end[prediction]
+    truth_start, truth_end = truths.start[truth], truths.end[truth]
+    inter = np.maximum(np.minimum(end, truth_end) - np.maximum(start, truth_start), 0)
+    # Summed in this order a tIoU on a threshold falls to the same side as in the public code.
+    union = (truth_end - truth_start) + (end - start) - inter
+    tiou = inter / np.maximum(union, 1e-8)
+
+    near = np.flatnonzero(tiou >= lowest)
+    near = near[np.lexsort((-tiou[near], prediction[near]))]
+    return _Pairs(prediction[near], truth[near], tiou[near])
+
+
+def _matched(pairs: _Pairs, tiou: float, predictions: int) -> Booleans:
+    """Which predictions [P] find a truth that no better prediction has taken.
+
+    The greedy choice, in rounds instead of one by one: a pair that comes first among the remaining
+    pairs of its prediction and of its truth is chosen whatever happens elsewhere, so each round
+    chooses all such pairs at once and strikes out their predictions and truths.
+    """
+    reaching = pairs.tiou >= tiou
+    prediction, truth = pairs.prediction[reaching], pairs.truth[reaching]
+    found = np.zeros(predictions, np.bool_)
+    taken = np.zeros(truth.max(initial=-1) + 1, np.bool_)
+    first = np.empty(len(taken), np.intp)
+    while len(prediction):
+        place = np.arange(len(prediction))
+        first[truth[::-1]] = place[::-1]  # where an index repeats, the last assignment stays
+        chosen = (first[truth] == place) & np.diff(prediction, prepend=-1).astype(np.bool_)
+        found[prediction[chosen]] = True
+        taken[truth[chosen]] = True
+        rest = ~(found[prediction] | taken[truth])
+        prediction, truth = prediction[rest], truth[rest]
+    return found
+
+
+def _average_precision(found: Booleans, truths: int) -> Floats:
+    """Interpolated average precision [T] of one class; found [T, P], best score first."""
+    precision = np.cumsum(found, axis=1) / np.arange(1, found.shape[1] + 1)
+    envelope = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
+    # Recall grows by 1 / truths at every true positive and nowhere else.
+    area: Floats = (envelope * found).sum(axis=1) / truths
+    return area
+
+
+def _recall(
+    pairs: _Pairs,
+    ranked: _Table,
+    truths: _Table,
+    truth_counts: Integers,
+    tious: Sequence[float],
+) -> dict[tuple[float, int], float]:
+    """Recall@kx, {(tiou, k): mean over classes}."""
+    # The rank of a prediction within its group: its place in the grouped order, counted from the
+    # group's first.
+    by_group = np.argsort(ranked.group, kind="stable")
+    grouped = ranked.group[by_group]
+    rank = np.empty(len(grouped), np.intp)
+    rank[by_group] = np.arange(len(grouped)) - np.searchsorted(grouped, grouped)
+
+    _, group, sizes = np.unique(truths.group, return_inverse=True, return_counts=True)
+    group_size = sizes[group[pairs.truth]]
+    recall = {}
+    for k in RECALL_KS:
+        top = rank[pairs.prediction] < k * group_size
+        best = np.zeros(len(truths.label))
+        np.maximum.at(best, pairs.truth[top], pairs.tiou[top])
+        for tiou in tious:
+            hits = np.bincount(truths.label[best >= tiou], minlength=len(truth_counts))
+            recall[tiou, k] = float((hits / truth_counts).mean())
+    return {key: recall[key] for key in sorted(recall)}

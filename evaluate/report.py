@@ -1,0 +1,57 @@
+"""Pictures and tables of what a run did."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+from evaluate.mean_ap import MeanAP
+
+
+def draw_curves(metrics: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Draw losses and validation mAP over steps (lines of metrics.jsonl) into a PNG."""
+    steps = [line for line in metrics if "loss" in line]
+    checks = [line for line in metrics if "validation" in line]
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    for name in ("loss", "classification", "regression"):
+        left.plot([line["step"] for line in steps], [line[name] for line in steps], label=name)
+    left.set(xlabel="step", ylabel="loss", title="training")
+    left.legend()
+    averages = [line["validation"]["average_mAP"] for line in checks]
+    right.plot([line["step"] for line in checks], averages, marker="o")
+    right.set(xlabel="step", ylabel="average mAP", title="validation", ylim=(0, 1))
+    _save(figure, path)
+
+
+def draw_tious(result: MeanAP, path: Path) -> None:
+    """Draw mAP over tIoU, the average as a line, into a PNG."""
+    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
+    axes.plot(list(result.per_tiou), list(result.per_tiou.values()), marker="o")
+    axes.axhline(result.average, linestyle="--", label=f"average {result.average:.3f}")
+    axes.set(xlabel="tIoU", ylabel="mAP", ylim=(0, 1))
+    axes.legend()
+    _save(figure, path)
+
+
+def table(result: MeanAP) -> str:
+    """Return mAP per class and tIoU as aligned text, all classes last."""
+    tious = list(result.per_tiou)
+    width = max([len(name) for name in result.per_class] + [len("all classes")])
+    lines = [" " * width + "".join(f"  @{tiou:<5g}" for tiou in tious) + "  average"]
+    rows = {**result.per_class, "all classes": result.per_tiou}
+    for name, values in rows.items():
+        numbers = [values[tiou] for tiou in tious]
+        cells = "".join(f"  {number:6.4f}" for number in numbers)
+        lines.append(f"{name:<{width}}{cells}   {sum(numbers) / len(numbers):.4f}")
+    return "\n".join(lines)
+
+
+def _save(figure: Any, path: Path) -> None:
+    aside = path.with_suffix(".part")
+    figure.savefig(aside, dpi=100, format="png")
+    aside.replace(path)
+    plt.close(figure)

@@ -1,0 +1,152 @@
+"""Write the demo dataset: real H.264 files and their annotations.
+
+    python extract/demo.py --out data/demo
+
+The folder gets videos/*.mp4, annotations.json (THUMOS/ActivityNet layout), exchanged.json (the
+control: training and validation annotations moved to other videos) and classes.txt. The same
+arguments give the same bytes. A folder that is already complete is left alone.
+"""
+
+import argparse
+import json
+import shutil
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from fractions import Fraction
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+from tqdm import tqdm
+
+from extract.scenes import ACTIONS, random_scene, render
+
+FRAME_RATES = (15, 18, 20, 24)
+SIZES = ((96, 128), (96, 112), (112, 96), (104, 136))  # height, width
+SUBSETS = ("training", "validation", "test")
+CHUNK = 128  # frames drawn at a time
+# x264's lookahead reads memory beside frames whose width is no multiple of 64: its decisions, and
+# so the file's bytes, would differ from run to run.
+REPEATABLE = {"x264-params": "mbtree=0:rc-lookahead=0"}
+
+
+@dataclass(frozen=True)
+class DemoConfig:
+    """Number of videos per subset and the seed of everything.
+
+    Args:
+        shortest, longest: bounds of a video's duration in seconds.
+    """
+
+    training: int = 40
+    validation: int = 6
+    test: int = 24
+    shortest: float = 20.0
+    longest: float = 60.0
+    seed: int = 0
+
+
+def write_dataset(folder: Path, config: DemoConfig, processes: int = 2) -> None:
+    """Write all videos and annotation files into `folder`; a complete one is left alone."""
+    stamp = folder / "demo.json"
+    wanted = json.dumps(asdict(config))
+    if stamp.exists() and stamp.read_text() == wanted:
+        return
+    if folder.exists() and any(folder.iterdir()) and not (folder / "videos").is_dir():
+        raise ValueError(f"{folder} is not empty and no demo dataset; choose another --out")
+    shutil.rmtree(folder, ignore_errors=True)
+    (folder / "videos").mkdir(parents=True)
+    jobs = [
+        (folder / "videos", subset, index, config)
+        for subset in SUBSETS
+        for index in range(getattr(config, subset))
+    ]
+    database: dict[str, Any] = {}
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+        done = pool.map(_write_video, *zip(*jobs, strict=True))
+        for name, entry in tqdm(done, total=len(jobs), desc="demo videos", unit="video"):
+            database[name] = entry
+    _write_json(folder / "annotations.json", {"version": "demo", "database": database})
+    exchanged = exchange_annotations(database)
+    _write_json(folder / "exchanged.json", {"version": "control", "database": exchanged})
+    (folder / "classes.txt").write_text("".join(f"{name}\n" for name in ACTIONS))
+    stamp.write_text(wanted)
+
+
+def _write_video(
+    folder: Path, subset: str, index: int, config: DemoConfig
+) -> tuple[str, dict[str, Any]]:
+    rng = np.random.default_rng((config.seed, SUBSETS.index(subset), index))
+    fps, (height, width) = int(rng.choice(FRAME_RATES)), SIZES[rng.integers(len(SIZES))]
+    count = int(rng.uniform(config.shortest, config.longest) * fps)
+    scene = random_scene(rng, count / fps)
+    name = f"{subset}_{index:03d}"
+    path = folder / f"{name}.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=Fraction(fps))
+        stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
+        stream.options = {"crf": "26", "preset": "veryfast", "threads": "1", **REPEATABLE}
+        for begin in range(0, count, CHUNK):
+            times = np.arange(begin, min(begin + CHUNK, count)) / fps
+            for picture in render(scene, times, height, width, rng):
+                frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+                container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    annotations = [
+        {"segment": [round(start, 3), round(end, 3)], "label": label}
+        for label, start, end in scene.actions()
+    ]
+    return name, {
+        "subset": subset,
+        "duration": count / fps,
+        "frame": count,
+        "fps": fps,
+        "annotations": annotations,
+    }
+
+
+def exchange_annotations(database: dict[str, Any]) -> dict[str, Any]:
+    """Give every training and validation video the scaled truth of its subset's next video.
+
+    What can be learned from such a file is how often and how long actions are, not when: a
+    detector trained on it must fail on the true test annotations.
+    """
+    exchanged = dict(database)
+    for subset in SUBSETS[:2]:
+        names = [name for name in database if database[name]["subset"] == subset]
+        for name, donor in zip(names, names[1:] + names[:1], strict=True):
+            scale = database[name]["duration"] / database[donor]["duration"]
+            moved = [
+                {"segment": [round(scale * t, 3) for t in a["segment"]], "label": a["label"]}
+                for a in database[donor]["annotations"]
+            ]
+            exchanged[name] = database[name] | {"annotations": moved}
+    return exchanged
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    aside = path.with_suffix(".part")
+    aside.write_text(json.dumps(content, indent=1) + "\n")
+    aside.replace(path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser.add_argument("--out", type=Path, required=True)
+    for name, value in asdict(DemoConfig()).items():
+        parser.add_argument(f"--{name}", type=type(value), default=value)
+    parser.add_argument("--processes", type=int, default=2)
+    args = vars(parser.parse_args())
+    out, processes = args.pop("out"), args.pop("processes")
+    try:
+        write_dataset(out, DemoConfig(**args), processes)
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+    print(f"demo dataset: {out}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,245 @@
+"""The head against reference numbers, and what must hold whatever its weights are."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from extract.weights import from_opentad as split_opentad
+from extract.weights import load_strictly, read_tensors
+from train.actionformer import ActionFormer, HeadConfig, from_opentad, to_opentad
+from train.points import decode, pyramid_points
+
+SMALL = HeadConfig(width=16, heads=2, levels=4)
+CPU = torch.device("cpu")
+
+
+def relative(actual: Tensor, expected: Tensor) -> float:
+    return float((actual - expected).norm() / expected.norm())
+
+
+def small_head() -> ActionFormer:
+    """A head in eval mode whose residual branches count, which they hardly do at their start."""
+    torch.manual_seed(0)
+    head = ActionFormer(8, 3, SMALL).eval()
+    for name, parameter in head.named_parameters():
+        if "_path." in name:
+            nn.init.constant_(parameter, 1.0)
+    return head
+
+
+def prefix_mask(*valid: int, length: int) -> Tensor:
+    return torch.arange(length) < torch.tensor(valid)[:, None]
+
+
+@pytest.fixture(scope="module")
+def golden(shared: Path) -> dict[str, Tensor]:
+    return load_file(shared / "golden/adatad_tiny/activations.safetensors")
+
+
+@pytest.fixture(scope="module")
+def opentad_state(shared: Path) -> dict[str, Tensor]:
+    return split_opentad(read_tensors(shared / "golden/adatad_tiny/opentad_checkpoint.pth"))[1]
+
+
+@pytest.fixture(scope="module")
+def tiny(shared: Path, opentad_state: dict[str, Tensor]) -> ActionFormer:
+    sizes = json.loads((shared / "golden/adatad_tiny/config.json").read_text())
+    config = HeadConfig(width=sizes["proj"], heads=4, levels=sizes["levels"])
+    head = ActionFormer(sizes["embed"], sizes["ncls"], config).eval()
+    load_strictly(head, from_opentad(opentad_state), "golden")
+    return head
+
+
+@torch.inference_mode()
+def test_pyramid_matches_reference(tiny: ActionFormer, golden: dict[str, Tensor]) -> None:
+    levels, masks = tiny.pyramid(golden["head_in"], golden["head_mask"])
+    assert len(levels) == len(masks) == 4
+    for index, (level, mask) in enumerate(zip(levels, masks, strict=True)):
+        assert relative(level, golden[f"pyramid_{index}"]) < 1e-5
+        assert torch.equal(mask, golden[f"pyramid_mask_{index}"])
+
+
+@torch.inference_mode()
+def test_predictions_match_reference(tiny: ActionFormer, golden: dict[str, Tensor]) -> None:
+    output = tiny(golden["head_in"], golden["head_mask"])
+    for level in range(4):
+        assert relative(output.logits[level], golden[f"cls_logits_{level}"]) < 1e-5
+        assert relative(output.distances[level], golden[f"reg_{level}"]) < 1e-5
+
+
+@torch.inference_mode()
+def test_segments_and_scores_match_reference(tiny: ActionFormer, golden: dict[str, Tensor]) -> None:
+    logits, distances, valid = tiny(golden["head_in"], golden["head_mask"]).flat()
+    segments = decode(pyramid_points(64, 4, CPU), distances)
+    for window in range(2):
+        keep = valid[window]
+        assert relative(segments[window, keep], golden[f"segments_{window}"]) < 1e-5
+        assert relative(logits[window, keep].sigmoid(), golden[f"scores_{window}"]) < 1e-5
+
+
+def test_opentad_names_convert_there_and_back(opentad_state: dict[str, Tensor]) -> None:
+    back = to_opentad(from_opentad(opentad_state))
+    assert opentad_state.keys() - back.keys() == {"rpn_head.loss_normalizer"}
+    assert back.keys() <= opentad_state.keys()
+    for key, value in back.items():
+        assert value.shape == opentad_state[key].shape, key
+        assert torch.equal(value, opentad_state[key]), key
+
+
+def test_published_sizes_convert_without_a_reference() -> None:
+    state = ActionFormer(8, 20, HeadConfig(width=32)).state_dict()
+    there = to_opentad(state)
+    assert there["rpn_head.scale.5.scale"].shape == ()
+    assert there["projection.branch.4.drop_path_mlp.scale"].shape == (1, 32, 1)
+    assert there["projection.stem.1.attn.query.weight"].shape == (32, 32, 1)
+    back = from_opentad(there)
+    assert back.keys() == state.keys()
+    assert all(torch.equal(back[key], state[key]) for key in state)
+
+
+@pytest.mark.parametrize("valid", [1, 2, 7, 8, 9, 31, 32])
+@torch.inference_mode()
+def test_valid_points_halve_rounding_up(valid: int) -> None:
+    mask = prefix_mask(valid, length=32)
+    output = small_head()(torch.randn(1, 8, 32), mask)
+    for level in range(4):
+        assert output.logits[level].shape == (1, 3, 32 >> level)
+        assert output.distances[level].shape == (1, 2, 32 >> level)
+        assert output.masks[level].sum() == math.ceil(valid / 2**level)
+
+
+@pytest.mark.parametrize("valid", [5, 16, 19])
+@torch.inference_mode()
+def test_padding_beyond_its_first_step_is_never_seen(valid: int) -> None:
+    head = small_head()
+    mask = prefix_mask(valid, length=32)
+    features = torch.randn(1, 8, 32)
+    other = features.clone()
+    other[..., valid + 1 :] = 100 * torch.randn(8, 32 - valid - 1)
+    first, second = head(features, mask), head(other, mask)
+    logits, distances, keep = first.flat()
+    other_logits, other_distances, _ = second.flat()
+    torch.testing.assert_close(other_logits[keep], logits[keep])
+    torch.testing.assert_close(other_distances[keep], distances[keep])
+
+    other[..., valid] += 1  # the step next to the last valid one is
+    assert not torch.allclose(head(other, mask).logits[0], first.logits[0])
+
+
+@torch.inference_mode()
+def test_longer_zero_padding_changes_nothing() -> None:
+    head = small_head()
+    features = torch.randn(1, 8, 32)
+    features[..., 11:] = 0
+    short = head(features[..., :16], prefix_mask(11, length=16))
+    long = head(features, prefix_mask(11, length=32))
+    for level in range(4):
+        keep = math.ceil(11 / 2**level)
+        torch.testing.assert_close(short.logits[level][..., :keep], long.logits[level][..., :keep])
+        torch.testing.assert_close(
+            short.distances[level][..., :keep], long.distances[level][..., :keep]
+        )
+
+
+@torch.inference_mode()
+def test_windows_of_a_batch_are_independent() -> None:
+    head = small_head()
+    features, mask = torch.randn(2, 8, 16), prefix_mask(16, 9, length=16)
+    both, alone = head(features, mask), head(features[1:], mask[1:])
+    for level in range(4):
+        torch.testing.assert_close(both.logits[level][1:], alone.logits[level])
+        torch.testing.assert_close(both.distances[level][1:], alone.distances[level])
+
+
+@torch.inference_mode()
+def test_levels_share_towers_but_do_not_see_each_other() -> None:
+    head = small_head()
+    levels, masks = head.pyramid(torch.randn(1, 8, 32), prefix_mask(32, length=32))
+    together = head.predict(levels, masks)
+    for index, (level, mask) in enumerate(zip(levels, masks, strict=True)):
+        x = y = level.mT
+        for class_conv, distance_conv in zip(head.class_tower, head.distance_tower, strict=True):
+            x, y = class_conv(x, mask[..., None]), distance_conv(y, mask[..., None])
+        alone = head.scales[index](head.distance_out(y.mT)).relu()
+        torch.testing.assert_close(together.logits[index], head.class_out(x.mT))
+        torch.testing.assert_close(together.distances[index], alone)
+
+
+def test_every_parameter_gets_a_gradient() -> None:
+    torch.manual_seed(0)
+    head = ActionFormer(8, 3, HeadConfig(width=16, heads=2, levels=4, drop_path=0.0))
+    # A positive bias: where ReLU gives zero, the boundary predictor would be silent.
+    nn.init.ones_(head.get_parameter("distance_out.bias"))
+    output = head(torch.randn(2, 8, 32), prefix_mask(32, 20, length=32))
+    logits, distances, _ = output.flat()
+    (logits.sigmoid().square().sum() + distances.square().sum()).backward()
+    silent = [name for name, p in head.named_parameters() if p.grad is None or not p.grad.any()]
+    # Softmax does not change when all keys move by the same vector: rounding alone decides there.
+    assert [name for name in silent if not name.endswith("key.linear.bias")] == []
+
+
+def test_initialisation_follows_the_reference() -> None:
+    torch.manual_seed(0)
+    head = ActionFormer(8, 3, SMALL)
+    probability = torch.sigmoid(head.state_dict()["class_out.bias"])
+    torch.testing.assert_close(probability, torch.full((3,), 0.01))
+    for name, value in head.state_dict().items():
+        if "_path.0.gamma" in name:
+            assert (value == 1e-4).all(), name
+        elif name.startswith("scales.") or ("norm" in name and name.endswith("weight")):
+            assert (value == 1).all(), name
+        elif name.endswith("bias") and "_out." not in name:
+            assert not value.any(), name
+    in_block = head.branch[0].attention_norm, head.stem[0].attention.query.norm  # type: ignore[union-attr]
+    assert {norm.eps for norm in in_block} == {1e-5}  # type: ignore[union-attr]
+    assert {norm.eps for norm in (head.norms[0], head.embed[0].norm)} == {1e-6}  # type: ignore[union-attr]
+
+
+def test_weight_decay_can_go_by_the_number_of_axes() -> None:
+    for name, parameter in ActionFormer(8, 3, SMALL).named_parameters():
+        is_kernel = name.endswith("weight") and "norm" not in name
+        assert (parameter.ndim > 1) == is_kernel, name
+
+
+def test_drop_path_acts_in_training_only() -> None:
+    head = small_head()
+    features, mask = torch.randn(4, 8, 16), prefix_mask(16, 16, 16, 16, length=16)
+    with torch.no_grad():
+        assert torch.equal(head(features, mask).logits[0], head(features, mask).logits[0])
+        head.train()
+        assert not torch.equal(head(features, mask).logits[0], head(features, mask).logits[0])
+
+
+def test_half_precision_autocast_stays_close() -> None:
+    head = small_head()
+    features, mask = torch.randn(2, 8, 16), prefix_mask(16, 9, length=16)
+    with torch.no_grad():
+        exact = head(features, mask)
+        with torch.autocast("cpu", torch.bfloat16):
+            rough = head(features, mask)
+    assert rough.logits[0].dtype == torch.bfloat16
+    assert relative(rough.logits[0].float(), exact.logits[0]) < 0.02
+
+
+def test_length_that_does_not_fit_is_explained() -> None:
+    with pytest.raises(ValueError, match="multiple of 8"):
+        small_head()(torch.randn(1, 8, 20), prefix_mask(20, length=20))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("heads", 3), ("levels", 0), ("width", 0), ("drop_path", 1.0), ("tower_convs", -1)],
+)
+def test_impossible_sizes_are_refused(field: str, value: float) -> None:
+    with pytest.raises(ValueError, match=field):
+        HeadConfig(**{field: value})  # type: ignore[arg-type]
+
+
+def test_a_head_needs_classes() -> None:
+    with pytest.raises(ValueError, match="0 classes"):
+        ActionFormer(8, 0, SMALL)

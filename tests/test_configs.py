@@ -1,0 +1,90 @@
+"""Every experiment is complete and valid; wrong settings are refused with the nearest name."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+
+from configs.load import dump, field_names, load, parse
+from tests.conftest import REPOSITORY
+from train.config import Experiment
+
+FILES = sorted((REPOSITORY / "configs/e2e").rglob("*.yaml"))
+DEMO = REPOSITORY / "configs/e2e/demo/forward.yaml"
+
+
+def leaves(content: dict[str, object], prefix: str = "") -> set[str]:
+    found: set[str] = set()
+    for key, value in content.items():
+        found.add(prefix + key)
+        if isinstance(value, dict):
+            found |= leaves(value, f"{prefix}{key}.")
+    return found
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_experiment_is_complete(file: Path) -> None:
+    config = load(Experiment, file)
+    assert leaves(yaml.safe_load(file.read_text())) == set(field_names(Experiment))
+    assert parse(Experiment, dump(config)) == config
+    first = file.read_text().splitlines()
+    assert any(line.startswith("#   accelerate launch") for line in first[:5])
+
+
+def test_thumos_files_differ_only_where_their_names_say() -> None:
+    folder = REPOSITORY / "configs/e2e/thumos14"
+    assert len(list(folder.glob("*.yaml"))) == 24
+    for size in "sbhl":
+        for mode in ("adapter", "frozen", "full"):
+            name = f"videomae_{size}_{mode}"
+            forward = load(Experiment, folder / f"{name}_forward.yaml")
+            backward = load(Experiment, folder / f"{name}_reversed.yaml")
+            assert forward.backbone.mode == mode
+            same = replace(backward, direction="forward", out=forward.out)
+            assert same == forward and backward.direction == "reversed"
+
+
+def test_overrides_win() -> None:
+    config = load(
+        Experiment,
+        DEMO,
+        ["--training.lr", "3e-4", "--evaluation.nms.sigma=0.9", "--sampling.crop", "[0.5, 1.0]"],
+    )
+    assert config.training.lr == 3e-4
+    assert config.evaluation.nms.sigma == 0.9
+    assert config.sampling.crop == (0.5, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["--training.learnig_rate", "1"],
+            r"unknown setting 'training.learnig_rate'; did you mean",
+        ),
+        (["--sampling.windowsize=5"], "did you mean 'sampling.window_size'"),
+        (["--training.lr", "fast"], r"training\.lr(?s:.)*float"),
+        (["--sampling.crop", "[0.9]"], r"sampling\.crop(?s:.)*2 elements"),
+        (["--sampling.window_size", "100"], "multiple of 16"),
+        (["--direction", "sideways"], "direction(?s:.)*forward"),
+        (["--head.width", "130"], "not a multiple of heads"),
+        (["--training.stop_epoch", "500"], "behind training.epochs"),
+    ],
+)
+def test_wrong_settings_are_refused(overrides: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        load(Experiment, DEMO, overrides)
+
+
+def test_wrong_files_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"no config at .*absent\.yaml"):
+        load(Experiment, tmp_path / "absent.yaml")
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("out: [1, 2")
+    with pytest.raises(ValueError, match=r"broken\.yaml: not valid YAML"):
+        load(Experiment, broken)
+    unknown = tmp_path / "unknown.yaml"
+    unknown.write_text(DEMO.read_text().replace("  stop_epoch:", "  end_epoch:"))
+    with pytest.raises(ValueError, match=r"unknown setting 'training\.end_epoch'"):
+        load(Experiment, unknown)

@@ -1,0 +1,186 @@
+"""The whole detector: pixels to segments, both directions, checkpoints."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from configs.load import load
+from extract.backbone import Backbone, BackboneConfig
+from extract.clips import SamplingConfig, sliding_windows
+from extract.videomae import TrunkConfig
+from extract.weights import from_opentad, load_strictly, read_tensors
+from tests.conftest import REPOSITORY
+from train.actionformer import HeadConfig, HeadOutput
+from train.actionformer import from_opentad as head_from_opentad
+from train.batch import Batch
+from train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from train.config import Experiment
+from train.dataset import Item
+from train.detector import Detector
+from train.predict import Candidates, detections, predict, strongest
+
+CLASSES = ("a", "b", "c", "d", "e")
+
+
+def golden_detector(folder: Path) -> Detector:
+    sizes = json.loads((folder / "config.json").read_text())
+    trunk = TrunkConfig(sizes["embed"], sizes["depth"], sizes["heads"], image_size=sizes["img"])
+    demo = load(Experiment, REPOSITORY / "configs/e2e/demo/forward.yaml")
+    config = replace(
+        demo,
+        backbone=BackboneConfig(trunk),
+        head=HeadConfig(width=sizes["proj"], heads=4, levels=sizes["levels"]),
+        sampling=SamplingConfig(window_size=sizes["window"], snippet_stride=1),
+    )
+    detector = Detector(config, CLASSES[: sizes["ncls"]]).eval()
+    backbone, head = from_opentad(read_tensors(folder / "opentad_checkpoint.pth"))
+    load_strictly(detector.backbone, backbone, "golden")
+    load_strictly(detector.head, head_from_opentad(head), "golden")
+    return detector
+
+
+@torch.inference_mode()
+def test_pixels_to_scores_match_reference(shared: Path) -> None:
+    folder = shared / "golden/adatad_tiny"
+    detector = golden_detector(folder)
+    golden = load_file(folder / "activations.safetensors")
+    output = detector(golden["video"][:1], torch.ones(1, 64, dtype=torch.bool))
+    scores = output.flat()[0][0].sigmoid()
+    expected = golden["full_scores_0"]
+    assert float((scores - expected).norm() / expected.norm()) < 1e-5
+
+
+def small_experiment(out: Path) -> Experiment:
+    demo = load(Experiment, REPOSITORY / "configs/e2e/demo/forward.yaml")
+    return replace(
+        demo,
+        out=str(out),
+        sampling=SamplingConfig(window_size=32, snippet_stride=2),
+        backbone=BackboneConfig(TrunkConfig(32, 2, 2, image_size=32)),
+        head=HeadConfig(width=16, heads=2, levels=3),
+    )
+
+
+def item(frames: int = 100) -> Item:
+    nothing = np.zeros((0, 2)), np.zeros(0, np.int64), ()
+    return Item("clip", Path("clip.mp4"), frames, frames / 10, *nothing)
+
+
+class Echo:
+    """A model that predicts one segment per window, at one point, as told."""
+
+    def __init__(self, point: int, before: float, after: float) -> None:
+        self.point, self.distances = point, torch.tensor([before, after])
+
+    def __call__(self, frames: Tensor, mask: Tensor) -> HeadOutput:
+        batch, steps = mask.shape
+        logits = torch.full((batch, 2, steps), -20.0)
+        logits[:, 1, self.point] = 3.0
+        distances = torch.zeros(batch, 2, steps)
+        distances[:, :, self.point] = self.distances
+        return HeadOutput((logits,), (distances,), (mask,))
+
+
+@pytest.mark.parametrize("frames", [100, 64, 41])
+def test_a_prediction_finds_its_place_in_the_video(tmp_path: Path, frames: int) -> None:
+    """Step 10, from 2 before to 3 behind, in the last window, in both directions of time."""
+    config = small_experiment(tmp_path)
+    window = sliding_windows(frames, 0.5, config.sampling)[-1]
+    batch = Batch(
+        videos=("clip",),
+        windows=(window,),
+        frames=torch.zeros(1, 3, 32, 4, 4, dtype=torch.uint8),
+        mask=torch.from_numpy(window.mask())[None],
+        segments=(torch.zeros(0, 2),),
+        labels=(torch.zeros(0, dtype=torch.int64),),
+    )
+    forward = predict(Echo(10, 2.0, 3.0), [batch], config, torch.device("cpu"))["clip"]
+    reversed_config = replace(config, direction="reversed")
+    backward = predict(Echo(10, 2.0, 3.0), [batch], reversed_config, torch.device("cpu"))["clip"]
+    # The frame that stands at reversed step 10 is the one before the last valid by 10 steps.
+    last = window.frames[-1]
+    start, end = window.start + 2 * 8, window.start + 2 * 13
+    found = detections(forward, item(frames), ("x", "y"), config.evaluation)
+    assert found[0].label == "y"
+    assert found[0].score == pytest.approx(torch.tensor(3.0).sigmoid().item())
+    assert (found[0].start_s, found[0].end_s) == pytest.approx((start / 10, end / 10))
+    found = detections(backward, item(frames), ("x", "y"), config.evaluation)
+    assert (found[0].start_s, found[0].end_s) == pytest.approx(
+        ((last - 2 * 13) / 10, (last - 2 * 8) / 10)
+    )
+
+
+def test_only_valid_and_strong_points_count(tmp_path: Path) -> None:
+    config = small_experiment(tmp_path).evaluation
+    logits = torch.tensor([[[3.0, -10.0, 2.0, 5.0]]])
+    mask = torch.tensor([[True, True, True, False]])
+    output = HeadOutput((logits,), (torch.ones(1, 2, 4),), (mask,))
+    (found,) = strongest(output, config)
+    assert np.allclose(found.segments, [[-1, 1], [1, 3]])
+    assert np.all(np.diff(found.scores) < 0) and len(found.scores) == 2
+    (found,) = strongest(output, replace(config, max_per_window=1))
+    assert len(found.scores) == 1 and found.labels.dtype == np.int64
+
+
+def test_segments_stay_within_the_video(tmp_path: Path) -> None:
+    config = small_experiment(tmp_path).evaluation
+    candidates = Candidates(
+        np.array([[-30.0, 50.0], [90.0, 400.0]], np.float32),
+        np.array([0.9, 0.8], np.float32),
+        np.array([0, 0]),
+    )
+    found = detections([candidates], item(), ("x",), config)
+    assert [(d.start_s, d.end_s) for d in found] == [(0.0, 5.0), (9.0, 10.0)]
+
+
+def test_checkpoint_brings_back_the_averaged_detector(tmp_path: Path) -> None:
+    config = small_experiment(tmp_path)
+    trained, averaged = Detector(config, CLASSES), Detector(config, CLASSES)
+    path = tmp_path / "last.pt"
+    checkpoint = Checkpoint(config, CLASSES, trained.state_dict(), averaged.state_dict(), {})
+    save_checkpoint(path, checkpoint)
+    assert [p.name for p in tmp_path.iterdir()] == ["last.pt"]
+    loaded = Detector.from_checkpoint(path)
+    assert loaded.classes == CLASSES and loaded.config == config and not loaded.training
+    for name, tensor in loaded.state_dict().items():
+        assert torch.equal(tensor, averaged.state_dict()[name])
+    assert load_checkpoint(path).classes == CLASSES
+
+
+def test_bad_checkpoints_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no checkpoint at"):
+        load_checkpoint(tmp_path / "absent.pt")
+    (tmp_path / "noise.pt").write_bytes(b"\x00" * 100)
+    with pytest.raises(ValueError, match=r"noise\.pt is damaged"):
+        load_checkpoint(tmp_path / "noise.pt")
+    torch.save({"state_dict": {}}, tmp_path / "other.pt")
+    with pytest.raises(ValueError, match="not a checkpoint of this project"):
+        load_checkpoint(tmp_path / "other.pt")
+
+
+def test_pretrained_trunk_is_loaded_from_the_config(tmp_path: Path) -> None:
+    demo = load(Experiment, REPOSITORY / "configs/e2e/demo/forward.yaml")
+    path = REPOSITORY / demo.backbone.weights  # type: ignore[operator]
+    assert path.stat().st_size < 4_000_000
+    config = replace(demo, backbone=replace(demo.backbone, weights=str(path)))
+    detector = Detector(config, CLASSES)
+    before = detector.backbone.trunk.patch_embed.weight.clone()
+    detector.load_pretrained()
+    assert not torch.equal(before, detector.backbone.trunk.patch_embed.weight)
+    stored = read_tensors(path)["trunk.patch_embed.weight"].float()
+    assert torch.equal(detector.backbone.trunk.patch_embed.weight, stored)
+
+
+def test_trunk_can_be_shared_by_two_directions() -> None:
+    """Two directions need one frozen trunk in memory."""
+    config = BackboneConfig(TrunkConfig(32, 2, 2, image_size=32))
+    one, two = Backbone(config), Backbone(config)
+    two.trunk = one.trunk
+    frames = torch.zeros(1, 3, 16, 32, 32, dtype=torch.uint8)
+    assert torch.equal(one(frames), two(frames))

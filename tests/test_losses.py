@@ -1,0 +1,234 @@
+"""Losses against reference numbers and formulas written out by hand."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from train.actionformer import ActionFormer, HeadConfig, HeadOutput
+from train.losses import (
+    PositivesAverage,
+    detection_losses,
+    diou_loss,
+    sigmoid_focal_loss,
+)
+from train.points import Targets, assign_batch, pyramid_points
+
+CPU = torch.device("cpu")
+
+
+class Waits(TorchDispatchMode):
+    """Collects the operations that would make the host wait for a device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        name = func.overloadpacket.__name__
+        by_mask = name.startswith("index") and any(
+            isinstance(index, Tensor) and index.dtype == torch.bool
+            for index in (args[1] if isinstance(args[1], list | tuple) else [])
+        )
+        if by_mask or name in {"_local_scalar_dense", "nonzero", "masked_select", "equal"}:
+            self.seen.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.fixture(scope="module")
+def golden(shared: Path) -> dict[str, Tensor]:
+    return load_file(shared / "golden/adatad_tiny/activations.safetensors")
+
+
+def golden_case(golden: dict[str, Tensor]) -> tuple[HeadOutput, Targets]:
+    output = HeadOutput(
+        logits=tuple(golden[f"cls_logits_{level}"] for level in range(4)),
+        distances=tuple(golden[f"reg_{level}"] for level in range(4)),
+        masks=tuple(golden[f"pyramid_mask_{level}"] for level in range(4)),
+    )
+    targets = assign_batch(
+        pyramid_points(64, 4, CPU),
+        [golden["gt_segments_0"], golden["gt_segments_1"]],
+        [golden["gt_labels_0"], golden["gt_labels_1"]],
+        classes=5,
+    )
+    return output, targets
+
+
+def case(
+    distances: Tensor, truth: Tensor, labelled: list[bool], valid: list[bool]
+) -> tuple[HeadOutput, Targets]:
+    """One window, one level, one class; distances and truth [P, 2]."""
+    logits = torch.zeros(1, 1, len(truth), requires_grad=True)
+    output = HeadOutput((logits,), (distances.T[None],), (torch.tensor([valid]),))
+    classes = torch.tensor(labelled, dtype=torch.float32)
+    return output, Targets(classes[None, :, None], truth[None])
+
+
+def test_losses_match_reference(golden: dict[str, Tensor]) -> None:
+    output, targets = golden_case(golden)
+    losses = detection_losses(output, targets)
+    normaliser = losses.positives.clamp(min=1)
+    truth = torch.stack([golden["target_cls_0"], golden["target_cls_1"]])
+    assert losses.positives == (truth.any(-1) & torch.cat(output.masks, -1)).sum()
+    torch.testing.assert_close(
+        losses.classification / normaliser, golden["cls_loss"].squeeze(), rtol=1e-5, atol=0
+    )
+    torch.testing.assert_close(
+        losses.regression / normaliser, golden["reg_loss"].squeeze(), rtol=1e-5, atol=0
+    )
+
+
+@given(logit=st.floats(-20, 20), target=st.booleans())
+def test_focal_loss_equals_its_formula(logit: float, target: bool) -> None:
+    p = 1 / (1 + math.exp(-logit))
+    expected = -0.25 * (1 - p) ** 2 * math.log(p)
+    if not target:
+        expected = -0.75 * p**2 * math.log1p(-p) if p < 1 else 0.75 * logit
+    actual = sigmoid_focal_loss(torch.tensor(logit), torch.tensor(float(target)))
+    assert float(actual) == pytest.approx(expected, rel=1e-4, abs=1e-12)
+
+
+def test_focal_loss_without_focus_is_weighted_cross_entropy() -> None:
+    logits, targets = torch.tensor([0.0, 3.0, 200.0]), torch.tensor([1.0, 0.0, 0.0])
+    loss = sigmoid_focal_loss(logits, targets, alpha=0.5, gamma=0.0)
+    torch.testing.assert_close(2 * loss, torch.tensor([math.log(2), 3.0485873, 200.0]))
+
+
+@pytest.mark.parametrize(
+    ("predicted", "target", "expected"),
+    [
+        ((2.0, 3.0), (2.0, 3.0), 0.0),
+        ((1.0, 1.0), (2.0, 2.0), 0.5),  # same centre: IoU alone
+        ((1.0, 3.0), (1.0, 1.0), 0.5 + (1 / 4) ** 2),
+        ((0.0, 2.0), (2.0, 0.0), 1.25),  # they only touch: [0, 2] and [-2, 0]
+        ((0.0, 0.0), (1.0, 3.0), 1 + (1 / 4) ** 2),  # ReLU gave an empty segment
+    ],
+)
+def test_diou_of_hand_cases(
+    predicted: tuple[float, float], target: tuple[float, float], expected: float
+) -> None:
+    a, b = torch.tensor(predicted), torch.tensor(target)
+    assert float(diou_loss(a, b)) == pytest.approx(expected)
+    assert float(diou_loss(b, a)) == pytest.approx(expected)
+
+
+sides = st.floats(0.0625, 100, width=32)
+
+
+@given(sides, sides, sides, sides)
+def test_diou_equals_its_formula_on_segments(a: float, b: float, c: float, d: float) -> None:
+    (s1, e1), (s2, e2) = (-a, b), (-c, d)
+    overlap = max(0.0, min(e1, e2) - max(s1, s2))
+    iou = overlap / ((e1 - s1) + (e2 - s2) - overlap)
+    gap = (s1 + e1 - s2 - e2) / 2
+    expected = 1 - iou + (gap / (max(e1, e2) - min(s1, s2))) ** 2
+    loss = float(diou_loss(torch.tensor([a, b]), torch.tensor([c, d])))
+    assert loss == pytest.approx(expected, abs=1e-5)
+    assert -1e-6 <= loss <= 1.25 + 1e-6
+
+
+def test_gradient_moves_the_prediction_to_the_truth() -> None:
+    predicted = torch.tensor([[1.0, 6.0]], requires_grad=True)
+    diou_loss(predicted, torch.tensor([[3.0, 4.0]])).sum().backward()
+    assert predicted.grad is not None
+    assert predicted.grad[0, 0] < 0 < predicted.grad[0, 1]
+
+
+def test_only_valid_points_with_a_segment_count() -> None:
+    truth = torch.tensor([[1.0, 1.0], [1.0, 1.0], [0.0, 0.0]])
+    predicted = torch.tensor([[2.0, 2.0], [9.0, 9.0], [9.0, 9.0]])
+    output, targets = case(predicted, truth, [True, True, False], [True, False, True])
+    losses = detection_losses(output, targets)
+    assert losses.positives == 1
+    assert float(losses.regression.detach()) == pytest.approx(0.5)
+    # At logit 0 a one costs .25/4·log 2 and a zero .75/4·log 2; the padding costs nothing.
+    assert float(losses.classification.detach()) == pytest.approx(math.log(2) / 4)
+
+
+def test_wild_boundaries_of_other_points_reach_neither_loss_nor_gradient() -> None:
+    predicted = torch.tensor([[2.0, 2.0], [math.inf, 1.0], [math.nan, 1.0]], requires_grad=True)
+    truth = torch.tensor([[1.0, 1.0], [0.0, 0.0], [1.0, 1.0]])
+    output, targets = case(predicted, truth, [True, False, True], [True, True, False])
+    losses = detection_losses(output, targets)
+    losses.regression.backward()
+    assert float(losses.regression.detach()) == pytest.approx(0.5)
+    assert predicted.grad is not None
+    assert predicted.grad[0].all() and not predicted.grad[1:].any()
+
+
+def test_a_batch_without_positives_still_reaches_every_prediction() -> None:
+    predicted = torch.ones(2, 2, requires_grad=True)
+    output, targets = case(predicted, torch.zeros(2, 2), [False, False], [True, True])
+    losses = detection_losses(output, targets)
+    (losses.classification + losses.regression).backward()
+    assert losses.positives == 0 and losses.regression == 0
+    assert predicted.grad is not None and not predicted.grad.any()
+    assert output.logits[0].grad is not None and output.logits[0].grad.all()
+
+
+def test_half_precision_predictions_give_float32_sums(golden: dict[str, Tensor]) -> None:
+    output, targets = golden_case(golden)
+    halved = HeadOutput(
+        tuple(x.half() for x in output.logits),
+        tuple(x.half() for x in output.distances),
+        output.masks,
+    )
+    exact, rough = detection_losses(output, targets), detection_losses(halved, targets)
+    assert rough.classification.dtype == rough.regression.dtype == torch.float32
+    torch.testing.assert_close(rough.regression, exact.regression, rtol=1e-2, atol=0)
+
+
+@settings(max_examples=30)
+@given(counts=st.lists(st.integers(0, 2000), max_size=8))
+def test_average_follows_the_counts(counts: list[int]) -> None:
+    average, expected = PositivesAverage(), 100.0
+    for count in counts:
+        average.update(torch.tensor(float(count)))
+        expected = 0.9 * expected + 0.1 * max(count, 1)
+    assert float(average.value) == pytest.approx(expected, rel=1e-5)
+
+
+def test_average_is_saved_and_restored() -> None:
+    average, other = PositivesAverage(), PositivesAverage()
+    average.update(torch.tensor(30.0))
+    assert list(average.state_dict()) == ["loss_normalizer"]
+    assert list(average.parameters()) == []
+    other.load_state_dict(average.state_dict())
+    assert torch.equal(other.value, average.value)
+    assert float(other.value) == pytest.approx(93.0)
+
+
+def test_updates_leave_earlier_graphs_alone() -> None:
+    average, x = PositivesAverage(), torch.tensor(50.0, requires_grad=True)
+    loss = x / average.value
+    average.update(torch.tensor(0.0))
+    loss.backward()
+    assert x.grad == pytest.approx(0.01)
+
+
+def test_a_training_step_never_waits_for_the_device() -> None:
+    head = ActionFormer(8, 3, HeadConfig(width=16, heads=2, levels=3))
+    points, average = pyramid_points(16, 3, CPU), PositivesAverage()
+    mask = torch.arange(16) < torch.tensor([[16], [9]])
+    segments = [torch.tensor([[2.0, 6.5]]), torch.zeros(0, 2)]
+    labels = [torch.tensor([1]), torch.zeros(0, dtype=torch.long)]
+    with Waits() as waits:
+        targets = assign_batch(points, segments, labels, classes=3)
+        losses = detection_losses(head(torch.randn(2, 8, 16), mask), targets)
+        average.update(losses.positives)
+        total = (losses.classification + losses.regression) / average.value
+        total.backward()
+    assert waits.seen == []
+    with Waits() as waits:  # the net does catch something
+        torch.arange(3.0)[torch.tensor([True, False, True])].sum().item()
+    assert len(waits.seen) >= 2

@@ -1,0 +1,124 @@
+"""Synthetic scenes and the demo dataset that is made of them."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from evaluate.annotations import read_annotations, select
+from extract.demo import DemoConfig, exchange_annotations, write_dataset
+from extract.scenes import ACTIONS, Scene, action_map, random_scene, render
+from extract.video import VideoReader
+
+SMALL = DemoConfig(training=3, validation=2, test=1, shortest=4, longest=7)
+
+
+def quiet_scene(seed: int) -> Scene:
+    scene = random_scene(np.random.default_rng(seed), 20.0)
+    return replace(scene, noise=0.0, texture=replace(scene.texture, tint=np.zeros((4, 3))))
+
+
+def mirrored_in_time(scene: Scene) -> Scene:
+    """The scene as the reversed film shows it, with every label exchanged for its partner."""
+    actors = []
+    for actor in scene.actors:
+        motion = actor.motion
+        if motion in ACTIONS:
+            motion = ACTIONS[ACTIONS.index(motion) ^ 1]
+        actors.append(
+            replace(
+                actor,
+                motion=motion,
+                start=scene.duration - actor.end,
+                end=scene.duration - actor.start,
+                lead=actor.tail,
+                tail=actor.lead,
+            )
+        )
+    return replace(scene, actors=tuple(actors))
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_classes_are_each_others_time_reversal(seed: int) -> None:
+    scene = quiet_scene(seed)
+    times = np.linspace(0, scene.duration, 81)
+    rng = np.random.default_rng(0)
+    forward = render(scene, times, 48, 64, rng).astype(int)
+    backward = render(mirrored_in_time(scene), scene.duration - times, 48, 64, rng).astype(int)
+    assert np.abs(forward - backward).max() <= 1
+    assert forward.std() > 5
+
+
+def test_actions_have_the_promised_lengths_and_overlap_sometimes() -> None:
+    scenes = [random_scene(np.random.default_rng(seed), 60.0) for seed in range(40)]
+    lengths = np.array([end - start for s in scenes for _, start, end in s.actions()])
+    assert lengths.min() >= 0.5 and lengths.max() <= 8.0 and lengths.max() > 6
+    labels = {label for s in scenes for label, _, _ in s.actions()}
+    assert labels == set(ACTIONS)
+    overlaps = sum(
+        b[1] < a[2] for s in scenes for a, b in zip(s.actions(), s.actions()[1:], strict=False)
+    )
+    assert 0 < overlaps < len(lengths) / 2
+    assert any(actor.pause for s in scenes for actor in s.actors)
+    assert any(actor.motion not in ACTIONS for s in scenes for actor in s.actors)
+
+
+def test_the_map_shows_actions_where_and_when_they_are() -> None:
+    scene = random_scene(np.random.default_rng(3), 20.0)
+    times = np.linspace(0, 20, 200)
+    found = action_map(scene, times, 4)
+    for index, label in enumerate(ACTIONS):
+        acting = np.zeros(len(times), bool)
+        for name, start, end in scene.actions():
+            acting |= (name == label) & (times >= start) & (times <= end)
+        assert np.array_equal(found[..., index].any((1, 2)), acting)
+
+
+def test_dataset_is_real_and_repeatable(tmp_path: Path) -> None:
+    write_dataset(tmp_path / "one", SMALL, processes=1)
+    write_dataset(tmp_path / "two", SMALL, processes=2)
+    files = sorted(p.relative_to(tmp_path / "one") for p in (tmp_path / "one").rglob("*.*"))
+    assert len(files) == 6 + 4
+    for file in files:
+        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
+    annotations = read_annotations(
+        tmp_path / "one/annotations.json", classes=tmp_path / "one/classes.txt"
+    )
+    assert annotations.classes == ACTIONS
+    assert {len(select(annotations, subset)) for subset in ("training",)} == {3}
+    for name, video in annotations.videos.items():
+        reader = VideoReader(tmp_path / f"one/videos/{name}.mp4")
+        assert len(reader) == video.frames and reader.fps == pytest.approx(video.fps)
+        assert 4 <= len(reader) / reader.fps <= 7
+
+    write_dataset(tmp_path / "other", replace(SMALL, seed=1), processes=1)
+    first = "videos/training_000.mp4"
+    assert (tmp_path / "one" / first).read_bytes() != (tmp_path / "other" / first).read_bytes()
+
+
+def test_a_complete_dataset_is_left_alone_and_foreign_files_are_safe(tmp_path: Path) -> None:
+    folder = tmp_path / "demo"
+    write_dataset(folder, SMALL, processes=1)
+    marker = folder / "annotations.json"
+    before = marker.stat().st_mtime_ns
+    write_dataset(folder, SMALL, processes=1)
+    assert marker.stat().st_mtime_ns == before
+    (tmp_path / "precious.txt").write_text("mine")
+    with pytest.raises(ValueError, match="no demo dataset"):
+        write_dataset(tmp_path, SMALL, processes=1)
+    assert (tmp_path / "precious.txt").read_text() == "mine"
+
+
+def test_exchange_moves_training_truth_and_leaves_the_test_alone(tmp_path: Path) -> None:
+    write_dataset(tmp_path / "demo", SMALL, processes=1)
+    true = json.loads((tmp_path / "demo/annotations.json").read_text())["database"]
+    moved = exchange_annotations(true)
+    assert moved["test_000"] == true["test_000"]
+    for name in ("training_000", "training_001", "training_002"):
+        assert moved[name]["annotations"] != true[name]["annotations"]
+        assert moved[name]["duration"] == true[name]["duration"]
+    for video in moved.values():
+        for entry in video["annotations"]:
+            assert 0 <= entry["segment"][0] < entry["segment"][1] <= video["duration"]

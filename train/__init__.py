@@ -1,0 +1,1 @@
+"""From features to a trained detector: head, targets, losses, loop."""

@@ -1,0 +1,66 @@
+"""What flows from the data to the detector, whether it comes from videos or from activations."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from extract.clips import Window
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One window of one video.
+
+    Args:
+        video: name; `window`: which stretch of it.
+        frames: uint8 [3, F, H, W] in the order of the direction.
+        mask: bool [T], true where a feature step is real.
+        segments: truth in feature steps of the direction [G, 2]; `labels`: classes [G].
+    """
+
+    video: str
+    window: Window
+    frames: Tensor
+    mask: Tensor
+    segments: Tensor
+    labels: Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Samples stacked: frames [B, 3, F, H, W], mask [B, T]; truth stays ragged."""
+
+    videos: tuple[str, ...]
+    windows: tuple[Window, ...]
+    frames: Tensor
+    mask: Tensor
+    segments: tuple[Tensor, ...]
+    labels: tuple[Tensor, ...]
+
+    def to(self, device: torch.device) -> "Batch":
+        """Return the batch with its tensors on `device`, copied without waiting."""
+        return replace(
+            self,
+            frames=self.frames.to(device, non_blocking=True),
+            mask=self.mask.to(device, non_blocking=True),
+            segments=tuple(s.to(device, non_blocking=True) for s in self.segments),
+            labels=tuple(label.to(device, non_blocking=True) for label in self.labels),
+        )
+
+    def pin_memory(self) -> "Batch":
+        """Return the batch with its frames in page-locked memory (called by DataLoader)."""
+        return replace(self, frames=self.frames.pin_memory())
+
+
+def collate(samples: Sequence[Sample]) -> Batch:
+    """Stack samples into a batch."""
+    return Batch(
+        videos=tuple(sample.video for sample in samples),
+        windows=tuple(sample.window for sample in samples),
+        frames=torch.stack([sample.frames for sample in samples]),
+        mask=torch.stack([sample.mask for sample in samples]),
+        segments=tuple(sample.segments for sample in samples),
+        labels=tuple(sample.labels for sample in samples),
+    )

@@ -1,0 +1,61 @@
+"""Checkpoints: one file a run can go on from and a detector can be built from."""
+
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from configs.load import dump, parse
+from train.config import Experiment
+
+FORMAT = "palindrome-1"
+
+
+class Checkpoint(NamedTuple):
+    """What a run leaves behind.
+
+    Attributes:
+        config: the resolved experiment; `classes`: names in the order of the logits.
+        model, ema: tensors of the detector as trained and as averaged.
+        training: state that only resuming needs (optimizer, epoch, …); empty in `best`.
+    """
+
+    config: Experiment
+    classes: tuple[str, ...]
+    model: dict[str, Tensor]
+    ema: dict[str, Tensor]
+    training: dict[str, Any]
+
+
+def save_checkpoint(path: Path, content: Checkpoint) -> None:
+    """Write aside and rename, so that a kill leaves the previous file or the new one."""
+    aside = path.with_name(path.name + ".part")
+    fields = content._asdict() | {"config": dump(content.config), "format": FORMAT}
+    # Tensors that the average shares with the model (the frozen trunk) are stored once.
+    with aside.open("wb") as file:
+        torch.save(fields, file)
+        file.flush()
+        os.fsync(file.fileno())
+    aside.replace(path)
+
+
+def load_checkpoint(path: str | Path) -> Checkpoint:
+    """Read a checkpoint of this project; pickled code is never run.
+
+    Raises:
+        ValueError: the file is missing, damaged or of another program.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"no checkpoint at {path}; train/e2e.py writes last.pt into its `out`")
+    try:
+        fields = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ValueError(f"{path} is damaged or no checkpoint: {error}") from error
+    if not isinstance(fields, dict) or fields.get("format") != FORMAT:
+        raise ValueError(f"{path} is not a checkpoint of this project (format {FORMAT})")
+    del fields["format"]
+    config = parse(Experiment, fields.pop("config"), source=str(path))
+    return Checkpoint(config, classes=tuple(fields.pop("classes")), **fields)

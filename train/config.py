@@ -1,0 +1,111 @@
+"""A whole experiment as one typed object; the YAML files in configs/ spell it out."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from evaluate.nms import NmsConfig
+from extract.backbone import BackboneConfig
+from extract.clips import Direction, SamplingConfig
+from extract.transforms import PixelConfig
+from train.actionformer import HeadConfig
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where the videos and their truth are.
+
+    Args:
+        annotations: JSON file (evaluate.annotations); `videos`: folder of `<name>.<extension>`.
+        classes: file with one class a line, in the order of the logits; null sorts the labels.
+        info_csv: files with fps and frame counts, for annotations that lack them.
+        train_subset, validation_subset, test_subset: names as the annotation file writes them;
+            validation null trains without looking.
+        blocked: videos left out everywhere.
+    """
+
+    annotations: str
+    videos: str
+    train_subset: str
+    validation_subset: str | None
+    test_subset: str
+    classes: str | None = None
+    info_csv: tuple[str, ...] = ()
+    blocked: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How the weights move.
+
+    Args:
+        epochs: length of the cosine schedule; `stop_epoch`: where training ends.
+        warmup_epochs: linear warm-up from zero.
+        batch_size: windows per process and step; `accumulate`: steps per update.
+        lr: of the head; `backbone_lr`: of the adapters, or of the whole trunk in full mode.
+        clip_norm: bound of the gradient's norm.
+        ema_decay: of the averaged weights that are evaluated.
+        precision: of the forward pass.
+        workers: decoding processes per training process.
+        validate_every, validate_from: epochs.
+    """
+
+    epochs: int = 100
+    stop_epoch: int = 60
+    warmup_epochs: int = 5
+    batch_size: int = 2
+    accumulate: int = 1
+    lr: float = 1e-4
+    backbone_lr: float = 2e-4
+    weight_decay: float = 0.05
+    clip_norm: float = 1.0
+    ema_decay: float = 0.999
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    workers: int = 2
+    validate_every: int = 2
+    validate_from: int = 40
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "stop_epoch", "batch_size", "accumulate", "validate_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"training.{name} must be at least 1")
+        if self.stop_epoch > self.epochs:
+            raise ValueError(
+                f"training.stop_epoch {self.stop_epoch} lies behind training.epochs {self.epochs}, "
+                "the end of the schedule"
+            )
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError("training.ema_decay must be at least 0 and below 1")
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """From raw scores to segments to numbers.
+
+    Args:
+        tious: overlaps at which average precision is taken.
+        min_score: weaker points are dropped before anything else.
+        max_per_window: strongest points kept per window.
+        batch_size: windows per forward pass.
+    """
+
+    tious: tuple[float, ...] = (0.3, 0.4, 0.5, 0.6, 0.7)
+    min_score: float = 0.001
+    max_per_window: int = 2000
+    batch_size: int = 2
+    nms: NmsConfig = field(default_factory=NmsConfig)
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Everything that decides a run; saved whole beside its results."""
+
+    out: str
+    direction: Direction
+    data: DataConfig
+    sampling: SamplingConfig
+    pixels: PixelConfig
+    backbone: BackboneConfig
+    head: HeadConfig
+    training: TrainingConfig
+    evaluation: EvaluationConfig

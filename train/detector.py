@@ -1,0 +1,79 @@
+"""Backbone and head as one detector; from a checkpoint to a model and to segments."""
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from evaluate.annotations import Detection
+from extract.backbone import Backbone
+from extract.weights import load_strictly, read_trunk
+from train.actionformer import ActionFormer, HeadOutput
+from train.checkpoint import load_checkpoint
+from train.config import Experiment
+from train.dataset import TestWindows, item_of, test_loader
+from train.predict import detections, predict
+
+
+class Detector(nn.Module):
+    """A temporal action detector: pixels to raw predictions per pyramid point.
+
+    Args:
+        config: the experiment whose backbone and head to build.
+        classes: names in the order of the logits.
+    """
+
+    def __init__(self, config: Experiment, classes: tuple[str, ...]) -> None:
+        super().__init__()
+        self.config = config
+        self.classes = classes
+        self.backbone = Backbone(config.backbone)
+        self.head = ActionFormer(self.backbone.width, len(classes), config.head)
+
+    @classmethod
+    def from_checkpoint(cls, path: str | Path, config: Experiment | None = None) -> "Detector":
+        """Build the detector that a run was evaluated with: its averaged weights, eval mode.
+
+        Args:
+            path: a checkpoint of `train/e2e.py`.
+            config: replaces the checkpoint's own; backbone and head must fit its weights.
+        """
+        checkpoint = load_checkpoint(path)
+        detector = cls(config or checkpoint.config, checkpoint.classes)
+        load_strictly(detector, checkpoint.ema, path)
+        return detector.eval()
+
+    def load_pretrained(self) -> None:
+        """Load the trunk's pretrained weights that the config names, if any."""
+        source = self.config.backbone.weights
+        if source:
+            load_strictly(self.backbone.trunk, read_trunk(source), source)
+
+    def forward(self, frames: Tensor, mask: Tensor) -> HeadOutput:
+        """Predict from uint8 frames [B, 3, F, H, W] and mask [B, T]; see `ActionFormer`."""
+        features = self.backbone(frames)
+        # F/2 tubelets become T feature steps, whatever the number of samples per step.
+        steps = mask.shape[1]
+        features = F.interpolate(features, size=steps, mode="linear", align_corners=False)
+        output: HeadOutput = self.head(features, mask)
+        return output
+
+    def detect(self, path: str | Path) -> list[Detection]:
+        """Find the actions in one video file, best first, times in seconds."""
+        item = item_of(path)
+        device = next(self.parameters()).device
+        windows = TestWindows([item], self.config.sampling.test_overlap, self.config)
+        loader = test_loader(windows, self.config, workers=0)
+        found = predict(self, loader, self.config, device)
+        return detections(found[item.name], item, self.classes, self.config.evaluation)
+
+    @torch.no_grad()
+    def parameter_counts(self) -> dict[str, int]:
+        """Return how many weights the parts have and how many of all learn."""
+        return {
+            "trunk": sum(p.numel() for p in self.backbone.trunk.parameters()),
+            "adapters": sum(p.numel() for p in self.backbone.adapters.parameters()),
+            "head": sum(p.numel() for p in self.head.parameters()),
+            "learning": sum(p.numel() for p in self.parameters() if p.requires_grad),
+        }

@@ -1,0 +1,70 @@
+"""Train a detector end to end, from video files.
+
+    accelerate launch train/e2e.py --config configs/e2e/demo/forward.yaml [--resume]
+    accelerate launch train/e2e.py --config FILE --training.lr 2e-4 --out runs/other
+
+Any setting of the config can be overridden by its dotted name.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+
+from configs.load import dump, load
+from evaluate.report import draw_curves
+from train.config import Experiment
+from train.dataset import load_annotations, load_items
+from train.detector import Detector
+from train.log import METRICS, read_metrics
+from train.loop import TrainingRun
+
+PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser.add_argument("--config", required=True, help="YAML file of the experiment")
+    parser.add_argument("--resume", action="store_true", help="go on from last.pt in `out`")
+    args, overrides = parser.parse_known_args()
+    try:
+        run(load(Experiment, args.config, overrides), args.resume)
+    except (ValueError, FloatingPointError, MemoryError, OSError) as error:
+        sys.exit(f"error: {error}")
+
+
+def run(config: Experiment, resume: bool) -> None:
+    """Train as the config says; leaves checkpoints, metrics and a picture in `config.out`."""
+    accelerator = Accelerator(
+        mixed_precision=PRECISIONS[config.training.precision],
+        gradient_accumulation_steps=config.training.accumulate,
+    )
+    set_seed(config.training.seed)
+    out = Path(config.out)
+    if not resume and (out / "last.pt").exists():
+        raise ValueError(f"{out} holds a run already; add --resume, or choose another --out")
+    annotations = load_annotations(config.data)
+    training = load_items(config.data, annotations, config.data.train_subset)
+    subset = config.data.validation_subset
+    validation = load_items(config.data, annotations, subset) if subset else None
+    detector = Detector(config, annotations.classes)
+    detector.load_pretrained()
+
+    out.mkdir(parents=True, exist_ok=True)
+    if accelerator.is_main_process:
+        (out / "config.yaml").write_text(dump(config))
+        counts = ", ".join(f"{name} {n:,}" for name, n in detector.parameter_counts().items())
+        windows = sum(bool(len(item.segments)) for item in training)
+        print(f"{windows} training videos, {len(annotations.classes)} classes; weights: {counts}")
+        for what, count in annotations.warnings.items():
+            print(f"warning: annotations: {what}: {count}")
+    TrainingRun(detector, training, validation, accelerator, resume).go()
+    if accelerator.is_main_process:
+        draw_curves(read_metrics(out / METRICS), out / "curves.png")
+        print(f"done: {out / 'last.pt'}, {out / METRICS}, {out / 'curves.png'}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,55 @@
+"""What a run tells while it goes: metrics as JSON lines and for TensorBoard."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from torch.utils.tensorboard import SummaryWriter
+
+METRICS = "metrics.jsonl"
+
+
+class MetricsLog:
+    """Appends to metrics.jsonl and tensorboard/ in a run's folder; `active` on one process only."""
+
+    def __init__(self, folder: Path, active: bool, resumed_step: int) -> None:
+        self.file = folder / METRICS
+        self.board: SummaryWriter | None = None
+        if active:
+            _drop_lines_after(self.file, resumed_step)
+            self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=resumed_step + 1)
+
+    def write(self, step: int, **values: Any) -> None:
+        """Record values at a step; a nested dict becomes one group of curves."""
+        if self.board is None:
+            return
+        with self.file.open("a") as file:
+            file.write(json.dumps({"step": step} | values) + "\n")
+        for name, value in values.items():
+            group = value if isinstance(value, dict) else {"": value}
+            for key, number in group.items():
+                self.board.add_scalar(f"{name}/{key}" if key else name, number, step)
+
+    def close(self) -> None:
+        """Flush the curves."""
+        if self.board is not None:
+            self.board.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Return the lines of a metrics file; a last line cut off by a kill is left out."""
+    lines = []
+    for line in path.read_text().splitlines():
+        try:
+            lines.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return lines
+
+
+def _drop_lines_after(path: Path, step: int) -> None:
+    """Forget what a resumed run is about to do again (everything, for a new run)."""
+    kept = [line for line in read_metrics(path) if line["step"] <= step] if path.exists() else []
+    aside = path.with_suffix(".part")
+    aside.write_text("".join(json.dumps(line) + "\n" for line in kept))
+    aside.replace(path)
