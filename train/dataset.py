@@ -123,7 +123,7 @@ class TrainingWindows(Dataset[Sample]):
         return _sample(item, window, self.config, self.transform, int(rng.integers(2**31)))
 
 
-class TestWindows(Dataset[Sample]):
+class EvaluationWindows(Dataset[Sample]):
     """The sliding windows of all videos, in order."""
 
     def __init__(self, items: Sequence[Item], overlap: float, config: Experiment) -> None:
@@ -201,8 +201,8 @@ def training_loader(
     )
 
 
-def test_loader(
-    dataset: TestWindows, config: Experiment, workers: int, rank: int = 0, processes: int = 1
+def evaluation_loader(
+    dataset: EvaluationWindows, config: Experiment, workers: int, rank: int = 0, processes: int = 1
 ) -> "DataLoader[Sample]":
     """Return a loader of this process's share of the test windows, each exactly once."""
     # Neighbouring windows stay in one process: they share a video.

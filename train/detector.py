@@ -12,7 +12,7 @@ from extract.weights import load_strictly, read_trunk
 from train.actionformer import ActionFormer, HeadOutput
 from train.checkpoint import load_checkpoint
 from train.config import Experiment
-from train.dataset import TestWindows, item_of, test_loader
+from train.dataset import EvaluationWindows, evaluation_loader, item_of
 from train.predict import detections, predict
 
 
@@ -63,8 +63,8 @@ class Detector(nn.Module):
         """Find the actions in one video file, best first, times in seconds."""
         item = item_of(path)
         device = next(self.parameters()).device
-        windows = TestWindows([item], self.config.sampling.test_overlap, self.config)
-        loader = test_loader(windows, self.config, workers=0)
+        windows = EvaluationWindows([item], self.config.sampling.test_overlap, self.config)
+        loader = evaluation_loader(windows, self.config, workers=0)
         found = predict(self, loader, self.config, device)
         return detections(found[item.name], item, self.classes, self.config.evaluation)
 

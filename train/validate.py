@@ -8,7 +8,7 @@ from tqdm import tqdm
 
 from evaluate.annotations import Detection
 from evaluate.mean_ap import MeanAP, mean_average_precision
-from train.dataset import Item, TestWindows, test_loader
+from train.dataset import EvaluationWindows, Item, evaluation_loader
 from train.detector import Detector
 from train.predict import Candidates, detections, predict
 
@@ -24,8 +24,8 @@ def detect_all(
         what: name of the progress bar.
     """
     config, rank, count = detector.config, accelerator.process_index, accelerator.num_processes
-    windows = TestWindows(items, overlap, config)
-    loader = test_loader(windows, config, config.training.workers, rank, count)
+    windows = EvaluationWindows(items, overlap, config)
+    loader = evaluation_loader(windows, config, config.training.workers, rank, count)
     quiet = not accelerator.is_main_process
     batches = tqdm(loader, desc=what, unit="batch", leave=False, disable=quiet)
     with accelerator.autocast():

@@ -1,0 +1,174 @@
+"""Samples: what they hold, in both directions, and that nothing but seed and epoch decides them."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from configs.load import load
+from extract.demo import DemoConfig, write_dataset
+from extract.transforms import PixelConfig, apply, evaluation_transform, train_transform
+from tests.conftest import REPOSITORY
+from train.config import Experiment
+from train.dataset import (
+    EpochSampler,
+    EvaluationWindows,
+    TrainingWindows,
+    evaluation_loader,
+    load_annotations,
+    load_items,
+    training_loader,
+)
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Experiment:
+    folder = tmp_path_factory.mktemp("data")
+    sizes = DemoConfig(training=4, validation=1, test=2, shortest=7, longest=9)
+    write_dataset(folder, sizes, processes=2)
+    demo = load(Experiment, REPOSITORY / "configs/e2e/demo/forward.yaml")
+    data = replace(
+        demo.data,
+        annotations=str(folder / "annotations.json"),
+        videos=str(folder / "videos"),
+        classes=str(folder / "classes.txt"),
+    )
+    return replace(demo, data=data, sampling=replace(demo.sampling, window_size=64))
+
+
+def training_windows(config: Experiment) -> TrainingWindows:
+    items = load_items(config.data, load_annotations(config.data), "training")
+    return TrainingWindows(items, config)
+
+
+def test_samples_depend_on_seed_epoch_and_position_alone(config: Experiment) -> None:
+    one, two = training_windows(config), training_windows(config)
+    two[(7, 1)]  # another sample in between
+    torch.manual_seed(99)
+    for key in ((0, 0), (3, 2)):
+        left, right = one[key], two[key]
+        assert torch.equal(left.frames, right.frames)
+        assert torch.equal(left.segments, right.segments)
+    starts = {one[(epoch, 0)].window.start for epoch in range(6)}
+    assert len(starts) > 1
+
+
+def test_reversed_samples_mirror_forward_ones(config: Experiment) -> None:
+    forward = training_windows(config)
+    backward = training_windows(replace(config, direction="reversed"))
+    for position in range(len(forward)):
+        one, two = forward[(0, position)], backward[(0, position)]
+        valid = len(one.window.frames)
+        assert torch.equal(two.frames[:, :valid], one.frames[:, :valid].flip(1))
+        assert torch.equal(two.mask, one.mask) and torch.equal(two.labels, one.labels)
+        mirrored = one.window.reflection - one.segments.flip(1)
+        assert torch.allclose(two.segments, mirrored)
+
+
+def test_truth_survives_the_way_through_the_window(config: Experiment) -> None:
+    annotations = load_annotations(config.data)
+    items = load_items(config.data, annotations, "test")
+    dataset = EvaluationWindows(items, 0.5, config)
+    found = 0
+    for sample, (item, window) in zip(iter(dataset), dataset.windows, strict=True):  # type: ignore[call-overload]
+        for segment, label in zip(sample.segments.numpy(), sample.labels, strict=True):
+            start, end = item.to_seconds(window.to_frames(segment))
+            near = [
+                t
+                for t in item.truth
+                if t.label == annotations.classes[label]
+                and (abs(t.start_s - start) < 0.1 or window.start > t.start_s * item.frames / 9)
+            ]
+            assert near and end <= max(t.end_s for t in near) + 1e-3
+            found += 1
+    assert found
+
+
+def test_loaders_give_the_same_data_with_any_number_of_workers(config: Experiment) -> None:
+    batches = []
+    for workers in (0, 2):
+        changed = replace(config, training=replace(config.training, workers=workers, batch_size=2))
+        dataset = training_windows(changed)
+        sampler = EpochSampler(len(dataset), 2, 0, 1, seed=0)
+        loader = training_loader(dataset, sampler, changed)
+        epochs = []
+        for sampler.epoch in (0, 1):
+            epochs += list(loader)
+        batches.append(epochs)
+    assert len(batches[0]) == 2 * sampler.steps > 2
+    for left, right in zip(*batches, strict=True):
+        assert left.videos == right.videos and torch.equal(left.frames, right.frames)
+    half = sampler.steps
+    assert [b.videos for b in batches[0][:half]] != [b.videos for b in batches[0][half:]]
+
+
+def test_processes_share_one_global_order() -> None:
+    single = list(EpochSampler(12, 4, 0, 1, seed=3))
+    shares = [list(EpochSampler(12, 2, rank, 2, seed=3)) for rank in range(2)]
+    together = [key for step in range(3) for share in shares for key in share[2 * step :][:2]]
+    assert together == single
+    assert sorted(position for _, position in single) == list(range(12))
+    # Fewer videos than a global batch: go round again rather than stand still.
+    assert len(list(EpochSampler(3, 4, 1, 2, seed=3))) == 4
+
+
+def test_every_test_window_belongs_to_exactly_one_process(config: Experiment) -> None:
+    items = load_items(config.data, load_annotations(config.data), "test")
+    dataset = EvaluationWindows(items, 0.5, config)
+    seen = []
+    for rank in range(3):
+        for batch in evaluation_loader(dataset, config, workers=0, rank=rank, processes=3):
+            seen += [(v, w.start) for v, w in zip(batch.videos, batch.windows, strict=True)]
+    assert seen == [(item.name, window.start) for item, window in dataset.windows]
+
+
+def test_missing_and_broken_videos_are_listed_together(config: Experiment, tmp_path: Path) -> None:
+    source = Path(config.data.videos)
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    (folder / "training_000.mp4").symlink_to(source / "training_000.mp4")
+    (folder / "training_001.mp4").write_bytes(b"")
+    data = replace(config.data, videos=str(folder))
+    with pytest.raises(ValueError) as caught:
+        load_items(data, load_annotations(data), "training")
+    message = str(caught.value)
+    assert "3 of 4 videos of subset 'training'" in message
+    assert "training_001.mp4: cannot be read as video: the file is empty" in message
+    assert "training_002: no such file" in message and "training_000" not in message
+    with pytest.raises(ValueError, match="there is no folder"):
+        load_items(replace(data, videos="nowhere"), load_annotations(data), "training")
+
+
+def striped(count: int = 5) -> np.ndarray:
+    rng = np.random.default_rng(0)
+    return np.repeat(rng.integers(0, 256, (1, 60, 80, 3), dtype=np.uint8), count, axis=0)
+
+
+def test_augmentation_is_the_same_for_all_frames_and_repeatable() -> None:
+    transform = train_transform(PixelConfig(size=32, train_short_side=40))
+    one = apply(transform, striped(), seed=1)
+    assert one.shape == (3, 5, 32, 32) and one.dtype == torch.uint8
+    assert torch.equal(one, one[:, :1].expand_as(one))
+    assert torch.equal(one, apply(transform, striped(), seed=1))
+    assert not torch.equal(one, apply(transform, striped(), seed=2))
+
+
+def test_flip_can_be_forbidden_where_classes_mirror_each_other() -> None:
+    plain = PixelConfig(32, 40, random_crop=None, flip=0.0, rand_augment=0, colour_jitter=None)
+    expected = apply(evaluation_transform(plain), striped())
+    for seed in range(8):
+        assert torch.equal(apply(train_transform(plain), striped(), seed), expected)
+    flipping = train_transform(replace(plain, flip=0.5))
+    results = [apply(flipping, striped(), seed) for seed in range(8)]
+    same = [torch.equal(r, expected) for r in results]
+    mirrored = [torch.equal(r, expected.flip(3)) for r in results]
+    assert any(same) and any(mirrored) and all(a or b for a, b in zip(same, mirrored, strict=True))
+
+
+def test_evaluation_takes_the_centre_of_the_short_side() -> None:
+    frames = np.zeros((1, 40, 80, 3), np.uint8)
+    frames[:, :, 20:60] = 200
+    square = apply(evaluation_transform(PixelConfig(size=40)), frames)
+    assert (square == 200).all()

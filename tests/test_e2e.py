@@ -1,0 +1,332 @@
+"""The main job as its users run it: real scripts, real files, real processes."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+
+from configs.load import load
+from evaluate.annotations import read_predictions
+from extract.backbone import Mode
+from extract.demo import DemoConfig, write_dataset
+from tests.conftest import REPOSITORY
+from train.checkpoint import load_checkpoint
+from train.config import Experiment
+from train.dataset import load_annotations, load_items
+from train.detector import Detector
+from train.log import read_metrics
+from train.loop import TrainingRun
+
+DEMO = REPOSITORY / "configs/e2e/demo/forward.yaml"
+QUICK = [
+    "--sampling.window_size=64",
+    "--training.epochs=4",
+    "--training.stop_epoch=4",
+    "--training.warmup_epochs=1",
+    "--training.batch_size=2",
+    "--training.validate_from=2",
+    "--training.validate_every=2",
+    "--training.workers=0",
+]
+ENVIRONMENT = os.environ | {
+    "OMP_NUM_THREADS": "1",
+    "ACCELERATE_USE_CPU": "1",
+    "GLOO_SOCKET_IFNAME": "lo",
+}
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Overrides that point an experiment to a small demo dataset."""
+    folder = tmp_path_factory.mktemp("demo")
+    sizes = DemoConfig(training=4, validation=2, test=3, shortest=5, longest=9)
+    write_dataset(folder, sizes, processes=2)
+    return [
+        f"--data.annotations={folder / 'annotations.json'}",
+        f"--data.videos={folder / 'videos'}",
+        f"--data.classes={folder / 'classes.txt'}",
+    ]
+
+
+@pytest.fixture
+def accelerator() -> Iterator[Accelerator]:
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield Accelerator(cpu=True)
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def script(*arguments: object, launcher: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+    """Run one of the entry scripts in a process of its own, from the repository's root."""
+    return subprocess.run(
+        [sys.executable, *launcher, *map(str, arguments)],
+        cwd=REPOSITORY,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+ONE_PROCESS = (
+    "-m",
+    "accelerate.commands.launch",
+    "--config_file",
+    "configs/accelerate/one_process.yaml",
+)
+# `accelerate launch --cpu --num_processes 2` would start one.
+TWO_PROCESSES = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
+
+
+@pytest.fixture(scope="module")
+def trained(data: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run of the real script."""
+    out = tmp_path_factory.mktemp("runs") / "run"
+    arguments = ["train/e2e.py", "--config", DEMO, *data, *QUICK, "--training.workers=1"]
+    done = script(*arguments, "--out", out, launcher=ONE_PROCESS)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "validation mAP" in done.stdout + done.stderr
+    return out
+
+
+def test_a_run_leaves_everything_behind(trained: Path, data: list[str]) -> None:
+    expected = load(Experiment, DEMO, [*data, *QUICK, "--training.workers=1", f"--out={trained}"])
+    assert load(Experiment, trained / "config.yaml") == expected
+    metrics = read_metrics(trained / "metrics.jsonl")
+    checks = [line["validation"]["average_mAP"] for line in metrics if "validation" in line]
+    assert len(checks) == 2 and all(0 <= value <= 1 for value in checks)
+    for name in ("last.pt", "best.pt"):
+        checkpoint = load_checkpoint(trained / name)
+        assert checkpoint.config == expected and len(checkpoint.classes) == 6
+        assert bool(checkpoint.training) == (name == "last.pt")
+    assert (trained / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert any((trained / "tensorboard").iterdir())
+    assert not list(trained.glob("*.part"))
+
+
+def test_evaluation_scores_the_checkpoint_and_its_own_predictions(
+    trained: Path, data: list[str], tmp_path: Path
+) -> None:
+    done = script("evaluate/run.py", "--checkpoint", trained / "last.pt", "--out", tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "all classes" in done.stdout and "average mAP" in done.stdout
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert (tmp_path / "tious.png").read_bytes().startswith(b"\x89PNG")
+    again = script(
+        "evaluate/run.py",
+        *("--predictions", tmp_path / "predictions.json"),
+        *("--annotations", data[0].split("=")[1], "--subset", "test"),
+        *("--tious", 0.3, 0.4, 0.5, 0.6, 0.7, "--out", tmp_path / "again"),
+    )
+    assert again.returncode == 0, again.stderr
+    assert json.loads((tmp_path / "again/metrics.json").read_text()) == metrics
+
+    # The same detector from Python, window by window in other batches.
+    found = read_predictions(tmp_path / "predictions.json")
+    videos = Path(data[1].split("=")[1])
+    detector = Detector.from_checkpoint(trained / "last.pt")
+    for name, expected in found.items():
+        actual = detector.detect(videos / f"{name}.mp4")
+        assert [d.label for d in actual[:20]] == [d.label for d in expected[:20]]
+        for one, two in zip(actual[:20], expected[:20], strict=True):
+            assert one[1:] == pytest.approx(two[1:], abs=1e-4)
+
+
+def test_two_processes_detect_what_one_does(trained: Path, tmp_path: Path) -> None:
+    folders = [tmp_path / "one", tmp_path / "two"]
+    for folder, launcher in zip(folders, ((), TWO_PROCESSES), strict=True):
+        done = script(
+            *("evaluate/run.py", "--checkpoint", trained / "last.pt", "--out", folder),
+            "--evaluation.batch_size=1",
+            launcher=launcher,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+    one, two = (read_predictions(folder / "predictions.json") for folder in folders)
+    assert one == two and sum(map(len, one.values())) > 0
+
+
+def test_two_processes_train(data: list[str], tmp_path: Path) -> None:
+    arguments = ["train/e2e.py", "--config", DEMO, *data, *QUICK, "--training.batch_size=1"]
+    done = script(*arguments, "--out", tmp_path / "run", launcher=TWO_PROCESSES)
+    assert done.returncode == 0, done.stdout + done.stderr
+    checkpoint = load_checkpoint(tmp_path / "run/last.pt")
+    assert checkpoint.training["epoch"] == 4
+    assert all(t.isfinite().all() for t in checkpoint.model.values() if t.is_floating_point())
+
+
+def build(config: Experiment, accelerator: Accelerator, resume: bool = False) -> TrainingRun:
+    torch.manual_seed(config.training.seed)
+    annotations = load_annotations(config.data)
+    training = load_items(config.data, annotations, "training")
+    validation = load_items(config.data, annotations, "validation")
+    detector = Detector(config, annotations.classes)
+    detector.load_pretrained()
+    Path(config.out).mkdir(parents=True, exist_ok=True)
+    return TrainingRun(detector, training, validation, accelerator, resume)
+
+
+def test_a_resumed_run_is_the_run_that_would_have_been(
+    data: list[str], tmp_path: Path, accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = load(Experiment, DEMO, [*data, *QUICK, f"--out={tmp_path / 'whole'}"])
+    build(config, accelerator).go()
+    broken = replace(config, out=str(tmp_path / "broken"))
+    run = build(broken, accelerator)
+    train_epoch = TrainingRun._train_epoch
+
+    def interrupted(self: TrainingRun) -> None:
+        train_epoch(self)
+        if self.epoch == 2:  # the third epoch, after the checkpoint of the second
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(TrainingRun, "_train_epoch", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run.go()
+    monkeypatch.undo()
+    build(broken, accelerator, resume=True).go()
+
+    whole = load_checkpoint(tmp_path / "whole/last.pt")
+    resumed = load_checkpoint(tmp_path / "broken/last.pt")
+    for part in ("model", "ema"):
+        for name, tensor in getattr(whole, part).items():
+            assert torch.equal(tensor, getattr(resumed, part)[name]), f"{part} {name}"
+    curves = [
+        [
+            {k: v for k, v in line.items() if k != "seconds_per_step"}
+            for line in read_metrics(tmp_path / folder / "metrics.jsonl")
+        ]
+        for folder in ("whole", "broken")
+    ]
+    assert curves[0] == curves[1] and curves[0]
+
+
+def test_resuming_with_other_settings_is_refused(
+    data: list[str], tmp_path: Path, accelerator: Accelerator
+) -> None:
+    config = load(Experiment, DEMO, [*data, *QUICK, f"--out={tmp_path / 'run'}"])
+    build(config, accelerator)._save(improved=False)
+    other = replace(config, training=replace(config.training, lr=0.5))
+    with pytest.raises(ValueError, match=r"differs in: lr: 0\.5"):
+        build(other, accelerator, resume=True)
+
+
+@pytest.mark.parametrize("mode", ["adapter", "frozen", "full"])
+def test_only_what_should_learn_moves(
+    data: list[str], tmp_path: Path, accelerator: Accelerator, mode: Mode
+) -> None:
+    overrides = [f"--backbone.mode={mode}", "--training.stop_epoch=1", f"--out={tmp_path}"]
+    run = build(load(Experiment, DEMO, [*data, *QUICK, *overrides]), accelerator)
+    before = {name: p.detach().clone() for name, p in run.detector.named_parameters()}
+    run.go()
+    moved = {
+        name.split(".")[0] + "." + name.split(".")[1] if name[0] == "b" else "head"
+        for name, p in run.detector.named_parameters()
+        if not torch.equal(p, before[name])
+    }
+    expected = {
+        "adapter": {"head", "backbone.adapters"},
+        "frozen": {"head"},
+        "full": {"head", "backbone.trunk"},
+    }
+    assert moved == expected[mode]
+    average = run.average.module.backbone.trunk.patch_embed.weight
+    shared = average.data_ptr() == run.detector.backbone.trunk.patch_embed.weight.data_ptr()
+    assert shared == (mode != "full")
+
+
+def test_training_runs_in_bfloat16_reversed_with_recomputation(
+    data: list[str], tmp_path: Path
+) -> None:
+    done = script(
+        *("train/e2e.py", "--config", DEMO, *data, *QUICK, "--out", tmp_path / "run"),
+        *("--training.precision=bf16", "--direction=reversed", "--training.accumulate=2"),
+        *("--backbone.activation_checkpointing=true", "--training.stop_epoch=1"),
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert load_checkpoint(tmp_path / "run/last.pt").config.direction == "reversed"
+
+
+def test_a_diverged_run_names_the_videos(
+    data: list[str], tmp_path: Path, accelerator: Accelerator
+) -> None:
+    run = build(load(Experiment, DEMO, [*data, *QUICK, f"--out={tmp_path}"]), accelerator)
+    with torch.no_grad():
+        run.detector.backbone.adapters[0].gamma.fill_(torch.nan)
+    with pytest.raises(FloatingPointError, match=r"loss became nan on windows of training_00"):
+        run.go()
+    assert not (tmp_path / "last.pt").exists()
+
+
+def test_out_of_memory_says_what_to_lower(
+    data: list[str], tmp_path: Path, accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = build(load(Experiment, DEMO, [*data, *QUICK, f"--out={tmp_path}"]), accelerator)
+
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(run, "wrapped", torch.nn.Module())
+    monkeypatch.setattr(run.wrapped, "forward", full, raising=False)
+    with pytest.raises(MemoryError, match=r"lower training\.batch_size"):
+        run.go()
+
+
+def test_users_errors_are_one_line_without_a_traceback(
+    trained: Path, data: list[str], tmp_path: Path
+) -> None:
+    base = ["train/e2e.py", "--config", DEMO, *data]
+    cases = [
+        ([*base, "--training.learning_rate=1"], "did you mean 'training."),
+        ([*base, "--out", trained], "holds a run already; add --resume"),
+        ([*base, "--data.train_subset=trianing", "--out", tmp_path / "a"], "training"),
+        ([*base, "--backbone.weights=absent.pth", "--out", tmp_path / "b"], "no checkpoint at"),
+        (["evaluate/run.py", "--checkpoint", tmp_path / "absent.pt"], "no checkpoint at"),
+    ]
+    for arguments, message in cases:
+        done = script(*arguments)
+        assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
+        assert message in done.stderr and "error: " in done.stderr
+    assert not (tmp_path / "a").exists()
+
+
+def test_the_pipeline_runs_on_real_clips(shared: Path, tmp_path: Path) -> None:
+    names = ["demo", "part_0", "flipping_a_pancake"]
+    database = {
+        name: {
+            "subset": "test" if name == "part_0" else "training",
+            "annotations": [
+                {"segment": ["0.2", "0.9"], "label": "first"},
+                {"segment": [0.4, 1.0], "label": "second"},
+            ],
+        }
+        for name in names
+    }
+    (tmp_path / "annotations.json").write_text(json.dumps({"database": database}))
+    settings = [
+        f"--data.annotations={tmp_path / 'annotations.json'}",
+        f"--data.videos={shared / 'clips'}",
+        "--data.classes=null",
+        "--data.validation_subset=null",
+        "--training.stop_epoch=2",
+        "--training.batch_size=2",
+        *("--pixels.random_crop=[0.3, 1.0]", "--pixels.flip=0.5", "--pixels.rand_augment=2"),
+        "--pixels.colour_jitter=[0.5, 0.5, 0.5, 0.1]",
+    ]
+    out = tmp_path / "run"
+    done = script("train/e2e.py", "--config", DEMO, *settings, "--out", out, launcher=ONE_PROCESS)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "2/2" in done.stderr
+    done = script("evaluate/run.py", "--checkpoint", out / "last.pt")
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = read_predictions(out / "evaluation/predictions.json")
+    assert list(found) == ["part_0"] and found["part_0"]
+    duration = 32 / 30
+    assert all(0 <= d.start_s <= d.end_s <= duration + 1e-6 for d in found["part_0"])
+    assert "average_mAP" in json.loads((out / "evaluation/metrics.json").read_text())
