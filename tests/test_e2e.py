@@ -236,8 +236,9 @@ def test_only_what_should_learn_moves(
         "full": {"head", "backbone.trunk"},
     }
     assert moved == expected[mode]
-    average = run.average.module.backbone.trunk.patch_embed.weight
-    shared = average.data_ptr() == run.detector.backbone.trunk.patch_embed.weight.data_ptr()
+    averaged: Detector = run.average.module
+    weight = averaged.backbone.trunk.patch_embed.weight
+    shared = weight.data_ptr() == run.detector.backbone.trunk.patch_embed.weight.data_ptr()
     assert shared == (mode != "full")
 
 
@@ -258,7 +259,7 @@ def test_a_diverged_run_names_the_videos(
 ) -> None:
     run = build(load(Experiment, DEMO, [*data, *QUICK, f"--out={tmp_path}"]), accelerator)
     with torch.no_grad():
-        run.detector.backbone.adapters[0].gamma.fill_(torch.nan)
+        next(run.detector.backbone.adapters.parameters()).fill_(torch.nan)
     with pytest.raises(FloatingPointError, match=r"loss became nan on windows of training_00"):
         run.go()
     assert not (tmp_path / "last.pt").exists()
