@@ -27,7 +27,7 @@ PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--config", required=True, help="YAML file of the experiment")
-    parser.add_argument("--resume", action="store_true", help="go on from last.pt in `out`")
+    parser.add_argument("--resume", action="store_true", help="go on from last.pt, if there is one")
     args, overrides = parser.parse_known_args()
     try:
         run(load(Experiment, args.config, overrides), args.resume)
@@ -43,7 +43,8 @@ def run(config: Experiment, resume: bool) -> None:
     )
     set_seed(config.training.seed)
     out = Path(config.out)
-    if not resume and (out / "last.pt").exists():
+    begun = (out / "last.pt").exists()
+    if begun and not resume:
         raise ValueError(f"{out} holds a run already; add --resume, or choose another --out")
     annotations = load_annotations(config.data)
     training = load_items(config.data, annotations, config.data.train_subset)
@@ -60,7 +61,7 @@ def run(config: Experiment, resume: bool) -> None:
         print(f"{windows} training videos, {len(annotations.classes)} classes; weights: {counts}")
         for what, count in annotations.warnings.items():
             print(f"warning: annotations: {what}: {count}")
-    TrainingRun(detector, training, validation, accelerator, resume).go()
+    TrainingRun(detector, training, validation, accelerator, resume=begun).go()
     if accelerator.is_main_process:
         draw_curves(read_metrics(out / METRICS), out / "curves.png")
         print(f"done: {out / 'last.pt'}, {out / METRICS}, {out / 'curves.png'}")
