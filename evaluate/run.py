@@ -29,7 +29,7 @@ from train.checkpoint import load_checkpoint
 from train.config import Experiment
 from train.dataset import load_annotations, load_items
 from train.detector import Detector
-from train.validate import detect_all, score
+from train.validate import detect_all, score, window_loader
 
 Predictions = dict[str, list[Detection]]
 THUMOS_TIOUS = (0.3, 0.4, 0.5, 0.6, 0.7)
@@ -92,13 +92,13 @@ def score_checkpoint(
         config = load(Experiment, args.config, overrides)
     else:
         config = parse(Experiment, dump(own), overrides, str(args.checkpoint))
-    accelerator = Accelerator()
+    accelerator = Accelerator(mixed_precision=config.training.mixed_precision)
     detector = Detector.from_checkpoint(args.checkpoint, config).to(accelerator.device)
     annotations = load_annotations(config.data)
     items = load_items(config.data, annotations, args.subset or config.data.test_subset)
     began = time.monotonic()
-    overlap = config.sampling.test_overlap
-    found = detect_all(detector, items, overlap, accelerator, "detecting")
+    windows = window_loader(items, config.sampling.test_overlap, config, accelerator)
+    found = detect_all(detector, items, windows, accelerator, "detecting")
     if not accelerator.is_main_process:
         return None
     minutes = sum(item.duration_s for item in items) / 60

@@ -89,8 +89,9 @@ TWO_PROCESSES = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_nod
 def trained(data: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a finished run of the real script."""
     out = tmp_path_factory.mktemp("runs") / "run"
-    arguments = ["train/e2e.py", "--config", DEMO, *data, *QUICK, "--training.workers=1"]
-    done = script(*arguments, "--out", out, launcher=ONE_PROCESS)
+    # --resume where nothing was begun starts anew: jobs that may be restarted always carry it.
+    arguments = ["train/e2e.py", "--resume", "--config", DEMO, *data, *QUICK]
+    done = script(*arguments, "--training.workers=1", "--out", out, launcher=ONE_PROCESS)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "validation mAP" in done.stdout + done.stderr
     return out

@@ -65,6 +65,11 @@ class TrainingConfig:
     validate_from: int = 40
     seed: int = 0
 
+    @property
+    def mixed_precision(self) -> str:
+        """The name that Accelerate has for `precision`."""
+        return "no" if self.precision == "fp32" else self.precision
+
     def __post_init__(self) -> None:
         for name in ("epochs", "stop_epoch", "batch_size", "accumulate", "validate_every"):
             if getattr(self, name) < 1:

@@ -21,8 +21,6 @@ from train.detector import Detector
 from train.log import METRICS, read_metrics
 from train.loop import TrainingRun
 
-PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
-
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
@@ -38,7 +36,7 @@ def main() -> None:
 def run(config: Experiment, resume: bool) -> None:
     """Train as the config says; leaves checkpoints, metrics and a picture in `config.out`."""
     accelerator = Accelerator(
-        mixed_precision=PRECISIONS[config.training.precision],
+        mixed_precision=config.training.mixed_precision,
         gradient_accumulation_steps=config.training.accumulate,
     )
     set_seed(config.training.seed)

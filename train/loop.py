@@ -20,7 +20,7 @@ from train.log import MetricsLog
 from train.losses import PositivesAverage, detection_losses
 from train.optim import build_average, build_optimizer, build_schedule
 from train.points import assign_batch, pyramid_points
-from train.validate import detect_all, score
+from train.validate import detect_all, score, window_loader
 
 LOG_EVERY = 10  # steps between two lines of metrics
 SAVE_EVERY = 5  # epochs between two checkpoints where nothing is validated
@@ -64,6 +64,10 @@ class TrainingRun:
             config.training.seed,
         )
         self.loader = training_loader(dataset, self.sampler, config)
+        if validation is not None:
+            # Kept: starting decoding workers anew would cost every validation some seconds.
+            overlap = config.sampling.validation_overlap
+            self.validation_windows = window_loader(validation, overlap, config, accelerator)
         self.detector = detector.to(accelerator.device)
         self.average = build_average(detector, config.training)
         self.normaliser = PositivesAverage().to(accelerator.device)
@@ -172,8 +176,9 @@ class TrainingRun:
         """Score the averaged weights; return whether they are the best so far."""
         assert self.validation is not None
         averaged: Detector = self.average.module.eval()
-        overlap = self.config.sampling.validation_overlap
-        found = detect_all(averaged, self.validation, overlap, self.accelerator, "validation")
+        found = detect_all(
+            averaged, self.validation, self.validation_windows, self.accelerator, "validation"
+        )
         result = score(self.validation, found, averaged)
         self.log.write(self.epoch * self.sampler.steps, validation=result.as_dict())
         if self.accelerator.is_main_process:

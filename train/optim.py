@@ -22,12 +22,16 @@ def build_optimizer(detector: Detector, config: TrainingConfig) -> AdamW:
 def build_schedule(
     optimizer: AdamW, config: TrainingConfig, steps_per_epoch: int
 ) -> CosineLRScheduler:
-    """Linear warm-up, then cosine to zero at `epochs`; call `step_update(step)` before a step."""
+    """Linear warm-up, then cosine from the full rate to zero at `epochs` (AdaTAD's recipe).
+
+    Call `step_update(step)` before every step.
+    """
+    warmup = config.warmup_epochs * steps_per_epoch
     return CosineLRScheduler(
         optimizer,
-        t_initial=config.epochs * steps_per_epoch,
-        warmup_t=config.warmup_epochs * steps_per_epoch,
-        warmup_prefix=False,
+        t_initial=config.epochs * steps_per_epoch - warmup,
+        warmup_t=warmup,
+        warmup_prefix=True,
         t_in_epochs=False,
     )
 

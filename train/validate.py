@@ -4,30 +4,45 @@ from itertools import chain
 
 from accelerate import Accelerator
 from accelerate.utils import gather_object
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from evaluate.annotations import Detection
 from evaluate.mean_ap import MeanAP, mean_average_precision
+from train.batch import Sample
+from train.config import Experiment
 from train.dataset import EvaluationWindows, Item, evaluation_loader
 from train.detector import Detector
 from train.predict import Candidates, detections, predict
 
 
+def window_loader(
+    items: list[Item], overlap: float, config: Experiment, accelerator: Accelerator
+) -> "DataLoader[Sample]":
+    """Return a loader of this process's share of the items' sliding windows."""
+    windows = EvaluationWindows(items, overlap, config)
+    rank, count = accelerator.process_index, accelerator.num_processes
+    return evaluation_loader(windows, config, config.training.workers, rank, count)
+
+
 def detect_all(
-    detector: Detector, items: list[Item], overlap: float, accelerator: Accelerator, what: str
+    detector: Detector,
+    items: list[Item],
+    windows: "DataLoader[Sample]",
+    accelerator: Accelerator,
+    what: str,
 ) -> dict[str, list[Detection]]:
     """Detect in all videos; every process returns all of it, each window counted once.
 
     Args:
         detector: in eval mode, on the accelerator's device.
-        overlap: of the sliding windows.
+        windows: this process's share of the windows of `items` (`window_loader`).
         what: name of the progress bar.
     """
     config, rank, count = detector.config, accelerator.process_index, accelerator.num_processes
-    windows = EvaluationWindows(items, overlap, config)
-    loader = evaluation_loader(windows, config, config.training.workers, rank, count)
-    quiet = not accelerator.is_main_process
-    batches = tqdm(loader, desc=what, unit="batch", leave=False, disable=quiet)
+    batches = tqdm(
+        windows, desc=what, unit="batch", leave=False, disable=not accelerator.is_main_process
+    )
     with accelerator.autocast():
         found = predict(detector, batches, config, accelerator.device)
     # A video's windows may lie in two processes; suppression needs them together.
