@@ -14,7 +14,7 @@ demo: $(READY)
 	$(BIN)/python extract/demo.py --out data/demo
 	$(DEMO_ENV) $(LAUNCH) train/e2e.py --config $(DEMO) --resume
 	$(DEMO_ENV) $(BIN)/python evaluate/run.py --checkpoint runs/demo/forward/last.pt
-	@echo "Look at runs/demo/forward/curves.png and runs/demo/forward/evaluation/tious.png"
+	@echo "Look at runs/demo/forward/curves.png and runs/demo/forward/evaluation/last-test/tious.png"
 
 # The same run on annotations exchanged between videos: it must fail.
 control: $(READY)

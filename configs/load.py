@@ -47,19 +47,34 @@ def parse(kind: type[T], text: str, overrides: Sequence[str] = (), source: str =
     )
     parser = ArgumentParser(exit_on_error=False, allow_abbrev=False)
     parser.add_class_arguments(kind, nested_key=None, fail_untyped=True)
+    blame = source
     try:
         parsed = parser.parse_object(content)
-        parsed = parser.parse_args(list(overrides), namespace=parsed)
+        if overrides:
+            blame = "command line"
+            parsed = parser.parse_args(list(overrides), namespace=parsed)
         built: Namespace = parser.instantiate(parsed)
         return kind(**vars(built))
     except (ParserError, ValueError, TypeError) as error:
-        raise ValueError(f"{source}: {_plain(str(error))}") from error
+        raise ValueError(f"{blame}: {_plain(str(error))}") from error
 
 
 def dump(config: Any) -> str:
     """Return an experiment as YAML text that `parse` reads back to an equal object."""
     plain = dataclasses.asdict(config)
     return yaml.safe_dump(_lists(plain), sort_keys=False, allow_unicode=True)
+
+
+def flatten(config: Any) -> dict[str, Any]:
+    """Return all settings of an experiment by their dotted names."""
+    flat: dict[str, Any] = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            flat |= {f"{field.name}.{name}": inner for name, inner in flatten(value).items()}
+        else:
+            flat[field.name] = value
+    return flat
 
 
 def field_names(kind: type, prefix: str = "") -> list[str]:

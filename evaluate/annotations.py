@@ -7,7 +7,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -103,6 +103,20 @@ def select(annotations: Annotations, subset: str) -> list[Video]:
             f"{_did_you_mean(subset, subsets)}"
         )
     return videos
+
+
+def with_duration(video: Video, duration_s: float, warnings: Counter[str]) -> Video:
+    """Complete a video whose duration the annotations do not know, and check its segments.
+
+    Raises ValueError for a segment far outside the video; adds to `warnings` what is tolerated.
+    """
+    segments = tuple(
+        _beyond(segment, duration_s, warnings, f"video {video.name!r}, entry {index}")
+        if segment.end_s > duration_s
+        else segment
+        for index, segment in enumerate(video.segments)
+    )
+    return replace(video, duration_s=duration_s, segments=segments)
 
 
 def read_predictions(path: Path) -> dict[str, list[Detection]]:

@@ -103,7 +103,6 @@ class Backbone(nn.Module):
         return tokens.view(batch, length // TUBELET, -1, tokens.shape[-1])
 
     def _block(self, k: int, tokens: Tensor) -> Tensor:
-        # A frozen trunk in front of nothing that learns needs no graph, so no recomputation.
         if self.config.activation_checkpointing and torch.is_grad_enabled():
             result: Tensor = checkpoint(self._run_block, k, tokens, use_reentrant=False)
             return result

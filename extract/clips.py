@@ -41,6 +41,11 @@ class SamplingConfig:
     crop: tuple[float, float] = (0.9, 1.0)
 
     def __post_init__(self) -> None:
+        for name in ("window_size", "scale_factor", "snippet_stride"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"sampling.{name} must be at least 1, not {getattr(self, name)}")
+        if not 0 < self.min_completeness <= 1:
+            raise ValueError("sampling.min_completeness must be a share above 0, at most 1")
         if self.samples % CLIP_FRAMES:
             raise ValueError(
                 f"sampling.window_size × sampling.scale_factor is {self.samples}; "
@@ -178,7 +183,9 @@ def truth_inside(
     return clipped[kept], kept
 
 
-def to_frames(seconds: NDArray[np.floating], duration: float, frames: int) -> NDArray[np.floating]:
+def seconds_to_frames(
+    seconds: NDArray[np.floating], duration: float, frames: int
+) -> NDArray[np.floating]:
     """Map times to frame numbers as the published models were trained: rounded down."""
     return np.floor(seconds / duration * frames)
 

@@ -27,6 +27,7 @@ from extract.scenes import ACTIONS, random_scene, render
 FRAME_RATES = (15, 18, 20, 24)
 SIZES = ((96, 128), (96, 112), (112, 96), (104, 136))  # height, width
 SUBSETS = ("training", "validation", "test")
+STAMP = "demo.json"  # only a folder with this file is ours to delete
 CHUNK = 128  # frames drawn at a time
 # x264's lookahead reads memory beside frames whose width is no multiple of 64: its decisions, and
 # so the file's bytes, would differ from run to run.
@@ -50,15 +51,24 @@ class DemoConfig:
 
 
 def write_dataset(folder: Path, config: DemoConfig, processes: int = 2) -> None:
-    """Write all videos and annotation files into `folder`; a complete one is left alone."""
-    stamp = folder / "demo.json"
+    """Write all videos and annotation files into `folder`.
+
+    A complete dataset of the same settings is left alone; an unfinished or other demo dataset is
+    made anew.
+
+    Raises:
+        ValueError: the folder holds something else, which is not touched.
+    """
+    stamp = folder / STAMP
     wanted = json.dumps(asdict(config))
-    if stamp.exists() and stamp.read_text() == wanted:
-        return
-    if folder.exists() and any(folder.iterdir()) and not (folder / "videos").is_dir():
+    if stamp.exists():
+        if stamp.read_text() == wanted:
+            return
+        shutil.rmtree(folder)
+    elif folder.exists() and any(folder.iterdir()):
         raise ValueError(f"{folder} is not empty and no demo dataset; choose another --out")
-    shutil.rmtree(folder, ignore_errors=True)
     (folder / "videos").mkdir(parents=True)
+    stamp.write_text("unfinished")
     jobs = [
         (folder / "videos", subset, index, config)
         for subset in SUBSETS

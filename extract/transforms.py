@@ -1,6 +1,8 @@
 """From decoded frames to the backbone's input size, with the training augmentation.
 
-One draw of an augmentation holds for all frames of a window: actions must not flicker.
+One draw of an augmentation holds for all frames of a window, so that objects stay where they are.
+(Two of RandAugment's operations, AutoContrast and Equalize, look at each frame's own histogram, in
+the published recipe too.)
 """
 
 from dataclasses import dataclass
@@ -31,6 +33,17 @@ class PixelConfig:
     flip: float = 0.5
     rand_augment: int = 2
     colour_jitter: tuple[float, float, float, float] | None = (0.5, 0.5, 0.5, 0.1)
+
+    def __post_init__(self) -> None:
+        for name in ("size", "train_short_side"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"pixels.{name} must be at least 1 pixel")
+        if not 0 <= self.flip <= 1:
+            raise ValueError(f"pixels.flip is a probability, not {self.flip}")
+        if self.rand_augment < 0:
+            raise ValueError("pixels.rand_augment is a number of operations, 0 for none")
+        if self.random_crop and not 0 < self.random_crop[0] <= self.random_crop[1] <= 1:
+            raise ValueError("pixels.random_crop must be two rising shares in (0, 1]")
 
 
 def evaluation_transform(config: PixelConfig) -> v2.Transform:

@@ -1,5 +1,6 @@
 """Frames of a file, frame-exact; forward and reversed from one decode."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +66,10 @@ class VideoReader:
 
 
 def _cause(error: Exception) -> str:
-    """The last line of a decoder's message, without its source position."""
+    """The first line of a decoder's message, without its own source positions."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0].split("] ", 1)[-1] if lines else type(error).__name__
+    if not lines:
+        return type(error).__name__
+    if "Check failed" in lines[0]:
+        return "its data are damaged"
+    return re.sub(r"^.*?(\[\d\d:\d\d:\d\d\] )?\S+\.(cc|h):\d+: ?", "", lines[0]) or lines[0]

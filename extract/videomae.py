@@ -35,6 +35,9 @@ class TrunkConfig:
     drop_path: float = 0.1
 
     def __post_init__(self) -> None:
+        for name in ("width", "depth", "heads", "patch", "image_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"trunk.{name} must be at least 1, not {getattr(self, name)}")
         if self.width % self.heads:
             raise ValueError(f"trunk.width {self.width} does not divide by {self.heads} heads")
         if self.image_size % self.patch:

@@ -35,7 +35,11 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise ValueError(f"{path} cannot be read as a checkpoint: {error}") from error
-    state = content.get("state_dict", content) if isinstance(content, dict) else {}
+    state: object = content
+    if isinstance(content, dict):
+        # OpenTAD evaluates the averaged weights where it has them.
+        state = content.get("state_dict_ema", content.get("state_dict", content))
+    state = state if isinstance(state, dict) else {}
     tensors = {key: value for key, value in state.items() if isinstance(value, Tensor)}
     if not tensors:
         raise ValueError(f"{path} holds no tensors at its top level or under 'state_dict'")

@@ -2,7 +2,6 @@
 
 import json
 import math
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from extract.weights import from_opentad as split_opentad
 from extract.weights import load_strictly, read_tensors
+from tests.conftest import GOLDEN
 from train.actionformer import ActionFormer, HeadConfig, from_opentad, to_opentad
 from train.points import decode, pyramid_points
 
@@ -37,18 +37,18 @@ def prefix_mask(*valid: int, length: int) -> Tensor:
 
 
 @pytest.fixture(scope="module")
-def golden(shared: Path) -> dict[str, Tensor]:
-    return load_file(shared / "golden/adatad_tiny/activations.safetensors")
+def golden() -> dict[str, Tensor]:
+    return load_file(GOLDEN / "activations.safetensors")
 
 
 @pytest.fixture(scope="module")
-def opentad_state(shared: Path) -> dict[str, Tensor]:
-    return split_opentad(read_tensors(shared / "golden/adatad_tiny/opentad_checkpoint.pth"))[1]
+def opentad_state() -> dict[str, Tensor]:
+    return split_opentad(read_tensors(GOLDEN / "opentad_checkpoint.pth"))[1]
 
 
 @pytest.fixture(scope="module")
-def tiny(shared: Path, opentad_state: dict[str, Tensor]) -> ActionFormer:
-    sizes = json.loads((shared / "golden/adatad_tiny/config.json").read_text())
+def tiny(opentad_state: dict[str, Tensor]) -> ActionFormer:
+    sizes = json.loads((GOLDEN / "config.json").read_text())
     config = HeadConfig(width=sizes["proj"], heads=4, levels=sizes["levels"])
     head = ActionFormer(sizes["embed"], sizes["ncls"], config).eval()
     load_strictly(head, from_opentad(opentad_state), "golden")

@@ -1,7 +1,6 @@
 """The backbone against reference numbers of an independent implementation."""
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +11,7 @@ from extract.adapters import TemporalAdapter
 from extract.backbone import Backbone, BackboneConfig
 from extract.videomae import TrunkConfig
 from extract.weights import from_opentad, load_strictly, read_tensors
+from tests.conftest import GOLDEN
 
 
 def relative(actual: Tensor, expected: Tensor) -> float:
@@ -19,17 +19,16 @@ def relative(actual: Tensor, expected: Tensor) -> float:
 
 
 @pytest.fixture(scope="module")
-def golden(shared: Path) -> dict[str, Tensor]:
-    return load_file(shared / "golden/adatad_tiny/activations.safetensors")
+def golden() -> dict[str, Tensor]:
+    return load_file(GOLDEN / "activations.safetensors")
 
 
 @pytest.fixture(scope="module")
-def tiny(shared: Path) -> Backbone:
-    folder = shared / "golden/adatad_tiny"
-    sizes = json.loads((folder / "config.json").read_text())
+def tiny() -> Backbone:
+    sizes = json.loads((GOLDEN / "config.json").read_text())
     trunk = TrunkConfig(sizes["embed"], sizes["depth"], sizes["heads"], image_size=sizes["img"])
     backbone = Backbone(BackboneConfig(trunk)).eval()
-    tensors, _ = from_opentad(read_tensors(folder / "opentad_checkpoint.pth"))
+    tensors, _ = from_opentad(read_tensors(GOLDEN / "opentad_checkpoint.pth"))
     load_strictly(backbone, tensors, "golden")
     return backbone
 

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from extract.clips import (
     SamplingConfig,
     random_window,
+    seconds_to_frames,
     sliding_windows,
-    to_frames,
     truth_inside,
     whole_video,
 )
@@ -87,7 +87,7 @@ def test_truth_moves_with_the_frames() -> None:
 
 def test_seconds_become_frames_rounded_down() -> None:
     seconds = np.array([[1.0, 2.05]])
-    assert to_frames(seconds, duration=10.0, frames=253).tolist() == [[25, 51]]
+    assert seconds_to_frames(seconds, duration=10.0, frames=253).tolist() == [[25, 51]]
 
 
 def test_truth_is_clipped_and_the_incomplete_dropped() -> None:

@@ -70,6 +70,16 @@ def test_overrides_win() -> None:
         (["--direction", "sideways"], "direction(?s:.)*forward"),
         (["--head.width", "130"], "not a multiple of heads"),
         (["--training.stop_epoch", "500"], "behind training.epochs"),
+        (["--evaluation.tious", "[]"], "overlaps in"),
+        (["--evaluation.tious", "[0.5, 2]"], "overlaps in"),
+        (["--sampling.scale_factor", "0"], "at least 1"),
+        (["--sampling.min_completeness", "7"], "min_completeness"),
+        (["--pixels.flip", "2"], "probability"),
+        (["--pixels.size", "50"], "multiple of backbone.trunk.patch"),
+        (["--head.levels", "9"], "multiple of 256"),
+        (["--training.lr", "-1"], "must not be negative"),
+        (["--backbone.trunk.depth", "0"], "at least 1"),
+        (["--training.lr"], "command line"),
     ],
 )
 def test_wrong_settings_are_refused(overrides: list[str], message: str) -> None:

@@ -1,5 +1,6 @@
 """Samples: what they hold, in both directions, and that nothing but seed and epoch decides them."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from configs.load import load
 from extract.demo import DemoConfig, write_dataset
 from extract.transforms import PixelConfig, apply, evaluation_transform, train_transform
 from tests.conftest import REPOSITORY
-from train.config import Experiment
+from train.config import DataConfig, Experiment
 from train.dataset import (
     EpochSampler,
     EvaluationWindows,
@@ -141,6 +142,52 @@ def test_missing_and_broken_videos_are_listed_together(config: Experiment, tmp_p
     assert "training_002: no such file" in message and "training_000" not in message
     with pytest.raises(ValueError, match="there is no folder"):
         load_items(replace(data, videos="nowhere"), load_annotations(data), "training")
+
+
+def annotated(tmp_path: Path, segment: list[float]) -> DataConfig:
+    """A dataset of one 4-second video, whose duration only the file knows."""
+    write_dataset(tmp_path / "demo", DemoConfig(1, 0, 0, 4, 4), processes=1)
+    entry = {"segment": segment, "label": "wave"}
+    database = {"training_000": {"subset": "all", "annotations": [entry]}}
+    (tmp_path / "annotations.json").write_text(json.dumps({"database": database}))
+    videos = str(tmp_path / "demo/videos")
+    return DataConfig(str(tmp_path / "annotations.json"), videos, "all", None, "all")
+
+
+def test_truth_is_checked_against_the_file_where_nothing_else_knows(tmp_path: Path) -> None:
+    data = annotated(tmp_path, [1, 4.5])
+    annotations = load_annotations(data)
+    (item,) = load_items(data, annotations, "all")
+    assert item.truth[0].end_s == item.duration_s and item.segments[0, 1] == item.frames
+    assert annotations.warnings == {"segments clipped to the end of their video": 1}
+    data = annotated(tmp_path / "frames", [100, 200])
+    with pytest.raises(ValueError, match=r"training_000(?s:.)*Are the times in seconds\?"):
+        load_items(data, load_annotations(data), "all")
+
+
+def test_sidecar_files_are_no_videos_and_twins_are_refused(tmp_path: Path) -> None:
+    data = annotated(tmp_path, [1, 2])
+    folder = Path(data.videos)
+    (folder / "training_000.srt").write_text("subtitles")
+    (item,) = load_items(data, load_annotations(data), "all")
+    assert item.path.suffix == ".mp4"
+    (folder / "training_000.mkv").write_bytes(item.path.read_bytes())
+    with pytest.raises(ValueError, match="share a name"):
+        load_items(data, load_annotations(data), "all")
+
+
+def test_missing_files_are_named_with_their_setting(tmp_path: Path) -> None:
+    data = annotated(tmp_path, [1, 2])
+    for name in ("annotations", "classes", "info_csv"):
+        value = ("gone.csv",) if name == "info_csv" else "gone.csv"
+        with pytest.raises(ValueError, match=rf"data\.{name}: there is no file gone\.csv"):
+            load_annotations(replace(data, **{name: value}))  # type: ignore[arg-type]
+
+
+def test_epochs_hold_whole_updates() -> None:
+    """A gradient that crosses from one epoch to the next could not be resumed."""
+    assert len(list(EpochSampler(50, 1, 0, 1, seed=0, accumulate=4))) == 48
+    assert len(list(EpochSampler(3, 1, 0, 1, seed=0, accumulate=4))) == 4
 
 
 def striped(count: int = 5) -> np.ndarray:

@@ -15,7 +15,7 @@ from extract.backbone import Backbone, BackboneConfig
 from extract.clips import SamplingConfig, sliding_windows
 from extract.videomae import TrunkConfig
 from extract.weights import from_opentad, load_strictly, read_tensors
-from tests.conftest import REPOSITORY
+from tests.conftest import GOLDEN, REPOSITORY
 from train.actionformer import HeadConfig, HeadOutput
 from train.actionformer import from_opentad as head_from_opentad
 from train.batch import Batch
@@ -28,8 +28,8 @@ from train.predict import Candidates, detections, predict, strongest
 CLASSES = ("a", "b", "c", "d", "e")
 
 
-def golden_detector(folder: Path) -> Detector:
-    sizes = json.loads((folder / "config.json").read_text())
+def golden_detector() -> Detector:
+    sizes = json.loads((GOLDEN / "config.json").read_text())
     trunk = TrunkConfig(sizes["embed"], sizes["depth"], sizes["heads"], image_size=sizes["img"])
     demo = load(Experiment, REPOSITORY / "configs/e2e/demo/forward.yaml")
     config = replace(
@@ -39,17 +39,16 @@ def golden_detector(folder: Path) -> Detector:
         sampling=SamplingConfig(window_size=sizes["window"], snippet_stride=1),
     )
     detector = Detector(config, CLASSES[: sizes["ncls"]]).eval()
-    backbone, head = from_opentad(read_tensors(folder / "opentad_checkpoint.pth"))
+    backbone, head = from_opentad(read_tensors(GOLDEN / "opentad_checkpoint.pth"))
     load_strictly(detector.backbone, backbone, "golden")
     load_strictly(detector.head, head_from_opentad(head), "golden")
     return detector
 
 
 @torch.inference_mode()
-def test_pixels_to_scores_match_reference(shared: Path) -> None:
-    folder = shared / "golden/adatad_tiny"
-    detector = golden_detector(folder)
-    golden = load_file(folder / "activations.safetensors")
+def test_pixels_to_scores_match_reference() -> None:
+    detector = golden_detector()
+    golden = load_file(GOLDEN / "activations.safetensors")
     output = detector(golden["video"][:1], torch.ones(1, 64, dtype=torch.bool))
     scores = output.flat()[0][0].sigmoid()
     expected = golden["full_scores_0"]

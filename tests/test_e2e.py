@@ -18,10 +18,11 @@ from evaluate.annotations import read_predictions
 from extract.backbone import Mode
 from extract.demo import DemoConfig, write_dataset
 from tests.conftest import REPOSITORY
-from train.checkpoint import load_checkpoint
+from train.checkpoint import Checkpoint, load_checkpoint, refuse_other_run
 from train.config import Experiment
 from train.dataset import load_annotations, load_items
 from train.detector import Detector
+from train.errors import message
 from train.log import read_metrics
 from train.loop import TrainingRun
 
@@ -63,7 +64,9 @@ def accelerator() -> Iterator[Accelerator]:
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
-def script(*arguments: object, launcher: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+def script(
+    *arguments: object, launcher: tuple[str, ...] = (), timeout: float = 300
+) -> subprocess.CompletedProcess[str]:
     """Run one of the entry scripts in a process of its own, from the repository's root."""
     return subprocess.run(
         [sys.executable, *launcher, *map(str, arguments)],
@@ -71,7 +74,7 @@ def script(*arguments: object, launcher: tuple[str, ...] = ()) -> subprocess.Com
         env=ENVIRONMENT,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=timeout,
     )
 
 
@@ -208,14 +211,73 @@ def test_a_resumed_run_is_the_run_that_would_have_been(
     assert curves[0] == curves[1] and curves[0]
 
 
-def test_resuming_with_other_settings_is_refused(
-    data: list[str], tmp_path: Path, accelerator: Accelerator
+def test_only_the_same_run_is_resumed(data: list[str], tmp_path: Path) -> None:
+    common = [*data, *QUICK, f"--out={tmp_path / 'run'}"]
+    config = load(Experiment, DEMO, common)
+    saved = Checkpoint(config, ("a", "b"), {}, {}, {"processes": 1})
+    path = Path("last.pt")
+    for override, expected in {
+        "--training.lr=0.5": r"training\.lr was 0\.001, is 0\.5",
+        "--training.batch_size=8": r"training\.batch_size was 2, is 8",
+        "--evaluation.tious=[0.5]": r"evaluation\.tious",
+        "--direction=reversed": r"direction was forward, is reversed",
+    }.items():
+        other = load(Experiment, DEMO, [*common, override])
+        with pytest.raises(ValueError, match=expected):
+            refuse_other_run(path, saved, other, ("a", "b"), 1)
+    with pytest.raises(ValueError, match="classes were a, b, are b, a"):
+        refuse_other_run(path, saved, config, ("b", "a"), 1)
+    with pytest.raises(ValueError, match="processes were 1, are 2"):
+        refuse_other_run(path, saved, config, ("a", "b"), 2)
+    longer = load(Experiment, DEMO, [*common, "--training.stop_epoch=3", "--training.workers=5"])
+    refuse_other_run(path, saved, longer, ("a", "b"), 1)
+
+
+def test_a_refused_resume_leaves_the_run_as_it_was(trained: Path, data: list[str]) -> None:
+    before = {name: (trained / name).read_bytes() for name in ("config.yaml", "last.pt")}
+    arguments = ["train/e2e.py", "--resume", "--config", DEMO, *data, *QUICK, "--out", trained]
+    done = script(*arguments, "--training.lr=0.5")
+    assert done.returncode == 1 and "training.lr was 0.001, is 0.5" in done.stderr
+    assert before == {name: (trained / name).read_bytes() for name in before}
+
+
+def test_a_subset_without_annotations_gets_detections(
+    trained: Path, data: list[str], tmp_path: Path
 ) -> None:
-    config = load(Experiment, DEMO, [*data, *QUICK, f"--out={tmp_path / 'run'}"])
-    build(config, accelerator)._save(improved=False)
-    other = replace(config, training=replace(config.training, lr=0.5))
-    with pytest.raises(ValueError, match=r"differs in: lr: 0\.5"):
-        build(other, accelerator, resume=True)
+    annotations = json.loads(Path(data[0].split("=")[1]).read_text())
+    for video in annotations["database"].values():
+        if video["subset"] == "test":
+            del video["annotations"]
+    (tmp_path / "unlabelled.json").write_text(json.dumps(annotations))
+    done = script(
+        *("evaluate/run.py", "--checkpoint", trained / "best.pt", "--out", tmp_path / "out"),
+        *("--annotations", tmp_path / "unlabelled.json", "--training.workers=0"),
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "no annotations to score against" in done.stdout
+    assert len(read_predictions(tmp_path / "out/predictions.json")) == 3
+    assert not (tmp_path / "out/metrics.json").exists()
+
+
+def test_predictions_of_something_else_are_warned_about(data: list[str], tmp_path: Path) -> None:
+    entry = {"segment": [0, 1], "label": "Juggling", "score": 0.5}
+    (tmp_path / "p.json").write_text(json.dumps({"results": {"elsewhere": [entry]}}))
+    annotations = data[0].split("=")[1]
+    done = script(
+        *("evaluate/run.py", "--predictions", tmp_path / "p.json", "--annotations", annotations),
+        *("--subset", "test"),
+    )
+    assert done.returncode == 0, done.stderr
+    assert "1 of 1 predicted videos are not in subset 'test'" in done.stdout
+    assert "labels that the annotations do not have: Juggling" in done.stdout
+    assert (tmp_path / "p-test/metrics.json").exists()
+
+
+def test_a_workers_error_is_one_line() -> None:
+    text = "Caught VideoError in DataLoader worker process 0.\nOriginal Traceback (most recent call"
+    text += " last):\n  File x\nextract.video.VideoError: a.mp4: cannot be decoded: its data are"
+    assert message(ValueError(text)) == "error: a.mp4: cannot be decoded: its data are"
+    assert message(ValueError("plain: text")) == "error: plain: text"
 
 
 @pytest.mark.parametrize("mode", ["adapter", "frozen", "full"])
@@ -291,10 +353,10 @@ def test_users_errors_are_one_line_without_a_traceback(
         ([*base, "--backbone.weights=absent.pth", "--out", tmp_path / "b"], "no checkpoint at"),
         (["evaluate/run.py", "--checkpoint", tmp_path / "absent.pt"], "no checkpoint at"),
     ]
-    for arguments, message in cases:
+    for arguments, expected in cases:
         done = script(*arguments)
         assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
-        assert message in done.stderr and "error: " in done.stderr
+        assert expected in done.stderr and "error: " in done.stderr
     assert not (tmp_path / "a").exists()
 
 
@@ -327,8 +389,8 @@ def test_the_pipeline_runs_on_real_clips(shared: Path, tmp_path: Path) -> None:
     assert "2/2" in done.stderr
     done = script("evaluate/run.py", "--checkpoint", out / "last.pt")
     assert done.returncode == 0, done.stdout + done.stderr
-    found = read_predictions(out / "evaluation/predictions.json")
+    found = read_predictions(out / "evaluation/last-test/predictions.json")
     assert list(found) == ["part_0"] and found["part_0"]
     duration = 32 / 30
     assert all(0 <= d.start_s <= d.end_s <= duration + 1e-6 for d in found["part_0"])
-    assert "average_mAP" in json.loads((out / "evaluation/metrics.json").read_text())
+    assert "average_mAP" in json.loads((out / "evaluation/last-test/metrics.json").read_text())

@@ -1,7 +1,6 @@
 """Losses against reference numbers and formulas written out by hand."""
 
 import math
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tests.conftest import GOLDEN
 from train.actionformer import ActionFormer, HeadConfig, HeadOutput
 from train.losses import (
     PositivesAverage,
@@ -45,8 +45,8 @@ class Waits(TorchDispatchMode):
 
 
 @pytest.fixture(scope="module")
-def golden(shared: Path) -> dict[str, Tensor]:
-    return load_file(shared / "golden/adatad_tiny/activations.safetensors")
+def golden() -> dict[str, Tensor]:
+    return load_file(GOLDEN / "activations.safetensors")
 
 
 def golden_case(golden: dict[str, Tensor]) -> tuple[HeadOutput, Targets]:

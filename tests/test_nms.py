@@ -1,6 +1,5 @@
 """Suppression against reference numbers, and against the obvious loop."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +9,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
 from evaluate.nms import Floats, Labels, NmsConfig, suppress
+from tests.conftest import GOLDEN
 
 Rows = list[tuple[float, float, float, int]]  # start, end, score, label
 
@@ -35,7 +35,7 @@ def run(rows: Rows, **options: Any) -> Rows:
 
 # ------------------------------------------------------------------ reference numbers
 
-GOLDEN = {
+CASES = {
     "soft_multiclass": NmsConfig(sigma=0.7, min_score=0.001, max_segments=300),
     "soft_agnostic_voting": NmsConfig(
         multiclass=False, sigma=0.5, voting_threshold=0.7, max_segments=200
@@ -46,11 +46,11 @@ GOLDEN = {
 }
 
 
-@pytest.mark.parametrize("case", GOLDEN)
-def test_equals_the_reference(shared: Path, case: str) -> None:
-    golden = load_file(shared / "golden" / "adatad_tiny" / "nms.safetensors")
+@pytest.mark.parametrize("case", CASES)
+def test_equals_the_reference(case: str) -> None:
+    golden = load_file(GOLDEN / "nms.safetensors")
     table = golden["segments"], golden["scores"], golden["labels"]
-    segments, scores, labels = suppress(*table, GOLDEN[case])
+    segments, scores, labels = suppress(*table, CASES[case])
     np.testing.assert_array_equal(labels, golden[f"{case}.labels"])
     np.testing.assert_allclose(scores, golden[f"{case}.scores"], rtol=1e-6, atol=1e-7)
     np.testing.assert_allclose(segments, golden[f"{case}.segments"], rtol=1e-6)

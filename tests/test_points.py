@@ -1,7 +1,5 @@
 """Pyramid points and targets against reference numbers and a slow loop."""
 
-from pathlib import Path
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,6 +7,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor
 
+from tests.conftest import GOLDEN
 from train.points import (
     Targets,
     assign,
@@ -59,8 +58,8 @@ def slow_assignment(
 
 
 @pytest.fixture(scope="module")
-def golden(shared: Path) -> dict[str, Tensor]:
-    return load_file(shared / "golden/adatad_tiny/activations.safetensors")
+def golden() -> dict[str, Tensor]:
+    return load_file(GOLDEN / "activations.safetensors")
 
 
 def test_targets_match_reference(golden: dict[str, Tensor]) -> None:

@@ -106,9 +106,21 @@ def test_a_complete_dataset_is_left_alone_and_foreign_files_are_safe(tmp_path: P
     write_dataset(folder, SMALL, processes=1)
     assert marker.stat().st_mtime_ns == before
     (tmp_path / "precious.txt").write_text("mine")
+    (tmp_path / "videos").mkdir()
     with pytest.raises(ValueError, match="no demo dataset"):
         write_dataset(tmp_path, SMALL, processes=1)
-    assert (tmp_path / "precious.txt").read_text() == "mine"
+    assert (tmp_path / "precious.txt").read_text() == "mine" and (tmp_path / "videos").is_dir()
+
+
+def test_an_unfinished_dataset_is_made_anew(tmp_path: Path) -> None:
+    write_dataset(tmp_path / "whole", SMALL, processes=1)
+    folder = tmp_path / "broken"
+    (folder / "videos").mkdir(parents=True)
+    (folder / "demo.json").write_text("unfinished")
+    (folder / "videos/training_000.mp4").write_bytes(b"half")
+    write_dataset(folder, SMALL, processes=1)
+    name = "videos/training_000.mp4"
+    assert (folder / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
 def test_exchange_moves_training_truth_and_leaves_the_test_alone(tmp_path: Path) -> None:

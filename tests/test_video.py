@@ -8,6 +8,7 @@ import pytest
 from numpy.typing import NDArray
 
 from extract.video import VideoError, VideoReader
+from train.dataset import item_of
 
 
 def sequential(path: Path) -> NDArray[np.uint8]:
@@ -107,6 +108,13 @@ def test_bad_files_are_refused_by_name_and_cause(tmp_path: Path) -> None:
             VideoReader(tmp_path / name)
         assert str(tmp_path / name) in str(caught.value)
         assert "\n" not in str(caught.value)
+
+
+def test_a_damaged_clip_is_refused(shared: Path) -> None:
+    with pytest.raises(
+        ValueError, match=r"corrupted\.mp4: cannot be decoded: its data are damaged"
+    ):
+        item_of(shared / "clips/corrupted.mp4")
 
 
 def test_frames_outside_the_video_are_refused(tmp_path: Path) -> None:

@@ -7,10 +7,18 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from configs.load import dump, parse
+from configs.load import dump, flatten, parse
 from train.config import Experiment
 
 FORMAT = "palindrome-1"
+FREE_TO_CHANGE = {  # settings that decide where, how long and how closely watched, not what
+    "out",
+    "training.stop_epoch",
+    "training.validate_every",
+    "training.validate_from",
+    "training.workers",
+    "evaluation.batch_size",
+}
 
 
 class Checkpoint(NamedTuple):
@@ -39,6 +47,40 @@ def save_checkpoint(path: Path, content: Checkpoint) -> None:
         file.flush()
         os.fsync(file.fileno())
     aside.replace(path)
+
+
+def refuse_other_run(
+    path: Path, saved: Checkpoint, config: Experiment, classes: tuple[str, ...], processes: int
+) -> None:
+    """Stop with a list of differences unless `saved` can be gone on from with these settings.
+
+    Raises:
+        ValueError: settings that shape the run, the classes or the number of processes differ.
+    """
+    ours, theirs = flatten(config), flatten(saved.config)
+    lines = [
+        f"{name} was {theirs[name]}, is {ours[name]}"
+        for name in ours
+        if ours[name] != theirs[name] and name not in FREE_TO_CHANGE
+    ]
+    if saved.classes != classes:
+        lines.append(f"classes were {', '.join(saved.classes)}, are {', '.join(classes)}")
+    if saved.training["processes"] != processes:
+        lines.append(f"processes were {saved.training['processes']}, are {processes}")
+    if lines:
+        raise ValueError(
+            f"{path} belongs to another run: {'; '.join(lines)}. Resume with the settings in its "
+            "config.yaml, or start anew in another `out`"
+        )
+
+
+def is_checkpoint(path: str | Path) -> bool:
+    """Say whether a file is a checkpoint of this project, without reading its tensors."""
+    try:
+        fields = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception:
+        return False  # whoever loads it in earnest says why
+    return isinstance(fields, dict) and fields.get("format") == FORMAT
 
 
 def load_checkpoint(path: str | Path) -> Checkpoint:

@@ -74,6 +74,11 @@ class TrainingConfig:
         for name in ("epochs", "stop_epoch", "batch_size", "accumulate", "validate_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"training.{name} must be at least 1")
+        for name in ("lr", "backbone_lr", "weight_decay", "clip_norm", "workers", "warmup_epochs"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"training.{name} must not be negative")
+        if self.warmup_epochs >= self.epochs:
+            raise ValueError("training.warmup_epochs must be below training.epochs")
         if self.stop_epoch > self.epochs:
             raise ValueError(
                 f"training.stop_epoch {self.stop_epoch} lies behind training.epochs {self.epochs}, "
@@ -100,6 +105,13 @@ class EvaluationConfig:
     batch_size: int = 2
     nms: NmsConfig = field(default_factory=NmsConfig)
 
+    def __post_init__(self) -> None:
+        if not self.tious or not all(0 < tiou <= 1 for tiou in self.tious):
+            raise ValueError(f"evaluation.tious must be overlaps in (0, 1], not {self.tious}")
+        for name in ("max_per_window", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"evaluation.{name} must be at least 1")
+
 
 @dataclass(frozen=True)
 class Experiment:
@@ -114,3 +126,16 @@ class Experiment:
     head: HeadConfig
     training: TrainingConfig
     evaluation: EvaluationConfig
+
+    def __post_init__(self) -> None:
+        coarsest = 2 ** (self.head.levels - 1)
+        if self.sampling.window_size % coarsest:
+            raise ValueError(
+                f"sampling.window_size {self.sampling.window_size} must be a multiple of "
+                f"{coarsest}, the coarsest stride of head.levels {self.head.levels}"
+            )
+        if self.pixels.size % self.backbone.trunk.patch:
+            raise ValueError(
+                f"pixels.size {self.pixels.size} must be a multiple of backbone.trunk.patch "
+                f"{self.backbone.trunk.patch}"
+            )

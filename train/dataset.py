@@ -4,6 +4,7 @@ A training sample depends on the seed, the epoch and its index alone, never on w
 process makes it: runs are reproducible with any number of them.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -15,13 +16,24 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from evaluate.annotations import Annotations, Segment, Video, read_annotations, select
-from extract.clips import Window, random_window, sliding_windows, to_frames, truth_inside
+from evaluate.annotations import (
+    Annotations,
+    Segment,
+    Video,
+    read_annotations,
+    select,
+    with_duration,
+)
+from extract.clips import Window, random_window, seconds_to_frames, sliding_windows, truth_inside
 from extract.reversal import reverse_segments
 from extract.transforms import apply, evaluation_transform, train_transform
 from extract.video import VideoError, VideoReader
 from train.batch import Sample, collate
 from train.config import DataConfig, Experiment
+
+VIDEO_SUFFIXES = {
+    *(".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".wmv")
+}
 
 
 @dataclass(frozen=True)
@@ -42,20 +54,44 @@ class Item:
 
 
 def item_of(path: str | Path) -> Item:
-    """Return a file without truth as an item."""
+    """Return a file without truth as an item; one that does not decode is refused."""
     reader = VideoReader(path)
+    reader.frames(np.array([0, len(reader) - 1]))
     nothing = np.zeros((0, 2)), np.zeros(0, np.int64)
     return Item(Path(path).stem, Path(path), len(reader), len(reader) / reader.fps, *nothing, ())
 
 
 def load_annotations(data: DataConfig) -> Annotations:
-    """Read the experiment's annotation file, class list and video tables."""
+    """Read the experiment's annotation file, class list and video tables.
+
+    Raises:
+        ValueError: a file is missing or malformed.
+    """
+    for setting, path in (
+        ("annotations", data.annotations),
+        ("classes", data.classes),
+        *(("info_csv", path) for path in data.info_csv),
+    ):
+        if path and not Path(path).is_file():
+            raise ValueError(f"data.{setting}: there is no file {path}")
     return read_annotations(
         Path(data.annotations),
         classes=Path(data.classes) if data.classes else None,
         info_csv=[Path(path) for path in data.info_csv],
         blocked=data.blocked,
     )
+
+
+def _video_files(folder: Path) -> dict[str, Path]:
+    files: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() in VIDEO_SUFFIXES:
+            if path.stem in files:
+                raise ValueError(
+                    f"data.videos: {files[path.stem]} and {path} share a name; remove one"
+                )
+            files[path.stem] = path
+    return files
 
 
 def load_items(data: DataConfig, annotations: Annotations, subset: str) -> list[Item]:
@@ -67,9 +103,10 @@ def load_items(data: DataConfig, annotations: Annotations, subset: str) -> list[
     folder = Path(data.videos)
     if not folder.is_dir():
         raise ValueError(f"data.videos: there is no folder {folder}")
-    files = {path.stem: path for path in sorted(folder.iterdir()) if path.is_file()}
+    files = _video_files(folder)
     videos = select(annotations, subset)
     index = {label: i for i, label in enumerate(annotations.classes)}
+    warnings: Counter[str] = Counter()
 
     def build(video: Video) -> Item | str:
         if video.name not in files:
@@ -79,18 +116,27 @@ def load_items(data: DataConfig, annotations: Annotations, subset: str) -> list[
         except VideoError as error:
             return str(error)
         # The file knows best how many frames it has; the annotations how long they think it is.
+        if video.duration_s is None:
+            try:
+                video = with_duration(video, item.duration_s, warnings)
+            except ValueError as error:
+                return str(error)
         duration = video.duration_s or item.duration_s
+        if abs(duration - item.duration_s) > max(1.0, 0.02 * duration):
+            warnings["videos whose file is longer or shorter than annotated"] += 1
         seconds = np.array([s[1:] for s in video.segments], np.float64).reshape(-1, 2)
         return replace(
             item,
             duration_s=duration,
-            segments=to_frames(seconds, duration, item.frames),
+            segments=seconds_to_frames(seconds, duration, item.frames),
             labels=np.array([index[s.label] for s in video.segments], np.int64),
             truth=video.segments,
         )
 
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(build, videos))
+    for what, count in warnings.items():
+        annotations.warnings[what] = annotations.warnings.get(what, 0) + count
     problems = [item for item in found if isinstance(item, str)]
     if problems:
         shown = "\n  ".join(problems[:20])
@@ -118,7 +164,7 @@ class TrainingWindows(Dataset[Sample]):
     def __getitem__(self, key: tuple[int, int]) -> Sample:
         epoch, position = key
         item = self.items[position]
-        rng = np.random.default_rng((self.config.training.seed, epoch, position))
+        rng = np.random.default_rng((self.config.training.seed, epoch, position, 1))
         window = random_window(rng, item.frames, item.segments, self.config.sampling)
         return _sample(item, window, self.config, self.transform, int(rng.integers(2**31)))
 
@@ -169,20 +215,24 @@ class EpochSampler(Sampler[tuple[int, int]]):
     another epoch.
     """
 
-    def __init__(self, length: int, batch: int, rank: int, processes: int, seed: int) -> None:
+    def __init__(
+        self, length: int, batch: int, rank: int, processes: int, seed: int, accumulate: int = 1
+    ) -> None:
         self.length, self.batch, self.rank, self.processes = length, batch, rank, processes
-        self.seed, self.epoch = seed, 0
+        self.seed, self.accumulate, self.epoch = seed, accumulate, 0
 
     @property
     def steps(self) -> int:
-        """Batches per process and epoch."""
-        return max(1, self.length // (self.batch * self.processes))
+        """Batches per process and epoch: whole updates, so that no gradient crosses epochs."""
+        updates = self.length // (self.batch * self.processes * self.accumulate)
+        return max(1, updates) * self.accumulate
 
     def __len__(self) -> int:
         return self.steps * self.batch
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        order = np.random.default_rng((self.seed, self.epoch)).permutation(self.length)
+        # The last number keeps this stream apart from those of the samples.
+        order = np.random.default_rng((self.seed, self.epoch, 0, 2)).permutation(self.length)
         # Fewer videos than a global batch holds: go round again.
         order = np.resize(order, self.steps * self.batch * self.processes)
         mine = order.reshape(self.steps, self.processes, self.batch)[:, self.rank].ravel()

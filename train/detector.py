@@ -7,8 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from evaluate.annotations import Detection
+from extract import weights
 from extract.backbone import Backbone
-from extract.weights import load_strictly, read_trunk
+from train import actionformer
 from train.actionformer import ActionFormer, HeadOutput
 from train.checkpoint import load_checkpoint
 from train.config import Experiment
@@ -41,14 +42,25 @@ class Detector(nn.Module):
         """
         checkpoint = load_checkpoint(path)
         detector = cls(config or checkpoint.config, checkpoint.classes)
-        load_strictly(detector, checkpoint.ema, path)
+        weights.load_strictly(detector, checkpoint.ema, path)
+        return detector.eval()
+
+    @classmethod
+    def from_opentad(
+        cls, path: str | Path, config: Experiment, classes: tuple[str, ...]
+    ) -> "Detector":
+        """Build a detector from an OpenTAD checkpoint, whose sizes and classes must be known."""
+        detector = cls(config, classes)
+        backbone, head = weights.from_opentad(weights.read_tensors(path))
+        weights.load_strictly(detector.backbone, backbone, path)
+        weights.load_strictly(detector.head, actionformer.from_opentad(head), path)
         return detector.eval()
 
     def load_pretrained(self) -> None:
         """Load the trunk's pretrained weights that the config names, if any."""
         source = self.config.backbone.weights
         if source:
-            load_strictly(self.backbone.trunk, read_trunk(source), source)
+            weights.load_strictly(self.backbone.trunk, weights.read_trunk(source), source)
 
     def forward(self, frames: Tensor, mask: Tensor) -> HeadOutput:
         """Predict from uint8 frames [B, 3, F, H, W] and mask [B, T]; see `ActionFormer`."""

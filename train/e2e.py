@@ -18,6 +18,7 @@ from evaluate.report import draw_curves
 from train.config import Experiment
 from train.dataset import load_annotations, load_items
 from train.detector import Detector
+from train.errors import EXPECTED, message
 from train.log import METRICS, read_metrics
 from train.loop import TrainingRun
 
@@ -28,17 +29,19 @@ def main() -> None:
     parser.add_argument("--resume", action="store_true", help="go on from last.pt, if there is one")
     args, overrides = parser.parse_known_args()
     try:
-        run(load(Experiment, args.config, overrides), args.resume)
-    except (ValueError, FloatingPointError, MemoryError, OSError) as error:
-        sys.exit(f"error: {error}")
+        train(load(Experiment, args.config, overrides), args.resume)
+    except EXPECTED as error:
+        sys.exit(message(error))
 
 
-def run(config: Experiment, resume: bool) -> None:
+def train(config: Experiment, resume: bool) -> None:
     """Train as the config says; leaves checkpoints, metrics and a picture in `config.out`."""
     accelerator = Accelerator(
         mixed_precision=config.training.mixed_precision,
         gradient_accumulation_steps=config.training.accumulate,
     )
+    if config.training.precision == "fp16" and accelerator.device.type == "cpu":
+        raise ValueError("training.precision fp16 needs a GPU; on this machine use bf16 or fp32")
     set_seed(config.training.seed)
     out = Path(config.out)
     begun = (out / "last.pt").exists()
@@ -52,6 +55,7 @@ def run(config: Experiment, resume: bool) -> None:
     detector.load_pretrained()
 
     out.mkdir(parents=True, exist_ok=True)
+    run = TrainingRun(detector, training, validation, accelerator, resume=begun)
     if accelerator.is_main_process:
         (out / "config.yaml").write_text(dump(config))
         counts = ", ".join(f"{name} {n:,}" for name, n in detector.parameter_counts().items())
@@ -59,7 +63,7 @@ def run(config: Experiment, resume: bool) -> None:
         print(f"{windows} training videos, {len(annotations.classes)} classes; weights: {counts}")
         for what, count in annotations.warnings.items():
             print(f"warning: annotations: {what}: {count}")
-    TrainingRun(detector, training, validation, accelerator, resume=begun).go()
+    run.go()
     if accelerator.is_main_process:
         draw_curves(read_metrics(out / METRICS), out / "curves.png")
         print(f"done: {out / 'last.pt'}, {out / METRICS}, {out / 'curves.png'}")

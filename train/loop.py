@@ -1,8 +1,6 @@
 """The training loop: steps, validation, checkpoints, and going on after an interruption."""
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,11 +9,11 @@ from accelerate import Accelerator
 from torch import Tensor
 from tqdm import tqdm
 
-from configs.load import dump
 from train.batch import Batch
-from train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from train.checkpoint import Checkpoint, load_checkpoint, refuse_other_run, save_checkpoint
 from train.dataset import EpochSampler, Item, TrainingWindows, training_loader
 from train.detector import Detector
+from train.errors import memory_advice
 from train.log import MetricsLog
 from train.losses import PositivesAverage, detection_losses
 from train.optim import build_average, build_optimizer, build_schedule
@@ -62,6 +60,7 @@ class TrainingRun:
             accelerator.process_index,
             accelerator.num_processes,
             config.training.seed,
+            config.training.accumulate,
         )
         self.loader = training_loader(dataset, self.sampler, config)
         if validation is not None:
@@ -116,6 +115,7 @@ class TrainingRun:
             previous = losses, batch
             self.bar.update()
             if (step + 1) % LOG_EVERY == 0:
+                self._refuse_nan(losses, batch)
                 seconds = (time.monotonic() - began) / (index + 1 - logged)
                 began, logged = time.monotonic(), index + 1
                 self._report(step + 1, losses, seconds)
@@ -127,7 +127,7 @@ class TrainingRun:
         self.schedule.step_update(step)
         # One seed per step and process: drop path needs no state of its own to be resumed.
         torch.manual_seed(settings.seed * 1_000_003 + step * 1009 + accelerator.process_index)
-        with _memory_advice(), accelerator.accumulate(self.wrapped):
+        with memory_advice("training.batch_size"), accelerator.accumulate(self.wrapped):
             batch = batch.to(accelerator.device)
             with accelerator.autocast():
                 output = self.wrapped(batch.frames, batch.mask)
@@ -169,7 +169,7 @@ class TrainingRun:
             raise FloatingPointError(
                 f"the loss became {float(losses.total)} on windows of {', '.join(batch.videos)}; "
                 "lower training.lr or training.backbone_lr, or set training.precision to fp32. "
-                f"The last good state is {self.out / 'last.pt'}"
+                f"What was saved before stands in {self.out}"
             )
 
     def _validate(self) -> bool:
@@ -199,25 +199,23 @@ class TrainingRun:
             training={
                 "epoch": self.epoch,
                 "best": self.best,
+                "processes": self.accelerator.num_processes,
                 "optimizer": self.optimizer.state_dict(),
                 "normaliser": self.normaliser.state_dict(),
                 "scaler": scaler.state_dict() if scaler else None,
             },
         )
-        save_checkpoint(self.out / "last.pt", checkpoint)
+        # The best first: killed in between, the resumed run finds the same best once more.
         if improved:
             save_checkpoint(self.out / "best.pt", checkpoint._replace(training={}))
+        save_checkpoint(self.out / "last.pt", checkpoint)
 
     def _resume(self) -> None:
         path = self.out / "last.pt"
         checkpoint = load_checkpoint(path)
-        ours, theirs = dump(self.config).splitlines(), dump(checkpoint.config).splitlines()
-        changed = [line.strip() for line in ours if line not in theirs]
-        if changed:
-            raise ValueError(
-                f"{path} belongs to another experiment; it differs in: {'; '.join(changed)}. "
-                "Resume with its own config.yaml, or start anew in another `out`"
-            )
+        refuse_other_run(
+            path, checkpoint, self.config, self.detector.classes, self.accelerator.num_processes
+        )
         state = checkpoint.training
         self.detector.load_state_dict(checkpoint.model)
         self.average.module.load_state_dict(checkpoint.ema)
@@ -226,15 +224,3 @@ class TrainingRun:
         if self.accelerator.scaler:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.epoch, self.best = state["epoch"], state["best"]
-
-
-@contextmanager
-def _memory_advice() -> Iterator[None]:
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        raise MemoryError(
-            "the device ran out of memory; lower training.batch_size (and raise "
-            "training.accumulate), set backbone.activation_checkpointing true, "
-            "training.precision bf16, or lower sampling.window_size or pixels.size"
-        ) from error

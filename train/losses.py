@@ -1,12 +1,14 @@
 """Classification and boundary losses, and the number they are divided by.
 
-Sums and counts stay on the device; the caller reduces the count over processes and divides:
+Sums and counts stay on the device; the caller sums the count over processes and divides by its
+running average. Gradients are averaged over processes afterwards, which the factor undoes:
 
     losses = detection_losses(output, targets)
-    normaliser.update(accelerator.reduce(losses.positives, "mean"))
-    total = (losses.classification + losses.regression) / normaliser.value
+    normaliser.update(accelerator.reduce(losses.positives, "sum"))
+    weight = accelerator.num_processes / normaliser.value
+    total = (losses.classification + losses.regression) * weight
 
-and outside of training divides by `losses.positives.clamp(min=1)`.
+Outside of training it divides by `losses.positives.clamp(min=1)`.
 """
 
 from typing import NamedTuple

@@ -72,7 +72,10 @@ def detections(
     """Join the windows of one video and let overlapping segments give way to the best."""
     joined = Candidates(*(np.concatenate(parts) for parts in zip(*windows, strict=True)))
     seconds = item.to_seconds(joined.segments).astype(np.float32)
-    segments, scores, labels = suppress(seconds, joined.scores, joined.labels, config.nms)
+    try:
+        segments, scores, labels = suppress(seconds, joined.scores, joined.labels, config.nms)
+    except ValueError as error:
+        raise ValueError(f"video {item.name}: {error}") from error
     return [
         Detection(classes[label], float(start), float(end), float(score))
         for (start, end), score, label in zip(segments, scores, labels, strict=True)

@@ -13,6 +13,7 @@ from train.batch import Sample
 from train.config import Experiment
 from train.dataset import EvaluationWindows, Item, evaluation_loader
 from train.detector import Detector
+from train.errors import memory_advice
 from train.predict import Candidates, detections, predict
 
 
@@ -43,7 +44,7 @@ def detect_all(
     batches = tqdm(
         windows, desc=what, unit="batch", leave=False, disable=not accelerator.is_main_process
     )
-    with accelerator.autocast():
+    with accelerator.autocast(), memory_advice("evaluation.batch_size"):
         found = predict(detector, batches, config, accelerator.device)
     # A video's windows may lie in two processes; suppression needs them together.
     joined: dict[str, list[Candidates]] = {item.name: [] for item in items}
