@@ -14,10 +14,9 @@ from configs.load import load
 from extract.backbone import Backbone, BackboneConfig
 from extract.clips import SamplingConfig, sliding_windows
 from extract.videomae import TrunkConfig
-from extract.weights import from_opentad, load_strictly, read_tensors
+from extract.weights import read_tensors
 from tests.conftest import GOLDEN, REPOSITORY
 from train.actionformer import HeadConfig, HeadOutput
-from train.actionformer import from_opentad as head_from_opentad
 from train.batch import Batch
 from train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from train.config import Experiment
@@ -38,11 +37,8 @@ def golden_detector() -> Detector:
         head=HeadConfig(width=sizes["proj"], heads=4, levels=sizes["levels"]),
         sampling=SamplingConfig(window_size=sizes["window"], snippet_stride=1),
     )
-    detector = Detector(config, CLASSES[: sizes["ncls"]]).eval()
-    backbone, head = from_opentad(read_tensors(GOLDEN / "opentad_checkpoint.pth"))
-    load_strictly(detector.backbone, backbone, "golden")
-    load_strictly(detector.head, head_from_opentad(head), "golden")
-    return detector
+    path = GOLDEN / "opentad_checkpoint.pth"
+    return Detector.from_opentad(path, config, CLASSES[: sizes["ncls"]])
 
 
 @torch.inference_mode()
@@ -53,6 +49,13 @@ def test_pixels_to_scores_match_reference() -> None:
     scores = output.flat()[0][0].sigmoid()
     expected = golden["full_scores_0"]
     assert float((scores - expected).norm() / expected.norm()) < 1e-5
+
+
+def test_an_opentad_checkpoint_of_another_size_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"opentad_checkpoint\.pth does not fit this model"):
+        Detector.from_opentad(
+            GOLDEN / "opentad_checkpoint.pth", small_experiment(tmp_path), CLASSES
+        )
 
 
 def small_experiment(out: Path) -> Experiment:
