@@ -1,40 +1,43 @@
 """Frames of a file, frame-exact; forward and reversed from one decode."""
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
+import av
 import numpy as np
 import torch  # noqa: F401  (decord must be loaded after torch)
 
 import decord  # isort: skip
 from numpy.typing import NDArray
 
+from extract.index import VideoError, VideoIndex, video_index
 
-class VideoError(ValueError):
-    """A video that cannot be read; the message names the file and the cause."""
+__all__ = ["VideoError", "VideoReader"]
 
 
 class VideoReader:
-    """Random access to the frames of one file. Open it in the process that reads it."""
+    """Random access to the frames of one file. Open it in the process that reads it.
+
+    Frame i is the i-th frame of sequential decoding, whatever the order asked for.
+    """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        if not self.path.is_file():
-            what = "is a folder" if self.path.is_dir() else "does not exist"
-            raise VideoError(f"{path}: cannot be read as video: it {what}")
-        if not self.path.stat().st_size:
-            raise VideoError(f"{path}: cannot be read as video: the file is empty")
-        try:
-            # One thread: workers decode in parallel, and more threads slow each other down.
-            self._reader = decord.VideoReader(str(path), num_threads=1)
-            self.fps = float(self._reader.get_avg_fps())
-        except Exception as error:
-            raise VideoError(f"{path}: cannot be read as video: {_cause(error)}") from error
-        if not len(self) or not self.fps > 0:
-            raise VideoError(f"{path}: cannot be read as video: it has no frames")
+        self.index = video_index(path)
+        self.fps = self.index.fps
+        self._decord: decord.VideoReader | None = None
+        if self.index.access == "decord":
+            try:
+                # One thread: workers decode in parallel, and more threads slow each other down.
+                self._decord = decord.VideoReader(str(path), num_threads=1)
+            except Exception as error:
+                raise VideoError(f"{path}: cannot be read as video: {_cause(error)}") from error
+            if len(self._decord) != len(self):
+                self._decord = None
 
     def __len__(self) -> int:
-        return len(self._reader)
+        return len(self.index.pts)
 
     def frames(self, indices: NDArray[np.integer]) -> NDArray[np.uint8]:
         """Return frames uint8 [N, H, W, 3] (RGB) at `indices`, in that order, repeats allowed.
@@ -51,18 +54,92 @@ class VideoReader:
                 f"{self.path}: frames {indices.min()}–{indices.max()} asked for, "
                 f"the video has 0–{len(self) - 1}"
             )
-        # Asked backwards, decord seeks to a keyframe for every frame (10 to 80 times slower).
+        # Asked backwards, a decoder seeks to a keyframe for every frame (10 to 80 times slower).
         unique, inverse = np.unique(indices, return_inverse=True)
         try:
-            decoded = self._reader.get_batch(unique).asnumpy()
+            if self._decord is not None:
+                decoded = self._decord.get_batch(unique).asnumpy()
+            else:
+                find = _by_counting if self.index.access == "sequence" else _by_time
+                decoded = np.stack(list(find(self.path, self.index, unique)))
+        except VideoError:
+            raise
         except Exception as error:
             raise VideoError(f"{self.path}: cannot be decoded: {_cause(error)}") from error
         return np.asarray(decoded)[inverse]
 
     def times(self, indices: NDArray[np.integer]) -> NDArray[np.float64]:
-        """Return the presentation times of frames [N] in seconds."""
-        stamps = self._reader.get_frame_timestamp(np.asarray(indices, np.int64))
-        return np.asarray(stamps, np.float64)[:, 0]
+        """Return the presentation times of frames [N], in seconds from the first frame."""
+        return self.index.times(np.asarray(indices, np.int64))
+
+
+def _by_time(
+    path: Path, index: VideoIndex, wanted: NDArray[np.int64]
+) -> Iterator[NDArray[np.uint8]]:
+    """Yield the wanted frames (rising indices), each known by its time; jumps over gaps."""
+    done, steps_back = 0, 0
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        stream.thread_count = 1
+        while done < len(wanted):
+            start = _keyframe_before(index, wanted[done], steps_back)
+            container.seek(start, stream=stream)
+            found = 0
+            for picture in _wanted_from_here(container.decode(stream), index, wanted[done:]):
+                yield picture
+                found += 1
+            done += found
+            # Some containers land behind the keyframe they were asked for: ask for an earlier one.
+            steps_back = 0 if found else steps_back + 1
+            if not found and start == index.pts[0]:
+                break
+    if done < len(wanted):
+        yield from _by_counting(path, index, wanted[done:])
+
+
+def _by_counting(
+    path: Path, index: VideoIndex, wanted: NDArray[np.int64]
+) -> Iterator[NDArray[np.uint8]]:
+    """Yield the wanted frames (rising indices), decoding from the first one on."""
+    done = 0
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        stream.thread_count = 1
+        for number, frame in enumerate(container.decode(stream)):
+            if number == wanted[done]:
+                yield _picture(frame, index.rotation)
+                done += 1
+                if done == len(wanted):
+                    return
+    raise VideoError(f"{path}: cannot be decoded: frame {wanted[done]} does not come")
+
+
+def _wanted_from_here(
+    decoded: Iterator[av.VideoFrame], index: VideoIndex, wanted: NDArray[np.int64]
+) -> Iterator[NDArray[np.uint8]]:
+    """Yield wanted frames until one was missed or seeking to a later keyframe pays."""
+    done = 0
+    for frame in decoded:
+        if frame.pts is None or frame.pts < index.pts[wanted[done]]:
+            continue
+        if frame.pts > index.pts[wanted[done]]:
+            return
+        yield _picture(frame, index.rotation)
+        done += 1
+        if done == len(wanted) or _keyframe_before(index, wanted[done]) > frame.pts:
+            return
+
+
+def _keyframe_before(index: VideoIndex, frame: np.int64, steps_back: int = 0) -> int:
+    """Return the time of the last keyframe not behind a frame, or of an earlier one."""
+    position = int(np.searchsorted(index.keyframes, index.pts[frame], side="right"))
+    position -= 1 + steps_back
+    return int(index.keyframes[position]) if position >= 0 else int(index.pts[0])
+
+
+def _picture(frame: av.VideoFrame, rotation: int) -> NDArray[np.uint8]:
+    picture = np.asarray(frame.to_ndarray(format="rgb24"), np.uint8)
+    return np.rot90(picture, rotation // 90) if rotation else picture
 
 
 def _cause(error: Exception) -> str:
@@ -70,6 +147,6 @@ def _cause(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if not lines:
         return type(error).__name__
-    if "Check failed" in lines[0]:
+    if "Check failed" in lines[0] or isinstance(error, av.InvalidDataError):
         return "its data are damaged"
     return re.sub(r"^.*?(\[\d\d:\d\d:\d\d\] )?\S+\.(cc|h):\d+: ?", "", lines[0]) or lines[0]

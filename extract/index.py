@@ -1,0 +1,149 @@
+"""What a video file holds, found out once: its frames' times, and which access can be trusted.
+
+decord is the fastest way to frames, but its indexed access silently returns wrong ones where a
+keyframe does not reset the decoder (open GOPs, many H.265 files) or where the container's times are
+not the frames' (AVI). Reading the packets without decoding them tells.
+"""
+
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal
+
+import av
+import numpy as np
+from numpy.typing import NDArray
+
+Access = Literal["decord", "seek", "sequence"]
+PROOF = 48  # frames decoded to see whether they carry their packets' times
+
+
+class VideoError(ValueError):
+    """A video that cannot be read; the message names the file and the cause."""
+
+
+@dataclass(frozen=True)
+class VideoIndex:
+    """The frames of a file in the order they are shown.
+
+    Args:
+        access: `decord` where its indexed access is exact; `seek` where a frame is known by its
+            time; `sequence` where only counting from the first frame is certain.
+        pts: presentation time of every frame, int [N], in units of `time_base` seconds.
+        keyframes: those of frames at which decoding can begin.
+        rotation: degrees, a multiple of 90, by which frames are turned to be upright.
+    """
+
+    access: Access
+    pts: NDArray[np.int64]
+    keyframes: NDArray[np.int64]
+    time_base: Fraction
+    rotation: int
+
+    @property
+    def fps(self) -> float:
+        """Frames per second, on average."""
+        if len(self.pts) < 2:
+            return float(1 / self.time_base)
+        span = int(self.pts[-1] - self.pts[0]) * self.time_base
+        return float((len(self.pts) - 1) / span)
+
+    def times(self, indices: NDArray[np.integer]) -> NDArray[np.float64]:
+        """Return the presentation times of frames, in seconds from the first one."""
+        return (self.pts[indices] - self.pts[0]) * float(self.time_base)
+
+
+def video_index(path: str | Path) -> VideoIndex:
+    """Read a file's index; remembered until the file changes.
+
+    Raises:
+        VideoError: the file is missing, empty, no video, or its first frames do not decode.
+    """
+    path = Path(path)
+    if not path.is_file():
+        what = "is a folder" if path.is_dir() else "does not exist"
+        raise VideoError(f"{path}: cannot be read as video: it {what}")
+    status = path.stat()
+    if not status.st_size:
+        raise VideoError(f"{path}: cannot be read as video: the file is empty")
+    return _read_index(str(path), status.st_size, status.st_mtime_ns)
+
+
+@lru_cache(maxsize=4096)
+def _read_index(path: str, size: int, modified: int) -> VideoIndex:
+    try:
+        with av.open(path) as container:
+            if not container.streams.video:
+                raise VideoError(f"{path}: cannot be read as video: it has no video stream")
+            stream = container.streams.video[0]
+            packets = [
+                (packet.pts, packet.is_keyframe)
+                for packet in container.demux(stream)
+                if packet.size and not packet.is_discard
+            ]
+            time_base = stream.time_base
+        first = _first_frames(path)
+    except (av.FFmpegError, OSError) as error:
+        damaged = isinstance(error, av.InvalidDataError)
+        cause = "its data are damaged or no video" if damaged else error.strerror
+        raise VideoError(f"{path}: cannot be read as video: {cause}") from error
+    if not packets or not first or time_base is None:
+        raise VideoError(f"{path}: cannot be read as video: it has no frames")
+    known = [pts for pts, _ in packets if pts is not None]
+    pts = np.unique(np.array(known, np.int64))
+    rotation = first[0].rotation % 360
+    if len(pts) < len(packets) or [f.pts for f in first] != pts[: len(first)].tolist():
+        return _counted_index(path, time_base, rotation)
+    keyframes = np.array(sorted(p for p, key in packets if key and p is not None), np.int64)
+    trusted = not rotation and _resets_at_keyframes(path)
+    return VideoIndex("decord" if trusted else "seek", pts, keyframes, time_base, rotation)
+
+
+def _first_frames(path: str) -> list[av.VideoFrame]:
+    with av.open(path) as container:
+        container.streams.video[0].thread_count = 1
+        decoded = container.decode(video=0)
+        return [frame for frame, _ in zip(decoded, range(PROOF), strict=False)]
+
+
+def _resets_at_keyframes(path: str) -> bool:
+    """Say whether a file is H.264 whose every keyframe is an IDR picture (ITU-T H.264, 7.4.1.2.4).
+
+    Only there a decoder that jumps to a keyframe is in the state of one that came from before.
+    """
+    with av.open(path) as container:
+        stream = container.streams.video[0]
+        context = stream.codec_context
+        if context.name != "h264":
+            return False
+        # avcC, as mp4 and Matroska have it, counts the bytes of a NAL unit's length in its fifth
+        # byte. Files without it (transport streams) decord reads wrongly even in sequence.
+        configuration = context.extradata or b""
+        if configuration[:1] != b"\x01":
+            return False
+        length_bytes = (configuration[4] & 3) + 1
+        return all(
+            _holds_idr(bytes(packet), length_bytes)
+            for packet in container.demux(stream)
+            if packet.size and packet.is_keyframe
+        )
+
+
+def _holds_idr(data: bytes, length_bytes: int) -> bool:
+    at = 0
+    while at + length_bytes < len(data):
+        if data[at + length_bytes] & 31 == 5:
+            return True
+        at += length_bytes + int.from_bytes(data[at : at + length_bytes], "big")
+    return False
+
+
+def _counted_index(path: str, time_base: Fraction, rotation: int) -> VideoIndex:
+    """Decode the whole file once, to count frames that their packets do not tell of."""
+    with av.open(path) as container:
+        times = [frame.time for frame in container.decode(video=0)]
+        rate = container.streams.video[0].average_rate or Fraction(1)
+    seconds = [i / float(rate) if t is None else t for i, t in enumerate(times)]
+    pts = np.round(np.array(seconds) / float(time_base)).astype(np.int64)
+    return VideoIndex("sequence", pts, pts[:1], time_base, rotation)
