@@ -14,6 +14,17 @@ from jsonargparse import ArgumentParser, Namespace
 T = TypeVar("T")
 
 
+class _UniqueKeys(yaml.SafeLoader):
+    """A YAML loader that refuses a key given twice, where others let the last one win."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.YAMLError(f"'{key}' is given twice{node.start_mark}")
+        return super().construct_mapping(node, deep)
+
+
 def load(kind: type[T], path: str | Path, overrides: Sequence[str] = ()) -> T:
     """Read an experiment.
 
@@ -29,19 +40,29 @@ def load(kind: type[T], path: str | Path, overrides: Sequence[str] = ()) -> T:
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"no config at {path}; the experiments are in configs/")
-    return parse(kind, path.read_text(), overrides, str(path))
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not a text file in UTF-8") from error
+    return parse(kind, text, overrides, str(path))
 
 
 def parse(kind: type[T], text: str, overrides: Sequence[str] = (), source: str = "config") -> T:
     """Read an experiment from YAML text; see `load`."""
     try:
-        content = yaml.safe_load(text)
+        content = yaml.load(text, _UniqueKeys)
     except yaml.YAMLError as error:
         raise ValueError(f"{source}: not valid YAML: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{source}: expected a mapping of settings at the top level")
     valid = field_names(kind)
     _refuse_unknown(_leaves(content), valid, source)
+    for name in _groups(kind):
+        value = content
+        for part in name.split("."):
+            value = value.get(part, {}) if isinstance(value, dict) else value
+        if not isinstance(value, dict):
+            raise ValueError(f"{source}: '{name}' is a group of settings, not {value!r}")
     _refuse_unknown(
         [o[2:].split("=")[0] for o in overrides if o[:2] == "--"], valid, "command line"
     )
@@ -87,6 +108,15 @@ def field_names(kind: type, prefix: str = "") -> list[str]:
     return names
 
 
+def _groups(kind: type, prefix: str = "") -> list[str]:
+    """Return the dotted names of the nested dataclasses, outer ones first."""
+    names = []
+    for name, hint in get_type_hints(kind).items():
+        if dataclasses.is_dataclass(hint):
+            names += [prefix + name, *_groups(hint, f"{prefix}{name}.")]  # type: ignore[arg-type]
+    return names
+
+
 def _leaves(content: dict[str, Any], prefix: str = "") -> list[str]:
     names = []
     for key, value in content.items():
@@ -99,8 +129,9 @@ def _leaves(content: dict[str, Any], prefix: str = "") -> list[str]:
 def _refuse_unknown(names: Sequence[str], valid: Sequence[str], source: str) -> None:
     for name in names:
         if name not in valid:
-            near = difflib.get_close_matches(name, valid, n=1, cutoff=0.0)
-            raise ValueError(f"{source}: unknown setting '{name}'; did you mean '{near[0]}'?")
+            near = difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
+            hint = f"did you mean '{near[0]}'?" if near else "the configs list all settings"
+            raise ValueError(f"{source}: unknown setting '{name}'; {hint}")
 
 
 def _plain(message: str) -> str:

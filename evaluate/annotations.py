@@ -287,9 +287,11 @@ def _read_info(path: Path) -> dict[str, _Info]:
 
 
 def _load(path: Path) -> Any:
+    if not Path(path).is_file():
+        raise ValueError(f"there is no file {path}; check its path.")
     try:
         return json.loads(Path(path).read_text(encoding="utf-8-sig"))
-    except ValueError as error:  # covers bad JSON and bad UTF-8
+    except (ValueError, RecursionError) as error:  # covers bad JSON and bad UTF-8
         raise ValueError(f"{path} is not valid JSON ({error}); export or copy it again.") from error
 
 
@@ -338,7 +340,7 @@ def _whole(number: float, what: str, where: str) -> int:
 def _number(value: Any, what: str, where: str) -> float:
     try:
         number = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number):
         raise ValueError(f"{where}: {what} must be a finite number, not {value!r:.60}.")

@@ -55,6 +55,8 @@ def main() -> None:
         parser.error("give either --checkpoint or --predictions")
     if args.predictions and not args.config and not (args.annotations and args.subset):
         parser.error("--predictions needs --annotations and --subset, or --config")
+    if args.predictions and not args.config and overrides:
+        parser.error(f"without --config there is nothing to set: {' '.join(overrides)}")
     if args.annotations:
         overrides.append(f"--data.annotations={args.annotations}")
     if args.tious:
@@ -118,6 +120,15 @@ def score_checkpoint(args: argparse.Namespace, overrides: list[str]) -> None:
         detector = Detector.from_opentad(args.checkpoint, config, annotations.classes)
     else:
         detector = Detector.from_checkpoint(args.checkpoint, config)
+    strangers = {s.label for item in items for s in item.truth} - set(detector.classes)
+    if strangers:
+        raise ValueError(
+            f"{args.checkpoint} knows {', '.join(detector.classes)}, but the annotations also "
+            f"have {', '.join(sorted(strangers))}: it was trained on another dataset"
+        )
+    name = f"{args.checkpoint.stem}-{config.data.test_subset}"
+    out = args.out or args.checkpoint.parent / "evaluation" / name
+    out.mkdir(parents=True, exist_ok=True)  # now, not after hours of detection
     detector = detector.to(accelerator.device)
     began = time.monotonic()
     windows = window_loader(items, config.sampling.test_overlap, config, accelerator)
@@ -126,13 +137,13 @@ def score_checkpoint(args: argparse.Namespace, overrides: list[str]) -> None:
         return
     minutes = sum(item.duration_s for item in items) / 60
     print(f"{len(items)} videos ({minutes:.1f} min) in {time.monotonic() - began:.1f} s")
-    name = f"{args.checkpoint.stem}-{config.data.test_subset}"
-    out = args.out or args.checkpoint.parent / "evaluation" / name
     truth = {item.name: item.truth for item in items}
     if any(truth.values()):
         write_results(out, found, mean_average_precision(truth, found, config.evaluation.tious))
     else:
         write_predictions(out / "predictions.json", found)
+        for stale in ("metrics.json", "tious.png"):
+            (out / stale).unlink(missing_ok=True)
         print(f"no annotations to score against; detections in {out / 'predictions.json'}")
 
 

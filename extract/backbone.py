@@ -38,6 +38,12 @@ class BackboneConfig:
     std: tuple[float, float, float] = (58.395, 57.12, 57.375)
     adapter_ratio: float = 0.25
 
+    def __post_init__(self) -> None:
+        if min(self.std) <= 0:
+            raise ValueError(f"backbone.std must be above 0, not {self.std}")
+        if int(self.trunk.width * self.adapter_ratio) < 1:
+            raise ValueError(f"backbone.adapter_ratio {self.adapter_ratio} leaves no channel")
+
 
 class Backbone(nn.Module):
     """A transformer trunk and its adapters; both are plain attributes, so a trunk can be shared."""

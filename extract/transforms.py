@@ -38,6 +38,10 @@ class PixelConfig:
         for name in ("size", "train_short_side"):
             if getattr(self, name) < 1:
                 raise ValueError(f"pixels.{name} must be at least 1 pixel")
+        if self.random_crop and self.train_short_side < self.size:
+            raise ValueError(
+                f"pixels.train_short_side {self.train_short_side} is below pixels.size {self.size}"
+            )
         if not 0 <= self.flip <= 1:
             raise ValueError(f"pixels.flip is a probability, not {self.flip}")
         if self.rand_augment < 0:

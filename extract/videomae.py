@@ -38,6 +38,8 @@ class TrunkConfig:
         for name in ("width", "depth", "heads", "patch", "image_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"trunk.{name} must be at least 1, not {getattr(self, name)}")
+        if not 0 <= self.drop_path < 1:
+            raise ValueError(f"trunk.drop_path is a probability below 1, not {self.drop_path}")
         if self.width % self.heads:
             raise ValueError(f"trunk.width {self.width} does not divide by {self.heads} heads")
         if self.image_size % self.patch:

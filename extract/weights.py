@@ -34,7 +34,10 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
             return dict(load_file(path))
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise ValueError(f"{path} cannot be read as a checkpoint: {error}") from error
+        raise ValueError(
+            f"{path} cannot be read as a checkpoint: it is damaged, no checkpoint, or would run "
+            f"code ({type(error).__name__})"
+        ) from error
     state: object = content
     if isinstance(content, dict):
         # OpenTAD evaluates the averaged weights where it has them.

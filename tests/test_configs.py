@@ -80,6 +80,9 @@ def test_overrides_win() -> None:
         (["--training.lr", "-1"], "must not be negative"),
         (["--backbone.trunk.depth", "0"], "at least 1"),
         (["--training.lr"], "command line"),
+        (["--out", ""], "give the run a folder"),
+        (["--backbone.std", "[0, 0, 0]"], "backbone.std"),
+        (["--backbone.trunk.drop_path", "2"], "drop_path"),
     ],
 )
 def test_wrong_settings_are_refused(overrides: list[str], message: str) -> None:
@@ -94,6 +97,13 @@ def test_wrong_files_are_refused(tmp_path: Path) -> None:
     broken.write_text("out: [1, 2")
     with pytest.raises(ValueError, match=r"broken\.yaml: not valid YAML"):
         load(Experiment, broken)
+    for text, message in (
+        (DEMO.read_text() + "\nout: twice\n", "'out' is given twice"),
+        ("training: null", "'training' is a group of settings, not None"),
+        ("head: [1]", "'head' is a group of settings"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            parse(Experiment, text)
     unknown = tmp_path / "unknown.yaml"
     unknown.write_text(DEMO.read_text().replace("  stop_epoch:", "  end_epoch:"))
     with pytest.raises(ValueError, match=r"unknown setting 'training\.end_epoch'"):

@@ -158,9 +158,20 @@ def test_checkpoint_brings_back_the_averaged_detector(tmp_path: Path) -> None:
 def test_bad_checkpoints_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no checkpoint at"):
         load_checkpoint(tmp_path / "absent.pt")
+    config = small_experiment(tmp_path)
+    state = Detector(config, CLASSES).state_dict()
+    save_checkpoint(tmp_path / "good.pt", Checkpoint(config, CLASSES, state, state, {}))
     (tmp_path / "noise.pt").write_bytes(b"\x00" * 100)
     with pytest.raises(ValueError, match=r"noise\.pt is damaged"):
         load_checkpoint(tmp_path / "noise.pt")
+    content = bytearray((tmp_path / "good.pt").read_bytes())
+    content[len(content) // 2] ^= 1
+    (tmp_path / "flipped.pt").write_bytes(content)
+    with pytest.raises(ValueError, match=r"flipped\.pt is damaged"):
+        load_checkpoint(tmp_path / "flipped.pt")
+    torch.save({"format": "palindrome-1", "config": 3}, tmp_path / "version.pt")
+    with pytest.raises(ValueError, match="of another version"):
+        load_checkpoint(tmp_path / "version.pt")
     torch.save({"state_dict": {}}, tmp_path / "other.pt")
     with pytest.raises(ValueError, match="not a checkpoint of this project"):
         load_checkpoint(tmp_path / "other.pt")

@@ -177,31 +177,39 @@ def build(config: Experiment, accelerator: Accelerator, resume: bool = False) ->
     return TrainingRun(detector, training, validation, accelerator, resume)
 
 
+@pytest.mark.parametrize("where", ["in an epoch", "in a validation"])
 def test_a_resumed_run_is_the_run_that_would_have_been(
-    data: list[str], tmp_path: Path, accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch
+    data: list[str],
+    tmp_path: Path,
+    accelerator: Accelerator,
+    monkeypatch: pytest.MonkeyPatch,
+    where: str,
 ) -> None:
     config = load(Experiment, DEMO, [*data, *QUICK, f"--out={tmp_path / 'whole'}"])
     build(config, accelerator).go()
     broken = replace(config, out=str(tmp_path / "broken"))
     run = build(broken, accelerator)
-    train_epoch = TrainingRun._train_epoch
+    name = "_train_epoch" if where == "in an epoch" else "_validate"
+    original = getattr(TrainingRun, name)
 
     def interrupted(self: TrainingRun) -> None:
-        train_epoch(self)
-        if self.epoch == 2:  # the third epoch, after the checkpoint of the second
+        if where == "in a validation" and self.epoch == 2:
+            raise KeyboardInterrupt
+        original(self)
+        if where == "in an epoch" and self.epoch == 2:  # the third, behind the last checkpoint
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(TrainingRun, "_train_epoch", interrupted)
+    monkeypatch.setattr(TrainingRun, name, interrupted)
     with pytest.raises(KeyboardInterrupt):
         run.go()
     monkeypatch.undo()
     build(broken, accelerator, resume=True).go()
 
-    whole = load_checkpoint(tmp_path / "whole/last.pt")
-    resumed = load_checkpoint(tmp_path / "broken/last.pt")
-    for part in ("model", "ema"):
-        for name, tensor in getattr(whole, part).items():
-            assert torch.equal(tensor, getattr(resumed, part)[name]), f"{part} {name}"
+    for file in ("last.pt", "best.pt"):
+        whole, resumed = (load_checkpoint(tmp_path / f / file) for f in ("whole", "broken"))
+        for part in ("model", "ema"):
+            for key, tensor in getattr(whole, part).items():
+                assert torch.equal(tensor, getattr(resumed, part)[key]), f"{file} {part} {key}"
     curves = [
         [
             {k: v for k, v in line.items() if k != "seconds_per_step"}
@@ -209,7 +217,16 @@ def test_a_resumed_run_is_the_run_that_would_have_been(
         ]
         for folder in ("whole", "broken")
     ]
-    assert curves[0] == curves[1] and curves[0]
+    assert curves[0] == curves[1]
+    assert sum("validation" in line for line in curves[0]) == 2
+    assert sum("loss" in line for line in curves[0]) == 4
+
+
+def test_best_checkpoints_cannot_be_resumed(tmp_path: Path) -> None:
+    config = load(Experiment, DEMO)
+    saved = Checkpoint(config, ("a",), {}, {}, {})
+    with pytest.raises(ValueError, match=r"no training state \(a best\.pt\?\)"):
+        refuse_other_run(tmp_path / "last.pt", saved, config, ("a",), 1)
 
 
 def test_only_the_same_run_is_resumed(data: list[str], tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Checkpoints: one file a run can go on from and a detector can be built from."""
 
 import os
+import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -57,6 +58,8 @@ def refuse_other_run(
     Raises:
         ValueError: settings that shape the run, the classes or the number of processes differ.
     """
+    if not saved.training:
+        raise ValueError(f"{path} has weights but no training state (a best.pt?); it cannot resume")
     ours, theirs = flatten(config), flatten(saved.config)
     lines = [
         f"{name} was {theirs[name]}, is {ours[name]}"
@@ -94,10 +97,15 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         raise ValueError(f"no checkpoint at {path}; train/e2e.py writes last.pt into its `out`")
     try:
         fields = torch.load(path, map_location="cpu", weights_only=True)
+        damaged = zipfile.ZipFile(path).testzip()  # torch itself checks no sums
     except Exception as error:
-        raise ValueError(f"{path} is damaged or no checkpoint: {error}") from error
+        raise ValueError(f"{path} is damaged or no checkpoint ({type(error).__name__})") from error
+    if damaged:
+        raise ValueError(f"{path} is damaged: its part {damaged} has a wrong checksum")
     if not isinstance(fields, dict) or fields.get("format") != FORMAT:
         raise ValueError(f"{path} is not a checkpoint of this project (format {FORMAT})")
     del fields["format"]
+    if fields.keys() != set(Checkpoint._fields) or not isinstance(fields["config"], str):
+        raise ValueError(f"{path} is of another version: its fields are {', '.join(fields)}")
     config = parse(Experiment, fields.pop("config"), source=str(path))
     return Checkpoint(config, classes=tuple(fields.pop("classes")), **fields)

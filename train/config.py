@@ -74,9 +74,11 @@ class TrainingConfig:
         for name in ("epochs", "stop_epoch", "batch_size", "accumulate", "validate_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"training.{name} must be at least 1")
-        for name in ("lr", "backbone_lr", "weight_decay", "clip_norm", "workers", "warmup_epochs"):
+        for name in ("lr", "backbone_lr", "weight_decay", "workers", "warmup_epochs", "seed"):
             if getattr(self, name) < 0:
                 raise ValueError(f"training.{name} must not be negative")
+        if self.clip_norm <= 0:
+            raise ValueError("training.clip_norm must be above 0")
         if self.warmup_epochs >= self.epochs:
             raise ValueError("training.warmup_epochs must be below training.epochs")
         if self.stop_epoch > self.epochs:
@@ -108,6 +110,8 @@ class EvaluationConfig:
     def __post_init__(self) -> None:
         if not self.tious or not all(0 < tiou <= 1 for tiou in self.tious):
             raise ValueError(f"evaluation.tious must be overlaps in (0, 1], not {self.tious}")
+        if not 0 <= self.min_score < 1:
+            raise ValueError("evaluation.min_score must be at least 0 and below 1")
         for name in ("max_per_window", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"evaluation.{name} must be at least 1")
@@ -128,6 +132,8 @@ class Experiment:
     evaluation: EvaluationConfig
 
     def __post_init__(self) -> None:
+        if not self.out.strip():
+            raise ValueError("out: give the run a folder")
         coarsest = 2 ** (self.head.levels - 1)
         if self.sampling.window_size % coarsest:
             raise ValueError(

@@ -74,12 +74,15 @@ def load_annotations(data: DataConfig) -> Annotations:
     ):
         if path and not Path(path).is_file():
             raise ValueError(f"data.{setting}: there is no file {path}")
-    return read_annotations(
+    annotations = read_annotations(
         Path(data.annotations),
         classes=Path(data.classes) if data.classes else None,
         info_csv=[Path(path) for path in data.info_csv],
         blocked=data.blocked,
     )
+    if not annotations.classes:
+        raise ValueError(f"data.annotations: {data.annotations} has no action in it")
+    return annotations
 
 
 def _video_files(folder: Path) -> dict[str, Path]:
@@ -110,7 +113,9 @@ def load_items(data: DataConfig, annotations: Annotations, subset: str) -> list[
 
     def build(video: Video) -> Item | str:
         if video.name not in files:
-            return f"{video.name}: no such file in {folder}"
+            twin = Path(video.name).stem in files
+            hint = "; leave out the extension in the annotations" if twin else ""
+            return f"{video.name}: no such file in {folder}{hint}"
         try:
             item = item_of(files[video.name])
         except VideoError as error:
@@ -120,8 +125,13 @@ def load_items(data: DataConfig, annotations: Annotations, subset: str) -> list[
             try:
                 video = with_duration(video, item.duration_s, warnings)
             except ValueError as error:
-                return str(error)
+                return f"{data.annotations}: {error}"
         duration = video.duration_s or item.duration_s
+        if not 0.5 < duration / item.duration_s < 2:
+            return (
+                f"{item.path}: lasts {item.duration_s:.1f} s, but {duration:.1f} s in "
+                f"{data.annotations}; is it another video?"
+            )
         if abs(duration - item.duration_s) > max(1.0, 0.02 * duration):
             warnings["videos whose file is longer or shorter than annotated"] += 1
         seconds = np.array([s[1:] for s in video.segments], np.float64).reshape(-1, 2)

@@ -44,6 +44,8 @@ def train(config: Experiment, resume: bool) -> None:
         raise ValueError("training.precision fp16 needs a GPU; on this machine use bf16 or fp32")
     set_seed(config.training.seed)
     out = Path(config.out)
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"out: {out} is a file; choose a folder")
     begun = (out / "last.pt").exists()
     if begun and not resume:
         raise ValueError(f"{out} holds a run already; add --resume, or choose another --out")
@@ -51,6 +53,11 @@ def train(config: Experiment, resume: bool) -> None:
     training = load_items(config.data, annotations, config.data.train_subset)
     subset = config.data.validation_subset
     validation = load_items(config.data, annotations, subset) if subset else None
+    if validation is not None and not any(item.truth for item in validation):
+        raise ValueError(
+            f"no video of subset '{subset}' has an action, so nothing can be validated; set "
+            "data.validation_subset to another one or to null"
+        )
     detector = Detector(config, annotations.classes)
     detector.load_pretrained()
 

@@ -10,14 +10,20 @@ METRICS = "metrics.jsonl"
 
 
 class MetricsLog:
-    """Appends to metrics.jsonl and tensorboard/ in a run's folder; `active` on one process only."""
+    """Appends to metrics.jsonl and tensorboard/ in a run's folder.
 
-    def __init__(self, folder: Path, active: bool, resumed_step: int) -> None:
+    Args:
+        active: true on one process only.
+        step: the last one already done; what is recorded of later ones is forgotten.
+        validated: whether the validation at that step was done, too.
+    """
+
+    def __init__(self, folder: Path, active: bool, step: int, validated: bool) -> None:
         self.file = folder / METRICS
         self.board: SummaryWriter | None = None
         if active:
-            _drop_lines_after(self.file, resumed_step)
-            self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=resumed_step + 1)
+            _keep_lines(self.file, step, validated)
+            self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
 
     def write(self, step: int, **values: Any) -> None:
         """Record values at a step; a nested dict becomes one group of curves."""
@@ -47,9 +53,10 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def _drop_lines_after(path: Path, step: int) -> None:
+def _keep_lines(path: Path, step: int, validated: bool) -> None:
     """Forget what a resumed run is about to do again (everything, for a new run)."""
-    kept = [line for line in read_metrics(path) if line["step"] <= step] if path.exists() else []
+    lines = read_metrics(path) if path.exists() else []
+    kept = [line for line in lines if (line["step"], "validation" in line) <= (step, validated)]
     aside = path.with_suffix(".part")
     aside.write_text("".join(json.dumps(line) + "\n" for line in kept))
     aside.replace(path)

@@ -53,6 +53,7 @@ class TrainingRun:
         self.accelerator, self.validation = accelerator, validation
         self.out = Path(config.out)
         self.epoch, self.best = 0, -1.0
+        self.validated = True  # nothing to make up for
         dataset = TrainingWindows(training, config)
         self.sampler = EpochSampler(
             len(dataset),
@@ -76,7 +77,7 @@ class TrainingRun:
         if resume:
             self._resume()
         first_step = self.epoch * self.sampler.steps
-        self.log = MetricsLog(self.out, accelerator.is_main_process, first_step)
+        self.log = MetricsLog(self.out, accelerator.is_main_process, first_step, self.validated)
         self.bar: tqdm[Any] = tqdm(
             total=config.training.stop_epoch * self.sampler.steps,
             initial=first_step,
@@ -88,14 +89,19 @@ class TrainingRun:
     def go(self) -> Detector:
         """Train to the last epoch; return the detector with its averaged weights, eval mode."""
         settings = self.config.training
+        if not self.validated:
+            self._validate()
         while self.epoch < settings.stop_epoch:
             self._train_epoch()
             self.epoch += 1
             last = self.epoch == settings.stop_epoch
             due = self.epoch >= settings.validate_from and self.epoch % settings.validate_every == 0
-            improved = self.validation is not None and (due or last) and self._validate()
+            self.validated = self.validation is None or not (due or last)
             if due or last or self.epoch % SAVE_EVERY == 0:
-                self._save(improved)
+                # Before validating, too: what goes wrong there must not cost the epoch.
+                self._save("last.pt")
+            if not self.validated:
+                self._validate()
         self.bar.close()
         self.log.close()
         averaged: Detector = self.average.module.eval()
@@ -114,7 +120,7 @@ class TrainingRun:
                 self._refuse_nan(*previous)
             previous = losses, batch
             self.bar.update()
-            if (step + 1) % LOG_EVERY == 0:
+            if (step + 1) % LOG_EVERY == 0 or index + 1 == self.sampler.steps:
                 self._refuse_nan(losses, batch)
                 seconds = (time.monotonic() - began) / (index + 1 - logged)
                 began, logged = time.monotonic(), index + 1
@@ -172,8 +178,8 @@ class TrainingRun:
                 f"What was saved before stands in {self.out}"
             )
 
-    def _validate(self) -> bool:
-        """Score the averaged weights; return whether they are the best so far."""
+    def _validate(self) -> None:
+        """Score the averaged weights and keep them if they are the best so far."""
         assert self.validation is not None
         averaged: Detector = self.average.module.eval()
         found = detect_all(
@@ -183,32 +189,33 @@ class TrainingRun:
         self.log.write(self.epoch * self.sampler.steps, validation=result.as_dict())
         if self.accelerator.is_main_process:
             self.bar.write(f"epoch {self.epoch}: validation mAP {result.average:.4f}")
-        improved = result.average > self.best
-        self.best = max(self.best, result.average)
-        return improved
+        self.validated = True
+        if result.average > self.best:
+            self.best = result.average
+            self._save("best.pt")
+        self._save("last.pt")
 
-    def _save(self, improved: bool) -> None:
+    def _save(self, name: str) -> None:
         if not self.accelerator.is_main_process:
             return
         scaler = self.accelerator.scaler
+        training = {
+            "epoch": self.epoch,
+            "validated": self.validated,
+            "best": self.best,
+            "processes": self.accelerator.num_processes,
+            "optimizer": self.optimizer.state_dict(),
+            "normaliser": self.normaliser.state_dict(),
+            "scaler": scaler.state_dict() if scaler else None,
+        }
         checkpoint = Checkpoint(
             config=self.config,
             classes=self.detector.classes,
             model=self.detector.state_dict(),
             ema=self.average.module.state_dict(),
-            training={
-                "epoch": self.epoch,
-                "best": self.best,
-                "processes": self.accelerator.num_processes,
-                "optimizer": self.optimizer.state_dict(),
-                "normaliser": self.normaliser.state_dict(),
-                "scaler": scaler.state_dict() if scaler else None,
-            },
+            training=training if name == "last.pt" else {},
         )
-        # The best first: killed in between, the resumed run finds the same best once more.
-        if improved:
-            save_checkpoint(self.out / "best.pt", checkpoint._replace(training={}))
-        save_checkpoint(self.out / "last.pt", checkpoint)
+        save_checkpoint(self.out / name, checkpoint)
 
     def _resume(self) -> None:
         path = self.out / "last.pt"
@@ -224,3 +231,4 @@ class TrainingRun:
         if self.accelerator.scaler:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.epoch, self.best = state["epoch"], state["best"]
+        self.validated = state["validated"]

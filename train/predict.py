@@ -79,4 +79,5 @@ def detections(
     return [
         Detection(classes[label], float(start), float(end), float(score))
         for (start, end), score, label in zip(segments, scores, labels, strict=True)
+        if end > start  # an empty segment overlaps nothing
     ]
