@@ -197,3 +197,30 @@ def test_trunk_can_be_shared_by_two_directions() -> None:
     two.trunk = one.trunk
     frames = torch.zeros(1, 3, 16, 32, 32, dtype=torch.uint8)
     assert torch.equal(one(frames), two(frames))
+
+
+def test_mmaction_checkpoints_load_into_the_trunk(tmp_path: Path) -> None:
+    """The layout of mmaction2's VideoMAE files: `backbone.…`, a norm and a classifier behind it."""
+    prefix = "module.backbone.model."
+    content = torch.load(GOLDEN / "opentad_checkpoint.pth", weights_only=True)["state_dict"]
+    published = {
+        key.removeprefix(prefix): value
+        for key, value in content.items()
+        if key.startswith(prefix) and ".adapter." not in key
+    }
+    published |= {
+        "cls_head.fc_cls.weight": torch.zeros(400, 64),
+        "cls_head.fc_cls.bias": torch.ones(400),
+    }
+    torch.save({"state_dict": published, "meta": {}}, tmp_path / "vit.pth")
+    expected = golden_detector().backbone.trunk.state_dict()
+    config = golden_detector().config
+    with_file = replace(config.backbone, weights=str(tmp_path / "vit.pth"))
+    detector = Detector(replace(config, backbone=with_file), CLASSES)
+    detector.load_pretrained()
+    for name, tensor in detector.backbone.trunk.state_dict().items():
+        assert torch.equal(tensor, expected[name]), name
+    del published["backbone.blocks.1.norm1.weight"]
+    torch.save({"state_dict": published}, tmp_path / "vit.pth")
+    with pytest.raises(ValueError, match=r"missing +blocks\.1\.norm1\.weight"):
+        detector.load_pretrained()
