@@ -31,9 +31,9 @@ from evaluate.mean_ap import MeanAP, mean_average_precision
 from evaluate.report import draw_tious, table
 from train.checkpoint import is_checkpoint, load_checkpoint
 from train.config import Experiment
-from train.dataset import load_annotations, load_items
 from train.detector import Detector
 from train.errors import EXPECTED, message
+from train.items import load_annotations, load_items
 from train.validate import detect_all, window_loader
 
 Predictions = dict[str, list[Detection]]

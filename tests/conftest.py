@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from extract.demo import DemoConfig, write_dataset
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 GOLDEN = REPOSITORY / "tests/golden"  # reference numbers; README.md there says whose
 
@@ -18,3 +20,16 @@ def shared() -> Path:
     if not all((folder / part).is_dir() for part in ("clips", "thumos14")):
         pytest.skip("real clips and annotations (../shared) are not here")
     return folder
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Overrides that point an experiment to a small demo dataset."""
+    folder = tmp_path_factory.mktemp("demo")
+    sizes = DemoConfig(training=4, validation=2, test=3, shortest=5, longest=9)
+    write_dataset(folder, sizes, processes=2)
+    return [
+        f"--data.annotations={folder / 'annotations.json'}",
+        f"--data.videos={folder / 'videos'}",
+        f"--data.classes={folder / 'classes.txt'}",
+    ]

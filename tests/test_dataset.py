@@ -18,10 +18,9 @@ from train.dataset import (
     EvaluationWindows,
     TrainingWindows,
     evaluation_loader,
-    load_annotations,
-    load_items,
     training_loader,
 )
+from train.items import load_annotations, load_items
 
 
 @pytest.fixture(scope="module")

@@ -20,8 +20,8 @@ from train.actionformer import HeadConfig, HeadOutput
 from train.batch import Batch
 from train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from train.config import Experiment
-from train.dataset import Item
 from train.detector import Detector
+from train.items import Item
 from train.predict import Candidates, detections, predict, strongest
 
 CLASSES = ("a", "b", "c", "d", "e")

@@ -16,14 +16,13 @@ from accelerate.state import AcceleratorState
 from configs.load import load
 from evaluate.annotations import read_predictions
 from extract.backbone import Mode
-from extract.demo import DemoConfig, write_dataset
 from extract.video import VideoReader
 from tests.conftest import REPOSITORY
 from train.checkpoint import Checkpoint, load_checkpoint, refuse_other_run
 from train.config import Experiment
-from train.dataset import load_annotations, load_items
 from train.detector import Detector
 from train.errors import message
+from train.items import load_annotations, load_items
 from train.log import read_metrics
 from train.loop import TrainingRun
 
@@ -43,19 +42,6 @@ ENVIRONMENT = os.environ | {
     "ACCELERATE_USE_CPU": "1",
     "GLOO_SOCKET_IFNAME": "lo",
 }
-
-
-@pytest.fixture(scope="session")
-def data(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Overrides that point an experiment to a small demo dataset."""
-    folder = tmp_path_factory.mktemp("demo")
-    sizes = DemoConfig(training=4, validation=2, test=3, shortest=5, longest=9)
-    write_dataset(folder, sizes, processes=2)
-    return [
-        f"--data.annotations={folder / 'annotations.json'}",
-        f"--data.videos={folder / 'videos'}",
-        f"--data.classes={folder / 'classes.txt'}",
-    ]
 
 
 @pytest.fixture

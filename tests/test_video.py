@@ -13,7 +13,7 @@ import pytest
 from numpy.typing import NDArray
 
 from extract.video import VideoError, VideoReader
-from train.dataset import item_of
+from train.items import item_of
 
 
 def sequential(path: Path) -> NDArray[np.uint8]:

@@ -13,7 +13,8 @@ from train import actionformer
 from train.actionformer import ActionFormer, HeadOutput
 from train.checkpoint import load_checkpoint
 from train.config import Experiment
-from train.dataset import EvaluationWindows, evaluation_loader, item_of
+from train.dataset import EvaluationWindows, evaluation_loader
+from train.items import item_of
 from train.predict import detections, predict
 
 

@@ -16,9 +16,9 @@ from accelerate.utils import set_seed
 from configs.load import dump, load
 from evaluate.report import draw_curves
 from train.config import Experiment
-from train.dataset import load_annotations, load_items
 from train.detector import Detector
 from train.errors import EXPECTED, message
+from train.items import load_annotations, load_items
 from train.log import METRICS, read_metrics
 from train.loop import TrainingRun
 

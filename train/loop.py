@@ -11,9 +11,10 @@ from tqdm import tqdm
 
 from train.batch import Batch
 from train.checkpoint import Checkpoint, load_checkpoint, refuse_other_run, save_checkpoint
-from train.dataset import EpochSampler, Item, TrainingWindows, training_loader
+from train.dataset import EpochSampler, TrainingWindows, training_loader
 from train.detector import Detector
 from train.errors import memory_advice
+from train.items import Item
 from train.log import MetricsLog
 from train.losses import PositivesAverage, detection_losses
 from train.optim import build_average, build_optimizer, build_schedule

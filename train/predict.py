@@ -15,7 +15,7 @@ from extract.reversal import reverse_segments
 from train.actionformer import HeadOutput
 from train.batch import Batch
 from train.config import EvaluationConfig, Experiment
-from train.dataset import Item
+from train.items import Item
 from train.points import decode, pyramid_points
 
 Model = Callable[[Tensor, Tensor], HeadOutput]

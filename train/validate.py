@@ -11,9 +11,10 @@ from evaluate.annotations import Detection
 from evaluate.mean_ap import MeanAP, mean_average_precision
 from train.batch import Sample
 from train.config import Experiment
-from train.dataset import EvaluationWindows, Item, evaluation_loader
+from train.dataset import EvaluationWindows, evaluation_loader
 from train.detector import Detector
 from train.errors import memory_advice
+from train.items import Item
 from train.predict import Candidates, detections, predict
 
 
