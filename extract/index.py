@@ -73,31 +73,37 @@ def video_index(path: str | Path) -> VideoIndex:
 @lru_cache(maxsize=4096)
 def _read_index(path: str, size: int, modified: int) -> VideoIndex:
     try:
-        with av.open(path) as container:
-            if not container.streams.video:
-                raise VideoError(f"{path}: cannot be read as video: it has no video stream")
-            stream = container.streams.video[0]
-            packets = [
-                (packet.pts, packet.is_keyframe)
-                for packet in container.demux(stream)
-                if packet.size and not packet.is_discard
-            ]
-            time_base = stream.time_base
-        first = _first_frames(path)
+        return _index(path)
     except (av.FFmpegError, OSError) as error:
         damaged = isinstance(error, av.InvalidDataError)
         cause = "its data are damaged or no video" if damaged else error.strerror
         raise VideoError(f"{path}: cannot be read as video: {cause}") from error
-    if not packets or not first or time_base is None:
+
+
+def _index(path: str) -> VideoIndex:
+    with av.open(path) as container:
+        if not container.streams.video:
+            raise VideoError(f"{path}: cannot be read as video: it has no video stream")
+        stream = container.streams.video[0]
+        time_base, unit_length = stream.time_base, _unit_length(stream.codec_context)
+        resets = bool(unit_length)
+        times, keys = [], []
+        for packet in container.demux(stream):
+            if packet.size and not packet.is_discard:
+                times.append(packet.pts)
+                if packet.is_keyframe:
+                    keys.append(packet.pts)
+                    resets = resets and _holds_idr(bytes(packet), unit_length)
+    first = _first_frames(path)
+    if not times or not first or time_base is None:
         raise VideoError(f"{path}: cannot be read as video: it has no frames")
-    known = [pts for pts, _ in packets if pts is not None]
-    pts = np.unique(np.array(known, np.int64))
+    pts = np.unique(np.array([t for t in times if t is not None], np.int64))
     rotation = first[0].rotation % 360
-    if len(pts) < len(packets) or [f.pts for f in first] != pts[: len(first)].tolist():
+    if len(pts) < len(times) or [f.pts for f in first] != pts[: len(first)].tolist():
         return _counted_index(path, time_base, rotation)
-    keyframes = np.array(sorted(p for p, key in packets if key and p is not None), np.int64)
-    trusted = not rotation and _resets_at_keyframes(path)
-    return VideoIndex("decord" if trusted else "seek", pts, keyframes, time_base, rotation)
+    keyframes = np.unique(np.array(keys, np.int64))
+    access: Access = "decord" if resets and not rotation else "seek"
+    return VideoIndex(access, pts, keyframes, time_base, rotation)
 
 
 def _first_frames(path: str) -> list[av.VideoFrame]:
@@ -107,35 +113,28 @@ def _first_frames(path: str) -> list[av.VideoFrame]:
         return [frame for frame, _ in zip(decoded, range(PROOF), strict=False)]
 
 
-def _resets_at_keyframes(path: str) -> bool:
-    """Say whether a file is H.264 whose every keyframe is an IDR picture (ITU-T H.264, 7.4.1.2.4).
+def _unit_length(context: av.VideoCodecContext) -> int:
+    """Return how many bytes hold the length of an H.264 stream's NAL units, 0 for other streams.
 
-    Only there a decoder that jumps to a keyframe is in the state of one that came from before.
+    avcC, the configuration in mp4 and Matroska (ISO 14496-15), says so in its fifth byte. H.264
+    without it (transport streams) counts as another stream: decord misreads it even in sequence.
     """
-    with av.open(path) as container:
-        stream = container.streams.video[0]
-        context = stream.codec_context
-        if context.name != "h264":
-            return False
-        # avcC, as mp4 and Matroska have it, counts the bytes of a NAL unit's length in its fifth
-        # byte. Files without it (transport streams) decord reads wrongly even in sequence.
-        configuration = context.extradata or b""
-        if configuration[:1] != b"\x01":
-            return False
-        length_bytes = (configuration[4] & 3) + 1
-        return all(
-            _holds_idr(bytes(packet), length_bytes)
-            for packet in container.demux(stream)
-            if packet.size and packet.is_keyframe
-        )
+    configuration = context.extradata or b""
+    if context.name != "h264" or configuration[:1] != b"\x01":
+        return 0
+    return (configuration[4] & 3) + 1
 
 
-def _holds_idr(data: bytes, length_bytes: int) -> bool:
+def _holds_idr(data: bytes, unit_length: int) -> bool:
+    """Say whether a keyframe is an IDR picture (ITU-T H.264, 7.4.1.2.4).
+
+    Only there a decoder that jumps to it is in the state of one that came from before.
+    """
     at = 0
-    while at + length_bytes < len(data):
-        if data[at + length_bytes] & 31 == 5:
+    while at + unit_length < len(data):
+        if data[at + unit_length] & 31 == 5:
             return True
-        at += length_bytes + int.from_bytes(data[at : at + length_bytes], "big")
+        at += unit_length + int.from_bytes(data[at : at + unit_length], "big")
     return False
 
 

@@ -165,7 +165,18 @@ def test_times_follow_the_frame_rate(tmp_path: Path) -> None:
 def test_bad_files_are_refused_by_name_and_cause(tmp_path: Path) -> None:
     (tmp_path / "empty.mp4").write_bytes(b"")
     (tmp_path / "noise.mp4").write_bytes(np.random.default_rng(0).bytes(5000))
+    with av.open(str(tmp_path / "sound.mp4"), "w") as container:
+        audio = container.add_stream("aac", rate=16000)
+        silence = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), "fltp", "mono")
+        silence.rate = 16000
+        container.mux(audio.encode(silence))
+        container.mux(audio.encode())
+    write_numbered(tmp_path / "whole.mp4", 50)
+    content = (tmp_path / "whole.mp4").read_bytes()
+    (tmp_path / "cut.mp4").write_bytes(content[: len(content) // 2])
     causes = {
+        "sound.mp4": "no video stream",
+        "cut.mp4": "damaged or no video",
         "absent.mp4": "does not exist",
         "empty.mp4": "is empty",
         "noise.mp4": "cannot be read",

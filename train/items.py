@@ -20,9 +20,7 @@ from extract.clips import seconds_to_frames
 from extract.video import VideoError, VideoReader
 from train.config import DataConfig
 
-VIDEO_SUFFIXES = {
-    *(".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".wmv")
-}
+VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".wmv")
 
 
 @dataclass(frozen=True)
