@@ -2,7 +2,6 @@
 
 import dataclasses
 import difflib
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
@@ -57,7 +56,8 @@ def parse(kind: type[T], text: str, overrides: Sequence[str] = (), source: str =
         raise ValueError(f"{source}: expected a mapping of settings at the top level")
     valid = field_names(kind)
     _refuse_unknown(_leaves(content), valid, source)
-    for name in _groups(kind):
+    # Sorted, an outer group stands before those within it.
+    for name in sorted({name.rpartition(".")[0] for name in valid} - {""}):
         value = content
         for part in name.split("."):
             value = value.get(part, {}) if isinstance(value, dict) else value
@@ -77,7 +77,7 @@ def parse(kind: type[T], text: str, overrides: Sequence[str] = (), source: str =
         built: Namespace = parser.instantiate(parsed)
         return kind(**vars(built))
     except (ParserError, ValueError, TypeError) as error:
-        raise ValueError(f"{blame}: {_plain(str(error))}") from error
+        raise ValueError(f"{blame}: {' '.join(str(error).split())}") from error
 
 
 def dump(config: Any) -> str:
@@ -108,15 +108,6 @@ def field_names(kind: type, prefix: str = "") -> list[str]:
     return names
 
 
-def _groups(kind: type, prefix: str = "") -> list[str]:
-    """Return the dotted names of the nested dataclasses, outer ones first."""
-    names = []
-    for name, hint in get_type_hints(kind).items():
-        if dataclasses.is_dataclass(hint):
-            names += [prefix + name, *_groups(hint, f"{prefix}{name}.")]  # type: ignore[arg-type]
-    return names
-
-
 def _leaves(content: dict[str, Any], prefix: str = "") -> list[str]:
     names = []
     for key, value in content.items():
@@ -132,12 +123,6 @@ def _refuse_unknown(names: Sequence[str], valid: Sequence[str], source: str) -> 
             near = difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
             hint = f"did you mean '{near[0]}'?" if near else "the configs list all settings"
             raise ValueError(f"{source}: unknown setting '{name}'; {hint}")
-
-
-def _plain(message: str) -> str:
-    """Leave out what jsonargparse says about itself."""
-    lines = [line.strip() for line in message.splitlines() if line.strip()]
-    return re.sub(r"\s+", " ", " ".join(lines))
 
 
 def _lists(value: Any) -> Any:

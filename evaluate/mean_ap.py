@@ -112,6 +112,13 @@ class _Pairs(NamedTuple):
     tiou: Floats
 
 
+def _video_column(
+    records: Mapping[str, Sequence[Segment | Detection]], videos: dict[str, int]
+) -> Integers:
+    """The number of the video that each record belongs to, in the order of the records."""
+    return np.repeat([videos[name] for name in records], [len(each) for each in records.values()])
+
+
 def _truths(
     ground_truth: Mapping[str, Sequence[Segment]],
     videos: dict[str, int],
@@ -119,9 +126,7 @@ def _truths(
 ) -> _Table:
     """The truths, sorted by group; within a group the later one first."""
     flat = [segment for segments in ground_truth.values() for segment in segments]
-    video = np.repeat(
-        [videos[name] for name in ground_truth], [len(each) for each in ground_truth.values()]
-    )
+    video = _video_column(ground_truth, videos)
     names, *columns = zip(*flat, strict=True)
     start, end = _finite(columns, "the ground truth")
     label = np.array([classes[name] for name in names], np.intp)
@@ -140,9 +145,7 @@ def _ranked(
     if not flat:
         empty = np.zeros(0, np.intp)
         return _Table(empty, empty, np.zeros(0), np.zeros(0))
-    video = np.repeat(
-        [videos[name] for name in predictions], [len(each) for each in predictions.values()]
-    )
+    video = _video_column(predictions, videos)
     names, *columns = zip(*flat, strict=True)
     start, end, score = _finite(columns, "the predictions")
     label = np.array([classes.get(name, -1) for name in names], np.intp)

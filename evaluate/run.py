@@ -17,6 +17,7 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
+from configs.files import write_text
 from configs.load import dump, load, parse
 from evaluate.annotations import (
     Annotations,
@@ -34,7 +35,7 @@ from train.config import Experiment
 from train.detector import Detector
 from train.errors import EXPECTED, message
 from train.items import load_annotations, load_items
-from train.validate import detect_all, window_loader
+from train.validate import detect_all, score, window_loader
 
 Predictions = dict[str, list[Detection]]
 Truth = dict[str, tuple[Segment, ...]]
@@ -106,20 +107,21 @@ def warn_of_strangers(
 
 def score_checkpoint(args: argparse.Namespace, overrides: list[str]) -> None:
     """Detect in all videos of a subset; write the detections, then their score."""
-    if args.config:
+    foreign = args.config and args.checkpoint.is_file() and not is_checkpoint(args.checkpoint)
+    saved = None if foreign else load_checkpoint(args.checkpoint)
+    if saved is None or args.config:
         config = load(Experiment, args.config, overrides)
     else:
-        own = load_checkpoint(args.checkpoint).config
-        config = parse(Experiment, dump(own), overrides, str(args.checkpoint))
+        config = parse(Experiment, dump(saved.config), overrides, str(args.checkpoint))
     if args.subset:
         config = replace(config, data=replace(config.data, test_subset=args.subset))
     accelerator = Accelerator(mixed_precision=config.training.mixed_precision)
     annotations = load_annotations(config.data)
     items = load_items(config.data, annotations, config.data.test_subset)
-    if args.config and args.checkpoint.is_file() and not is_checkpoint(args.checkpoint):
+    if saved is None:
         detector = Detector.from_opentad(args.checkpoint, config, annotations.classes)
     else:
-        detector = Detector.from_checkpoint(args.checkpoint, config)
+        detector = Detector.restore(saved._replace(config=config), args.checkpoint)
     strangers = {s.label for item in items for s in item.truth} - set(detector.classes)
     if strangers:
         raise ValueError(
@@ -137,9 +139,8 @@ def score_checkpoint(args: argparse.Namespace, overrides: list[str]) -> None:
         return
     minutes = sum(item.duration_s for item in items) / 60
     print(f"{len(items)} videos ({minutes:.1f} min) in {time.monotonic() - began:.1f} s")
-    truth = {item.name: item.truth for item in items}
-    if any(truth.values()):
-        write_results(out, found, mean_average_precision(truth, found, config.evaluation.tious))
+    if any(item.truth for item in items):
+        write_results(out, found, score(items, found, detector))
     else:
         write_predictions(out / "predictions.json", found)
         for stale in ("metrics.json", "tious.png"):
@@ -151,9 +152,7 @@ def write_results(out: Path, found: Predictions, result: MeanAP) -> None:
     """Print the table and leave predictions, metrics and a picture in `out`."""
     out.mkdir(parents=True, exist_ok=True)
     write_predictions(out / "predictions.json", found)
-    aside = out / "metrics.json.part"
-    aside.write_text(json.dumps(result.as_dict(), indent=1) + "\n")
-    aside.replace(out / "metrics.json")
+    write_text(out / "metrics.json", json.dumps(result.as_dict(), indent=1) + "\n")
     draw_tious(result, out / "tious.png")
     print(table(result))
     print(f"average mAP {result.average:.4f}; details in {out}")

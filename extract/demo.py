@@ -22,6 +22,7 @@ import av
 import numpy as np
 from tqdm import tqdm
 
+from configs.files import write_text
 from extract.scenes import ACTIONS, random_scene, render
 
 FRAME_RATES = (15, 18, 20, 24)
@@ -82,8 +83,8 @@ def write_dataset(folder: Path, config: DemoConfig, processes: int = 2) -> None:
     _write_json(folder / "annotations.json", {"version": "demo", "database": database})
     exchanged = exchange_annotations(database)
     _write_json(folder / "exchanged.json", {"version": "control", "database": exchanged})
-    (folder / "classes.txt").write_text("".join(f"{name}\n" for name in ACTIONS))
-    stamp.write_text(wanted)
+    write_text(folder / "classes.txt", "".join(f"{name}\n" for name in ACTIONS))
+    write_text(stamp, wanted)
 
 
 def _write_video(
@@ -138,9 +139,7 @@ def exchange_annotations(database: dict[str, Any]) -> dict[str, Any]:
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
-    aside = path.with_suffix(".part")
-    aside.write_text(json.dumps(content, indent=1) + "\n")
-    aside.replace(path)
+    write_text(path, json.dumps(content, indent=1) + "\n")
 
 
 def main() -> None:

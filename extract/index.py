@@ -8,6 +8,7 @@ not the frames' (AVI). Reading the packets without decoding them tells.
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Literal
 
@@ -94,23 +95,24 @@ def _index(path: str) -> VideoIndex:
                 if packet.is_keyframe:
                     keys.append(packet.pts)
                     resets = resets and _holds_idr(bytes(packet), unit_length)
-    first = _first_frames(path)
-    if not times or not first or time_base is None:
+    shown = _first_frames(path)
+    if not times or not shown or time_base is None:
         raise VideoError(f"{path}: cannot be read as video: it has no frames")
     pts = np.unique(np.array([t for t in times if t is not None], np.int64))
-    rotation = first[0].rotation % 360
-    if len(pts) < len(times) or [f.pts for f in first] != pts[: len(first)].tolist():
+    rotation = shown[0][1] % 360
+    if len(pts) < len(times) or [time for time, _ in shown] != pts[: len(shown)].tolist():
         return _counted_index(path, time_base, rotation)
     keyframes = np.unique(np.array(keys, np.int64))
     access: Access = "decord" if resets and not rotation else "seek"
     return VideoIndex(access, pts, keyframes, time_base, rotation)
 
 
-def _first_frames(path: str) -> list[av.VideoFrame]:
+def _first_frames(path: str) -> list[tuple[int | None, int]]:
+    """Return (time, rotation) of the first frames; the pictures themselves would be heavy."""
     with av.open(path) as container:
         container.streams.video[0].thread_count = 1
         decoded = container.decode(video=0)
-        return [frame for frame, _ in zip(decoded, range(PROOF), strict=False)]
+        return [(frame.pts, frame.rotation) for frame in islice(decoded, PROOF)]
 
 
 def _unit_length(context: av.VideoCodecContext) -> int:

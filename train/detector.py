@@ -11,7 +11,7 @@ from extract import weights
 from extract.backbone import Backbone
 from train import actionformer
 from train.actionformer import ActionFormer, HeadOutput
-from train.checkpoint import load_checkpoint
+from train.checkpoint import Checkpoint, load_checkpoint
 from train.config import Experiment
 from train.dataset import EvaluationWindows, evaluation_loader
 from train.items import item_of
@@ -34,16 +34,15 @@ class Detector(nn.Module):
         self.head = ActionFormer(self.backbone.width, len(classes), config.head)
 
     @classmethod
-    def from_checkpoint(cls, path: str | Path, config: Experiment | None = None) -> "Detector":
-        """Build the detector that a run was evaluated with: its averaged weights, eval mode.
+    def from_checkpoint(cls, path: str | Path) -> "Detector":
+        """Build the detector that a run of `train/e2e.py` left in a file."""
+        return cls.restore(load_checkpoint(path), path)
 
-        Args:
-            path: a checkpoint of `train/e2e.py`.
-            config: replaces the checkpoint's own; backbone and head must fit its weights.
-        """
-        checkpoint = load_checkpoint(path)
-        detector = cls(config or checkpoint.config, checkpoint.classes)
-        weights.load_strictly(detector, checkpoint.ema, path)
+    @classmethod
+    def restore(cls, checkpoint: Checkpoint, source: str | Path) -> "Detector":
+        """Build the detector that a run was evaluated with: its averaged weights, eval mode."""
+        detector = cls(checkpoint.config, checkpoint.classes)
+        weights.load_strictly(detector, checkpoint.ema, source)
         return detector.eval()
 
     @classmethod

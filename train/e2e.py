@@ -13,6 +13,7 @@ from pathlib import Path
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
+from configs.files import write_text
 from configs.load import dump, load
 from evaluate.report import draw_curves
 from train.config import Experiment
@@ -64,7 +65,7 @@ def train(config: Experiment, resume: bool) -> None:
     out.mkdir(parents=True, exist_ok=True)
     run = TrainingRun(detector, training, validation, accelerator, resume=begun)
     if accelerator.is_main_process:
-        (out / "config.yaml").write_text(dump(config))
+        write_text(out / "config.yaml", dump(config))
         counts = ", ".join(f"{name} {n:,}" for name, n in detector.parameter_counts().items())
         windows = sum(bool(len(item.segments)) for item in training)
         print(f"{windows} training videos, {len(annotations.classes)} classes; weights: {counts}")

@@ -6,6 +6,8 @@ from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
+from configs.files import write_text
+
 METRICS = "metrics.jsonl"
 
 
@@ -57,6 +59,4 @@ def _keep_lines(path: Path, step: int, validated: bool) -> None:
     """Forget what a resumed run is about to do again (everything, for a new run)."""
     lines = read_metrics(path) if path.exists() else []
     kept = [line for line in lines if (line["step"], "validation" in line) <= (step, validated)]
-    aside = path.with_suffix(".part")
-    aside.write_text("".join(json.dumps(line) + "\n" for line in kept))
-    aside.replace(path)
+    write_text(path, "".join(json.dumps(line) + "\n" for line in kept))

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from tqdm import tqdm
 
+from configs.files import write_text
 from extract.backbone import Backbone, BackboneConfig
 from extract.scenes import ACTIONS, action_map, random_scene, render
 from extract.videomae import CLIP_FRAMES, TUBELET, TrunkConfig
@@ -128,8 +129,7 @@ def save(
         "accuracy": "tubelets with exactly one action, fresh clips",
         "curve": curve,
     }
-    aside.write_text(json.dumps(record, indent=1) + "\n")
-    aside.replace(args.out.with_suffix(".json"))
+    write_text(args.out.with_suffix(".json"), json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":
