@@ -35,7 +35,7 @@ from train.config import Experiment
 from train.detector import Detector
 from train.errors import EXPECTED, message
 from train.items import load_annotations, load_items
-from train.validate import detect_all, score, window_loader
+from train.validate import detect_all, score, skipped_warning, window_loader
 
 Predictions = dict[str, list[Detection]]
 Truth = dict[str, tuple[Segment, ...]]
@@ -86,7 +86,7 @@ def score_file(args: argparse.Namespace, overrides: list[str]) -> None:
     truth = {video.name: video.segments for video in select(annotations, subset)}
     warn_of_strangers(found, truth, annotations, subset)
     out = args.out or args.predictions.parent / f"{args.predictions.stem}-{subset}"
-    write_results(out, found, mean_average_precision(truth, found, tious))
+    write_results(out, found, mean_average_precision(truth, found, tious), {})
 
 
 def warn_of_strangers(
@@ -117,7 +117,9 @@ def score_checkpoint(args: argparse.Namespace, overrides: list[str]) -> None:
         config = replace(config, data=replace(config.data, test_subset=args.subset))
     accelerator = Accelerator(mixed_precision=config.training.mixed_precision)
     annotations = load_annotations(config.data)
-    items = load_items(config.data, annotations, config.data.test_subset)
+    items = load_items(config.data, annotations, config.data.test_subset, accelerator)
+    if items.skipped and accelerator.is_main_process:
+        print(skipped_warning(items.skipped, len(items) + len(items.skipped)))
     if saved is None:
         detector = Detector.from_opentad(args.checkpoint, config, annotations.classes)
     else:
@@ -134,13 +136,15 @@ def score_checkpoint(args: argparse.Namespace, overrides: list[str]) -> None:
     detector = detector.to(accelerator.device)
     began = time.monotonic()
     windows = window_loader(items, config.sampling.test_overlap, config, accelerator)
-    found = detect_all(detector, items, windows, accelerator, "detecting")
+    found, skipped = detect_all(detector, items, windows, accelerator, "detecting")
     if not accelerator.is_main_process:
         return
+    if skipped:
+        print(skipped_warning(skipped, len(items)))
     minutes = sum(item.duration_s for item in items) / 60
     print(f"{len(items)} videos ({minutes:.1f} min) in {time.monotonic() - began:.1f} s")
     if any(item.truth for item in items):
-        write_results(out, found, score(items, found, detector))
+        write_results(out, found, score(items, found, detector), items.skipped | skipped)
     else:
         write_predictions(out / "predictions.json", found)
         for stale in ("metrics.json", "tious.png"):
@@ -148,11 +152,16 @@ def score_checkpoint(args: argparse.Namespace, overrides: list[str]) -> None:
         print(f"no annotations to score against; detections in {out / 'predictions.json'}")
 
 
-def write_results(out: Path, found: Predictions, result: MeanAP) -> None:
-    """Print the table and leave predictions, metrics and a picture in `out`."""
+def write_results(out: Path, found: Predictions, result: MeanAP, skipped: dict[str, str]) -> None:
+    """Print the table and leave predictions, metrics and a picture in `out`.
+
+    Args:
+        skipped: videos that could not be read and do not count, with causes.
+    """
     out.mkdir(parents=True, exist_ok=True)
     write_predictions(out / "predictions.json", found)
-    write_text(out / "metrics.json", json.dumps(result.as_dict(), indent=1) + "\n")
+    metrics = result.as_dict() | {"skipped_videos": skipped}
+    write_text(out / "metrics.json", json.dumps(metrics, indent=1) + "\n")
     draw_tious(result, out / "tious.png")
     print(table(result))
     print(f"average mAP {result.average:.4f}; details in {out}")

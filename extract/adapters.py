@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
+from extract.recompute import Recompute, run
+
 
 class TemporalAdapter(nn.Module):
     """A bottleneck that mixes each spatial position with its neighbours in time.
@@ -33,17 +35,22 @@ class TemporalAdapter(nn.Module):
             assert layer.bias is not None
             nn.init.zeros_(layer.bias)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, recompute: Recompute = "none") -> Tensor:
         """Map tokens [B, T, P, C] (T steps of time, P positions) to the same shape."""
-        y = F.gelu(self.down(x))
-        return x + self.up(y + self._mix(y)) * self.gamma
+        mixed = run(self._mix, "none" if recompute == "none" else "full", self.down(x))
+        # The scale goes into the weights: its gradient then needs no copy of the wide product.
+        return x + F.linear(mixed, self.up.weight * self.gamma, self.up.bias * self.gamma)
 
-    def _mix(self, y: Tensor) -> Tensor:
-        # The depthwise convolution over T as three shifted products: it keeps the token layout,
-        # where a Conv1d would copy everything to [B·P, C, T] and back.
-        before, here, after = self.depthwise.weight.squeeze(1).unbind(1)
-        assert self.depthwise.bias is not None
-        mixed = torch.addcmul(self.depthwise.bias, y, here)
-        mixed = mixed + F.pad(y[:, :-1] * before, (0, 0, 0, 0, 1, 0))
-        mixed = mixed + F.pad(y[:, 1:] * after, (0, 0, 0, 0, 0, 1))
-        return F.linear(mixed, self.pointwise.weight.squeeze(2), self.pointwise.bias)
+    def _mix(self, hidden: Tensor) -> Tensor:
+        """Let [B, T, P, H] pass GELU, and add it to its convolution over T, then over H."""
+        y = F.gelu(hidden)
+        # To a convolution over T and P this layout is "channels last": nothing is copied.
+        z = F.conv2d(
+            y.permute(0, 3, 1, 2),
+            self.depthwise.weight.unsqueeze(-1),
+            self.depthwise.bias,
+            padding=(1, 0),
+            groups=self.depthwise.groups,
+        )
+        weight = self.pointwise.weight.squeeze(2)
+        return y + F.linear(z.permute(0, 2, 3, 1), weight, self.pointwise.bias)

@@ -1,19 +1,24 @@
 """From pixels to features: the VideoMAE trunk with its adapters, run over a whole span."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from timm.layers import drop_path
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from extract.adapters import TemporalAdapter
+from extract.recompute import Recompute, run
 from extract.videomae import CLIP_FRAMES, CLIP_STEPS, TUBELET, TrunkConfig, VideoMAE
 
 Cut = int | Literal["features"]
 """Where an activation is taken: behind block k and its adapter, or the features at the end."""
 
 Mode = Literal["adapter", "frozen", "full"]
+
+CPU_ELEMENTS = 2**20
+"""Numbers that a CPU reads at a time: some clips, whose activations its cache can hold."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +30,7 @@ class BackboneConfig:
         mode: `adapter` trains one adapter behind every block of a frozen transformer, `frozen`
             trains nothing, `full` trains the transformer and has no adapters.
         weights: checkpoint of the pretrained transformer; None starts from random weights.
-        activation_checkpointing: recompute blocks in the backward pass to save memory.
+        recompute: activations that the backward pass computes anew, to save memory.
         mean, std: pixel normalisation, RGB, 0 to 255.
         adapter_ratio: hidden width of an adapter over the trunk's width.
     """
@@ -33,7 +38,7 @@ class BackboneConfig:
     trunk: TrunkConfig
     mode: Mode = "adapter"
     weights: str | None = None
-    activation_checkpointing: bool = False
+    recompute: Recompute = "none"
     mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
     std: tuple[float, float, float] = (58.395, 57.12, 57.375)
     adapter_ratio: float = 0.25
@@ -88,35 +93,46 @@ class Backbone(nn.Module):
         last = depth if stop == "features" else stop + 1
         if not 0 <= first <= last <= depth:
             raise ValueError(f"cannot run from cut {start} to cut {stop} of {depth} blocks")
-        tokens = self.embed(x) if start is None else x
+        if start == "features":
+            return x
+        tokens = self._embed(x) if start is None else x
         for k in range(first, last):
-            tokens = self._block(k, tokens)
-        if stop == "features" and start != "features":
-            return tokens.mean(2).transpose(1, 2)
-        return tokens
+            tokens = self._run_block(k, tokens)
+        return tokens.mean(2).transpose(1, 2) if stop == "features" else tokens
 
-    def embed(self, frames: Tensor) -> Tensor:
+    def _embed(self, frames: Tensor) -> Tensor:
         """Turn uint8 frames [B, 3, T, H, W] into tokens [B, T/2, h·w, C] before block 0."""
-        batch, channels, length, height, width = frames.shape
+        batch, length = len(frames), frames.shape[2]
         if length % CLIP_FRAMES:
             raise ValueError(
                 f"{length} frames do not divide into clips of {CLIP_FRAMES}; pad the span"
             )
-        pixels = (frames - self.mean) / self.std
-        clips = pixels.view(batch, channels, -1, CLIP_FRAMES, height, width).transpose(1, 2)
+        clips = frames.unflatten(2, (-1, CLIP_FRAMES)).transpose(1, 2).flatten(0, 1)
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.config.mode == "full"):
-            tokens = self.trunk.embed(clips.flatten(0, 1))
+            tokens = torch.cat(
+                [self.trunk.embed((part - self.mean) / self.std) for part in _parts(clips)]
+            )
         return tokens.view(batch, length // TUBELET, -1, tokens.shape[-1])
 
-    def _block(self, k: int, tokens: Tensor) -> Tensor:
-        if self.config.activation_checkpointing and torch.is_grad_enabled():
-            result: Tensor = checkpoint(self._run_block, k, tokens, use_reentrant=False)
-            return result
-        return self._run_block(k, tokens)
-
     def _run_block(self, k: int, tokens: Tensor) -> Tensor:
-        batch, steps, places, width = tokens.shape
-        clips = tokens.reshape(-1, CLIP_STEPS * places, width)
-        tokens = self.trunk.blocks[k](clips).view(batch, steps, places, width)
+        clips = tokens.unflatten(1, (-1, CLIP_STEPS)).flatten(0, 1).flatten(1, 2)
+        parts, rate = _parts(clips), self.trunk.drop_rates[k]
+        scales: Sequence[Tensor | None] = [None] * len(parts)
+        if self.training and rate:
+            # Drawn for all clips, outside of what may be computed again.
+            ones = torch.ones(2 * len(clips), 1, 1, device=clips.device)
+            kept = drop_path(ones, rate, True).unflatten(0, (-1, 2))
+            scales = kept.split([len(part) for part in parts])
+        recompute = self.config.recompute
+        block = self.trunk.blocks[k]
+        done = [run(block, recompute, *inputs) for inputs in zip(parts, scales, strict=True)]
+        tokens = (done[0] if len(done) == 1 else torch.cat(done)).view_as(tokens)
         # Attention sees one clip; the adapter looks across clips over the whole span.
-        return self.adapters[k](tokens) if len(self.adapters) else tokens
+        return self.adapters[k](tokens, recompute) if len(self.adapters) else tokens
+
+
+def _parts(clips: Tensor) -> Sequence[Tensor]:
+    """Split [N, …] into what is worked on together: on a CPU, what its cache can hold."""
+    if clips.device.type != "cpu":
+        return [clips]
+    return clips.split(max(1, CPU_ELEMENTS // max(clips[0].numel(), 1)))

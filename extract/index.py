@@ -2,22 +2,32 @@
 
 decord is the fastest way to frames, but its indexed access silently returns wrong ones where a
 keyframe does not reset the decoder (open GOPs, many H.265 files) or where the container's times are
-not the frames' (AVI). Reading the packets without decoding them tells.
+not the frames' (AVI). Reading the packets without decoding them tells. `extract.probe` has that
+done in processes that may hang or crash, and remembers what they find.
 """
 
-from dataclasses import dataclass
+import io
+import stat
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import lru_cache
+from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import av
 import numpy as np
 from numpy.typing import NDArray
 
+from extract import memo
+from extract.digest import remembered_digest
+
 Access = Literal["decord", "seek", "sequence"]
 PROOF = 48  # frames decoded to see whether they carry their packets' times
+# Raise the number when an index of the same file comes to be another one.
+MEMOS = f"index-1-av{av.__version__}-decord{version('decord')}"
 
 
 class VideoError(ValueError):
@@ -54,34 +64,102 @@ class VideoIndex:
         """Return the presentation times of frames, in seconds from the first one."""
         return (self.pts[indices] - self.pts[0]) * float(self.time_base)
 
+    def to_bytes(self) -> bytes:
+        """Return the index as a small file's content, with checksums."""
+        file = io.BytesIO()
+        np.savez_compressed(
+            file,
+            access=np.array(self.access),
+            steps=np.diff(self.pts, prepend=0),  # nearly constant: they pack well
+            keyframes=self.keyframes,
+            time_base=np.array(self.time_base.as_integer_ratio()),
+            rotation=np.array(self.rotation),
+        )
+        return file.getvalue()
 
-def video_index(path: str | Path) -> VideoIndex:
-    """Read a file's index; remembered until the file changes.
+    @classmethod
+    def from_bytes(cls, content: bytes) -> "VideoIndex":
+        """Return what `to_bytes` was asked of; damaged content raises some exception."""
+        with np.load(io.BytesIO(content)) as saved:
+            return cls(
+                access=cast(Access, str(saved["access"])),
+                pts=np.cumsum(saved["steps"]),
+                keyframes=saved["keyframes"],
+                time_base=Fraction(*map(int, saved["time_base"])),
+                rotation=int(saved["rotation"]),
+            )
+
+
+@dataclass(frozen=True)
+class _File:
+    """A file as it is now; `alive` is called at every step of reading it."""
+
+    path: str
+    size: int
+    modified: int
+    alive: Callable[[], None] = field(compare=False)
+
+
+def video_index(path: str | Path, alive: Callable[[], None] = lambda: None) -> VideoIndex:
+    """Return a file's index: from memory, from what `extract.probe` remembered, or read from it.
+
+    Args:
+        alive: called at every step of reading, which for some files takes minutes.
 
     Raises:
         VideoError: the file is missing, empty, no video, or its first frames do not decode.
     """
-    path = Path(path)
-    if not path.is_file():
-        what = "is a folder" if path.is_dir() else "does not exist"
-        raise VideoError(f"{path}: cannot be read as video: it {what}")
-    status = path.stat()
-    if not status.st_size:
-        raise VideoError(f"{path}: cannot be read as video: the file is empty")
-    return _read_index(str(path), status.st_size, status.st_mtime_ns)
+    size, modified = refuse_unreadable(path)
+    return _index_of(_File(str(path), size, modified, alive))
 
 
-@lru_cache(maxsize=4096)
-def _read_index(path: str, size: int, modified: int) -> VideoIndex:
+def refuse_unreadable(path: str | Path) -> tuple[int, int]:
+    """Raise VideoError for what no decoder needs to look at; return size and time of change."""
     try:
-        return _index(path)
+        status = Path(path).stat()
+    except FileNotFoundError:
+        cause = "it does not exist"
+    except OSError as error:
+        cause = str(error.strerror)
+    else:
+        if stat.S_ISDIR(status.st_mode):
+            cause = "it is a folder"
+        elif not stat.S_ISREG(status.st_mode):
+            cause = "it is no regular file"  # whoever opens a named pipe may wait for ever
+        elif not status.st_size:
+            cause = "the file is empty"
+        else:
+            return status.st_size, status.st_mtime_ns
+    raise VideoError(f"{path}: cannot be read as video: {cause}")
+
+
+def remembered_index(digest: str) -> VideoIndex | None:
+    """Return the index of the file with this digest, if it is remembered."""
+    content = memo.read(f"{MEMOS}/{digest}.npz")
+    try:
+        return VideoIndex.from_bytes(content) if content else None
+    except Exception:  # whatever is wrong with it: the file itself can be asked
+        return None
+
+
+def remember_index(digest: str, index: VideoIndex) -> None:
+    """Remember the index of a file that was seen to decode."""
+    memo.write(f"{MEMOS}/{digest}.npz", index.to_bytes())
+
+
+@lru_cache(maxsize=1024)
+def _index_of(file: _File) -> VideoIndex:
+    try:
+        digest = remembered_digest(file.path)
+        return (digest and remembered_index(digest)) or _read_index(file)
     except (av.FFmpegError, OSError) as error:
         damaged = isinstance(error, av.InvalidDataError)
         cause = "its data are damaged or no video" if damaged else error.strerror
-        raise VideoError(f"{path}: cannot be read as video: {cause}") from error
+        raise VideoError(f"{file.path}: cannot be read as video: {cause}") from error
 
 
-def _index(path: str) -> VideoIndex:
+def _read_index(file: _File) -> VideoIndex:
+    path = file.path
     with av.open(path) as container:
         if not container.streams.video:
             raise VideoError(f"{path}: cannot be read as video: it has no video stream")
@@ -90,6 +168,7 @@ def _index(path: str) -> VideoIndex:
         resets = bool(unit_length)
         times, keys = [], []
         for packet in container.demux(stream):
+            file.alive()
             if packet.size and not packet.is_discard:
                 times.append(packet.pts)
                 if packet.is_keyframe:
@@ -101,7 +180,7 @@ def _index(path: str) -> VideoIndex:
     pts = np.unique(np.array([t for t in times if t is not None], np.int64))
     rotation = shown[0][1] % 360
     if len(pts) < len(times) or [time for time, _ in shown] != pts[: len(shown)].tolist():
-        return _counted_index(path, time_base, rotation)
+        return _counted_index(file, time_base, rotation)
     keyframes = np.unique(np.array(keys, np.int64))
     access: Access = "decord" if resets and not rotation else "seek"
     return VideoIndex(access, pts, keyframes, time_base, rotation)
@@ -140,10 +219,13 @@ def _holds_idr(data: bytes, unit_length: int) -> bool:
     return False
 
 
-def _counted_index(path: str, time_base: Fraction, rotation: int) -> VideoIndex:
+def _counted_index(file: _File, time_base: Fraction, rotation: int) -> VideoIndex:
     """Decode the whole file once, to count frames that their packets do not tell of."""
-    with av.open(path) as container:
-        times = [frame.time for frame in container.decode(video=0)]
+    times = []
+    with av.open(file.path) as container:
+        for frame in container.decode(video=0):
+            file.alive()
+            times.append(frame.time)
         rate = container.streams.video[0].average_rate or Fraction(1)
     seconds = [i / float(rate) if t is None else t for i, t in enumerate(times)]
     pts = np.round(np.array(seconds) / float(time_base)).astype(np.int64)

@@ -74,8 +74,12 @@ def train_transform(config: PixelConfig) -> v2.Transform:
 
 
 def apply(transform: v2.Transform, frames: NDArray[np.uint8], seed: int = 0) -> Tensor:
-    """Transform frames uint8 [N, H, W, 3] into uint8 [3, N, size, size], reproducibly."""
-    video = torch.from_numpy(frames).permute(0, 3, 1, 2).contiguous()
+    """Transform frames uint8 [N, H, W, 3] into uint8 [3, N, size, size], reproducibly.
+
+    The draw depends on the seed alone: a window may come in parts.
+    """
+    # Decoded layout, channels last: resizing is fastest there.
+    video = torch.from_numpy(frames).permute(0, 3, 1, 2)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         result: Tensor = transform(video)

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 import av
@@ -13,7 +14,9 @@ from numpy.typing import NDArray
 
 from extract.index import VideoError, VideoIndex, video_index
 
-__all__ = ["VideoError", "VideoReader"]
+__all__ = ["CHUNK", "VideoError", "VideoReader"]
+
+CHUNK = 16  # frames decoded at once: 100 MB of 1920 × 1080, and few enough calls of the decoder
 
 
 class VideoReader:
@@ -49,24 +52,46 @@ class VideoReader:
         indices = np.asarray(indices, np.int64)
         if not len(indices):
             raise IndexError(f"{self.path}: no frames asked for")
-        if indices.min() < 0 or indices.max() >= len(self):
-            raise IndexError(
-                f"{self.path}: frames {indices.min()}–{indices.max()} asked for, "
-                f"the video has 0–{len(self) - 1}"
-            )
         # Asked backwards, a decoder seeks to a keyframe for every frame (10 to 80 times slower).
         unique, inverse = np.unique(indices, return_inverse=True)
+        return np.concatenate(list(self.chunks(unique)))[inverse]
+
+    def chunks(self, rising: NDArray[np.int64]) -> Iterator[NDArray[np.uint8]]:
+        """Yield frames uint8 [n, H, W, 3] at rising indices from one pass over the file.
+
+        Every n but the last is CHUNK. Nothing is kept here: big frames live as long as the caller
+        holds them.
+
+        Raises:
+            IndexError, VideoError: as `frames`.
+        """
+        if rising[0] < 0 or rising[-1] >= len(self):
+            raise IndexError(
+                f"{self.path}: frames {rising[0]}–{rising[-1]} asked for, "
+                f"the video has 0–{len(self) - 1}"
+            )
+        find = _by_counting if self.index.access == "sequence" else _by_time
+        pictures = find(self.path, self.index, rising)
+        for start in range(0, len(rising), CHUNK):
+            yield self._decode(rising[start : start + CHUNK], pictures)
+
+    def effort(self, first: int, last: int) -> int:
+        """Return how many frames a decoder goes through at most to give frames first to last."""
+        begin = np.searchsorted(self.index.pts, _keyframe_before(self.index, np.int64(first)))
+        return last + 1 - int(begin)
+
+    def _decode(
+        self, indices: NDArray[np.int64], pictures: Iterator[NDArray[np.uint8]]
+    ) -> NDArray[np.uint8]:
+        """Return the frames at rising indices; without decord they are the next `pictures`."""
         try:
             if self._decord is not None:
-                decoded = self._decord.get_batch(unique).asnumpy()
-            else:
-                find = _by_counting if self.index.access == "sequence" else _by_time
-                decoded = np.stack(list(find(self.path, self.index, unique)))
+                return np.asarray(self._decord.get_batch(indices).asnumpy())
+            return np.stack(list(islice(pictures, len(indices))))
         except VideoError:
             raise
         except Exception as error:
             raise VideoError(f"{self.path}: cannot be decoded: {_cause(error)}") from error
-        return np.asarray(decoded)[inverse]
 
     def times(self, indices: NDArray[np.integer]) -> NDArray[np.float64]:
         """Return the presentation times of frames [N], in seconds from the first frame."""

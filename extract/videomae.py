@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath, Mlp
+from timm.layers import Mlp
 from torch import Tensor, nn
 
 CLIP_FRAMES = 16
@@ -72,19 +72,25 @@ class Attention(nn.Module):
 class Block(nn.Module):
     """A pre-norm transformer block."""
 
-    def __init__(self, config: TrunkConfig, drop_path: float) -> None:
+    def __init__(self, config: TrunkConfig) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(config.width, eps=1e-6)
         self.attn = Attention(config.width, config.heads)
         self.norm2 = nn.LayerNorm(config.width, eps=1e-6)
         # Rounded as the published v2-g does: its 48/11 ratio gives 6144 of 1408 channels.
         self.mlp = Mlp(config.width, hidden_features=round(config.width * config.mlp_ratio))
-        self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map tokens [N, L, C] to [N, L, C]."""
-        x = x + self.drop_path(self.attn(self.norm1(x)))
-        return x + self.drop_path(self.mlp(self.norm2(x)))
+    def forward(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
+        """Map tokens [N, L, C] to [N, L, C].
+
+        Args:
+            scale: factors of the two branches per sequence [N, 2, 1, 1] (drop path); None for 1.
+        """
+        if scale is None:
+            x = x + self.attn(self.norm1(x))
+            return x + self.mlp(self.norm2(x))
+        x = torch.addcmul(x, self.attn(self.norm1(x)), scale[:, 0])
+        return torch.addcmul(x, self.mlp(self.norm2(x)), scale[:, 1])
 
 
 class VideoMAE(nn.Module):
@@ -98,8 +104,8 @@ class VideoMAE(nn.Module):
         grid = config.image_size // config.patch
         self.patch_embed = nn.Linear(3 * TUBELET * config.patch**2, config.width)
         self.register_buffer("positions", sine_positions(CLIP_STEPS * grid**2, config.width))
-        rates = torch.linspace(0, config.drop_path, config.depth).tolist()
-        self.blocks = nn.ModuleList(Block(config, rate) for rate in rates)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
+        self.drop_rates = torch.linspace(0, config.drop_path, config.depth).tolist()
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)

@@ -6,6 +6,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from configs.text import first_of
+
 TRUNK_NAMES = (  # mmaction2 and OpenTAD -> Palindrome
     ("patch_embed.projection.", "patch_embed."),
     (".mlp.layers.0.0.", ".mlp.fc1."),
@@ -113,10 +115,9 @@ def load_strictly(module: nn.Module, tensors: dict[str, Tensor], source: str | P
         if own[key].shape != tensors[key].shape
     ]
     if lines:
-        shown = "\n  ".join(sorted(lines)[:20])
-        more = f"\n  … and {len(lines) - 20} more" if len(lines) > 20 else ""
+        shown = "\n  ".join(first_of(sorted(lines)))
         raise ValueError(
             f"{source} does not fit this model ({len(lines)} of {len(own)} tensors differ); "
-            f"check the backbone's size in the config:\n  {shown}{more}"
+            f"check the backbone's size in the config:\n  {shown}"
         )
     module.load_state_dict(tensors)

@@ -1,6 +1,8 @@
 """Fixtures shared by all tests."""
 
+import os
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -8,6 +10,10 @@ from extract.demo import DemoConfig, write_dataset
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 GOLDEN = REPOSITORY / "tests/golden"  # reference numbers; README.md there says whose
+
+# What is remembered of videos stays out of the user's own cache, in scripts that tests start, too.
+CACHE = TemporaryDirectory(prefix="palindrome-tests-")
+os.environ["XDG_CACHE_HOME"] = CACHE.name
 
 
 @pytest.fixture(scope="session")

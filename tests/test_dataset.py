@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from configs.load import load
+from extract.clips import sliding_windows
 from extract.demo import DemoConfig, write_dataset
 from extract.transforms import PixelConfig, apply, evaluation_transform, train_transform
 from tests.conftest import REPOSITORY
@@ -17,6 +18,7 @@ from train.dataset import (
     EpochSampler,
     EvaluationWindows,
     TrainingWindows,
+    cuts_between,
     evaluation_loader,
     training_loader,
 )
@@ -72,8 +74,9 @@ def test_truth_survives_the_way_through_the_window(config: Experiment) -> None:
     annotations = load_annotations(config.data)
     dataset = EvaluationWindows(load_items(config.data, annotations, "test"), 0.5, config)
     found = 0
-    for position, (item, window) in enumerate(dataset.windows):
-        sample = dataset[position]
+    items = {item.name: item for item in dataset.items}
+    for sample in dataset:
+        item, window = items[sample.video], sample.window
         borders = item.to_seconds(window.to_frames(np.array([0, window.valid])))
         frame = item.duration_s / item.frames  # truth is rounded down to frames
         for segment, label in zip(sample.segments.numpy(), sample.labels, strict=True):
@@ -116,14 +119,40 @@ def test_processes_share_one_global_order() -> None:
     assert len(list(EpochSampler(3, 4, 1, 2, seed=3))) == 4
 
 
-def test_every_test_window_belongs_to_exactly_one_process(config: Experiment) -> None:
+@pytest.mark.parametrize(("processes", "workers"), [(1, 0), (3, 0), (1, 2), (2, 2)])
+def test_every_test_window_belongs_to_exactly_one_worker(
+    config: Experiment, processes: int, workers: int
+) -> None:
+    config = replace(config, sampling=replace(config.sampling, window_size=32))
     items = load_items(config.data, load_annotations(config.data), "test")
-    dataset = EvaluationWindows(items, 0.5, config)
-    seen = []
-    for rank in range(3):
-        for batch in evaluation_loader(dataset, config, workers=0, rank=rank, processes=3):
-            seen += [(v, w.start) for v, w in zip(batch.videos, batch.windows, strict=True)]
-    assert seen == [(item.name, window.start) for item, window in dataset.windows]
+    expected = [
+        (item.name, window.start)
+        for item in items
+        for window in sliding_windows(item.frames, 0.5, config.sampling)
+    ]
+    seen: list[tuple[str, float]] = []
+    for rank in range(processes):
+        dataset = EvaluationWindows(items, 0.5, config, rank, processes)
+        share = []
+        for batch in evaluation_loader(dataset, config, workers):
+            share += [(v, w.start) for v, w in zip(batch.videos, batch.windows, strict=True)]
+        assert len(share) == dataset.length(workers)
+        seen += share
+    # Two workers take turns: only their own order is that of the videos.
+    assert (sorted(seen) if workers else seen) == expected
+
+
+def test_cuts_prefer_the_ends_of_videos() -> None:
+    assert cuts_between([10, 11, 9, 10], 4).tolist() == [0, 10, 21, 30, 40]
+    assert cuts_between([40], 4).tolist() == [0, 10, 20, 30, 40]  # one long video is shared
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        counts = rng.integers(1, 40, rng.integers(1, 9)).tolist()
+        parts = int(rng.integers(1, 12))
+        cuts = cuts_between(counts, parts)
+        assert cuts[0] == 0 and cuts[-1] == sum(counts) and len(cuts) == parts + 1
+        assert (np.diff(cuts) >= 0).all()
+        assert np.diff(cuts).max() <= 1.5 * sum(counts) / parts + 1
 
 
 def test_missing_and_broken_videos_are_listed_together(config: Experiment, tmp_path: Path) -> None:
@@ -201,6 +230,26 @@ def test_augmentation_is_the_same_for_all_frames_and_repeatable() -> None:
     assert torch.equal(one, one[:, :1].expand_as(one))
     assert torch.equal(one, apply(transform, striped(), seed=1))
     assert not torch.equal(one, apply(transform, striped(), seed=2))
+
+
+def test_a_window_in_parts_gets_one_augmentation() -> None:
+    """The whole published recipe, bit for bit, down to a last part of one frame."""
+    transform = train_transform(PixelConfig(size=32, train_short_side=40))
+    frames = np.random.default_rng(1).integers(0, 256, (33, 60, 80, 3), dtype=np.uint8)
+    for seed in range(40):
+        whole = apply(transform, frames, seed)
+        parts = [apply(transform, frames[at : at + 16], seed) for at in (0, 16, 32)]
+        assert torch.equal(torch.cat(parts, 1), whole), seed
+
+
+def test_decoded_layout_changes_no_pixel() -> None:
+    """Channels last takes another path through the library than channels first."""
+    transform = train_transform(PixelConfig(size=32, train_short_side=40))
+    frames = np.random.default_rng(2).integers(0, 256, (4, 60, 80, 3), dtype=np.uint8)
+    for seed in range(20):
+        torch.manual_seed(seed)
+        expected = transform(torch.from_numpy(frames).permute(0, 3, 1, 2).contiguous())
+        assert torch.equal(apply(transform, frames, seed), expected.transpose(0, 1))
 
 
 def test_flip_can_be_forbidden_where_classes_mirror_each_other() -> None:

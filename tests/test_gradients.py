@@ -1,23 +1,32 @@
-"""Two processes learn what one process with their common batch learns, gradient by gradient."""
+"""However an update's windows are spread out, it learns the same, gradient by gradient.
+
+One process with batches of two is the measure; the others see the same two windows in an update.
+"""
 
 import os
+import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.utils.launch import prepare_multi_gpu_env
 from torch import Tensor
 
 from extract.demo import DemoConfig, write_dataset
 from tests.conftest import REPOSITORY
-from train.checkpoint import Checkpoint, load_checkpoint
+from tests.test_e2e import the_same_curve
+from train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from train.detector import Detector
+from train.log import read_metrics
 from train.optim import build_optimizer
 
-STEPS = 3  # six of the ten training videos have an action
+UPDATES = 3  # six of the ten training videos have an action
 SETTINGS = [
-    "--data.validation_subset=null",
     "--sampling.window_size=64",
     "--training.epochs=2",
     "--training.stop_epoch=1",
@@ -33,44 +42,114 @@ SETTINGS = [
 # rounding, which no two ways of summing share.
 NO_GRADIENT = (".attention.key.norm.bias", ".attention.key.linear.bias")
 # `accelerate launch --cpu --num_processes 2` would start one.
-TWO_PROCESSES = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run")
 ENVIRONMENT = os.environ | {
     "OMP_NUM_THREADS": "1",
     "ACCELERATE_USE_CPU": "1",
     "GLOO_SOCKET_IFNAME": "lo",
 }
+Train = Callable[[Path, list[str]], None]
+"""Runs the script with its output folder and arguments."""
 
 
-def train(data: Path, out: Path, batch_size: int, launcher: tuple[str, ...] = ()) -> Checkpoint:
-    arguments = [
-        *("train/e2e.py", "--config", "configs/e2e/demo/forward.yaml", "--out", str(out)),
+def run(*command: str, environment: dict[str, str] = ENVIRONMENT) -> str:
+    done = subprocess.run(
+        command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def one_process(out: Path, arguments: list[str]) -> None:
+    run(sys.executable, "train/e2e.py", f"--out={out}", *arguments, "--training.batch_size=2")
+
+
+def accumulated(out: Path, arguments: list[str]) -> None:
+    small = ("--training.batch_size=1", "--training.accumulate=2")
+    run(sys.executable, "train/e2e.py", f"--out={out}", *arguments, *small)
+
+
+def two_processes(out: Path, arguments: list[str]) -> None:
+    launcher = (*TORCHRUN, "--standalone", "--nproc_per_node=2")
+    run(*launcher, "train/e2e.py", f"--out={out}", *arguments, "--training.batch_size=1")
+
+
+def sharded(out: Path, arguments: list[str]) -> None:
+    """As `accelerate launch` would with the file that the repository carries, but on CPUs."""
+    config = ["--config_file", "configs/accelerate/fsdp.yaml", "train/e2e.py"]
+    launch, *_ = _validate_launch_command(launch_command_parser().parse_args(config))
+    environment = ENVIRONMENT | {
+        name: value
+        for name, value in prepare_multi_gpu_env(launch).items()
+        if name.startswith(("FSDP_", "ACCELERATE_USE_FSDP"))
+    }
+    printed = run(
+        *(*TORCHRUN, "--standalone", "--nproc_per_node=2", "tests/fsdp_on_cpu.py"),
+        *("train/e2e.py", f"--out={out}", *arguments, "--training.batch_size=1"),
+        environment=environment,
+    )
+    assert "sharded: {'Block': 6, 'Detector': 1}" in printed
+
+
+def two_nodes(out: Path, arguments: list[str]) -> None:
+    """Two launchers, as on two machines, that know nothing of each other but an address."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    address = ("--nnodes=2", "--master_addr=127.0.0.1", f"--master_port={port}")
+    nodes = [
+        subprocess.Popen(
+            [
+                *(*TORCHRUN, *address, f"--node_rank={rank}", "--nproc_per_node=1"),
+                *("train/e2e.py", f"--out={out}", *arguments, "--training.batch_size=1"),
+            ],
+            cwd=REPOSITORY,
+            env=ENVIRONMENT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in (0, 1)
+    ]
+    printed = [node.communicate(timeout=300)[0] for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0], "\n".join(printed)
+
+
+@pytest.fixture(scope="module")
+def arguments(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    data = tmp_path_factory.mktemp("gradients")
+    sizes = DemoConfig(training=10, validation=1, test=1, shortest=4, longest=7)
+    write_dataset(data, sizes, processes=2)
+    return [
+        *("--config", "configs/e2e/demo/forward.yaml"),
         f"--data.annotations={data / 'annotations.json'}",
         f"--data.videos={data / 'videos'}",
         f"--data.classes={data / 'classes.txt'}",
         *SETTINGS,
-        f"--training.batch_size={batch_size}",
     ]
-    done = subprocess.run(
-        [sys.executable, *launcher, *arguments],
-        cwd=REPOSITORY,
-        env=ENVIRONMENT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return load_checkpoint(out / "last.pt")
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Checkpoint, Checkpoint]:
-    """What one process with batches of two leaves, and two processes with batches of one."""
-    folder = tmp_path_factory.mktemp("gradients")
-    data = folder / "demo"
-    sizes = DemoConfig(training=10, validation=1, test=1, shortest=4, longest=7)
-    write_dataset(data, sizes, processes=2)
-    one = train(data, folder / "one", batch_size=2)
-    return one, train(data, folder / "two", batch_size=1, launcher=TWO_PROCESSES)
+def one(arguments: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the run that the others are compared with."""
+    out = tmp_path_factory.mktemp("one") / "run"
+    one_process(out, arguments)
+    return out
+
+
+@pytest.fixture(
+    scope="module",
+    params=[accumulated, two_processes, sharded, pytest.param(two_nodes, marks=pytest.mark.slow)],
+    ids=lambda train: train.__name__,
+)
+def other(
+    request: pytest.FixtureRequest, arguments: list[str], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The folder of a run on the same windows in another way."""
+    out = tmp_path_factory.mktemp("other") / "run"
+    train: Train = request.param
+    train(out, arguments)
+    return out
 
 
 def moments(run: Checkpoint) -> dict[str, Tensor]:
@@ -80,46 +159,108 @@ def moments(run: Checkpoint) -> dict[str, Tensor]:
     groups = build_optimizer(detector, run.config.training).param_groups
     order = [names[parameter] for group in groups for parameter in group["params"]]
     state = run.training["optimizer"]["state"]
-    assert len(state) == len(order) and all(entry["step"] == STEPS for entry in state.values())
+    assert len(state) == len(order) and all(entry["step"] == UPDATES for entry in state.values())
     # In double precision, where the squares of tiny gradients do not vanish.
     return {name: state[index]["exp_avg"].double() for index, name in enumerate(order)}
 
 
-def test_gradients_are_those_of_the_common_batch(runs: tuple[Checkpoint, Checkpoint]) -> None:
+def test_gradients_are_those_of_the_common_batch(one: Path, other: Path) -> None:
     """Compared where they are still linear: in the first moments.
 
     AdamW divides by the gradient's own size. The weights therefore hardly show a factor that all
     gradients have in common, and blow up the rounding of those that are next to nothing.
     """
-    one, two = map(moments, runs)
-    constant = {name for name in one if name.endswith(NO_GRADIENT)}
-    largest = max(float(moment.norm()) for moment in one.values())
+    ours, theirs = (moments(load_checkpoint(out / "last.pt")) for out in (one, other))
+    constant = {name for name in ours if name.endswith(NO_GRADIENT)}
+    largest = max(float(moment.norm()) for moment in ours.values())
     for name in constant:
-        assert max(float(one[name].norm()), float(two[name].norm())) < 1e-9 * largest, name
+        assert max(float(ours[name].norm()), float(theirs[name].norm())) < 1e-9 * largest, name
     wrong = {
-        name: float((two[name] - moment).norm() / moment.norm())
-        for name, moment in one.items()
-        if name not in constant and (two[name] - moment).norm() > 1e-4 * moment.norm()
+        name: float((theirs[name] - moment).norm() / moment.norm())
+        for name, moment in ours.items()
+        if name not in constant and (theirs[name] - moment).norm() > 1e-4 * moment.norm()
     }
     assert not wrong
     # The adapters behind the frozen blocks learn from the second update on.
-    assert all(one[f"backbone.adapters.{k}.down.weight"].norm() > 0 for k in range(6))
+    assert all(ours[f"backbone.adapters.{k}.down.weight"].norm() > 0 for k in range(6))
 
 
-def test_weights_and_normaliser_are_those_of_the_common_batch(
-    runs: tuple[Checkpoint, Checkpoint],
-) -> None:
-    one, two = runs
-    ours, theirs = one.training["normaliser"], two.training["normaliser"]
-    assert ours.keys() == theirs.keys() and len(ours) == 1
-    for name, value in ours.items():
+def test_weights_and_normaliser_are_those_of_the_common_batch(one: Path, other: Path) -> None:
+    ours, theirs = (load_checkpoint(out / "last.pt") for out in (one, other))
+    count, same = (run.training["normaliser"] for run in (ours, theirs))
+    assert count.keys() == same.keys() and len(count) == 1
+    for name, value in count.items():
         # A sum of counts is exact. It starts at 100.
-        assert torch.equal(value, theirs[name]) and value < 99
-    start = Detector(one.config, one.classes)
+        assert torch.equal(value, same[name]) and value < 99
+    start = Detector(ours.config, ours.classes)
     start.load_pretrained()
-    assert one.model.keys() == two.model.keys() == start.state_dict().keys()
+    assert ours.model.keys() == theirs.model.keys() == start.state_dict().keys()
     # A step moves a weight by up to its learning rate, here 0, 3e-4 and 7e-4.
-    for name, tensor in one.model.items():
-        torch.testing.assert_close(two.model[name], tensor, rtol=0, atol=2e-5, msg=name)
-    moved = one.model["head.class_out.bias"] - start.state_dict()["head.class_out.bias"]
+    for part in ("model", "ema"):
+        for name, tensor in getattr(ours, part).items():
+            weight = getattr(theirs, part)[name]
+            torch.testing.assert_close(weight, tensor, rtol=0, atol=2e-5, msg=f"{part} {name}")
+    moved = ours.model["head.class_out.bias"] - start.state_dict()["head.class_out.bias"]
     assert float(moved.abs().max()) > 1e-4
+
+
+def test_metrics_are_those_of_the_common_batch(one: Path, other: Path) -> None:
+    """Losses are the mean over updates and processes; steps are updates; validation is whole."""
+    ours, theirs = (read_metrics(out / "metrics.jsonl") for out in (one, other))
+    assert [line["step"] for line in ours] == [line["step"] for line in theirs] == [UPDATES] * 2
+    for name in ("loss", "classification", "regression", "lr"):
+        assert theirs[0][name] == pytest.approx(ours[0][name], rel=1e-4), name
+    assert theirs[1]["validation"] == pytest.approx(ours[1]["validation"], abs=1e-3)
+
+
+def test_every_way_leaves_a_detector(other: Path, arguments: list[str]) -> None:
+    """One process can use what several have left, sharded or not."""
+    detector = Detector.from_checkpoint(other / "last.pt")
+    videos = Path(next(a for a in arguments if "data.videos" in a).split("=")[1])
+    assert detector.detect(next(videos.glob("test_*.mp4")))
+
+
+@pytest.mark.slow
+def test_a_sharded_run_resumes(arguments: list[str], tmp_path: Path) -> None:
+    """Bit for bit, with drop path, clipping and a validation to make up for."""
+    random = [a for a in arguments if "drop_path" not in a and "clip_norm" not in a]
+    validated = ["--training.validate_from=1", "--training.validate_every=1"]
+    sharded(tmp_path / "whole", [*random, *validated, "--training.stop_epoch=2"])
+    sharded(tmp_path / "broken", [*random, *validated])
+    path = tmp_path / "broken/last.pt"
+    saved = load_checkpoint(path)
+    unvalidated = saved.training | {"validated": False, "best": -1.0}
+    save_checkpoint(path, saved._replace(training=unvalidated))
+    sharded(tmp_path / "broken", [*random, *validated, "--training.stop_epoch=2", "--resume"])
+    the_same_curve(tmp_path / "whole", tmp_path / "broken")
+
+
+@pytest.mark.parametrize(
+    ("name", "processes", "machines"),
+    [("one_process", 1, 1), ("multi_gpu", 2, 1), ("multi_node", 16, 2), ("fsdp", 8, 1)],
+)
+def test_launch_files_are_what_accelerate_reads(name: str, processes: int, machines: int) -> None:
+    path = REPOSITORY / f"configs/accelerate/{name}.yaml"
+    config = load_config_from_file(str(path))  # it refuses fields that it does not know
+    assert (config.num_processes, config.num_machines) == (processes, machines)
+    launch, *_ = _validate_launch_command(
+        launch_command_parser().parse_args(["--config_file", str(path), "train/e2e.py"])
+    )
+    assert launch.num_processes == processes and launch.use_fsdp == (name == "fsdp")
+    assert launch.multi_gpu == name.startswith("multi")
+    # One would override what the caller's OMP_NUM_THREADS says.
+    assert "num_cpu_threads_per_process" not in path.read_text()
+
+
+def test_sharding_where_it_is_impossible_is_an_error(tmp_path: Path, arguments: list[str]) -> None:
+    """Accelerate would go on without it, and without a word."""
+    done = subprocess.run(
+        [sys.executable, "train/e2e.py", f"--out={tmp_path}", *arguments],
+        cwd=REPOSITORY,
+        env=ENVIRONMENT | {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
+    assert "error: sharding needs fsdp_version 2 and several GPUs" in done.stderr

@@ -18,7 +18,7 @@ from tests.conftest import REPOSITORY
 from train.actionformer import HeadConfig
 from train.config import Experiment, TrainingConfig
 from train.detector import Detector
-from train.optim import build_average, build_optimizer, build_schedule
+from train.optim import Average, build_optimizer, build_schedule
 
 MODES: tuple[Mode, ...] = ("adapter", "frozen", "full")
 LEARNING = {
@@ -171,14 +171,14 @@ def wander(model: Detector) -> None:
                 parameter.add_(torch.randn_like(parameter))
 
 
+def exact(module: nn.Module) -> dict[str, Tensor]:
+    return {name: p.detach().double().clone() for name, p in module.named_parameters()}
+
+
 @pytest.mark.parametrize("mode", MODES)
-def test_average_is_exponential(mode: Mode) -> None:
+def test_average_is_exponential_over_what_learns(mode: Mode) -> None:
     model, decay = detector(mode), 0.9
-    average = build_average(model, TrainingConfig(ema_decay=decay))
-
-    def exact(module: nn.Module) -> dict[str, Tensor]:
-        return {name: p.detach().double().clone() for name, p in module.named_parameters()}
-
+    average = Average(model, decay)
     expected = exact(model)
     for _ in range(4):
         wander(model)
@@ -187,25 +187,25 @@ def test_average_is_exponential(mode: Mode) -> None:
             name: decay * expected[name] + (1 - decay) * value
             for name, value in exact(model).items()
         }
-    for name, value in exact(average.module).items():
-        torch.testing.assert_close(value, expected[name], rtol=1e-5, atol=1e-6, msg=name)
-    for name, buffer in average.module.named_buffers():
-        torch.testing.assert_close(buffer, model.get_buffer(name), rtol=1e-6, atol=0, msg=name)
+    learning = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert average.tensors.keys() == learning
+    for name, value in average.tensors.items():
+        torch.testing.assert_close(value.double(), expected[name], rtol=1e-5, atol=1e-6, msg=name)
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_average_shares_what_is_frozen_and_nothing_else(mode: Mode) -> None:
+def test_averages_are_lent_to_the_model(mode: Mode) -> None:
     model = detector(mode)
-    average = build_average(model, TrainingConfig(ema_decay=0.9))
-    frozen = {name: p.clone() for name, p in model.named_parameters() if not p.requires_grad}
-    assert bool(frozen) == (mode != "full")
-    for _ in range(3):
-        wander(model)
-        average.update(model)
-    # Updates write in place: they must leave shared memory shared, and its content alone.
+    average = Average(model, 0.9)
+    places = {name: p.data_ptr() for name, p in model.named_parameters()}
+    wander(model)
+    average.update(model)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    with pytest.raises(KeyboardInterrupt), average.applied(model):
+        for name, parameter in model.named_parameters():
+            assert torch.equal(parameter, average.tensors.get(name, before[name])), name
+            assert torch.equal(parameter, before[name]) == (name not in average.tensors), name
+        raise KeyboardInterrupt
     for name, parameter in model.named_parameters():
-        shared = parameter.data_ptr() == average.module.get_parameter(name).data_ptr()
-        assert shared == (name in frozen), name
-    for name, before in frozen.items():
-        assert torch.equal(model.get_parameter(name), before), name
-    assert not average.module.training
+        assert torch.equal(parameter, before[name]), name
+        assert parameter.data_ptr() == places[name], name

@@ -1,7 +1,7 @@
 """What flows from the data to the detector, whether it comes from videos or from activations."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -18,6 +18,8 @@ class Sample:
         frames: uint8 [3, F, H, W] in the order of the direction.
         mask: bool [T], true where a feature step is real.
         segments: truth in feature steps of the direction [G, 2]; `labels`: classes [G].
+        problem: why a video could not be read. In training it is another one, which this sample
+            stands in for; in evaluation it is this one, and the frames mean nothing.
     """
 
     video: str
@@ -26,11 +28,15 @@ class Sample:
     mask: Tensor
     segments: Tensor
     labels: Tensor
+    problem: str | None = None
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Samples stacked: frames [B, 3, F, H, W], mask [B, T]; truth stays ragged."""
+    """Samples stacked: frames [B, 3, F, H, W], mask [B, T]; truth stays ragged.
+
+    `problems` holds those samples' that have one, by their place in the batch.
+    """
 
     videos: tuple[str, ...]
     windows: tuple[Window, ...]
@@ -38,6 +44,7 @@ class Batch:
     mask: Tensor
     segments: tuple[Tensor, ...]
     labels: tuple[Tensor, ...]
+    problems: dict[int, str] = field(default_factory=dict)
 
     def to(self, device: torch.device) -> "Batch":
         """Return the batch with its tensors on `device`, copied without waiting."""
@@ -63,4 +70,5 @@ def collate(samples: Sequence[Sample]) -> Batch:
         mask=torch.stack([sample.mask for sample in samples]),
         segments=tuple(sample.segments for sample in samples),
         labels=tuple(sample.labels for sample in samples),
+        problems={row: sample.problem for row, sample in enumerate(samples) if sample.problem},
     )

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from configs.load import dump, flatten, parse
 from train.config import Experiment
+from train.disk import written_aside
 
 FORMAT = "palindrome-1"
 FREE_TO_CHANGE = {  # settings that decide where, how long and how closely watched, not what
@@ -39,15 +40,23 @@ class Checkpoint(NamedTuple):
 
 
 def save_checkpoint(path: Path, content: Checkpoint) -> None:
-    """Write aside and rename, so that a kill leaves the previous file or the new one."""
-    aside = path.with_name(path.name + ".part")
+    """Write a file that appears whole or not at all.
+
+    Raises:
+        OSError: it could not be written; the previous file is as it was.
+    """
     fields = content._asdict() | {"config": dump(content.config), "format": FORMAT}
-    # Tensors that the average shares with the model (the frozen trunk) are stored once.
-    with aside.open("wb") as file:
-        torch.save(fields, file)
+    with written_aside(path) as aside, aside.open("wb") as file:
+        try:
+            # Tensors that the average shares with the model (the frozen trunk) are stored once.
+            torch.save(fields, file)
+        except RuntimeError as error:
+            # torch's complaint about its unfinished archive hides the failed write behind it.
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
         file.flush()
         os.fsync(file.fileno())
-    aside.replace(path)
 
 
 def refuse_other_run(

@@ -21,6 +21,7 @@ class DataConfig:
         train_subset, validation_subset, test_subset: names as the annotation file writes them;
             validation null trains without looking.
         blocked: videos left out everywhere.
+        bad_videos: `stop` at files that are missing or cannot be read, or `skip` them, counted.
     """
 
     annotations: str
@@ -31,6 +32,7 @@ class DataConfig:
     classes: str | None = None
     info_csv: tuple[str, ...] = ()
     blocked: tuple[str, ...] = ()
+    bad_videos: Literal["stop", "skip"] = "stop"
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,8 @@ class TrainingConfig:
     Args:
         epochs: length of the cosine schedule; `stop_epoch`: where training ends.
         warmup_epochs: linear warm-up from zero.
-        batch_size: windows per process and step; `accumulate`: steps per update.
+        batch_size: windows per process and micro-batch; `accumulate`: micro-batches per update,
+            whose gradients are those of one large batch.
         lr: of the head; `backbone_lr`: of the adapters, or of the whole trunk in full mode.
         clip_norm: bound of the gradient's norm.
         ema_decay: of the averaged weights that are evaluated.

@@ -5,23 +5,32 @@ process makes it: runs are reproducible with any number of them.
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, get_worker_info
 
 from extract.clips import Window, random_window, sliding_windows, truth_inside
+from extract.patience import patience
 from extract.reversal import reverse_segments
-from extract.transforms import apply, evaluation_transform, train_transform
-from extract.video import VideoReader
+from extract.stream import arrange, window_frames
+from extract.transforms import evaluation_transform, train_transform
+from extract.video import VideoError, VideoReader
 from train.batch import Sample, collate
 from train.config import Experiment
 from train.items import Item
 
 
 class TrainingWindows(Dataset[Sample]):
-    """One random window per video and epoch; indexed by (epoch, position)."""
+    """One random window per video and epoch; indexed by (epoch, position).
+
+    Where bad videos are skipped, the next position's window of the same epoch stands in for one
+    that cannot be read.
+    """
 
     def __init__(self, items: Sequence[Item], config: Experiment) -> None:
         self.items = [item for item in items if len(item.segments)]
@@ -34,37 +43,114 @@ class TrainingWindows(Dataset[Sample]):
         return len(self.items)
 
     def __getitem__(self, key: tuple[int, int]) -> Sample:
-        epoch, position = key
+        epoch, first = key
+        problem: str | None = None
+        for position in (*range(first, len(self)), *range(first)):
+            try:
+                return self._draw(epoch, position, problem)
+            except VideoError as error:
+                if self.config.data.bad_videos == "stop":
+                    raise
+                problem = problem or str(error)
+        raise VideoError(f"not one training video can be read; for one, {problem}")
+
+    def _draw(self, epoch: int, position: int, problem: str | None) -> Sample:
         item = self.items[position]
         rng = np.random.default_rng((self.config.training.seed, epoch, position, 1))
         window = random_window(rng, item.frames, item.segments, self.config.sampling)
-        return _sample(item, window, self.config, self.transform, int(rng.integers(2**31)))
+        seed = int(rng.integers(2**31))
+        (frames,) = window_frames(_open(item), [window], self.transform, seed)
+        return _sample(
+            item, window, arrange(frames, window, self.config.direction), self.config, problem
+        )
 
 
-class EvaluationWindows(Dataset[Sample]):
-    """The sliding windows of all videos, in order."""
+class EvaluationWindows(IterableDataset[Sample]):
+    """A process's share of the sliding windows of all videos, in order, each exactly once.
 
-    def __init__(self, items: Sequence[Item], overlap: float, config: Experiment) -> None:
-        self.config = config
+    Each worker takes a run of neighbouring windows, because they share frames. Where bad videos are
+    skipped, one sample with a `problem` stands for the windows of a video that do not come.
+
+    Args:
+        overlap: share of a window that the next one repeats.
+        rank, processes: which share, of how many.
+    """
+
+    def __init__(
+        self,
+        items: Sequence[Item],
+        overlap: float,
+        config: Experiment,
+        rank: int = 0,
+        processes: int = 1,
+    ) -> None:
+        self.items, self.overlap, self.config = items, overlap, config
+        self.rank, self.processes = rank, processes
         self.transform = evaluation_transform(config.pixels)
-        self.windows = [
-            (item, window)
-            for item in items
-            for window in sliding_windows(item.frames, overlap, config.sampling)
-        ]
+        self.counts = [len(self._windows(item)) for item in items]
 
-    def __len__(self) -> int:
-        return len(self.windows)
+    def length(self, workers: int = 0) -> int:
+        """Return how many windows the share has that `workers` workers decode."""
+        workers = max(workers, 1)
+        cuts = cuts_between(self.counts, self.processes * workers)
+        return int(cuts[(self.rank + 1) * workers] - cuts[self.rank * workers])
 
-    def __getitem__(self, position: int) -> Sample:
-        item, window = self.windows[position]
-        return _sample(item, window, self.config, self.transform, 0)
+    def __iter__(self) -> Iterator[Sample]:
+        info = get_worker_info()
+        worker, workers = (info.id, info.num_workers) if info else (0, 1)
+        cuts = cuts_between(self.counts, self.processes * workers)
+        start, stop = cuts[self.rank * workers + worker :][:2]
+        first = 0  # window of the video in the count of all
+        for item, count in zip(self.items, self.counts, strict=True):
+            mine = slice(max(start - first, 0), max(stop - first, 0))
+            first += count
+            if windows := self._windows(item)[mine]:
+                yield from self._samples(item, windows)
+
+    def _windows(self, item: Item) -> list[Window]:
+        return sliding_windows(item.frames, self.overlap, self.config.sampling)
+
+    def _samples(self, item: Item, windows: list[Window]) -> Iterator[Sample]:
+        direction, pixels = self.config.direction, self.config.pixels
+        try:
+            decoded = window_frames(_open(item), windows, self.transform)
+            for window, frames in zip(windows, decoded, strict=True):
+                yield _sample(item, window, arrange(frames, window, direction), self.config)
+        except VideoError as error:
+            if self.config.data.bad_videos == "stop":
+                raise
+            nothing = torch.zeros(
+                3, windows[0].samples, pixels.size, pixels.size, dtype=torch.uint8
+            )
+            yield _sample(item, windows[0], nothing, self.config, str(error))
+
+
+def cuts_between(counts: Sequence[int], parts: int) -> NDArray[np.int64]:
+    """Return where to cut the windows of all videos, counted through, into runs: [parts + 1].
+
+    The runs are about equally long. A cut falls between two videos if one ends nearby, because the
+    windows on both sides of a cut share frames that are then decoded twice.
+    """
+    ends = np.cumsum([0, *counts])
+    even = np.linspace(0, ends[-1], parts + 1).round().astype(np.int64)
+    nearest = ends[np.abs(ends[:, None] - even).argmin(0)]
+    return np.where(np.abs(nearest - even) <= ends[-1] / parts / 4, nearest, even)
+
+
+def _open(item: Item) -> VideoReader:
+    with patience(item.path, item.frames):
+        reader = VideoReader(item.path)
+    if len(reader) != item.frames:
+        raise VideoError(
+            f"{item.path}: was replaced during the run: it has {len(reader)} frames and had "
+            f"{item.frames}"
+        )
+    return reader
 
 
 def _sample(
-    item: Item, window: Window, config: Experiment, transform: torch.nn.Module, seed: int
+    item: Item, window: Window, frames: Tensor, config: Experiment, problem: str | None = None
 ) -> Sample:
-    frames = VideoReader(item.path).frames(window.indices(config.direction))
     completeness = config.sampling.min_completeness
     segments, kept = truth_inside(window, item.segments, completeness)
     if config.direction == "reversed":
@@ -72,10 +158,11 @@ def _sample(
     return Sample(
         video=item.name,
         window=window,
-        frames=apply(transform, frames, seed),
+        frames=frames,
         mask=torch.from_numpy(window.mask()),
         segments=torch.from_numpy(np.ascontiguousarray(segments, np.float32)),
         labels=torch.from_numpy(item.labels[kept]),
+        problem=problem,
     )
 
 
@@ -124,16 +211,30 @@ def training_loader(
 
 
 def evaluation_loader(
-    dataset: EvaluationWindows, config: Experiment, workers: int, rank: int = 0, processes: int = 1
+    dataset: EvaluationWindows, config: Experiment, workers: int
 ) -> "DataLoader[Sample]":
-    """Return a loader of this process's share of the test windows, each exactly once."""
-    # Neighbouring windows stay in one process: they share a video.
-    share = np.array_split(np.arange(len(dataset)), processes)[rank]
-    return DataLoader(
-        torch.utils.data.Subset(dataset, share.tolist()),
-        batch_size=config.evaluation.batch_size,
-        **_worker_options(workers),
-    )
+    """Return a loader of batches of this process's test windows, each exactly once."""
+    return DataLoader(dataset, batch_size=config.evaluation.batch_size, **_worker_options(workers))
+
+
+@contextmanager
+def worker_advice() -> Iterator[None]:
+    """Turn the sudden end of a decoding worker into an OSError that says what to do.
+
+    Torch raises wherever the main thread is when it learns of it: hold this around all that is done
+    between the batches, too.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        cause = " ".join(str(error).split(". ")[0].split())
+        raise OSError(
+            "a decoding worker ended unexpectedly (a video that its decoder cannot stand is named "
+            "above; otherwise lower training.workers to need less memory); training goes on from "
+            f"the last checkpoint with --resume [{cause}]"
+        ) from error
 
 
 def _worker_options(workers: int) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Backbone and head as one detector; from a checkpoint to a model and to segments."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -72,12 +73,18 @@ class Detector(nn.Module):
         return output
 
     def detect(self, path: str | Path) -> list[Detection]:
-        """Find the actions in one video file, best first, times in seconds."""
+        """Find the actions in one video file, best first, times in seconds.
+
+        Raises:
+            VideoError: the file cannot be read.
+        """
         item = item_of(path)
         device = next(self.parameters()).device
-        windows = EvaluationWindows([item], self.config.sampling.test_overlap, self.config)
-        loader = evaluation_loader(windows, self.config, workers=0)
-        found = predict(self, loader, self.config, device)
+        # There is nothing else to go on with if this one is bad.
+        config = replace(self.config, data=replace(self.config.data, bad_videos="stop"))
+        windows = EvaluationWindows([item], config.sampling.test_overlap, config)
+        loader = evaluation_loader(windows, config, workers=0)
+        found = predict(self, loader, config, device)
         return detections(found[item.name], item, self.classes, self.config.evaluation)
 
     @torch.no_grad()

@@ -7,21 +7,24 @@ Any setting of the config can be overridden by its dotted name.
 """
 
 import argparse
+import json
 import sys
 from pathlib import Path
 
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import DistributedDataParallelKwargs, set_seed
 
 from configs.files import write_text
 from configs.load import dump, load
 from evaluate.report import draw_curves
 from train.config import Experiment
 from train.detector import Detector
+from train.disk import claim_folder, refuse_full_disk
 from train.errors import EXPECTED, message
 from train.items import load_annotations, load_items
 from train.log import METRICS, read_metrics
 from train.loop import TrainingRun
+from train.validate import skipped_warning
 
 
 def main() -> None:
@@ -39,7 +42,10 @@ def train(config: Experiment, resume: bool) -> None:
     """Train as the config says; leaves checkpoints, metrics and a picture in `config.out`."""
     accelerator = Accelerator(
         mixed_precision=config.training.mixed_precision,
-        gradient_accumulation_steps=config.training.accumulate,
+        # No buffer changes in training, so none needs to be sent around before each step.
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
+        ],
     )
     if config.training.precision == "fp16" and accelerator.device.type == "cpu":
         raise ValueError("training.precision fp16 needs a GPU; on this machine use bf16 or fp32")
@@ -51,9 +57,9 @@ def train(config: Experiment, resume: bool) -> None:
     if begun and not resume:
         raise ValueError(f"{out} holds a run already; add --resume, or choose another --out")
     annotations = load_annotations(config.data)
-    training = load_items(config.data, annotations, config.data.train_subset)
+    training = load_items(config.data, annotations, config.data.train_subset, accelerator)
     subset = config.data.validation_subset
-    validation = load_items(config.data, annotations, subset) if subset else None
+    validation = load_items(config.data, annotations, subset, accelerator) if subset else None
     if validation is not None and not any(item.truth for item in validation):
         raise ValueError(
             f"no video of subset '{subset}' has an action, so nothing can be validated; set "
@@ -62,7 +68,9 @@ def train(config: Experiment, resume: bool) -> None:
     detector = Detector(config, annotations.classes)
     detector.load_pretrained()
 
-    out.mkdir(parents=True, exist_ok=True)
+    if accelerator.is_main_process:
+        claim_folder(out)
+        refuse_full_disk(out, detector, keeps_best=validation is not None)
     run = TrainingRun(detector, training, validation, accelerator, resume=begun)
     if accelerator.is_main_process:
         write_text(out / "config.yaml", dump(config))
@@ -71,6 +79,11 @@ def train(config: Experiment, resume: bool) -> None:
         print(f"{windows} training videos, {len(annotations.classes)} classes; weights: {counts}")
         for what, count in annotations.warnings.items():
             print(f"warning: annotations: {what}: {count}")
+        subsets = [training, validation] if validation else [training]
+        skipped = {name: cause for items in subsets for name, cause in items.skipped.items()}
+        if skipped:
+            print(skipped_warning(skipped, len(skipped) + sum(map(len, subsets))))
+        write_text(out / "skipped_videos.json", json.dumps(skipped, indent=1) + "\n")
     run.go()
     if accelerator.is_main_process:
         draw_curves(read_metrics(out / METRICS), out / "curves.png")

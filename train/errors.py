@@ -25,6 +25,6 @@ def memory_advice(batch_setting: str) -> Iterator[None]:
     except torch.OutOfMemoryError as error:
         raise MemoryError(
             f"the device ran out of memory; lower {batch_setting} (training.accumulate makes up "
-            "for smaller training batches), set backbone.activation_checkpointing true or "
+            "for smaller training batches), set backbone.recompute full or "
             "training.precision bf16, or lower sampling.window_size or pixels.size"
         ) from error

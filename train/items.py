@@ -1,13 +1,16 @@
 """The videos of a subset: their files, their truth, and what is wrong with them."""
 
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from accelerate import Accelerator
+from accelerate.utils import gather_object
 from numpy.typing import NDArray
 
+from configs.text import first_of
 from evaluate.annotations import (
     Annotations,
     Segment,
@@ -17,7 +20,8 @@ from evaluate.annotations import (
     with_duration,
 )
 from extract.clips import seconds_to_frames
-from extract.video import VideoError, VideoReader
+from extract.index import VideoError, VideoIndex
+from extract.probe import probe
 from train.config import DataConfig
 
 VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".wmv")
@@ -40,12 +44,30 @@ class Item:
         return np.clip(frames / self.frames, 0, 1) * self.duration_s
 
 
+class Items(list[Item]):
+    """The videos of a subset; `skipped` names those that were left out, with causes."""
+
+    def __init__(self, items: Iterable[Item], skipped: dict[str, str]) -> None:
+        super().__init__(items)
+        self.skipped = skipped
+
+
 def item_of(path: str | Path) -> Item:
-    """Return a file without truth as an item; one that does not decode is refused."""
-    reader = VideoReader(path)
-    reader.frames(np.array([0, len(reader) - 1]))
+    """Return a file without truth as an item.
+
+    Raises:
+        VideoError: it cannot be read or does not decode.
+    """
+    (found,) = probe([path], progress=False)
+    return _item(Path(path), found)
+
+
+def _item(path: Path, found: VideoIndex | VideoError) -> Item:
+    if isinstance(found, VideoError):
+        raise found
+    frames = len(found.pts)
     nothing = np.zeros((0, 2)), np.zeros(0, np.int64)
-    return Item(Path(path).stem, Path(path), len(reader), len(reader) / reader.fps, *nothing, ())
+    return Item(path.stem, path, frames, frames / found.fps, *nothing, ())
 
 
 def load_annotations(data: DataConfig) -> Annotations:
@@ -84,62 +106,83 @@ def _video_files(folder: Path) -> dict[str, Path]:
     return files
 
 
-def load_items(data: DataConfig, annotations: Annotations, subset: str) -> list[Item]:
-    """Match a subset's videos with their files.
+def load_items(
+    data: DataConfig, annotations: Annotations, subset: str, accelerator: Accelerator | None = None
+) -> Items:
+    """Match a subset's videos with their files; adds to the annotations' warnings.
+
+    Args:
+        accelerator: of a run of several processes, which all go on with the same videos.
 
     Raises:
-        ValueError: files are missing or unreadable; all of them are listed at once.
+        ValueError: files are missing or unreadable (with `data.bad_videos` skip: all of them); they
+            are listed at once.
     """
     folder = Path(data.videos)
     if not folder.is_dir():
         raise ValueError(f"data.videos: there is no folder {folder}")
     files = _video_files(folder)
     videos = select(annotations, subset)
-    index = {label: i for i, label in enumerate(annotations.classes)}
+    present = [files[video.name] for video in videos if video.name in files]
+    bar = accelerator is None or accelerator.is_main_process
+    looked_at = dict(zip(present, probe(present, progress=bar), strict=True))
     warnings: Counter[str] = Counter()
-
-    def build(video: Video) -> Item | str:
-        if video.name not in files:
-            twin = Path(video.name).stem in files
-            hint = "; leave out the extension in the annotations" if twin else ""
-            return f"{video.name}: no such file in {folder}{hint}"
+    items, problems = [], {}
+    for video in videos:
         try:
-            item = item_of(files[video.name])
-        except VideoError as error:
-            return str(error)
-        # The file knows best how many frames it has; the annotations how long they think it is.
-        if video.duration_s is None:
-            try:
-                video = with_duration(video, item.duration_s, warnings)
-            except ValueError as error:
-                return f"{data.annotations}: {error}"
-        duration = video.duration_s or item.duration_s
-        if not 0.5 < duration / item.duration_s < 2:
-            return (
-                f"{item.path}: lasts {item.duration_s:.1f} s, but {duration:.1f} s in "
-                f"{data.annotations}; is it another video?"
-            )
-        if abs(duration - item.duration_s) > max(1.0, 0.02 * duration):
-            warnings["videos whose file is longer or shorter than annotated"] += 1
-        seconds = np.array([s[1:] for s in video.segments], np.float64).reshape(-1, 2)
-        return replace(
-            item,
-            duration_s=duration,
-            segments=seconds_to_frames(seconds, duration, item.frames),
-            labels=np.array([index[s.label] for s in video.segments], np.int64),
-            truth=video.segments,
-        )
-
-    with ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(build, videos))
+            if video.name not in files:
+                twin = Path(video.name).stem in files
+                hint = "; leave out the extension in the annotations" if twin else ""
+                raise ValueError(f"{video.name}: no such file in {folder}{hint}")
+            path = files[video.name]
+            item = _item(path, looked_at[path])
+            items.append(_with_truth(item, video, data, annotations.classes, warnings))
+        except ValueError as error:
+            problems[video.name] = str(error)
+    if accelerator is not None:
+        # A file may be bad, or too slow, for one process alone.
+        for others in gather_object([problems]):
+            problems = others | problems
+        items = [item for item in items if item.name not in problems]
     for what, count in warnings.items():
         annotations.warnings[what] = annotations.warnings.get(what, 0) + count
-    problems = [item for item in found if isinstance(item, str)]
-    if problems:
-        shown = "\n  ".join(problems[:20])
-        more = f"\n  … and {len(problems) - 20} more" if len(problems) > 20 else ""
+    if problems and (data.bad_videos == "stop" or not items):
+        shown = "\n  ".join(first_of(list(problems.values())))
+        way_on = ", or leave them out with --data.bad_videos skip" if items else ""
         raise ValueError(
             f"{len(problems)} of {len(videos)} videos of subset '{subset}' cannot be used; mend "
-            f"them or list them under data.blocked:\n  {shown}{more}"
+            f"them or list them under data.blocked{way_on}:\n  {shown}"
         )
-    return [item for item in found if isinstance(item, Item)]
+    return Items(items, problems)
+
+
+def _with_truth(
+    item: Item,
+    video: Video,
+    data: DataConfig,
+    classes: tuple[str, ...],
+    warnings: Counter[str],
+) -> Item:
+    """Return the item with its annotated segments; ValueError where the two do not fit."""
+    # The file knows best how many frames it has; the annotations how long they think it is.
+    if video.duration_s is None:
+        try:
+            video = with_duration(video, item.duration_s, warnings)
+        except ValueError as error:
+            raise ValueError(f"{data.annotations}: {error}") from error
+    duration = video.duration_s or item.duration_s
+    if not 0.5 < duration / item.duration_s < 2:
+        raise ValueError(
+            f"{item.path}: lasts {item.duration_s:.1f} s, but {duration:.1f} s in "
+            f"{data.annotations}; is it another video?"
+        )
+    if abs(duration - item.duration_s) > max(1.0, 0.02 * duration):
+        warnings["videos whose file is longer or shorter than annotated"] += 1
+    seconds = np.array([s[1:] for s in video.segments], np.float64).reshape(-1, 2)
+    return replace(
+        item,
+        duration_s=duration,
+        segments=seconds_to_frames(seconds, duration, item.frames),
+        labels=np.array([classes.index(s.label) for s in video.segments], np.int64),
+        truth=video.segments,
+    )

@@ -1,6 +1,9 @@
 """What a run tells while it goes: metrics as JSON lines and for TensorBoard."""
 
 import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,27 +24,43 @@ class MetricsLog:
     """
 
     def __init__(self, folder: Path, active: bool, step: int, validated: bool) -> None:
-        self.file = folder / METRICS
+        self.active, self.file = active, folder / METRICS
         self.board: SummaryWriter | None = None
         if active:
             _keep_lines(self.file, step, validated)
-            self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+            with self._expendable():
+                self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
 
     def write(self, step: int, **values: Any) -> None:
-        """Record values at a step; a nested dict becomes one group of curves."""
-        if self.board is None:
+        """Record values at a step; a nested dict becomes one group of curves.
+
+        Raises:
+            OSError: metrics.jsonl could not be written; its earlier lines are as they were.
+        """
+        if not self.active:
             return
-        with self.file.open("a") as file:
-            file.write(json.dumps({"step": step} | values) + "\n")
-        for name, value in values.items():
-            group = value if isinstance(value, dict) else {"": value}
-            for key, number in group.items():
-                self.board.add_scalar(f"{name}/{key}" if key else name, number, step)
+        _append(self.file, json.dumps({"step": step} | values) + "\n")
+        with self._expendable():
+            for name, value in values.items():
+                group = value if isinstance(value, dict) else {"": value}
+                for key, number in group.items():
+                    if self.board is not None:
+                        self.board.add_scalar(f"{name}/{key}" if key else name, number, step)
 
     def close(self) -> None:
         """Flush the curves."""
-        if self.board is not None:
-            self.board.close()
+        with self._expendable():
+            if self.board is not None:
+                self.board.close()
+
+    @contextmanager
+    def _expendable(self) -> Iterator[None]:
+        """Go on without TensorBoard's copy of the metrics where it cannot be written."""
+        try:
+            yield
+        except OSError as error:
+            self.board = None
+            print(f"warning: TensorBoard's curves end here: {error}; {self.file} goes on")
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -53,6 +72,16 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             continue
     return lines
+
+
+def _append(path: Path, line: str) -> None:
+    size = path.stat().st_size
+    try:
+        with path.open("a") as file:
+            file.write(line)
+    except OSError:
+        os.truncate(path, size)  # half a line would stand in the way of the next one
+        raise
 
 
 def _keep_lines(path: Path, step: int, validated: bool) -> None:

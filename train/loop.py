@@ -1,43 +1,53 @@
 """The training loop: steps, validation, checkpoints, and going on after an interruption."""
 
+import math
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
+import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor
 from tqdm import tqdm
 
 from train.batch import Batch
 from train.checkpoint import Checkpoint, load_checkpoint, refuse_other_run, save_checkpoint
-from train.dataset import EpochSampler, TrainingWindows, training_loader
+from train.dataset import EpochSampler, TrainingWindows, training_loader, worker_advice
 from train.detector import Detector
 from train.errors import memory_advice
 from train.items import Item
 from train.log import MetricsLog
-from train.losses import PositivesAverage, detection_losses
-from train.optim import build_average, build_optimizer, build_schedule
-from train.points import assign_batch, pyramid_points
-from train.validate import detect_all, score, window_loader
+from train.losses import PositivesAverage, detection_losses, positive_points
+from train.optim import Average, build_optimizer, build_schedule
+from train.points import Targets, assign_batch, pyramid_mask, pyramid_points
+from train.sharding import gathered, load_model, load_optimizer, prepare_sharding, whole
+from train.validate import detect_all, score, skipped_warning, window_loader
 
-LOG_EVERY = 10  # steps between two lines of metrics
+LOG_EVERY = 10  # updates between two lines of metrics
 SAVE_EVERY = 5  # epochs between two checkpoints where nothing is validated
 
 
-class StepLosses(NamedTuple):
-    """Losses of one step, still on the device."""
+class MicroBatch(NamedTuple):
+    """What is remembered of a micro-batch until its update is logged.
 
-    total: Tensor
-    classification: Tensor
-    regression: Tensor
+    Attributes:
+        videos: whose windows it held.
+        losses: classification and regression [2], still on the device.
+    """
+
+    videos: tuple[str, ...]
+    losses: Tensor
 
 
 class TrainingRun:
     """What one run holds together; `go` trains to the end and leaves its files in `config.out`.
 
     Args:
-        detector: as built and initialised; it is moved to the accelerator's device.
+        detector: as built and initialised; it is moved to the accelerator's device, or sharded.
         training, validation: videos; validation None trains without looking.
         resume: go on from last.pt.
     """
@@ -53,8 +63,10 @@ class TrainingRun:
         self.config = config = detector.config
         self.accelerator, self.validation = accelerator, validation
         self.out = Path(config.out)
-        self.epoch, self.best = 0, -1.0
+        self.levels = config.head.levels
+        self.epoch, self.saved_epoch, self.best = 0, 0, -1.0
         self.validated = True  # nothing to make up for
+        self.problems: set[str] = set()  # causes that were told
         dataset = TrainingWindows(training, config)
         self.sampler = EpochSampler(
             len(dataset),
@@ -64,131 +76,170 @@ class TrainingRun:
             config.training.seed,
             config.training.accumulate,
         )
+        self.updates = self.sampler.steps // config.training.accumulate
         self.loader = training_loader(dataset, self.sampler, config)
         if validation is not None:
             # Kept: starting decoding workers anew would cost every validation some seconds.
             overlap = config.sampling.validation_overlap
             self.validation_windows = window_loader(validation, overlap, config, accelerator)
-        self.detector = detector.to(accelerator.device)
-        self.average = build_average(detector, config.training)
         self.normaliser = PositivesAverage().to(accelerator.device)
         optimizer = build_optimizer(detector, config.training)
-        self.schedule = build_schedule(optimizer, config.training, self.sampler.steps)
+        self.schedule = build_schedule(optimizer, config.training, self.updates)
+        prepare_sharding(accelerator)
+        self.detector = detector
         self.wrapped, self.optimizer = accelerator.prepare(detector, optimizer)
+        # Behind `prepare`, which may have moved or sharded the weights.
+        self.average = Average(detector, config.training.ema_decay)
         if resume:
             self._resume()
-        first_step = self.epoch * self.sampler.steps
+        first_step = self.epoch * self.updates
         self.log = MetricsLog(self.out, accelerator.is_main_process, first_step, self.validated)
         self.bar: tqdm[Any] = tqdm(
-            total=config.training.stop_epoch * self.sampler.steps,
+            total=config.training.stop_epoch * self.updates,
             initial=first_step,
             unit="step",
             desc="training",
             disable=not accelerator.is_main_process,
         )
 
-    def go(self) -> Detector:
-        """Train to the last epoch; return the detector with its averaged weights, eval mode."""
-        settings = self.config.training
-        if not self.validated:
-            self._validate()
-        while self.epoch < settings.stop_epoch:
-            self._train_epoch()
-            self.epoch += 1
-            last = self.epoch == settings.stop_epoch
-            due = self.epoch >= settings.validate_from and self.epoch % settings.validate_every == 0
-            self.validated = self.validation is None or not (due or last)
-            if due or last or self.epoch % SAVE_EVERY == 0:
-                # Before validating, too: what goes wrong there must not cost the epoch.
-                self._save("last.pt")
+    def go(self) -> None:
+        """Train to the last epoch.
+
+        Raises:
+            FloatingPointError: a loss is not finite.
+            OSError: something could not be written; what was written before is whole.
+        """
+        with self.bar, closing(self.log):
             if not self.validated:
                 self._validate()
-        self.bar.close()
-        self.log.close()
-        averaged: Detector = self.average.module.eval()
-        return averaged
+            while self.epoch < self.config.training.stop_epoch:
+                self._train_epoch()
+                self.epoch += 1
+                self._end_epoch()
+
+    def _end_epoch(self) -> None:
+        settings = self.config.training
+        last = self.epoch == settings.stop_epoch
+        due = self.epoch >= settings.validate_from and self.epoch % settings.validate_every == 0
+        self.validated = self.validation is None or not (due or last)
+        if due or last or self.epoch % SAVE_EVERY == 0:
+            # Before validating, too: what goes wrong there must not cost the epoch.
+            self._save("last.pt")
+        if not self.validated:
+            self._validate()
 
     def _train_epoch(self) -> None:
         self.wrapped.train()
         self.sampler.epoch = self.epoch
-        began, logged = time.monotonic(), 0
-        previous: tuple[StepLosses, Batch] | None = None
-        for index, batch in enumerate(self.loader):
-            step = self.epoch * self.sampler.steps + index
-            losses = self._step(step, batch)
-            # Looked at one step late, so that the device need not wait for the host.
-            if previous is not None:
-                self._refuse_nan(*previous)
-            previous = losses, batch
-            self.bar.update()
-            if (step + 1) % LOG_EVERY == 0 or index + 1 == self.sampler.steps:
-                self._refuse_nan(losses, batch)
-                seconds = (time.monotonic() - began) / (index + 1 - logged)
-                began, logged = time.monotonic(), index + 1
-                self._report(step + 1, losses, seconds)
-        if previous is not None:
-            self._refuse_nan(*previous)
+        began, recent = time.monotonic(), list[MicroBatch]()
+        with worker_advice(), memory_advice("training.batch_size"):
+            updates = zip(*[iter(self.loader)] * self.config.training.accumulate, strict=True)
+            for step, batches in enumerate(updates, self.epoch * self.updates):
+                self._warn_of_problems(batches)
+                recent += self._update(step, batches)
+                self.bar.update()
+                if (step + 1) % LOG_EVERY == 0 or (step + 1) % self.updates == 0:
+                    self._report(step + 1, recent, began)
+                    began, recent = time.monotonic(), []
 
-    def _step(self, step: int, batch: Batch) -> StepLosses:
+    def _update(self, step: int, batches: Sequence[Batch]) -> list[MicroBatch]:
+        """Move the weights once. Nothing here may make the host wait for the device."""
         settings, accelerator = self.config.training, self.accelerator
         self.schedule.step_update(step)
-        # One seed per step and process: drop path needs no state of its own to be resumed.
-        torch.manual_seed(settings.seed * 1_000_003 + step * 1009 + accelerator.process_index)
-        with memory_advice("training.batch_size"), accelerator.accumulate(self.wrapped):
-            batch = batch.to(accelerator.device)
-            with accelerator.autocast():
-                output = self.wrapped(batch.frames, batch.mask)
-            points = pyramid_points(batch.mask.shape[1], len(output.masks), accelerator.device)
-            classes = len(self.detector.classes)
-            targets = assign_batch(points, batch.segments, batch.labels, classes)
-            sums = detection_losses(output, targets)
-            self.normaliser.update(accelerator.reduce(sums.positives, "sum"))
-            # Gradients are averaged over processes, but positives were summed: undo the average.
-            weight = accelerator.num_processes / self.normaliser.value
-            total = (sums.classification + sums.regression) * weight
-            accelerator.backward(total)
-            if accelerator.sync_gradients:
-                accelerator.clip_grad_norm_(self.detector.parameters(), settings.clip_norm)
-            self.optimizer.step()
-            self.optimizer.zero_grad()
-        if accelerator.sync_gradients:
-            self.average.update(self.detector)
-        return StepLosses(
-            total.detach(),
-            (sums.classification * weight).detach(),
-            (sums.regression * weight).detach(),
+        batches = [batch.to(accelerator.device) for batch in batches]
+        targets = [self._targets(batch) for batch in batches]
+        # Known before the network runs, so that all micro-batches divide by the same number.
+        positives = torch.stack(
+            [
+                positive_points(t, pyramid_mask(b.mask, self.levels)).sum()
+                for t, b in zip(targets, batches, strict=True)
+            ]
         )
+        self.normaliser.update(accelerator.reduce(positives.sum().float(), "sum"))
+        # Gradients are averaged over processes, but positives were summed: undo the average.
+        weight = accelerator.num_processes / self.normaliser.value
+        done = []
+        for number, (batch, target) in enumerate(zip(batches, targets, strict=True)):
+            # Drop path needs no state of its own to be resumed.
+            torch.manual_seed(_seed(settings.seed, step, number, accelerator.process_index))
+            last = number + 1 == len(batches)
+            with nullcontext() if last else accelerator.no_sync(self.wrapped):
+                with accelerator.autocast():
+                    output = self.wrapped(batch.frames, batch.mask)
+                losses = torch.stack(detection_losses(output, target)) * weight
+                accelerator.backward(losses.sum())
+            done.append(MicroBatch(batch.videos, losses.detach()))
+        accelerator.clip_grad_norm_(self.detector.parameters(), settings.clip_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.average.update(self.detector)
+        return done
 
-    def _report(self, step: int, losses: StepLosses, seconds: float) -> None:
-        self.bar.set_postfix(epoch=self.epoch + 1, loss=f"{float(losses.total):.3f}")
-        self.log.write(
-            step,
-            epoch=self.epoch + 1,
-            loss=float(losses.total),
-            classification=float(losses.classification),
-            regression=float(losses.regression),
-            lr=self.optimizer.param_groups[0]["lr"],
-            seconds_per_step=round(seconds, 4),
-        )
+    def _warn_of_problems(self, batches: Sequence[Batch]) -> None:
+        """Say once per video that it cannot be read and that others stand in for it."""
+        for cause in (cause for batch in batches for cause in batch.problems.values()):
+            if cause not in self.problems:
+                self.problems.add(cause)
+                tqdm.write(f"warning: {cause}; another video is trained on in its place")
 
-    def _refuse_nan(self, losses: StepLosses, batch: Batch) -> None:
-        if not losses.total.isfinite():
-            raise FloatingPointError(
-                f"the loss became {float(losses.total)} on windows of {', '.join(batch.videos)}; "
-                "lower training.lr or training.backbone_lr, or set training.precision to fp32. "
-                f"What was saved before stands in {self.out}"
+    def _targets(self, batch: Batch) -> Targets:
+        points = pyramid_points(batch.mask.shape[1], self.levels, batch.mask.device)
+        return assign_batch(points, batch.segments, batch.labels, len(self.detector.classes))
+
+    def _report(self, step: int, recent: list[MicroBatch], began: float) -> None:
+        """Look at the losses since the last line; write their mean over updates and processes."""
+        updates = len(recent) // self.config.training.accumulate
+        losses = torch.stack([batch.losses for batch in recent])
+        mean = self.accelerator.reduce(losses.sum(0) / updates, "mean")
+        # The host waits here for all that it asked of the device since the last line.
+        classification, regression = mean.tolist()
+        if not math.isfinite(classification + regression):
+            self._refuse_nan(recent, losses)
+        loss = classification + regression
+        self.bar.set_postfix(epoch=self.epoch + 1, loss=f"{loss:.3f}")
+        with self._what_is_safe():
+            self.log.write(
+                step,
+                epoch=self.epoch + 1,
+                loss=loss,
+                classification=classification,
+                regression=regression,
+                lr=self.optimizer.param_groups[0]["lr"],
+                seconds_per_step=round((time.monotonic() - began) / updates, 4),
             )
+
+    def _refuse_nan(self, recent: list[MicroBatch], losses: Tensor) -> NoReturn:
+        """Stop all processes with the videos of the micro-batch where it began."""
+        bad = [
+            (index, float(row.sum()), recent[index].videos)
+            for index, row in enumerate(losses.cpu())
+            if not row.isfinite().all()
+        ]
+        _, loss, videos = min(gather_object(bad[:1]))
+        raise FloatingPointError(
+            f"the loss became {loss} on windows of {', '.join(videos)}; "
+            "lower training.lr or training.backbone_lr, or set training.precision to fp32. "
+            f"What was saved before stands in {self.out}"
+        )
 
     def _validate(self) -> None:
         """Score the averaged weights and keep them if they are the best so far."""
         assert self.validation is not None
-        averaged: Detector = self.average.module.eval()
-        found = detect_all(
-            averaged, self.validation, self.validation_windows, self.accelerator, "validation"
-        )
-        result = score(self.validation, found, averaged)
-        self.log.write(self.epoch * self.sampler.steps, validation=result.as_dict())
+        self.detector.eval()
+        with self.average.applied(self.detector), gathered(self.detector):
+            found, skipped = detect_all(
+                self.detector,
+                self.validation,
+                self.validation_windows,
+                self.accelerator,
+                "validation",
+            )
+        result = score(self.validation, found, self.detector)
+        with self._what_is_safe():
+            self.log.write(self.epoch * self.updates, validation=result.as_dict())
         if self.accelerator.is_main_process:
+            if skipped:
+                self.bar.write(skipped_warning(skipped, len(self.validation)))
             self.bar.write(f"epoch {self.epoch}: validation mAP {result.average:.4f}")
         self.validated = True
         if result.average > self.best:
@@ -197,26 +248,50 @@ class TrainingRun:
         self._save("last.pt")
 
     def _save(self, name: str) -> None:
-        if not self.accelerator.is_main_process:
+        """Write a checkpoint; all processes take part, for each may hold a share of the weights."""
+        main, scaler = self.accelerator.is_main_process, self.accelerator.scaler
+        resumable = name == "last.pt"
+        model = whole(self.detector.state_dict(), main)
+        average = whole(self.average.tensors, main)
+        optimizer = whole(self.optimizer.state_dict(), main) if resumable else {}
+        if not main:
             return
-        scaler = self.accelerator.scaler
         training = {
             "epoch": self.epoch,
             "validated": self.validated,
             "best": self.best,
             "processes": self.accelerator.num_processes,
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": optimizer,
             "normaliser": self.normaliser.state_dict(),
             "scaler": scaler.state_dict() if scaler else None,
         }
         checkpoint = Checkpoint(
             config=self.config,
             classes=self.detector.classes,
-            model=self.detector.state_dict(),
-            ema=self.average.module.state_dict(),
-            training=training if name == "last.pt" else {},
+            model=model,
+            ema=model | average,
+            training=training if resumable else {},
         )
-        save_checkpoint(self.out / name, checkpoint)
+        with self._what_is_safe():
+            save_checkpoint(self.out / name, checkpoint)
+        if resumable:
+            self.saved_epoch = self.epoch
+
+    @contextmanager
+    def _what_is_safe(self) -> Iterator[None]:
+        """Say what a failed write did not cost, and how to go on."""
+        try:
+            yield
+        except OSError as error:
+            safe = (
+                f"last.pt of epoch {self.saved_epoch} and all before it is safe"
+                if self.saved_epoch
+                else "no epoch was saved yet"
+            )
+            raise OSError(
+                f"cannot write into {self.out}: {error.strerror or error}; {safe}. Make room, then "
+                "go on with --resume"
+            ) from error
 
     def _resume(self) -> None:
         path = self.out / "last.pt"
@@ -225,11 +300,16 @@ class TrainingRun:
             path, checkpoint, self.config, self.detector.classes, self.accelerator.num_processes
         )
         state = checkpoint.training
-        self.detector.load_state_dict(checkpoint.model)
-        self.average.module.load_state_dict(checkpoint.ema)
-        self.optimizer.load_state_dict(state["optimizer"])
+        load_model(self.detector, checkpoint.model)
+        self.average.load({name: checkpoint.ema[name] for name in self.average.tensors})
+        load_optimizer(self.optimizer, state["optimizer"])
         self.normaliser.load_state_dict(state["normaliser"])
         if self.accelerator.scaler:
             self.accelerator.scaler.load_state_dict(state["scaler"])
-        self.epoch, self.best = state["epoch"], state["best"]
-        self.validated = state["validated"]
+        self.epoch = self.saved_epoch = state["epoch"]
+        self.best, self.validated = state["best"], state["validated"]
+
+
+def _seed(*numbers: int) -> int:
+    """Return a seed that shares nothing with those of neighbouring numbers."""
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])

@@ -1,14 +1,14 @@
 """Classification and boundary losses, and the number they are divided by.
 
-Sums and counts stay on the device; the caller sums the count over processes and divides by its
-running average. Gradients are averaged over processes afterwards, which the factor undoes:
+Sums and counts stay on the device. An update counts its positives over all its windows, those of
+other processes and of later micro-batches too, before any of them meets the network, and divides
+all their losses by the running average of that count. Gradients are averaged over processes
+afterwards, which the factor undoes:
 
-    losses = detection_losses(output, targets)
-    normaliser.update(accelerator.reduce(losses.positives, "sum"))
+    count = sum(positive_points(targets, valid).sum() for every micro-batch)
+    normaliser.update(accelerator.reduce(count.float(), "sum"))
     weight = accelerator.num_processes / normaliser.value
     total = (losses.classification + losses.regression) * weight
-
-Outside of training it divides by `losses.positives.clamp(min=1)`.
 """
 
 from typing import NamedTuple
@@ -29,12 +29,10 @@ class Losses(NamedTuple):
     Attributes:
         classification: focal loss over valid points and classes.
         regression: DIoU loss over positive points.
-        positives: number of valid points that have a segment to predict.
     """
 
     classification: Tensor
     regression: Tensor
-    positives: Tensor
 
 
 def sigmoid_focal_loss(
@@ -75,10 +73,15 @@ def diou_loss(predicted: Tensor, target: Tensor) -> Tensor:
     return 1 - iou + center_gap**2 / (enclosing**2).clamp(min=EPSILON)
 
 
+def positive_points(targets: Targets, valid: Tensor) -> Tensor:
+    """Return which of the `valid` points [B, P] have a segment to predict."""
+    return valid & (targets.classes > 0).any(-1)
+
+
 def detection_losses(output: HeadOutput, targets: Targets) -> Losses:
     """Compare predictions with `targets` [B, P, K] and [B, P, 2] (ActionFormer, section 3.4)."""
     logits, distances, valid = output.flat()
-    positive = valid & (targets.classes > 0).any(-1)
+    positive = positive_points(targets, valid)
     focal = sigmoid_focal_loss(logits, targets.classes).sum(-1)
     # Points without a segment get a perfect prediction before the loss and weight 0 behind it:
     # whatever they predict, even infinity, reaches neither the sum nor a gradient.
@@ -87,7 +90,6 @@ def detection_losses(output: HeadOutput, targets: Targets) -> Losses:
     return Losses(
         classification=focal.where(valid, 0.0).sum(),
         regression=diou.where(positive, 0.0).sum(),
-        positives=positive.sum().float(),
     )
 
 
@@ -107,7 +109,7 @@ class PositivesAverage(nn.Module):
 
     @torch.no_grad()
     def update(self, positives: Tensor) -> None:
-        """Fold in the number of positives of a training step, the same on every process."""
+        """Fold in the number of positives of an update, the same on every process."""
         self.loss_normalizer.lerp_(positives.clamp(min=1), 1 - self.momentum)
 
     @property

@@ -1,12 +1,18 @@
 """Optimizer groups, the learning-rate schedule and the averaged weights."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
 from timm.optim import param_groups_weight_decay
 from timm.scheduler import CosineLRScheduler
-from timm.utils import ModelEmaV3
+from torch import Tensor, nn
 from torch.optim import AdamW
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from train.config import TrainingConfig
 from train.detector import Detector
+from train.sharding import spread
 
 
 def build_optimizer(detector: Detector, config: TrainingConfig) -> AdamW:
@@ -16,7 +22,8 @@ def build_optimizer(detector: Detector, config: TrainingConfig) -> AdamW:
         for group in param_groups_weight_decay(module, config.weight_decay):
             if group["params"]:
                 groups.append(group | {"lr": lr})
-    return AdamW(groups)
+    # Fused, it learns on the device whether fp16 gradients overflowed; otherwise the host asks.
+    return AdamW(groups, fused=True)
 
 
 def build_schedule(
@@ -36,10 +43,45 @@ def build_schedule(
     )
 
 
-def build_average(detector: Detector, config: TrainingConfig) -> ModelEmaV3:
-    """Exponential moving average of what learns; what is frozen is shared, not copied."""
-    average = ModelEmaV3(detector, decay=config.ema_decay)
-    for mean, weight in zip(average.module.parameters(), detector.parameters(), strict=True):
-        if not weight.requires_grad:
-            mean.data = weight.data
-    return average
+class Average:
+    """Exponential moving average of what learns; what is frozen is its own average.
+
+    Its tensors lie where the module's do, also where those are sharded.
+
+    Attributes:
+        tensors: the averages by name of the parameter.
+    """
+
+    def __init__(self, module: nn.Module, decay: float) -> None:
+        self.tensors = {name: p.detach().clone() for name, p in _learning(module).items()}
+        self._blend = get_ema_multi_avg_fn(decay)
+
+    def update(self, module: nn.Module) -> None:
+        """Fold in the weights as they are now."""
+        self._blend(list(self.tensors.values()), list(_learning(module).values()), None)
+
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        """Go on from whole averages."""
+        for name, mean in self.tensors.items():
+            mean.copy_(spread(tensors[name], mean))
+
+    @contextmanager
+    def applied(self, module: nn.Module) -> Iterator[None]:
+        """Give the module its averaged weights for as long as the context lasts."""
+        learning = _learning(module)
+        trained = {name: p.detach().clone() for name, p in learning.items()}
+        _copy(self.tensors, learning)
+        try:
+            yield
+        finally:
+            _copy(trained, learning)
+
+
+def _learning(module: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: p for name, p in module.named_parameters() if p.requires_grad}
+
+
+@torch.no_grad()
+def _copy(source: dict[str, Tensor], target: dict[str, nn.Parameter]) -> None:
+    for name, tensor in source.items():
+        target[name].copy_(tensor)

@@ -75,6 +75,14 @@ def pyramid_points(length: int, levels: int, device: torch.device) -> Points:
         return Points(*torch.cat(per_level).to(device).T.contiguous().unbind())
 
 
+def pyramid_mask(mask: Tensor, levels: int) -> Tensor:
+    """Return which points of windows with mask [B, T] lie inside their video: [B, P].
+
+    Level l has a point every 2^l feature steps, which is valid where its step is.
+    """
+    return torch.cat([mask[:, :: 2**level] for level in range(levels)], -1)
+
+
 def decode(points: Points, distances: Tensor) -> Tensor:
     """Turn distances [..., P, 2] in strides into segments [..., P, 2] in feature steps, float32."""
     reach = distances.float() * points.stride[:, None]

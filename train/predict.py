@@ -50,15 +50,20 @@ def strongest(output: HeadOutput, config: EvaluationConfig) -> list[Candidates]:
 def predict(
     model: Model, batches: Iterable[Batch], config: Experiment, device: torch.device
 ) -> dict[str, list[Candidates]]:
-    """Run all windows; return per video its windows' candidates, in forward frames."""
+    """Run all windows; return per video its windows' candidates, in forward frames.
+
+    Samples with a problem are left out; `Batch.problems` says which.
+    """
     found: dict[str, list[Candidates]] = defaultdict(list)
     for batch in batches:
         batch = batch.to(device)
         with torch.inference_mode():
             windows = strongest(model(batch.frames, batch.mask), config.evaluation)
-        for video, window, (segments, scores, labels) in zip(
-            batch.videos, batch.windows, windows, strict=True
+        for row, (video, window, (segments, scores, labels)) in enumerate(
+            zip(batch.videos, batch.windows, windows, strict=True)
         ):
+            if row in batch.problems:
+                continue
             if config.direction == "reversed":
                 segments = reverse_segments(segments, window.reflection)
             frames = window.to_frames(segments).astype(np.float32)

@@ -1,0 +1,180 @@
+"""Time the way from mp4 to model input against bare decord, and whether training waits for it.
+
+    OMP_NUM_THREADS=1 python benchmarks/decode.py [FILE ...] [--size 160] [--overlap 0 0.5]
+    OMP_NUM_THREADS=1 python benchmarks/decode.py --wait [--workers 1 2] [--step-seconds 0.5]
+
+Without files, a synthetic one like THUMOS-14's is made: 340 × 256, 30 frames/s, H.264 with B-frames
+and a keyframe every 250. All decode with one thread and alternate within one run; numbers are
+medians. Bare decord gives full-size frames and does nothing else: window by window, as a naive
+loader asks, and every needed frame once. --wait trains the demo's detector (or, with
+--step-seconds, stands still as if a GPU worked) and prints the share of time without a batch.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import torch
+
+import decord  # isort: skip
+from configs.load import load
+from extract.clips import SamplingConfig, Window, sliding_windows
+from extract.stream import arrange, window_frames
+from extract.transforms import PixelConfig, evaluation_transform
+from extract.video import CHUNK, VideoReader
+from train.config import Experiment
+from train.dataset import EpochSampler, TrainingWindows, training_loader
+from train.detector import Detector
+from train.items import Item, item_of
+
+DEMO = Path(__file__).parent.parent / "configs/e2e/demo/forward.yaml"
+STEPS = 20
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser.add_argument("files", type=Path, nargs="*", help="videos that decord reads")
+    parser.add_argument("--size", type=int, default=160, help="side of the model's input")
+    parser.add_argument("--window", type=int, default=192, help="samples, every fourth frame")
+    parser.add_argument("--overlap", type=float, nargs="+", default=[0.0, 0.5])
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--wait", action="store_true", help="does training wait for data?")
+    parser.add_argument("--workers", type=int, nargs="+", default=[1])
+    parser.add_argument("--step-seconds", type=float, help="stand still, do not train")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        files = args.files or [synthetic(Path(folder) / "synthetic.mp4", 2000)]
+        if args.wait:
+            print("| workers | batch ready every | share of time waiting |")
+            print("|---|---|---|")
+            for workers in args.workers:
+                print(waiting(files, workers, args.step_seconds))
+            return
+        print(
+            "| file | overlap | input frames | ours, frames/s | decord by window | ratio "
+            "| decord once | ratio |"
+        )
+        print("|---|---|---|---|---|---|---|---|")
+        for file in files:
+            for overlap in args.overlap:
+                print(race(file, overlap, args))
+
+
+def synthetic(path: Path, count: int) -> Path:
+    """Write a moving picture with fine detail and some noise, encoded as THUMOS-14's are."""
+    height, width = 256, 340
+    rng = np.random.default_rng(0)
+    scene = rng.integers(0, 256, (height // 8 + 16, width // 8 + 16, 3), dtype=np.uint8)
+    scene = scene.repeat(8, 0).repeat(8, 1)
+    noise = rng.integers(0, 12, (8, height, width, 3), dtype=np.uint8)
+    with av.open(str(path), "w") as container:
+        stream: Any = container.add_stream("libx264", rate=30)
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        stream.options = {"g": "250", "bf": "3", "preset": "veryfast"}
+        for number in range(count):
+            x, y = (int(60 + 60 * turn(number / 40)) for turn in (np.cos, np.sin))
+            picture = scene[y : y + height, x : x + width] // 2 + noise[number % 8]
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode())
+    return path
+
+
+def race(file: Path, overlap: float, args: argparse.Namespace) -> str:
+    """Return a row of the table; each way opens its own reader, as it would for a new video."""
+    sampling = SamplingConfig(window_size=args.window, snippet_stride=4)
+    count = len(VideoReader(file))  # reads the file's index, which a run does once
+    windows = sliding_windows(count, overlap, sampling)
+    transform = evaluation_transform(PixelConfig(args.size))
+
+    def ours() -> None:
+        decoded = window_frames(VideoReader(file), windows, transform)
+        for window, frames in zip(windows, decoded, strict=True):
+            arrange(frames, window, "forward")
+
+    def by_window() -> None:
+        reader = decord.VideoReader(str(file), num_threads=1)
+        for window in windows:
+            reader.get_batch(window.frames).asnumpy()
+
+    def once() -> None:
+        reader = decord.VideoReader(str(file), num_threads=1)
+        needed = needed_frames(windows)
+        for start in range(0, len(needed), CHUNK):
+            reader.get_batch(needed[start : start + CHUNK]).asnumpy()
+
+    frames = sum(len(window.frames) for window in windows)
+    rates = [frames / seconds for seconds in medians((ours, by_window, once), args.repeats)]
+    mine, naive, least = rates
+    return (
+        f"| {file.name} | {overlap:g} | {frames} | {mine:.0f} | {naive:.0f} | {mine / naive:.2f} "
+        f"| {least:.0f} | {mine / least:.2f} |"
+    )
+
+
+def needed_frames(windows: list[Window]) -> np.ndarray:
+    return np.unique(np.concatenate([window.frames for window in windows]))
+
+
+def medians(ways: tuple[Callable[[], None], ...], repeats: int) -> list[float]:
+    """Return the median seconds of every way; they take turns, so that all meet the same noise."""
+    seconds: list[list[float]] = [[] for _ in ways]
+    for _ in range(repeats):
+        for way, taken in zip(ways, seconds, strict=True):
+            began = time.perf_counter()
+            way()
+            taken.append(time.perf_counter() - began)
+    return [statistics.median(taken) for taken in seconds]
+
+
+def waiting(files: list[Path], workers: int, step_seconds: float | None) -> str:
+    """Return a row of the table for some steps on windows of `files`, after the first two."""
+    config = load(Experiment, DEMO, [f"--training.workers={workers}"])
+    items = [annotated(item_of(file)) for file in files]
+    dataset = TrainingWindows(items * (STEPS * config.training.batch_size // len(items)), config)
+    sampler = EpochSampler(len(dataset), config.training.batch_size, 0, 1, seed=0)
+    step = sleeper(step_seconds) if step_seconds is not None else trainer(config)
+    waited, began = 0.0, 0.0
+    batches = iter(training_loader(dataset, sampler, config))
+    for number in range(sampler.steps):
+        if number == 2:  # workers have started, and their first batches lie ready
+            waited, began = 0.0, time.perf_counter()
+        asked = time.perf_counter()
+        batch = next(batches)
+        waited += time.perf_counter() - asked
+        step(batch)
+    total = time.perf_counter() - began
+    return f"| {workers} | {total / (sampler.steps - 2):.2f} s | {waited / total:.1%} |"
+
+
+def annotated(item: Item) -> Item:
+    """Give an item one action, without which it is no training video."""
+    middle = np.array([[0.45, 0.55]]) * item.frames
+    return replace(item, segments=middle, labels=np.zeros(1, np.int64))
+
+
+def sleeper(seconds: float) -> Callable[[Any], None]:
+    return lambda batch: time.sleep(seconds)
+
+
+def trainer(config: Experiment) -> Callable[[Any], None]:
+    """Return the costly part of a training step: forward and backward."""
+    detector = Detector(config, ("action",)).train()
+
+    def step(batch: Any) -> None:
+        logits, distances, _ = detector(batch.frames, batch.mask).flat()
+        (logits.mean() + distances.mean()).backward()
+        detector.zero_grad()
+
+    return step
+
+
+if __name__ == "__main__":
+    main()

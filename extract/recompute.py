@@ -1,0 +1,45 @@
+"""What the backward pass computes anew instead of keeping it: memory against time.
+
+Between keeping everything and keeping only a block's input lies keeping what costs much work for
+little memory: attention. Products and norms are the other way round: their results are as wide as
+the tokens or wider, and cheap to have again. The last product of a block comes free in any case:
+it is only added, so that the backward pass never asks for its result.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import (
+    CheckpointPolicy,
+    checkpoint,
+    create_selective_checkpoint_contexts,
+)
+
+Recompute = Literal["none", "selective", "full"]
+"""What is computed again: `none`, all but attention (`selective`), or whole blocks (`full`)."""
+
+aten = torch.ops.aten
+ATTENTION = {
+    aten._scaled_dot_product_flash_attention_for_cpu.default,
+    aten._scaled_dot_product_flash_attention.default,
+    aten._scaled_dot_product_efficient_attention.default,
+    aten._scaled_dot_product_cudnn_attention.default,
+}
+
+
+def run(block: Callable[..., Tensor], recompute: Recompute, *inputs: Tensor | None) -> Tensor:
+    """Run a block whose result depends on nothing but its inputs and weights (no random draws)."""
+    if recompute == "none" or not torch.is_grad_enabled():
+        return block(*inputs)
+    options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
+    if recompute == "selective":
+        options["context_fn"] = partial(create_selective_checkpoint_contexts, _choose)
+    result: Tensor = checkpoint(block, *inputs, **options)
+    return result
+
+
+def _choose(context: object, op: object, *arguments: Any, **_: Any) -> CheckpointPolicy:
+    return CheckpointPolicy.MUST_SAVE if op in ATTENTION else CheckpointPolicy.PREFER_RECOMPUTE

@@ -1,0 +1,64 @@
+"""The frames of many windows of one video from one sequential decode; small from the beginning."""
+
+from collections.abc import Iterator, Sequence
+from itertools import islice
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torchvision.transforms import v2
+
+from extract.clips import Direction, Window
+from extract.patience import patience
+from extract.transforms import apply
+from extract.video import CHUNK, VideoReader
+
+
+def window_frames(
+    reader: VideoReader, windows: Sequence[Window], transform: v2.Transform, seed: int = 0
+) -> Iterator[list[Tensor]]:
+    """Yield per window its valid frames, uint8 [3, size, size] each, in the order of the file.
+
+    Each frame is decoded and transformed once, however many windows share it, and kept as long as
+    a later window needs it.
+
+    Args:
+        windows: of this video; each begins and ends no earlier than the one before.
+        seed: of the augmentation; one draw for all of them.
+
+    Raises:
+        IndexError, VideoError: as `VideoReader.frames`, when the decoder gets there.
+    """
+    wanted = np.unique(np.concatenate([window.frames for window in windows]))
+    decoded = _transformed(reader, wanted, transform, seed)
+    held: list[Tensor] = []
+    first = 0  # held[0] is frame wanted[first]
+    for window in windows:
+        places = np.searchsorted(wanted, window.frames)
+        held = held[places[0] - first :]
+        first = places[0]
+        held += islice(decoded, int(places[-1]) + 1 - first - len(held))
+        yield [held[place - first] for place in places]
+
+
+def arrange(frames: Sequence[Tensor], window: Window, direction: Direction) -> Tensor:
+    """Stack a window's valid frames into its padded input uint8 [3, F, size, size].
+
+    Reversed is another order in memory: one decode serves both directions.
+    """
+    places = np.searchsorted(window.frames, window.indices(direction))
+    return torch.stack([frames[place] for place in places], 1)
+
+
+def _transformed(
+    reader: VideoReader, wanted: NDArray[np.int64], transform: v2.Transform, seed: int
+) -> Iterator[Tensor]:
+    chunks = reader.chunks(wanted)
+    for start in range(0, len(wanted), CHUNK):
+        part = wanted[start : start + CHUNK]
+        with patience(reader.path, reader.effort(int(part[0]), int(part[-1]))):
+            chunk = next(chunks)
+        small = apply(transform, chunk, seed)
+        del chunk  # the big frames must not wait until the small ones are used up
+        yield from small.unbind(1)

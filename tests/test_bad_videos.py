@@ -1,0 +1,251 @@
+"""Videos that go bad during a run: vanished, replaced, damaged in their middle, hanging."""
+
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from torch.utils.data import DataLoader, Dataset
+
+from configs.load import load
+from evaluate.annotations import read_predictions
+from extract import patience
+from extract.backbone import BackboneConfig
+from extract.clips import SamplingConfig, sliding_windows
+from extract.demo import DemoConfig, write_dataset
+from extract.stream import window_frames
+from extract.transforms import PixelConfig, evaluation_transform
+from extract.video import VideoError
+from extract.videomae import TrunkConfig
+from tests.conftest import REPOSITORY
+from tests.test_e2e import TWO_PROCESSES, script
+from train.actionformer import HeadConfig
+from train.checkpoint import Checkpoint, save_checkpoint
+from train.config import Experiment
+from train.dataset import EvaluationWindows, TrainingWindows, evaluation_loader, worker_advice
+from train.detector import Detector
+from train.errors import message
+from train.items import load_annotations, load_items
+from train.validate import detect_all, score, window_loader
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("whole")
+    sizes = DemoConfig(training=3, validation=1, test=3, shortest=7, longest=9)
+    write_dataset(folder, sizes, processes=2)
+    return folder
+
+
+@pytest.fixture
+def config(whole: Path, tmp_path: Path) -> Experiment:
+    """An experiment on a copy of the videos that a test may spoil."""
+    folder = Path(shutil.copytree(whole, tmp_path / "data"))
+    demo = load(Experiment, REPOSITORY / "configs/e2e/demo/forward.yaml")
+    data = replace(
+        demo.data,
+        annotations=str(folder / "annotations.json"),
+        videos=str(folder / "videos"),
+        classes=str(folder / "classes.txt"),
+        bad_videos="skip",
+    )
+    return replace(
+        demo,
+        out=str(tmp_path / "out"),
+        data=data,
+        sampling=SamplingConfig(window_size=32, snippet_stride=2),
+        backbone=BackboneConfig(TrunkConfig(32, 2, 2, image_size=32)),
+        head=HeadConfig(width=16, heads=2, levels=3),
+        training=replace(demo.training, workers=0),
+    )
+
+
+def vanish(path: Path) -> None:
+    path.unlink()
+
+
+def damage(path: Path) -> None:
+    """Overwrite a stretch of the middle, so that both ends still decode."""
+    content = bytearray(path.read_bytes())
+    begin, end = len(content) * 6 // 10, len(content) * 7 // 10
+    content[begin:end] = bytes(end - begin)
+    path.write_bytes(content)
+
+
+def exchange(path: Path) -> None:
+    """Put a video of another length in its place."""
+    shutil.copy(path.parent / "validation_000.mp4", path)
+
+
+SPOILERS: dict[str, Callable[[Path], None]] = {
+    "does not exist": vanish,
+    "its data are damaged": damage,
+    "was replaced": exchange,
+}
+
+
+def loaded(config: Experiment, subset: str) -> list[Any]:
+    return load_items(config.data, load_annotations(config.data), subset)
+
+
+@pytest.mark.parametrize("cause", SPOILERS)
+def test_the_next_training_video_stands_in(config: Experiment, cause: str) -> None:
+    # The window is as long as the video, so that it meets the damage.
+    config = replace(config, sampling=SamplingConfig(window_size=128, snippet_stride=2))
+    items = loaded(config, "training")
+    windows = TrainingWindows(items, config)
+    expected = windows[(5, 2)]
+    assert expected.problem is None
+    SPOILERS[cause](items[1].path)
+    sample = windows[(5, 1)]
+    assert sample.video == expected.video and torch.equal(sample.frames, expected.frames)
+    assert sample.problem and cause in sample.problem and str(items[1].path) in sample.problem
+    assert "\n" not in sample.problem
+    SPOILERS["does not exist"](items[2].path)
+    assert windows[(5, 1)].video == items[0].name  # round the end
+    stopping = replace(config, data=replace(config.data, bad_videos="stop"))
+    with pytest.raises(VideoError, match=cause):
+        TrainingWindows(items, stopping)[(5, 1)]
+    vanish(items[0].path)
+    with pytest.raises(VideoError, match="not one training video can be read"):
+        windows[(5, 1)]
+
+
+@pytest.mark.parametrize(
+    ("cause", "workers"), [*((cause, 0) for cause in SPOILERS), ("its data are damaged", 2)]
+)
+def test_the_windows_behind_are_given_up(config: Experiment, cause: str, workers: int) -> None:
+    items = loaded(config, "test")
+    SPOILERS[cause](items[1].path)
+    loader = evaluation_loader(EvaluationWindows(items, 0.5, config), config, workers)
+    good: dict[str, int] = {item.name: 0 for item in items}
+    problems = set()
+    for batch in loader:
+        for row, video in enumerate(batch.videos):
+            good[video] += row not in batch.problems
+        problems |= {(batch.videos[row], cause) for row, cause in batch.problems.items()}
+    for item in (items[0], items[2]):
+        assert good[item.name] == len(sliding_windows(item.frames, 0.5, config.sampling))
+    total = len(sliding_windows(items[1].frames, 0.5, config.sampling))
+    assert good[items[1].name] < total
+    assert (good[items[1].name] > 0) == (cause == "its data are damaged")
+    assert {video for video, _ in problems} == {items[1].name}
+    assert all(cause in text and str(items[1].path) in text for _, text in problems)
+
+    stopping = replace(config, data=replace(config.data, bad_videos="stop"))
+    windows = EvaluationWindows(items, 0.5, stopping)
+    with pytest.raises(VideoError) as caught:
+        list(evaluation_loader(windows, stopping, workers))
+    line = message(caught.value)
+    assert line.startswith(f"error: {items[1].path}: ") and cause in line and "\n" not in line
+
+
+@pytest.fixture
+def accelerator() -> Iterator[Accelerator]:
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield Accelerator(cpu=True)
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def test_skipped_videos_do_not_count(config: Experiment, accelerator: Accelerator) -> None:
+    # One by one: other company in a batch moves the last digits.
+    config = replace(config, evaluation=replace(config.evaluation, batch_size=1))
+    items = loaded(config, "test")
+    detector = Detector(config, load_annotations(config.data).classes).eval()
+    windows = window_loader(items, 0.5, config, accelerator)
+    everything, skipped = detect_all(detector, items, windows, accelerator, "test")
+    assert list(everything) == [item.name for item in items] and not skipped
+    damage(items[1].path)
+    found, skipped = detect_all(detector, items, windows, accelerator, "test")
+    assert list(skipped) == [items[1].name]
+    assert found == {name: everything[name] for name in everything if name not in skipped}
+    rest = [items[0], items[2]]
+    assert score(items, found, detector) == score(rest, found, detector)
+    with pytest.raises(VideoError, match=r"test_001\.mp4"):
+        detector.detect(items[1].path)
+    for item in items:
+        item.path.unlink()
+    with pytest.raises(VideoError, match="not one video can be read"):
+        detect_all(detector, items, windows, accelerator, "test")
+
+
+def test_all_processes_skip_the_same_videos(config: Experiment, tmp_path: Path) -> None:
+    """The video's undamaged windows lie in the other process."""
+    detector = Detector(config, load_annotations(config.data).classes)
+    weights = detector.state_dict()
+    save_checkpoint(
+        tmp_path / "best.pt", Checkpoint(config, detector.classes, weights, weights, {})
+    )
+    damage(Path(config.data.videos) / "test_001.mp4")
+    written = []
+    for name, launcher in (("one", ()), ("two", TWO_PROCESSES)):
+        done = script(
+            *("evaluate/run.py", "--checkpoint", tmp_path / "best.pt", "--out", tmp_path / name),
+            launcher=launcher,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "1 of 3 videos were skipped" in done.stdout and "test_001.mp4" in done.stdout
+        written.append(read_predictions(tmp_path / name / "predictions.json"))
+    assert written[0].keys() == written[1].keys() == {"test_000", "test_002"}
+
+
+class HangingReader:
+    """What a decoder that waits for ever looks like."""
+
+    path = Path("clip.mp4")
+
+    def chunks(self, rising: object) -> Iterator[np.ndarray]:
+        time.sleep(600)
+        yield np.zeros(0)
+
+    def effort(self, first: int, last: int) -> int:
+        return 0
+
+
+class HangingWindows(Dataset[int]):
+    """A dataset whose only video hangs its decoder."""
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, position: int) -> int:
+        patience.PATIENCE_S = 0.2
+        (window,) = sliding_windows(32, 0.0, SamplingConfig(window_size=16))
+        reader: Any = HangingReader()
+        return len(next(window_frames(reader, [window], evaluation_transform(PixelConfig(32)))))
+
+
+LINE = "error: clip.mp4: its decoder hangs"
+
+
+def test_a_decoder_that_hangs_ends_its_process() -> None:
+    code = "from tests.test_bad_videos import HangingWindows; HangingWindows()[0]"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 1 and done.stderr.startswith(LINE)
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_worker_that_ends_is_an_error_for_people(capfd: pytest.CaptureFixture[str]) -> None:
+    loader = DataLoader(HangingWindows(), num_workers=1, multiprocessing_context="spawn")
+    unexpected = pytest.raises(OSError, match="a decoding worker ended unexpectedly")
+    with unexpected as caught, worker_advice():
+        list(loader)
+    assert "--resume" in str(caught.value) and "\n" not in str(caught.value)
+    assert LINE in capfd.readouterr().err
+    with pytest.raises(RuntimeError, match="another"), worker_advice():
+        raise RuntimeError("another")

@@ -1,0 +1,157 @@
+"""The videos of a subset: bad files listed at once or left out, in all processes alike."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from evaluate.annotations import Annotations, Video
+from tests.encodings import write_numbered
+from tests.test_e2e import DEMO, QUICK, TWO_PROCESSES, script
+from train import items
+from train.config import DataConfig
+from train.items import load_annotations, load_items
+
+
+def write_annotations(folder: Path, names: list[str]) -> DataConfig:
+    """Annotate one-second videos in `folder`/videos, which may exist or not."""
+    entry = {"subset": "all", "annotations": [{"segment": [0.2, 0.6], "label": "wave"}]}
+    content = {"database": {name: entry for name in names}}
+    (folder / "annotations.json").write_text(json.dumps(content))
+    (folder / "videos").mkdir(exist_ok=True)
+    file, videos = str(folder / "annotations.json"), str(folder / "videos")
+    return DataConfig(file, videos, "all", None, "all")
+
+
+def spoil(folder: Path) -> dict[str, str]:
+    """Write a bad file of every kind; return what is said about each."""
+    write_numbered(folder / "whole.mp4", 25)
+    content = (folder / "whole.mp4").read_bytes()
+    (folder / "cut.mp4").write_bytes(content[: len(content) // 2])
+    (folder / "empty.mp4").touch()
+    (folder / "folder.mp4").mkdir()
+    (folder / "noise.mp4").write_bytes(np.random.default_rng(0).bytes(5000))
+    return {
+        "absent": f"absent: no such file in {folder}",
+        "cut": f"{folder}/cut.mp4: cannot be read as video: its data are damaged or no video",
+        "empty": f"{folder}/empty.mp4: cannot be read as video: the file is empty",
+        "folder": f"{folder}/folder.mp4: cannot be read as video: it is a folder",
+        "noise": f"{folder}/noise.mp4: cannot be read as video: its data are damaged or no video",
+    }
+
+
+def test_bad_videos_stop_with_one_list_or_are_left_out(tmp_path: Path) -> None:
+    (tmp_path / "videos").mkdir()
+    causes = spoil(tmp_path / "videos")
+    data = write_annotations(tmp_path, [*causes, "whole"])
+    annotations = load_annotations(data)
+    with pytest.raises(ValueError) as caught:
+        load_items(data, annotations, "all")
+    first, *listed = str(caught.value).split("\n  ")
+    assert first == (
+        "5 of 6 videos of subset 'all' cannot be used; mend them or list them under data.blocked, "
+        "or leave them out with --data.bad_videos skip:"
+    )
+    assert listed == list(causes.values())
+    found = load_items(replace(data, bad_videos="skip"), annotations, "all")
+    assert [item.name for item in found] == ["whole"] and found.skipped == causes
+    assert found[0].frames == 25 and found[0].duration_s == pytest.approx(1)
+    assert found[0].segments.tolist() == [[5, 15]]
+
+
+def test_nothing_but_bad_videos_stops_in_any_case(tmp_path: Path) -> None:
+    names = [f"absent_{number:02}" for number in range(25)]
+    data = replace(write_annotations(tmp_path, names), bad_videos="skip")
+    with pytest.raises(ValueError, match=r"25 of 25 videos of subset 'all'") as caught:
+        load_items(data, load_annotations(data), "all")
+    text = str(caught.value)
+    assert "absent_19" in text and "absent_20" not in text and text.endswith("\n  … and 5 more")
+    assert "skip" not in text  # it would not help
+
+
+def test_another_video_of_the_same_name_is_bad(tmp_path: Path) -> None:
+    data = write_annotations(tmp_path, ["one", "two"])
+    for name in ("one", "two"):
+        write_numbered(tmp_path / f"videos/{name}.mp4", 25)
+    annotations = load_annotations(data)
+    videos: dict[str, Video] = annotations.videos | {
+        "two": replace(annotations.videos["two"], duration_s=60.0)
+    }
+    annotations = replace(annotations, videos=videos)
+    found = load_items(replace(data, bad_videos="skip"), annotations, "all")
+    assert [item.name for item in found] == ["one"]
+    assert "lasts 1.0 s, but 60.0 s" in found.skipped["two"]
+
+
+def test_what_is_bad_for_one_process_is_left_out_by_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = replace(write_annotations(tmp_path, ["one", "two"]), bad_videos="skip")
+    for name in ("one", "two"):
+        write_numbered(tmp_path / f"videos/{name}.mp4", 25)
+    annotations = load_annotations(data)
+    other = {"two": "two.mp4: its decoder hangs"}
+    monkeypatch.setattr(items, "gather_object", lambda mine: [*mine, other])
+    process: Any = SimpleNamespace(is_main_process=False)
+
+    def load(data: DataConfig, annotations: Annotations) -> items.Items:
+        return load_items(data, annotations, "all", process)
+
+    found = load(data, annotations)
+    assert [item.name for item in found] == ["one"] and found.skipped == other
+    with pytest.raises(ValueError, match=r"1 of 2 videos(?s:.)*two\.mp4: its decoder hangs"):
+        load(replace(data, bad_videos="stop"), annotations)
+
+
+@pytest.fixture
+def spoilt(data: list[str], tmp_path: Path) -> list[str]:
+    """The demo dataset with two files gone bad: one to train on, one to test on."""
+    source = Path(data[1].split("=")[1])
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    for file in source.iterdir():
+        (folder / file.name).symlink_to(file)
+    for name in ("training_001.mp4", "test_000.mp4"):
+        (folder / name).unlink()
+        (folder / name).write_bytes(b"noise" * 1000)
+    return [data[0], f"--data.videos={folder}", data[2]]
+
+
+def test_two_processes_end_when_they_meet_bad_videos(spoilt: list[str], tmp_path: Path) -> None:
+    done = script(
+        *("train/e2e.py", "--config", DEMO, *spoilt, *QUICK, "--out", tmp_path / "run"),
+        launcher=TWO_PROCESSES,
+        timeout=120,
+    )
+    assert done.returncode != 0
+    assert "error: 1 of 4 videos of subset 'training' cannot be used" in done.stderr
+    assert "training_001.mp4: cannot be read as video" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_skipped_videos_are_counted_in_log_and_results(spoilt: list[str], tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    skip = ["--data.bad_videos=skip", "--training.epochs=2", "--training.stop_epoch=1"]
+    done = script(
+        *("train/e2e.py", "--config", DEMO, *spoilt, *QUICK, *skip, "--out", out),
+        *("--training.batch_size=1", "--data.validation_subset=null"),
+        launcher=TWO_PROCESSES,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("1 of 4 videos were skipped") == 1
+    skipped = json.loads((out / "skipped_videos.json").read_text())
+    assert list(skipped) == ["training_001"] and "training_001.mp4: cannot" in skipped.popitem()[1]
+
+    done = script("evaluate/run.py", "--checkpoint", out / "last.pt", "--training.workers=0")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "1 of 3 videos were skipped" in done.stdout and "test_000.mp4: cannot" in done.stdout
+    results = out / "evaluation/last-test"
+    metrics = json.loads((results / "metrics.json").read_text())
+    assert list(metrics["skipped_videos"]) == ["test_000"]
+    assert set(json.loads((results / "predictions.json").read_text())["results"]) == {
+        *("test_001", "test_002")
+    }

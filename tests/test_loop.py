@@ -1,0 +1,188 @@
+"""What an update does, sees and says: its seeds, its losses, and that it never waits."""
+
+from collections.abc import Iterator
+from itertools import islice, product
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from torch import Tensor
+
+import train.loop
+from configs.load import load
+from tests.test_e2e import DEMO, QUICK, build
+from tests.waits import Copies, Operations
+from train.actionformer import ActionFormer, HeadConfig
+from train.batch import Batch
+from train.checkpoint import load_checkpoint
+from train.config import Experiment
+from train.log import read_metrics
+from train.loop import TrainingRun, _seed
+from train.losses import Losses, detection_losses
+from train.points import Targets, pyramid_mask
+
+ONE_EPOCH = ["--training.stop_epoch=1", "--data.validation_subset=null"]
+SINGLE = [*ONE_EPOCH, "--training.batch_size=1"]
+
+
+@pytest.fixture
+def accelerator() -> Iterator[Accelerator]:
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield Accelerator(cpu=True)
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def prepare(data: list[str], out: Path, accelerator: Accelerator, *overrides: str) -> TrainingRun:
+    return build(load(Experiment, DEMO, [*data, *QUICK, *overrides, f"--out={out}"]), accelerator)
+
+
+def batches_of(run: TrainingRun) -> list[Batch]:
+    run.wrapped.train()
+    return list(islice(iter(run.loader), run.config.training.accumulate))
+
+
+def watched_update(run: TrainingRun) -> list[str]:
+    """Return what would have made the host wait in an update after the first."""
+    batches = batches_of(run)
+    run._update(0, batches)  # states and tables are made
+    with Operations() as operations, Copies() as copies:
+        run._update(1, batches)
+    return [*operations.seen, *copies.seen]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_an_update_never_waits_for_the_device(
+    data: list[str], tmp_path: Path, precision: str
+) -> None:
+    AcceleratorState._reset_state(reset_partial_state=True)
+    accelerator = Accelerator(cpu=True, mixed_precision="no" if precision == "fp32" else precision)
+    accumulated = ["--training.accumulate=2", f"--training.precision={precision}"]
+    run = prepare(data, tmp_path, accelerator, *SINGLE, *accumulated)
+    assert watched_update(run) == []
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+READS = {
+    "float": lambda loss: float(loss),
+    "condition": lambda loss: bool(loss > 0),
+    "item": lambda loss: loss.item(),
+    "cpu": lambda loss: loss.cpu(),
+    "to": lambda loss: loss.to("cpu"),
+    "list": lambda loss: loss.reshape(1).tolist(),
+    "mask": lambda loss: loss.reshape(1)[loss.reshape(1) > 0],
+    "nonzero": lambda loss: loss.reshape(1).nonzero(),
+    "unique": lambda loss: loss.unique(),
+    "equal": lambda loss: torch.equal(loss, loss),
+}
+
+
+@pytest.mark.parametrize("read", READS)
+def test_an_update_that_waits_is_found(
+    data: list[str],
+    tmp_path: Path,
+    accelerator: Accelerator,
+    monkeypatch: pytest.MonkeyPatch,
+    read: str,
+) -> None:
+    def curious(*inputs: Any) -> Losses:
+        losses = detection_losses(*inputs)
+        READS[read](losses.regression.detach())
+        return losses
+
+    monkeypatch.setattr(train.loop, "detection_losses", curious)
+    assert watched_update(prepare(data, tmp_path, accelerator, *SINGLE)) != []
+
+
+def test_points_are_valid_where_the_head_says_so() -> None:
+    head = ActionFormer(8, 3, HeadConfig(width=16, heads=2, levels=4))
+    mask = torch.arange(32) < torch.tensor([[32], [21], [1]])
+    output = head(torch.randn(3, 8, 32), mask)
+    assert torch.equal(pyramid_mask(mask, 4), output.flat()[2])
+
+
+def test_no_two_draws_share_a_seed() -> None:
+    seeds = {_seed(*numbers) for numbers in product(range(3), range(40), range(4), range(8))}
+    assert len(seeds) == 3 * 40 * 4 * 8
+
+
+def test_every_micro_batch_has_a_seed_of_its_own(
+    data: list[str], tmp_path: Path, accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = prepare(data, tmp_path, accelerator, *SINGLE, "--training.accumulate=2")
+    batches, seeds = batches_of(run), list[int]()
+    monkeypatch.setattr(torch, "manual_seed", seeds.append)
+    for step in (0, 1, 0):
+        run._update(step, batches)
+    assert len(set(seeds[:4])) == 4 and seeds[4:] == seeds[:2]
+
+
+def test_a_line_of_metrics_is_the_mean_since_the_last_one(
+    data: list[str], tmp_path: Path, accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lines alone change nothing in what is learned: only how many updates share one."""
+    prepare(data, tmp_path / "rare", accelerator, *SINGLE).go()
+    monkeypatch.setattr(train.loop, "LOG_EVERY", 1)
+    prepare(data, tmp_path / "often", accelerator, *SINGLE).go()
+    rare, *rest = read_metrics(tmp_path / "rare/metrics.jsonl")
+    often = read_metrics(tmp_path / "often/metrics.jsonl")
+    assert not rest
+    assert [line["step"] for line in often] == [1, 2, 3, 4] and rare["step"] == 4
+    for name in ("loss", "classification", "regression"):
+        mean = sum(line[name] for line in often) / 4
+        assert rare[name] == pytest.approx(mean, rel=1e-5) and often[0][name] != often[3][name]
+    assert rare["lr"] == often[3]["lr"]
+
+
+def test_an_update_counts_all_positives_before_it_divides(
+    data: list[str], tmp_path: Path, accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = prepare(data, tmp_path, accelerator, *SINGLE, "--training.accumulate=2")
+    counts: list[float] = []
+    update = run.normaliser.update
+
+    def counted(positives: Tensor) -> None:
+        counts.append(float(positives))
+        update(positives)
+
+    monkeypatch.setattr(run.normaliser, "update", counted)
+    batches = batches_of(run)
+    run._update(0, batches)
+    valid = [pyramid_mask(batch.mask, run.levels) for batch in batches]
+    each = [
+        int(((run._targets(batch).classes > 0).any(-1) & mask).sum())
+        for batch, mask in zip(batches, valid, strict=True)
+    ]
+    assert counts == [sum(each)] and min(each) > 0
+
+
+def test_the_first_bad_micro_batch_is_named(
+    data: list[str], tmp_path: Path, accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is looked at late, but later ones are bad only because it was."""
+    run = prepare(data, tmp_path, accelerator, *SINGLE, "--training.accumulate=2")
+    positions = [position for _, position in run.sampler]
+    names = [run.loader.dataset.items[position].name for position in positions]  # type: ignore[attr-defined]
+    calls: list[int] = []
+
+    def diverging(output: Any, targets: Targets) -> Losses:
+        calls.append(1)
+        poison = Tensor([torch.nan if len(calls) >= 3 else 1.0])[0]
+        return Losses(*(loss * poison for loss in detection_losses(output, targets)))
+
+    monkeypatch.setattr(train.loop, "detection_losses", diverging)
+    with pytest.raises(FloatingPointError, match=f"on windows of {names[2]};"):
+        run.go()
+    assert len(calls) == 4 and not (tmp_path / "last.pt").exists()
+
+
+def test_workers_change_nothing_that_is_learned(
+    data: list[str], tmp_path: Path, accelerator: Accelerator
+) -> None:
+    for workers in (0, 2):
+        chosen = f"--training.workers={workers}"
+        prepare(data, tmp_path / str(workers), accelerator, *ONE_EPOCH, chosen).go()
+    one, two = (load_checkpoint(tmp_path / name / "last.pt").model for name in ("0", "2"))
+    assert all(torch.equal(tensor, two[name]) for name, tensor in one.items())

@@ -1,0 +1,92 @@
+"""Weights spread over processes (FSDP2): whole ones for files and for evaluation.
+
+A tensor that is not sharded passes through everything here as it is.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.utils._pytree import tree_map_only
+
+
+def prepare_sharding(accelerator: Accelerator) -> None:
+    """Check what an FSDP launch asks for; let `autocast` alone decide about precision.
+
+    Raises:
+        ValueError: FSDP is asked for, but not version 2 or not on GPUs.
+    """
+    if not accelerator.is_fsdp2:
+        if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
+            raise ValueError(
+                "sharding needs fsdp_version 2 and several GPUs; take configs/accelerate/fsdp.yaml "
+                "as it is, or one of the other files there"
+            )
+        return
+    # Sharded or not, a run computes the same: norms and residual sums in float32.
+    accelerator.state.fsdp_plugin.mixed_precision_policy = None
+
+
+def whole(state: Any, keep: bool) -> Any:
+    """Return nested containers with every sharded tensor gathered on the CPU.
+
+    All processes must call this; without `keep` a process gets None in place of those tensors.
+    """
+
+    def gather(tensor: DTensor) -> Tensor | None:
+        full = tensor.full_tensor()
+        return full.cpu() if keep else None
+
+    return tree_map_only(DTensor, gather, state)
+
+
+def spread(tensor: Tensor, like: Tensor) -> Tensor:
+    """Return a whole tensor that every process holds, sharded as `like` is."""
+    if not isinstance(like, DTensor):
+        return tensor
+    device = tensor.to(like.device)
+    return distribute_tensor(device, like.device_mesh, like.placements, src_data_rank=None)
+
+
+def load_model(module: nn.Module, state: dict[str, Tensor]) -> None:
+    """Load whole tensors into a module that may be sharded."""
+    layout = module.state_dict()
+    module.load_state_dict({name: spread(t, layout[name]) for name, t in state.items()})
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Load whole tensors into the optimizer of a module that may be sharded."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    entries = {
+        index: {
+            name: spread(value, parameters[index]) if name != "step" else value
+            for name, value in entry.items()
+        }
+        for index, entry in state["state"].items()
+    }
+    optimizer.load_state_dict(state | {"state": entries})
+
+
+@contextmanager
+def gathered(module: nn.Module) -> Iterator[None]:
+    """Keep whole weights in every process, so that each may predict as often as it needs to.
+
+    A sharded forward pass is a joint one, but processes have different numbers of windows.
+    """
+    parts = [part for part in module.modules() if isinstance(part, FSDPModule)]
+    for part in parts:
+        part.set_reshard_after_forward(False, recurse=False)
+        part.unshard()
+    try:
+        yield
+    finally:
+        for part in parts:
+            # The root is needed again at once when the backward pass begins.
+            part.set_reshard_after_forward(part is not module, recurse=False)
+            part.reshard()
