@@ -17,12 +17,13 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import nn
 
+from configs.files import written_aside
 from configs.load import load
 from tests.conftest import REPOSITORY
 from tests.test_e2e import DEMO, ENVIRONMENT, QUICK, build, script, the_same_curve
 from train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from train.config import Experiment
-from train.disk import claim_folder, refuse_full_disk, written_aside
+from train.disk import claim_folder, refuse_full_disk
 from train.log import MetricsLog, read_metrics
 
 

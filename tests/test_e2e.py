@@ -207,6 +207,28 @@ def test_a_resumed_run_is_the_run_that_would_have_been(
     assert sum("loss" in line for line in curve) == 4
 
 
+def test_going_on_with_other_videos_is_told(
+    data: list[str],
+    tmp_path: Path,
+    accelerator: Accelerator,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    short = [*QUICK, "--training.stop_epoch=1", "--data.validation_subset=null"]
+    config = load(Experiment, DEMO, [*data, *short, f"--out={tmp_path}"])
+    run = build(config, accelerator)
+    run.go()
+    first = run.videos[0]
+    capsys.readouterr()
+    for blocked in ([], [first]):
+        fewer = replace(config, data=replace(config.data, blocked=tuple(blocked)))
+        annotations = load_annotations(fewer.data)
+        items = load_items(fewer.data, annotations, "training")
+        TrainingRun(Detector(config, annotations.classes), items, None, accelerator, resume=True)
+        told = capsys.readouterr().out
+        assert ("goes on with other training videos" in told) == bool(blocked)
+        assert (f"without {first}" in told) == bool(blocked)
+
+
 def test_best_checkpoints_cannot_be_resumed(tmp_path: Path) -> None:
     config = load(Experiment, DEMO)
     saved = Checkpoint(config, ("a",), {}, {}, {})

@@ -57,8 +57,14 @@ class Batch:
         )
 
     def pin_memory(self) -> "Batch":
-        """Return the batch with its frames in page-locked memory (called by DataLoader)."""
-        return replace(self, frames=self.frames.pin_memory())
+        """Return the batch in page-locked memory, for copies in the background (for DataLoader)."""
+        return replace(
+            self,
+            frames=self.frames.pin_memory(),
+            mask=self.mask.pin_memory(),
+            segments=tuple(s.pin_memory() for s in self.segments),
+            labels=tuple(label.pin_memory() for label in self.labels),
+        )
 
 
 def collate(samples: Sequence[Sample]) -> Batch:

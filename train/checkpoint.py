@@ -8,13 +8,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from configs.files import written_aside
 from configs.load import dump, flatten, parse
 from train.config import Experiment
-from train.disk import written_aside
 
 FORMAT = "palindrome-1"
 FREE_TO_CHANGE = {  # settings that decide where, how long and how closely watched, not what
     "out",
+    "data.bad_videos",
     "training.stop_epoch",
     "training.validate_every",
     "training.validate_from",

@@ -1,9 +1,7 @@
-"""Folders that cannot be written and disks that are full: told before training, harmless in it."""
+"""Folders that cannot be written and disks that are full: told before training."""
 
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from torch import nn
@@ -49,18 +47,3 @@ def refuse_full_disk(folder: Path, detector: nn.Module, keeps_best: bool) -> Non
             f"out: checkpoints need {needed / 1e6:,.0f} MB, but the disk of {folder} has "
             f"{free / 1e6:,.0f} MB free; make room or choose another --out"
         )
-
-
-@contextmanager
-def written_aside(path: Path) -> Iterator[Path]:
-    """Yield a path to write to, renamed to `path` in the end, removed if that fails.
-
-    A kill leaves the previous file or the new one, never half of one.
-    """
-    aside = path.with_name(path.name + ".part")
-    try:
-        yield aside
-        aside.replace(path)
-    except BaseException:
-        aside.unlink(missing_ok=True)
-        raise

@@ -14,6 +14,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 from tqdm import tqdm
 
+from configs.text import first_of
 from train.batch import Batch
 from train.checkpoint import Checkpoint, load_checkpoint, refuse_other_run, save_checkpoint
 from train.dataset import EpochSampler, TrainingWindows, training_loader, worker_advice
@@ -68,6 +69,7 @@ class TrainingRun:
         self.validated = True  # nothing to make up for
         self.problems: set[str] = set()  # causes that were told
         dataset = TrainingWindows(training, config)
+        self.videos = [item.name for item in dataset.items]
         self.sampler = EpochSampler(
             len(dataset),
             config.training.batch_size,
@@ -261,6 +263,7 @@ class TrainingRun:
             "validated": self.validated,
             "best": self.best,
             "processes": self.accelerator.num_processes,
+            "videos": self.videos,
             "optimizer": optimizer,
             "normaliser": self.normaliser.state_dict(),
             "scaler": scaler.state_dict() if scaler else None,
@@ -308,6 +311,14 @@ class TrainingRun:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.epoch = self.saved_epoch = state["epoch"]
         self.best, self.validated = state["best"], state["validated"]
+        if self.accelerator.is_main_process and set(state["videos"]) != set(self.videos):
+            gone = sorted(set(state["videos"]) - set(self.videos))
+            new = sorted(set(self.videos) - set(state["videos"]))
+            tqdm.write(
+                f"warning: goes on with other training videos than {path} was trained on, so it "
+                "will not end as it would have:\n  "
+                + "\n  ".join(first_of([f"without {n}" for n in gone] + [f"with {n}" for n in new]))
+            )
 
 
 def _seed(*numbers: int) -> int:

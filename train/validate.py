@@ -9,6 +9,7 @@ from accelerate.utils import gather_object
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from configs.text import first_of
 from evaluate.annotations import Detection
 from evaluate.mean_ap import MeanAP, mean_average_precision
 from extract.video import VideoError
@@ -99,7 +100,7 @@ def _followed(
 
 def skipped_warning(skipped: dict[str, str], videos: int) -> str:
     """Return the lines that tell how many videos do not count, and why."""
-    causes = "\n  ".join(skipped.values())
+    causes = "\n  ".join(first_of(list(skipped.values())))
     return f"warning: {len(skipped)} of {videos} videos were skipped and do not count:\n  {causes}"
 
 
