@@ -137,7 +137,8 @@ def test_the_windows_behind_are_given_up(config: Experiment, cause: str, workers
         assert good[item.name] == len(sliding_windows(item.frames, 0.5, config.sampling))
     total = len(sliding_windows(items[1].frames, 0.5, config.sampling))
     assert good[items[1].name] < total
-    assert (good[items[1].name] > 0) == (cause == "its data are damaged")
+    # decord works ahead: how many windows come before a damaged stretch differs from time to time.
+    assert good[items[1].name] == 0 or cause == "its data are damaged"
     assert {video for video, _ in problems} == {items[1].name}
     assert all(cause in text and str(items[1].path) in text for _, text in problems)
 
