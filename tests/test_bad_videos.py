@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -33,8 +33,11 @@ from train.checkpoint import Checkpoint, save_checkpoint
 from train.config import Experiment
 from train.dataset import EvaluationWindows, TrainingWindows, evaluation_loader, worker_advice
 from train.detector import Detector
+from train.disk import claim_folder
 from train.errors import message
 from train.items import load_annotations, load_items
+from train.log import METRICS, read_metrics
+from train.loop import TrainingRun
 from train.validate import detect_all, score, window_loader
 
 
@@ -155,6 +158,39 @@ def accelerator() -> Iterator[Accelerator]:
     AcceleratorState._reset_state(reset_partial_state=True)
     yield Accelerator(cpu=True)
     AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.mark.parametrize("bad_videos", ["stop", "skip"])
+def test_a_file_vanishes_during_training(
+    config: Experiment,
+    accelerator: Accelerator,
+    monkeypatch: pytest.MonkeyPatch,
+    bad_videos: Literal["stop", "skip"],
+) -> None:
+    training = replace(config.training, epochs=3, stop_epoch=3, warmup_epochs=1, batch_size=1)
+    data = replace(config.data, bad_videos=bad_videos)
+    config = replace(config, training=training, data=data)
+    claim_folder(Path(config.out))
+    items = loaded(config, "training")
+    classes = load_annotations(config.data).classes
+    run = TrainingRun(Detector(config, classes), items, None, accelerator, resume=False)
+    lost = next(item.path for item in items if item.name == run.videos[0])
+    end_epoch = TrainingRun._end_epoch
+
+    def lose(self: TrainingRun) -> None:
+        if self.epoch == 1:
+            lost.unlink()
+        end_epoch(self)
+
+    monkeypatch.setattr(TrainingRun, "_end_epoch", lose)
+    if bad_videos == "stop":
+        with pytest.raises(VideoError) as caught:
+            run.go()
+        assert message(caught.value) == f"error: {lost}: cannot be read as video: it does not exist"
+        return
+    run.go()
+    lines = read_metrics(Path(config.out) / METRICS)
+    assert [line["stand_ins"] for line in lines] == [0, 1, 1]
 
 
 def test_skipped_videos_do_not_count(config: Experiment, accelerator: Accelerator) -> None:

@@ -38,10 +38,12 @@ class MicroBatch(NamedTuple):
     Attributes:
         videos: whose windows it held.
         losses: classification and regression [2], still on the device.
+        stand_ins: windows that stand in for those of videos that cannot be read.
     """
 
     videos: tuple[str, ...]
     losses: Tensor
+    stand_ins: int
 
 
 class TrainingRun:
@@ -170,7 +172,7 @@ class TrainingRun:
                     output = self.wrapped(batch.frames, batch.mask)
                 losses = torch.stack(detection_losses(output, target)) * weight
                 accelerator.backward(losses.sum())
-            done.append(MicroBatch(batch.videos, losses.detach()))
+            done.append(MicroBatch(batch.videos, losses.detach(), len(batch.problems)))
         accelerator.clip_grad_norm_(self.detector.parameters(), settings.clip_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -192,9 +194,11 @@ class TrainingRun:
         """Look at the losses since the last line; write their mean over updates and processes."""
         updates = len(recent) // self.config.training.accumulate
         losses = torch.stack([batch.losses for batch in recent])
-        mean = self.accelerator.reduce(losses.sum(0) / updates, "mean")
+        stand_ins = losses.new_tensor([sum(batch.stand_ins for batch in recent)])
+        sums = self.accelerator.reduce(torch.cat([losses.sum(0) / updates, stand_ins]), "sum")
         # The host waits here for all that it asked of the device since the last line.
-        classification, regression = mean.tolist()
+        *losses_of_all, stand_in_count = sums.tolist()
+        classification, regression = (x / self.accelerator.num_processes for x in losses_of_all)
         if not math.isfinite(classification + regression):
             self._refuse_nan(recent, losses)
         loss = classification + regression
@@ -206,6 +210,7 @@ class TrainingRun:
                 loss=loss,
                 classification=classification,
                 regression=regression,
+                stand_ins=int(stand_in_count),
                 lr=self.optimizer.param_groups[0]["lr"],
                 seconds_per_step=round((time.monotonic() - began) / updates, 4),
             )
