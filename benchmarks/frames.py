@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from extract.clips import SamplingConfig, random_window
 from extract.video import VideoError, VideoReader
-from tests.encodings import ENCODINGS, access_paths, write_numbered
+from tests.encodings import ENCODINGS, access_paths, turn, write_numbered
 from train.items import VIDEO_SUFFIXES
 
 PATHS = tuple(access_paths(2))
@@ -72,6 +72,10 @@ def generated(folder: Path) -> Iterator[Path]:
         path = folder / f"{name.replace(' ', '_')}{encoding.suffix}"
         write_numbered(path, 130, encoding)
         yield path
+    turned = folder / "rotated.mp4"
+    write_numbered(turned, 130)
+    turn(turned)
+    yield turned
 
 
 def given(paths: list[Path]) -> Iterator[Path]:
@@ -107,7 +111,7 @@ def unidentified(file: Path, ours: NDArray[np.float32]) -> int:
     with av.open(str(file)) as container:
         for frame in container.decode(video=0):
             upright = np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90)
-            picture = np.asarray(upright, np.uint8)
+            picture = np.ascontiguousarray(upright, np.uint8)
             prints.append(fingerprint(picture))
             small.append(thumbnail(picture))
     theirs = np.stack(small)

@@ -1,5 +1,6 @@
 """Small videos in many encodings, and what other decoders see in them."""
 
+import struct
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -56,6 +57,14 @@ def write_numbered(path: Path, count: int, encoding: Encoding = ENCODINGS["H.264
                 frame.time_base, frame.pts = Fraction(1, 1000), irregular_time(number)
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
+
+
+def turn(path: Path) -> None:
+    """Turn an mp4 a quarter clockwise in its track header, as phones do (ISO 14496-12)."""
+    content = path.read_bytes()
+    at = content.index(b"tkhd") + 4 + 40
+    matrix = struct.pack(">9i", 0, 1 << 16, 0, -(1 << 16), 0, 0, 0, 0, 1 << 30)
+    path.write_bytes(content[:at] + matrix + content[at + 36 :])
 
 
 def irregular_time(number: int) -> int:

@@ -1,7 +1,6 @@
 """Frame-exactness by every access path, one clear error for every bad file."""
 
 import os
-import struct
 from pathlib import Path
 
 import av
@@ -16,6 +15,7 @@ from tests.encodings import (
     irregular_time,
     read_numbers,
     sequential,
+    turn,
     write_numbered,
 )
 from train.items import item_of
@@ -69,11 +69,7 @@ def test_rotated_videos_come_upright(tmp_path: Path) -> None:
     path = tmp_path / "phone.mp4"
     write_numbered(path, 20)
     straight = VideoReader(path).frames(np.array([5]))
-    # A quarter turn clockwise in the track header's matrix, as phones write it (ISO 14496-12).
-    content = path.read_bytes()
-    at = content.index(b"tkhd") + 4 + 40
-    matrix = struct.pack(">9i", 0, 1 << 16, 0, -(1 << 16), 0, 0, 0, 0, 1 << 30)
-    path.write_bytes(content[:at] + matrix + content[at + 36 :])
+    turn(path)
     os.utime(path, ns=(1, 1))
     turned = VideoReader(path).frames(np.array([5]))
     assert turned.shape == (1, 128, 64, 3)
