@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
 
 from configs.files import write_text
 from configs.load import dump, load, parse
@@ -35,7 +36,7 @@ from train.config import Experiment
 from train.detector import Detector
 from train.errors import EXPECTED, message
 from train.items import load_annotations, load_items
-from train.validate import detect_all, score, skipped_warning, window_loader
+from train.validate import WAIT_FOR_OTHERS, detect_all, score, skipped_warning, window_loader
 
 Predictions = dict[str, list[Detection]]
 Truth = dict[str, tuple[Segment, ...]]
@@ -115,7 +116,10 @@ def score_checkpoint(args: argparse.Namespace, overrides: list[str]) -> None:
         config = parse(Experiment, dump(saved.config), overrides, str(args.checkpoint))
     if args.subset:
         config = replace(config, data=replace(config.data, test_subset=args.subset))
-    accelerator = Accelerator(mixed_precision=config.training.mixed_precision)
+    accelerator = Accelerator(
+        mixed_precision=config.training.mixed_precision,
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=WAIT_FOR_OTHERS)],
+    )
     annotations = load_annotations(config.data)
     items = load_items(config.data, annotations, config.data.test_subset, accelerator)
     if items.skipped and accelerator.is_main_process:

@@ -165,7 +165,7 @@ def test_missing_and_broken_videos_are_listed_together(config: Experiment, tmp_p
     with pytest.raises(ValueError) as caught:
         load_items(data, load_annotations(data), "training")
     message = str(caught.value)
-    assert "3 of 4 videos of subset 'training'" in message
+    assert "3 of 4 videos of 'training'" in message
     assert "training_001.mp4: cannot be read as video: the file is empty" in message
     assert "training_002: no such file" in message and "training_000" not in message
     with pytest.raises(ValueError, match="there is no folder"):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from evaluate.annotations import Annotations, Video
-from tests.encodings import write_numbered
+from tests.encodings import ENCODINGS, irregular_time, write_numbered
 from tests.test_e2e import DEMO, QUICK, TWO_PROCESSES, script
 from train import items
 from train.config import DataConfig
@@ -53,7 +53,7 @@ def test_bad_videos_stop_with_one_list_or_are_left_out(tmp_path: Path) -> None:
         load_items(data, annotations, "all")
     first, *listed = str(caught.value).split("\n  ")
     assert first == (
-        "5 of 6 videos of subset 'all' cannot be used; mend them or list them under data.blocked, "
+        "5 of 6 videos of 'all' cannot be used; mend them or list them under data.blocked, "
         "or leave them out with --data.bad_videos skip:"
     )
     assert listed == list(causes.values())
@@ -63,13 +63,27 @@ def test_bad_videos_stop_with_one_list_or_are_left_out(tmp_path: Path) -> None:
     assert found[0].segments.tolist() == [[5, 15]]
 
 
+def test_frames_at_uneven_times_keep_them(tmp_path: Path) -> None:
+    (tmp_path / "videos").mkdir()
+    write_numbered(tmp_path / "videos/uneven.mp4", 40, ENCODINGS["variable frame rate"])
+    data = write_annotations(tmp_path, ["uneven"])
+    (item,) = load_items(data, load_annotations(data), "all")
+    numbers = np.array([0, 9, 10, 25, 39])
+    seconds = np.array([irregular_time(n) / 1000 for n in numbers])
+    assert item.to_seconds(numbers) == pytest.approx(seconds, abs=2e-3)
+    assert item.to_frames(seconds) == pytest.approx(numbers, abs=0.1)
+    # Evenly spread, frame 9 would stand elsewhere.
+    assert abs(9 / item.frames * item.duration_s - seconds[1]) > 0.05
+    assert item.segments == pytest.approx(item.to_frames(np.array([[0.2, 0.6]])))
+
+
 def test_nothing_but_bad_videos_stops_in_any_case(tmp_path: Path) -> None:
     names = [f"absent_{number:02}" for number in range(25)]
     data = replace(write_annotations(tmp_path, names), bad_videos="skip")
-    with pytest.raises(ValueError, match=r"25 of 25 videos of subset 'all'") as caught:
+    with pytest.raises(ValueError, match=r"25 of 25 videos of 'all'") as caught:
         load_items(data, load_annotations(data), "all")
     text = str(caught.value)
-    assert "absent_19" in text and "absent_20" not in text and text.endswith("\n  … and 5 more")
+    assert all(f"absent_{n:02d}" in text for n in range(25))
     assert "skip" not in text  # it would not help
 
 
@@ -109,13 +123,13 @@ def test_what_is_bad_for_one_process_is_left_out_by_all(
 
 @pytest.fixture
 def spoilt(data: list[str], tmp_path: Path) -> list[str]:
-    """The demo dataset with two files gone bad: one to train on, one to test on."""
+    """The demo dataset with three files gone bad: one of each subset."""
     source = Path(data[1].split("=")[1])
     folder = tmp_path / "videos"
     folder.mkdir()
     for file in source.iterdir():
         (folder / file.name).symlink_to(file)
-    for name in ("training_001.mp4", "test_000.mp4"):
+    for name in ("training_001.mp4", "validation_000.mp4", "test_000.mp4"):
         (folder / name).unlink()
         (folder / name).write_bytes(b"noise" * 1000)
     return [data[0], f"--data.videos={folder}", data[2]]
@@ -128,8 +142,9 @@ def test_two_processes_end_when_they_meet_bad_videos(spoilt: list[str], tmp_path
         timeout=120,
     )
     assert done.returncode != 0
-    assert "error: 1 of 4 videos of subset 'training' cannot be used" in done.stderr
-    assert "training_001.mp4: cannot be read as video" in done.stderr
+    assert "error: 2 of 6 videos of 'training' and 'validation' cannot be used" in done.stderr
+    for name in ("training_001.mp4", "validation_000.mp4"):
+        assert f"{name}: cannot be read as video" in done.stderr
     assert not (tmp_path / "run").exists()
 
 

@@ -12,7 +12,12 @@ import sys
 from pathlib import Path
 
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, set_seed
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    InitProcessGroupKwargs,
+    broadcast_object_list,
+    set_seed,
+)
 
 from configs.files import write_text
 from configs.load import dump, load
@@ -21,10 +26,10 @@ from train.config import Experiment
 from train.detector import Detector
 from train.disk import claim_folder, refuse_full_disk
 from train.errors import EXPECTED, message
-from train.items import load_annotations, load_items
+from train.items import load_annotations, load_subsets
 from train.log import METRICS, read_metrics
 from train.loop import TrainingRun
-from train.validate import skipped_warning
+from train.validate import WAIT_FOR_OTHERS, skipped_warning
 
 
 def main() -> None:
@@ -44,22 +49,27 @@ def train(config: Experiment, resume: bool) -> None:
         mixed_precision=config.training.mixed_precision,
         # No buffer changes in training, so none needs to be sent around before each step.
         kwargs_handlers=[
-            DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
+            DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
+            InitProcessGroupKwargs(timeout=WAIT_FOR_OTHERS),
         ],
     )
+    if accelerator.gradient_accumulation_steps != 1:
+        raise ValueError("accumulate with training.accumulate, not with accelerate's own setting")
     if config.training.precision == "fp16" and accelerator.device.type == "cpu":
         raise ValueError("training.precision fp16 needs a GPU; on this machine use bf16 or fp32")
     set_seed(config.training.seed)
     out = Path(config.out)
     if out.exists() and not out.is_dir():
         raise ValueError(f"out: {out} is a file; choose a folder")
-    begun = (out / "last.pt").exists()
+    # Decided by one process for all: folders of several machines may not show the same files.
+    (begun,) = broadcast_object_list([(out / "last.pt").exists()])
     if begun and not resume:
         raise ValueError(f"{out} holds a run already; add --resume, or choose another --out")
     annotations = load_annotations(config.data)
-    training = load_items(config.data, annotations, config.data.train_subset, accelerator)
     subset = config.data.validation_subset
-    validation = load_items(config.data, annotations, subset, accelerator) if subset else None
+    subsets = [config.data.train_subset, *([subset] if subset else [])]
+    training, *others = load_subsets(config.data, annotations, subsets, accelerator)
+    validation = others[0] if others else None
     if validation is not None and not any(item.truth for item in validation):
         raise ValueError(
             f"no video of subset '{subset}' has an action, so nothing can be validated; set "
@@ -79,10 +89,10 @@ def train(config: Experiment, resume: bool) -> None:
         print(f"{windows} training videos, {len(annotations.classes)} classes; weights: {counts}")
         for what, count in annotations.warnings.items():
             print(f"warning: annotations: {what}: {count}")
-        subsets = [training, validation] if validation else [training]
-        skipped = {name: cause for items in subsets for name, cause in items.skipped.items()}
+        both = [training, *others]
+        skipped = {name: cause for items in both for name, cause in items.skipped.items()}
         if skipped:
-            print(skipped_warning(skipped, len(skipped) + sum(map(len, subsets))))
+            print(skipped_warning(skipped, len(skipped) + sum(map(len, both))))
         write_text(out / "skipped_videos.json", json.dumps(skipped, indent=1) + "\n")
     run.go()
     if accelerator.is_main_process:

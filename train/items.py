@@ -1,7 +1,7 @@
 """The videos of a subset: their files, their truth, and what is wrong with them."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,7 +10,6 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from numpy.typing import NDArray
 
-from configs.text import first_of
 from evaluate.annotations import (
     Annotations,
     Segment,
@@ -29,7 +28,10 @@ VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts"
 
 @dataclass(frozen=True)
 class Item:
-    """A video file with its truth: in frames [G, 2] and class indices [G], and as annotated."""
+    """A video file with its truth: in frames [G, 2] and class indices [G], and as annotated.
+
+    Where frames come at uneven times, `times_s` [N + 1] says when each begins and the last ends.
+    """
 
     name: str
     path: Path
@@ -38,10 +40,19 @@ class Item:
     segments: NDArray[np.floating]
     labels: NDArray[np.int64]
     truth: tuple[Segment, ...]
+    times_s: NDArray[np.float64] | None = None
 
     def to_seconds(self, frames: NDArray[np.floating]) -> NDArray[np.floating]:
         """Map frame numbers to times within the video, in seconds."""
+        if self.times_s is not None:
+            return np.interp(frames, np.arange(self.frames + 1), self.times_s)
         return np.clip(frames / self.frames, 0, 1) * self.duration_s
+
+    def to_frames(self, seconds: NDArray[np.floating]) -> NDArray[np.floating]:
+        """Map times to frame numbers; where frames come evenly, as published models had them."""
+        if self.times_s is not None:
+            return np.interp(seconds, self.times_s, np.arange(self.frames + 1))
+        return seconds_to_frames(seconds, self.duration_s, self.frames)
 
 
 class Items(list[Item]):
@@ -67,7 +78,11 @@ def _item(path: Path, found: VideoIndex | VideoError) -> Item:
         raise found
     frames = len(found.pts)
     nothing = np.zeros((0, 2)), np.zeros(0, np.int64)
-    return Item(path.stem, path, frames, frames / found.fps, *nothing, ())
+    times_s = np.append(found.times(np.arange(frames)), frames / found.fps)
+    uneven = np.abs(times_s * found.fps - np.arange(frames + 1)).max() > 0.5
+    return Item(
+        path.stem, path, frames, frames / found.fps, *nothing, (), times_s if uneven else None
+    )
 
 
 def load_annotations(data: DataConfig) -> Annotations:
@@ -109,15 +124,43 @@ def _video_files(folder: Path) -> dict[str, Path]:
 def load_items(
     data: DataConfig, annotations: Annotations, subset: str, accelerator: Accelerator | None = None
 ) -> Items:
-    """Match a subset's videos with their files; adds to the annotations' warnings.
+    """Match a subset's videos with their files; see `load_subsets`."""
+    return load_subsets(data, annotations, [subset], accelerator)[0]
+
+
+def load_subsets(
+    data: DataConfig,
+    annotations: Annotations,
+    subsets: Sequence[str],
+    accelerator: Accelerator | None = None,
+) -> list[Items]:
+    """Match the subsets' videos with their files; adds to the annotations' warnings.
 
     Args:
         accelerator: of a run of several processes, which all go on with the same videos.
 
     Raises:
-        ValueError: files are missing or unreadable (with `data.bad_videos` skip: all of them); they
-            are listed at once.
+        ValueError: files are missing or unreadable (with `data.bad_videos` skip: all of a subset);
+            those of all subsets are listed at once.
     """
+    found = [_match(data, annotations, subset, accelerator) for subset in subsets]
+    problems = {name: cause for items in found for name, cause in items.skipped.items()}
+    nothing_left = any(items.skipped and not items for items in found)
+    if problems and (data.bad_videos == "stop" or nothing_left):
+        count = len(problems) + sum(map(len, found))
+        names = " and ".join(f"'{subset}'" for subset in subsets)
+        shown = "\n  ".join(problems.values())
+        way_on = "" if nothing_left else ", or leave them out with --data.bad_videos skip"
+        raise ValueError(
+            f"{len(problems)} of {count} videos of {names} cannot be used; mend them or list them "
+            f"under data.blocked{way_on}:\n  {shown}"
+        )
+    return found
+
+
+def _match(
+    data: DataConfig, annotations: Annotations, subset: str, accelerator: Accelerator | None
+) -> Items:
     folder = Path(data.videos)
     if not folder.is_dir():
         raise ValueError(f"data.videos: there is no folder {folder}")
@@ -146,13 +189,6 @@ def load_items(
         items = [item for item in items if item.name not in problems]
     for what, count in warnings.items():
         annotations.warnings[what] = annotations.warnings.get(what, 0) + count
-    if problems and (data.bad_videos == "stop" or not items):
-        shown = "\n  ".join(first_of(list(problems.values())))
-        way_on = ", or leave them out with --data.bad_videos skip" if items else ""
-        raise ValueError(
-            f"{len(problems)} of {len(videos)} videos of subset '{subset}' cannot be used; mend "
-            f"them or list them under data.blocked{way_on}:\n  {shown}"
-        )
     return Items(items, problems)
 
 
@@ -179,10 +215,10 @@ def _with_truth(
     if abs(duration - item.duration_s) > max(1.0, 0.02 * duration):
         warnings["videos whose file is longer or shorter than annotated"] += 1
     seconds = np.array([s[1:] for s in video.segments], np.float64).reshape(-1, 2)
+    item = replace(item, duration_s=duration)
     return replace(
         item,
-        duration_s=duration,
-        segments=seconds_to_frames(seconds, duration, item.frames),
+        segments=item.to_frames(seconds),
         labels=np.array([classes.index(s.label) for s in video.segments], np.int64),
         truth=video.segments,
     )

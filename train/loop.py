@@ -243,7 +243,11 @@ class TrainingRun:
             )
         result = score(self.validation, found, self.detector)
         with self._what_is_safe():
-            self.log.write(self.epoch * self.updates, validation=result.as_dict())
+            self.log.write(
+                self.epoch * self.updates,
+                validation=result.as_dict(),
+                skipped_videos=len(skipped),
+            )
         if self.accelerator.is_main_process:
             if skipped:
                 self.bar.write(skipped_warning(skipped, len(self.validation)))

@@ -1,6 +1,7 @@
 """Detections and scores of a whole subset, its windows shared out over all processes."""
 
 from collections.abc import Iterable, Iterator
+from datetime import timedelta
 from itertools import chain
 from typing import Any
 
@@ -20,6 +21,8 @@ from train.detector import Detector
 from train.errors import memory_advice
 from train.items import Item
 from train.predict import Candidates, detections, predict
+
+WAIT_FOR_OTHERS = timedelta(hours=2)  # processes look at and decode different videos
 
 
 def window_loader(
