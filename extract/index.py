@@ -23,11 +23,12 @@ from numpy.typing import NDArray
 
 from extract import memo
 from extract.digest import remembered_digest
+from extract.h264 import holds_idr, recovers_at_once, unit_length, units
 
 Access = Literal["decord", "seek", "sequence"]
 PROOF = 48  # frames decoded to see whether they carry their packets' times
 # Raise the number when an index of the same file comes to be another one.
-MEMOS = f"index-1-av{av.__version__}-decord{version('decord')}"
+MEMOS = f"index-2-av{av.__version__}-decord{version('decord')}"
 
 
 class VideoError(ValueError):
@@ -55,9 +56,9 @@ class VideoIndex:
     @property
     def fps(self) -> float:
         """Frames per second, on average."""
-        if len(self.pts) < 2:
-            return float(1 / self.time_base)
         span = int(self.pts[-1] - self.pts[0]) * self.time_base
+        if not span:  # one frame, or frames that all claim the same time
+            return float(1 / self.time_base)
         return float((len(self.pts) - 1) / span)
 
     def times(self, indices: NDArray[np.integer]) -> NDArray[np.float64]:
@@ -113,6 +114,11 @@ def video_index(path: str | Path, alive: Callable[[], None] = lambda: None) -> V
     return _index_of(_File(str(path), size, modified, alive))
 
 
+def open_video(path: str | Path) -> av.container.InputContainer:
+    """Open a file for reading; titles need not be UTF-8, many old ones are not."""
+    return av.open(str(path), metadata_errors="replace")
+
+
 def refuse_unreadable(path: str | Path) -> tuple[int, int]:
     """Raise VideoError for what no decoder needs to look at; return size and time of change."""
     try:
@@ -147,7 +153,7 @@ def remember_index(digest: str, index: VideoIndex) -> None:
     memo.write(f"{MEMOS}/{digest}.npz", index.to_bytes())
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=64)
 def _index_of(file: _File) -> VideoIndex:
     try:
         digest = remembered_digest(file.path)
@@ -160,20 +166,25 @@ def _index_of(file: _File) -> VideoIndex:
 
 def _read_index(file: _File) -> VideoIndex:
     path = file.path
-    with av.open(path) as container:
+    with open_video(path) as container:
         if not container.streams.video:
             raise VideoError(f"{path}: cannot be read as video: it has no video stream")
         stream = container.streams.video[0]
-        time_base, unit_length = stream.time_base, _unit_length(stream.codec_context)
-        resets = bool(unit_length)
+        time_base, length_bytes = stream.time_base, unit_length(stream.codec_context)
+        is_h264 = stream.codec_context.name == "h264"
+        # In other containers (FLV) decord's last frames are wrong ones.
+        trusted = not {"mp4", "matroska"}.isdisjoint(container.format.name.split(","))
+        resets = bool(length_bytes) and trusted
         times, keys = [], []
         for packet in container.demux(stream):
             file.alive()
             if packet.size and not packet.is_discard:
                 times.append(packet.pts)
                 if packet.is_keyframe:
-                    keys.append(packet.pts)
-                    resets = resets and _holds_idr(bytes(packet), unit_length)
+                    parts = list(units(bytes(packet), length_bytes)) if is_h264 else []
+                    resets = resets and holds_idr(parts)
+                    if not is_h264 or holds_idr(parts) or recovers_at_once(parts):
+                        keys.append(packet.pts)
     shown = _first_frames(path)
     if not times or not shown or time_base is None:
         raise VideoError(f"{path}: cannot be read as video: it has no frames")
@@ -181,48 +192,23 @@ def _read_index(file: _File) -> VideoIndex:
     rotation = shown[0][1] % 360
     if len(pts) < len(times) or [time for time, _ in shown] != pts[: len(shown)].tolist():
         return _counted_index(file, time_base, rotation)
-    keyframes = np.unique(np.array(keys, np.int64))
+    keyframes = np.unique(np.array([pts[0], *keys], np.int64))
     access: Access = "decord" if resets and not rotation else "seek"
     return VideoIndex(access, pts, keyframes, time_base, rotation)
 
 
 def _first_frames(path: str) -> list[tuple[int | None, int]]:
     """Return (time, rotation) of the first frames; the pictures themselves would be heavy."""
-    with av.open(path) as container:
+    with open_video(path) as container:
         container.streams.video[0].thread_count = 1
         decoded = container.decode(video=0)
         return [(frame.pts, frame.rotation) for frame in islice(decoded, PROOF)]
 
 
-def _unit_length(context: av.VideoCodecContext) -> int:
-    """Return how many bytes hold the length of an H.264 stream's NAL units, 0 for other streams.
-
-    avcC, the configuration in mp4 and Matroska (ISO 14496-15), says so in its fifth byte. H.264
-    without it (transport streams) counts as another stream: decord misreads it even in sequence.
-    """
-    configuration = context.extradata or b""
-    if context.name != "h264" or configuration[:1] != b"\x01":
-        return 0
-    return (configuration[4] & 3) + 1
-
-
-def _holds_idr(data: bytes, unit_length: int) -> bool:
-    """Say whether a keyframe is an IDR picture (ITU-T H.264, 7.4.1.2.4).
-
-    Only there a decoder that jumps to it is in the state of one that came from before.
-    """
-    at = 0
-    while at + unit_length < len(data):
-        if data[at + unit_length] & 31 == 5:
-            return True
-        at += unit_length + int.from_bytes(data[at : at + unit_length], "big")
-    return False
-
-
 def _counted_index(file: _File, time_base: Fraction, rotation: int) -> VideoIndex:
     """Decode the whole file once, to count frames that their packets do not tell of."""
     times = []
-    with av.open(file.path) as container:
+    with open_video(file.path) as container:
         for frame in container.decode(video=0):
             file.alive()
             times.append(frame.time)

@@ -58,7 +58,11 @@ def _look(path: Path, alive: Callable[[], None]) -> VideoIndex:
     """Read the index; see that both ends decode, in the way they will be read."""
     index = video_index(path, alive)
     if index.access != "sequence":  # its frames were counted by decoding all of them
-        VideoReader(path).frames(np.array([0, len(index.pts) - 1]))
+        reader, last = VideoReader(path), len(index.pts) - 1
+        reader.frames(np.array([0]))
+        # Decoded anyway on the way to the last frame, but in steps: the way may be long.
+        for _ in reader.chunks(np.arange(last + 1 - reader.effort(last, last), last + 1)):
+            alive()
     return index
 
 

@@ -12,7 +12,7 @@ import torch  # noqa: F401  (decord must be loaded after torch)
 import decord  # isort: skip
 from numpy.typing import NDArray
 
-from extract.index import VideoError, VideoIndex, video_index
+from extract.index import VideoError, VideoIndex, open_video, video_index
 
 __all__ = ["CHUNK", "VideoError", "VideoReader"]
 
@@ -34,9 +34,9 @@ class VideoReader:
             try:
                 # One thread: workers decode in parallel, and more threads slow each other down.
                 self._decord = decord.VideoReader(str(path), num_threads=1)
-            except Exception as error:
-                raise VideoError(f"{path}: cannot be read as video: {_cause(error)}") from error
-            if len(self._decord) != len(self):
+            except Exception:  # some files (Matroska written live) only PyAV reads
+                self._decord = None
+            if self._decord is not None and len(self._decord) != len(self):
                 self._decord = None
 
     def __len__(self) -> int:
@@ -103,7 +103,7 @@ def _by_time(
 ) -> Iterator[NDArray[np.uint8]]:
     """Yield the wanted frames (rising indices), each known by its time; jumps over gaps."""
     done, steps_back = 0, 0
-    with av.open(str(path)) as container:
+    with open_video(path) as container:
         stream = container.streams.video[0]
         stream.thread_count = 1
         while done < len(wanted):
@@ -119,19 +119,26 @@ def _by_time(
             if not found and start == index.pts[0]:
                 break
     if done < len(wanted):
-        yield from _by_counting(path, index, wanted[done:])
+        yield from _from_the_first(path, index, wanted[done:])
 
 
 def _by_counting(
     path: Path, index: VideoIndex, wanted: NDArray[np.int64]
 ) -> Iterator[NDArray[np.uint8]]:
-    """Yield the wanted frames (rising indices), decoding from the first one on."""
+    """Yield the wanted frames (rising indices), counting them from the first one on."""
+    yield from _from_the_first(path, index, wanted, counting=True)
+
+
+def _from_the_first(
+    path: Path, index: VideoIndex, wanted: NDArray[np.int64], counting: bool = False
+) -> Iterator[NDArray[np.uint8]]:
+    """Yield the wanted frames (rising indices) from decoding all; known by time or by number."""
     done = 0
-    with av.open(str(path)) as container:
+    with open_video(path) as container:
         stream = container.streams.video[0]
         stream.thread_count = 1
         for number, frame in enumerate(container.decode(stream)):
-            if number == wanted[done]:
+            if (number == wanted[done]) if counting else (frame.pts == index.pts[wanted[done]]):
                 yield _picture(frame, index.rotation)
                 done += 1
                 if done == len(wanted):
@@ -142,12 +149,16 @@ def _by_counting(
 def _wanted_from_here(
     decoded: Iterator[av.VideoFrame], index: VideoIndex, wanted: NDArray[np.int64]
 ) -> Iterator[NDArray[np.uint8]]:
-    """Yield wanted frames until one was missed or seeking to a later keyframe pays."""
-    done = 0
+    """Yield wanted frames until one was missed or seeking to a later keyframe pays.
+
+    What comes before a keyframe may be wrong: some containers land between two.
+    """
+    done, begun = 0, False
     for frame in decoded:
+        begun = begun or frame.pts in index.keyframes
         if frame.pts is None or frame.pts < index.pts[wanted[done]]:
             continue
-        if frame.pts > index.pts[wanted[done]]:
+        if frame.pts > index.pts[wanted[done]] or not begun:
             return
         yield _picture(frame, index.rotation)
         done += 1

@@ -22,8 +22,10 @@ class Encoding:
     pixels: str = "yuv420p"
     size: tuple[int, int] = (64, 128)
     irregular: bool = False
+    noisy: bool = False
 
 
+REFRESH = (("x264-params", "intra-refresh=1:keyint=24:bframes=0:scenecut=0"),)
 ENCODINGS = {
     "H.264": Encoding("libx264", "decord"),
     "B-frames, long GOP": Encoding("libx264", "decord", options=(("bf", "3"), ("g", "250"))),
@@ -31,6 +33,10 @@ ENCODINGS = {
     "matroska": Encoding("libx264", "decord", ".mkv"),
     "MPEG transport stream": Encoding("libx264", "seek", ".ts"),
     "open GOP": Encoding("libx264", "seek", options=(("x264-params", "open-gop=1"), ("g", "24"))),
+    "intra refresh": Encoding("libx264", "seek", options=REFRESH, noisy=True),
+    "intra refresh, matroska": Encoding("libx264", "seek", ".mkv", REFRESH, noisy=True),
+    "intra refresh, stream": Encoding("libx264", "seek", ".ts", REFRESH, noisy=True),
+    "flash": Encoding("libx264", "seek", ".flv"),
     "variable frame rate": Encoding("libx264", "decord", irregular=True),
     "odd size": Encoding("libx264", "decord", pixels="yuv444p", size=(65, 131)),
     "10 bit": Encoding("libx264", "decord", pixels="yuv420p10le"),
@@ -44,6 +50,7 @@ ENCODINGS = {
 def write_numbered(path: Path, count: int, encoding: Encoding = ENCODINGS["H.264"]) -> None:
     """Write frames that show their number as eight black or white bars, 25 a second."""
     height, width = encoding.size
+    noise = np.random.default_rng(0).integers(0, 36, (height, width, 1), np.uint8)
     with av.open(str(path), "w") as container:
         stream: Any = container.add_stream(encoding.codec, rate=25)
         stream.height, stream.width, stream.pix_fmt = height, width, encoding.pixels
@@ -52,6 +59,8 @@ def write_numbered(path: Path, count: int, encoding: Encoding = ENCODINGS["H.264
             bits = [(number >> bit) & 1 for bit in range(8)]
             row = np.repeat(np.array(bits, np.uint8) * 200 + 20, -(-width // 8))[:width]
             picture = np.broadcast_to(row[None, :, None], (height, width, 3))
+            if encoding.noisy:  # told once: a decoder that begins later than that lacks it
+                picture = picture + noise
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
             if encoding.irregular:
                 frame.time_base, frame.pts = Fraction(1, 1000), irregular_time(number)

@@ -103,11 +103,11 @@ def test_adapter_starts_as_identity_and_crosses_clip_borders() -> None:
 
 def test_adapter_equals_its_convolutions() -> None:
     torch.manual_seed(0)
-    adapter = TemporalAdapter(16)
+    adapter = TemporalAdapter(16).double()
     torch.nn.init.normal_(adapter.up.weight)
     torch.nn.init.normal_(adapter.depthwise.bias)  # type: ignore[arg-type]
     torch.nn.init.constant_(adapter.gamma, 0.7)
-    x = torch.randn(2, 8, 5, 16, requires_grad=True)
+    x = torch.randn(2, 8, 5, 16, dtype=torch.float64, requires_grad=True)
     y = torch.nn.functional.gelu(adapter.down(x))
     along_time = y.permute(0, 2, 3, 1).flatten(0, 1)
     z = adapter.pointwise(adapter.depthwise(along_time)).view(2, 5, 4, 8).permute(0, 3, 1, 2)
@@ -117,10 +117,10 @@ def test_adapter_equals_its_convolutions() -> None:
     kinds: tuple[Recompute, ...] = ("none", "selective", "full")
     for recompute in kinds:
         actual = adapter(x, recompute)
-        assert torch.allclose(actual, expected, atol=1e-6)
+        torch.testing.assert_close(actual, expected)
         gradients = torch.autograd.grad(actual.square().sum(), learning)
         for one, two in zip(gradients, wanted, strict=True):
-            torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(one, two)
 
 
 @pytest.mark.parametrize("mode", ["adapter", "frozen", "full"])

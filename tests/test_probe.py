@@ -17,8 +17,9 @@ import pytest
 from extract import children, index, memo
 from extract.digest import remembered_digest, video_digest
 from extract.index import VideoError, VideoIndex, video_index
+from extract.look import _look
 from extract.probe import _share_of_cores, probe
-from tests.encodings import write_numbered
+from tests.encodings import ENCODINGS, write_numbered
 
 # Stands in for extract/look.py: its decoder does what the file's name says. Leaves its process id.
 ACTOR = """
@@ -187,6 +188,14 @@ def test_counting_frames_tells_of_its_progress(shared: Path, tmp_path: Path) -> 
     steps: list[None] = []
     found = video_index(clip, lambda: steps.append(None))
     assert found.access == "sequence" and len(steps) >= 2 * len(found.pts)
+
+
+def test_the_way_to_the_last_frame_tells_of_its_progress(tmp_path: Path) -> None:
+    clip = tmp_path / "clip.mp4"
+    write_numbered(clip, 130, ENCODINGS["intra refresh"])
+    steps: list[None] = []
+    found = _look(clip, lambda: steps.append(None))
+    assert len(found.keyframes) == 1 and len(steps) >= 130 + 130 // 16
 
 
 def spoil_the_end(path: Path) -> None:

@@ -1,13 +1,17 @@
 """Frame-exactness by every access path."""
 
 import os
+from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
+import av
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from extract.video import VideoReader
+from extract.index import VideoIndex
+from extract.video import VideoError, VideoReader, _by_time
 from tests.encodings import (
     ENCODINGS,
     access_paths,
@@ -55,6 +59,56 @@ def test_generated_clips_are_frame_exact(tmp_path: Path, name: str) -> None:
     frames = VideoReader(path).frames(np.arange(130)[::-1])
     assert frames.shape == (130, *encoding.size, 3)
     assert read_numbers(frames) == list(range(130))[::-1]
+
+
+def test_decoding_begins_where_pictures_are_whole(tmp_path: Path) -> None:
+    for name in ("open GOP", "intra refresh", "intra refresh, matroska", "intra refresh, stream"):
+        path = tmp_path / f"{name}{ENCODINGS[name].suffix}"
+        write_numbered(path, 130, ENCODINGS[name])
+        assert (len(VideoReader(path).index.keyframes) > 1) == (name == "open GOP")
+        reader = VideoReader(path)
+        one_by_one = [reader.frames(np.array([n]))[0] for n in range(0, 130, 3)]
+        assert np.array_equal(one_by_one, sequential(path)[::3]), name
+
+
+def remux(source: Path, target: Path, **settings: Any) -> None:
+    """Copy a video's packets to another file."""
+    with av.open(str(source)) as old, av.open(str(target), "w", **settings) as new:
+        new.metadata["title"] = "Café"
+        stream = new.add_stream_from_template(old.streams.video[0])
+        for packet in old.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = stream
+                new.mux(packet)
+
+
+def test_titles_need_not_be_utf_8(tmp_path: Path) -> None:
+    write_numbered(tmp_path / "clip.mp4", 20)
+    remux(tmp_path / "clip.mp4", tmp_path / "old.mkv", metadata_encoding="latin-1")
+    assert b"Caf\xe9" in (tmp_path / "old.mkv").read_bytes()
+    assert read_numbers(VideoReader(tmp_path / "old.mkv").frames(np.arange(20))) == [*range(20)]
+
+
+def test_files_that_decord_refuses_are_read(tmp_path: Path) -> None:
+    write_numbered(tmp_path / "clip.mp4", 130, ENCODINGS["intra only"])
+    remux(tmp_path / "clip.mp4", tmp_path / "live.mkv", options={"live": "1"})
+    check_exact(tmp_path / "live.mkv")
+
+
+def test_frames_without_a_picture_are_not_replaced_by_others(tmp_path: Path) -> None:
+    path = tmp_path / "clip.mp4"
+    write_numbered(path, 20)
+    found = VideoReader(path).index
+    pts = np.sort(np.append(found.pts, found.pts[10] + 1))  # 11 is a packet without a picture
+    holey = VideoIndex("seek", pts, found.keyframes, found.time_base, 0)
+    assert read_numbers(np.stack(list(_by_time(path, holey, np.array([10, 12]))))) == [10, 11]
+    with pytest.raises(VideoError, match="frame 11 does not come"):
+        list(_by_time(path, holey, np.array([11])))
+
+
+def test_equal_times_have_a_frame_rate() -> None:
+    same = np.zeros(3, np.int64)
+    assert VideoIndex("sequence", same, same[:1], Fraction(1, 25), 0).fps == 25
 
 
 def test_variable_frame_rates_keep_their_times(tmp_path: Path) -> None:
