@@ -4,6 +4,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEMO := configs/e2e/demo/forward.yaml
+DETECTOR := runs/demo/forward/last.pt
+CACHE := runs/demo/cache
 # Decoding workers and the training process share the machine; one thread each beats two fighting.
 DEMO_ENV := OMP_NUM_THREADS=1
 LAUNCH := $(BIN)/accelerate launch --config_file configs/accelerate/one_process.yaml
@@ -12,8 +14,23 @@ LAUNCH := $(BIN)/accelerate launch --config_file configs/accelerate/one_process.
 
 demo: $(READY)
 	$(BIN)/python extract/demo.py --out data/demo
-	$(DEMO_ENV) $(LAUNCH) train/e2e.py --config $(DEMO) --resume
-	$(DEMO_ENV) $(BIN)/python evaluate/run.py --checkpoint runs/demo/forward/last.pt
+	@echo "== 1. End to end: adapters and head learn from the pixels of mp4 files."
+	$(DEMO_ENV) $(LAUNCH) train/e2e.py --config $(DEMO) --resume --cache $(CACHE)
+	$(DEMO_ENV) $(BIN)/python evaluate/run.py --checkpoint $(DETECTOR)
+	@echo "== 2. The backbone's activations go into the cache."
+	$(DEMO_ENV) $(BIN)/python extract/run.py --checkpoint $(DETECTOR) --cache $(CACHE) \
+		--cache.blocks "[3]" --of train validation test
+	@echo "== 3. Another head, narrower, learns from the cache alone."
+	$(DEMO_ENV) $(LAUNCH) train/heads.py --checkpoint $(DETECTOR) --cache $(CACHE) --resume \
+		--out runs/demo/head --head.width 96
+	$(DEMO_ENV) $(BIN)/python evaluate/run.py --checkpoint runs/demo/head/last.pt --cache $(CACHE)
+	@echo "== 4. The adapters of blocks 4 and 5 learn along, from what is stored behind block 3."
+	$(DEMO_ENV) $(LAUNCH) train/heads.py --checkpoint $(DETECTOR) --cache $(CACHE) --resume \
+		--out runs/demo/part --backbone.trainable_from_block 4 --training.epochs 10 \
+		--training.stop_epoch 10
+	@echo "== 5. Now these adapters are others: passes, from block 3 that is still true, fill the gap."
+	$(DEMO_ENV) $(BIN)/python evaluate/run.py --checkpoint runs/demo/part/last.pt --cache $(CACHE)
+	$(DEMO_ENV) $(BIN)/python cache/show.py $(CACHE)
 	@echo "Look at runs/demo/forward/curves.png and runs/demo/forward/evaluation/last-test/tious.png"
 
 # The same run on annotations exchanged between videos: it must fail.

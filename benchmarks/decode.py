@@ -169,7 +169,7 @@ def trainer(config: Experiment) -> Callable[[Any], None]:
     detector = Detector(config, ("action",)).train()
 
     def step(batch: Any) -> None:
-        logits, distances, _ = detector(batch.frames, batch.mask).flat()
+        logits, distances, _ = detector.run(batch).flat()
         (logits.mean() + distances.mean()).backward()
         detector.zero_grad()
 

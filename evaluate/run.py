@@ -1,6 +1,7 @@
 """Score a checkpoint on videos, or a predictions file on annotations.
 
     python evaluate/run.py --checkpoint runs/demo/forward/last.pt [--config FILE] [--out FOLDER]
+    python evaluate/run.py --checkpoint FILE --cache URL
     python evaluate/run.py --predictions FILE --annotations FILE --subset test --tious 0.5 0.75
 
 A checkpoint brings its config; --config replaces it (an OpenTAD checkpoint needs one), and dotted
@@ -18,6 +19,7 @@ from pathlib import Path
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 
+from cache.store import Store
 from configs.files import write_text
 from configs.load import dump, load, parse
 from evaluate.annotations import (
@@ -31,11 +33,13 @@ from evaluate.annotations import (
 )
 from evaluate.mean_ap import MeanAP, mean_average_precision
 from evaluate.report import draw_tious, table
+from train.cached import evaluation_spans, up_to_date
 from train.checkpoint import is_checkpoint, load_checkpoint
 from train.config import Experiment
 from train.detector import Detector
 from train.errors import EXPECTED, message
 from train.items import load_annotations, load_items
+from train.start import activations_of, with_cache
 from train.validate import WAIT_FOR_OTHERS, detect_all, score, skipped_warning, window_loader
 
 Predictions = dict[str, list[Detection]]
@@ -52,6 +56,7 @@ def main() -> None:
     parser.add_argument("--subset", help="which videos; default: the config's test subset")
     parser.add_argument("--tious", type=float, nargs="+", help="tIoU thresholds")
     parser.add_argument("--out", type=Path, help="folder of results; default: beside the input")
+    parser.add_argument("--cache", help="store of activations to read from and to add to")
     args, overrides = parser.parse_known_args()
     if bool(args.checkpoint) == bool(args.predictions):
         parser.error("give either --checkpoint or --predictions")
@@ -59,6 +64,9 @@ def main() -> None:
         parser.error("--predictions needs --annotations and --subset, or --config")
     if args.predictions and not args.config and overrides:
         parser.error(f"without --config there is nothing to set: {' '.join(overrides)}")
+    if args.cache and not args.checkpoint:
+        parser.error("--cache goes with --checkpoint")
+    overrides = with_cache(overrides, args.cache)
     if args.annotations:
         overrides.append(f"--data.annotations={args.annotations}")
     if args.tious:
@@ -121,7 +129,8 @@ def score_checkpoint(args: argparse.Namespace, overrides: list[str]) -> None:
         kwargs_handlers=[InitProcessGroupKwargs(timeout=WAIT_FOR_OTHERS)],
     )
     annotations = load_annotations(config.data)
-    items = load_items(config.data, annotations, config.data.test_subset, accelerator)
+    store = Store.open(args.cache, "a") if args.cache else None
+    items = load_items(config.data, annotations, config.data.test_subset, accelerator, store)
     if items.skipped and accelerator.is_main_process:
         print(skipped_warning(items.skipped, len(items) + len(items.skipped)))
     if saved is None:
@@ -139,7 +148,13 @@ def score_checkpoint(args: argparse.Namespace, overrides: list[str]) -> None:
     out.mkdir(parents=True, exist_ok=True)  # now, not after hours of detection
     detector = detector.to(accelerator.device)
     began = time.monotonic()
-    windows = window_loader(items, config.sampling.test_overlap, config, accelerator)
+    cached = None
+    if store is not None:
+        activations = activations_of(detector, store, args.checkpoint)
+        spans = evaluation_spans(items, config.sampling.test_overlap, config)
+        cached, unread = up_to_date(activations, spans, "features", config, accelerator)
+        items.leave_out(unread)
+    windows = window_loader(items, config.sampling.test_overlap, config, accelerator, cached)
     found, skipped = detect_all(detector, items, windows, accelerator, "detecting")
     if not accelerator.is_main_process:
         return

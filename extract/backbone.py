@@ -17,6 +17,9 @@ Cut = int | Literal["features"]
 
 Mode = Literal["adapter", "frozen", "full"]
 
+ARITHMETIC = 1
+"""Raise it when the same weights and frames come to give other numbers: all caches then miss."""
+
 CPU_ELEMENTS = 2**20
 """Numbers that a CPU reads at a time: some clips, whose activations its cache can hold."""
 
@@ -31,6 +34,8 @@ class BackboneConfig:
             trains nothing, `full` trains the transformer and has no adapters.
         weights: checkpoint of the pretrained transformer; None starts from random weights.
         recompute: activations that the backward pass computes anew, to save memory.
+        trainable_from_block: blocks and adapters below this one are frozen and run in eval mode;
+            at the trunk's depth, nothing but the head learns.
         mean, std: pixel normalisation, RGB, 0 to 255.
         adapter_ratio: hidden width of an adapter over the trunk's width.
     """
@@ -39,6 +44,7 @@ class BackboneConfig:
     mode: Mode = "adapter"
     weights: str | None = None
     recompute: Recompute = "none"
+    trainable_from_block: int = 0
     mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
     std: tuple[float, float, float] = (58.395, 57.12, 57.375)
     adapter_ratio: float = 0.25
@@ -48,6 +54,22 @@ class BackboneConfig:
             raise ValueError(f"backbone.std must be above 0, not {self.std}")
         if int(self.trunk.width * self.adapter_ratio) < 1:
             raise ValueError(f"backbone.adapter_ratio {self.adapter_ratio} leaves no channel")
+        if not 0 <= self.trainable_from_block <= self.trunk.depth:
+            raise ValueError(
+                f"backbone.trainable_from_block must lie in 0 to {self.trunk.depth}, the number of "
+                f"blocks, not {self.trainable_from_block}"
+            )
+
+    @property
+    def first_learning(self) -> int:
+        """The first block that learns, or whose adapter does; the trunk's depth if none does."""
+        return self.trunk.depth if self.mode == "frozen" else self.trainable_from_block
+
+    @property
+    def learns_behind(self) -> "Cut | None":
+        """The last cut that training does not move; None where all blocks learn."""
+        first = self.first_learning
+        return "features" if first == self.trunk.depth else first - 1 if first else None
 
 
 class Backbone(nn.Module):
@@ -64,7 +86,12 @@ class Backbone(nn.Module):
         self.adapters = nn.ModuleList(
             TemporalAdapter(config.trunk.width, config.adapter_ratio) for _ in range(count)
         )
-        self.trunk.requires_grad_(config.mode == "full")
+        first = config.first_learning
+        self.trunk.requires_grad_(config.mode == "full" and not first)
+        for k, block in enumerate(self.trunk.blocks):
+            block.requires_grad_(config.mode == "full" and k >= first)
+        for k, adapter in enumerate(self.adapters):
+            adapter.requires_grad_(k >= first)
         shape = (1, 3, 1, 1, 1)
         self.register_buffer("mean", torch.tensor(config.mean).view(shape), persistent=False)
         self.register_buffer("std", torch.tensor(config.std).view(shape), persistent=False)
@@ -88,19 +115,30 @@ class Backbone(nn.Module):
         Raises:
             ValueError: T is no multiple of 16, or the cuts are out of order.
         """
+        blocks = self.blocks(start, stop)
+        if start == "features":
+            return x
+        tokens = self.embed(x) if start is None else x
+        for k in blocks:
+            tokens = self.run_block(k, tokens)
+            if len(self.adapters):
+                tokens = self.adapters[k](tokens, self.config.recompute)
+        return self.pool(tokens) if stop == "features" else tokens
+
+    def blocks(self, start: Cut | None, stop: Cut) -> range:
+        """Return the blocks that lie between two cuts.
+
+        Raises:
+            ValueError: the cuts are out of order.
+        """
         depth = self.config.trunk.depth
         first = 0 if start is None else depth if start == "features" else start + 1
         last = depth if stop == "features" else stop + 1
         if not 0 <= first <= last <= depth:
             raise ValueError(f"cannot run from cut {start} to cut {stop} of {depth} blocks")
-        if start == "features":
-            return x
-        tokens = self._embed(x) if start is None else x
-        for k in range(first, last):
-            tokens = self._run_block(k, tokens)
-        return tokens.mean(2).transpose(1, 2) if stop == "features" else tokens
+        return range(first, last)
 
-    def _embed(self, frames: Tensor) -> Tensor:
+    def embed(self, frames: Tensor) -> Tensor:
         """Turn uint8 frames [B, 3, T, H, W] into tokens [B, T/2, h·w, C] before block 0."""
         batch, length = len(frames), frames.shape[2]
         if length % CLIP_FRAMES:
@@ -108,17 +146,22 @@ class Backbone(nn.Module):
                 f"{length} frames do not divide into clips of {CLIP_FRAMES}; pad the span"
             )
         clips = frames.unflatten(2, (-1, CLIP_FRAMES)).transpose(1, 2).flatten(0, 1)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and self.config.mode == "full"):
+        learns = self.trunk.patch_embed.weight.requires_grad
+        with torch.set_grad_enabled(torch.is_grad_enabled() and learns):
             tokens = torch.cat(
                 [self.trunk.embed((part - self.mean) / self.std) for part in _parts(clips)]
             )
         return tokens.view(batch, length // TUBELET, -1, tokens.shape[-1])
 
-    def _run_block(self, k: int, tokens: Tensor) -> Tensor:
+    def run_block(self, k: int, tokens: Tensor) -> Tensor:
+        """Map tokens [B, T/2, h·w, C] to the same shape: block k, without its adapter.
+
+        Attention sees one clip; the adapter looks across clips over the whole span.
+        """
         clips = tokens.unflatten(1, (-1, CLIP_STEPS)).flatten(0, 1).flatten(1, 2)
         parts, rate = _parts(clips), self.trunk.drop_rates[k]
         scales: Sequence[Tensor | None] = [None] * len(parts)
-        if self.training and rate:
+        if self.training and rate and k >= self.config.first_learning:
             # Drawn for all clips, outside of what may be computed again.
             ones = torch.ones(2 * len(clips), 1, 1, device=clips.device)
             kept = drop_path(ones, rate, True).unflatten(0, (-1, 2))
@@ -126,9 +169,11 @@ class Backbone(nn.Module):
         recompute = self.config.recompute
         block = self.trunk.blocks[k]
         done = [run(block, recompute, *inputs) for inputs in zip(parts, scales, strict=True)]
-        tokens = (done[0] if len(done) == 1 else torch.cat(done)).view_as(tokens)
-        # Attention sees one clip; the adapter looks across clips over the whole span.
-        return self.adapters[k](tokens, recompute) if len(self.adapters) else tokens
+        return (done[0] if len(done) == 1 else torch.cat(done)).view_as(tokens)
+
+    def pool(self, tokens: Tensor) -> Tensor:
+        """Average tokens [B, T/2, h·w, C] over space: features [B, C, T/2]."""
+        return tokens.mean(2).transpose(1, 2)
 
 
 def _parts(clips: Tensor) -> Sequence[Tensor]:

@@ -143,11 +143,13 @@ def random_window(
     frame_count: int,
     segments: NDArray[np.floating],
     config: SamplingConfig,
+    grid: int = 1,
 ) -> Window:
     """Draw a training window that holds a sufficiently complete action, if one can be found.
 
     Args:
         segments: the video's truth in frames, [G, 2].
+        grid: windows begin at multiples of so many feature steps.
     """
     if config.method == "resize":
         return whole_video(frame_count, config)
@@ -156,8 +158,11 @@ def random_window(
     if steps <= length:
         low, high = (round(share * steps) for share in config.crop)
         length = int(rng.integers(max(low, 1), max(high, 1) + 1))
+    places = (steps - length) // grid
+    if steps > length == config.window_size:
+        places = -(-(steps - length) // grid)  # the last one must let the video's end be seen
     for _ in range(TRIES):
-        start = int(rng.integers(0, steps - length + 1))
+        start = grid * int(rng.integers(0, places + 1))
         window = _strided(frame_count, start, length, config)
         if len(truth_inside(window, segments, config.min_completeness)[0]):
             break

@@ -110,7 +110,7 @@ def test_the_next_training_video_stands_in(config: Experiment, cause: str) -> No
     assert expected.problem is None
     SPOILERS[cause](items[1].path)
     sample = windows[(5, 1)]
-    assert sample.video == expected.video and torch.equal(sample.frames, expected.frames)
+    assert sample.video == expected.video and torch.equal(sample.inputs, expected.inputs)
     assert sample.problem and cause in sample.problem and str(items[1].path) in sample.problem
     assert "\n" not in sample.problem
     SPOILERS["does not exist"](items[2].path)

@@ -51,7 +51,7 @@ def test_samples_depend_on_seed_epoch_and_position_alone(config: Experiment) -> 
     torch.manual_seed(99)
     for key in ((0, 0), (3, 2)):
         left, right = one[key], two[key]
-        assert torch.equal(left.frames, right.frames)
+        assert torch.equal(left.inputs, right.inputs)
         assert torch.equal(left.segments, right.segments)
     starts = {one[(epoch, 0)].window.start for epoch in range(6)}
     assert len(starts) > 1
@@ -63,7 +63,7 @@ def test_reversed_samples_mirror_forward_ones(config: Experiment) -> None:
     for position in range(len(forward)):
         one, two = forward[(0, position)], backward[(0, position)]
         valid = len(one.window.frames)
-        assert torch.equal(two.frames[:, :valid], one.frames[:, :valid].flip(1))
+        assert torch.equal(two.inputs[:, :valid], one.inputs[:, :valid].flip(1))
         assert torch.equal(two.mask, one.mask) and torch.equal(two.labels, one.labels)
         mirrored = one.window.reflection - one.segments.flip(1)
         assert torch.allclose(two.segments, mirrored)
@@ -104,7 +104,7 @@ def test_loaders_give_the_same_data_with_any_number_of_workers(config: Experimen
         batches.append(epochs)
     assert len(batches[0]) == 2 * sampler.steps > 2
     for left, right in zip(*batches, strict=True):
-        assert left.videos == right.videos and torch.equal(left.frames, right.frames)
+        assert left.videos == right.videos and torch.equal(left.inputs, right.inputs)
     half = sampler.steps
     assert [b.videos for b in batches[0][:half]] != [b.videos for b in batches[0][half:]]
 

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
 
 from configs.load import load
 from extract.backbone import Backbone, BackboneConfig
@@ -80,13 +79,13 @@ class Echo:
     def __init__(self, point: int, before: float, after: float) -> None:
         self.point, self.distances = point, torch.tensor([before, after])
 
-    def __call__(self, frames: Tensor, mask: Tensor) -> HeadOutput:
-        batch, steps = mask.shape
-        logits = torch.full((batch, 2, steps), -20.0)
+    def __call__(self, batch: Batch) -> HeadOutput:
+        windows, steps = batch.mask.shape
+        logits = torch.full((windows, 2, steps), -20.0)
         logits[:, 1, self.point] = 3.0
-        distances = torch.zeros(batch, 2, steps)
+        distances = torch.zeros(windows, 2, steps)
         distances[:, :, self.point] = self.distances
-        return HeadOutput((logits,), (distances,), (mask,))
+        return HeadOutput((logits,), (distances,), (batch.mask,))
 
 
 @pytest.mark.parametrize("frames", [100, 64, 41])
@@ -97,7 +96,7 @@ def test_a_prediction_finds_its_place_in_the_video(tmp_path: Path, frames: int) 
     batch = Batch(
         videos=("clip",),
         windows=(window,),
-        frames=torch.zeros(1, 3, 32, 4, 4, dtype=torch.uint8),
+        inputs=torch.zeros(1, 3, 32, 4, 4, dtype=torch.uint8),
         mask=torch.from_numpy(window.mask())[None],
         segments=(torch.zeros(0, 2),),
         labels=(torch.zeros(0, dtype=torch.int64),),

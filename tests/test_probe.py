@@ -141,6 +141,8 @@ def test_processes_of_one_run_share_the_cores(
 def test_an_interrupt_ends_the_children(tmp_path: Path, actors: Path) -> None:
     path = good(tmp_path / "hangs.mp4")
     code = (
+        # A shell that started the tests in the background has made it ignored.
+        "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "from extract import children\nfrom extract.probe import probe\n"
         f"children.COMMAND = {children.COMMAND!r}\nprobe([{str(path)!r}] * 3, 500, 2)"
     )

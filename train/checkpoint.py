@@ -15,6 +15,8 @@ from train.config import Experiment
 FORMAT = "palindrome-1"
 FREE_TO_CHANGE = {  # settings that decide where, how long and how closely watched, not what
     "out",
+    "cache.url",
+    "cache.flush_s",
     "data.bad_videos",
     "training.stop_epoch",
     "training.validate_every",

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from evaluate.nms import NmsConfig
+from extract.activations import CacheConfig
 from extract.backbone import BackboneConfig
 from extract.clips import Direction, SamplingConfig
 from extract.transforms import PixelConfig
@@ -133,6 +134,7 @@ class Experiment:
     head: HeadConfig
     training: TrainingConfig
     evaluation: EvaluationConfig
+    cache: CacheConfig
 
     def __post_init__(self) -> None:
         if not self.out.strip():
@@ -142,6 +144,12 @@ class Experiment:
             raise ValueError(
                 f"sampling.window_size {self.sampling.window_size} must be a multiple of "
                 f"{coarsest}, the coarsest stride of head.levels {self.head.levels}"
+            )
+        depth = self.backbone.trunk.depth
+        if not all(0 <= block < depth for block in self.cache.blocks):
+            raise ValueError(
+                f"cache.blocks must be blocks 0 to {depth - 1} of the trunk, not "
+                f"{', '.join(map(str, self.cache.blocks))}"
             )
         if self.pixels.size % self.backbone.trunk.patch:
             raise ValueError(

@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, get_worker_info
 
+from extract.activations import Cached
+from extract.backbone import Cut
 from extract.clips import Window, random_window, sliding_windows, truth_inside
 from extract.patience import patience
 from extract.reversal import reverse_segments
@@ -21,6 +23,7 @@ from extract.stream import arrange, window_frames
 from extract.transforms import evaluation_transform, train_transform
 from extract.video import VideoError, VideoReader
 from train.batch import Sample, collate
+from train.cached import draw_inputs, read_windows
 from train.config import Experiment
 from train.items import Item
 
@@ -28,15 +31,19 @@ from train.items import Item
 class TrainingWindows(Dataset[Sample]):
     """One random window per video and epoch; indexed by (epoch, position).
 
+    With `cached`, inputs are activations that were stored, and not augmented frames.
+
     Where bad videos are skipped, the next position's window of the same epoch stands in for one
     that cannot be read.
     """
 
-    def __init__(self, items: Sequence[Item], config: Experiment) -> None:
+    def __init__(
+        self, items: Sequence[Item], config: Experiment, cached: Cached | None = None
+    ) -> None:
         self.items = [item for item in items if len(item.segments)]
         if not self.items:
             raise ValueError(f"no video of subset '{config.data.train_subset}' has an action")
-        self.config = config
+        self.config, self.cached = config, cached
         self.transform = train_transform(config.pixels)
 
     def __len__(self) -> int:
@@ -57,6 +64,9 @@ class TrainingWindows(Dataset[Sample]):
     def _draw(self, epoch: int, position: int, problem: str | None) -> Sample:
         item = self.items[position]
         rng = np.random.default_rng((self.config.training.seed, epoch, position, 1))
+        if self.cached is not None:
+            window, inputs = draw_inputs(rng, item, self.config, self.cached)
+            return _sample(item, window, inputs, self.config, start=self.cached.cut)
         window = random_window(rng, item.frames, item.segments, self.config.sampling)
         seed = int(rng.integers(2**31))
         (frames,) = window_frames(_open(item), [window], self.transform, seed)
@@ -74,6 +84,7 @@ class EvaluationWindows(IterableDataset[Sample]):
     Args:
         overlap: share of a window that the next one repeats.
         rank, processes: which share, of how many.
+        cached: where stored activations are to be read in place of frames.
     """
 
     def __init__(
@@ -83,9 +94,10 @@ class EvaluationWindows(IterableDataset[Sample]):
         config: Experiment,
         rank: int = 0,
         processes: int = 1,
+        cached: Cached | None = None,
     ) -> None:
         self.items, self.overlap, self.config = items, overlap, config
-        self.rank, self.processes = rank, processes
+        self.rank, self.processes, self.cached = rank, processes, cached
         self.transform = evaluation_transform(config.pixels)
         self.counts = [len(self._windows(item)) for item in items]
 
@@ -112,6 +124,11 @@ class EvaluationWindows(IterableDataset[Sample]):
 
     def _samples(self, item: Item, windows: list[Window]) -> Iterator[Sample]:
         direction, pixels = self.config.direction, self.config.pixels
+        if self.cached is not None:
+            read = read_windows(item, windows, self.config, self.cached)
+            for window, inputs in zip(windows, read, strict=True):
+                yield _sample(item, window, inputs, self.config, start=self.cached.cut)
+            return
         try:
             decoded = window_frames(_open(item), windows, self.transform)
             for window, frames in zip(windows, decoded, strict=True):
@@ -149,7 +166,12 @@ def _open(item: Item) -> VideoReader:
 
 
 def _sample(
-    item: Item, window: Window, frames: Tensor, config: Experiment, problem: str | None = None
+    item: Item,
+    window: Window,
+    inputs: Tensor,
+    config: Experiment,
+    problem: str | None = None,
+    start: Cut | None = None,
 ) -> Sample:
     completeness = config.sampling.min_completeness
     segments, kept = truth_inside(window, item.segments, completeness)
@@ -158,11 +180,12 @@ def _sample(
     return Sample(
         video=item.name,
         window=window,
-        frames=frames,
+        inputs=inputs,
         mask=torch.from_numpy(window.mask()),
         segments=torch.from_numpy(np.ascontiguousarray(segments, np.float32)),
         labels=torch.from_numpy(item.labels[kept]),
         problem=problem,
+        start=start,
     )
 
 

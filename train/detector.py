@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 from evaluate.annotations import Detection
 from extract import weights
-from extract.backbone import Backbone
+from extract.backbone import Backbone, Cut
 from train import actionformer
 from train.actionformer import ActionFormer, HeadOutput
+from train.batch import Batch
 from train.checkpoint import Checkpoint, load_checkpoint
 from train.config import Experiment
 from train.dataset import EvaluationWindows, evaluation_loader
@@ -63,13 +64,24 @@ class Detector(nn.Module):
         if source:
             weights.load_strictly(self.backbone.trunk, weights.read_trunk(source), source)
 
-    def forward(self, frames: Tensor, mask: Tensor) -> HeadOutput:
-        """Predict from uint8 frames [B, 3, F, H, W] and mask [B, T]; see `ActionFormer`."""
-        features = self.backbone(frames)
+    def forward(self, inputs: Tensor, mask: Tensor, start: Cut | None = None) -> HeadOutput:
+        """Predict from uint8 frames [B, 3, F, H, W], or the activation at a cut, and mask [B, T].
+
+        See `Backbone` and `ActionFormer`.
+        """
+        return self.predict(self.backbone(inputs, start), mask)
+
+    def predict(self, features: Tensor, mask: Tensor) -> HeadOutput:
+        """Predict from features [B, C, F/2] and mask [B, T]."""
         # F/2 tubelets become T feature steps, whatever the number of samples per step.
         steps = mask.shape[1]
         features = F.interpolate(features, size=steps, mode="linear", align_corners=False)
         output: HeadOutput = self.head(features, mask)
+        return output
+
+    def run(self, batch: Batch) -> HeadOutput:
+        """Predict for a batch, whatever its inputs are."""
+        output: HeadOutput = self(batch.inputs, batch.mask, batch.start)
         return output
 
     def detect(self, path: str | Path) -> list[Detection]:
@@ -84,7 +96,7 @@ class Detector(nn.Module):
         config = replace(self.config, data=replace(self.config.data, bad_videos="stop"))
         windows = EvaluationWindows([item], config.sampling.test_overlap, config)
         loader = evaluation_loader(windows, config, workers=0)
-        found = predict(self, loader, config, device)
+        found = predict(self.run, loader, config, device)
         return detections(found[item.name], item, self.classes, self.config.evaluation)
 
     @torch.no_grad()

@@ -10,6 +10,8 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from numpy.typing import NDArray
 
+from cache.address import VideoInfo
+from cache.store import Store
 from evaluate.annotations import (
     Annotations,
     Segment,
@@ -19,6 +21,7 @@ from evaluate.annotations import (
     with_duration,
 )
 from extract.clips import seconds_to_frames
+from extract.digest import video_digest
 from extract.index import VideoError, VideoIndex
 from extract.probe import probe
 from train.config import DataConfig
@@ -31,6 +34,7 @@ class Item:
     """A video file with its truth: in frames [G, 2] and class indices [G], and as annotated.
 
     Where frames come at uneven times, `times_s` [N + 1] says when each begins and the last ends.
+    `known` is the file's identity, where a cache is used; the file itself may then be gone.
     """
 
     name: str
@@ -41,6 +45,13 @@ class Item:
     labels: NDArray[np.int64]
     truth: tuple[Segment, ...]
     times_s: NDArray[np.float64] | None = None
+    known: VideoInfo | None = None
+
+    @property
+    def info(self) -> VideoInfo:
+        """The file's identity; only of items that were loaded with a store."""
+        assert self.known is not None
+        return self.known
 
     def to_seconds(self, frames: NDArray[np.floating]) -> NDArray[np.floating]:
         """Map frame numbers to times within the video, in seconds."""
@@ -61,6 +72,11 @@ class Items(list[Item]):
     def __init__(self, items: Iterable[Item], skipped: dict[str, str]) -> None:
         super().__init__(items)
         self.skipped = skipped
+
+    def leave_out(self, skipped: dict[str, str]) -> None:
+        """Move videos to `skipped`, with causes by name; names that are not here do not matter."""
+        self.skipped |= {item.name: skipped[item.name] for item in self if item.name in skipped}
+        self[:] = [item for item in self if item.name not in skipped]
 
 
 def item_of(path: str | Path) -> Item:
@@ -122,10 +138,14 @@ def _video_files(folder: Path) -> dict[str, Path]:
 
 
 def load_items(
-    data: DataConfig, annotations: Annotations, subset: str, accelerator: Accelerator | None = None
+    data: DataConfig,
+    annotations: Annotations,
+    subset: str,
+    accelerator: Accelerator | None = None,
+    store: Store | None = None,
 ) -> Items:
     """Match a subset's videos with their files; see `load_subsets`."""
-    return load_subsets(data, annotations, [subset], accelerator)[0]
+    return load_subsets(data, annotations, [subset], accelerator, store)[0]
 
 
 def load_subsets(
@@ -133,17 +153,19 @@ def load_subsets(
     annotations: Annotations,
     subsets: Sequence[str],
     accelerator: Accelerator | None = None,
+    store: Store | None = None,
 ) -> list[Items]:
     """Match the subsets' videos with their files; adds to the annotations' warnings.
 
     Args:
         accelerator: of a run of several processes, which all go on with the same videos.
+        store: of activations: it also knows videos whose files are gone.
 
     Raises:
         ValueError: files are missing or unreadable (with `data.bad_videos` skip: all of a subset);
             those of all subsets are listed at once.
     """
-    found = [_match(data, annotations, subset, accelerator) for subset in subsets]
+    found = [_match(data, annotations, subset, accelerator, store) for subset in subsets]
     problems = {name: cause for items in found for name, cause in items.skipped.items()}
     nothing_left = any(items.skipped and not items for items in found)
     if problems and (data.bad_videos == "stop" or nothing_left):
@@ -159,12 +181,17 @@ def load_subsets(
 
 
 def _match(
-    data: DataConfig, annotations: Annotations, subset: str, accelerator: Accelerator | None
+    data: DataConfig,
+    annotations: Annotations,
+    subset: str,
+    accelerator: Accelerator | None,
+    store: Store | None,
 ) -> Items:
     folder = Path(data.videos)
-    if not folder.is_dir():
+    if not folder.is_dir() and not (store and store.videos):
         raise ValueError(f"data.videos: there is no folder {folder}")
-    files = _video_files(folder)
+    files = _video_files(folder) if folder.is_dir() else {}
+    kept = store.names if store else {}
     videos = select(annotations, subset)
     present = [files[video.name] for video in videos if video.name in files]
     bar = accelerator is None or accelerator.is_main_process
@@ -173,12 +200,17 @@ def _match(
     items, problems = [], {}
     for video in videos:
         try:
+            if video.name not in files and video.name in kept:
+                item = _kept_item(kept[video.name], folder)
+                items.append(_with_truth(item, video, data, annotations.classes, warnings))
+                continue
             if video.name not in files:
                 twin = Path(video.name).stem in files
                 hint = "; leave out the extension in the annotations" if twin else ""
                 raise ValueError(f"{video.name}: no such file in {folder}{hint}")
             path = files[video.name]
             item = _item(path, looked_at[path])
+            item = identified(item) if store else item
             items.append(_with_truth(item, video, data, annotations.classes, warnings))
         except ValueError as error:
             problems[video.name] = str(error)
@@ -190,6 +222,21 @@ def _match(
     for what, count in warnings.items():
         annotations.warnings[what] = annotations.warnings.get(what, 0) + count
     return Items(items, problems)
+
+
+def identified(item: Item) -> Item:
+    try:
+        digest, size = video_digest(item.path), item.path.stat().st_size
+    except OSError as error:
+        raise VideoError(f"{item.path}: cannot be read as video: {error.strerror}") from error
+    fps = item.frames / item.duration_s
+    return replace(item, known=VideoInfo(digest, item.name, size, item.frames, fps, item.times_s))
+
+
+def _kept_item(info: VideoInfo, folder: Path) -> Item:
+    nothing = np.zeros((0, 2)), np.zeros(0, np.int64)
+    path, duration_s = folder / info.name, info.frames / info.fps
+    return Item(info.name, path, info.frames, duration_s, *nothing, (), info.times_s, info)
 
 
 def _with_truth(

@@ -15,7 +15,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from configs.text import first_of
+from extract.activations import Activations, Cached, Counts
 from train.batch import Batch
+from train.cached import window_span
 from train.checkpoint import Checkpoint, load_checkpoint, refuse_other_run, save_checkpoint
 from train.dataset import EpochSampler, TrainingWindows, training_loader, worker_advice
 from train.detector import Detector
@@ -26,7 +28,7 @@ from train.losses import PositivesAverage, detection_losses, positive_points
 from train.optim import Average, build_optimizer, build_schedule
 from train.points import Targets, assign_batch, pyramid_mask, pyramid_points
 from train.sharding import gathered, load_model, load_optimizer, prepare_sharding, whole
-from train.validate import detect_all, score, skipped_warning, window_loader
+from train.validate import Keep, detect_all, score, skipped_warning, window_loader
 
 LOG_EVERY = 10  # updates between two lines of metrics
 SAVE_EVERY = 5  # epochs between two checkpoints where nothing is validated
@@ -53,6 +55,8 @@ class TrainingRun:
         detector: as built and initialised; it is moved to the accelerator's device, or sharded.
         training, validation: videos; validation None trains without looking.
         resume: go on from last.pt.
+        cached: stored activations to train on and validate with; None decodes videos.
+        activations: where validation leaves its features.
     """
 
     def __init__(
@@ -62,15 +66,19 @@ class TrainingRun:
         validation: list[Item] | None,
         accelerator: Accelerator,
         resume: bool,
+        cached: Cached | None = None,
+        activations: Activations | None = None,
     ) -> None:
         self.config = config = detector.config
+        self.activations, self.counts = activations, Counts()
+        self.counting = cached is not None or activations is not None
         self.accelerator, self.validation = accelerator, validation
         self.out = Path(config.out)
         self.levels = config.head.levels
         self.epoch, self.saved_epoch, self.best = 0, 0, -1.0
         self.validated = True  # nothing to make up for
         self.problems: set[str] = set()  # causes that were told
-        dataset = TrainingWindows(training, config)
+        dataset = TrainingWindows(training, config, cached)
         self.videos = [item.name for item in dataset.items]
         self.sampler = EpochSampler(
             len(dataset),
@@ -85,7 +93,9 @@ class TrainingRun:
         if validation is not None:
             # Kept: starting decoding workers anew would cost every validation some seconds.
             overlap = config.sampling.validation_overlap
-            self.validation_windows = window_loader(validation, overlap, config, accelerator)
+            self.validation_windows = window_loader(
+                validation, overlap, config, accelerator, cached
+            )
         self.normaliser = PositivesAverage().to(accelerator.device)
         optimizer = build_optimizer(detector, config.training)
         self.schedule = build_schedule(optimizer, config.training, self.updates)
@@ -116,10 +126,19 @@ class TrainingRun:
         with self.bar, closing(self.log):
             if not self.validated:
                 self._validate()
+            total = Counts()
             while self.epoch < self.config.training.stop_epoch:
+                self.counts = Counts()
                 self._train_epoch()
                 self.epoch += 1
                 self._end_epoch()
+                total += self.counts
+                if self.counting:
+                    self._tell_counts(self.counts, f"epoch {self.epoch}")
+            if self.counting:
+                self._tell_counts(total, "all epochs")
+            if self.activations:
+                self.activations.close()
 
     def _end_epoch(self) -> None:
         settings = self.config.training
@@ -140,6 +159,8 @@ class TrainingRun:
             updates = zip(*[iter(self.loader)] * self.config.training.accumulate, strict=True)
             for step, batches in enumerate(updates, self.epoch * self.updates):
                 self._warn_of_problems(batches)
+                for batch in batches:
+                    self._count(batch)
                 recent += self._update(step, batches)
                 self.bar.update()
                 if (step + 1) % LOG_EVERY == 0 or (step + 1) % self.updates == 0:
@@ -169,7 +190,7 @@ class TrainingRun:
             last = number + 1 == len(batches)
             with nullcontext() if last else accelerator.no_sync(self.wrapped):
                 with accelerator.autocast():
-                    output = self.wrapped(batch.frames, batch.mask)
+                    output = self.wrapped(batch.inputs, batch.mask, batch.start)
                 losses = torch.stack(detection_losses(output, target)) * weight
                 accelerator.backward(losses.sum())
             done.append(MicroBatch(batch.videos, losses.detach(), len(batch.problems)))
@@ -240,7 +261,12 @@ class TrainingRun:
                 self.validation_windows,
                 self.accelerator,
                 "validation",
+                self._keep(),
             )
+            if self.activations:
+                # While the averaged weights, which the features are of, are in place.
+                with self._what_is_safe():
+                    self.activations.flush()
         result = score(self.validation, found, self.detector)
         with self._what_is_safe():
             self.log.write(
@@ -257,6 +283,37 @@ class TrainingRun:
             self.best = result.average
             self._save("best.pt")
         self._save("last.pt")
+
+    def _keep(self) -> Keep:
+        """Return what counts validated windows and puts their features into the cache."""
+        assert self.validation is not None
+        activations, config = self.activations, self.config
+        items = {item.name: item for item in self.validation}
+
+        def keep(batch: Batch, features: Tensor) -> None:
+            self._count(batch)
+            if activations is None:
+                return
+            place = activations.places()["features"]
+            for row, (video, window) in enumerate(zip(batch.videos, batch.windows, strict=True)):
+                span = window_span(items[video], window, config)
+                if row not in batch.problems and not place.has(span):
+                    activations.put(place, span, features[row].mT)
+
+        return keep
+
+    def _count(self, batch: Batch) -> None:
+        if batch.start is None:
+            self.counts.full += len(batch.videos)
+        else:
+            self.counts.hits += len(batch.videos)
+
+    def _tell_counts(self, of: Counts, what: str) -> None:
+        """Say how the activations of all processes came about."""
+        mine = torch.tensor([of.hits, of.partial, of.full], device=self.accelerator.device)
+        hits, partial, full = self.accelerator.reduce(mine, "sum").tolist()
+        if self.accelerator.is_main_process:
+            self.bar.write(f"{what}: activations: {Counts(hits, partial, full)}")
 
     def _save(self, name: str) -> None:
         """Write a checkpoint; all processes take part, for each may hold a share of the weights."""

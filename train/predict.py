@@ -7,7 +7,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from evaluate.annotations import Detection
 from evaluate.nms import suppress
@@ -18,7 +17,7 @@ from train.config import EvaluationConfig, Experiment
 from train.items import Item
 from train.points import decode, pyramid_points
 
-Model = Callable[[Tensor, Tensor], HeadOutput]
+Model = Callable[[Batch], HeadOutput]
 
 
 class Candidates(NamedTuple):
@@ -58,7 +57,7 @@ def predict(
     for batch in batches:
         batch = batch.to(device)
         with torch.inference_mode():
-            windows = strongest(model(batch.frames, batch.mask), config.evaluation)
+            windows = strongest(model(batch), config.evaluation)
         for row, (video, window, (segments, scores, labels)) in enumerate(
             zip(batch.videos, batch.windows, windows, strict=True)
         ):

@@ -1,19 +1,22 @@
 """Detections and scores of a whole subset, its windows shared out over all processes."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
 from itertools import chain
 from typing import Any
 
 from accelerate import Accelerator
 from accelerate.utils import gather_object
+from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from configs.text import first_of
 from evaluate.annotations import Detection
 from evaluate.mean_ap import MeanAP, mean_average_precision
+from extract.activations import Cached
 from extract.video import VideoError
+from train.actionformer import HeadOutput
 from train.batch import Batch, Sample
 from train.config import Experiment
 from train.dataset import EvaluationWindows, evaluation_loader, worker_advice
@@ -22,15 +25,24 @@ from train.errors import memory_advice
 from train.items import Item
 from train.predict import Candidates, detections, predict
 
+Keep = Callable[[Batch, Tensor], None]
 WAIT_FOR_OTHERS = timedelta(hours=2)  # processes look at and decode different videos
 
 
 def window_loader(
-    items: list[Item], overlap: float, config: Experiment, accelerator: Accelerator
+    items: list[Item],
+    overlap: float,
+    config: Experiment,
+    accelerator: Accelerator,
+    cached: Cached | None = None,
 ) -> "DataLoader[Sample]":
-    """Return a loader of this process's share of the items' sliding windows."""
+    """Return a loader of this process's share of the items' sliding windows.
+
+    Args:
+        cached: where their activations are stored; None decodes.
+    """
     rank, count = accelerator.process_index, accelerator.num_processes
-    windows = EvaluationWindows(items, overlap, config, rank, count)
+    windows = EvaluationWindows(items, overlap, config, rank, count, cached)
     return evaluation_loader(windows, config, config.training.workers)
 
 
@@ -40,6 +52,7 @@ def detect_all(
     windows: "DataLoader[Sample]",
     accelerator: Accelerator,
     what: str,
+    keep: Keep | None = None,
 ) -> tuple[dict[str, list[Detection]], dict[str, str]]:
     """Detect in all videos, each window counted once; every process returns the same.
 
@@ -47,6 +60,7 @@ def detect_all(
         detector: in eval mode, on the accelerator's device.
         windows: this process's share of the windows of `items` (`window_loader`).
         what: name of the progress bar.
+        keep: is given every batch with its features [B, C, F/2].
 
     Returns:
         Detections per video, and why videos were skipped: a video is in one or the other.
@@ -56,6 +70,13 @@ def detect_all(
     """
     config, rank, count = detector.config, accelerator.process_index, accelerator.num_processes
     dropped: dict[str, str] = {}
+
+    def run(batch: Batch) -> HeadOutput:
+        features = detector.backbone(batch.inputs, batch.start)
+        if keep is not None:
+            keep(batch, features)
+        return detector.predict(features, batch.mask)
+
     with (
         accelerator.autocast(),
         memory_advice("evaluation.batch_size"),
@@ -63,7 +84,7 @@ def detect_all(
         _bar(windows, what, accelerator) as bar,
     ):
         batches = _followed(windows, bar, dropped)
-        found = predict(detector, batches, config, accelerator.device)
+        found = predict(run, batches, config, accelerator.device)
     # A video's windows may lie in two processes; suppression needs them together.
     joined: dict[str, list[Candidates]] = {item.name: [] for item in items}
     for name, parts in chain.from_iterable(gather_object([list(found.items())])):

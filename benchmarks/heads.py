@@ -1,0 +1,157 @@
+"""Time a training sample on the cache against an end-to-end one: VideoMAE-S, 192 frames of 160 px.
+
+    python -m benchmarks.heads [VIDEO ...] [--precision fp32] [--repeats 5]
+
+Everything that a sample costs counts, in one process: drawing it (decoding and augmentation, or
+reading the store), forward, losses, backward and update. The ways take turns, so that all meet the
+same noise; what is printed are medians and their ratio to the end-to-end sample. A row on the share
+of its time that head training waits for the loader follows, with one worker and real batches.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch.nn.utils import clip_grad_norm_
+
+from benchmarks.step import CLASSES, CONFIG, FRAMES, SIZE
+from cache.store import Store
+from configs.load import load
+from extract.activations import Cached
+from tests.encodings import Encoding, write_numbered
+from train.batch import Batch, collate
+from train.cached import training_spans, up_to_date
+from train.config import Experiment
+from train.dataset import EpochSampler, TrainingWindows, training_loader
+from train.detector import Detector
+from train.items import Item, identified, item_of
+from train.losses import detection_losses
+from train.optim import build_optimizer
+from train.points import assign_batch, pyramid_points
+from train.start import activations_of
+
+DEPTH, BLOCK = 12, 9
+HEAD_BATCH = 2
+
+
+def settings(url: Path, precision: str, block: int) -> Experiment:
+    overrides = [
+        f"--sampling.window_size={FRAMES}",
+        f"--pixels.size={SIZE}",
+        f"--training.precision={precision}",
+        f"--backbone.trainable_from_block={block}",
+        f"--cache.url={url}",
+        "--backbone.weights=null",
+    ]
+    return load(Experiment, CONFIG, overrides)
+
+
+def items_of(files: list[Path]) -> list[Item]:
+    """Give videos an action in their middle, without which they are no training videos."""
+    items = []
+    for file in files:
+        item = identified(item_of(file))
+        segments = np.array([[0.45, 0.5]]) * item.frames
+        items.append(replace(item, segments=segments, labels=np.zeros(1, np.int64)))
+    return items
+
+
+def way(config: Experiment, items: list[Item], cached: Cached | None) -> Callable[[int], None]:
+    """Return what trains on the n-th sample."""
+    torch.manual_seed(0)
+    detector = Detector(config, tuple(f"class {i}" for i in range(CLASSES))).train()
+    dataset, step = TrainingWindows(items, config, cached), trainer(detector)
+
+    def train(number: int) -> None:
+        step(collate([dataset[(number, number % len(items))]]))
+
+    return train
+
+
+def trainer(detector: Detector) -> Callable[[Batch], None]:
+    config = detector.config
+    optimizer = build_optimizer(detector, config.training)
+    points = pyramid_points(FRAMES, config.head.levels, torch.device("cpu"))
+    half = config.training.precision == "bf16"
+
+    def step(batch: Batch) -> None:
+        targets = assign_batch(points, batch.segments, batch.labels, CLASSES)
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            output = detector.run(batch)
+        losses = detection_losses(output, targets)
+        ((losses.classification + losses.regression) / 100).backward()
+        clip_grad_norm_(detector.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def waiting(config: Experiment, items: list[Item], cached: Cached) -> float:
+    """Return the share of its time that head training waits for batches of two."""
+    config = replace(config, training=replace(config.training, workers=1, batch_size=HEAD_BATCH))
+    dataset = TrainingWindows(items * (80 // len(items)), config, cached)
+    sampler = EpochSampler(len(dataset), HEAD_BATCH, 0, 1, seed=0)
+    detector = Detector(config, tuple(f"class {i}" for i in range(CLASSES))).train()
+    step, batches = trainer(detector), iter(training_loader(dataset, sampler, config))
+    waited = began = 0.0
+    for number in range(sampler.steps):
+        if number == 5:  # the worker has started and is ahead
+            waited, began = 0.0, time.perf_counter()
+        asked = time.perf_counter()
+        batch = next(batches)
+        waited += time.perf_counter() - asked
+        step(batch)
+    return waited / (time.perf_counter() - began)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser.add_argument("videos", type=Path, nargs="*", help="default: made for the occasion")
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
+    parser.add_argument("--repeats", type=int, default=5)
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        url = Path(folder) / "cache"
+        files = args.videos or [Path(folder) / f"{n}.mp4" for n in range(2)]
+        for file in [] if args.videos else files:
+            write_numbered(file, 1600, Encoding("libx264", "decord", size=(240, 320)))
+        items = items_of(files)
+        whole, part, head = (settings(url, args.precision, b) for b in (0, BLOCK, DEPTH))
+        accelerator = Accelerator(cpu=True)
+        torch.manual_seed(0)
+        source = Detector(head, tuple(f"class {i}" for i in range(CLASSES))).eval()
+        with Store.open(url, "a") as store:
+            activations = activations_of(source, store, "weights.pt")
+            spans = training_spans(items, head)
+            features, _ = up_to_date(activations, spans, "features", head, accelerator)
+            block, _ = up_to_date(activations, spans, BLOCK - 1, head, accelerator)
+            ways = {
+                "end to end": way(whole, items, None),
+                f"trainable_from_block {BLOCK}": way(part, items, block),
+                "head alone": way(head, items, features),
+            }
+            seconds: dict[str, list[float]] = {name: [] for name in ways}
+            for number in range(args.repeats + 1):
+                for name, train in ways.items():
+                    began = time.perf_counter()
+                    train(number)
+                    seconds[name].append(time.perf_counter() - began)
+            waits = waiting(head, items, features)
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {args.precision}")
+    print("| a training sample | seconds | of an end-to-end one |\n|---|---|---|")
+    medians = {name: statistics.median(taken[1:]) for name, taken in seconds.items()}
+    for name, median in medians.items():
+        print(f"| {name} | {median:.3f} | 1/{medians['end to end'] / median:.1f} |")
+    print(f"\nhead training waits for its loader {waits:.1%} of the time")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,149 @@
+"""What an activation is of: addresses, and what is told of videos and fingerprints."""
+
+import base64
+import hashlib
+import json
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+Dtype = Literal["float32", "float16", "bfloat16"]
+
+DTYPES: dict[Dtype, torch.dtype] = {
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+}
+DIRECTIONS = ("forward", "reversed")
+SPANS = ("window", "video")
+
+
+@dataclass(frozen=True, eq=False)
+class Address:
+    """Names one activation; equal addresses have equal keys.
+
+    Args:
+        fingerprint: 32 hex characters; names weights, preprocessing and cut.
+        dtype: of the numbers as stored.
+        video: SHA-256 of the file's content, hex.
+        direction: `forward` or `reversed`.
+        span: `window` or `video`.
+        frames: frame number of every sample in the order of the direction, padding included [F].
+        rows: rows of the whole activation (tubelets).
+    """
+
+    fingerprint: str
+    dtype: Dtype
+    video: str
+    direction: str
+    span: str
+    frames: NDArray[np.int64]
+    rows: int
+
+    def __post_init__(self) -> None:
+        if self.dtype not in get_args(Dtype):
+            raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, not {self.dtype!r}")
+        if self.direction not in DIRECTIONS or self.span not in SPANS:
+            raise ValueError(
+                f"no such direction or span: {self.direction!r}, {self.span!r}; there are "
+                f"{', '.join(DIRECTIONS)} and {', '.join(SPANS)}"
+            )
+        for name, text, length in (
+            ("fingerprint", self.fingerprint, 32),
+            ("video", self.video, 64),
+        ):
+            if len(text) != length or not set(text) <= set("0123456789abcdef"):
+                raise ValueError(f"{name} must be {length} hex characters, not {text!r}")
+        if self.rows < 1 or self.frames.ndim != 1 or not len(self.frames):
+            raise ValueError(
+                f"an activation has one row at least and frames [F], not {self.rows} rows and "
+                f"frames of shape {self.frames.shape}"
+            )
+
+    @cached_property
+    def key(self) -> bytes:
+        """16 bytes that stand for the whole address."""
+        said = [self.fingerprint, self.dtype, self.video, self.direction, self.span, self.rows]
+        hashed = hashlib.blake2b(json.dumps(said).encode(), digest_size=16, person=b"palindrome")
+        hashed.update(np.ascontiguousarray(self.frames, "<i8").data)
+        return hashed.digest()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Address) and self.key == other.key
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+    def __str__(self) -> str:
+        return (
+            f"{self.span} of frames {self.frames.min()}–{self.frames.max()} ({self.direction}, "
+            f"{self.dtype}, {self.rows} rows) of video {self.video[:12]}, "
+            f"fingerprint {self.fingerprint[:12]}"
+        )
+
+
+@dataclass(frozen=True)
+class VideoInfo:
+    """What a store still knows of a video when its file is gone.
+
+    Args:
+        digest: SHA-256 of the file's content, hex.
+        name: the name it had.
+        size: bytes.
+        frames: how many it has.
+        fps: frames per second, the average where frame times are uneven.
+        times_s: begin of every frame and the end of the last, seconds, where they are uneven
+            [frames + 1].
+    """
+
+    digest: str
+    name: str
+    size: int
+    frames: int
+    fps: float
+    times_s: NDArray[np.float64] | None = field(default=None, compare=False)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what `from_json` reads; no float is rounded."""
+        times = None
+        if self.times_s is not None:
+            times = base64.b64encode(np.ascontiguousarray(self.times_s, "<f8").tobytes()).decode()
+        said = {name: getattr(self, name) for name in ("digest", "name", "size", "frames", "fps")}
+        return said | {"times_s": times}
+
+    @staticmethod
+    def from_json(said: dict[str, Any]) -> "VideoInfo":
+        times = said["times_s"]
+        if times is not None:
+            times = np.frombuffer(base64.b64decode(times), "<f8").astype(np.float64)
+        return VideoInfo(**(said | {"times_s": times}))
+
+
+@dataclass(frozen=True)
+class FingerprintInfo:
+    """What a fingerprint stands for, for people.
+
+    Args:
+        fingerprint: 32 hex characters.
+        cut: `features` or the number of a block.
+        checkpoint: where the weights came from.
+        about: readable settings; plain JSON values.
+    """
+
+    fingerprint: str
+    cut: int | Literal["features"]
+    checkpoint: str
+    about: dict[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what `from_json` reads."""
+        names = ("fingerprint", "cut", "checkpoint", "about")
+        return {name: getattr(self, name) for name in names}
+
+    @staticmethod
+    def from_json(said: dict[str, Any]) -> "FingerprintInfo":
+        return FingerprintInfo(**said)

@@ -1,0 +1,90 @@
+"""From journal segments to arrays: what belongs together is laid end to end, once."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from cache.codec import Bytes, checksum, decompress
+from cache.errors import Damaged
+from cache.files import Files
+from cache.shards import write_array
+from cache.table import RECORD, Entry, Group, Table, Told, encode
+
+Placed = tuple[str, Entry]
+"""A segment's file and a record in it."""
+
+
+def payload(files: Files, file: str, entry: Entry, row_bytes: int) -> Bytes:
+    """Return a record's rows as bytes, uncompressed.
+
+    Raises:
+        Damaged: they are not there as they were written.
+    """
+    (data,) = files.read([(file, entry.place, entry.place + entry.size)])
+    if data is None:
+        raise Damaged(file, "it is missing")
+    out = np.empty(entry.rows * row_bytes, np.uint8)
+    unpack(data, entry, out, file)
+    return out
+
+
+def unpack(data: Bytes, entry: Entry, out: Bytes, file: str) -> None:
+    """Check a record's payload and decompress it into `out`.
+
+    Raises:
+        Damaged: it is not what was written.
+    """
+    if len(data) < entry.size:
+        raise Damaged(file, f"it ends after {entry.place + len(data)} bytes")
+    if checksum(data) != entry.checksum:
+        raise Damaged(file, f"the checksum of bytes from {entry.place} is wrong")
+    decompress(data, out, file)
+
+
+def fold(
+    files: Files,
+    folder: str,
+    group: Group,
+    placed: Sequence[Placed],
+    videos: Sequence[str],
+    told: Sequence[Told],
+) -> bytes:
+    """Write one array and return its index, whose writing commits it.
+
+    Args:
+        folder: of the array, new.
+        placed: records of that group; `video` is a number into `videos`.
+        told: what the index shall say of videos and fingerprints.
+    """
+    placed = _ordered(placed)
+    rows = sum(entry.rows for _, entry in placed)
+    width = group.row_bytes
+
+    def pieces() -> Iterator[Bytes]:
+        for file, entry in placed:
+            yield payload(files, file, entry, width)
+
+    info = write_array(files, folder, group, rows, pieces())
+    stored = sum(size for size, _ in info.shards)
+    entries: list[Entry] = []
+    place = 0
+    for _, entry in placed:
+        entry = entry._replace(place=place, group=0, checksum=0)
+        place += entry.rows
+        last = entries[-1] if entries else None
+        if last and (last.hi, last.lo, last.start + last.rows) == (entry.hi, entry.lo, entry.start):
+            # Pieces of one activation that meet are one from here on.
+            rows_there, time = last.rows + entry.rows, max(last.time, entry.time)
+            entries[-1] = last._replace(rows=rows_there, time=time)
+        else:
+            entries.append(entry)
+    sized = [entry._replace(size=stored * entry.rows // rows) for entry in entries]
+    return encode(Table(np.array(sized, RECORD), [group], list(videos), list(told), info))
+
+
+def _ordered(placed: Sequence[Placed]) -> list[Placed]:
+    """Bring the pieces of an activation together; activations stay in the order they came in."""
+    first: dict[tuple[int, int], int] = {}
+    for number, (_, entry) in enumerate(placed):
+        first.setdefault((entry.hi, entry.lo), number)
+    return sorted(placed, key=lambda item: (first[item[1].hi, item[1].lo], item[1].start))

@@ -1,0 +1,327 @@
+"""All index tables of a store joined in memory: where the rows of an address stand."""
+
+import re
+import warnings
+from collections.abc import Callable, Hashable, Iterable
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cache.address import DIRECTIONS, SPANS, Address, FingerprintInfo, VideoInfo
+from cache.errors import Damaged
+from cache.files import Files
+from cache.shards import Array
+from cache.table import RECORD, Entry, Group, Records, Table, Told, begin_of, decode
+
+PARTS = "parts"
+CONTENTS = "contents.json"
+RETIRED = ".dropped"  # behind a table's name; empty once its data may be deleted
+TABLE_NAME = re.compile(r"^(j\d+\.bin|a\d+\.idx)$")
+TAIL_BYTES = 2**16  # of a segment, read at first: most tables fit
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A table in memory, its records joined into those of the index.
+
+    Args:
+        file: its name in the store; `bytes`: its size.
+        told: what its header says of videos and fingerprints.
+        fingerprints: what its records are of.
+        array: the array that it is of; None for a segment, which holds its rows itself.
+    """
+
+    file: str
+    bytes: int
+    told: list[Told]
+    fingerprints: frozenset[str]
+    array: Array | None
+
+    @property
+    def stored(self) -> int:
+        """Bytes on the disk, the array's shards included."""
+        shards = self.array.info.shards if self.array is not None else []
+        return self.bytes + sum(size for size, _ in shards)
+
+
+@dataclass(frozen=True)
+class Index:
+    """What is known of a store at one moment; never changed, only replaced.
+
+    Args:
+        records: RECORD [n], sorted by `hi`; `group`, `video` and `table` are numbers in here.
+        tables: by number; numbers are never used again.
+        videos, names, fingerprints: what was told last; `told`: everything, by subject.
+        unreadable: tables that are damaged, and how.
+    """
+
+    records: Records
+    hi: NDArray[np.uint64]
+    tables: dict[int, Loaded] = field(default_factory=dict)
+    groups: list[Group] = field(default_factory=list)
+    digests: list[str] = field(default_factory=list)
+    videos: dict[str, VideoInfo] = field(default_factory=dict)
+    names: dict[str, VideoInfo] = field(default_factory=dict)
+    fingerprints: dict[str, FingerprintInfo] = field(default_factory=dict)
+    told: dict[str, list[Told]] = field(default_factory=dict)
+    unreadable: dict[str, Damaged] = field(default_factory=dict)
+    next_table: int = 0
+
+    @staticmethod
+    def empty() -> "Index":
+        return Index(np.empty(0, RECORD), np.empty(0, np.uint64))
+
+    def find(self, key: bytes) -> list[Entry]:
+        """Return the records of a key, the newest first."""
+        hi = int.from_bytes(key[:8], "little")
+        lo = int.from_bytes(key[8:], "little")
+        begin = int(self.hi.searchsorted(np.uint64(hi)))
+        end = begin + 1
+        if end < len(self.hi) and self.hi[end] == hi:
+            end = int(self.hi.searchsorted(np.uint64(hi), "right"))
+        found = [Entry._make(values) for values in self.records[begin:end].tolist()]
+        found = [entry for entry in found if (entry.hi, entry.lo) == (hi, lo)]
+        if len(found) > 1:
+            found.sort(key=lambda entry: (-entry.time, entry.start))
+        return found
+
+    def pieces(self, address: Address, start: int, stop: int) -> list[tuple[Entry, int, int]]:
+        """Return records that hold the rows, and which of their rows to take; empty if none do.
+
+        Where rows were put more than once, the newest are taken.
+        """
+        entries = self.find(address.key)
+        if not entries:
+            return []
+        if entries[0].start <= start and stop <= entries[0].start + entries[0].rows:
+            return [(entries[0], start, stop)]
+        shape = self.groups[entries[0].group]
+        holes, found = [(start, stop)], []
+        for entry in entries:
+            if self.groups[entry.group] != shape:
+                continue  # put with another shape before
+            left = []
+            for low, high in holes:
+                begin, end = max(low, entry.start), min(high, entry.start + entry.rows)
+                if begin >= end:
+                    left.append((low, high))
+                    continue
+                found.append((entry, begin, end))
+                left += [hole for hole in ((low, begin), (end, high)) if hole[0] < hole[1]]
+            holes = left
+            if not holes:
+                return found
+        return []
+
+
+def table_files(parts: dict[str, dict[str, int | None]]) -> dict[str, int]:
+    """Return the tables among the files of all parts, with their sizes."""
+    return {
+        f"{PARTS}/{part}/{name}": size
+        for part, names in parts.items()
+        for name, size in names.items()
+        if size is not None and TABLE_NAME.match(name)
+    }
+
+
+def refreshed(index: Index, files: Files) -> Index:
+    """Return an index of what is committed now.
+
+    A listing is no snapshot: a writer that folds meanwhile could hide rows in the gap between the
+    segment that it deletes and the array that it commits before. Two equal listings have no gap.
+    """
+    listed = table_files(files.grandchildren(PARTS))
+    for _ in range(8):
+        index = _with_tables(index, files, listed)
+        before, listed = listed, table_files(files.grandchildren(PARTS))
+        if before == listed:
+            break
+    return index
+
+
+def load_tables(files: Files, sizes: dict[str, int]) -> tuple[dict[str, Table], dict[str, Damaged]]:
+    """Read tables; those that are gone meanwhile are in neither answer."""
+    tables: dict[str, Table] = {}
+    unreadable: dict[str, Damaged] = {}
+    begins = {
+        name: max(size - TAIL_BYTES, 0) if name.endswith(".bin") else 0
+        for name, size in sizes.items()
+    }
+    while begins:
+        ranges = [(name, begin, sizes[name]) for name, begin in begins.items()]
+        again: dict[str, int] = {}
+        for (name, begin, size), tail in zip(ranges, files.read(ranges), strict=True):
+            if tail is None:
+                continue
+            try:
+                if begin + len(tail) != size:
+                    raise Damaged(name, f"it ends after {begin + len(tail)} of {size} bytes")
+                needed = begin_of(tail, size, name)
+                if needed < begin:
+                    again[name] = needed
+                else:
+                    tables[name] = decode(tail, size, name)
+            except Damaged as damage:
+                unreadable[name] = damage
+        begins = again
+    return tables, unreadable
+
+
+def _with_tables(index: Index, files: Files, listed: dict[str, int]) -> Index:
+    """Return an index of the listed tables; those known already are not read again."""
+    known = {loaded.file: number for number, loaded in index.tables.items()}
+    gone = [number for file, number in known.items() if file not in listed]
+    seen = known.keys() | index.unreadable.keys()
+    tables, unreadable = load_tables(files, {f: s for f, s in listed.items() if f not in seen})
+    if not (gone or tables or unreadable or index.unreadable.keys() - listed.keys()):
+        return index
+    for damage in unreadable.values():
+        warnings.warn(
+            f"{files.url}: {damage.file} cannot be read ({damage.what}); what it holds counts "
+            "as missing; `python cache/show.py STORE --prune` removes it",
+            stacklevel=2,
+        )
+    kept = {number: loaded for number, loaded in index.tables.items() if number not in gone}
+    old = index.records
+    if gone:
+        old = old[~np.isin(old["table"], gone)]
+    every = np.empty(len(old) + sum(len(table.records) for table in tables.values()), RECORD)
+    every[: len(old)] = old
+    end = len(old)
+    groups, digests = list(index.groups), list(index.digests)
+    group_number, digest_number = _numbering(groups), _numbering(digests)
+    number = index.next_table
+    for file, table in tables.items():
+        joined = every[end : end + len(table.records)]
+        end += len(joined)
+        joined[:] = table.records
+        if len(joined):
+            to_group = np.array([group_number(group) for group in table.groups], np.uint32)
+            to_video = np.array([digest_number(digest) for digest in table.videos], np.uint32)
+            joined["group"] = to_group[joined["group"]]
+            joined["video"] = to_video[joined["video"]]
+        joined["table"] = number
+        array = None
+        if table.array is not None:
+            array = Array(files, file.removesuffix(".idx"), table.groups[0], table.array)
+        used = frozenset(group.fingerprint for group in table.groups)
+        kept[number] = Loaded(file, listed[file], table.told, used, array)
+        number += 1
+    del tables, old  # the sorted copy needs room
+    every = every[np.argsort(every["hi"], kind="stable")]
+    last = sorted(
+        newest(told for table in kept.values() for told in table.told).values(),
+        key=lambda told: told.time,
+    )
+    by_subject: dict[str, list[Told]] = {}
+    for told in last:
+        by_subject.setdefault(told.subject, []).append(told)
+    infos = [told.info for told in last]
+    return Index(
+        records=every,
+        hi=np.ascontiguousarray(every["hi"]),
+        tables=kept,
+        groups=groups,
+        digests=digests,
+        # In the order of telling: the last one stays.
+        videos={info.digest: info for info in infos if isinstance(info, VideoInfo)},
+        names={info.name: info for info in infos if isinstance(info, VideoInfo)},
+        fingerprints={i.fingerprint: i for i in infos if isinstance(i, FingerprintInfo)},
+        told=by_subject,
+        unreadable={f: d for f, d in (index.unreadable | unreadable).items() if f in listed},
+        next_table=number,
+    )
+
+
+T = TypeVar("T", bound=Hashable)
+
+
+def _numbering(values: list[T]) -> Callable[[T], int]:
+    """Return a function that gives a value's number, appending it to the list if it is new."""
+    numbers = {value: number for number, value in enumerate(values)}
+
+    def number(value: T) -> int:
+        if value not in numbers:
+            numbers[value] = len(values)
+            values.append(value)
+        return numbers[value]
+
+    return number
+
+
+def newest(every: Iterable[Told]) -> dict[tuple[str, str], Told]:
+    """Return what was told last, by subject and name."""
+    found: dict[tuple[str, str], Told] = {}
+    for told in sorted(every, key=lambda told: told.time):
+        found[told.key] = told
+    return found
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a store holds of one fingerprint in one way, for tables that people read.
+
+    Args:
+        spans: activations that are all there; `pieces`: records, of unfinished ones too.
+        bytes: as stored; `oldest_s`, `newest_s`: when they were put, seconds since 1970.
+    """
+
+    fingerprint: str
+    dtype: str
+    row_shape: tuple[int, ...]
+    direction: str
+    span: str
+    spans: int
+    pieces: int
+    videos: int
+    rows: int
+    bytes: int
+    oldest_s: float
+    newest_s: float
+
+
+def summaries(index: Index) -> list[Summary]:
+    """Count what is there, by group, direction and kind of span."""
+    records = index.records
+    kinds = (records["group"].astype(np.int64) * 2 + records["direction"]) * 2 + records["span"]
+    found = []
+    for kind in np.unique(kinds):
+        mine = records[kinds == kind]
+        group = index.groups[int(mine["group"][0])]
+        found.append(
+            Summary(
+                *group,
+                direction=DIRECTIONS[int(mine["direction"][0])],
+                span=SPANS[int(mine["span"][0])],
+                spans=_whole(mine),
+                pieces=len(mine),
+                videos=len(np.unique(mine["video"])),
+                rows=int(mine["rows"].sum(dtype=np.int64)),
+                bytes=int(mine["size"].sum()),
+                oldest_s=float(mine["time"].min()) / 1e9,
+                newest_s=float(mine["time"].max()) / 1e9,
+            )
+        )
+    return found
+
+
+def _whole(records: Records) -> int:
+    """Count addresses all of whose rows are there; keys are told apart by their first half."""
+    ordered = records[np.lexsort((records["start"], records["hi"]))]
+    stops = ordered["start"].astype(np.int64) + ordered["rows"]
+    begins = np.flatnonzero(np.r_[True, ordered["hi"][1:] != ordered["hi"][:-1]])
+    ends = np.r_[begins[1:], len(ordered)]
+    single = begins[ends - begins == 1]
+    whole = int((ordered["rows"][single] == ordered["total"][single]).sum())
+    for begin, end in zip(begins[ends - begins > 1], ends[ends - begins > 1], strict=True):
+        reached = 0
+        for start, stop in zip(
+            ordered["start"][begin:end].tolist(), stops[begin:end].tolist(), strict=True
+        ):
+            if start > reached:
+                break
+            reached = max(reached, stop)
+        whole += reached == ordered["total"][begin]
+    return whole

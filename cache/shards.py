@@ -1,0 +1,236 @@
+"""Arrays of activations laid end to end: written by zarr, read by hand.
+
+An array is ordinary zarr (format 3, sharded, Blosc, CRC-32C) and any zarr can open it. It is read
+here without zarr, which takes a missing chunk for zeros, decodes a shard's chunks one after another
+and starts a thread that does not survive a fork; a shard's layout is simple enough: chunks, then
+offset and size of each, then a checksum. benchmarks/store.py compares the two.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec
+from zarr.storage import MemoryStore
+
+from cache import codec
+from cache.address import Dtype
+from cache.codec import Bytes, checksum, decompress, itemsize
+from cache.errors import Damaged
+from cache.files import Files
+from cache.table import ArrayInfo, Group, digest
+
+CHUNK_BYTES, SHARD_BYTES = 2**20, 2**26  # uncompressed; benchmarks/store.py has the table
+RANGE_BYTES = 2**22  # compressed, fetched at a time: some chunks, which the CPU's cache can hold
+
+# NumPy has no bfloat16, and zarr neither: its bits are kept.
+STORED: dict[Dtype, str] = {"float32": "float32", "float16": "float16", "bfloat16": "uint16"}
+
+
+class Gone(Exception):
+    """A file is not there; another process may have moved what it held."""
+
+    def __init__(self, file: str) -> None:
+        super().__init__(file)
+        self.file = file
+
+
+class Wanted(NamedTuple):
+    """Rows `start` to `stop` of an array, to be put into `out` [bytes]."""
+
+    start: int
+    stop: int
+    out: Bytes
+
+
+def layout(rows: int, row_bytes: int) -> tuple[int, int]:
+    """Return rows of a chunk and of a shard for an array of so many rows."""
+    chunk = min(max(CHUNK_BYTES // row_bytes, 1), rows)
+    chunks = min(max(SHARD_BYTES // (chunk * row_bytes), 1), -(-rows // chunk))
+    return chunk, chunk * chunks
+
+
+def blosc_codec(dtype: Dtype) -> BloscCodec:
+    """Return the compression of the journal in zarr's words."""
+    name, level, shuffle, block = codec.CODEC
+    return BloscCodec(
+        typesize=itemsize(dtype), cname=name, clevel=level, shuffle=shuffle, blocksize=block
+    )
+
+
+def shard_name(folder: str, group: Group, shard: int) -> str:
+    """Return the file of a shard, as zarr calls it."""
+    return "/".join([folder, "c", str(shard), *("0" for _ in group.row_shape)])
+
+
+def write_array(
+    files: Files, folder: str, group: Group, rows: int, pieces: Iterator[Bytes]
+) -> ArrayInfo:
+    """Write an array, each shard once; nothing refers to it yet.
+
+    Args:
+        pieces: the rows' bytes in order, in pieces of whole rows.
+    """
+    chunk_rows, shard_rows = layout(rows, group.row_bytes)
+    # zarr encodes into memory; the files are written here, where they are forced to the disk.
+    encoded: dict[str, Any] = {}
+    array = zarr.create_array(
+        MemoryStore(encoded),
+        shape=(rows, *group.row_shape),
+        dtype=STORED[group.dtype],
+        chunks=(chunk_rows, *group.row_shape),
+        shards=(shard_rows, *group.row_shape),
+        serializer=BytesCodec(endian="little"),
+        compressors=[blosc_codec(group.dtype), Crc32cCodec()],
+        filters=None,
+        fill_value=0,
+        attributes={"fingerprint": group.fingerprint, "dtype": group.dtype},
+        config={"write_empty_chunks": True},  # what is absent is damage, never zeros
+    )
+    description = encoded.pop("zarr.json").to_bytes()
+    files.write(f"{folder}/zarr.json", [description])
+    shards = []
+    buffer = np.empty(min(shard_rows, rows) * group.row_bytes, np.uint8)
+    for number, content in enumerate(_shards(buffer, rows * group.row_bytes, pieces)):
+        begin = number * shard_rows
+        numbers = content.view(STORED[group.dtype]).reshape(-1, *group.row_shape)
+        array[begin : begin + len(numbers)] = numbers
+        name = shard_name(folder, group, number)
+        data = encoded.pop(name.removeprefix(folder + "/")).as_numpy_array().view(np.uint8)
+        files.write(name, [data])
+        shards.append((len(data), int.from_bytes(data[-4:].tobytes(), "little")))
+    return ArrayInfo(rows, chunk_rows, shard_rows, digest(description).hex(), shards)
+
+
+def _shards(buffer: Bytes, total: int, pieces: Iterator[Bytes]) -> Iterator[Bytes]:
+    """Fill the buffer from pieces, again and again; the last time it may not become full."""
+    filled = done = 0
+    for piece in pieces:
+        while len(piece):
+            count = min(len(piece), len(buffer) - filled)
+            buffer[filled : filled + count] = piece[:count]
+            piece, filled, done = piece[count:], filled + count, done + count
+            if filled == len(buffer) or done == total:
+                yield buffer[:filled]
+                filled = 0
+    assert done == total and not filled
+
+
+class Array:
+    """Reads one array."""
+
+    def __init__(self, files: Files, folder: str, group: Group, info: ArrayInfo) -> None:
+        self.files = files
+        self.folder = folder
+        self.group = group
+        self.info = info
+        self.chunk_bytes = info.chunk_rows * group.row_bytes
+        self._indexes: dict[int, NDArray[np.uint64]] = {}
+
+    def read(self, wanted: Sequence[Wanted]) -> None:
+        """Fill every `out`; each chunk is fetched and decoded once.
+
+        Raises:
+            Gone: a shard is not there. Damaged: it is not what was written.
+        """
+        targets: dict[int, list[Wanted]] = {}  # per chunk, rows counted in it
+        rows, width = self.info.chunk_rows, self.group.row_bytes
+        for start, stop, out in wanted:
+            for chunk in range(start // rows, (stop - 1) // rows + 1):
+                low, high = max(start, chunk * rows), min(stop, (chunk + 1) * rows)
+                part = out[(low - start) * width : (high - start) * width]
+                here = Wanted(low - chunk * rows, high - chunk * rows, part)
+                targets.setdefault(chunk, []).append(here)
+
+        def deliver(chunk: int, frame: Bytes, file: str) -> None:
+            low, high, out = targets[chunk][0]
+            if low == 0 and high == rows:
+                decompress(frame, out, file)
+                others, decoded = targets[chunk][1:], out
+            else:
+                decoded = np.empty(self.chunk_bytes, np.uint8)
+                decompress(frame, decoded, file)
+                others = targets[chunk]
+            for low, high, out in others:
+                out[:] = decoded[low * width : high * width]
+
+        self.each_chunk(sorted(targets), deliver)
+
+    def each_chunk(self, chunks: Sequence[int], deliver: Callable[[int, Bytes, str], None]) -> None:
+        """Call `deliver(chunk, compressed, file)` for chunks in rising order, checksums right.
+
+        Raises:
+            Gone: a shard is not there. Damaged: it is not what was written.
+        """
+        for batch in self._batches(chunks):
+            found = self.files.read([(run.file, run.start, run.stop) for run in batch])
+            for run, data in zip(batch, found, strict=True):
+                if data is None:
+                    raise Gone(run.file)
+                if len(data) < run.stop - run.start:
+                    raise Damaged(run.file, f"it ends after {run.start + len(data)} bytes")
+                for chunk, start, stop in run.chunks:
+                    block = data[start - run.start : stop - run.start]
+                    if checksum(block[:-4]) != int.from_bytes(block[-4:].tobytes(), "little"):
+                        raise Damaged(run.file, f"the checksum of bytes {start}–{stop} is wrong")
+                    deliver(chunk, block[:-4], run.file)
+
+    def places(self, shard: int) -> NDArray[np.uint64]:
+        """Return offset and bytes of every chunk in a shard [chunks, 2].
+
+        Raises:
+            Gone: the shard is not there. Damaged: it is not the one that was written.
+        """
+        if shard not in self._indexes:
+            file = shard_name(self.folder, self.group, shard)
+            count = self.info.shard_rows // self.info.chunk_rows
+            size, expected = self.info.shards[shard]
+            (data,) = self.files.read([(file, size - 16 * count - 4, size)])
+            if data is None:
+                raise Gone(file)
+            if len(data) < 16 * count + 4:
+                raise Damaged(file, f"it has less than the {size} bytes that were written")
+            stored = int.from_bytes(data[-4:].tobytes(), "little")
+            if checksum(data[:-4]) != stored or stored != expected:
+                raise Damaged(file, "the index at its end is not the one that was written")
+            self._indexes[shard] = data[:-4].view("<u8").reshape(count, 2)
+        return self._indexes[shard]
+
+    def _batches(self, chunks: Sequence[int]) -> Iterator[list["_Run"]]:
+        """Join neighbours to runs, and runs to what is fetched at once."""
+        batch: list[_Run] = []
+        total = 0
+        per_shard = self.info.shard_rows // self.info.chunk_rows
+        for chunk in chunks:
+            shard, number = divmod(chunk, per_shard)
+            file = shard_name(self.folder, self.group, shard)
+            offset, size = (int(value) for value in self.places(shard)[number])
+            if offset + size > self.info.shards[shard][0]:
+                raise Damaged(file, f"chunk {number} is not in it")
+            place = (chunk, offset, offset + size)
+            last = batch[-1] if batch else None
+            if (
+                last is not None
+                and (last.file, last.stop) == (file, offset)
+                and offset + size - last.start <= RANGE_BYTES
+            ):
+                batch[-1] = _Run(file, last.start, offset + size, [*last.chunks, place])
+            else:
+                if total and total + size > self.files.batch_bytes:
+                    yield batch
+                    batch, total = [], 0
+                batch.append(_Run(file, offset, offset + size, [place]))
+            total += size
+        if batch:
+            yield batch
+
+
+class _Run(NamedTuple):
+    """Bytes of a shard that are fetched at once, and the chunks in them."""
+
+    file: str
+    start: int
+    stop: int
+    chunks: list[tuple[int, int, int]]

@@ -1,0 +1,142 @@
+"""Show what is in a cache of activations, check it, and free what nobody needs.
+
+    python cache/show.py STORE [--verify] [--prune] [--budget GB]
+
+--verify reads every checksum and ends with code 1 if a file is not as it was written. --prune frees
+what is stale (its checkpoint has other weights now, or is gone), what --verify found damaged, and
+with --budget what is oldest beyond so many GB; never what a running process uses.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Literal
+
+from cache.address import FingerprintInfo
+from cache.index import Summary
+from cache.store import Store
+from cache.upkeep import Problem, prune, verify
+from extract.activations import fingerprints
+from train.checkpoint import is_checkpoint, load_checkpoint
+from train.errors import EXPECTED, message
+from train.start import new_detector
+
+State = Literal["true", "stale", "unknown"]
+HEADER = ("cut", "fingerprint", "dtype", "direction", "span", "spans", "MB", "age", "weights")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser.add_argument("store", help="folder or URL")
+    parser.add_argument("--verify", action="store_true", help="read every checksum")
+    parser.add_argument("--prune", action="store_true", help="free what is stale or damaged")
+    parser.add_argument("--budget", type=float, metavar="GB", help="free the oldest beyond this")
+    args = parser.parse_args()
+    if args.budget is not None and not (args.prune and args.budget >= 0):
+        parser.error("--budget is a number of GB, 0 or more, and goes with --prune")
+    try:
+        problems = show(args)
+    except EXPECTED as error:
+        sys.exit(message(error))
+    sys.exit(1 if problems and not args.prune else 0)
+
+
+def show(args: argparse.Namespace) -> list[Problem]:
+    """Print what was asked for; return what is damaged."""
+    with Store.open(args.store, "a" if args.prune else "r") as store:
+        state_of = _states(store)
+        print(_table(store, state_of))
+        problems: list[Problem] = []
+        if args.verify:
+            problems = verify(store, progress=sys.stderr.isatty())
+            print("\n".join(f"damaged: {file}: {what}" for file, what in problems) or "all is well")
+        if args.prune:
+            keep = None if args.budget is None else int(args.budget * 1e9)
+            done = prune(
+                store,
+                lambda info: state_of(info) == "stale",
+                keep,
+                problems,
+                progress=sys.stderr.isatty(),
+            )
+            print(
+                f"freed {done.freed_bytes / 1e6:,.1f} MB: {done.dropped:,} spans stale or over the "
+                f"budget, {done.damaged:,} damaged, {done.doubled:,} twice, "
+                f"{done.leftovers:,} leftovers of killed processes; "
+                f"{done.kept_bytes / 1e6:,.1f} MB stay"
+            )
+            if done.in_use or done.writing:
+                print(
+                    f"in use, so they stayed: {len(done.in_use)} fingerprints and "
+                    f"{done.writing} parts that are being written"
+                )
+    return problems
+
+
+def _states(store: Store) -> Callable[[FingerprintInfo], State]:
+    """Return what says whether a fingerprint's checkpoint still has the weights that it names."""
+    known: dict[str, State] = {}
+
+    def state(info: FingerprintInfo) -> State:
+        if info.fingerprint not in known:
+            known[info.fingerprint] = _state(info)
+        return known[info.fingerprint]
+
+    return state
+
+
+def _state(info: FingerprintInfo) -> State:
+    origin = Path(info.checkpoint)
+    if origin.suffix in (".yaml", ".yml"):
+        return "unknown"  # of a pretrained backbone, under settings that may have been overridden
+    # A run's features of its best epoch are told to be from last.pt, as it was at that time.
+    for path in (origin, origin.with_name("best.pt")):
+        if is_checkpoint(path) and info.fingerprint in _fingerprints_now(path, info):
+            return "true"
+    return "stale"
+
+
+def _fingerprints_now(path: Path, info: FingerprintInfo) -> set[str]:
+    saved = load_checkpoint(path)
+    backbone = new_detector(saved.config, saved.classes, saved, str(path)).backbone
+    return set(fingerprints(backbone, info.about).values())
+
+
+def _table(store: Store, state_of: Callable[[FingerprintInfo], State]) -> str:
+    rows = [HEADER]
+    depth = {info.fingerprint: info.cut for info in store.fingerprints.values()}
+
+    def order(summary: Summary) -> tuple[float, str, str]:
+        cut = depth.get(summary.fingerprint, -1)
+        return -summary.newest_s // 60, summary.direction, f"{cut!s:>9}"
+
+    for summary in sorted(store.summaries(), key=order):
+        info = store.fingerprints.get(summary.fingerprint)
+        unfinished = summary.pieces > summary.spans
+        rows.append(
+            (
+                "?" if info is None else str(info.cut),
+                summary.fingerprint[:12],
+                summary.dtype,
+                summary.direction,
+                summary.span,
+                f"{summary.spans:,}" + ("+" if unfinished and not summary.spans else ""),
+                f"{summary.bytes / 1e6:,.1f}",
+                str(timedelta(seconds=round(max(0.0, time.time() - summary.newest_s)))),
+                "?" if info is None else f"{state_of(info)}: {info.checkpoint}",
+            )
+        )
+    widths = [max(len(row[column]) for row in rows) for column in range(len(HEADER))]
+    lines = [
+        "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
+    videos = f"{len(store.videos):,} videos, {store.bytes / 1e6:,.1f} MB in {store.url}"
+    return "\n".join([*lines, videos])
+
+
+if __name__ == "__main__":
+    main()

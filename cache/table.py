@@ -1,0 +1,217 @@
+"""The index tables: which rows of which activation stand where in one file or array.
+
+A table is a JSON header (what its records refer to by number) and fixed-size records, followed by a
+footer with a digest over both. It stands alone in an `.idx` file or behind the payloads of a
+journal segment; in both cases the file ends with the footer.
+"""
+
+import hashlib
+import json
+import struct
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cache.address import DIRECTIONS, SPANS, Dtype, FingerprintInfo, VideoInfo
+from cache.codec import Bytes, buffer, itemsize
+from cache.errors import Damaged
+
+RECORD = np.dtype(
+    [
+        ("hi", "<u8"),  # the address's key, in two halves
+        ("lo", "<u8"),
+        ("time", "<i8"),  # when it was put, nanoseconds since 1970; the newest wins
+        ("place", "<i8"),  # first row in the array, or first byte in the segment
+        ("size", "<i8"),  # stored bytes; in an array its share of them
+        ("first", "<i8"),  # lowest and highest frame number, for people
+        ("last", "<i8"),
+        ("samples", "<u4"),
+        ("start", "<u4"),  # first row of the activation that stands here
+        ("rows", "<u4"),  # how many stand here
+        ("total", "<u4"),  # how many the whole activation has
+        ("group", "<u4"),  # numbers into the header
+        ("video", "<u4"),
+        ("checksum", "<u4"),  # of the payload in a segment; an array's chunks have their own
+        ("direction", "u1"),
+        ("span", "u1"),
+        ("spare", "<u2"),
+        ("table", "<u4"),  # set when tables are joined in memory
+    ]
+)
+
+Records = NDArray[Any]
+"""Structured array of RECORD."""
+
+
+class Entry(NamedTuple):
+    """One record as Python numbers; the fields of RECORD."""
+
+    hi: int
+    lo: int
+    time: int
+    place: int
+    size: int
+    first: int
+    last: int
+    samples: int
+    start: int
+    rows: int
+    total: int
+    group: int
+    video: int
+    checksum: int
+    direction: int
+    span: int
+    spare: int
+    table: int
+
+
+class Group(NamedTuple):
+    """What can stand in one array."""
+
+    fingerprint: str
+    dtype: Dtype
+    row_shape: tuple[int, ...]
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a row, uncompressed."""
+        return itemsize(self.dtype) * int(np.prod(self.row_shape, dtype=np.int64))
+
+
+class Told(NamedTuple):
+    """What was told of a video or a fingerprint, and when (nanoseconds since 1970)."""
+
+    time: int
+    info: VideoInfo | FingerprintInfo
+
+    @property
+    def subject(self) -> str:
+        """The digest or the fingerprint that it is told of."""
+        info = self.info
+        return info.digest if isinstance(info, VideoInfo) else info.fingerprint
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """What a later one replaces: a video may have several names at once."""
+        return self.subject, self.info.name if isinstance(self.info, VideoInfo) else ""
+
+
+@dataclass(frozen=True)
+class ArrayInfo:
+    """What an array looked like when it was committed.
+
+    Args:
+        rows: of the whole array.
+        chunk_rows, shard_rows: of a chunk and of a shard.
+        description: digest of the bytes of zarr.json, hex.
+        shards: bytes of every shard, and the checksum of its index, which tells it from others.
+    """
+
+    rows: int
+    chunk_rows: int
+    shard_rows: int
+    description: str
+    shards: list[tuple[int, int]]
+
+
+@dataclass
+class Table:
+    """The content of one table.
+
+    Args:
+        records: RECORD [n]; `group` and `video` are numbers into the lists here.
+        groups, videos: what records refer to.
+        told: what is known of the videos and fingerprints.
+        array: the array that the records point into; None for a journal segment.
+    """
+
+    records: Records
+    groups: list[Group]
+    videos: list[str]
+    told: list[Told] = field(default_factory=list)
+    array: ArrayInfo | None = None
+
+
+FOOTER = struct.Struct("<QQ16s8s")  # where the table begins, its bytes, their digest, the magic
+MAGIC = b"PALTABL1"
+
+
+def digest(data: bytes | Bytes) -> bytes:
+    """16 bytes that no damage leaves as they were."""
+    return hashlib.blake2b(buffer(data), digest_size=16).digest()
+
+
+def encode(table: Table, offset: int = 0) -> bytes:
+    """Return a table and its footer, to stand at a byte offset of a file and end it."""
+    header = json.dumps(
+        {
+            "groups": table.groups,
+            "videos": table.videos,
+            "told": [(told.time, *_info_to_json(told.info)) for told in table.told],
+            "array": None if table.array is None else vars(table.array),
+        }
+    ).encode()
+    body = len(header).to_bytes(8, "little") + header + table.records.tobytes()
+    return body + FOOTER.pack(offset, len(body), digest(body), MAGIC)
+
+
+def begin_of(tail: Bytes, size: int, file: str) -> int:
+    """Return where the table of a file begins, given its last bytes.
+
+    Raises:
+        Damaged: the file does not end with a footer that fits.
+    """
+    if len(tail) < FOOTER.size or size < FOOTER.size:
+        raise Damaged(file, f"it ends after {min(size, len(tail))} bytes")
+    offset, length, _, magic = FOOTER.unpack(tail[-FOOTER.size :].tobytes())
+    if magic != MAGIC or offset + length + FOOTER.size != size:
+        raise Damaged(file, "its end is missing or changed")
+    return int(offset)
+
+
+def decode(tail: Bytes, size: int, file: str) -> Table:
+    """Return the table that a file ends with.
+
+    Args:
+        tail: the file's last bytes, from `begin_of` or further ahead.
+        size: bytes of the file.
+
+    Raises:
+        Damaged: these are not the bytes that were written.
+    """
+    offset = begin_of(tail, size, file)
+    body = tail[len(tail) - (size - offset) : -FOOTER.size]
+    if digest(body) != FOOTER.unpack(tail[-FOOTER.size :].tobytes())[2]:
+        raise Damaged(file, "its index does not have the digest that was written with it")
+    length = int.from_bytes(body[:8].tobytes(), "little")
+    header = json.loads(body[8 : 8 + length].tobytes())
+    array = header["array"]
+    if array is not None:
+        shards = [(size, checksum) for size, checksum in array["shards"]]
+        array = ArrayInfo(**(array | {"shards": shards}))
+    return Table(
+        records=np.frombuffer(body[8 + length :], RECORD),
+        groups=[Group(name, dtype, tuple(shape)) for name, dtype, shape in header["groups"]],
+        videos=header["videos"],
+        told=[Told(time, _info_from_json(kind, said)) for time, kind, said in header["told"]],
+        array=array,
+    )
+
+
+def direction_number(direction: str) -> int:
+    return DIRECTIONS.index(direction)
+
+
+def span_number(span: str) -> int:
+    return SPANS.index(span)
+
+
+def _info_to_json(info: VideoInfo | FingerprintInfo) -> tuple[str, dict[str, Any]]:
+    return "video" if isinstance(info, VideoInfo) else "fingerprint", info.to_json()
+
+
+def _info_from_json(kind: str, said: dict[str, Any]) -> VideoInfo | FingerprintInfo:
+    return VideoInfo.from_json(said) if kind == "video" else FingerprintInfo.from_json(said)

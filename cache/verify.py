@@ -1,0 +1,143 @@
+"""Reading every checksum of a store."""
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from cache.errors import Damaged
+from cache.files import Files, read_whole
+from cache.fold import payload
+from cache.index import CONTENTS, PARTS, RETIRED, TABLE_NAME, load_tables, table_files
+from cache.shards import Array, Gone, Wanted, shard_name
+from cache.store import FORMAT, MARK, Store
+from cache.table import Entry, Table, digest
+from cache.writer import read_contents
+
+
+class Problem(NamedTuple):
+    """A file of the store that is not what it should be, and how."""
+
+    file: str
+    what: str
+
+
+def verify(store: Store, progress: bool = False) -> list[Problem]:
+    """Read everything that is committed and return what is wrong, by file; empty if all is well.
+
+    Others may write, fold and prune meanwhile. What a killed process left half done is not wrong:
+    nothing refers to it, and `prune` removes it.
+    """
+    files = store.files
+    found = []
+    mark = read_whole(files, MARK, None)
+    if mark is None or mark.tobytes() != FORMAT:
+        found.append(Problem(MARK, "it is missing" if mark is None else "it is not as written"))
+    parts = files.grandchildren(PARTS)
+    tables, unreadable = load_tables(files, table_files(parts))
+    stored = sum(_bytes(table) for table in tables.values())
+    with tqdm(total=stored, unit="B", unit_scale=True, desc="verify", disable=not progress) as bar:
+        for file, damage in unreadable.items():
+            found += _unless_moved(files, file, [Problem(file, damage.what)])
+        for file, table in tables.items():
+            if table.array is None:
+                problems = _check_segment(files, file, table, bar)
+            else:
+                problems = _check_array(files, file, table, bar)
+            found += _unless_moved(files, file, problems)
+    for part in parts:
+        found += _check_contents(files, part)
+    return found
+
+
+def _check_segment(files: Files, file: str, table: Table, bar: Any) -> list[Problem]:
+    found = []
+    for values in table.records.tolist():
+        entry = Entry._make(values)
+        try:
+            payload(files, file, entry, table.groups[entry.group].row_bytes)
+        except Damaged as damage:
+            found.append(damage.what)
+        bar.update(entry.size)
+    return _one_each([(file, what) for what in found])
+
+
+def _check_array(files: Files, file: str, table: Table, bar: Any) -> list[Problem]:
+    info = table.array
+    assert info is not None
+    folder = file.removesuffix(".idx")
+    found: list[tuple[str, str]] = []
+    description = read_whole(files, f"{folder}/zarr.json", None)
+    if description is None:
+        found.append((f"{folder}/zarr.json", "it is missing"))
+    elif digest(description).hex() != info.description:
+        found.append((f"{folder}/zarr.json", "it is not as written"))
+    array = Array(files, folder, table.groups[0], info)
+    chunks = -(-info.rows // info.chunk_rows)
+    per_shard = info.shard_rows // info.chunk_rows
+    scratch = np.empty(array.chunk_bytes, np.uint8)
+    for shard, (size, _) in enumerate(info.shards):
+        name = shard_name(folder, table.groups[0], shard)
+        there = files.size(name)
+        if there is not None and there != size:
+            found.append((name, f"it has {there} bytes, {size} were written"))
+        for chunk in range(shard * per_shard, min((shard + 1) * per_shard, chunks)):
+            try:
+                array.read(
+                    [Wanted(chunk * info.chunk_rows, (chunk + 1) * info.chunk_rows, scratch)]
+                )
+            except Damaged as damage:
+                found.append((damage.file, damage.what))
+            except Gone as gone:
+                found.append((gone.file, "it is missing"))
+        bar.update(size)
+    return _one_each(found)
+
+
+def _check_contents(files: Files, part: str) -> list[Problem]:
+    """Name tables that a part should have and has not."""
+    folder = f"{PARTS}/{part}"
+
+    def listed() -> dict[str, int] | None:
+        data = read_whole(files, f"{folder}/{CONTENTS}", None)
+        return {} if data is None else read_contents(data)
+
+    before = listed()
+    there = files.children(folder)
+    # A writer takes a table off the list before it deletes it: listed still, and gone, is lost.
+    after = listed()
+    if CONTENTS not in there:
+        if not any(TABLE_NAME.match(name) for name in there):
+            return []  # not begun, or pruned
+        return [Problem(f"{folder}/{CONTENTS}", "it is missing")]
+    if before is None or after is None:
+        return [Problem(f"{folder}/{CONTENTS}", "it is not as written")]
+    return [
+        Problem(f"{folder}/{name}", "it is missing")
+        for name in before.keys() & after.keys()
+        if name not in there and name + RETIRED not in there
+    ]
+
+
+def _unless_moved(files: Files, file: str, problems: list[Problem]) -> list[Problem]:
+    """Forget problems of a table that was folded or pruned while it was looked at."""
+    folder, _, name = file.rpartition("/")
+    return problems if problems and name in files.children(folder) else []
+
+
+def _one_each(found: Iterable[tuple[str, str]]) -> list[Problem]:
+    """Return one problem for each file, the first, and how many there are."""
+    by_file: dict[str, list[str]] = {}
+    for file, what in found:
+        by_file.setdefault(file, []).append(what)
+    return [
+        Problem(file, whats[0] + (f" (and {len(whats) - 1} more)" if len(whats) > 1 else ""))
+        for file, whats in by_file.items()
+    ]
+
+
+def _bytes(table: Table) -> int:
+    if table.array is not None:
+        return sum(size for size, _ in table.array.shards)
+    return int(table.records["size"].sum())

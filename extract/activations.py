@@ -1,0 +1,353 @@
+"""The one seam: an activation from the cache if it is there and true, else computed and written."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from cache.address import DTYPES, Address, Dtype, FingerprintInfo
+from cache.errors import Damaged, Missing
+from cache.fingerprint import chain
+from cache.store import Store
+from cache.writer import Writer
+from extract.backbone import ARITHMETIC, Backbone, BackboneConfig, Cut
+from extract.inputs import Piece, Task, job_pieces
+from extract.spans import Span, SpanKind
+from extract.transforms import PixelConfig
+from extract.wavefront import Wavefront
+
+Precision = Literal["fp32", "bf16", "fp16"]
+BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+Watch = Callable[[Cut, Tensor], None]
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class CacheConfig:
+    """Which activations are kept, and where.
+
+    Args:
+        url: folder or fsspec URL of the store; null keeps nothing.
+        dtype: of the stored numbers; only float32 is exact.
+        span: what heads are trained on: windows cut at random out of whole `video` spans, or the
+            test plan's `window` spans that hold an action.
+        blocks: cuts that are kept beside the features.
+        flush_s: seconds of work that a kill may cost at most; 64 MB of activations are the other
+            bound.
+    """
+
+    url: str | None = None
+    dtype: Dtype = "float16"
+    span: SpanKind = "video"
+    blocks: tuple[int, ...] = ()
+    flush_s: float = 30.0
+
+    def __post_init__(self) -> None:
+        if self.flush_s < 0:
+            raise ValueError("cache.flush_s must not be negative")
+
+
+@dataclass
+class Counts:
+    """How activations came about: read, computed from a stored block, or from pixels."""
+
+    hits: int = 0
+    partial: int = 0
+    full: int = 0
+
+    def __add__(self, other: "Counts") -> "Counts":
+        sums = self.hits + other.hits, self.partial + other.partial, self.full + other.full
+        return Counts(*sums)
+
+    def __str__(self) -> str:
+        return f"{self.hits:,} cached, {self.partial:,} partial and {self.full:,} full passes"
+
+
+@dataclass(frozen=True)
+class Cached:
+    """Activations at one cut as a store has them; small enough to be sent to loader workers."""
+
+    store: Store
+    cut: Cut
+    fingerprint: str
+    dtype: Dtype
+
+    def address(self, span: Span) -> Address:
+        """Return where the span's activation is, or would be."""
+        return Address(
+            fingerprint=self.fingerprint,
+            dtype=self.dtype,
+            video=span.video.digest,
+            direction=span.direction,
+            span=span.kind,
+            frames=span.frames,
+            rows=span.rows,
+        )
+
+    def has(self, span: Span) -> bool:
+        """Say whether the whole activation is there."""
+        return self.store.has(self.address(span))
+
+    def read(self, span: Span, rows: slice = slice(None)) -> Tensor:
+        """Return an activation, or rows of it: features [n, C] or tokens [n, P, C], as stored.
+
+        Raises:
+            Missing, Damaged: it is not there, or not what was written.
+        """
+        return self.store.read(self.address(span), rows.start or 0, rows.stop)
+
+    def read_all(self, spans: Sequence[Span]) -> Iterator[Tensor]:
+        """Yield whole activations; see `read`. Neighbours in the store are read in one go."""
+        # Features of a thousand windows are small; one window's tokens may fill a gigabyte.
+        together = 64 if self.cut == "features" else 1
+        for first in range(0, len(spans), together):
+            addresses = [self.address(span) for span in spans[first : first + together]]
+            yield from self.store.read_many(addresses)
+
+
+def settings(config: BackboneConfig, pixels: PixelConfig, precision: Precision) -> dict[str, Any]:
+    """Return all that an activation depends on besides the frames and the weights, for JSON."""
+    trunk = asdict(config.trunk)
+    del trunk["drop_path"]  # no part of a pass in eval mode
+    return {
+        "arithmetic": ARITHMETIC,
+        "pixels": {"size": pixels.size, "take": "short side, centre"},
+        "mean": list(config.mean),
+        "std": list(config.std),
+        "precision": precision,
+        "trunk": trunk,
+    }
+
+
+def fingerprints(backbone: Backbone, of: dict[str, Any]) -> dict[Cut, str]:
+    """Return the fingerprint of every cut.
+
+    Args:
+        of: what `settings` returned.
+    """
+    depth = backbone.config.trunk.depth
+    stages: list[dict[str, Tensor]] = [{} for _ in range(depth + 1)]
+    for name, tensor in backbone.state_dict(keep_vars=True).items():
+        part, number, *_ = *name.removeprefix("trunk.").split("."), ""
+        block = int(number) if part in ("blocks", "adapters") else 0
+        stages[block][name] = tensor
+    names = chain(of, stages)
+    return dict(enumerate(names[:-1])) | {"features": names[-1]}
+
+
+Places = dict[Cut, Cached]
+"""Where the activations of one backbone are, by cut, for its weights at one moment."""
+
+
+def missing(places: Places, span: Span, cuts: Iterable[Cut]) -> list[Cut]:
+    """Return which of the cuts are not stored for a span, in the order of a pass."""
+    absent = {cut for cut in cuts if not places[cut].has(span)}
+    return [cut for cut in places if cut in absent]
+
+
+def deepest(places: Places, span: Span, cut: Cut) -> int | None:
+    """Return the last block before `cut` whose activation is stored; None for pixels."""
+    found = None
+    for block, place in places.items():
+        if block == cut or block == "features":
+            break
+        if place.fingerprint in place.store.fingerprints and place.has(span):
+            found = block
+    return found
+
+
+class Activations:
+    """A backbone's activations, stored or computed; what is computed is stored.
+
+    Args:
+        store: open for writing, if anything may have to be computed.
+        backbone: in eval mode, on its device. It may change: the next call sees it.
+        origin: file of the weights, for people who look at the store.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        backbone: Backbone,
+        pixels: PixelConfig,
+        precision: Precision,
+        config: CacheConfig,
+        origin: str,
+    ) -> None:
+        self.store, self.backbone, self.pixels = store, backbone, pixels
+        self.precision, self.config, self.origin = precision, config, origin
+        self.counts = Counts()
+        self._known: tuple[object, Places] = None, {}
+        self._writer: Writer | None = None
+        self._described: set[str] = set()
+        self._put: set[bytes] = set()
+
+    def places(self) -> Places:
+        """Return where activations are, or would be, for the weights as they are now."""
+        state = _glance(self.backbone)
+        if state != self._known[0]:
+            of = settings(self.backbone.config, self.pixels, self.precision)
+            names = fingerprints(self.backbone, of)
+            dtype = self.config.dtype
+            places = {cut: Cached(self.store, cut, name, dtype) for cut, name in names.items()}
+            self._known = state, places
+        return self._known[1]
+
+    def autocast(self) -> torch.autocast:
+        """Return the context of `precision` for a pass."""
+        dtype = AUTOCAST.get(self.precision)
+        return torch.autocast(self.backbone.mean.device.type, dtype, enabled=dtype is not None)
+
+    def get(self, span: Span, cut: Cut = "features") -> Tensor:
+        """Return features [T/2, C] or tokens [T/2, P, C] of a span, in the dtype of the store.
+
+        Raises:
+            VideoError: it has to be computed, but the video cannot be read.
+        """
+        places = self.places()
+        if places[cut].address(span).key in self._put:
+            self.flush()
+            self.store.refresh()
+        try:
+            found = places[cut].read(span)
+            self.counts.hits += 1
+            return found
+        except Missing:
+            pass
+        except Damaged as error:
+            tqdm.write(f"warning: {error}; it is computed again")
+        done: list[Tensor] = []
+        start = deepest(places, span, cut)
+        run = self.begin(places, span, start, [cut], lambda _, rows: done.append(rows))
+        source = None if start is None else places[start]
+        for piece in job_pieces([Task(0, span, source)], self.pixels):
+            run.push(piece)
+        if run.backwards:
+            done.reverse()
+        return torch.cat(done).to(DTYPES[self.config.dtype])
+
+    def changed(self) -> bool:
+        """Say whether the store has activations of other weights from the same file."""
+        current = {place.fingerprint for place in self.places().values()}
+        stored = self.store.fingerprints.values()
+        return any(i.checkpoint == self.origin and i.fingerprint not in current for i in stored)
+
+    def begin(
+        self,
+        places: Places,
+        span: Span,
+        start: int | None,
+        cuts: Sequence[Cut],
+        watch: Watch = lambda cut, rows: None,
+    ) -> "Pass":
+        """Begin a pass over a span, from a stored block or from pixels, that stores these cuts.
+
+        Args:
+            places: for the weights of the pass.
+            cuts: in the order of a pass.
+            watch: is given what is stored, in the order in which it is finished.
+        """
+        if start is None:
+            self.counts.full += 1
+        else:
+            self.counts.partial += 1
+        return Pass(self, places, span, start, cuts, watch)
+
+    def put(self, place: Cached, span: Span, rows: Tensor, first: int = 0) -> None:
+        """Store an activation, or rows of it from `first` on: [n, C] or [n, P, C]."""
+        writer, address = self._writing(), place.address(span)
+        if place.fingerprint not in self._described:
+            about = settings(self.backbone.config, self.pixels, self.precision)
+            writer.describe(FingerprintInfo(place.fingerprint, place.cut, self.origin, about))
+        if span.video.digest not in self._described:
+            writer.describe(span.video)
+        self._described |= {place.fingerprint, span.video.digest}
+        writer.put(address, rows, first)
+        self._put.add(address.key)
+
+    def flush(self) -> None:
+        """Make what was put so far survive a kill, and let others see it."""
+        if self._writer is not None:
+            self._writer.flush()
+
+    def close(self) -> None:
+        """Flush, and put what was written in its lasting form."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer, self._described = None, set()
+
+    def _writing(self) -> Writer:
+        if self._writer is None:
+            self._writer = self.store.writer(flush_seconds=self.config.flush_s)
+        return self._writer
+
+
+class Pass:
+    """One pass over one span, whose inputs come in pieces and whose activations are stored.
+
+    Attributes:
+        start: the cut whose activation the pieces are; None for pixels.
+        backwards: activations come from the end of the span to its beginning.
+    """
+
+    def __init__(
+        self,
+        activations: Activations,
+        places: Places,
+        span: Span,
+        start: int | None,
+        cuts: Sequence[Cut],
+        watch: Watch,
+    ) -> None:
+        self.activations, self.span, self.start, self.cuts = activations, span, start, cuts
+        self.places, self.watch = places, watch
+        video = span.kind == "video"
+        self.backwards = video and start is None and span.direction == "reversed"
+        backbone = activations.backbone
+        if backbone.training:
+            raise ValueError("activations are taken in eval mode; call .eval() first")
+        self._front = Wavefront(backbone, cuts, start, self.backwards) if video else None
+        self._row = dict.fromkeys(cuts, span.rows if self.backwards else 0)
+
+    @torch.no_grad()
+    def push(self, piece: Piece) -> None:
+        """Run the next piece as far as it goes; store what that finishes."""
+        backbone = self.activations.backbone
+        device = backbone.mean.device
+        inputs = piece.arranged(self.span).to(device, non_blocking=True).unsqueeze(0)
+        with self.activations.autocast():
+            if self._front is not None:
+                self._store(self._front.push(inputs))
+                if piece.last:
+                    self._store(self._front.finish())
+                return
+            x = inputs
+            at: Cut | None = self.start
+            for cut in self.cuts:
+                x, at = backbone(x, at, cut), cut
+                self._store({cut: x})
+
+    def _store(self, found: dict[Cut, Tensor]) -> None:
+        for cut, activation in found.items():
+            (rows,) = activation.mT if cut == "features" else activation
+            if self.backwards:
+                self._row[cut] -= len(rows)
+            self.activations.put(self.places[cut], self.span, rows, self._row[cut])
+            if not self.backwards:
+                self._row[cut] += len(rows)
+            self.watch(cut, rows)
+
+
+def _glance(backbone: Backbone) -> object:
+    """Return what is another object if any weight changed, without hashing them all.
+
+    Not every change raises a tensor's version (fused optimizers and `.data` do not): the sum of
+    the values' bits is taken, too.
+    """
+    tensors = [tensor.detach() for tensor in backbone.state_dict(keep_vars=True).values()]
+    sums = torch.stack([tensor.view(BITS[tensor.element_size()]).sum() for tensor in tensors])
+    seen = [(tensor.data_ptr(), tensor._version) for tensor in tensors]
+    return seen, sums.tolist()

@@ -1,0 +1,167 @@
+"""What passes over spans begin with: frames of one decode, or a stored block's activation.
+
+A video's spans share its decode: overlapping windows do, and so do both directions.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import IterableDataset, get_worker_info
+
+from cache.errors import StoreError
+from extract.clips import Window
+from extract.patience import patience
+from extract.spans import Span
+from extract.stream import window_frames
+from extract.transforms import PixelConfig, evaluation_transform
+from extract.video import VideoError, VideoReader
+from extract.videomae import CLIP_FRAMES, CLIP_STEPS
+
+GROUP = 8  # clips of a video span that come at a time
+
+
+class Stored(Protocol):
+    """Stored activations at one cut (`extract.activations.Cached`)."""
+
+    def read(self, span: Span, rows: slice = ...) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Task:
+    """A pass that needs inputs.
+
+    Args:
+        number: for whoever asks.
+        source: the stored activations where the pass starts; None for pixels.
+    """
+
+    number: int
+    span: Span
+    source: Stored | None
+
+
+Job = Sequence[Task]
+"""Passes over spans of one video, whose inputs are made together."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Some input of one or two passes: those that see the same frames.
+
+    Args:
+        numbers: of the tasks whose passes take it.
+        window: whose valid frames these are; None for rows of a stored activation.
+        inputs: uint8 frames [3, S, size, size] in the order of the file, or tokens [n, P, C].
+        last: nothing more comes for these passes.
+        problem: why the video cannot be read; the inputs then mean nothing.
+    """
+
+    numbers: tuple[int, ...]
+    window: Window | None
+    inputs: Tensor
+    last: bool = True
+    problem: str | None = None
+
+    def clips(self, span: Span) -> int:
+        """Return how many clips of a span this is."""
+        if span.kind == "window":
+            return span.window.samples // CLIP_FRAMES
+        return (
+            self.inputs.shape[1] // CLIP_FRAMES if self.window else len(self.inputs) // CLIP_STEPS
+        )
+
+    def arranged(self, span: Span) -> Tensor:
+        """Return the inputs as the span's direction has them, padded."""
+        if self.window is None:
+            return self.inputs
+        if span.kind == "video":
+            return self.inputs if span.direction == "forward" else self.inputs.flip(1)
+        places = np.searchsorted(self.window.frames, span.frames)
+        return self.inputs[:, torch.from_numpy(places)]
+
+
+def job_pieces(job: Job, pixels: PixelConfig) -> Iterator[Piece]:
+    """Yield all inputs of a job; each pass's pieces come in its order.
+
+    Raises:
+        VideoError: the video cannot be read.
+        Missing, Damaged: a stored activation cannot.
+    """
+    for task in job:
+        if task.source is not None:
+            yield from _stored_pieces(task.span, task.source, task.number)
+    for kind in ("window", "video"):
+        same = [task for task in job if task.source is None and task.span.kind == kind]
+        if same:
+            yield from _decoded_pieces(same, pixels)
+
+
+def _stored_pieces(span: Span, source: Stored, number: int) -> Iterator[Piece]:
+    step = GROUP * CLIP_STEPS if span.kind == "video" else span.rows
+    for first in range(0, span.rows, step):
+        rows = source.read(span, slice(first, min(first + step, span.rows)))
+        yield Piece((number,), None, rows.float(), last=first + step >= span.rows)
+
+
+def _decoded_pieces(tasks: Sequence[Task], pixels: PixelConfig) -> Iterator[Piece]:
+    """Decode once for all these tasks of one video and one kind of span."""
+    windows: list[Window] = []
+    takers: list[tuple[int, ...]] = []
+    lasts: list[bool] = []
+    for _, group in groupby(sorted(tasks, key=_extent), key=_extent):
+        same = list(group)
+        window = same[0].span.window
+        parts = _groups(window) if same[0].span.kind == "video" else [window]
+        windows += parts
+        takers += [tuple(task.number for task in same)] * len(parts)
+        lasts += [False] * (len(parts) - 1) + [True]
+    reader = _open(tasks[0].span)
+    frames = window_frames(reader, windows, evaluation_transform(pixels))
+    for window, numbers, last, some in zip(windows, takers, lasts, frames, strict=True):
+        yield Piece(numbers, window, torch.stack(some, 1), last)
+
+
+def _extent(task: Task) -> tuple[int, int, bytes]:
+    frames = task.span.window.frames
+    return int(frames[0]), int(frames[-1]), frames.tobytes()
+
+
+def _groups(window: Window) -> list[Window]:
+    """Cut a whole video, padding included, into groups of clips."""
+    padded, step = window.indices("forward"), GROUP * CLIP_FRAMES
+    return [replace(window, frames=padded[a : a + step]) for a in range(0, len(padded), step)]
+
+
+def _open(span: Span) -> VideoReader:
+    with patience(span.path, span.video.frames):
+        reader = VideoReader(span.path)
+    if len(reader) != span.video.frames:
+        raise VideoError(
+            f"{span.path}: was replaced: it has {len(reader)} frames and had {span.video.frames}"
+        )
+    return reader
+
+
+class JobInputs(IterableDataset[Piece]):
+    """The pieces of many jobs, decoded ahead; each worker takes every n-th job.
+
+    A video that cannot be read gives one piece with a `problem` in place of the rest of its job.
+    """
+
+    def __init__(self, jobs: Sequence[Job], pixels: PixelConfig) -> None:
+        self.jobs, self.pixels = jobs, pixels
+
+    def __iter__(self) -> Iterator[Piece]:
+        info = get_worker_info()
+        worker, workers = (info.id, info.num_workers) if info else (0, 1)
+        for job in self.jobs[worker::workers]:
+            try:
+                yield from job_pieces(job, self.pixels)
+            except (VideoError, StoreError) as error:
+                numbers = tuple(task.number for task in job)
+                yield Piece(numbers, None, torch.zeros(0), problem=str(error))

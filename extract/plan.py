@@ -1,0 +1,190 @@
+"""What it takes to bring a cache up to date: the passes that are missing, and their cost."""
+
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from numpy.typing import NDArray
+
+from cache.address import DTYPES
+from configs.text import first_of
+from extract.activations import Activations, deepest, missing
+from extract.backbone import Cut
+from extract.spans import Span
+from extract.video import VideoError, VideoReader
+from extract.videomae import CLIP_FRAMES
+
+JOURNAL_BYTES = 2**29  # what folding the journal needs beside the lasting form
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Spans whose activations at these cuts are wanted of one backbone."""
+
+    activations: Activations
+    spans: Sequence[Span]
+    cuts: tuple[Cut, ...]
+
+
+@dataclass(frozen=True)
+class Todo:
+    """A pass that is to be made: over span `span` of request `wanted`, from `start`, to `cuts`."""
+
+    wanted: int
+    span: int
+    start: int | None
+    cuts: tuple[Cut, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The passes that are missing, and what they cost.
+
+    Attributes:
+        hits: spans of which nothing is missing.
+        clips: to be encoded; `frames`: to be decoded; `bytes`: to be stored, before compression.
+    """
+
+    wanted: Sequence[Wanted]
+    todo: list[Todo]
+    hits: int
+    clips: int
+    frames: int
+    bytes: int
+
+    def headline(self) -> str:
+        """Return in one line what is there and what has to be computed."""
+        partial = sum(todo.start is not None for todo in self.todo)
+        full = len(self.todo) - partial
+        line = f"cache: {self.hits:,} of {self.hits + len(self.todo):,} spans are there"
+        if not self.todo:
+            return line
+        changed = not self.hits and any(w.activations.changed() for w in self.wanted)
+        why = " (the weights have changed)" if changed else ""
+        return f"{line}{why}; {full:,} full and {partial:,} partial passes make the others"
+
+    def span(self, todo: Todo) -> Span:
+        """Return what a pass goes over."""
+        return self.wanted[todo.wanted].spans[todo.span]
+
+
+def plan(wanted: Sequence[Wanted], accelerator: Accelerator) -> Plan:
+    """Find out what is missing; the same on all processes.
+
+    Raises:
+        ValueError: passes would have to decode videos that are gone.
+    """
+    for request in wanted:
+        request.activations.store.refresh()
+    # Asked by one for all: the store may change while the processes look.
+    (todo,) = broadcast_object_list([_missing(wanted) if accelerator.is_main_process else None])
+    made = Plan(wanted, todo, sum(len(w.spans) for w in wanted) - len(todo), 0, 0, 0)
+    clips = sum(made.span(t).window.samples // CLIP_FRAMES for t in todo)
+    from_pixels = [made.span(t) for t in todo if t.start is None]
+    _refuse_gone(wanted, from_pixels)
+    decoded: dict[str, list[NDArray[np.int64]]] = {}
+    for span in from_pixels:
+        decoded.setdefault(span.video.digest, []).append(span.window.frames)
+    frames = sum(len(np.unique(np.concatenate(parts))) for parts in decoded.values())
+    size = sum(_bytes(wanted[t.wanted].activations, made.span(t), t.cuts) for t in todo)
+    return Plan(wanted, todo, made.hits, clips, frames, size)
+
+
+def _missing(wanted: Sequence[Wanted]) -> list[Todo]:
+    found, asked = [], set[bytes]()
+    for number, request in enumerate(wanted):
+        places = request.activations.places()
+        for index, span in enumerate(request.spans):
+            key = places[request.cuts[0]].address(span).key
+            if key not in asked and (cuts := missing(places, span, request.cuts)):
+                asked.add(key)  # subsets may overlap
+                start = deepest(places, span, cuts[0])
+                found.append(Todo(number, index, start, tuple(cuts)))
+    return found
+
+
+def _refuse_gone(wanted: Sequence[Wanted], spans: Sequence[Span]) -> None:
+    gone = {span.video.name: str(span.path) for span in spans if not span.path.exists()}
+    if gone:
+        activations = wanted[0].activations
+        raise ValueError(
+            f"activations of {len(gone)} videos are not in {activations.store.url}, and the videos "
+            "are gone; bring them back and run `python extract/run.py --config FILE --checkpoint "
+            f"{activations.origin} --cache {activations.store.url}`:\n  "
+            + "\n  ".join(first_of(sorted(gone.values())))
+        )
+
+
+def _bytes(activations: Activations, span: Span, cuts: Sequence[Cut]) -> int:
+    config = activations.backbone.config.trunk
+    positions = (activations.pixels.size // config.patch) ** 2
+    numbers = sum(1 if cut == "features" else positions for cut in cuts) * config.width
+    return numbers * span.rows * DTYPES[activations.config.dtype].itemsize
+
+
+def refuse_full_disk(made: Plan) -> None:
+    """Stop unless what is planned fits on the disk of the store, if that is local.
+
+    Raises:
+        ValueError: it does not.
+    """
+    free = free_bytes(made)
+    needed = made.bytes + min(made.bytes, JOURNAL_BYTES)
+    if free is not None and free < needed:
+        url = made.wanted[0].activations.store.url
+        raise ValueError(
+            f"the activations need up to {needed / 1e9:,.1f} GB, but the disk of {url} has "
+            f"{free / 1e9:,.1f} GB free; make room (`python cache/show.py {url} --prune`), choose "
+            "another --cache, set cache.dtype float16 or fewer cache.blocks"
+        )
+
+
+def free_bytes(made: Plan) -> int | None:
+    """Return the free bytes of the store's disk; None for a store that is elsewhere."""
+    url = str(made.wanted[0].activations.store.url)
+    return None if "://" in url else shutil.disk_usage(url).free
+
+
+def estimate_s(made: Plan, workers: int) -> float:
+    """Return about how many seconds the passes take on this process alone, from a trial of each."""
+    encode = decode = 0.0
+    for number, request in enumerate(made.wanted):
+        share = [t for t in made.todo if t.wanted == number]
+        if share:
+            encode += _pass_s(request.activations, [(made.span(t), t) for t in share])
+    first = next((made.span(t) for t in made.todo if t.start is None), None)
+    if first is not None:
+        decode = made.frames * _frame_s(first, made.wanted[0].activations) / max(workers, 1)
+    return max(encode, decode) if workers else encode + decode
+
+
+def _pass_s(activations: Activations, share: Sequence[tuple[Span, Todo]]) -> float:
+    backbone, size = activations.backbone, activations.pixels.size
+    clip = torch.zeros(1, 3, CLIP_FRAMES, size, size, dtype=torch.uint8)
+    clip = clip.to(backbone.mean.device)
+    for _ in range(2):  # the first one warms up
+        began = time.monotonic()
+        with torch.no_grad(), activations.autocast():
+            backbone(clip).sum().item()
+        seconds = time.monotonic() - began
+    depth = backbone.config.trunk.depth
+    clips = 0.0
+    for span, todo in share:
+        blocks = len(backbone.blocks(todo.start, todo.cuts[-1]))
+        clips += span.window.samples // CLIP_FRAMES * blocks / depth
+    return clips * seconds
+
+
+def _frame_s(span: Span, activations: Activations) -> float:
+    try:
+        reader = VideoReader(span.path)
+        began, some = time.monotonic(), span.window.frames[:64]
+        reader.frames(some)
+    except VideoError:
+        return 0.0  # the run will say so
+    return (time.monotonic() - began) / len(some)

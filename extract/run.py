@@ -1,0 +1,179 @@
+"""Bring a cache of activations up to date with checkpoints.
+
+    python extract/run.py --checkpoint runs/demo/forward/best.pt --cache URL [--plan]
+    accelerate launch extract/run.py --checkpoint FORWARD.pt REVERSED.pt --cache URL --of test
+    python extract/run.py --config FILE --cache URL       # of the pretrained backbone
+
+Says first what it will do and what that costs; --plan stops there. Checkpoints of both directions
+share one decode. What is there already is not computed again, so an interrupted run just goes on.
+"""
+
+import argparse
+import sys
+import time
+from dataclasses import replace
+from datetime import timedelta
+from typing import get_args
+
+import numpy as np
+from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
+from numpy.typing import NDArray
+
+from cache.store import Store
+from configs.load import dump, load, parse
+from extract.clips import Direction
+from extract.plan import Plan, Wanted, estimate_s, free_bytes, plan, refuse_full_disk
+from extract.refresh import refresh
+from extract.spans import Span
+from extract.videomae import CLIP_FRAMES
+from train.cached import evaluation_spans, training_spans
+from train.checkpoint import Checkpoint, load_checkpoint
+from train.config import Experiment
+from train.errors import EXPECTED, message
+from train.items import Items, load_annotations, load_subsets
+from train.start import activations_of, new_detector, refuse_fp16_without_gpu, with_cache
+from train.validate import WAIT_FOR_OTHERS, skipped_warning
+
+PURPOSES = ("train", "validation", "test")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser.add_argument("--checkpoint", nargs="+", default=[], help="detectors: their backbones")
+    parser.add_argument("--config", help="YAML file of the experiment; default: each checkpoint's")
+    parser.add_argument("--cache", help="store of activations; default: the config's cache.url")
+    parser.add_argument(
+        "--of", nargs="+", choices=PURPOSES, default=["train", "validation"], help="whose spans"
+    )
+    parser.add_argument(
+        "--directions", nargs="+", choices=get_args(Direction), help="default: each config's own"
+    )
+    parser.add_argument("--plan", action="store_true", help="say what would be done and stop")
+    args, overrides = parser.parse_known_args()
+    if not (args.checkpoint or args.config):
+        parser.error("give --checkpoint, --config or both")
+    try:
+        run(args, with_cache(overrides, args.cache))
+    except EXPECTED as error:
+        sys.exit(message(error))
+
+
+def run(args: argparse.Namespace, overrides: list[str]) -> None:
+    """Plan, say the plan and carry it out."""
+    sources: list[tuple[str, Checkpoint | None]] = [(args.config, None)]
+    if args.checkpoint:
+        sources = [(path, load_checkpoint(path)) for path in args.checkpoint]
+    backbones = [
+        (replace(config, direction=direction), saved, source)
+        for source, saved in sources
+        for config in [_config(args.config, source, saved, overrides)]
+        for direction in args.directions or [config.direction]
+    ]
+    config = backbones[0][0]
+    _refuse_different([config for config, _, _ in backbones])
+    if not config.cache.url:
+        raise ValueError("--cache: give the store that activations are kept in")
+    accelerator = Accelerator(
+        mixed_precision=config.training.mixed_precision,
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=WAIT_FOR_OTHERS)],
+    )
+    refuse_fp16_without_gpu(config, accelerator)
+    store = Store.open(config.cache.url, "a")
+    annotations = load_annotations(config.data)
+    wanted_of = [purpose for purpose in PURPOSES if purpose in args.of]
+    names = {purpose: _subset(config, purpose) for purpose in wanted_of}
+    loaded = load_subsets(config.data, annotations, sorted(set(names.values())), accelerator, store)
+    items = dict(zip(sorted(set(names.values())), loaded, strict=True))
+    wanted = []
+    for config, saved, source in backbones:
+        detector = new_detector(config, annotations.classes, saved, source)
+        activations = activations_of(detector.to(accelerator.device).eval(), store, source)
+        spans = [
+            span for purpose, name in names.items() for span in _spans(purpose, items[name], config)
+        ]
+        wanted.append(Wanted(activations, spans, ("features", *config.cache.blocks)))
+    made = plan(wanted, accelerator)
+    if accelerator.is_main_process:
+        _tell(made, config, items, names, accelerator.num_processes)
+    refuse_full_disk(made)
+    if args.plan or not made.todo:
+        return
+    began = time.monotonic()
+    skip = config.data.bad_videos == "skip"
+    skipped = refresh(made, accelerator, config.training.workers, skip)
+    if accelerator.is_main_process:
+        if skipped:
+            print(skipped_warning(skipped, sum(map(len, items.values()))))
+        took = timedelta(seconds=round(time.monotonic() - began))
+        print(f"done in {took}: {store.url} now holds {store.bytes / 1e6:,.1f} MB")
+
+
+def _config(
+    path: str | None, source: str, saved: Checkpoint | None, overrides: list[str]
+) -> Experiment:
+    if path:
+        return load(Experiment, path, overrides)
+    assert saved is not None
+    return parse(Experiment, dump(saved.config), overrides, source)
+
+
+def _refuse_different(configs: list[Experiment]) -> None:
+    """Raise ValueError unless all take the same frames of the same videos."""
+    for part in ("data", "sampling", "pixels", "cache"):
+        if any(getattr(config, part) != getattr(configs[0], part) for config in configs):
+            raise ValueError(
+                f"--checkpoint: the configs differ in '{part}', so they cannot share a decode; run "
+                "one at a time"
+            )
+
+
+def _subset(config: Experiment, purpose: str) -> str:
+    data = config.data
+    names = {
+        "train": data.train_subset,
+        "validation": data.validation_subset or data.test_subset,
+        "test": data.test_subset,
+    }
+    return names[purpose]
+
+
+def _spans(purpose: str, items: Items, config: Experiment) -> list[Span]:
+    if purpose == "train":
+        return training_spans(items, config)
+    sampling = config.sampling
+    validates = purpose == "validation"
+    overlap = sampling.validation_overlap if validates else sampling.test_overlap
+    return evaluation_spans(items, overlap, config)
+
+
+def _tell(
+    made: Plan, config: Experiment, items: dict[str, Items], names: dict[str, str], processes: int
+) -> None:
+    print(made.headline())
+    if "train" in names:
+        idle, clips = _not_needed(items[names["train"]], config)
+        print(f"  left out: {idle} training videos and {clips:,} clips, which no action needs")
+    print(f"  {made.clips:,} clips to encode, {made.frames:,} frames to decode")
+    free = free_bytes(made)
+    left = "" if free is None else f"; {free / 1e9:,.1f} GB are free"
+    print(f"  {made.bytes / 1e6:,.1f} MB to store, before compression{left}")
+    if made.todo:
+        seconds = estimate_s(made, config.training.workers) / processes
+        print(f"  about {timedelta(seconds=round(seconds))} on {processes} process(es)")
+
+
+def _not_needed(items: Items, config: Experiment) -> tuple[int, int]:
+    """Return how many training videos have no action, and how many clips no training span has."""
+    stride = config.sampling.frame_stride
+    samples = sum(-(-item.frames // stride) for item in items)
+    used: dict[str, list[NDArray[np.int64]]] = {}
+    for span in training_spans(items, config):
+        used.setdefault(span.video.digest, []).append(span.window.frames)
+    needed = sum(len(np.unique(np.concatenate(frames))) for frames in used.values())
+    idle = sum(not len(item.segments) for item in items)
+    return idle, max(0, samples - needed) // CLIP_FRAMES
+
+
+if __name__ == "__main__":
+    main()

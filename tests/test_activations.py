@@ -1,0 +1,332 @@
+"""The seam: what is in the cache is used while it is true, and only then."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from cache.address import Dtype, VideoInfo
+from cache.store import Store
+from extract.activations import Activations, CacheConfig, Precision, deepest
+from extract.adapters import TemporalAdapter
+from extract.backbone import Backbone, BackboneConfig, Cut
+from extract.clips import Direction, SamplingConfig, sliding_windows
+from extract.digest import video_digest
+from extract.inputs import Task, job_pieces
+from extract.spans import Span, SpanKind, whole_video_window
+from extract.transforms import PixelConfig, apply, evaluation_transform
+from extract.video import VideoError, VideoReader
+from extract.videomae import TrunkConfig
+from tests.encodings import write_numbered
+from tests.test_backbone import relative
+
+DEPTH = 3
+TRUNK = TrunkConfig(width=32, depth=DEPTH, heads=2, image_size=32)
+PIXELS = PixelConfig(size=32, train_short_side=48)
+SAMPLING = SamplingConfig(window_size=32, snippet_stride=2)
+CUTS: tuple[Cut, ...] = (0, 1, 2, "features")
+EXACT = CacheConfig(dtype="float32")
+
+
+def new_backbone(**changes: Any) -> Backbone:
+    torch.manual_seed(0)
+    backbone = Backbone(BackboneConfig(TRUNK, **changes))
+    for adapter in backbone.adapters:
+        torch.nn.init.normal_(adapter.up.weight, std=0.1)  # type: ignore[union-attr,arg-type]
+    return backbone.eval()
+
+
+@pytest.fixture
+def video(tmp_path: Path) -> Path:
+    path = tmp_path / "clip.mp4"
+    write_numbered(path, 150)
+    return path
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    with Store.open(tmp_path / "cache", "a") as opened:
+        yield opened
+
+
+def info_of(path: Path) -> VideoInfo:
+    frames = len(VideoReader(path))
+    return VideoInfo(video_digest(path), path.stem, path.stat().st_size, frames, 25.0)
+
+
+def spans_of(
+    path: Path, direction: Direction = "forward", sampling: SamplingConfig = SAMPLING
+) -> list[Span]:
+    """Windows of a video; the last but one frame is odd on purpose: the last window is padded."""
+    info = info_of(path)
+    windows = sliding_windows(info.frames, 0.5, sampling)
+    return [Span(info, path, window, direction, "window") for window in windows]
+
+
+def video_span(path: Path, direction: Direction) -> Span:
+    info = info_of(path)
+    return Span(info, path, whole_video_window(info.frames, SAMPLING), direction, "video")
+
+
+def seam(
+    store: Store,
+    backbone: Backbone,
+    pixels: PixelConfig = PIXELS,
+    precision: Precision = "fp32",
+    config: CacheConfig = EXACT,
+) -> Activations:
+    return Activations(store, backbone, pixels, precision, config, "weights.pt")
+
+
+@torch.no_grad()
+def fresh(backbone: Backbone, span: Span, cut: Cut = "features") -> Tensor:
+    """Compute an activation with nothing but the reader and the backbone: rows [T/2, …]."""
+    frames = VideoReader(span.path).frames(span.frames)
+    inputs = apply(evaluation_transform(PIXELS), frames)[None]
+    found: Tensor = backbone(inputs, stop=cut)[0]
+    return found.mT if cut == "features" else found
+
+
+def counts(activations: Activations) -> tuple[int, int, int]:
+    seen = activations.counts
+    return seen.hits, seen.partial, seen.full
+
+
+@pytest.mark.parametrize("direction", ["forward", "reversed"])
+@pytest.mark.parametrize("cut", CUTS)
+def test_window_spans_are_those_of_a_full_pass_bit_for_bit(
+    video: Path, store: Store, direction: Direction, cut: Cut
+) -> None:
+    backbone = new_backbone()
+    activations = seam(store, backbone)
+    for span in spans_of(video, direction):
+        expected = fresh(backbone, span, cut)
+        assert torch.equal(activations.get(span, cut), expected)
+        assert torch.equal(activations.get(span, cut), expected)
+    total = len(spans_of(video))
+    assert counts(activations) == (total, 0, total)
+    activations.close()
+    with Store.open(store.url) as again:
+        other = seam(again, new_backbone())
+        for span in spans_of(video, direction):
+            assert torch.equal(other.get(span, cut), fresh(backbone, span, cut))
+        assert counts(other) == (total, 0, 0)
+
+
+@pytest.mark.parametrize("direction", ["forward", "reversed"])
+def test_video_spans_are_those_of_one_long_pass(
+    video: Path, store: Store, direction: Direction
+) -> None:
+    backbone, span = new_backbone(), video_span(video, direction)
+    activations = seam(store, backbone)
+    for cut in CUTS:
+        assert relative(activations.get(span, cut), fresh(backbone, span, cut)) < 1e-5
+    assert counts(activations)[0] == 0
+    assert len(span.frames) == 80 and np.array_equal(
+        video_span(video, "reversed").frames, video_span(video, "forward").frames[::-1]
+    )
+
+
+def test_one_decode_serves_overlapping_windows_and_both_directions(
+    video: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spans = [*spans_of(video), *spans_of(video, "reversed")]
+    decoded: list[int] = []
+    chunks = VideoReader.chunks
+
+    def counted(self: VideoReader, indices: Any) -> Any:
+        for chunk in chunks(self, indices):
+            decoded.append(len(chunk))
+            yield chunk
+
+    monkeypatch.setattr(VideoReader, "chunks", counted)
+    tasks = [Task(number, span, None) for number, span in enumerate(spans)]
+    pieces = list(job_pieces(tasks, PIXELS))
+    assert sum(decoded) == 75  # every second of 150 frames, once
+    assert sorted(n for piece in pieces for n in piece.numbers) == list(range(len(spans)))
+    for piece in pieces:
+        for number in piece.numbers:
+            frames = VideoReader(video).frames(spans[number].frames)
+            expected = apply(evaluation_transform(PIXELS), frames)
+            assert torch.equal(piece.arranged(spans[number]), expected)
+
+
+@pytest.mark.parametrize("k", range(DEPTH))
+@pytest.mark.parametrize("name", ["down.weight", "depthwise.bias", "pointwise.weight", "gamma"])
+def test_a_changed_adapter_counts_from_its_block_on(
+    video: Path, store: Store, k: int, name: str
+) -> None:
+    backbone, span = new_backbone(), spans_of(video)[0]
+    activations = seam(store, backbone)
+    for cut in CUTS:
+        activations.get(span, cut)
+    activations.flush()
+    store.refresh()
+    with torch.no_grad():
+        backbone.adapters[k].get_parameter(name).flatten()[0] += 0.25
+    for place, cut in enumerate(CUTS):
+        assert activations.places()[cut].has(span) == (place < k)
+    before = counts(activations)
+    for cut in reversed(CUTS):
+        assert torch.equal(activations.get(span, cut), fresh(backbone, span, cut))
+    hits, partial, full = (
+        now - then for now, then in zip(counts(activations), before, strict=True)
+    )
+    assert hits == k
+    # From the deepest block that is still true; from pixels where the first one changed.
+    assert (partial, full) == ((DEPTH + 1 - k, 0) if k else (0, DEPTH + 1))
+
+
+def test_every_way_of_changing_weights_is_seen(video: Path, store: Store) -> None:
+    backbone, span = new_backbone(), spans_of(video)[0]
+    activations = seam(store, backbone)
+    names = [activations.places()["features"].fingerprint]
+    adapter = backbone.adapters[2]
+    assert isinstance(adapter, TemporalAdapter)
+    weight = adapter.up.weight
+
+    optimizer = torch.optim.AdamW([weight], lr=0.1)
+    weight.grad = torch.ones_like(weight)
+    optimizer.step()
+    names.append(activations.places()["features"].fingerprint)
+
+    state = {name: tensor.clone() for name, tensor in backbone.state_dict().items()}
+    state["adapters.2.up.weight"] += 1
+    backbone.load_state_dict(state)
+    names.append(activations.places()["features"].fingerprint)
+
+    adapter.up.weight = torch.nn.Parameter(weight.detach() + 1)
+    names.append(activations.places()["features"].fingerprint)
+
+    fused = torch.optim.AdamW(adapter.parameters(), lr=0.1, fused=True)
+    for parameter in adapter.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    fused.step()
+    names.append(activations.places()["features"].fingerprint)
+
+    averaged = [torch.zeros_like(p) for p in adapter.parameters()]
+    with torch.no_grad():
+        torch._foreach_lerp_(list(adapter.parameters()), averaged, 0.5)
+    names.append(activations.places()["features"].fingerprint)
+
+    backbone.trunk.blocks[1].get_parameter("norm1.weight").data[3] += 1
+    names.append(activations.places()["features"].fingerprint)
+    assert len(set(names)) == len(names)
+    assert torch.equal(activations.get(span), fresh(backbone, span))
+
+
+def test_what_a_pass_depends_on_makes_it_miss(video: Path, store: Store, tmp_path: Path) -> None:
+    span = spans_of(video)[0]
+    first = seam(store, new_backbone())
+    first.get(span)
+    first.flush()
+    store.refresh()
+    assert seam(store, new_backbone()).places()["features"].has(span)
+
+    others = [
+        seam(store, new_backbone(), pixels=replace(PIXELS, size=48)),
+        seam(store, new_backbone(mean=(123.0, 116.28, 103.53))),
+        seam(store, new_backbone(std=(58.0, 57.12, 57.375))),
+        seam(store, new_backbone(), precision="bf16"),
+        seam(store, new_backbone(), config=CacheConfig(dtype="float16")),
+    ]
+    assert not any(other.places()[cut].has(span) for other in others for cut in CUTS)
+    # What only training uses does not count.
+    same = [
+        seam(store, new_backbone(), pixels=replace(PIXELS, flip=0.1, train_short_side=50)),
+        seam(store, new_backbone(recompute="full")),
+        seam(store, new_backbone(trainable_from_block=2)),
+    ]
+    assert all(other.places()["features"].has(span) for other in same)
+
+    strided = spans_of(video, sampling=replace(SAMPLING, snippet_stride=1))[0]
+    shifted = spans_of(video)[1]
+    backwards = spans_of(video, "reversed")[0]
+    assert not any(first.places()["features"].has(s) for s in (strided, shifted, backwards))
+
+    moved = tmp_path / "elsewhere" / "other.mkv"
+    moved.parent.mkdir()
+    shutil.copy(video, moved)
+    assert first.places()["features"].has(spans_of(moved)[0])
+    with open(moved, "ab") as file:
+        file.write(b"\0" * 16)
+    assert not first.places()["features"].has(spans_of(moved)[0])
+
+
+def test_videos_are_not_needed_for_what_is_stored(video: Path, store: Store) -> None:
+    backbone, spans = new_backbone(), spans_of(video)
+    activations = seam(store, backbone)
+    expected = activations.get(spans[0])
+    activations.close()
+    os.unlink(video)
+    store.refresh()
+    assert torch.equal(activations.get(spans[0]), expected)
+    with pytest.raises(VideoError, match=r"clip\.mp4"):
+        activations.get(spans[1])
+
+
+@pytest.mark.parametrize("kind", ["window", "video"])
+@pytest.mark.parametrize("direction", ["forward", "reversed"])
+def test_passes_resume_from_the_deepest_block(
+    video: Path, store: Store, kind: SpanKind, direction: Direction
+) -> None:
+    span = spans_of(video, direction)[-1] if kind == "window" else video_span(video, direction)
+    backbone = new_backbone()
+    activations = seam(store, backbone)
+    activations.get(span, 0)
+    activations.get(span, 1)
+    activations.flush()
+    store.refresh()
+    os.unlink(video)
+    places = activations.places()
+    assert deepest(places, span, "features") == 1 and deepest(places, span, 1) == 0
+    found = activations.get(span)
+    assert activations.counts.partial == 1
+    write_numbered(video, 150)
+    assert relative(found, fresh(backbone, span)) < 1e-5
+
+
+def test_damage_is_told_and_computed_anew(
+    video: Path, store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    backbone, span = new_backbone(), spans_of(video)[0]
+    activations = seam(store, backbone)
+    expected = activations.get(span)
+    activations.close()
+    (shard,) = (file for file in Path(store.url).rglob("c/*/*") if file.is_file())
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 3] ^= 1
+    shard.write_bytes(content)
+    again = seam(Store.open(store.url, "a"), backbone)
+    assert torch.equal(again.get(span), expected)
+    told = capsys.readouterr()
+    assert "damaged" in told.out + told.err and counts(again) == (0, 0, 1)
+    again.close()
+    again.store.refresh()
+    assert torch.equal(again.get(span), expected) and again.counts.hits == 1
+
+
+def test_half_precision_comes_back_as_it_was_stored(video: Path, store: Store) -> None:
+    backbone, span = new_backbone(), spans_of(video)[0]
+    exact = fresh(backbone, span)
+    half: tuple[Dtype, ...] = ("float16", "bfloat16")
+    for dtype in half:
+        activations = seam(store, backbone, config=CacheConfig(dtype=dtype))
+        expected = exact.to(getattr(torch, dtype))
+        assert torch.equal(activations.get(span), expected)
+        activations.close()
+        store.refresh()
+        assert torch.equal(activations.get(span), expected) and activations.counts.hits == 1
+
+
+def test_activations_are_taken_in_eval_mode_only(video: Path, store: Store) -> None:
+    activations = seam(store, new_backbone().train())
+    with pytest.raises(ValueError, match="eval mode"):
+        activations.get(spans_of(video)[0])

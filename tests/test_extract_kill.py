@@ -1,0 +1,100 @@
+"""Extractions killed with -9 at any moment and begun anew leave the cache that would have been."""
+
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+
+from cache.store import Store
+from cache.upkeep import verify
+from configs.load import load
+from extract.activations import Places, missing
+from extract.backbone import Cut
+from extract.spans import Span
+from tests.conftest import REPOSITORY
+from tests.test_e2e import DEMO, ENVIRONMENT, QUICK, script
+from train.cached import evaluation_spans, training_spans
+from train.config import Experiment
+from train.items import load_annotations, load_subsets
+from train.start import activations_of, new_detector
+
+CUTS: tuple[Cut, ...] = (2, "features")
+
+
+def wanted(overrides: list[str], store: Store) -> tuple[Places, list[Span]]:
+    """Return where the script keeps activations, and of which spans."""
+    config = load(Experiment, DEMO, overrides)
+    annotations = load_annotations(config.data)
+    names = ["training", "validation", "test"]
+    training, validation, test = load_subsets(config.data, annotations, names, None, store)
+    detector = new_detector(config, annotations.classes, None, "").eval()
+    sampling = config.sampling
+    spans = [
+        *training_spans(training, config),
+        *evaluation_spans(validation, sampling.validation_overlap, config),
+        *evaluation_spans(test, sampling.test_overlap, config),
+    ]
+    return activations_of(detector, store, DEMO).places(), spans
+
+
+def complete(store: Store, places: Places, spans: list[Span]) -> int:
+    """Return how many spans the store has all of."""
+    store.refresh()
+    return sum(not missing(places, span, CUTS) for span in spans)
+
+
+@pytest.mark.parametrize("kills", [3, pytest.param(25, marks=pytest.mark.slow)])
+def test_killed_extractions_end_as_if_they_had_not_been(
+    data: list[str], tmp_path: Path, kills: int
+) -> None:
+    AcceleratorState._reset_state(reset_partial_state=True)
+    # Everything is flushed at once, so that what was computed is what is committed.
+    overrides = [*data, *QUICK, "--cache.blocks=[2]", "--cache.flush_s=0"]
+    command = ["extract/run.py", "--config", str(DEMO), "--of", "train", "validation", "test"]
+    began = time.monotonic()
+    done = script(*command, *overrides, "--cache", tmp_path / "whole")
+    assert done.returncode == 0, done.stdout + done.stderr
+    seconds = time.monotonic() - began
+
+    rng, rose = random.Random(kills), set[int]()
+    Store.open(tmp_path / "killed", "a").close()
+    with Store.open(tmp_path / "killed") as store, Store.open(tmp_path / "whole") as whole:
+        places, spans = wanted(overrides, store)
+        for _ in range(kills):
+            before = complete(store, places, spans)
+            process = subprocess.Popen(
+                [sys.executable, *command, *overrides, "--cache", str(tmp_path / "killed")],
+                cwd=REPOSITORY,
+                env=ENVIRONMENT,
+                start_new_session=True,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            assert process.stdout is not None
+            planned = process.stdout.readline()
+            # What is there is not computed again.
+            assert re.match(rf"cache: {before} of {len(spans)} spans are there", planned), planned
+            time.sleep(rng.uniform(0, seconds / 8))
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+            rose.add(complete(store, places, spans))
+            assert verify(store) == []
+        done = script(*command, *overrides, "--cache", tmp_path / "killed")
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert complete(store, places, spans) == complete(whole, places, spans) == len(spans)
+        assert verify(store) == []
+        for span in spans:
+            for cut in CUTS:
+                one, two = (s.read(places[cut].address(span)) for s in (store, whole))
+                assert torch.equal(one, two)
+    assert len(rose) > 1  # some kills came in the middle

@@ -1,0 +1,300 @@
+"""Heads on cached activations learn and find what end-to-end runs do; scripts as users run them."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from torch import Tensor
+
+import train.dataset
+from cache.address import VideoInfo
+from cache.store import Store
+from configs.load import load
+from extract.clips import Direction, SamplingConfig, Window
+from extract.spans import Span, random_stretch, whole_video_window
+from extract.stream import arrange, window_frames
+from extract.transforms import evaluation_transform
+from extract.video import VideoReader
+from tests.conftest import REPOSITORY
+from tests.test_e2e import DEMO, QUICK, TWO_PROCESSES, script
+from train.cached import evaluation_spans, training_spans, training_windows, up_to_date
+from train.checkpoint import load_checkpoint, save_checkpoint
+from train.config import Experiment
+from train.detector import Detector
+from train.items import Item, Items, load_annotations, load_items
+from train.log import read_metrics
+from train.loop import TrainingRun
+from train.start import activations_of, learning_only
+from train.validate import detect_all, window_loader
+
+
+@pytest.fixture
+def accelerator() -> Iterator[Accelerator]:
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield Accelerator(cpu=True)
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.mark.parametrize("direction", ["forward", "reversed"])
+@pytest.mark.parametrize("scale", [1, 2, 4])
+@pytest.mark.parametrize("grain", [2, 16])
+@pytest.mark.parametrize("frames", [1000, 263, 131, 60, 9])
+def test_random_stretches_are_rows_of_their_span(
+    direction: Direction, scale: int, grain: int, frames: int
+) -> None:
+    sampling = SamplingConfig(window_size=64 // scale, scale_factor=scale, snippet_stride=2 * scale)
+    info = VideoInfo("0" * 64, "clip", 1, frames, 25.0)
+    window = whole_video_window(frames, sampling)
+    span = Span(info, Path("clip.mp4"), window, direction, "video")
+    rng, begins, ends = np.random.default_rng(0), set(), set()
+    everywhere = np.stack([np.arange(frames), np.arange(frames) + 1.0], 1)
+    for _ in range(2000):
+        drawn, rows = random_stretch(rng, span, everywhere, sampling, grain)
+        seen = span.frames[2 * rows.start : 2 * rows.stop]
+        ordered = drawn.frames if direction == "forward" else drawn.frames[::-1]
+        assert np.array_equal(seen[: len(ordered)], ordered)
+        assert len(seen) - len(ordered) < grain and len(seen) <= drawn.samples == 64
+        assert rows.start % (grain // 2) == 0 and 0 <= rows.start < rows.stop <= span.rows
+        if direction == "reversed":
+            assert drawn.reflection == (len(ordered) - 1) / scale and len(seen) == len(ordered)
+        begins.add(int(drawn.frames[0]))
+        ends.add(int(drawn.frames[-1]))
+    last = 2 * ((frames - 1) // 2)
+    assert min(begins) == 0 and (max(ends) == last or frames <= 128)
+
+
+def experiment(data: list[str], out: Path, *overrides: str) -> Experiment:
+    fixed = ["--training.batch_size=1", "--evaluation.batch_size=1", "--cache.dtype=float32"]
+    return load(Experiment, DEMO, [*data, *QUICK, *fixed, f"--out={out}", *overrides])
+
+
+def shaken(config: Experiment) -> Detector:
+    """Return a detector whose adapters do something."""
+    torch.manual_seed(1)
+    detector = Detector(config, tuple("abcdef"))
+    for adapter in detector.backbone.adapters:
+        torch.nn.init.normal_(adapter.up.weight, std=0.1)  # type: ignore[union-attr,arg-type]
+    return detector.eval()
+
+
+def loaded(config: Experiment, subset: str, store: Store) -> Items:
+    return load_items(config.data, load_annotations(config.data), subset, None, store)
+
+
+@pytest.mark.parametrize("direction", ["forward", "reversed"])
+def test_detections_from_the_cache_are_those_from_pixels_bit_for_bit(
+    data: list[str], tmp_path: Path, accelerator: Accelerator, direction: str
+) -> None:
+    config = experiment(data, tmp_path, f"--direction={direction}")
+    detector = shaken(config)
+    with Store.open(tmp_path / "cache", "a") as store:
+        items = loaded(config, "test", store)
+        overlap = config.sampling.test_overlap
+        pixels = window_loader(items, overlap, config, accelerator)
+        expected, _ = detect_all(detector, items, pixels, accelerator, "pixels")
+        activations = activations_of(detector, store, "weights.pt")
+        spans = evaluation_spans(items, overlap, config)
+        for _ in range(2):
+            cached, _ = up_to_date(activations, spans, "features", config, accelerator)
+            windows = window_loader(items, overlap, config, accelerator, cached)
+            found, _ = detect_all(detector, items, windows, accelerator, "cached")
+            assert found == expected
+        assert any(expected.values())
+        assert activations.counts.full == len(spans) and not activations.counts.partial
+
+
+def from_pixels(
+    rng: np.random.Generator, item: Item, config: Experiment, cached: Any
+) -> tuple[Window, Tensor]:
+    """Stands in for `draw_inputs`: the same draw, decoded."""
+    windows = training_windows(item, config)
+    window = windows[int(rng.integers(len(windows)))]
+    transform = evaluation_transform(config.pixels)
+    (frames,) = window_frames(VideoReader(item.path), [window], transform)
+    return window, arrange(frames, window, config.direction)
+
+
+@pytest.mark.parametrize("block", [6, 3])
+def test_losses_on_the_cache_are_those_of_an_end_to_end_run(
+    data: list[str],
+    tmp_path: Path,
+    accelerator: Accelerator,
+    monkeypatch: pytest.MonkeyPatch,
+    block: int,
+) -> None:
+    curves, weights = [], []
+    for name in ("cached", "pixels"):
+        config = experiment(data, tmp_path / name, "--cache.span=window")
+        trainable = replace(config.backbone, trainable_from_block=block)
+        config = replace(config, backbone=trainable)
+        detector = shaken(config)
+        with Store.open(tmp_path / "cache", "a") as store:
+            items = loaded(config, "training", store)
+            cached: Any = SimpleNamespace(cut=None)
+            if name == "cached":
+                cut = config.backbone.learns_behind
+                assert cut == ("features" if block == 6 else 2)
+                activations = activations_of(detector, store, "weights.pt")
+                spans = training_spans(items, config)
+                cached, _ = up_to_date(activations, spans, cut, config, accelerator)
+            else:
+                monkeypatch.setattr(train.dataset, "draw_inputs", from_pixels)
+            (tmp_path / name).mkdir()
+            run = TrainingRun(detector, items, None, accelerator, resume=False, cached=cached)
+            run.go()
+        curves.append([line["loss"] for line in read_metrics(tmp_path / name / "metrics.jsonl")])
+        weights.append(load_checkpoint(tmp_path / name / "last.pt").model)
+        AcceleratorState._reset_state(reset_partial_state=True)
+        accelerator = Accelerator(cpu=True)
+    assert len(curves[0]) > 3 and curves[0] == curves[1]
+    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+    learned = {
+        k for k, v in weights[0].items() if not torch.equal(v, shaken(config).state_dict()[k])
+    }
+    blocks = {int(key.split(".")[2]) for key in learned if key.startswith("backbone.")}
+    assert blocks == set(range(block, 6))
+
+
+def test_only_the_head_learns_unless_told_otherwise(data: list[str], tmp_path: Path) -> None:
+    config = experiment(data, tmp_path)
+    assert learning_only(config).backbone.learns_behind == "features"
+    part = replace(config, backbone=replace(config.backbone, trainable_from_block=2))
+    assert learning_only(part) == part
+    frozen = replace(config, backbone=replace(config.backbone, mode="frozen"))
+    assert learning_only(frozen).backbone.learns_behind == "features"
+
+
+def good(*arguments: object, launcher: tuple[str, ...] = ()) -> str:
+    done = script(*arguments, launcher=launcher)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def study(data: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a detector that was trained end to end and the cache that it left."""
+    folder = tmp_path_factory.mktemp("study")
+    common = ["--config", DEMO, *data, *QUICK, "--cache.dtype=float32"]
+    good("train/e2e.py", *common, "--cache", folder / "cache", "--out", folder / "e2e")
+    return folder
+
+
+def test_validation_leaves_features_that_heads_find(study: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    shutil.copytree(study / "cache", cache)
+    arguments = ["--checkpoint", study / "e2e/last.pt", "--cache", cache]
+    told = good("extract/run.py", *arguments, "--of", "validation", "--plan")
+    there, total = told.split("cache: ")[1].split(" spans")[0].split(" of ")
+    assert there == total != "0"
+    told = good("extract/run.py", *arguments, "--plan")
+    assert f"cache: {there} of {int(total) + 4} spans" in told and "clips to encode" in told
+    told = good("train/heads.py", *arguments, "--out", tmp_path / "head", "--head.width=64")
+    assert f"cache: {there} of {int(total) + 4} spans are there; 4 full" in told
+    told = good("train/heads.py", *arguments, "--out", tmp_path / "again")
+    assert f"cache: {int(total) + 4} of {int(total) + 4} spans are there\n" in told
+    assert (tmp_path / "head/curves.png").exists()
+
+    # What comes out is a whole detector: it is evaluated, and fine-tuned end to end.
+    head = tmp_path / "head/best.pt"
+    good("evaluate/run.py", "--checkpoint", head, "--out", tmp_path / "pixels")
+    for _ in range(2):
+        arguments = ["--checkpoint", head, "--cache", cache, "--evaluation.batch_size=8"]
+        told = good("evaluate/run.py", *arguments, "--out", tmp_path / "cached")
+    assert "spans are there\n" in told
+    one, two = (
+        json.loads((tmp_path / n / "metrics.json").read_text()) for n in ("pixels", "cached")
+    )
+    assert one == two
+    config = tmp_path / "head/config.yaml"
+    tuned = ["--backbone.trainable_from_block=0", "--training.stop_epoch=1", "--cache.url=null"]
+    good("train/e2e.py", "--config", config, "--init-from", head, *tuned, "--out", tmp_path / "e2e")
+    start, end = load_checkpoint(head), load_checkpoint(tmp_path / "e2e/last.pt")
+    name = "head.class_out.weight"
+    assert 0 < (start.ema[name] - end.model[name]).abs().max() < 0.05
+
+
+def test_changed_adapters_fall_back_to_passes(study: Path, tmp_path: Path) -> None:
+    cache, changed = tmp_path / "cache", tmp_path / "last.pt"
+    shutil.copytree(study / "cache", cache)
+    shutil.copy(study / "e2e/last.pt", changed)
+    arguments = ["--checkpoint", changed, "--cache", cache, "--cache.blocks=[1]"]
+    good("extract/run.py", *arguments)
+    checkpoint = load_checkpoint(changed)
+    for number, (name, expected) in enumerate(
+        {
+            "adapters.4.gamma": "0 full and 7 partial",
+            "adapters.0.gamma": "7 full and 0 partial",
+        }.items()
+    ):
+        checkpoint.ema[f"backbone.{name}"] += 0.5
+        save_checkpoint(changed, checkpoint)
+        told = good("train/heads.py", *arguments, "--out", tmp_path / str(number))
+        assert f"(the weights have changed); {expected}" in told, told
+        again = good("train/heads.py", *arguments, "--out", tmp_path / f"{number} again")
+        assert "full" not in again
+        one, two = (
+            read_metrics(tmp_path / n / "metrics.jsonl") for n in (str(number), f"{number} again")
+        )
+        assert [line.get("loss") for line in one] == [line.get("loss") for line in two]
+
+
+def test_videos_that_are_gone_are_needed_only_for_what_is_missing(
+    study: Path, data: list[str], tmp_path: Path
+) -> None:
+    cache = tmp_path / "cache"
+    shutil.copytree(study / "cache", cache)
+    arguments = ["--checkpoint", study / "e2e/last.pt", "--cache", cache]
+    good("extract/run.py", *arguments)
+    gone = [*arguments, f"--data.videos={tmp_path / 'nothing'}"]
+    told = good("train/heads.py", *gone, "--out", tmp_path / "head")
+    assert "full" not in told
+    done = script("train/heads.py", *gone, "--out", tmp_path / "other", "--direction=reversed")
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "the videos are gone" in done.stderr and "python extract/run.py" in done.stderr
+    done = script("evaluate/run.py", *gone)
+    assert done.returncode == 1 and "no such file" in done.stderr
+
+
+def test_two_processes_share_passes_and_head_training(study: Path, tmp_path: Path) -> None:
+    arguments = ["--checkpoint", study / "e2e/last.pt", "--cache", tmp_path / "cache"]
+    good(
+        "extract/run.py", *arguments, "--directions", "forward", "reversed", launcher=TWO_PROCESSES
+    )
+    parts = list((tmp_path / "cache/parts").iterdir())
+    assert len(parts) == 4  # of two processes, each with a backbone per direction
+    for direction in ("forward", "reversed"):
+        told = good("extract/run.py", *arguments, "--plan", f"--direction={direction}")
+        assert "spans are there\n" in told
+    out = tmp_path / "head"
+    quick = ["--training.batch_size=1", "--head.drop_path=0"]
+    good("train/heads.py", *arguments, *quick, "--out", out, launcher=TWO_PROCESSES)
+    assert any("validation" in line for line in read_metrics(out / "metrics.jsonl"))
+
+
+def test_a_plan_that_does_not_fit_is_refused(
+    study: Path, data: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=10_000))
+    import extract.run
+
+    arguments = [
+        "run.py",
+        "--checkpoint",
+        str(study / "e2e/last.pt"),
+        "--cache",
+        str(tmp_path / "c"),
+    ]
+    monkeypatch.setattr("sys.argv", arguments)
+    monkeypatch.chdir(REPOSITORY)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    with pytest.raises(SystemExit, match=r"activations need up to .* GB free; make room"):
+        extract.run.main()

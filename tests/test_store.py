@@ -1,0 +1,565 @@
+"""What is put into a store comes out as it was, or not at all."""
+
+import errno
+import os
+import pickle
+import random
+import re
+import shutil
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import numpy as np
+import pytest
+import torch
+import zarr
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from cache.address import DTYPES, Address, Dtype, FingerprintInfo, VideoInfo
+from cache.errors import Damaged, Missing, StoreError
+from cache.files import LocalFiles
+from cache.store import FORMAT, MARK, Store
+from cache.upkeep import prune, verify
+from tests.store_writer import activation, described
+from tests.test_disk import files_end_at
+
+PRINT, VIDEO = "0123456789abcdef" * 2, "0123456789abcdef" * 4
+
+
+def address(rows: int, number: int = 0, dtype: Dtype = "float32") -> Address:
+    return Address(PRINT, dtype, VIDEO, "forward", "window", np.arange(2 * rows) + number, rows)
+
+
+def filled(url: str | Path, count: int, **options: Any) -> list[tuple[Address, torch.Tensor]]:
+    """Write known activations and return them."""
+    pairs = [activation(number) for number in range(count)]
+    with Store.open(url, "a") as store, store.writer(**options) as writer:
+        for number, pair in enumerate(pairs):
+            for info in described(number):
+                writer.describe(info)
+            writer.put(*pair)
+    return pairs
+
+
+@pytest.fixture(autouse=True)
+def memory_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes die here, machines do not: nothing has to reach the disk."""
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+
+
+@pytest.fixture(params=["local", "memory"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    return str(tmp_path / "store") if request.param == "local" else f"memory://{uuid4()}/store"
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(), (1,), (384,), (7, 33), (2, 3, 5)])
+def test_what_is_put_comes_out(url: str, dtype: Dtype, shape: tuple[int, ...]) -> None:
+    pairs = [
+        (address(rows, number, dtype), torch.randn(rows, *shape).to(DTYPES[dtype]))
+        for number, rows in enumerate((1, 2, 384, 7, 1000))
+    ]
+    special = [0.0, -0.0, float("inf"), -float("inf"), float("nan"), 1e-7, 65504.0, -1.0]
+    pairs[2][1].view(-1)[:8] = torch.tensor(special).to(DTYPES[dtype])
+    pairs[4] = (pairs[4][0], torch.zeros_like(pairs[4][1]))  # chunks of zeros are chunks
+    store = Store.open(url, "a")
+    reader = Store.open(url)
+    with store.writer() as writer:
+        for a, rows in pairs:
+            writer.put(a, rows)
+            assert not reader.has(a)
+        writer.flush()
+        reader.refresh()
+        same(reader, pairs)  # out of the journal
+    same(reader, pairs)  # the journal is gone, and the reader finds that out
+    same(Store.open(url), pairs)
+    assert verify(reader) == []
+
+
+def same(store: Store, pairs: list[tuple[Address, torch.Tensor]]) -> None:
+    """Check whole activations, rows of them, and many at once, bit for bit."""
+    rng = random.Random(0)
+    for a, rows in pairs:
+        assert store.has(a)
+        bits(store.read(a), rows)
+        start = rng.randint(0, a.rows)
+        stop = rng.randint(start, a.rows)
+        bits(store.read(a, start, stop), rows[start:stop])
+        bits(store.read(a, start), rows[start:])
+    shuffled = rng.sample(pairs, len(pairs))
+    for got, (_, rows) in zip(store.read_many([a for a, _ in shuffled]), shuffled, strict=True):
+        bits(got, rows)
+
+
+def bits(got: torch.Tensor, expected: torch.Tensor) -> None:
+    assert got.dtype == expected.dtype and got.shape == expected.shape
+    assert (
+        got.contiguous()
+        .view(-1)
+        .view(torch.uint8)
+        .equal(expected.contiguous().view(-1).view(torch.uint8))
+    )
+
+
+Step = tuple[str, int, int, int]
+STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.just("put"), st.integers(0, 2), st.integers(0, 11), st.integers(1, 12)),
+        st.tuples(st.sampled_from(["flush", "fold", "new writer", "prune"]), *[st.just(0)] * 3),
+    ),
+    max_size=24,
+)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@given(steps=STEPS)
+def test_pieces_in_any_order_and_the_newest_wins(steps: list[Step]) -> None:
+    url = f"memory://{uuid4()}"
+    store, reader = Store.open(url, "a"), Store.open(url)
+    writer = store.writer()
+    put = np.full((3, 12), -1.0, np.float32)  # what the store should hold; −1 is nothing
+    value = 0.0
+    for what, which, start, count in steps:
+        if what == "put":
+            stop = min(start + count, 12)
+            value += 1
+            put[which, start:stop] = value
+            writer.put(address(12, which), torch.full((stop - start, 3), value), start)
+        elif what == "flush":
+            writer.flush()
+        elif what == "fold":
+            writer.flush()
+            writer.fold()
+        else:
+            writer.close()
+            if what == "prune":
+                prune(store)
+            writer = store.writer()
+    writer.close()
+    reader.refresh()
+    for which, rows in enumerate(put):
+        a = address(12, which)
+        assert reader.has(a) == bool((rows >= 0).all())
+        for start, stop in ((0, 12), (3, 7), (11, 12), (0, 1)):
+            if (rows[start:stop] >= 0).all():
+                got = reader.read(a, start, stop)
+                assert got.tolist() == [[row] * 3 for row in rows[start:stop]]
+            else:
+                with pytest.raises(Missing, match=r"window of frames .* of video 0123456789ab"):
+                    reader.read(a, start, stop)
+
+
+def test_addresses_differ_in_everything() -> None:
+    one = Address(PRINT, "float32", VIDEO, "forward", "window", np.arange(8), 4)
+    others = [
+        replace(one, fingerprint=PRINT[::-1]),
+        replace(one, dtype="float16"),
+        replace(one, video=VIDEO[::-1]),
+        replace(one, direction="reversed"),
+        replace(one, span="video"),
+        replace(one, frames=np.arange(8)[::-1]),
+        replace(one, frames=np.arange(9)),
+        replace(one, rows=5),
+    ]
+    assert len({one, *others}) == 9 and len({a.key for a in (one, *others)}) == 9
+    assert one == replace(one, frames=np.arange(8, dtype=np.int32).astype(np.int64))
+    assert len(one.key) == 16
+    for wrong in (
+        {"fingerprint": "x" * 32},
+        {"video": "ab"},
+        {"direction": "backward"},
+        {"span": "clip"},
+        {"dtype": "float64"},
+        {"rows": 0},
+        {"frames": np.zeros((2, 2), np.int64)},
+    ):
+        with pytest.raises(ValueError):
+            replace(one, **wrong)
+
+
+def test_wrong_rows_are_refused(tmp_path: Path) -> None:
+    with Store.open(tmp_path, "a").writer() as writer:
+        for rows, start in ((torch.zeros(5, 2), 0), (torch.zeros(2, 2), 3), (torch.zeros(1), -1)):
+            with pytest.raises(StoreError, match="are not within the 4"):
+                writer.put(address(4), rows, start)
+        with pytest.raises(StoreError, match="floating point"):
+            writer.put(address(4), torch.zeros(4, dtype=torch.int64))
+        with pytest.raises(StoreError, match=r"up to 7e\+04 do not fit into float16"):
+            writer.put(address(1, dtype="float16"), torch.tensor([[1.0, 7e4]]))
+        writer.put(address(1, dtype="float16"), torch.tensor([[1.0, float("inf")]]))
+    with pytest.raises(StoreError, match="closed"):
+        writer.put(address(1), torch.zeros(1, 1))
+    store = Store.open(tmp_path)
+    for start, stop in ((-1, 1), (0, 2), (1, 0)):
+        with pytest.raises(StoreError, match="no rows"):
+            store.read(address(1, dtype="float16"), start, stop)
+
+
+def test_errors_say_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match=f"{tmp_path}.* no .*python extract/run.py.*{tmp_path}"):
+        Store.open(tmp_path)
+    with pytest.raises(StoreError, match=r"memory://nothing.*extract/run.py"):
+        Store.open("memory://nothing")
+    with pytest.raises(StoreError, match="cannot reach nosuch://bucket"):
+        Store.open("nosuch://bucket")
+    Store.open(tmp_path, "a")
+    with pytest.raises(StoreError, match='mode "a"'):
+        Store.open(tmp_path).writer()
+    with pytest.raises(StoreError, match='mode "a"'):
+        prune(Store.open(tmp_path))
+    (tmp_path / MARK).write_bytes(FORMAT.replace(b"1", b"2"))
+    for mode in ("r", "a"):
+        with pytest.raises(StoreError, match="newer"):
+            Store.open(tmp_path, mode)
+
+
+def test_what_was_told_is_known(url: str) -> None:
+    first = VideoInfo(VIDEO, "a.mp4", 10, 2, 25.0)
+    uneven = VideoInfo(VIDEO[::-1], "b.mp4", 11, 2, 30000 / 1001, np.array([0.1, 0.2, 1 / 3]))
+    about = FingerprintInfo(PRINT, 7, "runs/a/last.pt", {"size": 160, "mean": [0.1, 2.0]})
+    store = Store.open(url, "a")
+    with store.writer() as writer:
+        for info in (first, uneven, about):
+            writer.describe(info)
+        writer.put(address(2), torch.zeros(2, 2))
+    store.refresh()
+    assert store.videos == {VIDEO: first, VIDEO[::-1]: uneven}
+    assert store.fingerprints == {PRINT: about}
+    times = store.videos[VIDEO[::-1]].times_s
+    assert times is not None and times.tolist() == [0.1, 0.2, 1 / 3]
+    with store.writer() as writer:
+        # The file was renamed, and another one took its name.
+        writer.describe(replace(first, name="c.mp4"))
+        writer.describe(VideoInfo("f" * 64, "a.mp4", 12, 3, 25.0))
+        writer.describe(VideoInfo("f" * 64, "d.mp4", 12, 3, 25.0))
+    prune(store)
+    store = Store.open(url)
+    assert store.videos[VIDEO].name == "c.mp4" and store.names["c.mp4"].digest == VIDEO
+    assert store.names["a.mp4"].digest == "f" * 64
+    listed = store.files.grandchildren("parts")
+    prune(Store.open(url, "a"))
+    assert store.files.grandchildren("parts") == listed
+    (summary,) = store.summaries()
+    assert (summary.fingerprint, summary.spans, summary.rows) == (PRINT, 1, 2)
+
+
+def test_any_zarr_reads_the_arrays(tmp_path: Path) -> None:
+    pairs = filled(tmp_path, 12)
+    assert not list(tmp_path.glob("parts/*/*.bin"))
+    store = Store.open(tmp_path)
+    read = 0
+    for loaded in store.index.tables.values():
+        assert loaded.array is not None
+        array = zarr.open_array(tmp_path / loaded.array.folder, mode="r")
+        everything = np.asarray(array[:])
+        for a, rows in pairs:
+            for entry in store.index.find(a.key):
+                if store.index.tables[entry.table] is loaded:
+                    stored = everything[entry.place : entry.place + entry.rows]
+                    assert stored.tobytes() == rows.view(torch.uint8).numpy().tobytes()
+                    assert array.attrs["dtype"] == a.dtype
+                    read += 1
+    assert read == 12
+
+
+def test_it_is_flushed_by_size_and_by_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, reader = Store.open(tmp_path, "a"), Store.open(tmp_path)
+    now = [0.0]
+    monkeypatch.setattr("cache.writer.time.monotonic", lambda: now[0])
+    with store.writer(flush_bytes=50_000) as writer:
+        for number in range(10):
+            writer.put(address(10, number), torch.randn(10, 1000))
+            reader.refresh()
+            assert writer.waiting < 50_000
+            assert sum(reader.has(address(10, n)) for n in range(11)) == (number + 1) // 2 * 2
+        writer.put(address(10, 10), torch.zeros(10, 10))
+        now[0] = 29.0
+        writer.put(address(10, 11), torch.zeros(10, 10))
+        assert writer.waiting
+        now[0] = 30.0
+        writer.put(address(10, 12), torch.zeros(10, 10))
+        assert not writer.waiting
+    assert all(Store.open(tmp_path).has(address(10, n)) for n in range(13))
+
+
+def test_the_journal_is_folded_when_it_grows(tmp_path: Path) -> None:
+    store = Store.open(tmp_path, "a")
+    with store.writer(fold_bytes=100_000) as writer:
+        for number in range(20):
+            writer.put(address(10, number), torch.randn(10, 1000))
+            writer.flush()
+            sizes = [file.stat().st_size for file in tmp_path.glob("parts/*/*.bin")]
+            assert sum(sizes) < 100_000
+    assert len(list(tmp_path.glob("parts/*/*.idx"))) == 7
+    many = tmp_path / "many"
+    with Store.open(many, "a").writer() as writer:
+        for number in range(70):
+            writer.put(address(1, number), torch.zeros(1, 1))
+            writer.flush()
+        assert len(list(many.glob("parts/*/*.bin"))) < 10  # small ones are many at some time
+
+
+def test_a_store_goes_to_other_processes(tmp_path: Path) -> None:
+    pairs = filled(tmp_path, 3)
+    store = Store.open(tmp_path)
+    sent = pickle.dumps(store)
+    assert len(sent) < 400
+    same(pickle.loads(sent), pairs)
+    error = pickle.loads(pickle.dumps(Damaged("a file", "gone")))
+    assert (error.file, error.what) == ("a file", "gone")
+
+
+# What may be left of a file, given its bytes and a position; None removes it.
+HARMS: dict[str, Callable[[bytes, int], bytes | None]] = {
+    "flipped": lambda data, at: data[:at] + bytes([data[at] ^ 0x10]) + data[at + 1 :],
+    "zeroed": lambda data, at: data[:at] + bytes(min(64, len(data) - at)) + data[at + 64 :],
+    "truncated": lambda data, at: data[:at],
+    "removed": lambda data, at: None,
+}
+
+
+@pytest.mark.parametrize("harm", HARMS)
+def test_damage_anywhere_is_named_and_never_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, harm: str
+) -> None:
+    monkeypatch.setattr("cache.shards.CHUNK_BYTES", 3000)  # several chunks and shards each
+    monkeypatch.setattr("cache.shards.SHARD_BYTES", 9000)
+    pairs = filled(tmp_path, 18)
+    abandoned = Store.open(tmp_path, "a").writer()
+    for number in range(18, 26):
+        pairs.append(activation(number))
+        abandoned.put(*pairs[-1])
+        if number % 4 == 1:
+            abandoned.flush()
+    files = [path for path in sorted(tmp_path.glob("parts/**/*")) if path.is_file()]
+    files.append(tmp_path / MARK)
+    assert len([file for file in files if file.parent.name in "0123"]) > 12
+    rng = random.Random(0)
+    before = Store.open(tmp_path)
+    for file in files:
+        data = file.read_bytes()
+        places = {0, len(data) - 1, len(data) // 2, *(rng.randrange(len(data)) for _ in range(2))}
+        for place in places if harm != "removed" else [0]:
+            left = HARMS[harm](data, place)
+            if left == data:
+                continue  # zeros were there before
+            if left is None:
+                file.unlink()
+            else:
+                file.write_bytes(left)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                problems = verify(before)
+                named = {problem.file for problem in problems}
+                assert file.relative_to(tmp_path).as_posix() in named, (file, place)
+                if file.name == MARK:
+                    with pytest.raises(StoreError, match=MARK):
+                        Store.open(tmp_path)
+                    stores = [before]
+                else:
+                    stores = [before, Store.open(tmp_path)]
+                for store in stores:
+                    for a, rows in pairs:
+                        try:
+                            bits(store.read(a), rows)
+                        except Damaged as damage:
+                            assert damage.file in named
+                        except Missing:
+                            assert file.suffix in (".bin", ".idx")
+            file.parent.mkdir(exist_ok=True)
+            file.write_bytes(data)
+        before = Store.open(tmp_path)
+        assert verify(before) == []
+    same(Store.open(tmp_path), pairs)
+
+
+def test_shards_do_not_stand_in_for_each_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cache.shards.CHUNK_BYTES", 4000)
+    monkeypatch.setattr("cache.shards.SHARD_BYTES", 8000)
+    with Store.open(tmp_path, "a").writer() as writer:
+        writer.put(address(8), torch.randn(8, 1000))
+    first, second = sorted(tmp_path.glob("parts/*/a000001/c/*/0"))[:2]
+    content = first.read_bytes()
+    first.write_bytes(second.read_bytes())
+    second.write_bytes(content)
+    with pytest.raises(Damaged, match=r"a000001/c/\d/0 is damaged"):
+        Store.open(tmp_path).read(address(8))
+
+
+def test_what_is_damaged_can_be_put_again_and_pruned(tmp_path: Path) -> None:
+    pairs = filled(tmp_path, 30)
+    shard = next(p for p in tmp_path.glob("parts/*/a*/c/0/**/0") if p.is_file())
+    content = shard.read_bytes()
+    shard.write_bytes(content[:20] + b"x" + content[21:])
+    store = Store.open(tmp_path, "a")
+    damaged = 0
+    with store.writer() as writer:
+        for a, rows in pairs:
+            try:
+                store.read(a)
+            except Damaged:
+                writer.put(a, rows)
+                damaged += 1
+    assert damaged
+    store.refresh()
+    same(store, pairs)
+    problems = verify(store)
+    assert problems
+    report = prune(store, problems=problems)
+    assert report.damaged == damaged and report.moved == 0  # nothing else stood there
+    assert verify(store) == []
+    same(Store.open(tmp_path), pairs)
+
+
+def test_unreadable_files_are_pruned(tmp_path: Path) -> None:
+    pairs = filled(tmp_path, 30)
+    index, other = sorted(tmp_path.glob("parts/*/*.idx"))[:2]
+    index.write_bytes(index.read_bytes()[:-1])
+    next(p for p in other.with_suffix("").glob("c/0/**/0") if p.is_file()).unlink()
+    with pytest.warns(UserWarning, match="a000001.idx cannot be read .*prune"):
+        store = Store.open(tmp_path, "a")
+    problems = verify(store)
+    assert len(problems) == 2
+    report = prune(store, problems=problems)
+    assert report.damaged > 3
+    assert verify(store) == []
+    left = [pair for pair in pairs if store.has(pair[0])]
+    assert 5 < len(left) < 30
+    same(Store.open(tmp_path), left)
+
+
+@pytest.mark.parametrize("name", [r"\.bin$", r"contents\.json$", r"zarr\.json$", r"/c/", r"\.idx$"])
+def test_a_full_disk_is_told_and_costs_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Each kind of file is once the one that does not fit."""
+    pairs = filled(tmp_path, 10)
+    write = LocalFiles.write
+    full = [True]
+
+    def limited(files: LocalFiles, file: str, *rest: Any, **options: Any) -> None:
+        if full[0] and re.search(name, file):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(files, file, *rest, **options)
+
+    store = Store.open(tmp_path, "a")
+    writer = store.writer()
+    monkeypatch.setattr(LocalFiles, "write", limited)
+    for number in range(10, 20):
+        pairs.append(activation(number))
+        writer.put(*pairs[-1])
+    if name in (r"\.bin$", r"contents\.json$"):
+        for _ in range(2):
+            with pytest.raises(OSError, match=f"{tmp_path}: No space left .* good; .*make room"):
+                writer.flush()
+    else:
+        writer.flush()
+        with pytest.warns(UserWarning, match="No space left .*nothing is lost"):
+            writer.fold()
+        same(Store.open(tmp_path), pairs)
+    same(Store.open(tmp_path), pairs[:10])
+    assert verify(Store.open(tmp_path)) == []
+    full[0] = False
+    writer.close()
+    same(Store.open(tmp_path), pairs)
+    assert verify(Store.open(tmp_path)) == []
+    assert not list(tmp_path.glob("parts/*/*.bin"))
+    assert len(list(tmp_path.glob("parts/*/a*/"))) == len(list(tmp_path.glob("parts/*/*.idx"))) * 1
+
+
+def test_files_that_may_not_grow(tmp_path: Path) -> None:
+    """The operating system refuses in the middle of a file."""
+    store = Store.open(tmp_path, "a")
+    writer = store.writer()
+    rows = torch.randn(100, 1000)
+    writer.put(address(100), rows)
+    with files_end_at(100_000), pytest.raises(OSError, match="File too large"):
+        writer.flush()
+    assert not list(tmp_path.glob("parts/*/*.part"))
+    writer.flush()
+    with files_end_at(100_000), pytest.warns(UserWarning, match="File too large"):
+        writer.fold()
+    with files_end_at(100_000):
+        bits(Store.open(tmp_path).read(address(100)), rows)
+    writer.close()
+    assert not list(tmp_path.glob("parts/*/*.part")) and verify(store) == []
+    bits(Store.open(tmp_path).read(address(100)), rows)
+
+
+def test_a_segment_that_is_damaged_before_it_is_folded_stays(tmp_path: Path) -> None:
+    writer = Store.open(tmp_path, "a").writer()
+    pairs = [activation(number) for number in range(12)]
+    for number, pair in enumerate(pairs):
+        writer.put(*pair)
+        if number % 4 == 3:
+            writer.flush()
+    segment = sorted(tmp_path.glob("parts/*/*.bin"))[1]
+    segment.write_bytes(b"x" + segment.read_bytes()[1:])
+    with pytest.warns(UserWarning, match=r"j000002.bin is damaged.*the rest"):
+        writer.close()
+    assert sorted(tmp_path.glob("parts/*/*.bin")) == [segment]
+    store = Store.open(tmp_path, "a")
+    assert [problem.file for problem in verify(store)] == [segment.relative_to(tmp_path).as_posix()]
+    with pytest.raises(Damaged, match=r"j000002.bin"):
+        store.read(pairs[4][0])
+    report = prune(store)
+    assert (report.damaged, report.moved) == (1, 3)
+    assert verify(store) == []
+    same(store, pairs[:4] + pairs[5:])
+
+
+def test_places_may_refuse_ranges_behind_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As object stores do."""
+    url = f"memory://{uuid4()}"
+    pairs = filled(url, 6)
+    store = Store.open(url)
+    system = store.files.system  # type: ignore[attr-defined]
+    cat = type(system).cat_file
+
+    def strict(self: Any, path: str, start: int = 0, end: int | None = None, **_: Any) -> bytes:
+        if start and start >= self.size(path):
+            raise OSError("range not satisfiable")
+        return bytes(cat(self, path, start, end))
+
+    monkeypatch.setattr(type(system), "cat_file", strict)
+    same(Store.open(url), pairs)
+    (shard,) = (p for p in system.find(url) if "/a000001/c/" in p)
+    system.pipe_file(shard, b"short")
+    assert len(verify(store)) == 1
+    damaged = 0
+    for a, rows in pairs:
+        try:
+            bits(Store.open(url).read(a), rows)
+        except Damaged:
+            damaged += 1
+    assert damaged == 1
+
+
+def test_a_full_disk_can_be_pruned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    filled(tmp_path, 10)
+    left = Store.open(tmp_path, "a").writer()
+    left.put(*activation(20))
+    left.flush()
+    left.lease.release()
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalFiles, "write", full)
+        report = prune(Store.open(tmp_path, "a"), lambda info: True)
+    assert report.dropped == 11 and report.kept_bytes == 0
+
+
+def test_a_copied_store_is_the_same(tmp_path: Path) -> None:
+    pairs = filled(tmp_path / "a", 5)
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    same(Store.open(tmp_path / "b"), pairs)
+    same(Store.open(f"file://{tmp_path}/b"), pairs)

@@ -1,0 +1,219 @@
+"""A span group by group gives what one pass over the whole of it gives."""
+
+import json
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from unittest.mock import patch
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from extract.backbone import Backbone, BackboneConfig, Cut, Mode
+from extract.videomae import TrunkConfig
+from extract.wavefront import Wavefront
+from extract.weights import from_opentad, load_strictly
+from tests.test_backbone import SMALL, frames, relative, shaken
+
+CUTS: tuple[Cut, ...] = (0, 1, 2, "features")
+GROUPS = [(1,), (5,), (1,) * 7, (2,) * 4, (2, 2, 1), (3, 1, 2, 1), (1, 4)]
+
+
+def join(pieces: Sequence[dict[Cut, Tensor]], cut: Cut, backwards: bool = False) -> Tensor:
+    found = [piece[cut] for piece in pieces if cut in piece]
+    assert 0 not in [piece.numel() for piece in found]
+    return torch.cat(found[::-1] if backwards else found, 2 if cut == "features" else 1)
+
+
+def run(wavefront: Wavefront, span: Tensor, groups: Sequence[int]) -> dict[Cut, Tensor]:
+    """Push a span in groups of so many clips and put together what comes out.
+
+    Args:
+        groups: clips of each, in the order of the span.
+    """
+    axis, clip = (2, 16) if span.dtype == torch.uint8 else (1, 8)
+    parts = span.split([clip * group for group in groups], axis)
+    arriving = reversed(parts) if wavefront.backwards else parts
+    pieces = [*map(wavefront.push, arriving), wavefront.finish()]
+    return {cut: join(pieces, cut, wavefront.backwards) for cut in wavefront.cuts}
+
+
+@pytest.fixture(scope="module")
+def small() -> Backbone:
+    return shaken(Backbone(BackboneConfig(SMALL)))
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("groups", GROUPS, ids=str)
+@pytest.mark.parametrize("backwards", [False, True])
+@pytest.mark.parametrize("mode", ["adapter", "frozen", "full"])
+def test_all_cuts_equal_the_whole_pass(
+    mode: Mode, backwards: bool, groups: tuple[int, ...]
+) -> None:
+    backbone = shaken(Backbone(BackboneConfig(SMALL, mode=mode)))
+    span = frames(1, 16 * sum(groups))
+    found = run(Wavefront(backbone, CUTS, backwards=backwards), span, groups)
+    for cut in CUTS:
+        expected = backbone(span, stop=cut)
+        assert found[cut].shape == expected.shape and relative(found[cut], expected) < 1e-5
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("start", [0, 1, 2])
+@pytest.mark.parametrize("backwards", [False, True])
+def test_starts_from_any_block(small: Backbone, start: int, backwards: bool) -> None:
+    span = frames(1, 112)
+    cuts = CUTS[start:]
+    wavefront = Wavefront(small, cuts, start, backwards)
+    found = run(wavefront, small(span, stop=start), (1, 3, 1, 2))
+    for cut in cuts:
+        assert relative(found[cut], small(span, stop=cut)) < 1e-5
+
+
+@torch.inference_mode()
+def test_reversed_span_from_a_forward_decode(small: Backbone) -> None:
+    """What the backwards pass is for: groups of frames as they are decoded, each turned round."""
+    span = frames(1, 80)
+    wavefront = Wavefront(small, ["features"], backwards=True)
+    pieces = [wavefront.push(group.flip(2)) for group in span.split(32, 2)]
+    pieces.append(wavefront.finish())
+    found = join(pieces, "features", backwards=True)
+    assert relative(found, small(span.flip(2))) < 1e-5
+
+
+@torch.inference_mode()
+def test_only_the_clips_that_need_a_neighbour_wait(small: Backbone) -> None:
+    """Behind every block it is one; all others come out of the push that brought them."""
+    wavefront = Wavefront(small, CUTS)
+    first = wavefront.push(frames(1, 48))
+    assert {cut: first[cut].shape[1] for cut in first} == {0: 16, 1: 8}
+    second = wavefront.push(frames(1, 48))
+    assert second.keys() == set(CUTS) and second["features"].shape == (1, 32, 24)
+    last = wavefront.finish()
+    assert {cut: last[cut].shape[1] for cut in (0, 1, 2)} == {0: 8, 1: 16, 2: 24}
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("backwards", [False, True])
+def test_memory_does_not_grow_with_the_span(small: Backbone, backwards: bool) -> None:
+    """Nor with the group: 9 tubelets of 4 tokens of 32 channels wait behind each of 3 blocks."""
+    for clips in (1, 3):
+        wavefront = Wavefront(small, CUTS, backwards=backwards)
+        sizes = []
+        for _ in range(50):
+            wavefront.push(frames(1, 16 * clips))
+            storages = [tensor.untyped_storage() for tensor in wavefront.held.values()]
+            sizes.append(sum(storage.nbytes() for storage in storages))
+        assert set(sizes[4:]) == {3 * 9 * 4 * 32 * 4} and max(sizes) == sizes[4]
+        wavefront.finish()
+        assert not wavefront.held
+
+
+@pytest.mark.parametrize("backwards", [False, True])
+def test_no_graph_is_kept_where_gradients_are_on(small: Backbone, backwards: bool) -> None:
+    wavefront = Wavefront(small, ["features"], backwards=backwards)
+    pushed = wavefront.push(frames(1, 64))
+    kept = [*pushed.values(), *wavefront.held.values(), *wavefront.finish().values()]
+    assert len(kept) == 5 and not any(tensor.requires_grad for tensor in kept)
+
+
+@torch.inference_mode()
+def test_each_clip_is_embedded_and_attended_once_and_only_as_deep_as_wanted(
+    small: Backbone,
+) -> None:
+    with (
+        patch.object(small.trunk, "embed", wraps=small.trunk.embed) as embed,
+        patch.object(small, "run_block", wraps=small.run_block) as block,
+    ):
+        run(Wavefront(small, [1]), frames(1, 112), (3, 1, 2, 1))
+    assert [len(call.args[0]) for call in embed.call_args_list] == [3, 1, 2, 1]
+    for k in (0, 1, 2):
+        tubelets = sum(call.args[1].shape[1] for call in block.call_args_list if call.args[0] == k)
+        assert tubelets == (0 if k == 2 else 56)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("backwards", [False, True])
+def test_half_precision(small: Backbone, backwards: bool) -> None:
+    span = frames(1, 112)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = run(Wavefront(small, CUTS, backwards=backwards), span, (3, 1, 2, 1))
+        for cut in CUTS:
+            expected = small(span, stop=cut)
+            assert found[cut].dtype == expected.dtype
+            # What bfloat16 itself does to them is 100 times as much as what the groups may.
+            assert relative(found[cut], expected) < 1e-3
+
+
+def test_misuse_says_what_to_do(small: Backbone) -> None:
+    wavefront = Wavefront(small, ["features"])
+    with pytest.raises(RuntimeError, match="nothing was pushed"):
+        wavefront.finish()
+    for length in (0, 30):
+        with pytest.raises(ValueError, match=f"{length} frames are no whole clips of 16; pad"):
+            wavefront.push(frames(1, length))
+    with pytest.raises(ValueError, match="12 tubelets are no whole clips of 8"):
+        Wavefront(small, [2], start=0).push(torch.zeros(1, 12, 4, 32))
+    wavefront.push(frames(1, 16))  # a refused group has changed nothing
+    wavefront.finish()
+    with pytest.raises(RuntimeError, match="start a new Wavefront"):
+        wavefront.push(frames(1, 16))
+    with pytest.raises(RuntimeError, match="start a new Wavefront"):
+        wavefront.finish()
+    with pytest.raises(ValueError, match="at least one cut"):
+        Wavefront(small, [])
+    with pytest.raises(ValueError, match="cannot run from cut 1 to cut 0 of 3 blocks"):
+        Wavefront(small, [2, 0], start=1)
+    with pytest.raises(ValueError, match="no block runs behind"):
+        Wavefront(small, ["features"], start="features")
+    with pytest.raises(ValueError, match="eval mode"):
+        Wavefront(Backbone(BackboneConfig(SMALL)), ["features"])
+
+
+@torch.inference_mode()
+def test_a_failed_push_ends_the_span(small: Backbone) -> None:
+    """Else what comes after it would be put together from clips that are no neighbours."""
+    wavefront = Wavefront(small, ["features"])
+    wavefront.push(frames(1, 32))
+    with pytest.raises(ValueError, match="multiple of 8"):
+        wavefront.push(torch.zeros(1, 3, 16, 12, 16, dtype=torch.uint8))
+    with pytest.raises(RuntimeError, match="start a new Wavefront"):
+        wavefront.push(frames(1, 32))
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("backwards", [False, True])
+def test_published_size_matches_reference(shared: Path, backwards: bool) -> None:
+    """VideoMAE-S with adapters, one clip at a time, against another implementation's one pass."""
+    folder = shared / "golden/sizes"
+    if not folder.is_dir():
+        pytest.skip("reference numbers of real sizes are not here")
+    shapes = dict(json.loads((folder / "videomae_meta.json").read_text())["s"]["keys"])
+    for key in [key for key in shapes if key.startswith("blocks.0.")]:  # it stands for all blocks
+        shapes |= {key.replace("0", str(k), 1): shapes[key] for k in range(12)}
+    tensors = {key: torch.from_numpy(drawn(key, shape)) for key, shape in shapes.items()}
+    backbone = Backbone(BackboneConfig(TrunkConfig(width=384, depth=12, heads=6))).eval()
+    prefix = "backbone.model.backbone."
+    named, _ = from_opentad({prefix + key: tensor for key, tensor in tensors.items()})
+    named["trunk.positions"] = backbone.trunk.positions
+    load_strictly(backbone, named, "golden")
+    shape = (1, 3, 32, 160, 160)
+    span = torch.from_numpy(np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8))
+    found = run(Wavefront(backbone, ["features"], backwards=backwards), span, (1, 1))["features"]
+    assert relative(found, backbone(span)) < 1e-5
+    expected = load_file(folder / "videomae_features.safetensors")["s"]  # one for every frame
+    resized = torch.nn.functional.interpolate(found, size=32, mode="linear")
+    assert relative(resized[0], expected) < 1e-4
+
+
+def drawn(key: str, shape: list[int]) -> np.ndarray:
+    """A tensor's values, which were not shipped; the recipe came with the reference numbers."""
+    generator = np.random.default_rng(zlib.crc32(key.encode()))
+    n = generator.standard_normal(shape).astype(np.float32)
+    if len(shape) > 1:
+        return n * np.float32(0.7 / np.sqrt(np.prod(shape[1:])))
+    gain = key.endswith(("weight", "gamma", "scale"))
+    return (1 + 0.05 * n if gain else 0.05 * n).astype(np.float32)

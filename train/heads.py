@@ -1,0 +1,104 @@
+"""Train a head on a cache of activations; what the cache lacks is computed first.
+
+    accelerate launch train/heads.py --checkpoint runs/demo/forward/best.pt --cache URL \
+        --out runs/heads [--resume] [--head.width 256 …]
+    accelerate launch train/heads.py --config FILE --cache URL       # on the pretrained backbone
+
+The backbone is the checkpoint's and stays as it is; the config is the checkpoint's, too, unless
+--config gives another. With --backbone.trainable_from_block k the adapters from block k on learn
+along, from the cached activations behind block k − 1. What comes out is a whole detector.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from cache.store import Store
+from configs.load import dump, load, parse
+from evaluate.report import draw_curves
+from train.cached import evaluation_spans, training_spans, up_to_date
+from train.checkpoint import Checkpoint, load_checkpoint
+from train.config import Experiment
+from train.disk import claim_folder, refuse_full_disk
+from train.errors import EXPECTED, message
+from train.items import load_annotations, load_subsets
+from train.log import METRICS, read_metrics
+from train.loop import TrainingRun
+from train.start import (
+    activations_of,
+    begin,
+    has_begun,
+    learning_only,
+    leave_record,
+    new_detector,
+    refuse_unlabelled,
+    with_cache,
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser.add_argument("--checkpoint", help="detector whose backbone to use")
+    parser.add_argument("--config", help="YAML file of the experiment; default: the checkpoint's")
+    parser.add_argument("--cache", help="store of activations; default: the config's cache.url")
+    parser.add_argument("--resume", action="store_true", help="go on from last.pt, if there is one")
+    args, overrides = parser.parse_known_args()
+    if not (args.checkpoint or args.config):
+        parser.error("give --checkpoint, --config or both")
+    try:
+        overrides = with_cache(overrides, args.cache)
+        saved = load_checkpoint(args.checkpoint) if args.checkpoint else None
+        if args.config:
+            config = load(Experiment, args.config, overrides)
+        else:
+            assert saved is not None
+            config = parse(Experiment, dump(saved.config), overrides, args.checkpoint)
+        train(learning_only(config), saved, args.checkpoint or args.config, args.resume)
+    except EXPECTED as error:
+        sys.exit(message(error))
+
+
+def train(config: Experiment, saved: Checkpoint | None, source: str, resume: bool) -> None:
+    """Train as the config says; leaves checkpoints, metrics and a picture in `config.out`."""
+    accelerator = begin(config)
+    out = Path(config.out)
+    begun = has_begun(out, resume)
+    if not config.cache.url:
+        raise ValueError("--cache: give the store that activations are kept in")
+    store = Store.open(config.cache.url, "a")
+    annotations = load_annotations(config.data)
+    subset = config.data.validation_subset
+    names = [config.data.train_subset, *([subset] if subset else [])]
+    subsets = load_subsets(config.data, annotations, names, accelerator, store)
+    refuse_unlabelled(subsets[1] if subset else None, subset)
+    detector = new_detector(config, annotations.classes, saved, source).to(accelerator.device)
+    if accelerator.is_main_process:
+        claim_folder(out)
+        refuse_full_disk(out, detector, keeps_best=subset is not None)
+    activations = activations_of(detector.eval(), store, source)
+    spans = training_spans(subsets[0], config)
+    for validation in subsets[1:]:
+        spans += evaluation_spans(validation, config.sampling.validation_overlap, config)
+    cut = config.backbone.learns_behind
+    assert cut is not None
+    cached, skipped = up_to_date(activations, spans, cut, config, accelerator)
+    for items in subsets:
+        items.leave_out(skipped)
+    run = TrainingRun(
+        detector, subsets[0], subsets[1] if subset else None, accelerator, begun, cached
+    )
+    if activations.places()[cut].fingerprint != cached.fingerprint:
+        raise ValueError(
+            f"{out} was trained on another backbone than {source} has now; start anew in another "
+            "`out`"
+        )
+    if accelerator.is_main_process:
+        leave_record(out, detector, subsets, annotations)
+    run.go()
+    if accelerator.is_main_process:
+        draw_curves(read_metrics(out / METRICS), out / "curves.png")
+        print(f"done: {out / 'last.pt'}, {out / METRICS}, {out / 'curves.png'}")
+
+
+if __name__ == "__main__":
+    main()

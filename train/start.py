@@ -1,0 +1,171 @@
+"""How every run begins: processes, a folder of its own, the detector it starts from."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from accelerate import Accelerator, DistributedType
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    InitProcessGroupKwargs,
+    broadcast_object_list,
+    set_seed,
+)
+
+from cache.store import Store
+from configs.files import write_text
+from configs.load import dump
+from evaluate.annotations import Annotations
+from extract import weights
+from extract.activations import Activations
+from train.checkpoint import Checkpoint, load_checkpoint
+from train.config import Experiment
+from train.detector import Detector
+from train.items import Item, Items
+from train.validate import WAIT_FOR_OTHERS, skipped_warning
+
+
+def begin(config: Experiment) -> Accelerator:
+    """Return the accelerator of a training run, and seed all random draws.
+
+    Raises:
+        ValueError: the machine or accelerate's own settings do not fit the config.
+    """
+    accelerator = Accelerator(
+        mixed_precision=config.training.mixed_precision,
+        # No buffer changes in training, so none needs to be sent around before each step.
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
+            InitProcessGroupKwargs(timeout=WAIT_FOR_OTHERS),
+        ],
+    )
+    if accelerator.gradient_accumulation_steps != 1:
+        raise ValueError("accumulate with training.accumulate, not with accelerate's own setting")
+    refuse_fp16_without_gpu(config, accelerator)
+    if config.cache.url and accelerator.distributed_type == DistributedType.FSDP:
+        raise ValueError(
+            "--cache: weights that are spread over processes (FSDP) have no fingerprint; leave it "
+            "out, and run extract/run.py on the checkpoint afterwards"
+        )
+    set_seed(config.training.seed)
+    return accelerator
+
+
+def refuse_fp16_without_gpu(config: Experiment, accelerator: Accelerator) -> None:
+    """Raise ValueError where fp16 would silently be something else."""
+    if config.training.precision == "fp16" and accelerator.device.type == "cpu":
+        raise ValueError("training.precision fp16 needs a GPU; on this machine use bf16 or fp32")
+
+
+def has_begun(out: Path, resume: bool) -> bool:
+    """Say whether the folder holds a run to go on with; the same on all processes.
+
+    Raises:
+        ValueError: it holds one, but `resume` is not wanted; or it is a file.
+    """
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"out: {out} is a file; choose a folder")
+    # Decided by one process for all: folders of several machines may not show the same files.
+    (begun,) = broadcast_object_list([(out / "last.pt").exists()])
+    if begun and not resume:
+        raise ValueError(f"{out} holds a run already; add --resume, or choose another --out")
+    return bool(begun)
+
+
+def refuse_unlabelled(validation: list[Item] | None, subset: str | None) -> None:
+    """Raise ValueError if there are videos to validate with, but no action in them."""
+    if validation is not None and not any(item.truth for item in validation):
+        raise ValueError(
+            f"no video of subset '{subset}' has an action, so nothing can be validated; set "
+            "data.validation_subset to another one or to null"
+        )
+
+
+def leave_record(
+    out: Path, detector: Detector, subsets: Sequence[Items], annotations: Annotations
+) -> None:
+    """Write what is decided of a run before it begins, and say it: training videos come first."""
+    write_text(out / "config.yaml", dump(detector.config))
+    counts = ", ".join(f"{name} {n:,}" for name, n in detector.parameter_counts().items())
+    windows = sum(bool(len(item.segments)) for item in subsets[0])
+    print(f"{windows} training videos, {len(detector.classes)} classes; weights: {counts}")
+    for what, count in annotations.warnings.items():
+        print(f"warning: annotations: {what}: {count}")
+    skipped = {name: cause for items in subsets for name, cause in items.skipped.items()}
+    if skipped:
+        print(skipped_warning(skipped, len(skipped) + sum(map(len, subsets))))
+    write_text(out / "skipped_videos.json", json.dumps(skipped, indent=1) + "\n")
+
+
+def new_detector(
+    config: Experiment, classes: tuple[str, ...], backbone_from: Checkpoint | None, source: str
+) -> Detector:
+    """Return a detector with a new head, its backbone from a checkpoint or as pretrained.
+
+    Without a checkpoint the same seed gives the same adapters, which the cache can tell.
+
+    Args:
+        source: the checkpoint's file.
+
+    Raises:
+        ValueError: the weights do not fit.
+    """
+    set_seed(config.training.seed)
+    detector = Detector(config, classes)
+    if backbone_from is None:
+        detector.load_pretrained()
+        return detector
+    prefix = "backbone."
+    tensors = {
+        name.removeprefix(prefix): tensor
+        for name, tensor in backbone_from.ema.items()
+        if name.startswith(prefix)
+    }
+    weights.load_strictly(detector.backbone, tensors, source)
+    return detector
+
+
+def init_from(detector: Detector, path: str | Path) -> None:
+    """Start from another run's averaged weights, backbone and head.
+
+    Raises:
+        ValueError: they do not fit, or the classes are others.
+    """
+    other = load_checkpoint(path)
+    if other.classes != detector.classes:
+        raise ValueError(
+            f"--init-from: {path} knows {', '.join(other.classes)}, but the data have "
+            f"{', '.join(detector.classes)}"
+        )
+    weights.load_strictly(detector, other.ema, path)
+
+
+def activations_of(detector: Detector, store: Store, origin: str | Path) -> Activations:
+    """Return the activations of a detector's backbone as its config has them.
+
+    Args:
+        origin: file that the weights are from, for people who look at the store.
+    """
+    config = detector.config
+    return Activations(
+        store,
+        detector.backbone,
+        config.pixels,
+        config.training.precision,
+        config.cache,
+        str(origin),
+    )
+
+
+def with_cache(overrides: list[str], url: str | None) -> list[str]:
+    """Return the overrides with what `--cache URL` stands for."""
+    return overrides if url is None else [*overrides, f"--cache.url={url}"]
+
+
+def learning_only(config: Experiment) -> Experiment:
+    """Return the config of a run on cached activations: by default only the head learns."""
+    if config.backbone.learns_behind is not None:
+        return config
+    depth = config.backbone.trunk.depth
+    return replace(config, backbone=replace(config.backbone, trainable_from_block=depth))
