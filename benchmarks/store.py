@@ -33,7 +33,7 @@ from zarr.codecs import BytesCodec, Crc32cCodec
 from cache import codec, shards
 from cache.address import Address, FingerprintInfo, VideoInfo
 from cache.store import Store
-from cache.table import RECORD, ArrayInfo, Group, Table, Told, encode
+from cache.table import CHUNK, RECORD, ArrayInfo, Group, Table, Told, encode
 
 SPANS_A_TABLE, ROWS, WIDTH = 900, 384, 384  # windows of 768 frames; 256 MB make a fold
 PRINT = "0123456789abcdef" * 2
@@ -76,7 +76,8 @@ def write_index(folder: Path, spans: int) -> None:
         digests = [f"{video:064x}" for video in videos]
         told: list[Told] = [Told(1, FingerprintInfo(PRINT, "features", "a.pth"))]
         told += [Told(1, VideoInfo(d, f"{d}.mp4", 10**8, 40_000, 30.0)) for d in digests]
-        info = ArrayInfo(len(numbers) * ROWS, 1365, 1365 * 64, "0" * 32, [(10**7, 1)] * 4)
+        chunks = np.zeros(-(-len(numbers) * ROWS // 1365), CHUNK)
+        info = ArrayInfo(len(numbers) * ROWS, 1365, 1365 * 64, "0" * 32, [(10**7, 1)] * 4, chunks)
         part = folder / "parts" / f"{first // SPANS_A_TABLE // 30:06}"
         part.mkdir(parents=True, exist_ok=True)
         name = part / f"a{first // SPANS_A_TABLE % 30:06}.idx"

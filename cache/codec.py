@@ -34,8 +34,8 @@ class Codec(NamedTuple):
 
 
 # Shuffled, an activation is a part that hardly varies (signs and exponents) and one that is noise.
-# In blocks this large zstd sees each part alone: a quarter more speed and twice the gain of Blosc's
-# own choice of block. benchmarks/store.py has the table.
+# In blocks this large zstd sees each part alone: twice the gain and reading speed of Blosc's own
+# choice of block. benchmarks/store.py has the table.
 CODEC = Codec("zstd", 1, "shuffle", 2**20)
 
 _SHUFFLES = {"shuffle": blosc.SHUFFLE, "bitshuffle": blosc.BITSHUFFLE}

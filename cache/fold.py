@@ -1,6 +1,7 @@
 """From journal segments to arrays: what belongs together is laid end to end, once."""
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 import numpy as np
 
@@ -66,13 +67,16 @@ def fold(
 
     info = write_array(files, folder, group, rows, pieces())
     stored = sum(size for size, _ in info.shards)
+    again = _put_again(placed)
     entries: list[Entry] = []
     place = 0
     for _, entry in placed:
         entry = entry._replace(place=place, group=0, checksum=0)
         place += entry.rows
         last = entries[-1] if entries else None
-        if last and (last.hi, last.lo, last.start + last.rows) == (entry.hi, entry.lo, entry.start):
+        key = (entry.hi, entry.lo)
+        meets = last and (last.hi, last.lo, last.start + last.rows) == (*key, entry.start)
+        if last and meets and key not in again:
             # Pieces of one activation that meet are one from here on.
             rows_there, time = last.rows + entry.rows, max(last.time, entry.time)
             entries[-1] = last._replace(rows=rows_there, time=time)
@@ -80,6 +84,16 @@ def fold(
             entries.append(entry)
     sized = [entry._replace(size=stored * entry.rows // rows) for entry in entries]
     return encode(Table(np.array(sized, RECORD), [group], list(videos), list(told), info))
+
+
+def _put_again(placed: Sequence[Placed]) -> set[tuple[int, int]]:
+    """Return keys some of whose rows come more than once; only their times tell which count."""
+    found = set()
+    for (_, last), (_, entry) in pairwise(placed):
+        key = (entry.hi, entry.lo)
+        if key == (last.hi, last.lo) and entry.start < last.start + last.rows:
+            found.add(key)
+    return found
 
 
 def _ordered(placed: Sequence[Placed]) -> list[Placed]:

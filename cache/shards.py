@@ -2,8 +2,8 @@
 
 An array is ordinary zarr (format 3, sharded, Blosc, CRC-32C) and any zarr can open it. It is read
 here without zarr, which takes a missing chunk for zeros, decodes a shard's chunks one after another
-and starts a thread that does not survive a fork; a shard's layout is simple enough: chunks, then
-offset and size of each, then a checksum. benchmarks/store.py compares the two.
+and starts a thread that does not survive a fork. Where chunks stand and what their checksums are is
+known from the array's index table. benchmarks/store.py compares the two.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -20,7 +20,7 @@ from cache.address import Dtype
 from cache.codec import Bytes, checksum, decompress, itemsize
 from cache.errors import Damaged
 from cache.files import Files
-from cache.table import ArrayInfo, Group, digest
+from cache.table import CHUNK, ArrayInfo, Group, digest
 
 CHUNK_BYTES, SHARD_BYTES = 2**20, 2**26  # uncompressed; benchmarks/store.py has the table
 RANGE_BYTES = 2**22  # compressed, fetched at a time: some chunks, which the CPU's cache can hold
@@ -91,7 +91,7 @@ def write_array(
     )
     description = encoded.pop("zarr.json").to_bytes()
     files.write(f"{folder}/zarr.json", [description])
-    shards = []
+    shards, chunks = [], []
     buffer = np.empty(min(shard_rows, rows) * group.row_bytes, np.uint8)
     for number, content in enumerate(_shards(buffer, rows * group.row_bytes, pieces)):
         begin = number * shard_rows
@@ -100,8 +100,20 @@ def write_array(
         name = shard_name(folder, group, number)
         data = encoded.pop(name.removeprefix(folder + "/")).as_numpy_array().view(np.uint8)
         files.write(name, [data])
-        shards.append((len(data), int.from_bytes(data[-4:].tobytes(), "little")))
-    return ArrayInfo(rows, chunk_rows, shard_rows, digest(description).hex(), shards)
+        shards.append((len(data), _ending(data)))
+        chunks.append(_chunks(data, -(-len(numbers) // chunk_rows), shard_rows // chunk_rows))
+    described = digest(description).hex()
+    return ArrayInfo(rows, chunk_rows, shard_rows, described, shards, np.concatenate(chunks))
+
+
+def _chunks(shard: Bytes, count: int, room: int) -> NDArray[Any]:
+    """Return CHUNK [count] of a shard that zarr encoded, which has room for more."""
+    index = shard[-16 * room - 4 : -4].view("<u8").reshape(room, 2)[:count]
+    found = np.empty(count, CHUNK)
+    found["offset"], found["size"] = index.T
+    for chunk, (offset, size) in zip(found, index.tolist(), strict=True):
+        chunk["checksum"] = _ending(shard[offset : offset + size])
+    return found
 
 
 def _shards(buffer: Bytes, total: int, pieces: Iterator[Bytes]) -> Iterator[Bytes]:
@@ -118,6 +130,11 @@ def _shards(buffer: Bytes, total: int, pieces: Iterator[Bytes]) -> Iterator[Byte
     assert done == total and not filled
 
 
+def _ending(data: Bytes) -> int:
+    """Return the checksum that a chunk, or a shard's index, ends with."""
+    return int.from_bytes(data[-4:].tobytes(), "little")
+
+
 class Array:
     """Reads one array."""
 
@@ -127,7 +144,6 @@ class Array:
         self.group = group
         self.info = info
         self.chunk_bytes = info.chunk_rows * group.row_bytes
-        self._indexes: dict[int, NDArray[np.uint64]] = {}
 
     def read(self, wanted: Sequence[Wanted]) -> None:
         """Fill every `out`; each chunk is fetched and decoded once.
@@ -173,30 +189,11 @@ class Array:
                     raise Damaged(run.file, f"it ends after {run.start + len(data)} bytes")
                 for chunk, start, stop in run.chunks:
                     block = data[start - run.start : stop - run.start]
-                    if checksum(block[:-4]) != int.from_bytes(block[-4:].tobytes(), "little"):
+                    # The checksum that stands with it is not enough: it may be another chunk.
+                    expected = int(self.info.chunks["checksum"][chunk])
+                    if not checksum(block[:-4]) == _ending(block) == expected:
                         raise Damaged(run.file, f"the checksum of bytes {start}–{stop} is wrong")
                     deliver(chunk, block[:-4], run.file)
-
-    def places(self, shard: int) -> NDArray[np.uint64]:
-        """Return offset and bytes of every chunk in a shard [chunks, 2].
-
-        Raises:
-            Gone: the shard is not there. Damaged: it is not the one that was written.
-        """
-        if shard not in self._indexes:
-            file = shard_name(self.folder, self.group, shard)
-            count = self.info.shard_rows // self.info.chunk_rows
-            size, expected = self.info.shards[shard]
-            (data,) = self.files.read([(file, size - 16 * count - 4, size)])
-            if data is None:
-                raise Gone(file)
-            if len(data) < 16 * count + 4:
-                raise Damaged(file, f"it has less than the {size} bytes that were written")
-            stored = int.from_bytes(data[-4:].tobytes(), "little")
-            if checksum(data[:-4]) != stored or stored != expected:
-                raise Damaged(file, "the index at its end is not the one that was written")
-            self._indexes[shard] = data[:-4].view("<u8").reshape(count, 2)
-        return self._indexes[shard]
 
     def _batches(self, chunks: Sequence[int]) -> Iterator[list["_Run"]]:
         """Join neighbours to runs, and runs to what is fetched at once."""
@@ -204,11 +201,8 @@ class Array:
         total = 0
         per_shard = self.info.shard_rows // self.info.chunk_rows
         for chunk in chunks:
-            shard, number = divmod(chunk, per_shard)
-            file = shard_name(self.folder, self.group, shard)
-            offset, size = (int(value) for value in self.places(shard)[number])
-            if offset + size > self.info.shards[shard][0]:
-                raise Damaged(file, f"chunk {number} is not in it")
+            file = shard_name(self.folder, self.group, chunk // per_shard)
+            offset, size, _ = self.info.chunks[chunk].tolist()
             place = (chunk, offset, offset + size)
             last = batch[-1] if batch else None
             if (

@@ -41,6 +41,14 @@ RECORD = np.dtype(
     ]
 )
 
+CHUNK = np.dtype(
+    [
+        ("offset", "<u8"),  # in its shard
+        ("size", "<u4"),  # stored bytes
+        ("checksum", "<u4"),  # that they end with
+    ]
+)
+
 Records = NDArray[Any]
 """Structured array of RECORD."""
 
@@ -107,7 +115,8 @@ class ArrayInfo:
         rows: of the whole array.
         chunk_rows, shard_rows: of a chunk and of a shard.
         description: digest of the bytes of zarr.json, hex.
-        shards: bytes of every shard, and the checksum of its index, which tells it from others.
+        shards: bytes of every shard, and the checksum that its own index ends with.
+        chunks: CHUNK [n], over all shards in the order of the rows.
     """
 
     rows: int
@@ -115,6 +124,7 @@ class ArrayInfo:
     shard_rows: int
     description: str
     shards: list[tuple[int, int]]
+    chunks: NDArray[Any]
 
 
 @dataclass
@@ -146,15 +156,19 @@ def digest(data: bytes | Bytes) -> bytes:
 
 def encode(table: Table, offset: int = 0) -> bytes:
     """Return a table and its footer, to stand at a byte offset of a file and end it."""
+    array = table.array
     header = json.dumps(
         {
             "groups": table.groups,
             "videos": table.videos,
             "told": [(told.time, *_info_to_json(told.info)) for told in table.told],
-            "array": None if table.array is None else vars(table.array),
+            "records": len(table.records),
+            "array": None if array is None else vars(array) | {"chunks": len(array.chunks)},
         }
     ).encode()
     body = len(header).to_bytes(8, "little") + header + table.records.tobytes()
+    if array is not None:
+        body += array.chunks.tobytes()
     return body + FOOTER.pack(offset, len(body), digest(body), MAGIC)
 
 
@@ -188,12 +202,14 @@ def decode(tail: Bytes, size: int, file: str) -> Table:
         raise Damaged(file, "its index does not have the digest that was written with it")
     length = int.from_bytes(body[:8].tobytes(), "little")
     header = json.loads(body[8 : 8 + length].tobytes())
+    end = 8 + length + header["records"] * RECORD.itemsize
     array = header["array"]
     if array is not None:
         shards = [(size, checksum) for size, checksum in array["shards"]]
-        array = ArrayInfo(**(array | {"shards": shards}))
+        chunks = np.frombuffer(body[end:], CHUNK).copy()  # `body` need not stay in memory
+        array = ArrayInfo(**(array | {"shards": shards, "chunks": chunks}))
     return Table(
-        records=np.frombuffer(body[8 + length :], RECORD),
+        records=np.frombuffer(body[8 + length : end], RECORD),
         groups=[Group(name, dtype, tuple(shape)) for name, dtype, shape in header["groups"]],
         videos=header["videos"],
         told=[Told(time, _info_from_json(kind, said)) for time, kind, said in header["told"]],

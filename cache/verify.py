@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
+from cache.codec import checksum
 from cache.errors import Damaged
 from cache.files import Files, read_whole
 from cache.fold import payload
@@ -77,11 +78,13 @@ def _check_array(files: Files, file: str, table: Table, bar: Any) -> list[Proble
     chunks = -(-info.rows // info.chunk_rows)
     per_shard = info.shard_rows // info.chunk_rows
     scratch = np.empty(array.chunk_bytes, np.uint8)
-    for shard, (size, _) in enumerate(info.shards):
+    for shard, (size, expected) in enumerate(info.shards):
         name = shard_name(folder, table.groups[0], shard)
         there = files.size(name)
         if there is not None and there != size:
             found.append((name, f"it has {there} bytes, {size} were written"))
+        elif there is not None and not _has_index(files, name, size, per_shard, expected):
+            found.append((name, "the index at its end, which zarr reads, is not as written"))
         for chunk in range(shard * per_shard, min((shard + 1) * per_shard, chunks)):
             try:
                 array.read(
@@ -93,6 +96,15 @@ def _check_array(files: Files, file: str, table: Table, bar: Any) -> list[Proble
                 found.append((gone.file, "it is missing"))
         bar.update(size)
     return _one_each(found)
+
+
+def _has_index(files: Files, shard: str, size: int, chunks: int, expected: int) -> bool:
+    """Say whether a shard ends with the index that zarr wrote."""
+    (data,) = files.read([(shard, size - 16 * chunks - 4, size)])
+    if data is None:
+        return True  # deleted since; the chunks tell
+    stored = int.from_bytes(data[-4:].tobytes(), "little")
+    return checksum(data[:-4]) == stored == expected
 
 
 def _check_contents(files: Files, part: str) -> list[Problem]:

@@ -68,6 +68,7 @@ class Writer:
         self._here = f"{PARTS}/{self.part}"
         self.flush_bytes, self.flush_seconds = flush_bytes, flush_seconds
         self.fold_bytes = self._fold_at = fold_bytes
+        self._fold_segments_at = FOLD_SEGMENTS
         self.waiting = 0  # bytes that a kill would lose
         # The lease stands before the part does: a part without one is nobody's.
         try:
@@ -180,8 +181,7 @@ class Writer:
             raise self._cannot_write(error) from error
         finally:
             self._flushed = time.monotonic()
-        due = self._fold_at // self.fold_bytes * FOLD_SEGMENTS
-        if self._journal_bytes >= self._fold_at or len(self._segments) >= due:
+        if self._journal_bytes >= self._fold_at or len(self._segments) >= self._fold_segments_at:
             self.fold()
 
     def fold(self) -> None:
@@ -209,13 +209,14 @@ class Writer:
                 stacklevel=2,
             )
             self._fold_at = self.fold_bytes + self._journal_bytes
+            self._fold_segments_at = FOLD_SEGMENTS + len(self._segments)
             return
         # Committed: the segments are not needed any more.
         self._tables.update({f"{name}.idx": len(index) for name, index in commits.items()})
         for name in segments:
             del self._tables[name], self._segments[name]
         self._obsolete += segments
-        self._fold_at = self.fold_bytes
+        self._fold_at, self._fold_segments_at = self.fold_bytes, FOLD_SEGMENTS
         self._write_contents()
 
     def close(self) -> None:

@@ -14,7 +14,14 @@ from torch import Tensor
 
 from cache.address import Dtype, VideoInfo
 from cache.store import Store
-from extract.activations import Activations, CacheConfig, Precision, deepest
+from extract.activations import (
+    Activations,
+    CacheConfig,
+    Precision,
+    deepest,
+    fingerprints,
+    settings,
+)
 from extract.adapters import TemporalAdapter
 from extract.backbone import Backbone, BackboneConfig, Cut
 from extract.clips import Direction, SamplingConfig, sliding_windows
@@ -26,6 +33,9 @@ from extract.video import VideoError, VideoReader
 from extract.videomae import TrunkConfig
 from tests.encodings import write_numbered
 from tests.test_backbone import relative
+from tests.test_detector import golden_detector
+from train.checkpoint import Checkpoint, save_checkpoint
+from train.detector import Detector
 
 DEPTH = 3
 TRUNK = TrunkConfig(width=32, depth=DEPTH, heads=2, image_size=32)
@@ -330,3 +340,29 @@ def test_activations_are_taken_in_eval_mode_only(video: Path, store: Store) -> N
     activations = seam(store, new_backbone().train())
     with pytest.raises(ValueError, match="eval mode"):
         activations.get(spans_of(video)[0])
+
+
+def test_equal_weights_of_different_files_are_the_same(tmp_path: Path) -> None:
+    """An OpenTAD checkpoint and our own copy of it; what a pass does not use does not count."""
+    theirs = golden_detector()
+    config, classes = theirs.config, theirs.classes
+    averaged = {name: tensor.clone() for name, tensor in theirs.state_dict().items()}
+    trained = {name: tensor + 1 for name, tensor in averaged.items()}
+    path = tmp_path / "ours.pt"
+    optimizer = {"state": torch.ones(3)}
+    save_checkpoint(path, Checkpoint(config, classes, trained, averaged, optimizer))
+    ours = Detector.from_checkpoint(path).backbone
+    about = settings(config.backbone, PIXELS, "fp32")
+    expected = fingerprints(theirs.backbone, about)
+    assert fingerprints(ours, about) == expected
+
+    # The trained weights, the head and the optimizer are no part of the pass.
+    other = {
+        name: tensor + 1 if name.startswith("head.") else tensor
+        for name, tensor in averaged.items()
+    }
+    save_checkpoint(path, Checkpoint(config, classes, averaged, other, {}))
+    assert fingerprints(Detector.from_checkpoint(path).backbone, about) == expected
+    raw = Detector.from_checkpoint(path)
+    raw.load_state_dict(trained)
+    assert not set(fingerprints(raw.backbone, about).values()) & set(expected.values())

@@ -209,6 +209,20 @@ def test_published_size_matches_reference(shared: Path, backwards: bool) -> None
     assert relative(resized[0], expected) < 1e-4
 
 
+@pytest.mark.slow
+@torch.inference_mode()
+@pytest.mark.parametrize("backwards", [False, True])
+def test_the_huge_size_is_as_exact_as_one_pass(backwards: bool) -> None:
+    torch.manual_seed(0)
+    trunk = TrunkConfig(width=1280, depth=32, heads=16, image_size=64)
+    backbone = Backbone(BackboneConfig(trunk)).eval()
+    for adapter in backbone.adapters:
+        torch.nn.init.normal_(adapter.get_parameter("up.weight"), std=0.02)
+    span = torch.randint(0, 256, (1, 3, 80, 64, 64), dtype=torch.uint8)
+    found = run(Wavefront(backbone, ["features"], backwards=backwards), span, (2, 1, 2))
+    assert relative(found["features"], backbone(span)) < 1e-4
+
+
 def drawn(key: str, shape: list[int]) -> np.ndarray:
     """A tensor's values, which were not shipped; the recipe came with the reference numbers."""
     generator = np.random.default_rng(zlib.crc32(key.encode()))
