@@ -131,8 +131,8 @@ def main() -> None:
         with Store.open(url, "a") as store:
             activations = activations_of(source, store, "weights.pt")
             spans = training_spans(items, head)
-            features, _ = up_to_date(activations, spans, "features", head, accelerator)
-            block, _ = up_to_date(activations, spans, BLOCK - 1, head, accelerator)
+            features = up_to_date(activations, spans, "features", [], head, accelerator)
+            block = up_to_date(activations, spans, BLOCK - 1, [], head, accelerator)
             ways = {
                 "end to end": way(whole, items, None),
                 f"trainable_from_block {BLOCK}": way(part, items, block),

@@ -13,19 +13,22 @@ class Damaged(StoreError):
         what: what is wrong with it.
     """
 
-    def __init__(self, file: str, what: str) -> None:
+    def __init__(self, file: str, what: str | None = None) -> None:
+        # With one argument, its own text: so loaders of torch build what a worker has raised.
         super().__init__(
-            f"{file} is damaged: {what}; compute what it held again, or let "
-            "`python cache/show.py STORE --prune` remove it"
+            file
+            if what is None
+            else f"{file} is damaged: {what}; `python cache/show.py STORE --verify --prune` "
+            "removes what cannot be read, and it is computed again when it is needed"
         )
         self.file = file
-        self.what = what
+        self.what = what or ""
 
     def __reduce__(self) -> tuple[type["Damaged"], tuple[str, str]]:
         return Damaged, (self.file, self.what)  # it crosses processes of a loader
 
 
-class Missing(KeyError):
+class Missing(StoreError, KeyError):
     """An activation that the store does not hold, or not all rows of it."""
 
     def __str__(self) -> str:

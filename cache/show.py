@@ -3,11 +3,12 @@
     python cache/show.py STORE [--verify] [--prune] [--budget GB]
 
 --verify reads every checksum and ends with code 1 if a file is not as it was written. --prune frees
-what is stale (its checkpoint has other weights now, or is gone), what --verify found damaged, and
-with --budget what is oldest beyond so many GB; never what a running process uses.
+what is stale (its checkpoint has other weights now), what --verify found damaged, and with --budget
+what is oldest beyond so many GB; never what a running process uses.
 """
 
 import argparse
+import json
 import sys
 import time
 from collections.abc import Callable
@@ -17,8 +18,9 @@ from typing import Literal
 
 from cache.address import FingerprintInfo
 from cache.index import Summary
+from cache.prune import prune
 from cache.store import Store
-from cache.upkeep import Problem, prune, verify
+from cache.verify import Problem, verify
 from extract.activations import fingerprints
 from train.checkpoint import is_checkpoint, load_checkpoint
 from train.errors import EXPECTED, message
@@ -78,28 +80,29 @@ def show(args: argparse.Namespace) -> list[Problem]:
 
 def _states(store: Store) -> Callable[[FingerprintInfo], State]:
     """Return what says whether a fingerprint's checkpoint still has the weights that it names."""
-    known: dict[str, State] = {}
+    now: dict[tuple[Path, str], set[str]] = {}
 
     def state(info: FingerprintInfo) -> State:
-        if info.fingerprint not in known:
-            known[info.fingerprint] = _state(info)
-        return known[info.fingerprint]
+        origin = Path(info.checkpoint)
+        if not is_checkpoint(origin):
+            # Gone, or of a kind that cannot be asked (a config's pretrained backbone): it may be
+            # only elsewhere, and what was computed from it stays true.
+            return "unknown"
+        # A run's features of its best epoch are told to be from last.pt, as it then was.
+        for path in (origin, origin.with_name("best.pt")):
+            key = path, json.dumps(info.about, sort_keys=True)
+            if key not in now:
+                now[key] = _fingerprints_now(path, info)
+            if info.fingerprint in now[key]:
+                return "true"
+        return "stale"
 
     return state
 
 
-def _state(info: FingerprintInfo) -> State:
-    origin = Path(info.checkpoint)
-    if origin.suffix in (".yaml", ".yml"):
-        return "unknown"  # of a pretrained backbone, under settings that may have been overridden
-    # A run's features of its best epoch are told to be from last.pt, as it was at that time.
-    for path in (origin, origin.with_name("best.pt")):
-        if is_checkpoint(path) and info.fingerprint in _fingerprints_now(path, info):
-            return "true"
-    return "stale"
-
-
 def _fingerprints_now(path: Path, info: FingerprintInfo) -> set[str]:
+    if not is_checkpoint(path):
+        return set()
     saved = load_checkpoint(path)
     backbone = new_detector(saved.config, saved.classes, saved, str(path)).backbone
     return set(fingerprints(backbone, info.about).values())

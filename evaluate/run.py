@@ -38,9 +38,9 @@ from train.checkpoint import is_checkpoint, load_checkpoint
 from train.config import Experiment
 from train.detector import Detector
 from train.errors import EXPECTED, message
-from train.items import load_annotations, load_items
-from train.start import activations_of, with_cache
-from train.validate import WAIT_FOR_OTHERS, detect_all, score, skipped_warning, window_loader
+from train.items import load_annotations, load_items, skipped_warning
+from train.start import WAIT_FOR_PASSES, activations_of, with_cache
+from train.validate import WAIT_FOR_OTHERS, detect_all, score, window_loader
 
 Predictions = dict[str, list[Detection]]
 Truth = dict[str, tuple[Segment, ...]]
@@ -126,7 +126,9 @@ def score_checkpoint(args: argparse.Namespace, overrides: list[str]) -> None:
         config = replace(config, data=replace(config.data, test_subset=args.subset))
     accelerator = Accelerator(
         mixed_precision=config.training.mixed_precision,
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=WAIT_FOR_OTHERS)],
+        kwargs_handlers=[
+            InitProcessGroupKwargs(timeout=WAIT_FOR_PASSES if args.cache else WAIT_FOR_OTHERS)
+        ],
     )
     annotations = load_annotations(config.data)
     store = Store.open(args.cache, "a") if args.cache else None
@@ -152,8 +154,7 @@ def score_checkpoint(args: argparse.Namespace, overrides: list[str]) -> None:
     if store is not None:
         activations = activations_of(detector, store, args.checkpoint)
         spans = evaluation_spans(items, config.sampling.test_overlap, config)
-        cached, unread = up_to_date(activations, spans, "features", config, accelerator)
-        items.leave_out(unread)
+        cached = up_to_date(activations, spans, "features", [items], config, accelerator)
     windows = window_loader(items, config.sampling.test_overlap, config, accelerator, cached)
     found, skipped = detect_all(detector, items, windows, accelerator, "detecting")
     if not accelerator.is_main_process:

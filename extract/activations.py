@@ -1,14 +1,16 @@
 """The one seam: an activation from the cache if it is there and true, else computed and written."""
 
+import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from cache.address import DTYPES, Address, Dtype, FingerprintInfo
+from cache.address import DTYPES, Address, Dtype, FingerprintInfo, VideoInfo
 from cache.errors import Damaged, Missing
 from cache.fingerprint import chain
 from cache.store import Store
@@ -17,10 +19,12 @@ from extract.backbone import ARITHMETIC, Backbone, BackboneConfig, Cut
 from extract.inputs import Piece, Task, job_pieces
 from extract.spans import Span, SpanKind
 from extract.transforms import PixelConfig
+from extract.video import VideoError
 from extract.wavefront import Wavefront
 
 Precision = Literal["fp32", "bf16", "fp16"]
 BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+COLUMNS = 1024
 Watch = Callable[[Cut, Tensor], None]
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -57,10 +61,6 @@ class Counts:
     hits: int = 0
     partial: int = 0
     full: int = 0
-
-    def __add__(self, other: "Counts") -> "Counts":
-        sums = self.hits + other.hits, self.partial + other.partial, self.full + other.full
-        return Counts(*sums)
 
     def __str__(self) -> str:
         return f"{self.hits:,} cached, {self.partial:,} partial and {self.full:,} full passes"
@@ -183,6 +183,7 @@ class Activations:
         self._known: tuple[object, Places] = None, {}
         self._writer: Writer | None = None
         self._described: set[str] = set()
+        self._videos: set[VideoInfo] = set()
         self._put: set[bytes] = set()
 
     def places(self) -> Places:
@@ -210,7 +211,6 @@ class Activations:
         places = self.places()
         if places[cut].address(span).key in self._put:
             self.flush()
-            self.store.refresh()
         try:
             found = places[cut].read(span)
             self.counts.hits += 1
@@ -219,21 +219,32 @@ class Activations:
             pass
         except Damaged as error:
             tqdm.write(f"warning: {error}; it is computed again")
-        done: list[Tensor] = []
-        start = deepest(places, span, cut)
-        run = self.begin(places, span, start, [cut], lambda _, rows: done.append(rows))
-        source = None if start is None else places[start]
-        for piece in job_pieces([Task(0, span, source)], self.pixels):
-            run.push(piece)
-        if run.backwards:
-            done.reverse()
-        return torch.cat(done).to(DTYPES[self.config.dtype])
+        return self._computed(places, span, cut).to("cpu", DTYPES[self.config.dtype])
 
-    def changed(self) -> bool:
-        """Say whether the store has activations of other weights from the same file."""
-        current = {place.fingerprint for place in self.places().values()}
-        stored = self.store.fingerprints.values()
-        return any(i.checkpoint == self.origin and i.fingerprint not in current for i in stored)
+    def _computed(self, places: Places, span: Span, cut: Cut) -> Tensor:
+        done: list[Tensor] = []
+        run: Pass | None = None
+        start = deepest(places, span, cut)
+        task = Task(0, span, None if start is None else places[start])
+        try:
+            for piece in job_pieces([task], self.pixels):
+                if run is None:
+                    start = None if piece.window else start
+                    run = self.begin(places, span, start, [cut], lambda _, rows: done.append(rows))
+                run.push(piece)
+        except VideoError as error:
+            raise VideoError(
+                f"{error}; its activation is not in {self.store.url} either: bring the video back "
+                "and run `python extract/run.py`"
+            ) from error
+        return torch.cat(done[::-1] if run is not None and run.backwards else done)
+
+    def changed(self, cuts: Iterable[Cut]) -> bool:
+        """Say whether the store knows one of the cuts, but only for other weights of this file."""
+        places = self.places()
+        stored = self.store.fingerprints
+        others = {info.cut for info in stored.values() if info.checkpoint == self.origin}
+        return any(cut in others and places[cut].fingerprint not in stored for cut in cuts)
 
     def begin(
         self,
@@ -262,22 +273,31 @@ class Activations:
         if place.fingerprint not in self._described:
             about = settings(self.backbone.config, self.pixels, self.precision)
             writer.describe(FingerprintInfo(place.fingerprint, place.cut, self.origin, about))
-        if span.video.digest not in self._described:
-            writer.describe(span.video)
-        self._described |= {place.fingerprint, span.video.digest}
+            self._described.add(place.fingerprint)
+        self.describe(span.video)
         writer.put(address, rows, first)
         self._put.add(address.key)
 
+    def describe(self, video: VideoInfo) -> None:
+        """Let the store know a video by its name, unless it does."""
+        if self.store.names.get(video.name) != video and video not in self._videos:
+            self._videos.add(video)
+            self._writing().describe(video)
+
     def flush(self) -> None:
-        """Make what was put so far survive a kill, and let others see it."""
+        """Make what was put so far survive a kill; from then on everybody sees it."""
         if self._writer is not None:
             self._writer.flush()
+            self._put.clear()
+            self.store.refresh()
 
     def close(self) -> None:
         """Flush, and put what was written in its lasting form."""
         if self._writer is not None:
             self._writer.close()
-            self._writer, self._described = None, set()
+            self._writer, self._described, self._videos = None, set(), set()
+            self._put.clear()
+            self.store.refresh()
 
     def _writing(self) -> Writer:
         if self._writer is None:
@@ -344,10 +364,14 @@ class Pass:
 def _glance(backbone: Backbone) -> object:
     """Return what is another object if any weight changed, without hashing them all.
 
-    Not every change raises a tensor's version (fused optimizers and `.data` do not): the sum of
-    the values' bits is taken, too.
+    Not every change raises a tensor's version (fused optimizers and `.data` do not): sums of the
+    values' bits, over rows and columns so that places count, are looked at, too.
     """
     tensors = [tensor.detach() for tensor in backbone.state_dict(keep_vars=True).values()]
-    sums = torch.stack([tensor.view(BITS[tensor.element_size()]).sum() for tensor in tensors])
     seen = [(tensor.data_ptr(), tensor._version) for tensor in tensors]
-    return seen, sums.tolist()
+    sums = []
+    for tensor in tensors:
+        bits = tensor.contiguous().view(BITS[tensor.element_size()]).flatten()
+        grid = F.pad(bits, (0, -len(bits) % COLUMNS)).view(-1, COLUMNS)
+        sums += [grid.sum(0), grid.sum(1)]
+    return seen, hashlib.blake2b(torch.cat(sums).cpu().numpy().data).digest()

@@ -40,7 +40,7 @@ def remembered_digest(path: str | Path) -> str | None:
 
 def _state(path: str | Path) -> list[str | int]:
     status = os.stat(path)
-    return [os.path.realpath(path), status.st_size, status.st_mtime_ns]
+    return [os.path.realpath(path), status.st_size, status.st_mtime_ns, status.st_ctime_ns]
 
 
 def _name(path: str | Path) -> str:

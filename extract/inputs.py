@@ -13,13 +13,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
-from cache.errors import StoreError
+from cache.errors import Damaged, Missing, StoreError
 from extract.clips import Window
-from extract.patience import patience
 from extract.spans import Span
-from extract.stream import window_frames
+from extract.stream import known_reader, refuse_replaced, window_frames
 from extract.transforms import PixelConfig, evaluation_transform
-from extract.video import VideoError, VideoReader
+from extract.video import VideoError
 from extract.videomae import CLIP_FRAMES, CLIP_STEPS
 
 GROUP = 8  # clips of a video span that come at a time
@@ -88,24 +87,37 @@ class Piece:
 def job_pieces(job: Job, pixels: PixelConfig) -> Iterator[Piece]:
     """Yield all inputs of a job; each pass's pieces come in its order.
 
+    Where the stored activation cannot be read, a pass gets pixels.
+
     Raises:
         VideoError: the video cannot be read.
-        Missing, Damaged: a stored activation cannot.
+        Damaged: a stored activation cannot, in its middle.
     """
+    decoded = []
     for task in job:
-        if task.source is not None:
-            yield from _stored_pieces(task.span, task.source, task.number)
+        pieces = _stored_pieces(task) if task.source is not None else iter(())
+        try:
+            first = next(pieces, None)
+        except (Missing, Damaged):
+            first = None
+        if first is None:
+            decoded.append(task)
+        else:
+            yield first
+            yield from pieces
     for kind in ("window", "video"):
-        same = [task for task in job if task.source is None and task.span.kind == kind]
+        same = [task for task in decoded if task.span.kind == kind]
         if same:
             yield from _decoded_pieces(same, pixels)
 
 
-def _stored_pieces(span: Span, source: Stored, number: int) -> Iterator[Piece]:
-    step = GROUP * CLIP_STEPS if span.kind == "video" else span.rows
-    for first in range(0, span.rows, step):
-        rows = source.read(span, slice(first, min(first + step, span.rows)))
-        yield Piece((number,), None, rows.float(), last=first + step >= span.rows)
+def _stored_pieces(task: Task) -> Iterator[Piece]:
+    assert task.source is not None
+    total = task.span.rows
+    step = GROUP * CLIP_STEPS if task.span.kind == "video" else total
+    for first in range(0, total, step):
+        rows = task.source.read(task.span, slice(first, min(first + step, total)))
+        yield Piece((task.number,), None, rows.float(), last=first + step >= total)
 
 
 def _decoded_pieces(tasks: Sequence[Task], pixels: PixelConfig) -> Iterator[Piece]:
@@ -120,9 +132,11 @@ def _decoded_pieces(tasks: Sequence[Task], pixels: PixelConfig) -> Iterator[Piec
         windows += parts
         takers += [tuple(task.number for task in same)] * len(parts)
         lasts += [False] * (len(parts) - 1) + [True]
-    reader = _open(tasks[0].span)
+    video, path = tasks[0].span.video, tasks[0].span.path
+    reader = known_reader(path, video.frames, video.digest)
     frames = window_frames(reader, windows, evaluation_transform(pixels))
     for window, numbers, last, some in zip(windows, takers, lasts, frames, strict=True):
+        refuse_replaced(path, video.digest)  # what is stored now is stored for good
         yield Piece(numbers, window, torch.stack(some, 1), last)
 
 
@@ -135,16 +149,6 @@ def _groups(window: Window) -> list[Window]:
     """Cut a whole video, padding included, into groups of clips."""
     padded, step = window.indices("forward"), GROUP * CLIP_FRAMES
     return [replace(window, frames=padded[a : a + step]) for a in range(0, len(padded), step)]
-
-
-def _open(span: Span) -> VideoReader:
-    with patience(span.path, span.video.frames):
-        reader = VideoReader(span.path)
-    if len(reader) != span.video.frames:
-        raise VideoError(
-            f"{span.path}: was replaced: it has {len(reader)} frames and had {span.video.frames}"
-        )
-    return reader
 
 
 class JobInputs(IterableDataset[Piece]):

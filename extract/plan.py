@@ -3,7 +3,8 @@
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NoReturn
 
 import numpy as np
 import torch
@@ -46,13 +47,13 @@ class Plan:
     """The passes that are missing, and what they cost.
 
     Attributes:
-        hits: spans of which nothing is missing.
+        gone: videos that are left out because their files are gone, with causes.
         clips: to be encoded; `frames`: to be decoded; `bytes`: to be stored, before compression.
     """
 
     wanted: Sequence[Wanted]
     todo: list[Todo]
-    hits: int
+    gone: dict[str, str]
     clips: int
     frames: int
     bytes: int
@@ -61,11 +62,12 @@ class Plan:
         """Return in one line what is there and what has to be computed."""
         partial = sum(todo.start is not None for todo in self.todo)
         full = len(self.todo) - partial
-        line = f"cache: {self.hits:,} of {self.hits + len(self.todo):,} spans are there"
+        total = sum(len(request.spans) for request in self.wanted)
+        line = f"cache: {total - len(self.todo):,} of {total:,} spans are there"
         if not self.todo:
             return line
-        changed = not self.hits and any(w.activations.changed() for w in self.wanted)
-        why = " (the weights have changed)" if changed else ""
+        changed = any(w.activations.changed(w.cuts) for w in self.wanted)
+        why = " (the weights or settings have changed)" if changed else ""
         return f"{line}{why}; {full:,} full and {partial:,} partial passes make the others"
 
     def span(self, todo: Todo) -> Span:
@@ -73,30 +75,37 @@ class Plan:
         return self.wanted[todo.wanted].spans[todo.span]
 
 
-def plan(wanted: Sequence[Wanted], accelerator: Accelerator) -> Plan:
+def plan(wanted: Sequence[Wanted], accelerator: Accelerator, skip_gone: bool = False) -> Plan:
     """Find out what is missing; the same on all processes.
 
+    Args:
+        skip_gone: leave out videos that are gone and would have to be decoded.
+
     Raises:
-        ValueError: passes would have to decode videos that are gone.
+        ValueError: videos that would have to be decoded are gone.
     """
     for request in wanted:
         request.activations.store.refresh()
     # Asked by one for all: the store may change while the processes look.
-    (todo,) = broadcast_object_list([_missing(wanted) if accelerator.is_main_process else None])
-    made = Plan(wanted, todo, sum(len(w.spans) for w in wanted) - len(todo), 0, 0, 0)
-    clips = sum(made.span(t).window.samples // CLIP_FRAMES for t in todo)
-    from_pixels = [made.span(t) for t in todo if t.start is None]
-    _refuse_gone(wanted, from_pixels)
-    decoded: dict[str, list[NDArray[np.int64]]] = {}
-    for span in from_pixels:
-        decoded.setdefault(span.video.digest, []).append(span.window.frames)
-    frames = sum(len(np.unique(np.concatenate(parts))) for parts in decoded.values())
-    size = sum(_bytes(wanted[t.wanted].activations, made.span(t), t.cuts) for t in todo)
-    return Plan(wanted, todo, made.hits, clips, frames, size)
+    asked = _missing(wanted) if accelerator.is_main_process else None
+    ((todo, gone),) = broadcast_object_list([asked])
+    if gone and not skip_gone:
+        _refuse_gone(wanted, gone)
+    made = Plan(wanted, todo, gone, 0, 0, 0)
+    decoded: dict[tuple[str, str], list[NDArray[np.int64]]] = {}
+    for span in [made.span(t) for t in todo if t.start is None]:
+        decoded.setdefault((span.video.digest, span.kind), []).append(span.window.frames)
+    return replace(
+        made,
+        clips=sum(made.span(t).window.samples // CLIP_FRAMES for t in todo),
+        frames=sum(len(np.unique(np.concatenate(parts))) for parts in decoded.values()),
+        bytes=sum(_bytes(wanted[t.wanted].activations, made.span(t), t.cuts) for t in todo),
+    )
 
 
-def _missing(wanted: Sequence[Wanted]) -> list[Todo]:
-    found, asked = [], set[bytes]()
+def _missing(wanted: Sequence[Wanted]) -> tuple[list[Todo], dict[str, str]]:
+    """Return the passes that are missing, and the videos that they would need and that are gone."""
+    found, asked, gone = [], set[bytes](), dict[str, str]()
     for number, request in enumerate(wanted):
         places = request.activations.places()
         for index, span in enumerate(request.spans):
@@ -104,20 +113,22 @@ def _missing(wanted: Sequence[Wanted]) -> list[Todo]:
             if key not in asked and (cuts := missing(places, span, request.cuts)):
                 asked.add(key)  # subsets may overlap
                 start = deepest(places, span, cuts[0])
-                found.append(Todo(number, index, start, tuple(cuts)))
-    return found
+                if start is None and not span.path.exists():
+                    gone[span.video.name] = f"{span.path}: it does not exist"
+                else:
+                    found.append(Todo(number, index, start, tuple(cuts)))
+    return found, gone
 
 
-def _refuse_gone(wanted: Sequence[Wanted], spans: Sequence[Span]) -> None:
-    gone = {span.video.name: str(span.path) for span in spans if not span.path.exists()}
-    if gone:
-        activations = wanted[0].activations
-        raise ValueError(
-            f"activations of {len(gone)} videos are not in {activations.store.url}, and the videos "
-            "are gone; bring them back and run `python extract/run.py --config FILE --checkpoint "
-            f"{activations.origin} --cache {activations.store.url}`:\n  "
-            + "\n  ".join(first_of(sorted(gone.values())))
-        )
+def _refuse_gone(wanted: Sequence[Wanted], gone: dict[str, str]) -> NoReturn:
+    url, origin = wanted[0].activations.store.url, wanted[0].activations.origin
+    weights = "--config" if origin.endswith((".yaml", ".yml")) else "--checkpoint"
+    raise ValueError(
+        f"activations of {len(gone)} videos are not in {url}, and the videos are gone; bring them "
+        f"back and run `python extract/run.py {weights} {origin} --cache {url}` with the settings "
+        "that you used here, or leave them out with --data.bad_videos skip:\n  "
+        + "\n  ".join(first_of(sorted(gone.values())))
+    )
 
 
 def _bytes(activations: Activations, span: Span, cuts: Sequence[Cut]) -> int:

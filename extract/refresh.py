@@ -1,5 +1,6 @@
 """Makes the passes of a plan, shared out over processes, decoding ahead of the backbone."""
 
+from contextlib import suppress
 from itertools import groupby
 
 from accelerate import Accelerator
@@ -32,15 +33,32 @@ def refresh(
     refuse_full_disk(made)
     jobs = _jobs(made)
     mine = _share(made, jobs, accelerator.process_index, accelerator.num_processes)
-    skipped = _work(made, mine, accelerator, workers, skip_bad)
+    if accelerator.is_main_process:
+        _tell_videos(made)
+    try:
+        skipped = _work(made, mine, accelerator, workers, skip_bad)
+    except BaseException:
+        # What is done is done.
+        for request in made.wanted:
+            with suppress(OSError):
+                request.activations.flush()
+        raise
     for request in made.wanted:
         request.activations.close()
+    skipped |= made.gone
     for others in gather_object([skipped]):
         skipped |= others
     accelerator.wait_for_everyone()
     for request in made.wanted:
         request.activations.store.refresh()
     return skipped
+
+
+def _tell_videos(made: Plan) -> None:
+    """Let the store know all videos by their names of today, also those that have all they need."""
+    for request in made.wanted:
+        for span in request.spans:
+            request.activations.describe(span.video)
 
 
 def _jobs(made: Plan) -> list[list[int]]:
@@ -72,6 +90,9 @@ def _work(
     skipped: dict[str, str] = {}
     passes: dict[int, Pass] = {}
     places = [request.activations.places() for request in made.wanted]
+    names: dict[str, set[str]] = {}
+    for span in (span for request in made.wanted for span in request.spans):
+        names.setdefault(span.video.digest, set()).add(span.video.name)
     clips = sum(made.span(made.todo[n]).window.samples for job in jobs for n in job) // CLIP_FRAMES
     bar = tqdm(total=clips, desc="passes", unit="clip", disable=not accelerator.is_main_process)
     with bar:
@@ -81,14 +102,17 @@ def _work(
                     raise VideoError(piece.problem)
                 for number in piece.numbers:
                     passes.pop(number, None)
-                    skipped[made.span(made.todo[number]).video.name] = piece.problem
+                    digest = made.span(made.todo[number]).video.digest
+                    skipped |= dict.fromkeys(names[digest], piece.problem)
                 continue
             for number in piece.numbers:
                 if number not in passes:
                     todo = made.todo[number]
                     activations = made.wanted[todo.wanted].activations
                     span, at = made.span(todo), places[todo.wanted]
-                    passes[number] = activations.begin(at, span, todo.start, todo.cuts)
+                    # Pixels may have come in place of a stored activation that is damaged.
+                    start = None if piece.window else todo.start
+                    passes[number] = activations.begin(at, span, start, todo.cuts)
                 passes[number].push(piece)
                 bar.update(piece.clips(passes[number].span))
                 if piece.last:

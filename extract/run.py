@@ -30,10 +30,15 @@ from extract.videomae import CLIP_FRAMES
 from train.cached import evaluation_spans, training_spans
 from train.checkpoint import Checkpoint, load_checkpoint
 from train.config import Experiment
-from train.errors import EXPECTED, message
-from train.items import Items, load_annotations, load_subsets
-from train.start import activations_of, new_detector, refuse_fp16_without_gpu, with_cache
-from train.validate import WAIT_FOR_OTHERS, skipped_warning
+from train.errors import EXPECTED, memory_advice, message, worker_advice
+from train.items import Items, load_annotations, load_subsets, skipped_warning
+from train.start import (
+    WAIT_FOR_PASSES,
+    activations_of,
+    new_detector,
+    refuse_fp16_without_gpu,
+    with_cache,
+)
 
 PURPOSES = ("train", "validation", "test")
 
@@ -76,7 +81,7 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
         raise ValueError("--cache: give the store that activations are kept in")
     accelerator = Accelerator(
         mixed_precision=config.training.mixed_precision,
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=WAIT_FOR_OTHERS)],
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=WAIT_FOR_PASSES)],
     )
     refuse_fp16_without_gpu(config, accelerator)
     store = Store.open(config.cache.url, "a")
@@ -93,15 +98,16 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
             span for purpose, name in names.items() for span in _spans(purpose, items[name], config)
         ]
         wanted.append(Wanted(activations, spans, ("features", *config.cache.blocks)))
-    made = plan(wanted, accelerator)
+    skip = config.data.bad_videos == "skip"
+    made = plan(wanted, accelerator, skip)
     if accelerator.is_main_process:
         _tell(made, config, items, names, accelerator.num_processes)
     refuse_full_disk(made)
-    if args.plan or not made.todo:
+    if args.plan:
         return
     began = time.monotonic()
-    skip = config.data.bad_videos == "skip"
-    skipped = refresh(made, accelerator, config.training.workers, skip)
+    with worker_advice(), memory_advice("sampling.window_size or pixels.size"):
+        skipped = refresh(made, accelerator, config.training.workers, skip)
     if accelerator.is_main_process:
         if skipped:
             print(skipped_warning(skipped, sum(map(len, items.values()))))

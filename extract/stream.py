@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -10,9 +11,39 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from extract.clips import Direction, Window
+from extract.digest import video_digest
 from extract.patience import patience
 from extract.transforms import apply
-from extract.video import CHUNK, VideoReader
+from extract.video import CHUNK, VideoError, VideoReader
+
+
+def known_reader(path: Path, frames: int, digest: str | None = None) -> VideoReader:
+    """Open a video that was looked at before.
+
+    Args:
+        frames: how many it had; `digest`: of what it held then, if that matters.
+
+    Raises:
+        VideoError: it cannot be read, or is another one now.
+    """
+    with patience(path, frames):
+        reader = VideoReader(path)
+    if len(reader) != frames:
+        raise VideoError(
+            f"{path}: was replaced during the run: it has {len(reader)} frames and had {frames}"
+        )
+    refuse_replaced(path, digest)
+    return reader
+
+
+def refuse_replaced(path: Path, digest: str | None) -> None:
+    """Raise VideoError if a file holds another content than it did; None matches all."""
+    try:
+        same = digest is None or video_digest(path) == digest
+    except OSError as error:
+        raise VideoError(f"{path}: vanished during the run: {error.strerror}") from error
+    if not same:
+        raise VideoError(f"{path}: was replaced during the run: its content is another one")
 
 
 def window_frames(

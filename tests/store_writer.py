@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from cache.address import DTYPES, Address, Dtype, FingerprintInfo, VideoInfo
+from cache.prune import prune
 from cache.store import Missing, Store
-from cache.upkeep import prune
 
 COUNT = 400
 DTYPE_OF: tuple[Dtype, ...] = ("float32", "float16", "bfloat16")

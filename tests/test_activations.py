@@ -31,7 +31,7 @@ from extract.spans import Span, SpanKind, whole_video_window
 from extract.transforms import PixelConfig, apply, evaluation_transform
 from extract.video import VideoError, VideoReader
 from extract.videomae import TrunkConfig
-from tests.encodings import write_numbered
+from tests.encodings import ENCODINGS, write_numbered
 from tests.test_backbone import relative
 from tests.test_detector import golden_detector
 from train.checkpoint import Checkpoint, save_checkpoint
@@ -226,7 +226,15 @@ def test_every_way_of_changing_weights_is_seen(video: Path, store: Store) -> Non
         torch._foreach_lerp_(list(adapter.parameters()), averaged, 0.5)
     names.append(activations.places()["features"].fingerprint)
 
-    backbone.trunk.blocks[1].get_parameter("norm1.weight").data[3] += 1
+    scale = backbone.trunk.blocks[1].get_parameter("norm1.weight")
+    scale.data[3] += 1
+    names.append(activations.places()["features"].fingerprint)
+
+    scale.data.copy_(scale.data.flip(0))  # the same values at other places
+    names.append(activations.places()["features"].fingerprint)
+
+    wide = backbone.trunk.blocks[2].get_parameter("mlp.fc1.weight")
+    wide.data.copy_(wide.data.flip(1))
     names.append(activations.places()["features"].fingerprint)
     assert len(set(names)) == len(names)
     assert torch.equal(activations.get(span), fresh(backbone, span))
@@ -310,10 +318,7 @@ def test_damage_is_told_and_computed_anew(
     activations = seam(store, backbone)
     expected = activations.get(span)
     activations.close()
-    (shard,) = (file for file in Path(store.url).rglob("c/*/*") if file.is_file())
-    content = bytearray(shard.read_bytes())
-    content[len(content) // 3] ^= 1
-    shard.write_bytes(content)
+    spoil(store)
     again = seam(Store.open(store.url, "a"), backbone)
     assert torch.equal(again.get(span), expected)
     told = capsys.readouterr()
@@ -321,6 +326,41 @@ def test_damage_is_told_and_computed_anew(
     again.close()
     again.store.refresh()
     assert torch.equal(again.get(span), expected) and again.counts.hits == 1
+
+
+def spoil(store: Store) -> None:
+    """Flip a bit in the middle of every shard."""
+    for shard in (file for file in Path(store.url).rglob("c/**/*") if file.is_file()):
+        content = bytearray(shard.read_bytes())
+        content[len(content) // 2] ^= 1
+        shard.write_bytes(content)
+
+
+@pytest.mark.parametrize("kind", ["window", "video"])
+def test_a_pass_begins_with_pixels_where_its_block_is_damaged(
+    video: Path, store: Store, kind: SpanKind
+) -> None:
+    span = spans_of(video)[0] if kind == "window" else video_span(video, "reversed")
+    backbone = new_backbone()
+    activations = seam(store, backbone)
+    activations.get(span, 1)
+    activations.close()
+    spoil(store)
+    assert relative(activations.get(span), fresh(backbone, span)) < 1e-5
+    assert counts(activations) == (0, 0, 2)
+
+
+def test_a_video_that_was_replaced_is_not_stored_under_its_old_name(
+    video: Path, store: Store, tmp_path: Path
+) -> None:
+    activations, span = seam(store, new_backbone()), spans_of(video)[0]
+    other = tmp_path / "other.mp4"
+    write_numbered(other, 150, ENCODINGS["intra only"])
+    shutil.copy(other, video)
+    with pytest.raises(VideoError, match="its content is another one"):
+        activations.get(span)
+    activations.close()
+    assert not activations.places()["features"].has(span)
 
 
 def test_half_precision_comes_back_as_it_was_stored(video: Path, store: Store) -> None:

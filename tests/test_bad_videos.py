@@ -31,10 +31,10 @@ from tests.test_e2e import TWO_PROCESSES, script
 from train.actionformer import HeadConfig
 from train.checkpoint import Checkpoint, save_checkpoint
 from train.config import Experiment
-from train.dataset import EvaluationWindows, TrainingWindows, evaluation_loader, worker_advice
+from train.dataset import EvaluationWindows, TrainingWindows, evaluation_loader
 from train.detector import Detector
 from train.disk import claim_folder
-from train.errors import message
+from train.errors import message, worker_advice
 from train.items import load_annotations, load_items
 from train.log import METRICS, read_metrics
 from train.loop import TrainingRun

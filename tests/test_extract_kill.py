@@ -14,7 +14,7 @@ import torch
 from accelerate.state import AcceleratorState
 
 from cache.store import Store
-from cache.upkeep import verify
+from cache.verify import verify
 from configs.load import load
 from extract.activations import Places, missing
 from extract.backbone import Cut

@@ -104,7 +104,7 @@ def test_detections_from_the_cache_are_those_from_pixels_bit_for_bit(
         activations = activations_of(detector, store, "weights.pt")
         spans = evaluation_spans(items, overlap, config)
         for _ in range(2):
-            cached, _ = up_to_date(activations, spans, "features", config, accelerator)
+            cached = up_to_date(activations, spans, "features", [items], config, accelerator)
             windows = window_loader(items, overlap, config, accelerator, cached)
             found, _ = detect_all(detector, items, windows, accelerator, "cached")
             assert found == expected
@@ -145,7 +145,7 @@ def test_losses_on_the_cache_are_those_of_an_end_to_end_run(
                 assert cut == ("features" if block == 6 else 2)
                 activations = activations_of(detector, store, "weights.pt")
                 spans = training_spans(items, config)
-                cached, _ = up_to_date(activations, spans, cut, config, accelerator)
+                cached = up_to_date(activations, spans, cut, [items], config, accelerator)
             else:
                 monkeypatch.setattr(train.dataset, "draw_inputs", from_pixels)
             (tmp_path / name).mkdir()
@@ -238,13 +238,55 @@ def test_changed_adapters_fall_back_to_passes(study: Path, tmp_path: Path) -> No
         checkpoint.ema[f"backbone.{name}"] += 0.5
         save_checkpoint(changed, checkpoint)
         told = good("train/heads.py", *arguments, "--out", tmp_path / str(number))
-        assert f"(the weights have changed); {expected}" in told, told
+        assert f"(the weights or settings have changed); {expected}" in told, told
         again = good("train/heads.py", *arguments, "--out", tmp_path / f"{number} again")
-        assert "full" not in again
+        assert "7 of 7 spans are there\n" in again
         one, two = (
             read_metrics(tmp_path / n / "metrics.jsonl") for n in (str(number), f"{number} again")
         )
         assert [line.get("loss") for line in one] == [line.get("loss") for line in two]
+
+
+def test_damage_is_told_by_workers_and_mended(study: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    shutil.copytree(study / "cache", cache)
+    arguments = ["--checkpoint", study / "e2e/last.pt", "--cache", cache]
+    good("extract/run.py", *arguments)
+    for shard in (file for file in cache.rglob("c/**/*") if file.is_file()):
+        content = bytearray(shard.read_bytes())
+        content[len(content) // 2] ^= 1
+        shard.write_bytes(content)
+    heads = ["train/heads.py", *arguments, "--out", tmp_path / "head", "--training.workers=1"]
+    done = script(*heads)
+    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
+    assert "is damaged" in done.stderr and "show.py STORE --verify --prune" in done.stderr
+    good("cache/show.py", cache, "--verify", "--prune")
+    assert "7 full and 0 partial" in good(*heads)
+
+    # Interrupted, it goes on; on another backbone it does not.
+    resumed = [*heads, "--resume", "--training.epochs=4"]
+    assert "done: " in good(*resumed)
+    other = tmp_path / "other.pt"
+    checkpoint = load_checkpoint(study / "e2e/last.pt")
+    checkpoint.ema["backbone.adapters.0.gamma"] += 1
+    save_checkpoint(other, checkpoint)
+    done = script(*[other if a == study / "e2e/last.pt" else a for a in resumed])
+    assert done.returncode == 1 and "another backbone" in done.stderr
+
+
+def test_the_cache_is_never_in_the_way_of_an_end_to_end_run(
+    study: Path, data: list[str], tmp_path: Path
+) -> None:
+    cache = tmp_path / "cache"
+    shutil.copytree(study / "cache", cache)
+    run = ["train/e2e.py", "--config", DEMO, *data, *QUICK, "--cache", cache]
+    done = script(*run, "--out", tmp_path / "gone", f"--data.videos={tmp_path / 'nothing'}")
+    assert done.returncode == 1 and "there is no folder" in done.stderr
+    (cache / "parts").rename(cache / "moved")
+    (cache / "parts").write_text("in the way of every writer")
+    done = script(*run, "--out", tmp_path / "run", "--training.stop_epoch=2")
+    assert done.returncode == 0, done.stderr
+    assert "training goes on without the cache" in done.stdout + done.stderr
 
 
 def test_videos_that_are_gone_are_needed_only_for_what_is_missing(
@@ -256,12 +298,12 @@ def test_videos_that_are_gone_are_needed_only_for_what_is_missing(
     good("extract/run.py", *arguments)
     gone = [*arguments, f"--data.videos={tmp_path / 'nothing'}"]
     told = good("train/heads.py", *gone, "--out", tmp_path / "head")
-    assert "full" not in told
+    assert "7 of 7 spans are there\n" in told
     done = script("train/heads.py", *gone, "--out", tmp_path / "other", "--direction=reversed")
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert "the videos are gone" in done.stderr and "python extract/run.py" in done.stderr
     done = script("evaluate/run.py", *gone)
-    assert done.returncode == 1 and "no such file" in done.stderr
+    assert done.returncode == 1 and "python extract/run.py" in done.stderr
 
 
 def test_two_processes_share_passes_and_head_training(study: Path, tmp_path: Path) -> None:

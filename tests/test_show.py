@@ -50,7 +50,7 @@ def test_the_table_tells_what_is_stale_and_prune_frees_it(study: Path, tmp_path:
 
 def test_damage_is_named_and_pruned(study: Path, tmp_path: Path) -> None:
     cache = shutil.copytree(study / "cache", tmp_path / "cache")
-    shards = [file for file in cache.rglob("c/*/*") if file.is_file()]
+    shards = [file for file in cache.rglob("c/**/*") if file.is_file()]
     for shard in shards:
         content = bytearray(shard.read_bytes())
         content[len(content) // 2] ^= 64
@@ -66,6 +66,17 @@ def test_damage_is_named_and_pruned(study: Path, tmp_path: Path) -> None:
     plan = ["extract/run.py", "--checkpoint", study / "run/last.pt", "--cache", cache, "--plan"]
     done = script(*plan, "--of", "validation")
     assert "full and 0 partial passes" in done.stdout, done.stdout + done.stderr
+
+
+def test_what_cannot_be_asked_is_kept(study: Path, tmp_path: Path) -> None:
+    """A checkpoint that is gone may be only elsewhere: what was computed from it stays true."""
+    cache = shutil.copytree(study / "cache", tmp_path / "cache")
+    (study / "run").rename(study / "elsewhere")
+    try:
+        done = script("cache/show.py", cache, "--prune")
+    finally:
+        (study / "elsewhere").rename(study / "run")
+    assert done.returncode == 0 and "unknown: " in done.stdout and "freed 0.0 MB" in done.stdout
 
 
 def test_a_budget_and_what_is_no_cache(study: Path, tmp_path: Path) -> None:

@@ -24,8 +24,9 @@ from cache.address import DTYPES, Address, Dtype, FingerprintInfo, VideoInfo
 from cache.codec import Codec
 from cache.errors import Damaged, Missing, StoreError
 from cache.files import LocalFiles
+from cache.prune import prune
 from cache.store import FORMAT, MARK, Store
-from cache.upkeep import prune, verify
+from cache.verify import verify
 from tests.store_writer import activation, described
 from tests.test_disk import files_end_at
 

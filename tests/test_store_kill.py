@@ -18,8 +18,9 @@ import torch
 from cache.address import Address
 from cache.files import LocalFiles
 from cache.leases import USERS
+from cache.prune import prune
 from cache.store import Store
-from cache.upkeep import prune, verify
+from cache.verify import verify
 from tests.conftest import REPOSITORY
 from tests.store_writer import COUNT, activation, described
 

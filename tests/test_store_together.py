@@ -20,8 +20,9 @@ from cache.address import FingerprintInfo
 from cache.errors import Missing, StoreError
 from cache.files import LocalFiles
 from cache.leases import USERS, users
+from cache.prune import prune
 from cache.store import Store
-from cache.upkeep import prune, verify
+from cache.verify import verify
 from tests.store_writer import activation, described
 from tests.test_store import address, bits, filled, same
 from tests.test_store_kill import begin, complete, finish, go

@@ -15,7 +15,8 @@ from extract.refresh import refresh
 from extract.spans import Span, random_stretch, whole_video_window
 from extract.videomae import CLIP_FRAMES, TUBELET
 from train.config import Experiment
-from train.items import Item
+from train.errors import memory_advice, worker_advice
+from train.items import Item, Items, skipped_warning
 
 
 def evaluation_spans(items: Sequence[Item], overlap: float, config: Experiment) -> list[Span]:
@@ -66,25 +67,34 @@ def up_to_date(
     activations: Activations,
     spans: Sequence[Span],
     cut: Cut,
+    subsets: Sequence[Items],
     config: Experiment,
     accelerator: Accelerator,
-) -> tuple[Cached, dict[str, str]]:
+) -> Cached:
     """Compute the spans' activations that the cache lacks, on all processes together.
 
+    Args:
+        subsets: whose spans these are; videos that turn out to be bad are moved to their skipped.
+
     Returns:
-        Where all of them are, and why videos were left out, by name.
+        Where all of the activations are.
 
     Raises:
         ValueError: a video cannot be read or is gone, or the disk is too small.
     """
-    made = plan([Wanted(activations, spans, (cut,))], accelerator)
+    skip = config.data.bad_videos == "skip"
+    made = plan([Wanted(activations, spans, (cut,))], accelerator, skip)
     if accelerator.is_main_process:
         print(made.headline())
-    skipped: dict[str, str] = {}
-    if made.todo:
-        skip = config.data.bad_videos == "skip"
+    with worker_advice(), memory_advice("sampling.window_size or pixels.size"):
         skipped = refresh(made, accelerator, config.training.workers, skip)
-    return activations.places()[cut], skipped
+    if skipped and accelerator.is_main_process:
+        print(skipped_warning(skipped, sum(map(len, subsets))))
+    for items in subsets:
+        items.leave_out(skipped)
+        if not items:
+            raise ValueError(f"not one video can be read; for one, {next(iter(skipped.values()))}")
+    return activations.places()[cut]
 
 
 def draw_inputs(

@@ -5,7 +5,6 @@ process makes it: runs are reproducible with any number of them.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -17,9 +16,8 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, get_
 from extract.activations import Cached
 from extract.backbone import Cut
 from extract.clips import Window, random_window, sliding_windows, truth_inside
-from extract.patience import patience
 from extract.reversal import reverse_segments
-from extract.stream import arrange, window_frames
+from extract.stream import arrange, known_reader, window_frames
 from extract.transforms import evaluation_transform, train_transform
 from extract.video import VideoError, VideoReader
 from train.batch import Sample, collate
@@ -155,14 +153,7 @@ def cuts_between(counts: Sequence[int], parts: int) -> NDArray[np.int64]:
 
 
 def _open(item: Item) -> VideoReader:
-    with patience(item.path, item.frames):
-        reader = VideoReader(item.path)
-    if len(reader) != item.frames:
-        raise VideoError(
-            f"{item.path}: was replaced during the run: it has {len(reader)} frames and had "
-            f"{item.frames}"
-        )
-    return reader
+    return known_reader(item.path, item.frames, item.known.digest if item.known else None)
 
 
 def _sample(
@@ -238,26 +229,6 @@ def evaluation_loader(
 ) -> "DataLoader[Sample]":
     """Return a loader of batches of this process's test windows, each exactly once."""
     return DataLoader(dataset, batch_size=config.evaluation.batch_size, **_worker_options(workers))
-
-
-@contextmanager
-def worker_advice() -> Iterator[None]:
-    """Turn the sudden end of a decoding worker into an OSError that says what to do.
-
-    Torch raises wherever the main thread is when it learns of it: hold this around all that is done
-    between the batches, too.
-    """
-    try:
-        yield
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        cause = " ".join(str(error).split(". ")[0].split())
-        raise OSError(
-            "a decoding worker ended unexpectedly (a video that its decoder cannot stand is named "
-            "above; otherwise lower training.workers to need less memory); training goes on from "
-            f"the last checkpoint with --resume [{cause}]"
-        ) from error
 
 
 def _worker_options(workers: int) -> dict[str, Any]:

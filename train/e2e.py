@@ -60,7 +60,9 @@ def train(config: Experiment, resume: bool, source: str | None = None) -> None:
     annotations = load_annotations(config.data)
     subset = config.data.validation_subset
     subsets = [config.data.train_subset, *([subset] if subset else [])]
-    training, *others = load_subsets(config.data, annotations, subsets, accelerator, store)
+    training, *others = load_subsets(
+        config.data, annotations, subsets, accelerator, store, needs_files=True
+    )
     validation = others[0] if others else None
     refuse_unlabelled(validation, subset)
     detector = new_detector(config, annotations.classes, None, "")

@@ -28,3 +28,23 @@ def memory_advice(batch_setting: str) -> Iterator[None]:
             "for smaller training batches), set backbone.recompute full or "
             "training.precision bf16, or lower sampling.window_size or pixels.size"
         ) from error
+
+
+@contextmanager
+def worker_advice() -> Iterator[None]:
+    """Turn the sudden end of a decoding worker into an OSError that says what to do.
+
+    Torch raises wherever the main thread is when it learns of it: hold this around all that is done
+    between the batches, too.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        cause = " ".join(str(error).split(". ")[0].split())
+        raise OSError(
+            "a decoding worker ended unexpectedly (a video that its decoder cannot stand is named "
+            "above; otherwise lower training.workers to need less memory); training goes on from "
+            f"the last checkpoint with --resume [{cause}]"
+        ) from error

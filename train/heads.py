@@ -17,7 +17,7 @@ from cache.store import Store
 from configs.load import dump, load, parse
 from evaluate.report import draw_curves
 from train.cached import evaluation_spans, training_spans, up_to_date
-from train.checkpoint import Checkpoint, load_checkpoint
+from train.checkpoint import Checkpoint, load_checkpoint, refuse_other_run
 from train.config import Experiment
 from train.disk import claim_folder, refuse_full_disk
 from train.errors import EXPECTED, message
@@ -75,15 +75,17 @@ def train(config: Experiment, saved: Checkpoint | None, source: str, resume: boo
     if accelerator.is_main_process:
         claim_folder(out)
         refuse_full_disk(out, detector, keeps_best=subset is not None)
+    if begun:  # said before hours of passes
+        kept = load_checkpoint(out / "last.pt")
+        processes = accelerator.num_processes
+        refuse_other_run(out / "last.pt", kept, config, annotations.classes, processes)
     activations = activations_of(detector.eval(), store, source)
     spans = training_spans(subsets[0], config)
     for validation in subsets[1:]:
         spans += evaluation_spans(validation, config.sampling.validation_overlap, config)
     cut = config.backbone.learns_behind
     assert cut is not None
-    cached, skipped = up_to_date(activations, spans, cut, config, accelerator)
-    for items in subsets:
-        items.leave_out(skipped)
+    cached = up_to_date(activations, spans, cut, subsets, config, accelerator)
     run = TrainingRun(
         detector, subsets[0], subsets[1] if subset else None, accelerator, begun, cached
     )

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from cache.address import VideoInfo
 from cache.store import Store
+from configs.text import first_of
 from evaluate.annotations import (
     Annotations,
     Segment,
@@ -77,6 +78,12 @@ class Items(list[Item]):
         """Move videos to `skipped`, with causes by name; names that are not here do not matter."""
         self.skipped |= {item.name: skipped[item.name] for item in self if item.name in skipped}
         self[:] = [item for item in self if item.name not in skipped]
+
+
+def skipped_warning(skipped: dict[str, str], videos: int) -> str:
+    """Return the lines that tell how many videos do not count, and why."""
+    causes = "\n  ".join(first_of(list(skipped.values())))
+    return f"warning: {len(skipped)} of {videos} videos were skipped and do not count:\n  {causes}"
 
 
 def item_of(path: str | Path) -> Item:
@@ -154,18 +161,22 @@ def load_subsets(
     subsets: Sequence[str],
     accelerator: Accelerator | None = None,
     store: Store | None = None,
+    needs_files: bool = False,
 ) -> list[Items]:
     """Match the subsets' videos with their files; adds to the annotations' warnings.
 
     Args:
         accelerator: of a run of several processes, which all go on with the same videos.
-        store: of activations: it also knows videos whose files are gone.
+        store: of activations: videos get their identity, and those whose files are gone are known.
+        needs_files: gone videos are missing, whatever the store knows.
 
     Raises:
         ValueError: files are missing or unreadable (with `data.bad_videos` skip: all of a subset);
             those of all subsets are listed at once.
     """
-    found = [_match(data, annotations, subset, accelerator, store) for subset in subsets]
+    found = [
+        _match(data, annotations, subset, accelerator, store, needs_files) for subset in subsets
+    ]
     problems = {name: cause for items in found for name, cause in items.skipped.items()}
     nothing_left = any(items.skipped and not items for items in found)
     if problems and (data.bad_videos == "stop" or nothing_left):
@@ -186,12 +197,13 @@ def _match(
     subset: str,
     accelerator: Accelerator | None,
     store: Store | None,
+    needs_files: bool,
 ) -> Items:
     folder = Path(data.videos)
-    if not folder.is_dir() and not (store and store.videos):
+    kept = store.names if store and not needs_files else {}
+    if not folder.is_dir() and not kept:
         raise ValueError(f"data.videos: there is no folder {folder}")
     files = _video_files(folder) if folder.is_dir() else {}
-    kept = store.names if store else {}
     videos = select(annotations, subset)
     present = [files[video.name] for video in videos if video.name in files]
     bar = accelerator is None or accelerator.is_main_process
@@ -207,6 +219,11 @@ def _match(
             if video.name not in files:
                 twin = Path(video.name).stem in files
                 hint = "; leave out the extension in the annotations" if twin else ""
+                if store is not None and not needs_files:
+                    hint = (
+                        f", and {store.url} does not know it: bring it back and run "
+                        "`python extract/run.py`"
+                    )
                 raise ValueError(f"{video.name}: no such file in {folder}{hint}")
             path = files[video.name]
             item = _item(path, looked_at[path])

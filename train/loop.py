@@ -14,21 +14,22 @@ from accelerate.utils import gather_object
 from torch import Tensor
 from tqdm import tqdm
 
+from cache.errors import StoreError
 from configs.text import first_of
 from extract.activations import Activations, Cached, Counts
 from train.batch import Batch
 from train.cached import window_span
 from train.checkpoint import Checkpoint, load_checkpoint, refuse_other_run, save_checkpoint
-from train.dataset import EpochSampler, TrainingWindows, training_loader, worker_advice
+from train.dataset import EpochSampler, TrainingWindows, training_loader
 from train.detector import Detector
-from train.errors import memory_advice
-from train.items import Item
+from train.errors import memory_advice, worker_advice
+from train.items import Item, skipped_warning
 from train.log import MetricsLog
 from train.losses import PositivesAverage, detection_losses, positive_points
 from train.optim import Average, build_optimizer, build_schedule
 from train.points import Targets, assign_batch, pyramid_mask, pyramid_points
 from train.sharding import gathered, load_model, load_optimizer, prepare_sharding, whole
-from train.validate import Keep, detect_all, score, skipped_warning, window_loader
+from train.validate import Keep, detect_all, score, window_loader
 
 LOG_EVERY = 10  # updates between two lines of metrics
 SAVE_EVERY = 5  # epochs between two checkpoints where nothing is validated
@@ -126,19 +127,15 @@ class TrainingRun:
         with self.bar, closing(self.log):
             if not self.validated:
                 self._validate()
-            total = Counts()
             while self.epoch < self.config.training.stop_epoch:
-                self.counts = Counts()
                 self._train_epoch()
                 self.epoch += 1
                 self._end_epoch()
-                total += self.counts
-                if self.counting:
-                    self._tell_counts(self.counts, f"epoch {self.epoch}")
             if self.counting:
-                self._tell_counts(total, "all epochs")
+                self._tell_counts("in all")
             if self.activations:
-                self.activations.close()
+                with self._by_the_way():
+                    self.activations.close()
 
     def _end_epoch(self) -> None:
         settings = self.config.training
@@ -150,6 +147,8 @@ class TrainingRun:
             self._save("last.pt")
         if not self.validated:
             self._validate()
+            if self.counting:
+                self._tell_counts(f"up to epoch {self.epoch}")
 
     def _train_epoch(self) -> None:
         self.wrapped.train()
@@ -264,8 +263,7 @@ class TrainingRun:
                 self._keep(),
             )
             if self.activations:
-                # While the averaged weights, which the features are of, are in place.
-                with self._what_is_safe():
+                with self._by_the_way():
                     self.activations.flush()
         result = score(self.validation, found, self.detector)
         with self._what_is_safe():
@@ -287,20 +285,30 @@ class TrainingRun:
     def _keep(self) -> Keep:
         """Return what counts validated windows and puts their features into the cache."""
         assert self.validation is not None
-        activations, config = self.activations, self.config
         items = {item.name: item for item in self.validation}
+        # Of the averaged weights, which are in place and do not move meanwhile.
+        place = self.activations.places()["features"] if self.activations else None
 
         def keep(batch: Batch, features: Tensor) -> None:
             self._count(batch)
-            if activations is None:
-                return
-            place = activations.places()["features"]
             for row, (video, window) in enumerate(zip(batch.videos, batch.windows, strict=True)):
-                span = window_span(items[video], window, config)
-                if row not in batch.problems and not place.has(span):
-                    activations.put(place, span, features[row].mT)
+                if place is None or self.activations is None or row in batch.problems:
+                    continue
+                span = window_span(items[video], window, self.config)
+                with self._by_the_way():
+                    if not place.has(span):
+                        self.activations.put(place, span, features[row].mT)
 
         return keep
+
+    @contextmanager
+    def _by_the_way(self) -> Iterator[None]:
+        """Give the cache up, not the run, if it cannot be written."""
+        try:
+            yield
+        except (OSError, StoreError) as error:
+            self.activations = None
+            tqdm.write(f"warning: {error}; training goes on without the cache")
 
     def _count(self, batch: Batch) -> None:
         if batch.start is None:
@@ -308,12 +316,13 @@ class TrainingRun:
         else:
             self.counts.hits += len(batch.videos)
 
-    def _tell_counts(self, of: Counts, what: str) -> None:
+    def _tell_counts(self, when: str) -> None:
         """Say how the activations of all processes came about."""
+        of = self.counts
         mine = torch.tensor([of.hits, of.partial, of.full], device=self.accelerator.device)
         hits, partial, full = self.accelerator.reduce(mine, "sum").tolist()
         if self.accelerator.is_main_process:
-            self.bar.write(f"{what}: activations: {Counts(hits, partial, full)}")
+            self.bar.write(f"{when}: activations: {Counts(hits, partial, full)}")
 
     def _save(self, name: str) -> None:
         """Write a checkpoint; all processes take part, for each may hold a share of the weights."""

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 from accelerate import Accelerator, DistributedType
@@ -22,8 +23,10 @@ from extract.activations import Activations
 from train.checkpoint import Checkpoint, load_checkpoint
 from train.config import Experiment
 from train.detector import Detector
-from train.items import Item, Items
-from train.validate import WAIT_FOR_OTHERS, skipped_warning
+from train.items import Item, Items, skipped_warning
+from train.validate import WAIT_FOR_OTHERS
+
+WAIT_FOR_PASSES = timedelta(days=7)  # processes compute different videos' activations
 
 
 def begin(config: Experiment) -> Accelerator:
@@ -37,7 +40,9 @@ def begin(config: Experiment) -> Accelerator:
         # No buffer changes in training, so none needs to be sent around before each step.
         kwargs_handlers=[
             DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
-            InitProcessGroupKwargs(timeout=WAIT_FOR_OTHERS),
+            InitProcessGroupKwargs(
+                timeout=WAIT_FOR_PASSES if config.cache.url else WAIT_FOR_OTHERS
+            ),
         ],
     )
     if accelerator.gradient_accumulation_steps != 1:
@@ -154,7 +159,8 @@ def activations_of(detector: Detector, store: Store, origin: str | Path) -> Acti
         config.pixels,
         config.training.precision,
         config.cache,
-        str(origin),
+        # Whole: it is looked for again from other folders.
+        str(Path(origin).resolve()),
     )
 
 

@@ -11,7 +11,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from configs.text import first_of
 from evaluate.annotations import Detection
 from evaluate.mean_ap import MeanAP, mean_average_precision
 from extract.activations import Cached
@@ -19,9 +18,9 @@ from extract.video import VideoError
 from train.actionformer import HeadOutput
 from train.batch import Batch, Sample
 from train.config import Experiment
-from train.dataset import EvaluationWindows, evaluation_loader, worker_advice
+from train.dataset import EvaluationWindows, evaluation_loader
 from train.detector import Detector
-from train.errors import memory_advice
+from train.errors import memory_advice, worker_advice
 from train.items import Item
 from train.predict import Candidates, detections, predict
 
@@ -120,12 +119,6 @@ def _followed(
         dropped |= {batch.videos[row]: cause for row, cause in batch.problems.items()}
         yield batch
         bar.update(len(batch.videos))
-
-
-def skipped_warning(skipped: dict[str, str], videos: int) -> str:
-    """Return the lines that tell how many videos do not count, and why."""
-    causes = "\n  ".join(first_of(list(skipped.values())))
-    return f"warning: {len(skipped)} of {videos} videos were skipped and do not count:\n  {causes}"
 
 
 def score(items: list[Item], found: dict[str, list[Detection]], detector: Detector) -> MeanAP:
