@@ -118,10 +118,13 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
 def _config(
     path: str | None, source: str, saved: Checkpoint | None, overrides: list[str]
 ) -> Experiment:
-    if path:
-        return load(Experiment, path, overrides)
-    assert saved is not None
-    return parse(Experiment, dump(saved.config), overrides, source)
+    if saved is None:
+        return load(Experiment, path or source, overrides)
+    if path is None:
+        return parse(Experiment, dump(saved.config), overrides, source)
+    # One config for several checkpoints: the direction stays each one's own.
+    own = f"--direction={saved.config.direction}"
+    return load(Experiment, path, [own, *overrides])
 
 
 def _refuse_different(configs: list[Experiment]) -> None:

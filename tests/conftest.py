@@ -1,10 +1,13 @@
 """Fixtures shared by all tests."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 
 from extract.demo import DemoConfig, write_dataset
 
@@ -39,3 +42,11 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         f"--data.videos={folder / 'videos'}",
         f"--data.classes={folder / 'classes.txt'}",
     ]
+
+
+@pytest.fixture
+def accelerator() -> Iterator[Accelerator]:
+    """One process on the CPU, whatever other tests left behind."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield Accelerator(cpu=True)
+    AcceleratorState._reset_state(reset_partial_state=True)

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from torch.utils.data import DataLoader, Dataset
 
 from configs.load import load
@@ -151,13 +150,6 @@ def test_the_windows_behind_are_given_up(config: Experiment, cause: str, workers
         list(evaluation_loader(windows, stopping, workers))
     line = message(caught.value)
     assert line.startswith(f"error: {items[1].path}: ") and cause in line and "\n" not in line
-
-
-@pytest.fixture
-def accelerator() -> Iterator[Accelerator]:
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield Accelerator(cpu=True)
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.mark.parametrize("bad_videos", ["stop", "skip"])

@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from torch import nn
 
 from configs.files import written_aside
@@ -25,13 +24,6 @@ from train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from train.config import Experiment
 from train.disk import claim_folder, refuse_full_disk
 from train.log import MetricsLog, read_metrics
-
-
-@pytest.fixture
-def accelerator() -> Iterator[Accelerator]:
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield Accelerator(cpu=True)
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @contextmanager

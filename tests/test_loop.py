@@ -1,6 +1,5 @@
 """What an update does, sees and says: its seeds, its losses, and that it never waits."""
 
-from collections.abc import Iterator
 from itertools import islice, product
 from pathlib import Path
 from typing import Any
@@ -26,13 +25,6 @@ from train.points import Targets, pyramid_mask
 
 ONE_EPOCH = ["--training.stop_epoch=1", "--data.validation_subset=null"]
 SINGLE = [*ONE_EPOCH, "--training.batch_size=1"]
-
-
-@pytest.fixture
-def accelerator() -> Iterator[Accelerator]:
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield Accelerator(cpu=True)
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def prepare(data: list[str], out: Path, accelerator: Accelerator, *overrides: str) -> TrainingRun:
