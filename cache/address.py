@@ -130,7 +130,7 @@ class FingerprintInfo:
     Args:
         fingerprint: 32 hex characters.
         cut: `features` or the number of a block.
-        checkpoint: where the weights came from.
+        checkpoint: where the weights came from; one file a line.
         about: readable settings; plain JSON values.
     """
 

@@ -83,19 +83,17 @@ def _states(store: Store) -> Callable[[FingerprintInfo], State]:
     now: dict[tuple[Path, str], set[str]] = {}
 
     def state(info: FingerprintInfo) -> State:
-        origin = Path(info.checkpoint)
-        if not is_checkpoint(origin):
-            # Gone, or of a kind that cannot be asked (a config's pretrained backbone): it may be
-            # only elsewhere, and what was computed from it stays true.
-            return "unknown"
+        origins = [Path(line) for line in info.checkpoint.split("\n")]
         # A run's features of its best epoch are told to be from last.pt, as it then was.
-        for path in (origin, origin.with_name("best.pt")):
+        for path in (p for origin in origins for p in (origin, origin.with_name("best.pt"))):
             key = path, json.dumps(info.about, sort_keys=True)
             if key not in now:
                 now[key] = _fingerprints_now(path, info)
             if info.fingerprint in now[key]:
                 return "true"
-        return "stale"
+        # Gone, or of a kind that cannot be asked (a config's pretrained backbone): it may be only
+        # elsewhere, and what was computed from it stays true.
+        return "stale" if all(map(is_checkpoint, origins)) else "unknown"
 
     return state
 
@@ -129,7 +127,9 @@ def _table(store: Store, state_of: Callable[[FingerprintInfo], State]) -> str:
                 f"{summary.spans:,}" + ("+" if unfinished and not summary.spans else ""),
                 f"{summary.bytes / 1e6:,.1f}",
                 str(timedelta(seconds=round(max(0.0, time.time() - summary.newest_s)))),
-                "?" if info is None else f"{state_of(info)}: {info.checkpoint}",
+                "?"
+                if info is None
+                else f"{state_of(info)}: {' and '.join(info.checkpoint.splitlines())}",
             )
         )
     widths = [max(len(row[column]) for row in rows) for column in range(len(HEADER))]

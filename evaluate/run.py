@@ -19,7 +19,6 @@ from pathlib import Path
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 
-from cache.store import Store
 from configs.files import write_text
 from configs.load import dump, load, parse
 from evaluate.annotations import (
@@ -39,7 +38,7 @@ from train.config import Experiment
 from train.detector import Detector
 from train.errors import EXPECTED, message
 from train.items import load_annotations, load_items, skipped_warning
-from train.start import WAIT_FOR_PASSES, activations_of, with_cache
+from train.start import WAIT_FOR_PASSES, activations_of, open_cache, with_cache
 from train.validate import WAIT_FOR_OTHERS, detect_all, score, window_loader
 
 Predictions = dict[str, list[Detection]]
@@ -131,7 +130,7 @@ def score_checkpoint(args: argparse.Namespace, overrides: list[str]) -> None:
         ],
     )
     annotations = load_annotations(config.data)
-    store = Store.open(args.cache, "a") if args.cache else None
+    store = open_cache(args.cache) if args.cache else None
     items = load_items(config.data, annotations, config.data.test_subset, accelerator, store)
     if items.skipped and accelerator.is_main_process:
         print(skipped_warning(items.skipped, len(items) + len(items.skipped)))

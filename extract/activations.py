@@ -1,7 +1,9 @@
 """The one seam: an activation from the cache if it is there and true, else computed and written."""
 
 import hashlib
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -11,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from cache.address import DTYPES, Address, Dtype, FingerprintInfo, VideoInfo
-from cache.errors import Damaged, Missing
+from cache.errors import Damaged, Missing, StoreError
 from cache.fingerprint import chain
 from cache.store import Store
 from cache.writer import Writer
@@ -160,7 +162,7 @@ def deepest(places: Places, span: Span, cut: Cut) -> int | None:
 
 
 class Activations:
-    """A backbone's activations, stored or computed; what is computed is stored.
+    """A backbone's activations, stored or computed; what is computed is stored (see `close`).
 
     Args:
         store: open for writing, if anything may have to be computed.
@@ -243,7 +245,9 @@ class Activations:
         """Say whether the store knows one of the cuts, but only for other weights of this file."""
         places = self.places()
         stored = self.store.fingerprints
-        others = {info.cut for info in stored.values() if info.checkpoint == self.origin}
+        others = {
+            info.cut for info in stored.values() if self.origin in info.checkpoint.split("\n")
+        }
         return any(cut in others and places[cut].fingerprint not in stored for cut in cuts)
 
     def begin(
@@ -270,13 +274,23 @@ class Activations:
     def put(self, place: Cached, span: Span, rows: Tensor, first: int = 0) -> None:
         """Store an activation, or rows of it from `first` on: [n, C] or [n, P, C]."""
         writer, address = self._writing(), place.address(span)
-        if place.fingerprint not in self._described:
-            about = settings(self.backbone.config, self.pixels, self.precision)
-            writer.describe(FingerprintInfo(place.fingerprint, place.cut, self.origin, about))
-            self._described.add(place.fingerprint)
+        self.describe_fingerprint(place)
         self.describe(span.video)
         writer.put(address, rows, first)
         self._put.add(address.key)
+
+    def describe_fingerprint(self, place: Cached) -> None:
+        """Let the store know that the weights are also those of this file, unless it does."""
+        if place.fingerprint in self._described:
+            return
+        self._described.add(place.fingerprint)
+        known = self.store.fingerprints.get(place.fingerprint)
+        files = known.checkpoint.split("\n") if known else []
+        if self.origin not in files:
+            about = settings(self.backbone.config, self.pixels, self.precision)
+            origins = "\n".join([*files, self.origin])
+            info = FingerprintInfo(place.fingerprint, place.cut, origins, about)
+            self._writing().describe(info)
 
     def describe(self, video: VideoInfo) -> None:
         """Let the store know a video by its name, unless it does."""
@@ -294,6 +308,7 @@ class Activations:
     def close(self) -> None:
         """Flush, and put what was written in its lasting form."""
         if self._writer is not None:
+            self._end.detach()
             self._writer.close()
             self._writer, self._described, self._videos = None, set(), set()
             self._put.clear()
@@ -302,6 +317,8 @@ class Activations:
     def _writing(self) -> Writer:
         if self._writer is None:
             self._writer = self.store.writer(flush_seconds=self.config.flush_s)
+            # A script that ends without `close` loses nothing either.
+            self._end = weakref.finalize(self, _close, self._writer)
         return self._writer
 
 
@@ -359,6 +376,11 @@ class Pass:
             if not self.backwards:
                 self._row[cut] += len(rows)
             self.watch(cut, rows)
+
+
+def _close(writer: Writer) -> None:
+    with suppress(OSError, StoreError):
+        writer.close()
 
 
 def _glance(backbone: Backbone) -> object:

@@ -34,7 +34,7 @@ def refresh(
     jobs = _jobs(made)
     mine = _share(made, jobs, accelerator.process_index, accelerator.num_processes)
     if accelerator.is_main_process:
-        _tell_videos(made)
+        _tell_names(made)
     try:
         skipped = _work(made, mine, accelerator, workers, skip_bad)
     except BaseException:
@@ -54,9 +54,13 @@ def refresh(
     return skipped
 
 
-def _tell_videos(made: Plan) -> None:
-    """Let the store know all videos by their names of today, also those that have all they need."""
+def _tell_names(made: Plan) -> None:
+    """Let the store know weights and videos by their names of today, also where nothing is made."""
     for request in made.wanted:
+        places = request.activations.places()
+        for cut in request.cuts:
+            if places[cut].fingerprint in request.activations.store.fingerprints:
+                request.activations.describe_fingerprint(places[cut])
         for span in request.spans:
             request.activations.describe(span.video)
 
@@ -94,7 +98,9 @@ def _work(
     for span in (span for request in made.wanted for span in request.spans):
         names.setdefault(span.video.digest, set()).add(span.video.name)
     clips = sum(made.span(made.todo[n]).window.samples for job in jobs for n in job) // CLIP_FRAMES
-    bar = tqdm(total=clips, desc="passes", unit="clip", disable=not accelerator.is_main_process)
+    bar = tqdm(
+        total=clips, desc="passes", unit="clip", disable=not jobs or not accelerator.is_main_process
+    )
     with bar:
         for piece in _loader(made, jobs, workers) if jobs else ():
             if piece.problem:

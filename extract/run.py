@@ -20,7 +20,6 @@ from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 from numpy.typing import NDArray
 
-from cache.store import Store
 from configs.load import dump, load, parse
 from extract.clips import Direction
 from extract.plan import Plan, Wanted, estimate_s, free_bytes, plan, refuse_full_disk
@@ -36,6 +35,7 @@ from train.start import (
     WAIT_FOR_PASSES,
     activations_of,
     new_detector,
+    open_cache,
     refuse_fp16_without_gpu,
     with_cache,
 )
@@ -62,6 +62,9 @@ def main() -> None:
         run(args, with_cache(overrides, args.cache))
     except EXPECTED as error:
         sys.exit(message(error))
+    except KeyboardInterrupt:
+        print("interrupted; what was computed is kept, and the same command goes on")
+        sys.exit(130)
 
 
 def run(args: argparse.Namespace, overrides: list[str]) -> None:
@@ -84,7 +87,7 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
         kwargs_handlers=[InitProcessGroupKwargs(timeout=WAIT_FOR_PASSES)],
     )
     refuse_fp16_without_gpu(config, accelerator)
-    store = Store.open(config.cache.url, "a")
+    store = open_cache(config.cache.url)
     annotations = load_annotations(config.data)
     wanted_of = [purpose for purpose in PURPOSES if purpose in args.of]
     names = {purpose: _subset(config, purpose) for purpose in wanted_of}

@@ -363,6 +363,24 @@ def test_a_video_that_was_replaced_is_not_stored_under_its_old_name(
     assert not activations.places()["features"].has(span)
 
 
+def test_what_a_script_computed_outlives_it_without_close(video: Path, store: Store) -> None:
+    activations, span = seam(store, new_backbone()), spans_of(video)[0]
+    activations.get(span)
+    del activations
+    store.refresh()
+    assert seam(store, new_backbone()).places()["features"].has(span)
+
+
+def test_all_files_with_the_weights_are_remembered(video: Path, store: Store) -> None:
+    backbone, (one, two) = new_backbone(), spans_of(video)[:2]
+    for origin, span in (("first.pt", one), ("second.pt", two), ("first.pt", two)):
+        activations = Activations(store, backbone, PIXELS, "fp32", EXACT, origin)
+        activations.get(span)
+        activations.close()
+    name = activations.places()["features"].fingerprint
+    assert store.fingerprints[name].checkpoint == "first.pt\nsecond.pt"
+
+
 def test_half_precision_comes_back_as_it_was_stored(video: Path, store: Store) -> None:
     backbone, span = new_backbone(), spans_of(video)[0]
     exact = fresh(backbone, span)

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -57,44 +58,62 @@ def test_killed_extractions_end_as_if_they_had_not_been(
 ) -> None:
     AcceleratorState._reset_state(reset_partial_state=True)
     # Everything is flushed at once, so that what was computed is what is committed.
-    overrides = [*data, *QUICK, "--cache.blocks=[2]", "--cache.flush_s=0"]
+    overrides = [*data, *QUICK, "--cache.blocks=[2]", "--cache.flush_s=0", "--cache.dtype=float32"]
     command = ["extract/run.py", "--config", str(DEMO), "--of", "train", "validation", "test"]
-    began = time.monotonic()
     done = script(*command, *overrides, "--cache", tmp_path / "whole")
     assert done.returncode == 0, done.stdout + done.stderr
-    seconds = time.monotonic() - began
 
-    rng, rose = random.Random(kills), set[int]()
-    Store.open(tmp_path / "killed", "a").close()
-    with Store.open(tmp_path / "killed") as store, Store.open(tmp_path / "whole") as whole:
-        places, spans = wanted(overrides, store)
-        for _ in range(kills):
-            before = complete(store, places, spans)
-            process = subprocess.Popen(
-                [sys.executable, *command, *overrides, "--cache", str(tmp_path / "killed")],
-                cwd=REPOSITORY,
-                env=ENVIRONMENT,
-                start_new_session=True,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-            assert process.stdout is not None
-            planned = process.stdout.readline()
-            # What is there is not computed again.
-            assert re.match(rf"cache: {before} of {len(spans)} spans are there", planned), planned
-            time.sleep(rng.uniform(0, seconds / 8))
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-            process.communicate()
-            rose.add(complete(store, places, spans))
-            assert verify(store) == []
-        done = script(*command, *overrides, "--cache", tmp_path / "killed")
-        assert done.returncode == 0, done.stdout + done.stderr
-        assert complete(store, places, spans) == complete(whole, places, spans) == len(spans)
-        assert verify(store) == []
-        for span in spans:
-            for cut in CUTS:
-                one, two = (s.read(places[cut].address(span)) for s in (store, whole))
-                assert torch.equal(one, two)
-    assert len(rose) > 1  # some kills came in the middle
+    rng, killed, stores = random.Random(kills), 0, 0
+    with Store.open(tmp_path / "whole") as whole:
+        places, spans = wanted(overrides, whole)
+        assert complete(whole, places, spans) == len(spans)
+        while killed < kills:
+            folder = tmp_path / f"killed-{stores}"
+            stores += 1
+            Store.open(folder, "a").close()
+            with Store.open(folder) as store:
+                here = {cut: replace(place, store=store) for cut, place in places.items()}
+                while killed < kills and complete(store, here, spans) < len(spans):
+                    killed += run_and_kill(command + overrides, folder, store, here, spans, rng)
+                    assert verify(store) == []
+                done = script(*command, *overrides, "--cache", folder)
+                assert done.returncode == 0, done.stdout + done.stderr
+                assert complete(store, here, spans) == len(spans) and verify(store) == []
+                for span in spans:
+                    for cut in CUTS:
+                        one, two = (s.read(places[cut].address(span)) for s in (store, whole))
+                        assert torch.equal(one, two)
+
+
+def run_and_kill(
+    command: list[str],
+    folder: Path,
+    store: Store,
+    places: Places,
+    spans: list[Span],
+    rng: random.Random,
+) -> bool:
+    """Start the script and kill it a little after some spans more are there; say whether it was."""
+    before = complete(store, places, spans)
+    process = subprocess.Popen(
+        [sys.executable, *command, "--cache", str(folder)],
+        cwd=REPOSITORY,
+        env=ENVIRONMENT,
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    planned = process.stdout.readline()
+    # What is there is not computed again.
+    assert re.match(rf"cache: {before} of {len(spans)} spans are there", planned), planned
+    goal = before + rng.randint(0, 3)
+    while process.poll() is None and complete(store, places, spans) < goal:
+        time.sleep(0.002)
+    time.sleep(rng.uniform(0, 0.1))
+    alive = process.poll() is None
+    if alive:
+        os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    return alive

@@ -294,6 +294,7 @@ def test_videos_that_are_gone_are_needed_only_for_what_is_missing(
     done = script("train/heads.py", *gone, "--out", tmp_path / "other", "--direction=reversed")
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert "the videos are gone" in done.stderr and "python extract/run.py" in done.stderr
+    assert "4 of 4 videos have no file in" in told
     done = script("evaluate/run.py", *gone)
     assert done.returncode == 1 and "python extract/run.py" in done.stderr
 

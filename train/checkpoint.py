@@ -16,6 +16,7 @@ FORMAT = "palindrome-1"
 FREE_TO_CHANGE = {  # settings that decide where, how long and how closely watched, not what
     "out",
     "cache.url",
+    "cache.blocks",
     "cache.flush_s",
     "data.bad_videos",
     "training.stop_epoch",

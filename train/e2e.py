@@ -12,7 +12,6 @@ import argparse
 import sys
 from pathlib import Path
 
-from cache.store import Store
 from configs.load import load
 from evaluate.report import draw_curves
 from train.config import Experiment
@@ -28,6 +27,7 @@ from train.start import (
     init_from,
     leave_record,
     new_detector,
+    open_cache,
     refuse_unlabelled,
     with_cache,
 )
@@ -56,7 +56,7 @@ def train(config: Experiment, resume: bool, source: str | None = None) -> None:
     accelerator = begin(config)
     out = Path(config.out)
     begun = has_begun(out, resume)
-    store = Store.open(config.cache.url, "a") if config.cache.url else None
+    store = open_cache(config.cache.url) if config.cache.url else None
     annotations = load_annotations(config.data)
     subset = config.data.validation_subset
     subsets = [config.data.train_subset, *([subset] if subset else [])]

@@ -13,9 +13,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from cache.store import Store
 from configs.load import dump, load, parse
 from evaluate.report import draw_curves
+from extract.activations import fingerprints, settings
 from train.cached import evaluation_spans, training_spans, up_to_date
 from train.checkpoint import Checkpoint, load_checkpoint, refuse_other_run
 from train.config import Experiment
@@ -31,6 +31,7 @@ from train.start import (
     learning_only,
     leave_record,
     new_detector,
+    open_cache,
     refuse_unlabelled,
     with_cache,
 )
@@ -65,7 +66,7 @@ def train(config: Experiment, saved: Checkpoint | None, source: str, resume: boo
     begun = has_begun(out, resume)
     if not config.cache.url:
         raise ValueError("--cache: give the store that activations are kept in")
-    store = Store.open(config.cache.url, "a")
+    store = open_cache(config.cache.url)
     annotations = load_annotations(config.data)
     subset = config.data.validation_subset
     names = [config.data.train_subset, *([subset] if subset else [])]
@@ -75,25 +76,27 @@ def train(config: Experiment, saved: Checkpoint | None, source: str, resume: boo
     if accelerator.is_main_process:
         claim_folder(out)
         refuse_full_disk(out, detector, keeps_best=subset is not None)
+    cut = config.backbone.learns_behind
+    assert cut is not None
     if begun:  # said before hours of passes
         kept = load_checkpoint(out / "last.pt")
         processes = accelerator.num_processes
         refuse_other_run(out / "last.pt", kept, config, annotations.classes, processes)
+        about = settings(config.backbone, config.pixels, config.training.precision)
+        then = new_detector(config, annotations.classes, kept, str(out / "last.pt")).backbone
+        if fingerprints(then, about)[cut] != fingerprints(detector.backbone, about)[cut]:
+            raise ValueError(
+                f"{out} was trained on another backbone than {source} has now; start anew in "
+                "another `out`"
+            )
     activations = activations_of(detector.eval(), store, source)
     spans = training_spans(subsets[0], config)
     for validation in subsets[1:]:
         spans += evaluation_spans(validation, config.sampling.validation_overlap, config)
-    cut = config.backbone.learns_behind
-    assert cut is not None
     cached = up_to_date(activations, spans, cut, subsets, config, accelerator)
     run = TrainingRun(
         detector, subsets[0], subsets[1] if subset else None, accelerator, begun, cached
     )
-    if activations.places()[cut].fingerprint != cached.fingerprint:
-        raise ValueError(
-            f"{out} was trained on another backbone than {source} has now; start anew in another "
-            "`out`"
-        )
     if accelerator.is_main_process:
         leave_record(out, detector, subsets, annotations)
     run.go()

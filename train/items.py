@@ -204,6 +204,8 @@ def _match(
     if not folder.is_dir() and not kept:
         raise ValueError(f"data.videos: there is no folder {folder}")
     files = _video_files(folder) if folder.is_dir() else {}
+    names = Counter(info.name for info in store.videos.values()) if kept and store else Counter()
+    away = 0
     videos = select(annotations, subset)
     present = [files[video.name] for video in videos if video.name in files]
     bar = accelerator is None or accelerator.is_main_process
@@ -213,6 +215,12 @@ def _match(
     for video in videos:
         try:
             if video.name not in files and video.name in kept:
+                if names[video.name] > 1:
+                    raise ValueError(
+                        f"{video.name}: no such file in {folder}, and the cache knows "
+                        f"{names[video.name]} different videos of that name; bring the file back"
+                    )
+                away += 1
                 item = _kept_item(kept[video.name], folder)
                 items.append(_with_truth(item, video, data, annotations.classes, warnings))
                 continue
@@ -236,6 +244,10 @@ def _match(
         for others in gather_object([problems]):
             problems = others | problems
         items = [item for item in items if item.name not in problems]
+    if away and bar:
+        print(
+            f"{away} of {len(videos)} videos have no file in {folder}: the cache knows them by name"
+        )
     for what, count in warnings.items():
         annotations.warnings[what] = annotations.warnings.get(what, 0) + count
     return Items(items, problems)

@@ -164,6 +164,21 @@ def activations_of(detector: Detector, store: Store, origin: str | Path) -> Acti
     )
 
 
+def open_cache(url: str) -> Store:
+    """Open a store for writing, or make one.
+
+    Raises:
+        ValueError: that is impossible there.
+    """
+    try:
+        return Store.open(url, "a")
+    except OSError as error:
+        raise ValueError(
+            f"--cache: cannot keep activations in {url}: {error.strerror or error}; choose a "
+            "folder that can be written"
+        ) from error
+
+
 def with_cache(overrides: list[str], url: str | None) -> list[str]:
     """Return the overrides with what `--cache URL` stands for."""
     return overrides if url is None else [*overrides, f"--cache.url={url}"]
