@@ -8,7 +8,7 @@ from accelerate.utils import gather_object
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from extract.activations import Pass
+from extract.activations import Pass, Places
 from extract.inputs import Job, JobInputs, Piece, Task
 from extract.plan import Plan, refuse_full_disk
 from extract.video import VideoError
@@ -102,7 +102,7 @@ def _work(
         total=clips, desc="passes", unit="clip", disable=not jobs or not accelerator.is_main_process
     )
     with bar:
-        for piece in _loader(made, jobs, workers) if jobs else ():
+        for piece in _loader(made, jobs, places, workers) if jobs else ():
             if piece.problem:
                 if not skip_bad:
                     raise VideoError(piece.problem)
@@ -126,9 +126,9 @@ def _work(
     return skipped
 
 
-def _loader(made: Plan, jobs: list[list[int]], workers: int) -> "DataLoader[Piece]":
-    places = [request.activations.places() for request in made.wanted]
-
+def _loader(
+    made: Plan, jobs: list[list[int]], places: list[Places], workers: int
+) -> "DataLoader[Piece]":
     def task(number: int) -> Task:
         todo = made.todo[number]
         source = None if todo.start is None else places[todo.wanted][todo.start]

@@ -91,8 +91,9 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
     annotations = load_annotations(config.data)
     wanted_of = [purpose for purpose in PURPOSES if purpose in args.of]
     names = {purpose: _subset(config, purpose) for purpose in wanted_of}
-    loaded = load_subsets(config.data, annotations, sorted(set(names.values())), accelerator, store)
-    items = dict(zip(sorted(set(names.values())), loaded, strict=True))
+    subsets = sorted(set(names.values()))
+    loaded = load_subsets(config.data, annotations, subsets, accelerator, store)
+    items = dict(zip(subsets, loaded, strict=True))
     wanted = []
     for config, saved, source in backbones:
         detector = new_detector(config, annotations.classes, saved, source)

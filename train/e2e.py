@@ -13,18 +13,17 @@ import sys
 from pathlib import Path
 
 from configs.load import load
-from evaluate.report import draw_curves
 from train.config import Experiment
 from train.disk import claim_folder, refuse_full_disk
 from train.errors import EXPECTED, message
 from train.items import load_annotations, load_subsets
-from train.log import METRICS, read_metrics
 from train.loop import TrainingRun
 from train.start import (
     activations_of,
     begin,
     has_begun,
     init_from,
+    leave_curves,
     leave_record,
     new_detector,
     open_cache,
@@ -79,8 +78,7 @@ def train(config: Experiment, resume: bool, source: str | None = None) -> None:
         leave_record(out, detector, [training, *others], annotations)
     run.go()
     if accelerator.is_main_process:
-        draw_curves(read_metrics(out / METRICS), out / "curves.png")
-        print(f"done: {out / 'last.pt'}, {out / METRICS}, {out / 'curves.png'}")
+        leave_curves(out)
 
 
 if __name__ == "__main__":

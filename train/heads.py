@@ -14,7 +14,6 @@ import sys
 from pathlib import Path
 
 from configs.load import dump, load, parse
-from evaluate.report import draw_curves
 from extract.activations import fingerprints, settings
 from train.cached import evaluation_spans, training_spans, up_to_date
 from train.checkpoint import Checkpoint, load_checkpoint, refuse_other_run
@@ -22,13 +21,13 @@ from train.config import Experiment
 from train.disk import claim_folder, refuse_full_disk
 from train.errors import EXPECTED, message
 from train.items import load_annotations, load_subsets
-from train.log import METRICS, read_metrics
 from train.loop import TrainingRun
 from train.start import (
     activations_of,
     begin,
     has_begun,
     learning_only,
+    leave_curves,
     leave_record,
     new_detector,
     open_cache,
@@ -101,8 +100,7 @@ def train(config: Experiment, saved: Checkpoint | None, source: str, resume: boo
         leave_record(out, detector, subsets, annotations)
     run.go()
     if accelerator.is_main_process:
-        draw_curves(read_metrics(out / METRICS), out / "curves.png")
-        print(f"done: {out / 'last.pt'}, {out / METRICS}, {out / 'curves.png'}")
+        leave_curves(out)
 
 
 if __name__ == "__main__":

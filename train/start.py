@@ -1,4 +1,4 @@
-"""How every run begins: processes, a folder of its own, the detector it starts from."""
+"""How every run begins and ends: processes, a folder of its own, the detector it starts from."""
 
 import json
 from collections.abc import Sequence
@@ -18,12 +18,14 @@ from cache.store import Store
 from configs.files import write_text
 from configs.load import dump
 from evaluate.annotations import Annotations
+from evaluate.report import draw_curves
 from extract import weights
 from extract.activations import Activations
 from train.checkpoint import Checkpoint, load_checkpoint
 from train.config import Experiment
 from train.detector import Detector
 from train.items import Item, Items, skipped_warning
+from train.log import METRICS, read_metrics
 from train.validate import WAIT_FOR_OTHERS
 
 WAIT_FOR_PASSES = timedelta(days=7)  # processes compute different videos' activations
@@ -101,6 +103,12 @@ def leave_record(
     if skipped:
         print(skipped_warning(skipped, len(skipped) + sum(map(len, subsets))))
     write_text(out / "skipped_videos.json", json.dumps(skipped, indent=1) + "\n")
+
+
+def leave_curves(out: Path) -> None:
+    """Draw a finished run's losses and scores, and say where all that it leaves is."""
+    draw_curves(read_metrics(out / METRICS), out / "curves.png")
+    print(f"done: {out / 'last.pt'}, {out / METRICS}, {out / 'curves.png'}")
 
 
 def new_detector(
