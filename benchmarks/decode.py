@@ -169,7 +169,8 @@ def trainer(config: Experiment) -> Callable[[Any], None]:
     detector = Detector(config, ("action",)).train()
 
     def step(batch: Any) -> None:
-        logits, distances, _ = detector.run(batch).flat()
+        (output,) = detector(batch.inputs, batch.mask, batch.reflection)
+        logits, distances, _ = output.flat()
         (logits.mean() + distances.mean()).backward()
         detector.zero_grad()
 

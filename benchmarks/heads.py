@@ -24,10 +24,9 @@ from torch.nn.utils import clip_grad_norm_
 from benchmarks.step import CLASSES, CONFIG, FRAMES, SIZE
 from cache.store import Store
 from configs.load import load
-from extract.activations import Cached
 from tests.encodings import Encoding, write_numbered
 from train.batch import Batch, collate
-from train.cached import training_spans, up_to_date
+from train.cached import Streams, training_spans, up_to_date
 from train.config import Experiment
 from train.dataset import EpochSampler, TrainingWindows, training_loader
 from train.detector import Detector
@@ -63,7 +62,7 @@ def items_of(files: list[Path]) -> list[Item]:
     return items
 
 
-def way(config: Experiment, items: list[Item], cached: Cached | None) -> Callable[[int], None]:
+def way(config: Experiment, items: list[Item], cached: Streams | None) -> Callable[[int], None]:
     """Return what trains on the n-th sample."""
     torch.manual_seed(0)
     detector = Detector(config, tuple(f"class {i}" for i in range(CLASSES))).train()
@@ -82,9 +81,9 @@ def trainer(detector: Detector) -> Callable[[Batch], None]:
     half = config.training.precision == "bf16"
 
     def step(batch: Batch) -> None:
-        targets = assign_batch(points, batch.segments, batch.labels, CLASSES)
+        targets = assign_batch(points, batch.segments[0], batch.labels, CLASSES)
         with torch.autocast("cpu", torch.bfloat16, enabled=half):
-            output = detector.run(batch)
+            (output,) = detector(batch.inputs, batch.mask, batch.reflection, batch.start)
         losses = detection_losses(output, targets)
         ((losses.classification + losses.regression) / 100).backward()
         clip_grad_norm_(detector.parameters(), 1.0)
@@ -94,7 +93,7 @@ def trainer(detector: Detector) -> Callable[[Batch], None]:
     return step
 
 
-def waiting(config: Experiment, items: list[Item], cached: Cached) -> float:
+def waiting(config: Experiment, items: list[Item], cached: Streams) -> float:
     """Return the share of its time that head training waits for batches of two."""
     config = replace(config, training=replace(config.training, workers=1, batch_size=HEAD_BATCH))
     dataset = TrainingWindows(items * (80 // len(items)), config, cached)
@@ -129,8 +128,8 @@ def main() -> None:
         torch.manual_seed(0)
         source = Detector(head, tuple(f"class {i}" for i in range(CLASSES))).eval()
         with Store.open(url, "a") as store:
-            activations = activations_of(source, store, "weights.pt")
-            spans = training_spans(items, head)
+            activations = activations_of(source, store, ["weights.pt"])
+            spans = [training_spans(items, head, head.direction)]
             features = up_to_date(activations, spans, "features", [], head, accelerator)
             block = up_to_date(activations, spans, BLOCK - 1, [], head, accelerator)
             ways = {

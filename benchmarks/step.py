@@ -61,6 +61,7 @@ def measure(precision: str, recompute: str, repeats: int) -> dict[str, float]:
     optimizer = build_optimizer(detector, config.training)
     frames = torch.randint(0, 256, (1, 3, FRAMES, SIZE, SIZE), dtype=torch.uint8)
     mask = torch.ones(1, FRAMES, dtype=torch.bool)
+    reflection = torch.tensor([FRAMES - 1.0])
     segments, labels = (torch.tensor([[20.0, 60.0], [90.0, 100.0]]),), (torch.tensor([3, 4]),)
     points = pyramid_points(FRAMES, config.head.levels, torch.device("cpu"))
     targets = assign_batch(points, segments, labels, CLASSES)
@@ -68,7 +69,7 @@ def measure(precision: str, recompute: str, repeats: int) -> dict[str, float]:
     def step() -> tuple[float, float]:
         began = time.perf_counter()
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
-            output = detector(frames, mask)
+            (output,) = detector((frames,), mask, reflection)
         losses = detection_losses(output, targets)
         total = (losses.classification + losses.regression) / 100
         middle = time.perf_counter()

@@ -23,8 +23,8 @@ from cache.store import Store
 from cache.verify import Problem, verify
 from extract.activations import fingerprints
 from train.checkpoint import is_checkpoint, load_checkpoint
+from train.detector import Detector
 from train.errors import EXPECTED, message
-from train.start import new_detector
 
 State = Literal["true", "stale", "unknown"]
 HEADER = ("cut", "fingerprint", "dtype", "direction", "span", "spans", "MB", "age", "weights")
@@ -102,8 +102,8 @@ def _fingerprints_now(path: Path, info: FingerprintInfo) -> set[str]:
     if not is_checkpoint(path):
         return set()
     saved = load_checkpoint(path)
-    backbone = new_detector(saved.config, saved.classes, saved, str(path)).backbone
-    return set(fingerprints(backbone, info.about).values())
+    streams = Detector.restore(saved, path).streams
+    return {name for s in streams for name in fingerprints(s.backbone, info.about).values()}
 
 
 def _table(store: Store, state_of: Callable[[FingerprintInfo], State]) -> str:

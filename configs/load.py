@@ -24,13 +24,16 @@ class _UniqueKeys(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def load(kind: type[T], path: str | Path, overrides: Sequence[str] = ()) -> T:
+def load(
+    kind: type[T], path: str | Path, overrides: Sequence[str] = (), base: T | None = None
+) -> T:
     """Read an experiment.
 
     Args:
         kind: the dataclass to build; nested dataclasses are nested mappings.
         path: YAML file.
         overrides: `--any.field value` or `--any.field=value` pairs, applied last.
+        base: has the settings that the file leaves out; without one it has to be complete.
 
     Raises:
         ValueError: the file is missing or malformed, a key is unknown (the nearest valid name is
@@ -43,10 +46,16 @@ def load(kind: type[T], path: str | Path, overrides: Sequence[str] = ()) -> T:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not a text file in UTF-8") from error
-    return parse(kind, text, overrides, str(path))
+    return parse(kind, text, overrides, str(path), base)
 
 
-def parse(kind: type[T], text: str, overrides: Sequence[str] = (), source: str = "config") -> T:
+def parse(
+    kind: type[T],
+    text: str,
+    overrides: Sequence[str] = (),
+    source: str = "config",
+    base: T | None = None,
+) -> T:
     """Read an experiment from YAML text; see `load`."""
     try:
         content = yaml.load(text, _UniqueKeys)
@@ -63,6 +72,8 @@ def parse(kind: type[T], text: str, overrides: Sequence[str] = (), source: str =
             value = value.get(part, {}) if isinstance(value, dict) else value
         if not isinstance(value, dict):
             raise ValueError(f"{source}: '{name}' is a group of settings, not {value!r}")
+    if base is not None:
+        content = _over(yaml.safe_load(dump(base)), content)
     _refuse_unknown(
         [o[2:].split("=")[0] for o in overrides if o[:2] == "--"], valid, "command line"
     )
@@ -106,6 +117,14 @@ def field_names(kind: type, prefix: str = "") -> list[str]:
         if dataclasses.is_dataclass(hint):
             names += field_names(hint, f"{prefix}{name}.")  # type: ignore[arg-type]
     return names
+
+
+def _over(under: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """Return nested settings `under` with those of `above` in place of theirs."""
+    merged = dict(under)
+    for key, value in above.items():
+        merged[key] = _over(under[key], value) if isinstance(value, dict) else value
+    return merged
 
 
 def _leaves(content: dict[str, Any], prefix: str = "") -> list[str]:

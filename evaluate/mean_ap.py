@@ -60,18 +60,8 @@ def mean_average_precision(
     Raises ValueError for an empty ground truth, thresholds outside (0, 1], and numbers that are
     not finite.
     """
-    if not len(tious) or not all(0 < tiou <= 1 for tiou in tious):
-        raise ValueError(f"tious must be one or more thresholds in (0, 1], not {list(tious)}")
-    labels = sorted({segment.label for segments in ground_truth.values() for segment in segments})
-    if not labels:
-        raise ValueError("the ground truth has no segment: is it the right subset, with labels?")
-    videos = {name: index for index, name in enumerate([*ground_truth, *predictions])}
-    classes = {label: index for index, label in enumerate(labels)}
-    truths = _truths(ground_truth, videos, classes)
-    ranked = _ranked(predictions, videos, classes)
-
-    pairs = _pairs(ranked, truths, min(tious))
-    found = np.stack([_matched(pairs, tiou, len(ranked.start)) for tiou in tious])
+    matches = match(ground_truth, predictions, tious)
+    labels, ranked, truths, found = matches.labels, matches.ranked, matches.truths, matches.found
     truth_counts = np.bincount(truths.label, minlength=len(labels))
     bounds = np.searchsorted(ranked.label, np.arange(len(labels) + 1))
     precision = np.stack(
@@ -88,20 +78,21 @@ def mean_average_precision(
             label: dict(zip(keys, row.tolist(), strict=True))
             for label, row in zip(labels, precision, strict=True)
         },
-        recall=_recall(pairs, ranked, truths, truth_counts, keys),
+        recall=_recall(matches.pairs, ranked, truths, truth_counts, keys),
     )
 
 
-class _Table(NamedTuple):
-    """Segments as columns [N]; a group is one class in one video."""
+class Table(NamedTuple):
+    """Segments as columns [N]: class, video and group, which is one class in one video."""
 
     label: Integers
+    video: Integers
     group: Integers
     start: Floats
     end: Floats
 
 
-class _Pairs(NamedTuple):
+class Pairs(NamedTuple):
     """Predictions and truths of the same group that overlap, in the order of their claims [M].
 
     Both are rows of their tables; a better prediction comes first, then a larger overlap.
@@ -110,6 +101,44 @@ class _Pairs(NamedTuple):
     prediction: Integers
     truth: Integers
     tiou: Floats
+
+
+class Matches(NamedTuple):
+    """Which predictions are true, before anything is averaged.
+
+    labels: the classes, sorted; columns `label` hold places in it.
+    truths, ranked: truth, and predictions of these classes by class, the best score first [P];
+        columns `video` number the videos of the ground truth, then those it does not have.
+    pairs: of both, as far as they overlap.
+    found: whether a prediction takes a truth, [T, P].
+    """
+
+    labels: list[str]
+    truths: Table
+    ranked: Table
+    pairs: Pairs
+    found: Booleans
+
+
+def match(
+    ground_truth: Mapping[str, Sequence[Segment]],
+    predictions: Mapping[str, Sequence[Detection]],
+    tious: Sequence[float],
+) -> Matches:
+    """Give predictions their truths, at every tIoU threshold; see `mean_average_precision`."""
+    if not len(tious) or not all(0 < tiou <= 1 for tiou in tious):
+        raise ValueError(f"tious must be one or more thresholds in (0, 1], not {list(tious)}")
+    labels = sorted({segment.label for segments in ground_truth.values() for segment in segments})
+    if not labels:
+        raise ValueError("the ground truth has no segment: is it the right subset, with labels?")
+    names = dict.fromkeys([*ground_truth, *predictions])
+    videos = {name: index for index, name in enumerate(names)}
+    classes = {label: index for index, label in enumerate(labels)}
+    truths = _truths(ground_truth, videos, classes)
+    ranked = _ranked(predictions, videos, classes)
+    pairs = _pairs(ranked, truths, min(tious))
+    found = np.stack([_matched(pairs, tiou, len(ranked.start)) for tiou in tious])
+    return Matches(labels, truths, ranked, pairs, found)
 
 
 def _video_column(
@@ -123,7 +152,7 @@ def _truths(
     ground_truth: Mapping[str, Sequence[Segment]],
     videos: dict[str, int],
     classes: dict[str, int],
-) -> _Table:
+) -> Table:
     """The truths, sorted by group; within a group the later one first."""
     flat = [segment for segments in ground_truth.values() for segment in segments]
     video = _video_column(ground_truth, videos)
@@ -132,19 +161,19 @@ def _truths(
     label = np.array([classes[name] for name in names], np.intp)
     group = video * len(classes) + label
     order = np.lexsort((-np.arange(len(flat)), group))
-    return _Table(label[order], group[order], start[order], end[order])
+    return Table(label[order], video[order], group[order], start[order], end[order])
 
 
 def _ranked(
     predictions: Mapping[str, Sequence[Detection]],
     videos: dict[str, int],
     classes: dict[str, int],
-) -> _Table:
+) -> Table:
     """The predictions of known classes, sorted by class, the best score first."""
     flat = [detection for detections in predictions.values() for detection in detections]
     if not flat:
         empty = np.zeros(0, np.intp)
-        return _Table(empty, empty, np.zeros(0), np.zeros(0))
+        return Table(empty, empty, empty, np.zeros(0), np.zeros(0))
     video = _video_column(predictions, videos)
     names, *columns = zip(*flat, strict=True)
     start, end, score = _finite(columns, "the predictions")
@@ -152,7 +181,7 @@ def _ranked(
     order = np.lexsort((-score, label))
     order = order[np.searchsorted(label[order], 0) :]
     group = video * len(classes) + label
-    return _Table(label[order], group[order], start[order], end[order])
+    return Table(label[order], video[order], group[order], start[order], end[order])
 
 
 def _finite(columns: Sequence[Sequence[float]], what: str) -> list[Floats]:
@@ -162,7 +191,7 @@ def _finite(columns: Sequence[Sequence[float]], what: str) -> list[Floats]:
     return arrays
 
 
-def _pairs(ranked: _Table, truths: _Table, lowest: float) -> _Pairs:
+def _pairs(ranked: Table, truths: Table, lowest: float) -> Pairs:
     """All pairs of one group whose tIoU is at least `lowest`."""
     first = np.searchsorted(truths.group, ranked.group, side="left")
     counts = np.searchsorted(truths.group, ranked.group, side="right") - first
@@ -179,10 +208,10 @@ def _pairs(ranked: _Table, truths: _Table, lowest: float) -> _Pairs:
 
     near = np.flatnonzero(tiou >= lowest)
     near = near[np.lexsort((-tiou[near], prediction[near]))]
-    return _Pairs(prediction[near], truth[near], tiou[near])
+    return Pairs(prediction[near], truth[near], tiou[near])
 
 
-def _matched(pairs: _Pairs, tiou: float, predictions: int) -> Booleans:
+def _matched(pairs: Pairs, tiou: float, predictions: int) -> Booleans:
     """Which predictions [P] find a truth that no better prediction has taken.
 
     The greedy choice, in rounds instead of one by one: a pair that comes first among the remaining
@@ -215,9 +244,9 @@ def _average_precision(found: Booleans, truths: int) -> Floats:
 
 
 def _recall(
-    pairs: _Pairs,
-    ranked: _Table,
-    truths: _Table,
+    pairs: Pairs,
+    ranked: Table,
+    truths: Table,
     truth_counts: Integers,
     tious: Sequence[float],
 ) -> dict[tuple[float, int], float]:

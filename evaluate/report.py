@@ -9,6 +9,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
+from evaluate.compare import Estimate
 from evaluate.mean_ap import MeanAP
 
 
@@ -34,6 +35,36 @@ def draw_tious(result: MeanAP, path: Path) -> None:
     axes.axhline(result.average, linestyle="--", label=f"average {result.average:.3f}")
     axes.set(xlabel="tIoU", ylabel="mAP", ylim=(0, 1))
     axes.legend()
+    _save(figure, path)
+
+
+def draw_rows(
+    averages: Mapping[str, Estimate],
+    differences: Mapping[str, Mapping[float, Estimate]],
+    reference: str | None,
+    path: Path,
+) -> None:
+    """Draw rows of a study into a PNG: averages, and differences to one row over tIoU.
+
+    Args:
+        averages: average mAP by row; `differences`: to the row `reference`, {row: {tIoU: mAP}}.
+    """
+    figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.5), layout="constrained")
+    names = list(averages)
+    for place, (name, (mean, low, high)) in enumerate(averages.items()):
+        left.errorbar(mean, place, xerr=[[mean - low], [high - mean]], fmt="o", capsize=3)
+        right.plot([], [], label=name)  # the same colours on both sides
+        if name in differences:
+            tious = list(differences[name])
+            means, lows, highs = zip(*differences[name].values(), strict=True)
+            colour = f"C{place % 10}"
+            right.plot(tious, means, marker="o", color=colour)
+            right.fill_between(tious, lows, highs, color=colour, alpha=0.12)
+    left.set(xlabel="average mAP, 95 % over videos", yticks=range(len(names)), yticklabels=names)
+    left.invert_yaxis()
+    right.axhline(0, color="grey", linewidth=1)
+    right.set(xlabel="tIoU", ylabel="mAP", title=f"difference to {reference}" if reference else "")
+    right.legend(fontsize="small")
     _save(figure, path)
 
 

@@ -3,19 +3,25 @@
     python evaluate/run.py --checkpoint runs/demo/forward/last.pt [--config FILE] [--out FOLDER]
     python evaluate/run.py --checkpoint FILE --cache URL
     python evaluate/run.py --predictions FILE --annotations FILE --subset test --tious 0.5 0.75
+    python evaluate/run.py --predictions FORWARD.json REVERSED.json …     # both together
 
 A checkpoint brings its config; --config replaces it (an OpenTAD checkpoint needs one), and dotted
 overrides change single settings. With --predictions, --config supplies blocked videos, class list
-and tIoUs. Prints a table; writes metrics.json, predictions.json and tious.png into --out.
+and tIoUs; several files are joined and suppressed anew. Prints a table; writes metrics.json,
+predictions.json and tious.png into --out.
 """
 
 import argparse
 import json
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
+import numpy as np
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 
@@ -31,6 +37,7 @@ from evaluate.annotations import (
     write_predictions,
 )
 from evaluate.mean_ap import MeanAP, mean_average_precision
+from evaluate.nms import NmsConfig, suppress
 from evaluate.report import draw_tious, table
 from train.cached import evaluation_spans, up_to_date
 from train.checkpoint import is_checkpoint, load_checkpoint
@@ -50,7 +57,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--checkpoint", type=Path, help="detector to run over the test videos")
     parser.add_argument("--config", type=Path, help="use this config, not the checkpoint's own")
-    parser.add_argument("--predictions", type=Path, help="score this file instead of a checkpoint")
+    parser.add_argument(
+        "--predictions", type=Path, nargs="+", help="score this file, or several files joined"
+    )
     parser.add_argument("--annotations", type=Path, help="truth; default: the config's")
     parser.add_argument("--subset", help="which videos; default: the config's test subset")
     parser.add_argument("--tious", type=float, nargs="+", help="tIoU thresholds")
@@ -81,20 +90,42 @@ def main() -> None:
 
 def score_file(args: argparse.Namespace, overrides: list[str]) -> None:
     """Score a predictions file against an annotation file."""
-    found = read_predictions(args.predictions)
-    tious, subset = args.tious or THUMOS_TIOUS, args.subset
+    files = [read_predictions(path) for path in args.predictions]
+    tious, subset, nms = args.tious or THUMOS_TIOUS, args.subset, NmsConfig()
     if args.config:
         config = load(Experiment, args.config, overrides)
         annotations = load_annotations(config.data)
-        tious, subset = config.evaluation.tious, subset or config.data.test_subset
+        tious, nms = config.evaluation.tious, config.evaluation.nms
+        subset = subset or config.data.test_subset
     else:
         if not args.annotations.is_file():
             raise ValueError(f"--annotations: there is no file {args.annotations}")
         annotations = read_annotations(args.annotations)
     truth = {video.name: video.segments for video in select(annotations, subset)}
+    found = files[0] if len(files) == 1 else join(files, nms)
     warn_of_strangers(found, truth, annotations, subset)
-    out = args.out or args.predictions.parent / f"{args.predictions.stem}-{subset}"
+    stems = "+".join(dict.fromkeys(path.stem for path in args.predictions))
+    out = args.out or args.predictions[0].parent / f"{stems}-{subset}"
     write_results(out, found, mean_average_precision(truth, found, tious), {})
+
+
+def join(files: list[Predictions], nms: NmsConfig) -> Predictions:
+    """Fuse several files late: all their segments, of which overlapping ones give way again."""
+    fused: Predictions = {}
+    for video in dict.fromkeys(name for found in files for name in found):
+        every = [d for found in files for d in found.get(video, [])]
+        labels = sorted({d.label for d in every})
+        segments, scores, classes = suppress(
+            np.array([(d.start_s, d.end_s) for d in every], np.float32).reshape(-1, 2),
+            np.array([d.score for d in every], np.float32),
+            np.array([labels.index(d.label) for d in every], np.int64),
+            nms,
+        )
+        fused[video] = [
+            Detection(labels[label], float(start), float(end), float(score))
+            for (start, end), score, label in zip(segments, scores, classes, strict=True)
+        ]
+    return fused
 
 
 def warn_of_strangers(
@@ -151,19 +182,27 @@ def score_checkpoint(args: argparse.Namespace, overrides: list[str]) -> None:
     began = time.monotonic()
     cached = None
     if store is not None:
-        activations = activations_of(detector, store, args.checkpoint)
-        spans = evaluation_spans(items, config.sampling.test_overlap, config)
+        activations = activations_of(detector, store, [args.checkpoint])
+        overlap = config.sampling.test_overlap
+        spans = [evaluation_spans(items, overlap, config, d) for d in config.directions]
         cached = up_to_date(activations, spans, "features", [items], config, accelerator)
     windows = window_loader(items, config.sampling.test_overlap, config, accelerator, cached)
-    found, skipped = detect_all(detector, items, windows, accelerator, "detecting")
+    answers, skipped = detect_all(
+        detector, items, windows, accelerator, "detecting", of_streams=len(detector.streams) > 1
+    )
     if not accelerator.is_main_process:
         return
     if skipped:
         print(skipped_warning(skipped, len(items)))
     minutes = sum(item.duration_s for item in items) / 60
     print(f"{len(items)} videos ({minutes:.1f} min) in {time.monotonic() - began:.1f} s")
+    found = answers.pop(detector.answer)
+    for name, others in answers.items():
+        write_predictions(out / f"predictions-{name}.json", others)
     if any(item.truth for item in items):
-        write_results(out, found, score(items, found, detector), items.skipped | skipped)
+        streams = {name: score(items, others, detector) for name, others in answers.items()}
+        result = score(items, found, detector)
+        write_results(out, found, result, items.skipped | skipped, streams)
     else:
         write_predictions(out / "predictions.json", found)
         for stale in ("metrics.json", "tious.png"):
@@ -171,18 +210,29 @@ def score_checkpoint(args: argparse.Namespace, overrides: list[str]) -> None:
         print(f"no annotations to score against; detections in {out / 'predictions.json'}")
 
 
-def write_results(out: Path, found: Predictions, result: MeanAP, skipped: dict[str, str]) -> None:
+def write_results(
+    out: Path,
+    found: Predictions,
+    result: MeanAP,
+    skipped: dict[str, str],
+    streams: Mapping[str, MeanAP] = MappingProxyType({}),
+) -> None:
     """Print the table and leave predictions, metrics and a picture in `out`.
 
     Args:
         skipped: videos that could not be read and do not count, with causes.
+        streams: what a fused detector's single streams reach.
     """
     out.mkdir(parents=True, exist_ok=True)
     write_predictions(out / "predictions.json", found)
-    metrics = result.as_dict() | {"skipped_videos": skipped}
+    metrics: dict[str, Any] = result.as_dict() | {"skipped_videos": skipped}
+    if streams:
+        metrics["streams"] = {name: alone.as_dict() for name, alone in streams.items()}
     write_text(out / "metrics.json", json.dumps(metrics, indent=1) + "\n")
     draw_tious(result, out / "tious.png")
     print(table(result))
+    for name, alone in streams.items():
+        print(f"{name} alone: average mAP {alone.average:.4f}")
     print(f"average mAP {result.average:.4f}; details in {out}")
 
 

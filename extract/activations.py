@@ -134,7 +134,7 @@ def fingerprints(backbone: Backbone, of: dict[str, Any]) -> dict[Cut, str]:
     stages: list[dict[str, Tensor]] = [{} for _ in range(depth + 1)]
     for name, tensor in backbone.state_dict(keep_vars=True).items():
         part, number, *_ = *name.removeprefix("trunk.").split("."), ""
-        block = int(number) if part in ("blocks", "adapters") else 0
+        block = int(number) if part in ("blocks", "adapters", "second") else 0
         stages[block][name] = tensor
     names = chain(of, stages)
     return dict(enumerate(names[:-1])) | {"features": names[-1]}

@@ -38,6 +38,8 @@ class BackboneConfig:
             at the trunk's depth, nothing but the head learns.
         mean, std: pixel normalisation, RGB, 0 to 255.
         adapter_ratio: hidden width of an adapter over the trunk's width.
+        second_from_block: from this block on a second adapter stands behind the first, and only the
+            second ones learn (Experiment 2); null has none.
     """
 
     trunk: TrunkConfig
@@ -48,6 +50,7 @@ class BackboneConfig:
     mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
     std: tuple[float, float, float] = (58.395, 57.12, 57.375)
     adapter_ratio: float = 0.25
+    second_from_block: int | None = None
 
     def __post_init__(self) -> None:
         if min(self.std) <= 0:
@@ -59,11 +62,19 @@ class BackboneConfig:
                 f"backbone.trainable_from_block must lie in 0 to {self.trunk.depth}, the number of "
                 f"blocks, not {self.trainable_from_block}"
             )
+        second = self.second_from_block
+        if second is not None and (self.mode != "adapter" or not 0 <= second < self.trunk.depth):
+            raise ValueError(
+                "backbone.second_from_block needs backbone.mode adapter and a block from 0 to "
+                f"{self.trunk.depth - 1}, not mode {self.mode} and block {second}"
+            )
 
     @property
     def first_learning(self) -> int:
         """The first block that learns, or whose adapter does; the trunk's depth if none does."""
-        return self.trunk.depth if self.mode == "frozen" else self.trainable_from_block
+        if self.mode == "frozen":
+            return self.trunk.depth
+        return max(self.trainable_from_block, self.second_from_block or 0)
 
     @property
     def learns_behind(self) -> "Cut | None":
@@ -86,12 +97,21 @@ class Backbone(nn.Module):
         self.adapters = nn.ModuleList(
             TemporalAdapter(config.trunk.width, config.adapter_ratio) for _ in range(count)
         )
+        second = config.second_from_block
+        self.second = nn.ModuleDict(
+            {
+                str(k): TemporalAdapter(config.trunk.width, config.adapter_ratio)
+                for k in (range(count)[second:] if second is not None else ())
+            }
+        )
         first = config.first_learning
         self.trunk.requires_grad_(config.mode == "full" and not first)
         for k, block in enumerate(self.trunk.blocks):
             block.requires_grad_(config.mode == "full" and k >= first)
         for k, adapter in enumerate(self.adapters):
-            adapter.requires_grad_(k >= first)
+            adapter.requires_grad_(k >= first and second is None)
+        for name, adapter in self.second.items():
+            adapter.requires_grad_(int(name) >= first)
         shape = (1, 3, 1, 1, 1)
         self.register_buffer("mean", torch.tensor(config.mean).view(shape), persistent=False)
         self.register_buffer("std", torch.tensor(config.std).view(shape), persistent=False)
@@ -121,8 +141,8 @@ class Backbone(nn.Module):
         tokens = self.embed(x) if start is None else x
         for k in blocks:
             tokens = self.run_block(k, tokens)
-            if len(self.adapters):
-                tokens = self.adapters[k](tokens, self.config.recompute)
+            for adapter in self.behind(k):
+                tokens = adapter(tokens, self.config.recompute)
         return self.pool(tokens) if stop == "features" else tokens
 
     def blocks(self, start: Cut | None, stop: Cut) -> range:
@@ -137,6 +157,11 @@ class Backbone(nn.Module):
         if not 0 <= first <= last <= depth:
             raise ValueError(f"cannot run from cut {start} to cut {stop} of {depth} blocks")
         return range(first, last)
+
+    def behind(self, k: int) -> list[nn.Module]:
+        """Return the adapters behind block k, in their order: none, one or two."""
+        first = [self.adapters[k]] if len(self.adapters) else []
+        return first + ([self.second[str(k)]] if str(k) in self.second else [])
 
     def embed(self, frames: Tensor) -> Tensor:
         """Turn uint8 frames [B, 3, T, H, W] into tokens [B, T/2, h·w, C] before block 0."""

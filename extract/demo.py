@@ -27,7 +27,7 @@ from extract.scenes import ACTIONS, random_scene, render
 
 FRAME_RATES = (15, 18, 20, 24)
 SIZES = ((96, 128), (96, 112), (112, 96), (104, 136))  # height, width
-SUBSETS = ("training", "validation", "test")
+SUBSETS = ("training", "validation", "test", "held_out")
 STAMP = "demo.json"  # only a folder with this file is ours to delete
 CHUNK = 128  # frames drawn at a time
 # x264's lookahead reads memory beside frames whose width is no multiple of 64: its decisions, and
@@ -40,12 +40,14 @@ class DemoConfig:
     """Number of videos per subset and the seed of everything.
 
     Args:
+        held_out: videos that no detector trains on, for fusions to be fitted to.
         shortest, longest: bounds of a video's duration in seconds.
     """
 
     training: int = 40
     validation: int = 6
     test: int = 24
+    held_out: int = 0
     shortest: float = 20.0
     longest: float = 60.0
     seed: int = 0

@@ -4,10 +4,16 @@ Reversed input is the same frames in opposite order, so time t of a window becom
 the distance in feature steps from the first valid frame to the last one. Segments swap their ends.
 """
 
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
+
+Pairing = Literal["nearest", "index", "uncorrected"]
+"""Which points of both directions meet: those that stand nearest to each other in time; the same in
+count from either end; or these without regard to where they stand, which is wrong: a control."""
 
 Array = TypeVar("Array", bound=NDArray[np.generic])
 
@@ -43,3 +49,56 @@ def reverse_valid(samples: Array, valid: int) -> Array:
     turned = samples[:valid][::-1]
     padding = np.repeat(turned[-1:], len(samples) - valid, axis=0)
     return np.concatenate((turned, padding))  # type: ignore[return-value]
+
+
+def pair(
+    reflection: Tensor, stride: float, points: Tensor, pairing: Pairing
+) -> tuple[Tensor, Tensor]:
+    """Say which points of one level belong together: i of one direction, j of the other.
+
+    Both stand at multiples of the stride in their own time, and so j stands at R − j·stride in the
+    time of i. What is said holds from either side.
+
+    Args:
+        reflection: R of every window in feature steps, [B].
+        stride: of the level, in feature steps.
+        points: how many of its points are valid, [B].
+
+    Returns:
+        The sum i + j of every pair, int64 [B], and by how much j stands behind i, in strides [B].
+    """
+    total = points - 1
+    if pairing == "nearest":
+        total = torch.floor(reflection / stride + 0.5).long()
+    offset = reflection / stride - total
+    return total, torch.zeros_like(offset) if pairing == "uncorrected" else offset
+
+
+def partners(total: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+    """Return each point's partner [B, N] and whether it has one [B, N]; the nearest if not.
+
+    Args:
+        total: i + j of every pair, [B]; `valid`: bool [B, N], the valid ones first.
+    """
+    places = torch.arange(valid.shape[-1], device=total.device)
+    wanted = total[:, None] - places
+    partner = wanted.clamp(min=0).minimum(valid.sum(-1, keepdim=True) - 1)
+    return partner, valid & (wanted == partner)
+
+
+def flip(x: Tensor, partner: Tensor) -> Tensor:
+    """Give every point its partner's values: x [B, C, N] by partner [B, N]."""
+    return x.gather(-1, partner.unsqueeze(1).expand_as(x))
+
+
+def reverse_distances(distances: Tensor, offset: Tensor) -> Tensor:
+    """Map distances [B, 2, N] (to start, to end) of flipped points to the points they meet.
+
+    They swap roles and move by the points' offset; what becomes negative stays so.
+
+    Args:
+        offset: in the unit of the distances, [B].
+    """
+    start, end = distances.unbind(1)
+    moved = offset[:, None]
+    return torch.stack([end - moved, start + moved], 1)

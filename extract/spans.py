@@ -1,5 +1,6 @@
 """Spans: stretches of one video in one direction that the backbone processes as one sequence."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import lcm
@@ -70,27 +71,31 @@ def random_stretch(
     segments: NDArray[np.floating],
     config: SamplingConfig,
     grain: int,
-) -> tuple[Window, slice]:
-    """Draw a training window out of a video span, between the borders of its tubelets or clips.
+    directions: Sequence[Direction],
+) -> tuple[Window, list[slice]]:
+    """Draw a training window out of a video's spans, between the borders of its tubelets or clips.
 
     Args:
-        span: of kind `video`.
+        span: of kind `video`, in either direction.
         segments: the video's truth in frames, [G, 2].
         grain: samples between two places where the span may be cut, a divisor of 16.
 
     Returns:
-        The window, and the rows of the span's activation that are its valid part.
+        The window, and for every direction the rows of that span's activation that are its valid
+        part.
     """
     steps = lcm(grain, config.scale_factor) // config.scale_factor
     window = random_window(rng, span.video.frames, segments, config, steps)
     padded, first = span.window.indices("forward"), round(window.start / config.frame_stride)
     stop = -(-(first + len(window.frames)) // grain) * grain
-    if span.direction == "forward":
-        return window, slice(first // TUBELET, stop // TUBELET)
-    # Backwards the window begins where it ends in forward time: on a border, too, if need be with
-    # frames more, or with copies of the video's last one. They are valid samples like others.
-    frames = padded[first:stop]
-    mirror = (len(frames) - 1) / config.scale_factor
-    total = len(padded)
-    rows = slice((total - stop) // TUBELET, (total - first) // TUBELET)
-    return replace(window, frames=frames, reflection=mirror), rows
+    rows = {
+        "forward": slice(first // TUBELET, stop // TUBELET),
+        "reversed": slice((len(padded) - stop) // TUBELET, (len(padded) - first) // TUBELET),
+    }
+    if "reversed" in directions:
+        # Backwards the window begins where it ends in forward time: on a border, too, if need be
+        # with frames more, or with copies of the video's last one, valid samples like others.
+        frames = padded[first:stop]
+        mirror = (len(frames) - 1) / config.scale_factor
+        window = replace(window, frames=frames, reflection=mirror)
+    return window, [rows[direction] for direction in directions]

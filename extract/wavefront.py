@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from extract.backbone import Backbone, Cut
 from extract.videomae import CLIP_FRAMES, CLIP_STEPS
@@ -40,8 +40,8 @@ class Wavefront:
         self.cuts = frozenset(cuts)
         self.start = start
         self.backwards = backwards
-        self.held: dict[int, Tensor] = {}
-        """Per block what waits behind it, in front of its adapter: at most 9 tubelets."""
+        self.held: dict[nn.Module, Tensor] = {}
+        """Per adapter what waits in front of it: at most 9 tubelets."""
         self._state: Literal["empty", "open", "closed"] = "empty"
         if not self.cuts:
             raise ValueError("name at least one cut where activations are wanted")
@@ -82,7 +82,7 @@ class Wavefront:
     def finish(self) -> dict[Cut, Tensor]:
         """Return the rest, as `push` does: the last clip has no neighbour to wait for.
 
-        What waits is swept along: behind the last of n blocks up to n clips run together.
+        What waits is swept along: behind the last of n adapters up to n clips run together.
 
         Raises:
             RuntimeError: nothing was pushed, the span is finished already, or a push has failed.
@@ -102,28 +102,27 @@ class Wavefront:
         for k in self._blocks:
             if tokens is not None:
                 tokens = self.backbone.run_block(k, tokens)
-            if len(self.backbone.adapters):
-                tokens = self._adapt(k, tokens, last)
+            for adapter in self.backbone.behind(k):
+                tokens = self._adapt(adapter, tokens, last)
             if tokens is not None and k in self.cuts:
                 found[k] = tokens
         if tokens is not None and "features" in self.cuts:
             found["features"] = self.backbone.pool(tokens)
         return found
 
-    def _adapt(self, k: int, tokens: Tensor | None, last: bool) -> Tensor | None:
-        """Return adapter k's clips whose neighbours are all known; hold the newest one."""
+    def _adapt(self, adapter: nn.Module, tokens: Tensor | None, last: bool) -> Tensor | None:
+        """Return an adapter's clips whose neighbours are all known; hold the newest one."""
         if tokens is None and not last:
             return None
-        parts = [part for part in (self.held.pop(k, None), tokens) if part is not None]
+        parts = [part for part in (self.held.pop(adapter, None), tokens) if part is not None]
         known = torch.cat(parts[::-1] if self.backwards else parts, 1)
         # One tubelet of the clip before is only seen; without one the adapter pads with zeros,
         # as it does at the ends of a whole span.
         seen = known.shape[1] % CLIP_STEPS
-        adapter = self.backbone.adapters[k]
         if last:
             return self._trim(adapter(known), seen, 0)
         # A copy, not a view: it would keep the whole group in memory.
-        self.held[k] = self._trim(known, max(0, known.shape[1] - CLIP_STEPS - 1), 0).clone()
+        self.held[adapter] = self._trim(known, max(0, known.shape[1] - CLIP_STEPS - 1), 0).clone()
         done = self._trim(adapter(self._trim(known, 0, CLIP_STEPS - 1)), seen, 1)
         return done if done.shape[1] else None
 

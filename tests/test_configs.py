@@ -41,7 +41,7 @@ def test_thumos_files_differ_only_where_their_names_say() -> None:
             forward = load(Experiment, folder / f"{name}_forward.yaml")
             backward = load(Experiment, folder / f"{name}_reversed.yaml")
             assert forward.backbone.mode == mode
-            same = replace(backward, direction="forward", out=forward.out)
+            same = replace(backward, direction="forward", out=forward.out, fusion=forward.fusion)
             assert same == forward and backward.direction == "reversed"
 
 

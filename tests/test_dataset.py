@@ -3,13 +3,14 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
 import torch
 
 from configs.load import load
-from extract.clips import sliding_windows
+from extract.clips import Direction, sliding_windows
 from extract.demo import DemoConfig, write_dataset
 from extract.transforms import PixelConfig, apply, evaluation_transform, train_transform
 from tests.conftest import REPOSITORY
@@ -51,8 +52,8 @@ def test_samples_depend_on_seed_epoch_and_position_alone(config: Experiment) -> 
     torch.manual_seed(99)
     for key in ((0, 0), (3, 2)):
         left, right = one[key], two[key]
-        assert torch.equal(left.inputs, right.inputs)
-        assert torch.equal(left.segments, right.segments)
+        assert torch.equal(left.inputs[0], right.inputs[0])
+        assert torch.equal(left.segments[0], right.segments[0])
     starts = {one[(epoch, 0)].window.start for epoch in range(6)}
     assert len(starts) > 1
 
@@ -63,10 +64,22 @@ def test_reversed_samples_mirror_forward_ones(config: Experiment) -> None:
     for position in range(len(forward)):
         one, two = forward[(0, position)], backward[(0, position)]
         valid = len(one.window.frames)
-        assert torch.equal(two.inputs[:, :valid], one.inputs[:, :valid].flip(1))
+        assert torch.equal(two.inputs[0][:, :valid], one.inputs[0][:, :valid].flip(1))
         assert torch.equal(two.mask, one.mask) and torch.equal(two.labels, one.labels)
-        mirrored = one.window.reflection - one.segments.flip(1)
-        assert torch.allclose(two.segments, mirrored)
+        mirrored = one.window.reflection - one.segments[0].flip(1)
+        assert torch.allclose(two.segments[0], mirrored)
+
+
+def test_both_directions_are_one_sample(config: Experiment) -> None:
+    """Two streams see the same window, each as it would alone."""
+    alone = [training_windows(replace(config, direction=d)) for d in get_args(Direction)]
+    fusion = replace(config.fusion, method="average", partner="reversed")
+    both = training_windows(replace(config, fusion=fusion))
+    for position in range(len(both)):
+        sample = both[(0, position)]
+        for stream, single in enumerate(dataset[(0, position)] for dataset in alone):
+            assert torch.equal(sample.inputs[stream], single.inputs[0])
+            assert torch.equal(sample.segments[stream], single.segments[0])
 
 
 def test_truth_survives_the_way_through_the_window(config: Experiment) -> None:
@@ -79,7 +92,7 @@ def test_truth_survives_the_way_through_the_window(config: Experiment) -> None:
         item, window = items[sample.video], sample.window
         borders = item.to_seconds(window.to_frames(np.array([0, window.valid])))
         frame = item.duration_s / item.frames  # truth is rounded down to frames
-        for segment, label in zip(sample.segments.numpy(), sample.labels, strict=True):
+        for segment, label in zip(sample.segments[0].numpy(), sample.labels, strict=True):
             start, end = item.to_seconds(window.to_frames(segment))
             assert any(
                 truth.label == annotations.classes[label]
@@ -104,7 +117,7 @@ def test_loaders_give_the_same_data_with_any_number_of_workers(config: Experimen
         batches.append(epochs)
     assert len(batches[0]) == 2 * sampler.steps > 2
     for left, right in zip(*batches, strict=True):
-        assert left.videos == right.videos and torch.equal(left.inputs, right.inputs)
+        assert left.videos == right.videos and torch.equal(left.inputs[0], right.inputs[0])
     half = sampler.steps
     assert [b.videos for b in batches[0][:half]] != [b.videos for b in batches[0][half:]]
 

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from safetensors.torch import load_file
 
 from configs.load import load
 from extract.backbone import Backbone, BackboneConfig
-from extract.clips import SamplingConfig, sliding_windows
+from extract.clips import Direction, SamplingConfig, sliding_windows
 from extract.videomae import TrunkConfig
 from extract.weights import read_tensors
 from tests.conftest import GOLDEN, REPOSITORY
@@ -21,7 +22,7 @@ from train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from train.config import Experiment
 from train.detector import Detector
 from train.items import Item
-from train.predict import Candidates, detections, predict, strongest
+from train.predict import Answers, Candidates, detections, predict, strongest
 
 CLASSES = ("a", "b", "c", "d", "e")
 
@@ -44,7 +45,8 @@ def golden_detector() -> Detector:
 def test_pixels_to_scores_match_reference() -> None:
     detector = golden_detector()
     golden = load_file(GOLDEN / "activations.safetensors")
-    output = detector(golden["video"][:1], torch.ones(1, 64, dtype=torch.bool))
+    mask, reflection = torch.ones(1, 64, dtype=torch.bool), torch.tensor([63.0])
+    (output,) = detector([golden["video"][:1]], mask, reflection)
     scores = output.flat()[0][0].sigmoid()
     expected = golden["full_scores_0"]
     assert float((scores - expected).norm() / expected.norm()) < 1e-5
@@ -76,16 +78,18 @@ def item(frames: int = 100) -> Item:
 class Echo:
     """A model that predicts one segment per window, at one point, as told."""
 
-    def __init__(self, point: int, before: float, after: float) -> None:
+    def __init__(self, point: int, before: float, after: float, direction: Direction) -> None:
         self.point, self.distances = point, torch.tensor([before, after])
+        self.direction: Direction = direction
 
-    def __call__(self, batch: Batch) -> HeadOutput:
+    def __call__(self, batch: Batch) -> Answers:
         windows, steps = batch.mask.shape
         logits = torch.full((windows, 2, steps), -20.0)
         logits[:, 1, self.point] = 3.0
         distances = torch.zeros(windows, 2, steps)
         distances[:, :, self.point] = self.distances
-        return HeadOutput((logits,), (distances,), (batch.mask,))
+        output = HeadOutput((logits,), (distances,), (batch.mask,))
+        return {"it": ((output, self.direction),)}
 
 
 @pytest.mark.parametrize("frames", [100, 64, 41])
@@ -96,22 +100,24 @@ def test_a_prediction_finds_its_place_in_the_video(tmp_path: Path, frames: int) 
     batch = Batch(
         videos=("clip",),
         windows=(window,),
-        inputs=torch.zeros(1, 3, 32, 4, 4, dtype=torch.uint8),
+        inputs=(torch.zeros(1, 3, 32, 4, 4, dtype=torch.uint8),),
         mask=torch.from_numpy(window.mask())[None],
-        segments=(torch.zeros(0, 2),),
+        reflection=torch.tensor([window.reflection]),
+        segments=((torch.zeros(0, 2),),),
         labels=(torch.zeros(0, dtype=torch.int64),),
     )
-    forward = predict(Echo(10, 2.0, 3.0), [batch], config, torch.device("cpu"))["clip"]
-    reversed_config = replace(config, direction="reversed")
-    backward = predict(Echo(10, 2.0, 3.0), [batch], reversed_config, torch.device("cpu"))["clip"]
+    forward, backward = (
+        predict(Echo(10, 2.0, 3.0, direction), [batch], config.evaluation, torch.device("cpu"))
+        for direction in get_args(Direction)
+    )
     # The frame that stands at reversed step 10 is the one before the last valid by 10 steps.
     last = window.frames[-1]
     start, end = window.start + 2 * 8, window.start + 2 * 13
-    found = detections(forward, item(frames), ("x", "y"), config.evaluation)
+    found = detections(forward["it"]["clip"], item(frames), ("x", "y"), config.evaluation)
     assert found[0].label == "y"
     assert found[0].score == pytest.approx(torch.tensor(3.0).sigmoid().item())
     assert (found[0].start_s, found[0].end_s) == pytest.approx((start / 10, end / 10))
-    found = detections(backward, item(frames), ("x", "y"), config.evaluation)
+    found = detections(backward["it"]["clip"], item(frames), ("x", "y"), config.evaluation)
     assert (found[0].start_s, found[0].end_s) == pytest.approx(
         ((last - 2 * 13) / 10, (last - 2 * 8) / 10)
     )
@@ -182,11 +188,11 @@ def test_pretrained_trunk_is_loaded_from_the_config(tmp_path: Path) -> None:
     assert path.stat().st_size < 4_000_000
     config = replace(demo, backbone=replace(demo.backbone, weights=str(path)))
     detector = Detector(config, CLASSES)
-    before = detector.backbone.trunk.patch_embed.weight.clone()
+    before = detector.streams[0].backbone.trunk.patch_embed.weight.clone()
     detector.load_pretrained()
-    assert not torch.equal(before, detector.backbone.trunk.patch_embed.weight)
+    assert not torch.equal(before, detector.streams[0].backbone.trunk.patch_embed.weight)
     stored = read_tensors(path)["trunk.patch_embed.weight"].float()
-    assert torch.equal(detector.backbone.trunk.patch_embed.weight, stored)
+    assert torch.equal(detector.streams[0].backbone.trunk.patch_embed.weight, stored)
 
 
 def test_trunk_can_be_shared_by_two_directions() -> None:
@@ -212,12 +218,12 @@ def test_mmaction_checkpoints_load_into_the_trunk(tmp_path: Path) -> None:
         "cls_head.fc_cls.bias": torch.ones(400),
     }
     torch.save({"state_dict": published, "meta": {}}, tmp_path / "vit.pth")
-    expected = golden_detector().backbone.trunk.state_dict()
+    expected = golden_detector().streams[0].backbone.trunk.state_dict()
     config = golden_detector().config
     with_file = replace(config.backbone, weights=str(tmp_path / "vit.pth"))
     detector = Detector(replace(config, backbone=with_file), CLASSES)
     detector.load_pretrained()
-    for name, tensor in detector.backbone.trunk.state_dict().items():
+    for name, tensor in detector.streams[0].backbone.trunk.state_dict().items():
         assert torch.equal(tensor, expected[name]), name
     del published["backbone.blocks.1.norm1.weight"]
     torch.save({"state_dict": published}, tmp_path / "vit.pth")

@@ -22,9 +22,9 @@ from train.optim import Average, build_optimizer, build_schedule
 
 MODES: tuple[Mode, ...] = ("adapter", "frozen", "full")
 LEARNING = {
-    "adapter": ("head.", "backbone.adapters."),
-    "frozen": ("head.",),
-    "full": ("head.", "backbone.trunk."),
+    "adapter": ("streams.0.head.", "streams.0.backbone.adapters."),
+    "frozen": ("streams.0.head.",),
+    "full": ("streams.0.head.", "streams.0.backbone.trunk."),
 }
 RATES = TrainingConfig(lr=0.01, backbone_lr=0.003, weight_decay=0.5)
 
@@ -64,7 +64,7 @@ def test_every_learning_tensor_is_in_one_group_with_its_rate(mode: Mode) -> None
         name for name in names.values() if name.startswith(LEARNING[mode])
     }
     for name, group in grouped:
-        expected = RATES.lr if name.startswith("head.") else RATES.backbone_lr
+        expected = RATES.lr if ".head." in name else RATES.backbone_lr
         assert group["lr"] == expected, name
 
 
@@ -92,7 +92,7 @@ def test_weights_decay_and_biases_norms_and_scales_do_not(mode: Mode) -> None:
         expected = 1.0
         if name.startswith(LEARNING[mode]):
             if name in decaying:
-                rate = RATES.lr if name.startswith("head.") else RATES.backbone_lr
+                rate = RATES.lr if ".head." in name else RATES.backbone_lr
                 expected = 1 - rate * RATES.weight_decay
             else:
                 assert parameter.ndim <= 1, name

@@ -35,6 +35,7 @@ class HeadConfig:
         tower_convs: convolutions in front of each of the two predictors.
         input_dropout: probability of blanking a feature channel of a window while training; the
             published runs on frozen features use 0.2.
+        learns: false keeps the head as it is, in eval mode.
     """
 
     width: int = 512
@@ -45,6 +46,7 @@ class HeadConfig:
     drop_path: float = 0.1
     tower_convs: int = 2
     input_dropout: float = 0.0
+    learns: bool = True
 
     def __post_init__(self) -> None:
         for name in ("width", "heads", "embed_convs", "levels"):
@@ -186,7 +188,7 @@ class ActionFormer(nn.Module):
         if in_channels < 1 or classes < 1:
             raise ValueError(f"head: {in_channels} channels and {classes} classes; need 1 or more")
         width, towers = config.width, range(config.tower_convs)
-        self.divisor = 2 ** (config.levels - 1)
+        self.divisor, self.learns = 2 ** (config.levels - 1), config.learns
         self.input_dropout = nn.Dropout1d(config.input_dropout)
         self.embed = nn.ModuleList(
             ConvNorm(width if i else in_channels, width) for i in range(config.embed_convs)
@@ -200,6 +202,11 @@ class ActionFormer(nn.Module):
         self.distance_out = nn.Conv1d(width, 2, 3, padding=1)
         self.scales = nn.ModuleList(LayerScale(1, 1.0) for _ in range(config.levels))
         nn.init.constant_(self.class_out.bias, -math.log((1 - PRIOR) / PRIOR))  # type: ignore[arg-type]
+        self.requires_grad_(config.learns)
+
+    def train(self, mode: bool = True) -> "ActionFormer":
+        """Switch drop path and dropout on, but not in a head that does not learn."""
+        return super().train(mode and self.learns)
 
     def forward(self, features: Tensor, mask: Tensor) -> HeadOutput:
         """Predict from features [B, C, T] and mask [B, T], True where a step is valid.

@@ -1,6 +1,6 @@
 """What flows from the data to the detector, whether it comes from videos or from activations."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -16,19 +16,20 @@ class Sample:
 
     Args:
         video: name; `window`: which stretch of it.
-        inputs: in the order of the direction: uint8 frames [3, F, H, W], or the activation at the
-            cut `start`, tokens [F/2, P, C] or features [C, F/2].
-        mask: bool [T], true where a feature step is real.
-        segments: truth in feature steps of the direction [G, 2]; `labels`: classes [G].
+        inputs: of every stream, in the order of its direction: uint8 frames [3, F, H, W], or the
+            activation at the cut `start`, tokens [F/2, P, C] or features [C, F/2].
+        mask: bool [T], true where a feature step is real, in either direction.
+        segments: truth of every stream in feature steps of its direction [G, 2].
+        labels: classes of the truth [G].
         problem: why a video could not be read. In training it is another one, which this sample
             stands in for; in evaluation it is this one, and the inputs mean nothing.
     """
 
     video: str
     window: Window
-    inputs: Tensor
+    inputs: tuple[Tensor, ...]
     mask: Tensor
-    segments: Tensor
+    segments: tuple[Tensor, ...]
     labels: Tensor
     problem: str | None = None
     start: Cut | None = None
@@ -36,38 +37,38 @@ class Sample:
 
 @dataclass(frozen=True)
 class Batch:
-    """Samples stacked: inputs [B, …], all from the same cut, mask [B, T]; truth stays ragged.
+    """Samples stacked: each stream's inputs [B, …], all from the same cut, and mask [B, T].
 
-    `problems` holds those samples' that have one, by their place in the batch.
+    Truth stays ragged: `segments` of every stream, of every sample. `reflection` is R of every
+    window, float32 [B]. `problems` holds those samples' that have one, by their place in the batch.
     """
 
     videos: tuple[str, ...]
     windows: tuple[Window, ...]
-    inputs: Tensor
+    inputs: tuple[Tensor, ...]
     mask: Tensor
-    segments: tuple[Tensor, ...]
+    reflection: Tensor
+    segments: tuple[tuple[Tensor, ...], ...]
     labels: tuple[Tensor, ...]
     problems: dict[int, str] = field(default_factory=dict)
     start: Cut | None = None
 
     def to(self, device: torch.device) -> "Batch":
         """Return the batch with its tensors on `device`, copied without waiting."""
-        return replace(
-            self,
-            inputs=self.inputs.to(device, non_blocking=True),
-            mask=self.mask.to(device, non_blocking=True),
-            segments=tuple(s.to(device, non_blocking=True) for s in self.segments),
-            labels=tuple(label.to(device, non_blocking=True) for label in self.labels),
-        )
+        return self._mapped(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> "Batch":
         """Return the batch in page-locked memory, for copies in the background (for DataLoader)."""
+        return self._mapped(Tensor.pin_memory)
+
+    def _mapped(self, change: Callable[[Tensor], Tensor]) -> "Batch":
         return replace(
             self,
-            inputs=self.inputs.pin_memory(),
-            mask=self.mask.pin_memory(),
-            segments=tuple(s.pin_memory() for s in self.segments),
-            labels=tuple(label.pin_memory() for label in self.labels),
+            inputs=tuple(map(change, self.inputs)),
+            mask=change(self.mask),
+            reflection=change(self.reflection),
+            segments=tuple(tuple(map(change, stream)) for stream in self.segments),
+            labels=tuple(map(change, self.labels)),
         )
 
 
@@ -76,9 +77,10 @@ def collate(samples: Sequence[Sample]) -> Batch:
     return Batch(
         videos=tuple(sample.video for sample in samples),
         windows=tuple(sample.window for sample in samples),
-        inputs=torch.stack([sample.inputs for sample in samples]),
+        inputs=tuple(map(torch.stack, zip(*[sample.inputs for sample in samples], strict=True))),
         mask=torch.stack([sample.mask for sample in samples]),
-        segments=tuple(sample.segments for sample in samples),
+        reflection=torch.tensor([sample.window.reflection for sample in samples]),
+        segments=tuple(zip(*[sample.segments for sample in samples], strict=True)),
         labels=tuple(sample.labels for sample in samples),
         problems={row: sample.problem for row, sample in enumerate(samples) if sample.problem},
         start=samples[0].start,

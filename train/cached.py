@@ -9,7 +9,7 @@ from torch import Tensor
 
 from extract.activations import Activations, Cached
 from extract.backbone import Cut
-from extract.clips import Window, sliding_windows, truth_inside
+from extract.clips import Direction, Window, sliding_windows, truth_inside
 from extract.plan import Wanted, plan
 from extract.refresh import refresh
 from extract.spans import Span, random_stretch, whole_video_window
@@ -18,23 +18,28 @@ from train.config import Experiment
 from train.errors import memory_advice, worker_advice
 from train.items import Item, Items, skipped_warning
 
+Streams = tuple[Cached, ...]
+"""Where the activations of every stream of a detector are, all at one cut."""
 
-def evaluation_spans(items: Sequence[Item], overlap: float, config: Experiment) -> list[Span]:
+
+def evaluation_spans(
+    items: Sequence[Item], overlap: float, config: Experiment, direction: Direction
+) -> list[Span]:
     """Return the sliding windows of all videos, as end-to-end runs see them."""
     return [
-        window_span(item, window, config)
+        window_span(item, window, direction)
         for item in items
         for window in sliding_windows(item.frames, overlap, config.sampling)
     ]
 
 
-def training_spans(items: Sequence[Item], config: Experiment) -> list[Span]:
+def training_spans(items: Sequence[Item], config: Experiment, direction: Direction) -> list[Span]:
     """Return what heads are trained on: videos with an action, or windows that hold one."""
     chosen = [item for item in items if len(item.segments)]
     if config.cache.span == "video":
-        return [_video_span(item, config) for item in chosen]
+        return [_video_span(item, config, direction) for item in chosen]
     return [
-        window_span(item, window, config)
+        window_span(item, window, direction)
         for item in chosen
         for window in training_windows(item, config)
     ]
@@ -53,27 +58,29 @@ def training_windows(item: Item, config: Experiment) -> list[Window]:
     return kept or windows
 
 
-def window_span(item: Item, window: Window, config: Experiment) -> Span:
+def window_span(item: Item, window: Window, direction: Direction) -> Span:
     """Return a window of a video as a span."""
-    return Span(item.info, item.path, window, config.direction, "window")
+    return Span(item.info, item.path, window, direction, "window")
 
 
-def _video_span(item: Item, config: Experiment) -> Span:
+def _video_span(item: Item, config: Experiment, direction: Direction) -> Span:
     window = whole_video_window(item.frames, config.sampling)
-    return Span(item.info, item.path, window, config.direction, "video")
+    return Span(item.info, item.path, window, direction, "video")
 
 
 def up_to_date(
-    activations: Activations,
-    spans: Sequence[Span],
+    activations: Sequence[Activations],
+    spans: Sequence[Sequence[Span]],
     cut: Cut,
     subsets: Sequence[Items],
     config: Experiment,
     accelerator: Accelerator,
-) -> Cached:
-    """Compute the spans' activations that the cache lacks, on all processes together.
+) -> Streams:
+    """Compute the activations that the cache lacks, on all processes together.
 
     Args:
+        activations: of every stream.
+        spans: of every stream.
         subsets: whose spans these are; videos that turn out to be bad are moved to their skipped.
 
     Returns:
@@ -83,7 +90,8 @@ def up_to_date(
         ValueError: a video cannot be read or is gone, or the disk is too small.
     """
     skip = config.data.bad_videos == "skip"
-    made = plan([Wanted(activations, spans, (cut,))], accelerator, skip)
+    wanted = [Wanted(of, some, (cut,)) for of, some in zip(activations, spans, strict=True)]
+    made = plan(wanted, accelerator, skip)
     if accelerator.is_main_process:
         print(made.headline())
     with worker_advice(), memory_advice("sampling.window_size or pixels.size"):
@@ -94,38 +102,46 @@ def up_to_date(
         items.leave_out(skipped)
         if not items:
             raise ValueError(f"not one video can be read; for one, {next(iter(skipped.values()))}")
-    return activations.places()[cut]
+    return tuple(of.places()[cut] for of in activations)
 
 
 def draw_inputs(
-    rng: np.random.Generator, item: Item, config: Experiment, cached: Cached
-) -> tuple[Window, Tensor]:
-    """Draw a training window and read its activation: features [C, F/2] or tokens [F/2, P, C].
+    rng: np.random.Generator, item: Item, config: Experiment, cached: Streams
+) -> tuple[Window, tuple[Tensor, ...]]:
+    """Draw a training window and read its activations, features [C, F/2] or tokens [F/2, P, C].
 
     Raises:
-        Missing, Damaged: the store does not have it.
+        Missing, Damaged: the store does not have one.
     """
     if config.cache.span == "window":
         windows = training_windows(item, config)
         window = windows[int(rng.integers(len(windows)))]
-        return window, _as_input(cached.read(window_span(item, window, config)), cached)
-    span = _video_span(item, config)
-    grain = TUBELET if cached.cut == "features" else CLIP_FRAMES
-    window, rows = random_stretch(rng, span, item.segments, config.sampling, grain)
-    inputs = _as_input(cached.read(span, rows), cached)
-    return window, _padded(inputs, window.samples // TUBELET, cached)
+        return window, next(read_windows(item, [window], config, cached))
+    spans = [_video_span(item, config, direction) for direction in config.directions]
+    grain = TUBELET if cached[0].cut == "features" else CLIP_FRAMES
+    window, parts = random_stretch(
+        rng, spans[0], item.segments, config.sampling, grain, config.directions
+    )
+    return window, tuple(
+        _padded(_as_input(of.read(span, rows), of), window.samples // TUBELET, of)
+        for of, span, rows in zip(cached, spans, parts, strict=True)
+    )
 
 
 def read_windows(
-    item: Item, windows: Sequence[Window], config: Experiment, cached: Cached
-) -> Iterator[Tensor]:
+    item: Item, windows: Sequence[Window], config: Experiment, cached: Streams
+) -> Iterator[tuple[Tensor, ...]]:
     """Yield the activations of a video's windows as the detector's inputs.
 
     Raises:
         Missing, Damaged: the store does not have one.
     """
-    for rows in cached.read_all([window_span(item, window, config) for window in windows]):
-        yield _as_input(rows, cached)
+    streams = [
+        of.read_all([window_span(item, window, direction) for window in windows])
+        for of, direction in zip(cached, config.directions, strict=True)
+    ]
+    for rows in zip(*streams, strict=True):
+        yield tuple(_as_input(some, of) for some, of in zip(rows, cached, strict=True))
 
 
 def _as_input(rows: Tensor, cached: Cached) -> Tensor:

@@ -12,7 +12,7 @@ from configs.files import written_aside
 from configs.load import dump, flatten, parse
 from train.config import Experiment
 
-FORMAT = "palindrome-1"
+FORMAT = "palindrome-2"
 FREE_TO_CHANGE = {  # settings that decide where, how long and how closely watched, not what
     "out",
     "cache.url",

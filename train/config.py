@@ -9,6 +9,7 @@ from extract.backbone import BackboneConfig
 from extract.clips import Direction, SamplingConfig
 from extract.transforms import PixelConfig
 from train.actionformer import HeadConfig
+from train.fusion import FusionConfig
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,11 @@ class EvaluationConfig:
 
 @dataclass(frozen=True)
 class Experiment:
-    """Everything that decides a run; saved whole beside its results."""
+    """Everything that decides a run; saved whole beside its results.
+
+    Args:
+        direction: of the first stream, or the only one (`fusion`).
+    """
 
     out: str
     direction: Direction
@@ -132,9 +137,16 @@ class Experiment:
     pixels: PixelConfig
     backbone: BackboneConfig
     head: HeadConfig
+    fusion: FusionConfig
     training: TrainingConfig
     evaluation: EvaluationConfig
     cache: CacheConfig
+
+    @property
+    def directions(self) -> tuple[Direction, ...]:
+        """Of every stream."""
+        second = () if self.fusion.method == "none" else (self.fusion.partner,)
+        return (self.direction, *second)
 
     def __post_init__(self) -> None:
         if not self.out.strip():

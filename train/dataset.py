@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, get_worker_info
 
-from extract.activations import Cached
 from extract.backbone import Cut
 from extract.clips import Window, random_window, sliding_windows, truth_inside
 from extract.reversal import reverse_segments
@@ -21,7 +20,7 @@ from extract.stream import arrange, known_reader, window_frames
 from extract.transforms import evaluation_transform, train_transform
 from extract.video import VideoError, VideoReader
 from train.batch import Sample, collate
-from train.cached import draw_inputs, read_windows
+from train.cached import Streams, draw_inputs, read_windows
 from train.config import Experiment
 from train.items import Item
 
@@ -29,14 +28,15 @@ from train.items import Item
 class TrainingWindows(Dataset[Sample]):
     """One random window per video and epoch; indexed by (epoch, position).
 
-    With `cached`, inputs are activations that were stored, and not augmented frames.
+    With `cached`, inputs are activations that were stored, and not augmented frames; `cached` says
+    for every stream where.
 
     Where bad videos are skipped, the next position's window of the same epoch stands in for one
     that cannot be read.
     """
 
     def __init__(
-        self, items: Sequence[Item], config: Experiment, cached: Cached | None = None
+        self, items: Sequence[Item], config: Experiment, cached: Streams | None = None
     ) -> None:
         self.items = [item for item in items if len(item.segments)]
         if not self.items:
@@ -64,13 +64,12 @@ class TrainingWindows(Dataset[Sample]):
         rng = np.random.default_rng((self.config.training.seed, epoch, position, 1))
         if self.cached is not None:
             window, inputs = draw_inputs(rng, item, self.config, self.cached)
-            return _sample(item, window, inputs, self.config, start=self.cached.cut)
+            return _sample(item, window, inputs, self.config, start=self.cached[0].cut)
         window = random_window(rng, item.frames, item.segments, self.config.sampling)
         seed = int(rng.integers(2**31))
         (frames,) = window_frames(_open(item), [window], self.transform, seed)
-        return _sample(
-            item, window, arrange(frames, window, self.config.direction), self.config, problem
-        )
+        inputs = tuple(arrange(frames, window, d) for d in self.config.directions)
+        return _sample(item, window, inputs, self.config, problem)
 
 
 class EvaluationWindows(IterableDataset[Sample]):
@@ -82,7 +81,7 @@ class EvaluationWindows(IterableDataset[Sample]):
     Args:
         overlap: share of a window that the next one repeats.
         rank, processes: which share, of how many.
-        cached: where stored activations are to be read in place of frames.
+        cached: where each stream's stored activations are to be read in place of frames.
     """
 
     def __init__(
@@ -92,7 +91,7 @@ class EvaluationWindows(IterableDataset[Sample]):
         config: Experiment,
         rank: int = 0,
         processes: int = 1,
-        cached: Cached | None = None,
+        cached: Streams | None = None,
     ) -> None:
         self.items, self.overlap, self.config = items, overlap, config
         self.rank, self.processes, self.cached = rank, processes, cached
@@ -121,23 +120,23 @@ class EvaluationWindows(IterableDataset[Sample]):
         return sliding_windows(item.frames, self.overlap, self.config.sampling)
 
     def _samples(self, item: Item, windows: list[Window]) -> Iterator[Sample]:
-        direction, pixels = self.config.direction, self.config.pixels
+        directions, size = self.config.directions, self.config.pixels.size
         if self.cached is not None:
             read = read_windows(item, windows, self.config, self.cached)
             for window, inputs in zip(windows, read, strict=True):
-                yield _sample(item, window, inputs, self.config, start=self.cached.cut)
+                yield _sample(item, window, inputs, self.config, start=self.cached[0].cut)
             return
         try:
             decoded = window_frames(_open(item), windows, self.transform)
             for window, frames in zip(windows, decoded, strict=True):
-                yield _sample(item, window, arrange(frames, window, direction), self.config)
+                inputs = tuple(arrange(frames, window, d) for d in directions)
+                yield _sample(item, window, inputs, self.config)
         except VideoError as error:
             if self.config.data.bad_videos == "stop":
                 raise
-            nothing = torch.zeros(
-                3, windows[0].samples, pixels.size, pixels.size, dtype=torch.uint8
-            )
-            yield _sample(item, windows[0], nothing, self.config, str(error))
+            nothing = torch.zeros(3, windows[0].samples, size, size, dtype=torch.uint8)
+            inputs = (nothing,) * len(directions)
+            yield _sample(item, windows[0], inputs, self.config, str(error))
 
 
 def cuts_between(counts: Sequence[int], parts: int) -> NDArray[np.int64]:
@@ -159,21 +158,23 @@ def _open(item: Item) -> VideoReader:
 def _sample(
     item: Item,
     window: Window,
-    inputs: Tensor,
+    inputs: tuple[Tensor, ...],
     config: Experiment,
     problem: str | None = None,
     start: Cut | None = None,
 ) -> Sample:
     completeness = config.sampling.min_completeness
     segments, kept = truth_inside(window, item.segments, completeness)
-    if config.direction == "reversed":
-        segments = reverse_segments(segments, window.reflection)
+    truth = {"forward": segments, "reversed": reverse_segments(segments, window.reflection)}
     return Sample(
         video=item.name,
         window=window,
         inputs=inputs,
         mask=torch.from_numpy(window.mask()),
-        segments=torch.from_numpy(np.ascontiguousarray(segments, np.float32)),
+        segments=tuple(
+            torch.from_numpy(np.ascontiguousarray(truth[direction], np.float32))
+            for direction in config.directions
+        ),
         labels=torch.from_numpy(item.labels[kept]),
         problem=problem,
         start=start,

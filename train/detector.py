@@ -1,5 +1,6 @@
 """Backbone and head as one detector; from a checkpoint to a model and to segments."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,28 +17,66 @@ from train.batch import Batch
 from train.checkpoint import Checkpoint, load_checkpoint
 from train.config import Experiment
 from train.dataset import EvaluationWindows, evaluation_loader
+from train.fusion import FEATURE_METHODS, FeatureFusion, PredictionFusion
 from train.items import item_of
-from train.predict import detections, predict
+from train.predict import Answer, Answers, detections, predict
 
 
-class Detector(nn.Module):
-    """A temporal action detector: pixels to raw predictions per pyramid point.
+class Stream(nn.Module):
+    """One direction's network: a backbone and a head.
 
     Args:
         config: the experiment whose backbone and head to build.
-        classes: names in the order of the logits.
+        classes: number of classes.
     """
+
+    def __init__(self, config: Experiment, classes: int) -> None:
+        super().__init__()
+        self.backbone = Backbone(config.backbone)
+        self.head = ActionFormer(self.backbone.width, classes, config.head)
+
+
+class Detector(nn.Module):
+    """A temporal action detector of one stream or two: pixels to raw predictions per pyramid point.
+
+    Args:
+        config: the experiment to build.
+        classes: names in the order of the logits.
+
+    Attributes:
+        streams: the networks, in the order of `config.directions`. A transformer that stays as it
+            is they share.
+        fusion: what makes one answer of two streams.
+        learned: how many outputs `forward` has.
+        answer: name of the result, among those of `answers`.
+    """
+
+    streams: Sequence[Stream]
+    fusion: PredictionFusion | FeatureFusion | None
 
     def __init__(self, config: Experiment, classes: tuple[str, ...]) -> None:
         super().__init__()
-        self.config = config
-        self.classes = classes
-        self.backbone = Backbone(config.backbone)
-        self.head = ActionFormer(self.backbone.width, len(classes), config.head)
+        self.config, self.classes = config, classes
+        streams = [Stream(config, len(classes)) for _ in config.directions]
+        if config.backbone.mode != "full":
+            for stream in streams[1:]:
+                stream.backbone.trunk = streams[0].backbone.trunk
+        self.streams = nn.ModuleList(streams)  # type: ignore[assignment]
+        self.fusion = None
+        method, width = config.fusion.method, streams[0].backbone.width
+        if method in FEATURE_METHODS:
+            self.fusion = FeatureFusion(config.fusion, width, len(classes), config.head)
+            self.start_fusion()
+        elif method not in ("none", "segments"):
+            size = config.sampling.window_size
+            points = [size // 2**level for level in range(config.head.levels)]
+            self.fusion = PredictionFusion(config.fusion, points, len(classes))
+        self.learned = 1 if method in FEATURE_METHODS else len(streams)
+        self.answer = "fused" if len(streams) > 1 else config.direction
 
     @classmethod
     def from_checkpoint(cls, path: str | Path) -> "Detector":
-        """Build the detector that a run of `train/e2e.py` left in a file."""
+        """Build the detector that a run left in a file."""
         return cls.restore(load_checkpoint(path), path)
 
     @classmethod
@@ -51,38 +90,120 @@ class Detector(nn.Module):
     def from_opentad(
         cls, path: str | Path, config: Experiment, classes: tuple[str, ...]
     ) -> "Detector":
-        """Build a detector from an OpenTAD checkpoint, whose sizes and classes must be known."""
+        """Build a detector of one stream from an OpenTAD checkpoint, whose sizes must be known."""
         detector = cls(config, classes)
         backbone, head = weights.from_opentad(weights.read_tensors(path))
-        weights.load_strictly(detector.backbone, backbone, path)
-        weights.load_strictly(detector.head, actionformer.from_opentad(head), path)
+        (stream,) = detector.streams
+        weights.load_strictly(stream.backbone, backbone, path)
+        weights.load_strictly(stream.head, actionformer.from_opentad(head), path)
         return detector.eval()
 
     def load_pretrained(self) -> None:
         """Load the trunk's pretrained weights that the config names, if any."""
         source = self.config.backbone.weights
         if source:
-            weights.load_strictly(self.backbone.trunk, weights.read_trunk(source), source)
+            tensors = weights.read_trunk(source)
+            for stream in self.streams:
+                weights.load_strictly(stream.backbone.trunk, tensors, source)
 
-    def forward(self, inputs: Tensor, mask: Tensor, start: Cut | None = None) -> HeadOutput:
-        """Predict from uint8 frames [B, 3, F, H, W], or the activation at a cut, and mask [B, T].
+    def start_fusion(self) -> None:
+        """Let a fusion of features begin where the first stream's head is."""
+        if isinstance(self.fusion, FeatureFusion):
+            self.fusion.start_from(self.streams[0].head)
 
-        See `Backbone` and `ActionFormer`.
+    def forward(
+        self,
+        inputs: Sequence[Tensor],
+        mask: Tensor,
+        reflection: Tensor,
+        start: Cut | None = None,
+    ) -> tuple[HeadOutput, ...]:
+        """Predict what is learned from: output i in the time of stream i.
+
+        Args:
+            inputs: of every stream: uint8 frames [B, 3, F, H, W], or the activation at a cut.
+            mask: bool [B, T].
+            reflection: R of every window, [B].
+            start: the cut of the inputs; None for pixels.
         """
-        return self.predict(self.backbone(inputs, start), mask)
+        features = self.features(inputs, start)
+        if isinstance(self.fusion, FeatureFusion):
+            return (self._joined(self.fusion, features, mask, reflection),)
+        outputs = self.outputs(features, mask)
+        if isinstance(self.fusion, PredictionFusion) and self.fusion.mix is not None:
+            return self._fused(self.fusion, outputs, reflection)
+        return outputs
 
-    def predict(self, features: Tensor, mask: Tensor) -> HeadOutput:
-        """Predict from features [B, C, F/2] and mask [B, T]."""
-        # F/2 tubelets become T feature steps, whatever the number of samples per step.
-        steps = mask.shape[1]
-        features = F.interpolate(features, size=steps, mode="linear", align_corners=False)
-        output: HeadOutput = self.head(features, mask)
-        return output
+    def features(self, inputs: Sequence[Tensor], start: Cut | None) -> tuple[Tensor, ...]:
+        """Return every stream's features [B, C, F/2] in its own time."""
+        return tuple(
+            stream.backbone(x, start) for stream, x in zip(self.streams, inputs, strict=True)
+        )
 
-    def run(self, batch: Batch) -> HeadOutput:
-        """Predict for a batch, whatever its inputs are."""
-        output: HeadOutput = self(batch.inputs, batch.mask, batch.start)
-        return output
+    def answers(
+        self,
+        features: Sequence[Tensor],
+        mask: Tensor,
+        reflection: Tensor,
+        of_streams: bool = False,
+    ) -> Answers:
+        """Return by name whose predictions, together, are a result: the detector's own `answer`.
+
+        Args:
+            of_streams: the single streams' results, too.
+        """
+        outputs = self.outputs(features, mask)
+        alone: Answers = {
+            name: ((output, direction),)
+            for name, output, direction in zip(
+                self.names, outputs, self.config.directions, strict=True
+            )
+        }
+        if len(outputs) == 1:
+            return alone
+        if isinstance(self.fusion, FeatureFusion):
+            fused = self._joined(self.fusion, features, mask, reflection)
+            own: Answer = ((fused, self.config.direction),)
+        elif isinstance(self.fusion, PredictionFusion):
+            own = ((self._fused(self.fusion, outputs, reflection)[0], self.config.direction),)
+        else:
+            own = tuple(answer for (answer,) in alone.values())
+        return {self.answer: own} | (alone if of_streams else {})
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What the results of the streams are called."""
+        directions = self.config.directions
+        return directions if len(set(directions)) == len(directions) else ("first", "second")
+
+    def outputs(self, features: Sequence[Tensor], mask: Tensor) -> tuple[HeadOutput, ...]:
+        """Return what every stream predicts by itself, in its own time."""
+        return tuple(
+            stream.head(_per_step(x, mask), mask)
+            for stream, x in zip(self.streams, features, strict=True)
+        )
+
+    def _fused(
+        self, fusion: PredictionFusion, outputs: Sequence[HeadOutput], reflection: Tensor
+    ) -> tuple[HeadOutput, ...]:
+        fused: tuple[HeadOutput, ...] = fusion(*outputs, self.between(reflection))
+        return fused
+
+    def _joined(
+        self, fusion: FeatureFusion, features: Sequence[Tensor], mask: Tensor, reflection: Tensor
+    ) -> HeadOutput:
+        first, second = (_per_step(x, mask) for x in features)
+        fused: HeadOutput = fusion(first, second, mask, self.between(reflection))
+        return fused
+
+    def between(self, reflection: Tensor) -> Tensor | None:
+        """Return R where the streams run in opposite directions."""
+        return reflection if len(set(self.config.directions)) > 1 else None
+
+    def run(self, batch: Batch, of_streams: bool = False) -> Answers:
+        """Predict for a batch, whatever its inputs are; see `answers`."""
+        features = self.features(batch.inputs, batch.start)
+        return self.answers(features, batch.mask, batch.reflection, of_streams)
 
     def detect(self, path: str | Path) -> list[Detection]:
         """Find the actions in one video file, best first, times in seconds.
@@ -96,15 +217,31 @@ class Detector(nn.Module):
         config = replace(self.config, data=replace(self.config.data, bad_videos="stop"))
         windows = EvaluationWindows([item], config.sampling.test_overlap, config)
         loader = evaluation_loader(windows, config, workers=0)
-        found = predict(self.run, loader, config, device)
+        found = predict(self.run, loader, config.evaluation, device)[self.answer]
         return detections(found[item.name], item, self.classes, self.config.evaluation)
 
     @torch.no_grad()
     def parameter_counts(self) -> dict[str, int]:
         """Return how many weights the parts have and how many of all learn."""
-        return {
-            "trunk": sum(p.numel() for p in self.backbone.trunk.parameters()),
-            "adapters": sum(p.numel() for p in self.backbone.adapters.parameters()),
-            "head": sum(p.numel() for p in self.head.parameters()),
-            "learning": sum(p.numel() for p in self.parameters() if p.requires_grad),
+        parts: dict[str, list[nn.Module]] = {
+            "trunk": list({stream.backbone.trunk for stream in self.streams}),
+            "adapters": [
+                part
+                for stream in self.streams
+                for part in (stream.backbone.adapters, stream.backbone.second)
+            ],
+            "heads": [stream.head for stream in self.streams],
+            "fusion": [] if self.fusion is None else [self.fusion],
         }
+        counts = {
+            name: sum(p.numel() for module in modules for p in module.parameters())
+            for name, modules in parts.items()
+        }
+        learning = sum(p.numel() for p in self.parameters() if p.requires_grad)
+        return counts | {"learning": learning}
+
+
+def _per_step(features: Tensor, mask: Tensor) -> Tensor:
+    """Stretch features [B, C, F/2] to one per feature step of mask [B, T]."""
+    # F/2 tubelets become T feature steps, whatever the number of samples per step.
+    return F.interpolate(features, size=mask.shape[1], mode="linear", align_corners=False)

@@ -4,21 +4,27 @@
     accelerate launch train/e2e.py --config FILE --training.lr 2e-4 --out runs/other
     accelerate launch train/e2e.py --config FILE --cache URL         # validation leaves features
     accelerate launch train/e2e.py --config FILE --init-from runs/heads/best.pt
+    accelerate launch train/e2e.py --config BOTH --forward-from FILE.pt --reversed-from FILE.pt
 
 Any setting of the config can be overridden by its dotted name.
 """
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
 from configs.load import load
+from extract.clips import Direction
+from train.checkpoint import load_checkpoint
 from train.config import Experiment
 from train.disk import claim_folder, refuse_full_disk
 from train.errors import EXPECTED, message
 from train.items import load_annotations, load_subsets
 from train.loop import TrainingRun
 from train.start import (
+    Source,
     activations_of,
     begin,
     has_begun,
@@ -38,19 +44,44 @@ def main() -> None:
     parser.add_argument("--resume", action="store_true", help="go on from last.pt, if there is one")
     parser.add_argument("--cache", help="store where validation leaves its features")
     parser.add_argument("--init-from", help="checkpoint whose weights to start from")
+    for direction in get_args(Direction):
+        parser.add_argument(
+            f"--{direction}-from", help=f"checkpoint of the {direction} stream, of two"
+        )
     args, overrides = parser.parse_known_args()
     try:
         config = load(Experiment, args.config, with_cache(overrides, args.cache))
-        train(config, args.resume, args.init_from)
+        named = {"forward": args.forward_from, "reversed": args.reversed_from}
+        if any(named.values()):
+            _refuse_single(config, named, args.init_from)
+        sources = [
+            (path, load_checkpoint(path)) for path in map(named.get, config.directions) if path
+        ]
+        train(config, args.resume, args.init_from, sources)
     except EXPECTED as error:
         sys.exit(message(error))
 
 
-def train(config: Experiment, resume: bool, source: str | None = None) -> None:
+def _refuse_single(config: Experiment, named: dict[str, str | None], source: str | None) -> None:
+    """Raise ValueError unless there are two streams of opposite directions, and one source each."""
+    if source or not all(named.values()) or sorted(config.directions) != sorted(named):
+        raise ValueError(
+            "--forward-from and --reversed-from go together, without --init-from, in an experiment "
+            "of both directions (fusion.method is not none)"
+        )
+
+
+def train(
+    config: Experiment,
+    resume: bool,
+    source: str | None = None,
+    streams: Sequence[Source] = (),
+) -> None:
     """Train as the config says; leaves checkpoints, metrics and a picture in `config.out`.
 
     Args:
         source: checkpoint whose weights to start from; None for the pretrained backbone's.
+        streams: checkpoint of each stream, instead.
     """
     accelerator = begin(config)
     out = Path(config.out)
@@ -64,13 +95,13 @@ def train(config: Experiment, resume: bool, source: str | None = None) -> None:
     )
     validation = others[0] if others else None
     refuse_unlabelled(validation, subset)
-    detector = new_detector(config, annotations.classes, None, "")
+    detector = new_detector(config, annotations.classes, streams)
     if source:
         init_from(detector, source)
     if accelerator.is_main_process:
-        claim_folder(out)
+        claim_folder(out, begun)
         refuse_full_disk(out, detector, keeps_best=validation is not None)
-    activations = activations_of(detector, store, out / "last.pt") if store else None
+    activations = activations_of(detector, store, [out / "last.pt"]) if store else ()
     run = TrainingRun(
         detector, training, validation, accelerator, resume=begun, activations=activations
     )

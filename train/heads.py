@@ -1,28 +1,36 @@
-"""Train a head on a cache of activations; what the cache lacks is computed first.
+"""Train a head, or a fusion of two streams, on a cache of activations; what it lacks is computed.
 
     accelerate launch train/heads.py --checkpoint runs/demo/forward/best.pt --cache URL \
         --out runs/heads [--resume] [--head.width 256 …]
+    accelerate launch train/heads.py --checkpoint FORWARD.pt REVERSED.pt --cache URL \
+        --config configs/fusion/average.yaml --out runs/fused
     accelerate launch train/heads.py --config FILE --cache URL       # on the pretrained backbone
 
-The backbone is the checkpoint's and stays as it is; the config is the checkpoint's, too, unless
---config gives another. With --backbone.trainable_from_block k the adapters from block k on learn
+The backbone is the checkpoint's and stays as it is; the config is the checkpoint's, too, with
+--config laid over it. With --backbone.trainable_from_block k the adapters from block k on learn
 along, from the cached activations behind block k − 1. What comes out is a whole detector.
 """
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-from configs.load import dump, load, parse
-from extract.activations import fingerprints, settings
+from accelerate import Accelerator
+
+from extract.activations import Activations, fingerprints, settings
+from extract.backbone import Cut
 from train.cached import evaluation_spans, training_spans, up_to_date
-from train.checkpoint import Checkpoint, load_checkpoint, refuse_other_run
+from train.calibrate import fit_class_weights
+from train.checkpoint import Checkpoint, load_checkpoint, refuse_other_run, save_checkpoint
 from train.config import Experiment
+from train.detector import Detector
 from train.disk import claim_folder, refuse_full_disk
 from train.errors import EXPECTED, message
-from train.items import load_annotations, load_subsets
+from train.items import Items, load_annotations, load_subsets
 from train.loop import TrainingRun
 from train.start import (
+    Source,
     activations_of,
     begin,
     has_begun,
@@ -30,36 +38,39 @@ from train.start import (
     leave_curves,
     leave_record,
     new_detector,
+    one_experiment,
     open_cache,
     refuse_unlabelled,
     with_cache,
 )
+from train.validate import window_loader
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_argument("--checkpoint", help="detector whose backbone to use")
-    parser.add_argument("--config", help="YAML file of the experiment; default: the checkpoint's")
+    parser.add_argument(
+        "--checkpoint", nargs="+", default=[], help="detector whose backbone to use; two to fuse"
+    )
+    parser.add_argument("--config", help="YAML file of settings, over the checkpoint's")
     parser.add_argument("--cache", help="store of activations; default: the config's cache.url")
     parser.add_argument("--resume", action="store_true", help="go on from last.pt, if there is one")
     args, overrides = parser.parse_known_args()
     if not (args.checkpoint or args.config):
         parser.error("give --checkpoint, --config or both")
     try:
-        overrides = with_cache(overrides, args.cache)
-        saved = load_checkpoint(args.checkpoint) if args.checkpoint else None
-        if args.config:
-            config = load(Experiment, args.config, overrides)
-        else:
-            assert saved is not None
-            config = parse(Experiment, dump(saved.config), overrides, args.checkpoint)
-        train(learning_only(config), saved, args.checkpoint or args.config, args.resume)
+        sources = [(path, load_checkpoint(path)) for path in args.checkpoint]
+        config = one_experiment(args.config, sources, with_cache(overrides, args.cache))
+        train(learning_only(config), sources, args.config or "", args.resume)
     except EXPECTED as error:
         sys.exit(message(error))
 
 
-def train(config: Experiment, saved: Checkpoint | None, source: str, resume: bool) -> None:
-    """Train as the config says; leaves checkpoints, metrics and a picture in `config.out`."""
+def train(config: Experiment, sources: Sequence[Source], file: str, resume: bool) -> None:
+    """Train as the config says; leaves checkpoints, metrics and a picture in `config.out`.
+
+    Args:
+        sources: whose streams to take; none takes the pretrained backbone of the config `file`.
+    """
     accelerator = begin(config)
     out = Path(config.out)
     begun = has_begun(out, resume)
@@ -71,27 +82,26 @@ def train(config: Experiment, saved: Checkpoint | None, source: str, resume: boo
     names = [config.data.train_subset, *([subset] if subset else [])]
     subsets = load_subsets(config.data, annotations, names, accelerator, store)
     refuse_unlabelled(subsets[1] if subset else None, subset)
-    detector = new_detector(config, annotations.classes, saved, source).to(accelerator.device)
+    detector = new_detector(config, annotations.classes, sources).to(accelerator.device)
     if accelerator.is_main_process:
-        claim_folder(out)
+        claim_folder(out, begun)
         refuse_full_disk(out, detector, keeps_best=subset is not None)
+    origins = [path for path, _ in sources] or [file]
+    if not any(p.requires_grad for p in detector.parameters()):
+        _compose(detector.eval(), activations_of(detector, store, origins), subsets[0], accelerator)
+        if accelerator.is_main_process:
+            leave_record(out, detector, subsets, annotations)
+        return
     cut = config.backbone.learns_behind
     assert cut is not None
     if begun:  # said before hours of passes
-        kept = load_checkpoint(out / "last.pt")
-        processes = accelerator.num_processes
-        refuse_other_run(out / "last.pt", kept, config, annotations.classes, processes)
-        about = settings(config.backbone, config.pixels, config.training.precision)
-        then = new_detector(config, annotations.classes, kept, str(out / "last.pt")).backbone
-        if fingerprints(then, about)[cut] != fingerprints(detector.backbone, about)[cut]:
-            raise ValueError(
-                f"{out} was trained on another backbone than {source} has now; start anew in "
-                "another `out`"
-            )
-    activations = activations_of(detector.eval(), store, source)
-    spans = training_spans(subsets[0], config)
+        _refuse_other_backbone(out / "last.pt", detector, cut, origins, accelerator)
+    activations = activations_of(detector.eval(), store, origins)
+    spans = [training_spans(subsets[0], config, d) for d in config.directions]
     for validation in subsets[1:]:
-        spans += evaluation_spans(validation, config.sampling.validation_overlap, config)
+        overlap = config.sampling.validation_overlap
+        for some, direction in zip(spans, config.directions, strict=True):
+            some += evaluation_spans(validation, overlap, config, direction)
     cached = up_to_date(activations, spans, cut, subsets, config, accelerator)
     run = TrainingRun(
         detector, subsets[0], subsets[1] if subset else None, accelerator, begun, cached
@@ -101,6 +111,43 @@ def train(config: Experiment, saved: Checkpoint | None, source: str, resume: boo
     run.go()
     if accelerator.is_main_process:
         leave_curves(out)
+
+
+def _compose(
+    detector: Detector,
+    activations: Sequence[Activations],
+    items: Items,
+    accelerator: Accelerator,
+) -> None:
+    """Leave a fusion in which nothing learns by gradients as a checkpoint, fitted if need be."""
+    config = detector.config
+    if config.fusion.method == "calibrated":
+        overlap = config.sampling.test_overlap
+        spans = [evaluation_spans(items, overlap, config, d) for d in config.directions]
+        cached = up_to_date(activations, spans, "features", [items], config, accelerator)
+        windows = window_loader(items, overlap, config, accelerator, cached)
+        fit_class_weights(detector, windows, accelerator)
+    if accelerator.is_main_process:
+        state = detector.state_dict()
+        path = Path(config.out) / "last.pt"
+        save_checkpoint(path, Checkpoint(config, detector.classes, state, state, training={}))
+        print(f"nothing to train; the fused detector is {path}")
+
+
+def _refuse_other_backbone(
+    path: Path, detector: Detector, cut: Cut, origins: Sequence[str], accelerator: Accelerator
+) -> None:
+    """Raise ValueError unless the run can go on, with the backbones that it began with."""
+    config, kept = detector.config, load_checkpoint(path)
+    refuse_other_run(path, kept, config, detector.classes, accelerator.num_processes)
+    about = settings(config.backbone, config.pixels, config.training.precision)
+    then = Detector.restore(kept, path)
+    for ours, theirs in zip(detector.streams, then.streams, strict=True):
+        if fingerprints(ours.backbone, about)[cut] != fingerprints(theirs.backbone, about)[cut]:
+            raise ValueError(
+                f"{path.parent} was trained on another backbone than {' and '.join(origins)} has "
+                "now; start anew in another `out`"
+            )
 
 
 if __name__ == "__main__":

@@ -12,13 +12,14 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
 from tqdm import tqdm
 
 from cache.errors import StoreError
 from configs.text import first_of
-from extract.activations import Activations, Cached, Counts
+from extract.activations import Activations, Counts
 from train.batch import Batch
-from train.cached import window_span
+from train.cached import Streams, window_span
 from train.checkpoint import Checkpoint, load_checkpoint, refuse_other_run, save_checkpoint
 from train.dataset import EpochSampler, TrainingWindows, training_loader
 from train.detector import Detector
@@ -56,8 +57,9 @@ class TrainingRun:
         detector: as built and initialised; it is moved to the accelerator's device, or sharded.
         training, validation: videos; validation None trains without looking.
         resume: go on from last.pt.
-        cached: stored activations to train on and validate with; None decodes videos.
-        activations: where validation leaves its features.
+        cached: stored activations of every stream to train on and validate with; None decodes
+            videos.
+        activations: where validation leaves every stream's features; none to keep none.
     """
 
     def __init__(
@@ -67,12 +69,12 @@ class TrainingRun:
         validation: list[Item] | None,
         accelerator: Accelerator,
         resume: bool,
-        cached: Cached | None = None,
-        activations: Activations | None = None,
+        cached: Streams | None = None,
+        activations: Sequence[Activations] = (),
     ) -> None:
         self.config = config = detector.config
         self.activations, self.counts = activations, Counts()
-        self.counting = cached is not None or activations is not None
+        self.counting = cached is not None or bool(activations)
         self.accelerator, self.validation = accelerator, validation
         self.out = Path(config.out)
         self.levels = config.head.levels
@@ -97,7 +99,7 @@ class TrainingRun:
             self.validation_windows = window_loader(
                 validation, overlap, config, accelerator, cached
             )
-        self.normaliser = PositivesAverage().to(accelerator.device)
+        self.normaliser = PositivesAverage(detector.learned).to(accelerator.device)
         optimizer = build_optimizer(detector, config.training)
         self.schedule = build_schedule(optimizer, config.training, self.updates)
         prepare_sharding(accelerator)
@@ -133,9 +135,9 @@ class TrainingRun:
                 self._end_epoch()
             if self.counting:
                 self._tell_counts("in all")
-            if self.activations:
-                with self._by_the_way():
-                    self.activations.close()
+            with self._by_the_way():
+                for activations in self.activations:
+                    activations.close()
 
     def _end_epoch(self) -> None:
         settings = self.config.training
@@ -173,13 +175,12 @@ class TrainingRun:
         batches = [batch.to(accelerator.device) for batch in batches]
         targets = [self._targets(batch) for batch in batches]
         # Known before the network runs, so that all micro-batches divide by the same number.
-        positives = torch.stack(
-            [
-                positive_points(t, pyramid_mask(b.mask, self.levels)).sum()
-                for t, b in zip(targets, batches, strict=True)
-            ]
+        positives = sum(
+            torch.stack([positive_points(t, pyramid_mask(b.mask, self.levels)).sum() for t in of])
+            for of, b in zip(targets, batches, strict=True)
         )
-        self.normaliser.update(accelerator.reduce(positives.sum().float(), "sum"))
+        assert isinstance(positives, Tensor)
+        self.normaliser.update(accelerator.reduce(positives.float(), "sum"))
         # Gradients are averaged over processes, but positives were summed: undo the average.
         weight = accelerator.num_processes / self.normaliser.value
         done = []
@@ -189,11 +190,16 @@ class TrainingRun:
             last = number + 1 == len(batches)
             with nullcontext() if last else accelerator.no_sync(self.wrapped):
                 with accelerator.autocast():
-                    output = self.wrapped(batch.inputs, batch.mask, batch.start)
-                losses = torch.stack(detection_losses(output, target)) * weight
+                    outputs = self.wrapped(batch.inputs, batch.mask, batch.reflection, batch.start)
+                pairs = zip(outputs, target, strict=True)
+                each = torch.stack([torch.stack(detection_losses(o, t)) for o, t in pairs])
+                losses = (each * weight[:, None]).sum(0)
                 accelerator.backward(losses.sum())
             done.append(MicroBatch(batch.videos, losses.detach(), len(batch.problems)))
-        accelerator.clip_grad_norm_(self.detector.parameters(), settings.clip_norm)
+        accelerator.unscale_gradients()
+        for part in (*self.detector.streams, self.detector.fusion):
+            if part is not None:
+                clip_grad_norm_(part.parameters(), settings.clip_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.average.update(self.detector)
@@ -206,9 +212,13 @@ class TrainingRun:
                 self.problems.add(cause)
                 tqdm.write(f"warning: {cause}; another video is trained on in its place")
 
-    def _targets(self, batch: Batch) -> Targets:
+    def _targets(self, batch: Batch) -> list[Targets]:
+        """Return what each output should be."""
         points = pyramid_points(batch.mask.shape[1], self.levels, batch.mask.device)
-        return assign_batch(points, batch.segments, batch.labels, len(self.detector.classes))
+        return [
+            assign_batch(points, segments, batch.labels, len(self.detector.classes))
+            for segments in batch.segments[: self.detector.learned]
+        ]
 
     def _report(self, step: int, recent: list[MicroBatch], began: float) -> None:
         """Look at the losses since the last line; write their mean over updates and processes."""
@@ -262,10 +272,10 @@ class TrainingRun:
                 "validation",
                 self._keep(),
             )
-            if self.activations:
-                with self._by_the_way():
-                    self.activations.flush()
-        result = score(self.validation, found, self.detector)
+            with self._by_the_way():
+                for activations in self.activations:
+                    activations.flush()
+        result = score(self.validation, found[self.detector.answer], self.detector)
         with self._what_is_safe():
             self.log.write(
                 self.epoch * self.updates,
@@ -287,17 +297,21 @@ class TrainingRun:
         assert self.validation is not None
         items = {item.name: item for item in self.validation}
         # Of the averaged weights, which are in place and do not move meanwhile.
-        place = self.activations.places()["features"] if self.activations else None
+        places = [activations.places()["features"] for activations in self.activations]
 
-        def keep(batch: Batch, features: Tensor) -> None:
+        def keep(batch: Batch, features: Sequence[Tensor]) -> None:
             self._count(batch)
-            for row, (video, window) in enumerate(zip(batch.videos, batch.windows, strict=True)):
-                if place is None or self.activations is None or row in batch.problems:
+            rows = enumerate(zip(batch.videos, batch.windows, strict=True))
+            for row, (video, window) in rows:
+                if not self.activations or row in batch.problems:
                     continue
-                span = window_span(items[video], window, self.config)
                 with self._by_the_way():
-                    if not place.has(span):
-                        self.activations.put(place, span, features[row].mT)
+                    for activations, place, direction, of_all in zip(
+                        self.activations, places, self.config.directions, features, strict=True
+                    ):
+                        span = window_span(items[video], window, direction)
+                        if not place.has(span):
+                            activations.put(place, span, of_all[row].mT)
 
         return keep
 
@@ -307,7 +321,7 @@ class TrainingRun:
         try:
             yield
         except (OSError, StoreError) as error:
-            self.activations = None
+            self.activations = ()
             tqdm.write(f"warning: {error}; training goes on without the cache")
 
     def _count(self, batch: Batch) -> None:

@@ -57,14 +57,15 @@ def diou_loss(predicted: Tensor, target: Tensor) -> Tensor:
     """Return 1 - DIoU of pairs of segments (Zheng et al., AAAI 2020, eq. 7, in one dimension).
 
     Args:
-        predicted: distances >= 0 from a point back to the start and on to the end, [..., 2].
-        target: the same for the truth, seen from the same point, in the same unit.
+        predicted: distances from a point back to the start and on to the end, [..., 2]; fused ones
+            may be negative, when the segment does not contain the point.
+        target: the same for the truth, seen from the same point, in the same unit, >= 0.
 
     Returns:
-        Tensor: [...] float32, from 0 (equal) to 1.25 (touching only in the point).
+        Tensor: [...] float32, from 0 (equal) to below 2 (far apart).
     """
     predicted, target = predicted.float(), target.float()
-    overlap = torch.minimum(predicted, target).sum(-1)  # both segments contain the point
+    overlap = torch.minimum(predicted, target).sum(-1).clamp(min=0)
     union = predicted.sum(-1) + target.sum(-1) - overlap
     enclosing = torch.maximum(predicted, target).sum(-1)
     start_gap, end_gap = (predicted - target).unbind(-1)
@@ -82,6 +83,8 @@ def detection_losses(output: HeadOutput, targets: Targets) -> Losses:
     """Compare predictions with `targets` [B, P, K] and [B, P, 2] (ActionFormer, section 3.4)."""
     logits, distances, valid = output.flat()
     positive = positive_points(targets, valid)
+    # What stands at padding must not reach a gradient either, and 0 · infinity would.
+    logits = logits.where(valid.unsqueeze(-1), 0.0)
     focal = sigmoid_focal_loss(logits, targets.classes).sum(-1)
     # Points without a segment get a perfect prediction before the loss and weight 0 behind it:
     # whatever they predict, even infinity, reaches neither the sum nor a gradient.
@@ -98,21 +101,24 @@ class PositivesAverage(nn.Module):
 
     A batch without positives counts as one, so the average cannot fall below 1. The average is a
     buffer and is saved with the model.
+
+    Args:
+        outputs: how many outputs are learned, each with a count of its own.
     """
 
     loss_normalizer: Tensor
 
-    def __init__(self, start: float = 100.0, momentum: float = 0.9) -> None:
+    def __init__(self, outputs: int = 1, start: float = 100.0, momentum: float = 0.9) -> None:
         super().__init__()
         self.momentum = momentum
-        self.register_buffer("loss_normalizer", torch.tensor(start))
+        self.register_buffer("loss_normalizer", torch.full((outputs,), start))
 
     @torch.no_grad()
     def update(self, positives: Tensor) -> None:
-        """Fold in the number of positives of an update, the same on every process."""
+        """Fold in the numbers of positives [outputs] of an update, the same on every process."""
         self.loss_normalizer.lerp_(positives.clamp(min=1), 1 - self.momentum)
 
     @property
     def value(self) -> Tensor:
-        """The average now; later updates leave the returned tensor alone."""
+        """The averages now [outputs]; later updates leave the returned tensor alone."""
         return self.loss_normalizer.clone()

@@ -16,9 +16,19 @@ from train.sharding import spread
 
 
 def build_optimizer(detector: Detector, config: TrainingConfig) -> AdamW:
-    """AdamW with a learning rate each for head and backbone; no decay on biases, norms, scales."""
+    """AdamW with a learning rate each for heads and backbones; no decay on biases, norms, scales.
+
+    Every stream, and the fusion, has groups of its own.
+    """
     groups = []
-    for module, lr in ((detector.head, config.lr), (detector.backbone, config.backbone_lr)):
+    parts: list[tuple[nn.Module, float]] = [
+        part
+        for stream in detector.streams
+        for part in ((stream.head, config.lr), (stream.backbone, config.backbone_lr))
+    ]
+    if detector.fusion is not None:
+        parts.append((detector.fusion, config.lr))
+    for module, lr in parts:
         for group in param_groups_weight_decay(module, config.weight_decay):
             if group["params"]:
                 groups.append(group | {"lr": lr})

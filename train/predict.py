@@ -10,14 +10,19 @@ from numpy.typing import NDArray
 
 from evaluate.annotations import Detection
 from evaluate.nms import suppress
+from extract.clips import Direction, Window
 from extract.reversal import reverse_segments
 from train.actionformer import HeadOutput
 from train.batch import Batch
-from train.config import EvaluationConfig, Experiment
+from train.config import EvaluationConfig
 from train.items import Item
 from train.points import decode, pyramid_points
 
-Model = Callable[[Batch], HeadOutput]
+Answer = tuple[tuple[HeadOutput, Direction], ...]
+"""Raw predictions that make up one result together, each in the time of its direction."""
+
+Answers = dict[str, Answer]
+Model = Callable[[Batch], Answers]
 
 
 class Candidates(NamedTuple):
@@ -38,36 +43,43 @@ def strongest(output: HeadOutput, config: EvaluationConfig) -> list[Candidates]:
     best, where = scores.flatten(1).topk(count)
     point, label = where // scores.shape[-1], where % scores.shape[-1]
     chosen = segments.gather(1, point.unsqueeze(-1).expand(-1, -1, 2))
+    # Fused boundaries may have passed each other.
+    kept = (best > config.min_score) & (chosen[..., 0] <= chosen[..., 1])
     return [
-        Candidates(*(part[kept].numpy() for part in parts))
-        for *parts, kept in zip(
-            chosen.cpu(), best.cpu(), label.cpu(), (best > config.min_score).cpu(), strict=True
-        )
+        Candidates(*(part[choice].numpy() for part in parts))
+        for *parts, choice in zip(chosen.cpu(), best.cpu(), label.cpu(), kept.cpu(), strict=True)
     ]
 
 
 def predict(
-    model: Model, batches: Iterable[Batch], config: Experiment, device: torch.device
-) -> dict[str, list[Candidates]]:
-    """Run all windows; return per video its windows' candidates, in forward frames.
+    model: Model, batches: Iterable[Batch], config: EvaluationConfig, device: torch.device
+) -> dict[str, dict[str, list[Candidates]]]:
+    """Run all windows; return per answer and video its windows' candidates, in forward frames.
 
     Samples with a problem are left out; `Batch.problems` says which.
     """
-    found: dict[str, list[Candidates]] = defaultdict(list)
+    found: dict[str, dict[str, list[Candidates]]] = defaultdict(lambda: defaultdict(list))
     for batch in batches:
         batch = batch.to(device)
         with torch.inference_mode():
-            windows = strongest(model(batch), config.evaluation)
-        for row, (video, window, (segments, scores, labels)) in enumerate(
-            zip(batch.videos, batch.windows, windows, strict=True)
-        ):
-            if row in batch.problems:
-                continue
-            if config.direction == "reversed":
-                segments = reverse_segments(segments, window.reflection)
-            frames = window.to_frames(segments).astype(np.float32)
-            found[video].append(Candidates(frames, scores, labels))
+            answers = {
+                name: [(strongest(output, config), direction) for output, direction in answer]
+                for name, answer in model(batch).items()
+            }
+        for name, parts in answers.items():
+            for windows, direction in parts:
+                for row, candidates in enumerate(windows):
+                    if row not in batch.problems:
+                        forward = _forward_frames(candidates, batch.windows[row], direction)
+                        found[name][batch.videos[row]].append(forward)
     return found
+
+
+def _forward_frames(found: Candidates, window: Window, direction: Direction) -> Candidates:
+    segments = found.segments
+    if direction == "reversed":
+        segments = reverse_segments(segments, window.reflection)
+    return found._replace(segments=window.to_frames(segments).astype(np.float32))
 
 
 def detections(

@@ -1,8 +1,7 @@
 """Detections and scores of a whole subset, its windows shared out over all processes."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import timedelta
-from itertools import chain
 from typing import Any
 
 from accelerate import Accelerator
@@ -13,18 +12,19 @@ from tqdm import tqdm
 
 from evaluate.annotations import Detection
 from evaluate.mean_ap import MeanAP, mean_average_precision
-from extract.activations import Cached
 from extract.video import VideoError
-from train.actionformer import HeadOutput
 from train.batch import Batch, Sample
+from train.cached import Streams
 from train.config import Experiment
 from train.dataset import EvaluationWindows, evaluation_loader
 from train.detector import Detector
 from train.errors import memory_advice, worker_advice
 from train.items import Item
-from train.predict import Candidates, detections, predict
+from train.predict import Answers, Candidates, detections, predict
 
-Keep = Callable[[Batch, Tensor], None]
+Keep = Callable[[Batch, Sequence[Tensor]], None]
+Found = dict[str, dict[str, list[Detection]]]
+"""Per answer (`Detector.answers`) and video what was detected."""
 WAIT_FOR_OTHERS = timedelta(hours=2)  # processes look at and decode different videos
 
 
@@ -33,12 +33,12 @@ def window_loader(
     overlap: float,
     config: Experiment,
     accelerator: Accelerator,
-    cached: Cached | None = None,
+    cached: Streams | None = None,
 ) -> "DataLoader[Sample]":
     """Return a loader of this process's share of the items' sliding windows.
 
     Args:
-        cached: where their activations are stored; None decodes.
+        cached: where each stream's activations are stored; None decodes.
     """
     rank, count = accelerator.process_index, accelerator.num_processes
     windows = EvaluationWindows(items, overlap, config, rank, count, cached)
@@ -52,17 +52,19 @@ def detect_all(
     accelerator: Accelerator,
     what: str,
     keep: Keep | None = None,
-) -> tuple[dict[str, list[Detection]], dict[str, str]]:
+    of_streams: bool = False,
+) -> tuple[Found, dict[str, str]]:
     """Detect in all videos, each window counted once; every process returns the same.
 
     Args:
         detector: in eval mode, on the accelerator's device.
         windows: this process's share of the windows of `items` (`window_loader`).
         what: name of the progress bar.
-        keep: is given every batch with its features [B, C, F/2].
+        keep: is given every batch with every stream's features [B, C, F/2].
+        of_streams: the single streams' answers, too.
 
     Returns:
-        Detections per video, and why videos were skipped: a video is in one or the other.
+        Detections per answer and video, and why videos were skipped: each is in one of them.
 
     Raises:
         VideoError: no video could be read, or one could not and `data.bad_videos` is `stop`.
@@ -70,11 +72,11 @@ def detect_all(
     config, rank, count = detector.config, accelerator.process_index, accelerator.num_processes
     dropped: dict[str, str] = {}
 
-    def run(batch: Batch) -> HeadOutput:
-        features = detector.backbone(batch.inputs, batch.start)
+    def run(batch: Batch) -> Answers:
+        features = detector.features(batch.inputs, batch.start)
         if keep is not None:
             keep(batch, features)
-        return detector.predict(features, batch.mask)
+        return detector.answers(features, batch.mask, batch.reflection, of_streams)
 
     with (
         accelerator.autocast(),
@@ -83,11 +85,14 @@ def detect_all(
         _bar(windows, what, accelerator) as bar,
     ):
         batches = _followed(windows, bar, dropped)
-        found = predict(run, batches, config, accelerator.device)
+        found = predict(run, batches, config.evaluation, accelerator.device)
     # A video's windows may lie in two processes; suppression needs them together.
-    joined: dict[str, list[Candidates]] = {item.name: [] for item in items}
-    for name, parts in chain.from_iterable(gather_object([list(found.items())])):
-        joined[name] += parts
+    names = [detector.answer, *(detector.names if of_streams else ())]
+    joined = {name: {item.name: list[Candidates]() for item in items} for name in names}
+    for share in gather_object([{name: dict(videos) for name, videos in found.items()}]):
+        for name, videos in share.items():
+            for video, parts in videos.items():
+                joined[name][video] += parts
     skipped: dict[str, str] = {}
     for part in gather_object([dropped]):
         skipped |= part
@@ -95,13 +100,17 @@ def detect_all(
     if not read:
         raise VideoError(f"not one video can be read; for one, {next(iter(skipped.values()))}")
     mine = {
-        item.name: detections(joined[item.name], item, detector.classes, config.evaluation)
-        for item in read[rank::count]
+        name: {
+            item.name: detections(videos[item.name], item, detector.classes, config.evaluation)
+            for item in read[rank::count]
+        }
+        for name, videos in joined.items()
     }
-    everyone: dict[str, list[Detection]] = {}
-    for share in gather_object([mine]):
-        everyone |= share
-    return {item.name: everyone[item.name] for item in read}, skipped
+    shares = gather_object([mine])
+    everyone = {name: {v: d for share in shares for v, d in share[name].items()} for name in names}
+    return {
+        name: {item.name: videos[item.name] for item in read} for name, videos in everyone.items()
+    }, skipped
 
 
 def _bar(windows: "DataLoader[Sample]", what: str, accelerator: Accelerator) -> "tqdm[Any]":

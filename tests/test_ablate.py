@@ -1,0 +1,552 @@
+"""Grids of runs as their users start them; most runs are stand-ins that take a moment."""
+
+import csv
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from evaluate.annotations import Segment, read_annotations, read_predictions, select
+from evaluate.compare import resample
+from evaluate.mean_ap import Floats
+from tests.conftest import REPOSITORY
+from tests.test_e2e import DEMO, ENVIRONMENT, QUICK, TWO_PROCESSES, script
+from train.grid import Run, read_grid
+from train.results import RESAMPLES, SEED
+
+TIOUS = [0.3, 0.5, 0.8, 0.9]
+
+TRAIN = '''
+"""Stands in for a training script: its weights are a hash of all that they depend on."""
+import argparse, hashlib, os, sys, time
+from pathlib import Path
+parser = argparse.ArgumentParser(allow_abbrev=False)
+for name in ("config", "out", "training.seed", "cache", "forward-from", "reversed-from"):
+    parser.add_argument(f"--{name}")
+parser.add_argument("--checkpoint", nargs="+", default=[])
+parser.add_argument("--resume", action="store_true")
+for name in ("sleep", "quality", "fail", "data.annotations", "stop"):
+    parser.add_argument(f"--{name}", default="0")
+args = vars(parser.parse_args())
+assert args["resume"] and os.environ["OMP_NUM_THREADS"] == "1" and "RANK" not in os.environ
+out, inputs = Path(args["out"]), [*args["checkpoint"]]
+inputs += [args[name] for name in ("forward_from", "reversed_from") if args[name]]
+with open("calls.txt", "a") as calls:
+    calls.write(f"begin {out}\\n")
+print("GPU", os.environ.get("CUDA_VISIBLE_DEVICES"), flush=True)
+time.sleep(float(args["sleep"]))
+if args["training.seed"] in args["fail"].split(","):
+    print("error: this seed fails\\nnot the last word", file=sys.stderr)
+    sys.exit(1)
+texts = [Path(file).read_text() for file in [*inputs, args["config"]]]
+texts += [args["training.seed"], args["quality"]]
+digest = hashlib.sha256(repr(texts).encode()).hexdigest()
+(out / "config.yaml").write_text(f"data: {{annotations: {args['data.annotations']}}}\\n")
+(out / "last.pt").write_text(f"{args['quality']} {digest} {args['data.annotations']}")
+with open("calls.txt", "a") as calls:
+    calls.write(f"end {out}\\n")
+'''
+
+SCORE = '''
+"""Stands in for evaluate/run.py: finds each action with a random tIoU, around the weights' quality.
+
+The score of a detection is its tIoU, so average precision is the share of the found: no numpy.
+"""
+import argparse, json, random
+from pathlib import Path
+from evaluate.annotations import Detection, read_annotations, select, write_predictions
+parser = argparse.ArgumentParser(allow_abbrev=False)
+for name in ("checkpoint", "cache", "subset", "out"):
+    parser.add_argument(f"--{name}")
+parser.add_argument("--tious", nargs="+", type=float)
+args = parser.parse_args()
+quality, digest, annotations = Path(args.checkpoint).read_text().split(" ")
+rng = random.Random(digest + args.subset)
+found, tious = {}, {}
+for video in select(read_annotations(Path(annotations)), args.subset):
+    found[video.name] = []
+    for label, start, end in video.segments:
+        tiou = min(1, max(0.01, rng.gauss(float(quality), 0.2)))
+        found[video.name].append(Detection(label, start, start + tiou * (end - start), tiou))
+        tious.setdefault(label, []).append(tiou)
+metrics = {
+    f"mAP@{limit:g}": sum(sum(t >= limit for t in each) / len(each) for each in tious.values())
+    / len(tious)
+    for limit in args.tious
+}
+if "tuned" in args.checkpoint:
+    metrics["streams"] = {"forward": {name: value / 2 for name, value in metrics.items()}}
+out = Path(args.out)
+out.mkdir(parents=True, exist_ok=True)
+write_predictions(out / "predictions.json", found)
+(out / "metrics.json").write_text(json.dumps(metrics))
+with open("calls.txt", "a") as calls:
+    calls.write(f"score {out}\\n")
+'''
+
+
+def small_grid() -> dict[str, Any]:
+    stand_in = {"script": "stand_in.py", "config": "config.yaml"}
+    return {
+        "out": "study",
+        "cache": "study/cache",
+        "seeds": [3, 5],
+        "subset": "test",
+        "selection": "validation",
+        "tious": TIOUS,
+        "average": [0.3, 0.5],
+        "overrides": {"data.annotations": "annotations.json", "quality": 0.4},
+        "rows": {
+            # Not in the order they must run in.
+            "tuned": stand_in
+            | {
+                "forward_from": "forward",
+                "reversed_from": "reversed",
+                "overrides": {"quality": 0.9},
+            },
+            "control": stand_in | {"checkpoint": ["forward", "forward+1"]},
+            "forward": stand_in | {"overrides": {"quality": 0.6}},
+            "reversed": stand_in,
+        },
+        "singles": ["forward", "reversed"],
+        "controls": ["control"],
+    }
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with stand-ins for the scripts, small annotations and a grid; also the cwd."""
+    monkeypatch.chdir(tmp_path)
+    set_up(tmp_path)
+    return tmp_path
+
+
+def set_up(folder: Path) -> None:
+    (folder / "evaluate").mkdir()
+    (folder / "stand_in.py").write_text(TRAIN)
+    (folder / "evaluate/run.py").write_text(SCORE)
+    (folder / "config.yaml").write_text("some: setting\n")
+    rng = random.Random(0)
+    database = {
+        f"{subset} {number}": {
+            "subset": subset,
+            "annotations": [
+                {"segment": [start, start + rng.uniform(2, 6)], "label": rng.choice("abc")}
+                for start in range(0, 50, 10)
+            ],
+        }
+        for subset in ("test", "validation")
+        for number in range(8)
+    }
+    (folder / "annotations.json").write_text(json.dumps({"database": database}))
+    write(folder, small_grid())
+
+
+def write(folder: Path, grid: dict[str, Any]) -> None:
+    (folder / "grid.yaml").write_text(yaml.safe_dump(grid, sort_keys=False))
+
+
+def environment(**more: str) -> dict[str, str]:
+    bare = {name: value for name, value in ENVIRONMENT.items() if name != "OMP_NUM_THREADS"}
+    return bare | {"PYTHONPATH": str(REPOSITORY)} | more
+
+
+COMMAND = [str(REPOSITORY / "train/ablate.py"), "grid.yaml", "--processes", "2"]
+
+
+def ablate(
+    folder: Path, *arguments: str, launcher: tuple[str, ...] = (), **more: str
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *launcher, *COMMAND, *arguments],
+        cwd=folder,
+        env=environment(**more),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def good(folder: Path, *arguments: str) -> str:
+    done = ablate(folder, *arguments)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def calls(folder: Path, what: str = "begin") -> list[str]:
+    """What was begun, ended or scored since the last look, without the study's folder."""
+    path = folder / "calls.txt"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [line.removeprefix(f"{what} study/") for line in lines if line.startswith(what)]
+
+
+def forget_calls(folder: Path) -> None:
+    (folder / "calls.txt").unlink(missing_ok=True)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("finished")
+    set_up(folder)
+    done = ablate(folder, CUDA_VISIBLE_DEVICES="4,7")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout == (folder / "study/table.txt").read_text()
+    return folder
+
+
+@pytest.fixture
+def copy(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the finished study, its calls forgotten; also the cwd."""
+    folder = tmp_path / "copy"
+    shutil.copytree(finished, folder)
+    forget_calls(folder)
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def test_every_run_waits_for_those_it_builds_on(finished: Path) -> None:
+    lines = (finished / "calls.txt").read_text().splitlines()
+    assert len(lines) == 8 * (2 + 2)  # begin, end and two subsets
+    for seed, other in ((3, 5), (5, 3)):
+        for row, inputs in {
+            "tuned": [f"forward/{seed}", f"reversed/{seed}"],
+            "control": [f"forward/{seed}", f"forward/{other}"],
+        }.items():
+            begin = lines.index(f"begin study/{row}/{seed}")
+            assert all(lines.index(f"end study/{each}") < begin for each in inputs)
+    log = (finished / "study/control/5/log.txt").read_text()
+    command = log.splitlines()[0]
+    assert command == (
+        "$ python stand_in.py --config config.yaml --resume --out study/control/5 "
+        "--training.seed 5 --cache study/cache --checkpoint study/forward/5/last.pt "
+        "study/forward/3/last.pt --data.annotations=annotations.json --quality=0.4"
+    )
+    assert log.splitlines()[2].startswith("$ python evaluate/run.py --checkpoint study/control/5/")
+    assert "--subset validation --tious 0.3 0.5 0.8 0.9 --out study/control/5/validation" in log
+
+
+def test_runs_at_a_time_are_spread_over_gpus(finished: Path) -> None:
+    logs = [file.read_text() for file in (finished / "study").glob("*/*/log.txt")]
+    assert len(logs) == 8 and {log.splitlines()[1] for log in logs} == {"GPU 4", "GPU 7"}
+
+
+def bootstrap(folder: Path, row: str, seed: int, tious: list[float]) -> Floats:
+    videos = select(read_annotations(folder / "annotations.json"), "test")
+    truth: dict[str, tuple[Segment, ...]] = {video.name: video.segments for video in videos}
+    found = read_predictions(folder / f"study/{row}/{seed}/test/predictions.json")
+    rows: Floats = resample(truth, found, tious, RESAMPLES, SEED).mean(axis=1)
+    return rows
+
+
+def test_the_table_holds_what_the_runs_have_left(finished: Path) -> None:
+    table = json.loads((finished / "study/table.json").read_text())
+    assert table["best_single"] == "forward" and table["best_fusion"] == "tuned"
+    assert [row["row"] for row in table["rows"]] == ["tuned", "control", "forward", "reversed"]
+    lines = list(csv.DictReader((finished / "study/table.csv").read_text().splitlines()))
+    text = (finished / "study/table.txt").read_text().splitlines()
+    for row, line, printed in zip(table["rows"], lines, text[2:], strict=False):
+        name = row["row"]
+        metrics = [
+            json.loads((finished / f"study/{name}/{seed}/test/metrics.json").read_text())
+            for seed in (3, 5)
+        ]
+        for tiou in TIOUS:
+            values = [one[f"mAP@{tiou:g}"] for one in metrics]
+            expected = [sum(values) / 2, abs(values[0] - values[1]) / 2**0.5]
+            assert row["per_tiou"][f"{tiou:g}"] == pytest.approx(expected)
+            assert float(line[f"mAP@{tiou:g}"]) == pytest.approx(expected[0])
+            shown = " ± ".join(f"{value:.3f}".replace("0.", ".") for value in expected)
+            assert f" {shown} " in printed
+        average = np.mean([[one["mAP@0.3"], one["mAP@0.5"]] for one in metrics])
+        assert row["average"][0] == pytest.approx(average)
+        assert row["streams"] == ({"forward": average / 2} if name == "tuned" else {})
+        if name == "forward":
+            assert row["differences"] == {} and row["kind"] == "single"
+            continue
+        for what, tious in {"average": [0.3, 0.5], "0.9": [0.9], "0.8": [0.8]}.items():
+            ours, theirs = (
+                np.mean([bootstrap(finished, each, seed, tious) for seed in (3, 5)], axis=0)
+                for each in (name, "forward")
+            )
+            rows = ours - theirs
+            expected = [rows[0], *np.percentile(rows[1:], [2.5, 97.5])]
+            assert row["differences"][what] == pytest.approx(expected)
+            assert float(line[f"difference {what} high"]) == pytest.approx(expected[2])
+    best = next(line for line in text if line.startswith("best fusion on 'validation': tuned"))
+    assert "to forward (best single stream)" in best and "to control (control)" in best
+    assert len({len(line) for line in text if line.startswith("|")}) == 1
+    assert not any(line.startswith("note") for line in text)  # both ways to mAP agree
+    assert (finished / "study/table.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_an_unchanged_grid_returns_at_once(copy: Path) -> None:
+    before = (copy / "study/table.json").stat().st_mtime_ns
+    done = ablate(copy, PYTHONPROFILEIMPORTTIME="1")
+    assert done.returncode == 0 and done.stdout == (copy / "study/table.txt").read_text()
+    imported = {line.split("|")[-1].strip() for line in done.stderr.splitlines() if "|" in line}
+    assert "train.pool" in imported and not imported & {"torch", "numpy", "matplotlib"}
+    assert not calls(copy) and (copy / "study/table.json").stat().st_mtime_ns == before
+    assert "8 of 8 runs are done" in good(copy, "--plan")
+
+
+def test_what_has_changed_is_done_again(copy: Path) -> None:
+    grid = small_grid()
+    # Another row's setting: it and what builds on it, into a folder that holds nothing old.
+    grid["rows"]["reversed"]["overrides"] = {"quality": 0.3}
+    write(copy, grid)
+    (copy / "study/reversed/3/stale").write_text("of the old run")
+    plan = good(copy, "--plan")
+    assert "reversed/3  anew: its settings" in plan and "tuned/5     after reversed/5" in plan
+    assert "control/5   done" in plan and not calls(copy)
+    good(copy)
+    assert sorted(calls(copy)) == ["reversed/3", "reversed/5", "tuned/3", "tuned/5"]
+    assert not (copy / "study/reversed/3/stale").exists()
+
+    # What is printed: nothing is trained for it.
+    forget_calls(copy)
+    grid["tious"] = [0.3, 0.5, 0.9]
+    write(copy, grid)
+    assert "@0.8" not in good(copy)
+    assert not calls(copy) and len(calls(copy, "score")) == 16
+
+    # Weights of an input that somebody has replaced.
+    forget_calls(copy)
+    (copy / "study/reversed/5/last.pt").write_text("0.1 other annotations.json")
+    good(copy)
+    assert calls(copy) == ["tuned/5"]
+    assert sorted(calls(copy, "score")) == [
+        f"{run}/5/{subset}" for run in ("reversed", "tuned") for subset in ("test", "validation")
+    ]
+
+    # A file that an override names, and the config: everything.
+    for name in ("annotations.json", "config.yaml"):
+        content = (copy / name).read_text()
+        (copy / name).write_text(content + "\n")
+        assert "0 of 8 runs are done" in good(copy, "--plan")
+        (copy / name).write_text(content)
+        assert "8 of 8 runs are done" in good(copy, "--plan")
+
+
+def test_missing_results_are_made_again(copy: Path) -> None:
+    (copy / "study/tuned/3/test/metrics.json").unlink()
+    (copy / "study/control/3/last.pt").unlink()
+    (copy / "study/table.png").unlink()
+    good(copy)
+    assert calls(copy) == ["control/3"] and len(calls(copy, "score")) == 4
+    assert (copy / "study/table.png").exists()
+
+
+def test_a_failing_run_takes_along_only_what_builds_on_it(place: Path) -> None:
+    grid = small_grid()
+    grid["rows"]["reversed"]["overrides"] = {"fail": "5"}
+    write(place, grid)
+    for _ in range(2):  # tried again, and told again
+        forget_calls(place)
+        done = ablate(place)
+        assert done.returncode == 1 and "Traceback" not in done.stderr
+        assert "failed: reversed/5: error: this seed fails\n" in done.stdout
+        assert "failed: tuned/5: skipped: it needs reversed/5, which is not done" in done.stdout
+        assert "reversed/5" in calls(place) and "tuned/5" not in calls(place)
+    assert calls(place) == ["reversed/5"]
+    table = json.loads((place / "study/table.json").read_text())
+    assert {row["row"]: row["seeds"] for row in table["rows"]}["tuned"] == [3]
+    assert "| tuned    | 1 " in done.stdout
+    assert "once more: error: this seed fails" in good(place, "--plan")
+    write(place, small_grid())
+    assert "failed" not in good(place)
+
+
+def start(folder: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, *COMMAND],
+        cwd=folder,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def wait_for(folder: Path, what: str, count: int) -> None:
+    limit = time.monotonic() + 60
+    while len(calls(folder, what)) < count:
+        assert time.monotonic() < limit
+        time.sleep(0.02)
+
+
+def test_killed_it_goes_on_and_waits_for_what_it_left_running(place: Path, finished: Path) -> None:
+    grid = small_grid()
+    grid["overrides"]["sleep"] = 1.5
+    write(place, grid)
+    process = start(place)
+    wait_for(place, "begin", 2)
+    os.killpg(process.pid, signal.SIGKILL)  # its runs are in groups of their own and live on
+    process.communicate()
+    assert not calls(place, "end")
+    good(place)
+    # Nothing was begun while its orphan was still at it, and then --resume went on from there.
+    begun = sorted(calls(place))
+    assert begun == sorted([*set(begun), "forward/3", "forward/5"])
+    lines = (place / "calls.txt").read_text().splitlines()
+    assert lines.index("end study/forward/3") < lines.index("begin study/forward/3", 2)
+    ours, theirs = (
+        json.loads((folder / "study/table.json").read_text()) for folder in (place, finished)
+    )
+    for table in (ours, theirs):
+        for row in table["rows"]:
+            del row["seconds"]
+    assert ours["rows"] == theirs["rows"]
+
+
+def test_an_interrupt_ends_the_runs(place: Path) -> None:
+    grid = small_grid()
+    grid["overrides"]["sleep"] = 600
+    write(place, grid)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        forget_calls(place)
+        process = start(place)
+        wait_for(place, "begin", 2)
+        time.sleep(0.2)
+        began = time.monotonic()
+        process.send_signal(number)
+        out, err = process.communicate(timeout=30)
+        assert process.returncode == 130 and "goes on" in out and "Traceback" not in err, err
+        assert time.monotonic() - began < 10
+        log = (place / "study/forward/3/log.txt").read_text()
+        assert "KeyboardInterrupt" in log  # told, not killed
+    assert json.loads((place / "study/forward/3/run.json").read_text())["seconds"] > 0
+    assert "forward/3   goes on" in good(place, "--plan")
+
+
+def test_two_processes_share_the_runs(place: Path) -> None:
+    grid = small_grid()
+    grid["rows"]["reversed"]["overrides"] = {"fail": "3", "sleep": 0.5}
+    write(place, grid)
+    done = ablate(place, "--processes", "1", launcher=TWO_PROCESSES)
+    assert done.returncode == 1
+    assert sorted(calls(place)) == sorted(set(calls(place)))  # the failing one, too
+    assert len(calls(place)) == 7 and "failed: reversed/3" in done.stdout
+    assert done.stdout.count("| control ") == 1
+    # At times both were at work.
+    running = most = 0
+    for line in (place / "calls.txt").read_text().splitlines():
+        running += {"begin": 1, "end": -1}.get(line.split()[0], 0)
+        most = max(most, running)
+    assert most == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"seed": [1]}, "the grid: 'seed' is unknown; did you mean 'seeds'?"),
+        ({"out": None}, "out: expected a text, not None"),
+        ({"seeds": [1, "2"]}, "seeds: expected whole numbers from 0 on, not '2'"),
+        ({"seeds": [1, 1]}, "names something twice"),
+        ({"tious": 0.5}, "tious: expected a list, not 0.5"),
+        ({"tious": [0.5, 1.5]}, "tious: expected overlaps in"),
+        ({"average": [0.4]}, "average: only overlaps that are among 'tious'"),
+        ({"singles": ["forwards"]}, "singles: 'forwards' is unknown; did you mean 'forward'?"),
+        ({"controls": ["forward"]}, "'forward' is among singles and controls"),
+        ({"overrides": {"training.seed": 1}}, "'training.seed' cannot be overridden: the grid"),
+        ({"overrides": {"data": {"a": 1}}}, "'data' cannot be overridden: one dotted name"),
+        ({"cache": "study/forward"}, "is the folder of runs, too"),
+        ({"seeds": [1]}, "rows.control.checkpoint: 'forward+1' is 'forward' of the same"),
+        ({"rows": []}, "rows: expected names with values"),
+        ({"rows": {"a/b": {}}}, "rows: 'a/b' names a folder"),
+    ],
+)
+def test_wrong_grids_are_refused(place: Path, change: dict[str, Any], expected: str) -> None:
+    write(place, small_grid() | change)
+    with pytest.raises(ValueError) as error:
+        read_grid(Path("grid.yaml"))
+    assert expected in str(error.value) and str(error.value).startswith("grid.yaml: ")
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"confg": "x"}, "rows.forward: 'confg' is unknown; did you mean 'config'?"),
+        ({"checkpoint": ["reverse"]}, "'reverse' is unknown; did you mean 'reversed'?"),
+        ({"checkpoint": "reversed+x"}, "behind the + stands how many seeds further"),
+        ({"checkpoint": "tuned"}, "rows: tuned, control, forward wait for each other"),
+        ({"forward_from": 3}, "rows.forward.forward_from: expected a text, not 3"),
+        ({"script": "no.py"}, "rows.forward.script: there is no file no.py in /"),
+        ({"config": None}, "rows.forward: give 'config', 'checkpoint' or both"),
+    ],
+)
+def test_wrong_rows_are_refused(place: Path, change: dict[str, Any], expected: str) -> None:
+    grid = small_grid()
+    grid["rows"]["forward"] |= change
+    write(place, grid)
+    with pytest.raises(ValueError) as error:
+        read_grid(Path("grid.yaml"))
+    assert expected in str(error.value)
+
+
+def test_wrong_use_is_one_line(place: Path) -> None:
+    (place / "grid.yaml").write_text("rows: {a: 1}\nrows: {b: 2}\n")
+    done = ablate(place)
+    assert done.returncode == 1 and done.stderr.count("\n") <= 3
+    assert done.stderr.startswith("error: grid.yaml: not valid YAML: 'rows' is given twice")
+    write(place, small_grid())
+    (place / "study/forward/3").mkdir(parents=True)
+    (place / "study/forward/3/last.pt").write_text("precious")
+    done = ablate(place)
+    assert done.returncode == 1 and "this script did not make" in done.stderr
+    assert (place / "study/forward/3/last.pt").read_text() == "precious"
+
+
+def test_outside_the_repository_nothing_begins(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.rmtree(place / "evaluate")
+    with pytest.raises(ValueError, match="go to the repository's root"):
+        read_grid(Path("grid.yaml"))
+
+
+@pytest.mark.slow
+def test_a_real_head_is_trained_scored_and_counted(data: list[str], tmp_path: Path) -> None:
+    settings = [each.removeprefix("--").split("=") for each in [*data, *QUICK]]
+    shorter = {"data.validation_subset": None, "training.epochs": 2, "training.stop_epoch": 2}
+    grid = {
+        "out": str(tmp_path / "study"),
+        "cache": str(tmp_path / "cache"),
+        "seeds": [0],
+        "subset": "test",
+        "selection": "test",
+        "tious": [0.3, 0.5],
+        "average": [0.3],
+        "overrides": {name: yaml.safe_load(value) for name, value in settings} | shorter,
+        "rows": {"head": {"script": "train/heads.py", "config": str(DEMO)}},
+    }
+    write(tmp_path, grid)
+    arguments = ["train/ablate.py", str(tmp_path / "grid.yaml")]
+    for _ in range(2):
+        done = script(*arguments)
+        assert done.returncode == 0, done.stdout + done.stderr
+    (row,) = json.loads((tmp_path / "study/table.json").read_text())["rows"]
+    metrics = json.loads((tmp_path / "study/head/0/test/metrics.json").read_text())
+    assert row["average"] == [metrics["mAP@0.3"], None] and "note:" not in done.stdout
+    learning = f"{row['parameters']:,}"
+    assert f"learning {learning}\n" in (tmp_path / "study/head/0/log.txt").read_text()
+    assert f"| {learning} | " in done.stdout
+
+
+def test_runs_come_behind_what_they_need(place: Path) -> None:
+    grid = read_grid(Path("grid.yaml"))
+    rows = ["forward", "control", "reversed", "tuned"]
+    assert grid.runs() == [Run(row, seed) for row in rows for seed in (3, 5)]
+    assert grid.inputs(Run("control", 5)) == {
+        "--checkpoint": [Run("forward", 5), Run("forward", 3)]
+    }

@@ -1,0 +1,345 @@
+"""Both directions meet where they should, and nothing that is fused starts worse than its parts."""
+
+from dataclasses import replace
+from typing import get_args
+
+import pytest
+import torch
+from torch import Tensor
+
+from configs.load import load
+from extract.reversal import Pairing, partners, reverse_segments
+from extract.reversal import pair as pair_up
+from tests.conftest import REPOSITORY
+from train.actionformer import HeadOutput
+from train.config import Experiment
+from train.detector import Detector
+from train.fusion import (
+    FEATURE_METHODS,
+    MIXING_METHODS,
+    FusionConfig,
+    Method,
+    PredictionFusion,
+    align,
+)
+from train.losses import detection_losses
+from train.points import Targets, decode, pyramid_points
+
+SIZE, LEVELS, CLASSES = 64, 5, 3
+POINTS = [SIZE // 2**level for level in range(LEVELS)]
+METHODS: tuple[Method, ...] = ("average", "calibrated", *MIXING_METHODS)
+RIGHT: tuple[Pairing, ...] = ("nearest", "index")
+VALID = (1, 2, 3, 5, 8, 13, 31, 32, 33, 47, 48, 63, 64)
+
+
+def masks(valid: int) -> tuple[Tensor, ...]:
+    mask = torch.arange(SIZE)[None] < valid
+    return tuple(mask[:, :: 2**level] for level in range(LEVELS))
+
+
+def outputs(valid: int, seed: int) -> HeadOutput:
+    """Random predictions; what stands at padding is not even a number."""
+    generator = torch.Generator().manual_seed(seed)
+    of = masks(valid)
+
+    def level(mask: Tensor, channels: int) -> Tensor:
+        values = torch.randn(1, channels, mask.shape[-1], generator=generator, dtype=torch.float64)
+        return values.where(mask.unsqueeze(1), torch.nan)
+
+    return HeadOutput(
+        tuple(level(mask, CLASSES) for mask in of), tuple(level(mask, 2).abs() for mask in of), of
+    )
+
+
+def perfect(valid: int, segment: tuple[float, float]) -> HeadOutput:
+    """What a stream would predict that knows exactly where the only segment is."""
+    distances = []
+    for level, count in enumerate(POINTS):
+        time = torch.arange(count, dtype=torch.float64) * 2**level
+        both = torch.stack([time - segment[0], segment[1] - time]) / 2**level
+        distances.append(both[None])
+    logits = tuple(torch.zeros(1, CLASSES, n, dtype=torch.float64) for n in POINTS)
+    return HeadOutput(logits, tuple(distances), masks(valid))
+
+
+def segments(output: HeadOutput) -> Tensor:
+    """Return the segments [P, 2] of all points, in feature steps, in float64."""
+    points = pyramid_points(SIZE, LEVELS, torch.device("cpu"))
+    reach = output.flat()[1][0] * points.stride[:, None]
+    return torch.stack([points.time - reach[:, 0], points.time + reach[:, 1]], -1)
+
+
+def build(method: Method, pairing: Pairing = "nearest", **rest: str) -> PredictionFusion:
+    config = FusionConfig(method=method, pairing=pairing, **rest)  # type: ignore[arg-type]
+    return PredictionFusion(config, POINTS, CLASSES).double()
+
+
+@pytest.mark.parametrize("pairing", RIGHT)
+@pytest.mark.parametrize("fraction", [0.0, 0.25, 0.75])
+def test_aligned_boundaries_are_where_they_were(pairing: Pairing, fraction: float) -> None:
+    """Both directions know a segment exactly: aligned, every point of every level says the same."""
+    for valid in VALID:
+        reflection = valid - 1 + fraction  # fractions come from several samples a step
+        truth = (0.3 * valid, 0.9 * valid)
+        there = perfect(valid, (reflection - truth[1], reflection - truth[0]))
+        own = perfect(valid, truth)
+        found = align(there, own, torch.tensor([reflection], dtype=torch.float64), pairing)
+        ours = segments(found)[found.flat()[2][0]]
+        assert torch.allclose(ours, ours.new_tensor(truth).expand_as(ours), atol=1e-9, rtol=0)
+
+
+def test_misalignment_is_noticed() -> None:
+    """The same test fails without the offset, within the padded length, or with roles kept."""
+    valid, truth = 47, torch.tensor([14.0, 40.0], dtype=torch.float64)
+    right = torch.tensor([valid - 1.0], dtype=torch.float64)
+    there = perfect(valid, (float(right - truth[1]), float(right - truth[0])))
+    own = perfect(valid, (float(truth[0]), float(truth[1])))
+    kept = HeadOutput(there.logits, tuple(d.flip(1) for d in there.distances), there.masks)
+    for wrong in (
+        align(there, own, right, "uncorrected"),
+        align(there, own, torch.full_like(right, SIZE - 1), "nearest"),
+        align(kept, own, right, "nearest"),
+    ):
+        ours = segments(wrong)[wrong.flat()[2][0]]
+        assert (ours - truth).abs().max() > 0.9
+
+
+def test_nearest_points_stand_nearer() -> None:
+    for valid in VALID:
+        reflection, count = torch.tensor([valid - 1.0]), torch.tensor([1])
+        for level in range(LEVELS):
+            points = count * -(-valid // 2**level)
+            total, offset = pair_up(reflection, 2**level, points, "nearest")
+            assert offset.abs() <= 0.5
+            _, other = pair_up(reflection, 2**level, points, "index")
+            assert offset.abs() <= other.abs()
+            partner, met = partners(total, masks(valid)[level])
+            places = torch.arange(met.shape[-1])[None]
+            assert (partner[met] + places[met] == total).all()
+            # A pair is one from either side.
+            assert torch.equal(met.gather(1, partner)[met], met[met])
+
+
+@pytest.mark.parametrize("pairing", RIGHT)
+@pytest.mark.parametrize("axis", ["level", "all"])
+@pytest.mark.parametrize("method", METHODS)
+def test_swapped_streams_swap_the_results(method: Method, pairing: Pairing, axis: str) -> None:
+    """The reversed video shows each stream what the other saw; learned weights in place."""
+    fusion = build(method, pairing, axis=axis)
+    torch.manual_seed(0)
+    for parameter in fusion.parameters():
+        parameter.data.normal_()
+    swapped = build(method, pairing, axis=axis)
+    swapped.load_state_dict(fusion.state_dict())
+    if method == "calibrated":  # it knows the streams apart
+        swapped.load_state_dict(
+            {n: t.flip(0) if n == "mix.weight" else t for n, t in swapped.state_dict().items()}
+        )
+    for valid in VALID:
+        a, b = outputs(valid, 1), outputs(valid, 2)
+        reflection = torch.tensor([valid - 1.0], dtype=torch.float64)
+        forward, backward = fusion(a, b, reflection)
+        backward_then, forward_then = swapped(b, a, reflection)
+        for one, other in ((forward, forward_then), (backward, backward_then)):
+            for here, there in zip(
+                (*one.logits, *one.distances), (*other.logits, *other.distances), strict=True
+            ):
+                mask = one.masks[0][:, :: SIZE // here.shape[-1]].unsqueeze(1).expand_as(here)
+                assert here[mask].isfinite().all()
+                assert torch.allclose(here[mask], there[mask], atol=1e-9, rtol=0)
+
+
+@pytest.mark.parametrize("pairing", [*RIGHT, "uncorrected"])
+def test_both_results_of_the_mean_are_one(pairing: Pairing) -> None:
+    """In absolute time the mean says the same from either side, at every level and length."""
+    fusion = build("average", pairing)
+    apart = 0.0
+    for valid in VALID:
+        a, b = outputs(valid, 1), outputs(valid, 2)
+        reflection = torch.tensor([valid - 1.0], dtype=torch.float64)
+        forward, backward = fusion(a, b, reflection)
+        mirrored = reverse_segments(segments(backward).numpy(), valid - 1.0)
+        first = 0
+        for level, mask in enumerate(forward.masks):
+            total, _ = pair_up(reflection, 2**level, mask.sum(-1), pairing)
+            (partner,), (met,) = partners(total, mask)
+            here = segments(forward)[first : first + len(met)][met]
+            there = torch.from_numpy(mirrored.copy())[first + partner[met]]
+            apart = max(apart, float((here - there).abs().max()) if len(here) else 0.0)
+            first += len(met)
+    assert apart < 1e-9 if pairing != "uncorrected" else apart > 1
+
+
+@pytest.mark.parametrize("axis", ["level", "all"])
+@pytest.mark.parametrize("method", METHODS)
+def test_untrained_fusions_are_the_mean(method: Method, axis: str) -> None:
+    for valid in VALID:
+        a, b = outputs(valid, 1), outputs(valid, 2)
+        reflection = torch.tensor([valid - 1.0], dtype=torch.float64)
+        found, _ = build(method, axis=axis)(a, b, reflection)
+        mean, _ = build("average")(a, b, reflection)
+        valid_points = mean.flat()[2]
+        for one, other in zip(found.flat()[:2], mean.flat()[:2], strict=True):
+            assert torch.equal(one[valid_points], other[valid_points])
+
+
+def test_padding_is_never_mixed_in() -> None:
+    """Whatever stands at padding, the same comes out, with any weights."""
+    for method in MIXING_METHODS:
+        for axis in ("level", "all"):
+            fusion = build(method, axis=axis)
+            for parameter in fusion.parameters():
+                parameter.data.normal_()
+            a, b = outputs(21, 1), outputs(21, 2)
+            sevens = [
+                HeadOutput(
+                    tuple(x.nan_to_num(7.0) for x in o.logits),
+                    tuple(x.nan_to_num(7.0) for x in o.distances),
+                    o.masks,
+                )
+                for o in (a, b)
+            ]
+            reflection = torch.tensor([20.0], dtype=torch.float64)
+            one, other = fusion(a, b, reflection)[0], fusion(*sevens, reflection)[0]
+            valid = one.flat()[2]
+            assert torch.equal(one.flat()[0][valid], other.flat()[0][valid])
+            assert torch.equal(one.flat()[1][valid], other.flat()[1][valid])
+
+
+def test_losses_of_any_fused_prediction_are_finite() -> None:
+    """Boundaries that have passed each other or their point, and points next to padding."""
+    output = outputs(40, 3)
+    wild = HeadOutput(
+        tuple((x.float() * 1e3).requires_grad_() for x in output.logits),
+        tuple((x.float() * 100 - 50).requires_grad_() for x in output.distances),
+        output.masks,
+    )
+    points = sum(POINTS)
+    targets = Targets(torch.ones(1, points, CLASSES), torch.rand(1, points, 2))
+    losses = detection_losses(wild, targets)
+    assert all(loss.isfinite() for loss in losses)
+    sum(losses).backward()  # type: ignore[union-attr]
+    for level in (*wild.logits, *wild.distances):
+        assert level.grad is not None and level.grad.isfinite().all()
+
+
+def two_streams(method: Method, same: bool = False) -> Detector:
+    config = load(Experiment, REPOSITORY / "configs/e2e/demo/forward.yaml")
+    config = replace(
+        config,
+        fusion=FusionConfig(method=method, partner="forward" if same else "reversed"),
+        sampling=replace(config.sampling, window_size=SIZE),
+    )
+    torch.manual_seed(5)
+    detector = Detector(config, ("a", "b", "c")).eval()
+    for stream in detector.streams:  # an untrained adapter is the identity
+        for name, parameter in stream.named_parameters():
+            if "adapters" in name:
+                parameter.data.normal_(std=0.05)
+    return detector
+
+
+@pytest.mark.parametrize("method", ["average", "fc", "fc_conv", "fc_mean"])
+def test_a_reversed_video_swaps_the_outputs_of_a_detector(method: Method) -> None:
+    """From pixels to predictions: the video turned round, the streams exchanged."""
+    detector = two_streams(method)
+    assert detector.fusion is not None
+    for parameter in detector.fusion.parameters():
+        parameter.data.normal_()
+    other = two_streams(method)
+    other.load_state_dict(detector.state_dict())
+    for ours, theirs in zip(other.streams, list(detector.streams)[::-1], strict=True):
+        ours.load_state_dict(theirs.state_dict())
+    frames = torch.randint(0, 256, (1, 3, SIZE, 64, 64), dtype=torch.uint8)
+    for valid in (SIZE, 37):
+        mask, reflection = torch.arange(SIZE)[None] < valid, torch.tensor([valid - 1.0])
+        video = frames[:, :, :valid]
+        views = [
+            torch.cat([x, x[:, :, -1:].expand(-1, -1, SIZE - valid, -1, -1)], 2)
+            for x in (video, video.flip(2))
+        ]
+        with torch.no_grad():
+            here = detector.fusion(
+                *detector.outputs(detector.features(views, None), mask), reflection
+            )
+            turned = other.fusion(
+                *other.outputs(other.features(views[::-1], None), mask), reflection
+            )  # type: ignore[misc]
+        for one, two in zip(here, turned[::-1], strict=True):
+            shown = one.flat()[2]
+            for left, right in zip(one.flat()[:2], two.flat()[:2], strict=True):
+                assert torch.allclose(left[shown], right[shown], atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("method", FEATURE_METHODS)
+def test_untrained_feature_fusions_are_the_first_stream(method: Method) -> None:
+    detector = two_streams(method)
+    features = [torch.randn(2, 96, SIZE // 2) for _ in range(2)]
+    mask = torch.arange(SIZE)[None] < torch.tensor([[SIZE], [37]])
+    reflection = torch.tensor([SIZE - 1.0, 36.0])
+    with torch.no_grad():
+        answers = detector.answers(features, mask, reflection, of_streams=True)
+    ((fused, _),), ((forward, _),) = answers["fused"], answers["forward"]
+    valid = fused.flat()[2]
+    for one, two in zip(fused.flat()[:2], forward.flat()[:2], strict=True):
+        assert torch.allclose(one[valid], two[valid], atol=1e-5)
+    # The second stream is looked at as soon as there are weights.
+    assert detector.fusion is not None
+    for parameter in detector.fusion.parameters():
+        parameter.data.normal_(std=0.1)
+    with torch.no_grad():
+        here = detector.answers(features, mask, reflection)["fused"][0][0]
+        there = detector.answers([features[0], features[0]], mask, reflection)["fused"][0][0]
+    assert not torch.allclose(here.logits[0], there.logits[0])
+
+
+def test_streams_share_a_frozen_transformer() -> None:
+    detector = two_streams("average")
+    first, second = detector.streams
+    assert first.backbone.trunk is second.backbone.trunk
+    assert first.backbone.adapters is not second.backbone.adapters
+    trunk = sum(p.nbytes for p in first.backbone.trunk.parameters())
+    held = {p.data_ptr(): p.nbytes for p in detector.parameters()}
+    single = sum(p.nbytes for p in first.parameters())
+    assert sum(held.values()) == 2 * single - trunk
+
+
+def test_two_streams_of_one_direction_are_not_turned() -> None:
+    detector = two_streams("average", same=True)
+    assert detector.names == ("first", "second")
+    a, b = outputs(47, 1), outputs(47, 2)
+    assert detector.fusion is not None
+    fused, again = detector.fusion(a, b, detector.between(torch.tensor([46.0])))
+    mask = fused.masks[1].unsqueeze(1).expand_as(fused.logits[1])
+    mean = (a.logits[1] + b.logits[1]) / 2
+    assert torch.equal(fused.logits[1][mask], mean[mask])
+    assert torch.equal(again.logits[1][mask], mean[mask])
+
+
+def test_all_methods_are_built() -> None:
+    for method in get_args(Method):
+        config = load(Experiment, REPOSITORY / "configs/e2e/demo/forward.yaml")
+        detector = Detector(replace(config, fusion=FusionConfig(method=method)), ("a",))
+        assert len(detector.streams) == (1 if method == "none" else 2)
+        assert detector.parameter_counts()["fusion"] > 0 or method in (
+            "none",
+            "average",
+            "segments",
+        )
+
+
+def test_decoded_fused_segments_never_end_before_they_start() -> None:
+    from train.config import EvaluationConfig
+    from train.predict import strongest
+
+    crossed = outputs(SIZE, 4)
+    crossed = HeadOutput(
+        tuple(x.float() for x in crossed.logits),
+        tuple(x.float() - 1 for x in crossed.distances),
+        crossed.masks,
+    )
+    points = pyramid_points(SIZE, LEVELS, torch.device("cpu"))
+    ends = decode(points, crossed.flat()[1])
+    assert (ends[..., 1] < ends[..., 0]).any()
+    (found,) = strongest(crossed, EvaluationConfig())
+    assert len(found.scores) and (found.segments[:, 1] >= found.segments[:, 0]).all()

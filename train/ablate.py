@@ -1,0 +1,117 @@
+"""Train and score a grid of runs, several at a time, and compare them in one table.
+
+    python train/ablate.py GRID.yaml [--processes 2] [--plan]
+    accelerate launch train/ablate.py GRID.yaml     # each process takes runs that are left
+
+A grid lists the rows of the table; each is trained once for every seed, into <out>/<row>/<seed>:
+
+    out: runs/study
+    cache: runs/study/cache           # shared by all
+    seeds: [0, 1, 2]
+    subset: test                      # what the table shows
+    selection: validation             # scored, too: says which single stream and fusion is best
+    tious: [0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]
+    average: [0.3, 0.4, 0.5, 0.6, 0.7]
+    overrides: {data.annotations: data/study/annotations.json}
+    rows:
+      forward:  {script: train/e2e.py, config: configs/e2e/demo/forward.yaml}
+      reversed: {script: train/e2e.py, config: configs/e2e/demo/forward.yaml,
+                 overrides: {direction: reversed}}
+      average:  {script: train/heads.py, config: FILE, checkpoint: [forward, reversed]}
+      control:  {script: train/heads.py, config: FILE, checkpoint: [forward, forward+1]}
+      tuned:    {script: train/e2e.py, config: FILE, forward_from: forward, reversed_from: reversed}
+    singles: [forward, reversed]      # differences are taken to the best of them
+    controls: [control]               # neither single streams nor candidates for the best fusion
+
+`forward` stands for last.pt of that row's run with the same seed, `forward+1` with the next seed.
+What is done stays done until its settings, the content of its config or of a file that an override
+names, or the weights it builds on change; then it is done again into a cleaned folder. Runs that
+fail are told in the table, and tried again by the next call. Leaves table.txt, table.csv,
+table.json and table.png in `out`; each run's output is in its log.txt.
+"""
+
+import argparse
+import os
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+from uuid import uuid4
+
+from train.grid import Grid, read_grid
+from train.pool import carry_out
+from train.records import is_current, look, refuse_foreign
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser.add_argument("grid", type=Path, help="YAML file of the runs")
+    parser.add_argument("--processes", type=int, default=1, help="runs at a time (default: 1)")
+    parser.add_argument("--plan", action="store_true", help="say what would be done and stop")
+    args = parser.parse_args()
+    if args.processes < 1:
+        parser.error("--processes must be at least 1")
+    signal.signal(signal.SIGTERM, _interrupt)  # launchers send it, and runs must not outlive us
+    try:
+        grid = read_grid(args.grid)
+        if args.plan:
+            plan(grid)
+        elif not ablate(grid, args.processes):
+            sys.exit(1)
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on")
+        sys.exit(130)
+
+
+def plan(grid: Grid) -> None:
+    """Print the runs in order and what each still needs."""
+    words = look(grid, grid.runs())
+    width = max(len(str(run)) for run in words)
+    for run, what in words.items():
+        print(f"{run!s:<{width}}  {what or 'done'}")
+    print(f"{sum(not what for what in words.values())} of {len(words)} runs are done")
+
+
+def ablate(grid: Grid, processes: int) -> bool:
+    """Do what is left, and print the table; say whether all runs are done."""
+    runs = grid.runs()
+    main_process = os.environ.get("RANK", "0") == "0"
+    refuse_foreign(grid, runs)
+    failed = {}
+    if any(look(grid, runs).values()):
+        failed = carry_out(grid, runs, processes, _session(), quiet=not main_process)
+    if not main_process:
+        return True  # the first process tells what failed
+    if len(failed) == len(runs):
+        raise ValueError(f"no run is done; the first, {runs[0]}: {failed[runs[0]]}")
+    if not is_current(grid, failed):
+        from train.table import leave_table  # only now: an unchanged table comes at once
+
+        leave_table(grid, failed)
+    print((grid.out / "table.txt").read_text(), end="")
+    return not failed
+
+
+def _session() -> str:
+    """A text that the processes of this launch share, and no others."""
+    own = uuid4().hex
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return own
+    from accelerate import PartialState  # brings torch, which nothing else here needs
+    from accelerate.utils import broadcast_object_list
+
+    state = PartialState(cpu=True)
+    (shared,) = broadcast_object_list([own])
+    # Nobody waits for anybody from here on: runs take hours.
+    state.destroy_process_group()
+    return str(shared)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    main()
