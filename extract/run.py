@@ -15,14 +15,12 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import get_args
 
-import numpy as np
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
-from numpy.typing import NDArray
 
-from configs.load import dump, load, parse
+from cache.store import Store
 from extract.clips import Direction
-from extract.plan import Plan, Wanted, estimate_s, free_bytes, plan, refuse_full_disk
+from extract.plan import Plan, Wanted, distinct_frames, estimate_s, plan, refuse_full_disk
 from extract.refresh import refresh
 from extract.spans import Span
 from extract.videomae import CLIP_FRAMES
@@ -34,6 +32,7 @@ from train.items import Items, load_annotations, load_subsets, skipped_warning
 from train.start import (
     WAIT_FOR_PASSES,
     activations_of,
+    config_of,
     new_detector,
     open_cache,
     refuse_fp16_without_gpu,
@@ -75,7 +74,7 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
     backbones = [
         (replace(config, direction=direction), saved, source)
         for source, saved in sources
-        for config in [_config(args.config, source, saved, overrides)]
+        for config in [_config(args.config, saved, source, overrides)]
         for direction in args.directions or [config.direction]
     ]
     config = backbones[0][0]
@@ -87,7 +86,8 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
         kwargs_handlers=[InitProcessGroupKwargs(timeout=WAIT_FOR_PASSES)],
     )
     refuse_fp16_without_gpu(config, accelerator)
-    store = open_cache(config.cache.url)
+    url = config.cache.url
+    store = Store.open(url, "look") if args.plan else open_cache(url)
     annotations = load_annotations(config.data)
     wanted_of = [purpose for purpose in PURPOSES if purpose in args.of]
     names = {purpose: _subset(config, purpose) for purpose in wanted_of}
@@ -120,15 +120,12 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
 
 
 def _config(
-    path: str | None, source: str, saved: Checkpoint | None, overrides: list[str]
+    file: str | None, saved: Checkpoint | None, source: str, overrides: list[str]
 ) -> Experiment:
-    if saved is None:
-        return load(Experiment, path or source, overrides)
-    if path is None:
-        return parse(Experiment, dump(saved.config), overrides, source)
-    # One config for several checkpoints: the direction stays each one's own.
-    own = f"--direction={saved.config.direction}"
-    return load(Experiment, path, [own, *overrides])
+    if file and saved:
+        # One config for several checkpoints: the direction stays each one's own.
+        overrides = [f"--direction={saved.config.direction}", *overrides]
+    return config_of(file, saved, source, overrides)
 
 
 def _refuse_different(configs: list[Experiment]) -> None:
@@ -168,7 +165,7 @@ def _tell(
         idle, clips = _not_needed(items[names["train"]], config)
         print(f"  left out: {idle} training videos and {clips:,} clips, which no action needs")
     print(f"  {made.clips:,} clips to encode, {made.frames:,} frames to decode")
-    free = free_bytes(made)
+    free = made.wanted[0].activations.store.files.free_bytes()
     left = "" if free is None else f"; {free / 1e9:,.1f} GB are free"
     print(f"  {made.bytes / 1e6:,.1f} MB to store, before compression{left}")
     if made.todo:
@@ -180,10 +177,7 @@ def _not_needed(items: Items, config: Experiment) -> tuple[int, int]:
     """Return how many training videos have no action, and how many clips no training span has."""
     stride = config.sampling.frame_stride
     samples = sum(-(-item.frames // stride) for item in items)
-    used: dict[str, list[NDArray[np.int64]]] = {}
-    for span in training_spans(items, config):
-        used.setdefault(span.video.digest, []).append(span.window.frames)
-    needed = sum(len(np.unique(np.concatenate(frames))) for frames in used.values())
+    needed = distinct_frames(training_spans(items, config))
     idle = sum(not len(item.segments) for item in items)
     return idle, max(0, samples - needed) // CLIP_FRAMES
 

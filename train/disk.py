@@ -1,27 +1,55 @@
 """Folders that cannot be written and disks that are full: told before training."""
 
+import fcntl
+import os
 import shutil
 import tempfile
 from pathlib import Path
 
 from torch import nn
 
+LOCK = ".lock"
 
-def claim_folder(folder: Path) -> None:
-    """Create a run's folder, if need be, and really write into it.
+
+def claim_folder(folder: Path, begun: bool) -> None:
+    """Create a run's folder, if need be, really write into it, and keep other runs out of it.
+
+    The system ends the claim with the process, however that ends.
+
+    Args:
+        begun: whether there is a run to go on with, as it was seen before.
 
     Raises:
-        ValueError: that is impossible.
+        ValueError: that is impossible, or another run is writing there.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as file:
             file.write(bytes(2**16))
+        # Never closed: that would give the lock back.
+        lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+        if not _locked(lock) or (folder / "last.pt").exists() != begun:
+            raise ValueError(
+                f"out: another run is writing into {folder}, or just was; wait until it has ended, "
+                "or choose another --out"
+            )
     except OSError as error:
         raise ValueError(
             f"out: cannot write into {folder}: {error.strerror}; make it writable or choose "
             "another --out"
         ) from error
+
+
+def _locked(file: int) -> bool:
+    """Say whether nobody else holds the file; file systems without locks cannot tell."""
+    try:
+        # Unlike `flock`, it is not handed down to workers, which might outlive the run.
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return False
+    except OSError:
+        pass
+    return True
 
 
 def refuse_full_disk(folder: Path, detector: nn.Module, keeps_best: bool) -> None:

@@ -68,7 +68,7 @@ def train(config: Experiment, resume: bool, source: str | None = None) -> None:
     if source:
         init_from(detector, source)
     if accelerator.is_main_process:
-        claim_folder(out)
+        claim_folder(out, begun)
         refuse_full_disk(out, detector, keeps_best=validation is not None)
     activations = activations_of(detector, store, out / "last.pt") if store else None
     run = TrainingRun(

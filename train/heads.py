@@ -13,7 +13,6 @@ import argparse
 import sys
 from pathlib import Path
 
-from configs.load import dump, load, parse
 from extract.activations import fingerprints, settings
 from train.cached import evaluation_spans, training_spans, up_to_date
 from train.checkpoint import Checkpoint, load_checkpoint, refuse_other_run
@@ -25,6 +24,7 @@ from train.loop import TrainingRun
 from train.start import (
     activations_of,
     begin,
+    config_of,
     has_begun,
     learning_only,
     leave_curves,
@@ -48,11 +48,7 @@ def main() -> None:
     try:
         overrides = with_cache(overrides, args.cache)
         saved = load_checkpoint(args.checkpoint) if args.checkpoint else None
-        if args.config:
-            config = load(Experiment, args.config, overrides)
-        else:
-            assert saved is not None
-            config = parse(Experiment, dump(saved.config), overrides, args.checkpoint)
+        config = config_of(args.config, saved, args.checkpoint, overrides)
         train(learning_only(config), saved, args.checkpoint or args.config, args.resume)
     except EXPECTED as error:
         sys.exit(message(error))
@@ -73,7 +69,7 @@ def train(config: Experiment, saved: Checkpoint | None, source: str, resume: boo
     refuse_unlabelled(subsets[1] if subset else None, subset)
     detector = new_detector(config, annotations.classes, saved, source).to(accelerator.device)
     if accelerator.is_main_process:
-        claim_folder(out)
+        claim_folder(out, begun)
         refuse_full_disk(out, detector, keeps_best=subset is not None)
     cut = config.backbone.learns_behind
     assert cut is not None

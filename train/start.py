@@ -16,7 +16,7 @@ from accelerate.utils import (
 
 from cache.store import Store
 from configs.files import write_text
-from configs.load import dump
+from configs.load import dump, load, parse
 from evaluate.annotations import Annotations
 from evaluate.report import draw_curves
 from extract import weights
@@ -152,6 +152,20 @@ def init_from(detector: Detector, path: str | Path) -> None:
             f"{', '.join(detector.classes)}"
         )
     weights.load_strictly(detector, other.ema, path)
+
+
+def config_of(
+    file: str | None, saved: Checkpoint | None, source: str, overrides: Sequence[str]
+) -> Experiment:
+    """Return the experiment of a YAML file if one is given, else of the checkpoint `source`.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    if file is not None:
+        return load(Experiment, file, overrides)
+    assert saved is not None
+    return parse(Experiment, dump(saved.config), overrides, source)
 
 
 def activations_of(detector: Detector, store: Store, origin: str | Path) -> Activations:
