@@ -11,21 +11,24 @@ class Damaged(StoreError):
     Args:
         file: the file's name within the store.
         what: what is wrong with it.
+        url: the store, where it is known: then the text says what to do.
     """
 
-    def __init__(self, file: str, what: str | None = None) -> None:
+    def __init__(self, file: str, what: str | None = None, url: str | None = None) -> None:
         # With one argument, its own text: so loaders of torch build what a worker has raised.
-        super().__init__(
-            file
-            if what is None
-            else f"{file} is damaged: {what}; `python cache/show.py STORE --verify --prune` "
-            "removes what cannot be read, and it is computed again when it is needed"
-        )
+        text = file if what is None else f"{file} is damaged: {what}"
+        if url is not None:
+            text = (
+                f"{url}/{text}; `python cache/show.py {url} --verify --prune` removes what cannot "
+                "be read, and it is computed again when it is needed"
+            )
+        super().__init__(text)
         self.file = file
         self.what = what or ""
+        self.url = url
 
-    def __reduce__(self) -> tuple[type["Damaged"], tuple[str, str]]:
-        return Damaged, (self.file, self.what)  # it crosses processes of a loader
+    def __reduce__(self) -> tuple[type["Damaged"], tuple[str, str, str | None]]:
+        return Damaged, (self.file, self.what, self.url)  # it crosses processes of a loader
 
 
 class Missing(StoreError, KeyError):

@@ -6,6 +6,7 @@ elsewhere it is one put.
 """
 
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Sequence
@@ -57,16 +58,21 @@ class Files(Protocol):
     def usage(self, folder: str) -> int:
         """Return the bytes of all files below a folder."""
 
+    def free_bytes(self) -> int | None:
+        """Return how much fits on the disk; None where nobody can say."""
+
 
 def files_at(url: str | Path) -> Files:
     """Return the place that a path or a URL names.
 
     Raises:
-        StoreError: no installed package knows this kind of URL.
+        StoreError: no installed package knows this kind of URL, or it lacks its slashes.
     """
-    url = str(url)
+    if isinstance(url, Path):
+        return LocalFiles(url)
     scheme, separator, path = url.partition("://")
     if not separator:
+        _refuse_lost_slashes(url)
         return LocalFiles(Path(url))
     if scheme in ("file", "local"):
         return LocalFiles(Path(path))
@@ -74,6 +80,19 @@ def files_at(url: str | Path) -> Files:
         return RemoteFiles(url)
     except (ImportError, ValueError) as error:
         raise StoreError(f"cannot reach {url}: {error}") from error
+
+
+def _refuse_lost_slashes(url: str) -> None:
+    """Raise StoreError for `s3:bucket/x`, which would be a folder of this name."""
+    if found := re.match(r"([A-Za-z][\w+.-]+):/*(.*)", url):
+        scheme, path = found.groups()
+        meant = path if scheme in ("file", "local") else f"{scheme}://{path}"
+        if meant == path and url.startswith(f"{scheme}:/"):
+            meant = f"/{path}"
+        raise StoreError(
+            f"{url} is neither a URL nor a plain path; write {meant}, or, for a folder of this "
+            f"very name, ./{url}"
+        )
 
 
 def read_whole(files: Files, name: str, size: int | None) -> Bytes | None:
@@ -167,6 +186,12 @@ class LocalFiles:
             for name, size in self.children(folder).items()
         )
 
+    def free_bytes(self) -> int | None:
+        folder = self.folder.absolute()
+        while not folder.exists():
+            folder = folder.parent
+        return shutil.disk_usage(folder).free
+
     def _make(self, folder: Path) -> None:
         if not folder.is_dir():
             if folder != folder.parent:
@@ -201,7 +226,13 @@ class RemoteFiles:
             return None
 
     def write(self, name: str, content: Content, durable: bool = True) -> None:
-        self.system.pipe_file(self._path(name), b"".join(bytes(piece) for piece in content))
+        path, data = self._path(name), b"".join(bytes(piece) for piece in content)
+        try:
+            self.system.pipe_file(path, data)
+        except FileNotFoundError:
+            # A place that has real folders, as SFTP does.
+            self.system.makedirs(path.rpartition("/")[0], exist_ok=True)
+            self.system.pipe_file(path, data)
 
     def move(self, old: str, new: str) -> None:
         self.system.mv(self._path(old), self._path(new))
@@ -250,6 +281,9 @@ class RemoteFiles:
         self.system.invalidate_cache()
         found = self.system.find(self._path(folder), detail=True)
         return sum(int(entry["size"]) for entry in found.values())
+
+    def free_bytes(self) -> int | None:
+        return None
 
     def _path(self, name: str) -> str:
         return f"{self.root}/{name}"

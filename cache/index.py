@@ -1,13 +1,13 @@
 """All index tables of a store joined in memory: where the rows of an address stand."""
 
 import re
-import warnings
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field
 from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from tqdm import tqdm
 
 from cache.address import DIRECTIONS, SPANS, Address, FingerprintInfo, VideoInfo
 from cache.errors import Damaged
@@ -178,10 +178,9 @@ def _with_tables(index: Index, files: Files, listed: dict[str, int]) -> Index:
     if not (gone or tables or unreadable or index.unreadable.keys() - listed.keys()):
         return index
     for damage in unreadable.values():
-        warnings.warn(
-            f"{files.url}: {damage.file} cannot be read ({damage.what}); what it holds counts "
-            "as missing; `python cache/show.py STORE --prune` removes it",
-            stacklevel=2,
+        tqdm.write(
+            f"warning: {files.url}/{damage.file} cannot be read ({damage.what}); what it holds "
+            f"counts as missing; `python cache/show.py {files.url} --prune` removes it"
         )
     kept = {number: loaded for number, loaded in index.tables.items() if number not in gone}
     old = index.records

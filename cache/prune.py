@@ -32,6 +32,7 @@ class PruneReport:
         freed_bytes, kept_bytes: on the disk; kept is what the store takes now.
         dropped, damaged, doubled: spans, or pieces of them, that are gone: as asked or over the
             budget, unreadable, and there twice.
+        mended: lists of a part's tables that were missing or damaged and are written anew.
         moved: spans that were copied out of files of which the rest went.
         leftovers: files and folders of killed processes.
         in_use: fingerprints that were to go but are used.
@@ -43,6 +44,7 @@ class PruneReport:
     dropped: int = 0
     damaged: int = 0
     doubled: int = 0
+    mended: int = 0
     moved: int = 0
     leftovers: int = 0
     in_use: set[str] = field(default_factory=set)
@@ -271,6 +273,7 @@ class _Prune:
         if name == CONTENTS and there:
             tables = {n: size for n, size in there.items() if TABLE_NAME.match(n) and size}
             self.files.write(f"{PARTS}/{part}/{CONTENTS}", [contents(tables)])
+            self.report.mended += 1
         elif TABLE_NAME.match(name) and name not in there:
             self.files.write(file + RETIRED, [])
 

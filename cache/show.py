@@ -70,6 +70,8 @@ def show(args: argparse.Namespace) -> list[Problem]:
                 f"{done.leftovers:,} leftovers of killed processes; "
                 f"{done.kept_bytes / 1e6:,.1f} MB stay"
             )
+            if done.mended:
+                print(f"{done.mended:,} lists of a part's files are written anew")
             if done.in_use or done.writing:
                 print(
                     f"in use, so they stayed: {len(done.in_use)} fingerprints and "

@@ -13,6 +13,7 @@ concurrent commits are not safe on a local file system, where most stores are.
 """
 
 import os
+import re
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -25,7 +26,7 @@ from cache.codec import Bytes, as_bytes
 from cache.errors import Damaged, Missing, StoreError
 from cache.files import Files, Range, files_at, read_whole
 from cache.fold import unpack
-from cache.index import Index, Loaded, Summary, refreshed, summaries
+from cache.index import PARTS, Index, Loaded, Summary, refreshed, summaries
 from cache.leases import Lease
 from cache.shards import Gone, Wanted
 from cache.table import Entry, Group, Told
@@ -35,8 +36,9 @@ __all__ = ["Damaged", "Missing", "Store", "StoreError"]
 
 MARK = "palindrome.json"
 FORMAT = b'{"format": "palindrome activations", "version": 1}\n'
+NEWER = re.compile(rb'{"format": "palindrome activations", "version": \d+.*}\n', re.DOTALL)
 
-Mode = Literal["r", "a"]
+Mode = Literal["r", "a", "look"]
 
 
 class _Job(NamedTuple):
@@ -68,6 +70,9 @@ class Store:
     @classmethod
     def open(cls, url: str | Path, mode: Mode = "r") -> "Store":
         """Open a store; mode "a" creates it if need be, and can write.
+
+        Mode "look" takes a store that is not there for an empty one and leaves no trace: nothing
+        keeps others from pruning what it saw.
 
         Args:
             url: a path or any URL that fsspec knows.
@@ -159,20 +164,38 @@ class Store:
         if found is None and self.mode == "a":
             self.files.write(MARK, [FORMAT])
             return
+        if found is None and self.mode == "look":
+            return
+        if found is None and self.files.children(PARTS):
+            raise StoreError(f"{self.url}/{MARK} is missing; {self._remark()}")
         if found is None:
             raise StoreError(
                 f"{self.url}: there is no activation cache here (no {MARK}); make one with "
                 "`python extract/run.py --config CONFIG --checkpoint CHECKPOINT "
                 f"--cache {self.url}`"
             )
-        if found.tobytes() != FORMAT:
+        if found.tobytes() == FORMAT:
+            return
+        if NEWER.fullmatch(found.tobytes()):
             raise StoreError(
-                f"{self.url}/{MARK} is not what this version of Palindrome writes: a newer one "
-                "made the cache, or the file is damaged. Update, or, if no newer version was "
-                f"ever used, delete {MARK} and open the cache for writing once"
+                f"{self.url}/{MARK}: a newer version of Palindrome made this cache; update, or "
+                "choose another --cache"
             )
+        raise StoreError(
+            f"{self.url}/{MARK} is damaged, or of another program; if this is a cache of "
+            f"Palindrome, delete this one file: {self._remark()}"
+        )
+
+    def _remark(self) -> str:
+        """Say what writes a mark anew."""
+        return (
+            f"`python cache/show.py {self.url} --verify --prune` then writes it anew and checks "
+            "the rest"
+        )
 
     def _claim(self) -> None:
+        if self.mode == "look":
+            return
         # Whatever the place raises: a store that cannot be written can still be read, and
         # nobody can prune it then.
         with suppress(Exception):
@@ -212,7 +235,9 @@ class Store:
                 # takes the table away first, so a table that is still there misses a file.
                 self.refresh()
                 if table in self._index.tables:
-                    raise Damaged(gone.file, "it is missing") from gone
+                    raise Damaged(gone.file, "it is missing", self.url) from gone
+            except Damaged as damage:
+                raise Damaged(damage.file, damage.what, self.url) from damage
 
     def _plan(
         self, index: Index, wanted: Sequence[tuple[Address, int, int]]

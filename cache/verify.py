@@ -16,6 +16,11 @@ from cache.store import FORMAT, MARK, Store
 from cache.table import Entry, Table, digest
 from cache.writer import read_contents
 
+LIST_ONLY = (
+    "; what it lists was checked all the same, except that a file which is lost, too, is not known "
+    "to be missing; --prune writes it anew"
+)
+
 
 class Problem(NamedTuple):
     """A file of the store that is not what it should be, and how."""
@@ -122,9 +127,9 @@ def _check_contents(files: Files, part: str) -> list[Problem]:
     if CONTENTS not in there:
         if not any(TABLE_NAME.match(name) for name in there):
             return []  # not begun, or pruned
-        return [Problem(f"{folder}/{CONTENTS}", "it is missing")]
+        return [Problem(f"{folder}/{CONTENTS}", f"it is missing{LIST_ONLY}")]
     if before is None or after is None:
-        return [Problem(f"{folder}/{CONTENTS}", "it is not as written")]
+        return [Problem(f"{folder}/{CONTENTS}", f"it is not as written{LIST_ONLY}")]
     return [
         Problem(f"{folder}/{name}", "it is missing")
         for name in before.keys() & after.keys()

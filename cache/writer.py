@@ -3,12 +3,12 @@
 import json
 import secrets
 import time
-import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from cache.address import DTYPES, Address, FingerprintInfo, VideoInfo
 from cache.codec import Bytes, as_bytes, checksum, compress, itemsize
@@ -199,14 +199,15 @@ class Writer:
                 self.files.delete(f"{self._here}/{name}.idx")
                 self.files.delete(f"{self._here}/{name}")
             if isinstance(error, Damaged):
-                warnings.warn(f"{error} (the rest of the journal is folded)", stacklevel=2)
+                damage = Damaged(error.file, error.what, self.store.url)
+                tqdm.write(f"warning: {damage} (the rest of the journal is folded)")
                 del self._segments[error.file.rpartition("/")[2]]
                 self.fold()
                 return
-            warnings.warn(
-                f"{self._cannot_write(error)}; nothing is lost, the journal is just not folded "
-                "into arrays yet (`python cache/show.py STORE --prune` does it later)",
-                stacklevel=2,
+            tqdm.write(
+                f"warning: {self._cannot_write(error)}; nothing is lost, the journal is just not "
+                f"folded into arrays yet (`python cache/show.py {self.store.url} --prune` does it "
+                "later)"
             )
             self._fold_at = self.fold_bytes + self._journal_bytes
             self._fold_segments_at = FOLD_SEGMENTS + len(self._segments)

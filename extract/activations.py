@@ -208,9 +208,15 @@ class Activations:
         """Return features [T/2, C] or tokens [T/2, P, C] of a span, in the dtype of the store.
 
         Raises:
+            ValueError: the backbone has no such cut.
             VideoError: it has to be computed, but the video cannot be read.
         """
         places = self.places()
+        if cut not in places:
+            raise ValueError(
+                f"the backbone has no cut {cut!r}; its cuts are its blocks 0 to {len(places) - 2} "
+                "and 'features'"
+            )
         if places[cut].address(span).key in self._put:
             self.flush()
         try:

@@ -1,8 +1,7 @@
 """What it takes to bring a cache up to date: the passes that are missing, and their cost."""
 
-import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import NoReturn
 
@@ -47,23 +46,28 @@ class Plan:
     """The passes that are missing, and what they cost.
 
     Attributes:
-        gone: videos that are left out because their files are gone, with causes.
+        there: spans that need no pass; `lost`: that are left out because their files are gone.
+        gone: the videos of the latter, with causes.
         clips: to be encoded; `frames`: to be decoded; `bytes`: to be stored, before compression.
     """
 
     wanted: Sequence[Wanted]
     todo: list[Todo]
+    there: int
+    lost: int
     gone: dict[str, str]
-    clips: int
-    frames: int
-    bytes: int
+    clips: int = 0
+    frames: int = 0
+    bytes: int = 0
 
     def headline(self) -> str:
         """Return in one line what is there and what has to be computed."""
         partial = sum(todo.start is not None for todo in self.todo)
         full = len(self.todo) - partial
-        total = sum(len(request.spans) for request in self.wanted)
-        line = f"cache: {total - len(self.todo):,} of {total:,} spans are there"
+        total = self.there + len(self.todo) + self.lost
+        line = f"cache: {self.there:,} of {total:,} spans are there"
+        if self.lost:
+            line += f", {self.lost:,} are left out, for {len(self.gone):,} videos are gone"
         if not self.todo:
             return line
         changed = any(w.activations.changed(w.cuts) for w in self.wanted)
@@ -88,36 +92,47 @@ def plan(wanted: Sequence[Wanted], accelerator: Accelerator, skip_gone: bool = F
         request.activations.store.refresh()
     # Asked by one for all: the store may change while the processes look.
     asked = _missing(wanted) if accelerator.is_main_process else None
-    ((todo, gone),) = broadcast_object_list([asked])
+    ((todo, there, lost, gone),) = broadcast_object_list([asked])
     if gone and not skip_gone:
         _refuse_gone(wanted, gone)
-    made = Plan(wanted, todo, gone, 0, 0, 0)
-    decoded: dict[tuple[str, str], list[NDArray[np.int64]]] = {}
-    for span in [made.span(t) for t in todo if t.start is None]:
-        decoded.setdefault((span.video.digest, span.kind), []).append(span.window.frames)
+    made = Plan(wanted, todo, there, lost, gone)
     return replace(
         made,
         clips=sum(made.span(t).window.samples // CLIP_FRAMES for t in todo),
-        frames=sum(len(np.unique(np.concatenate(parts))) for parts in decoded.values()),
+        frames=distinct_frames(made.span(t) for t in todo if t.start is None),
         bytes=sum(_bytes(wanted[t.wanted].activations, made.span(t), t.cuts) for t in todo),
     )
 
 
-def _missing(wanted: Sequence[Wanted]) -> tuple[list[Todo], dict[str, str]]:
-    """Return the passes that are missing, and the videos that they would need and that are gone."""
-    found, asked, gone = [], set[bytes](), dict[str, str]()
+def distinct_frames(spans: Iterable[Span]) -> int:
+    """Return how many frames the spans have, each counted once for either kind of span."""
+    used: dict[tuple[str, str], list[NDArray[np.int64]]] = {}
+    for span in spans:
+        used.setdefault((span.video.digest, span.kind), []).append(span.window.frames)
+    return sum(len(np.unique(np.concatenate(parts))) for parts in used.values())
+
+
+def _missing(wanted: Sequence[Wanted]) -> tuple[list[Todo], int, int, dict[str, str]]:
+    """Return what a plan says: `todo`, `there`, `lost` and `gone`."""
+    todo, asked, gone = [], set[bytes](), dict[str, str]()
+    there = lost = 0
     for number, request in enumerate(wanted):
         places = request.activations.places()
         for index, span in enumerate(request.spans):
             key = places[request.cuts[0]].address(span).key
-            if key not in asked and (cuts := missing(places, span, request.cuts)):
-                asked.add(key)  # subsets may overlap
-                start = deepest(places, span, cuts[0])
-                if start is None and not span.path.exists():
-                    gone[span.video.name] = f"{span.path}: it does not exist"
-                else:
-                    found.append(Todo(number, index, start, tuple(cuts)))
-    return found, gone
+            if key in asked:
+                continue  # subsets may overlap
+            asked.add(key)
+            cuts = missing(places, span, request.cuts)
+            start = deepest(places, span, cuts[0]) if cuts else None
+            if not cuts:
+                there += 1
+            elif start is None and not span.path.exists():
+                lost += 1
+                gone[span.video.name] = f"{span.path}: it does not exist"
+            else:
+                todo.append(Todo(number, index, start, tuple(cuts)))
+    return todo, there, lost, gone
 
 
 def _refuse_gone(wanted: Sequence[Wanted], gone: dict[str, str]) -> NoReturn:
@@ -144,7 +159,7 @@ def refuse_full_disk(made: Plan) -> None:
     Raises:
         ValueError: it does not.
     """
-    free = free_bytes(made)
+    free = made.wanted[0].activations.store.files.free_bytes()
     needed = made.bytes + min(made.bytes, JOURNAL_BYTES)
     if free is not None and free < needed:
         url = made.wanted[0].activations.store.url
@@ -153,12 +168,6 @@ def refuse_full_disk(made: Plan) -> None:
             f"{free / 1e9:,.1f} GB free; make room (`python cache/show.py {url} --prune`), choose "
             "another --cache, set cache.dtype float16 or fewer cache.blocks"
         )
-
-
-def free_bytes(made: Plan) -> int | None:
-    """Return the free bytes of the store's disk; None for a store that is elsewhere."""
-    url = str(made.wanted[0].activations.store.url)
-    return None if "://" in url else shutil.disk_usage(url).free
 
 
 def estimate_s(made: Plan, workers: int) -> float:

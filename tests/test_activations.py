@@ -311,6 +311,11 @@ def test_passes_resume_from_the_deepest_block(
     assert relative(found, fresh(backbone, span)) < 1e-5
 
 
+def test_cuts_that_a_backbone_does_not_have_are_refused(video: Path, store: Store) -> None:
+    with pytest.raises(ValueError, match="no cut 9; its cuts are its blocks 0 to 2 and 'features'"):
+        seam(store, new_backbone()).get(spans_of(video)[0], 9)
+
+
 def test_damage_is_told_and_computed_anew(
     video: Path, store: Store, capsys: pytest.CaptureFixture[str]
 ) -> None:

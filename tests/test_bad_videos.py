@@ -162,7 +162,7 @@ def test_a_file_vanishes_during_training(
     training = replace(config.training, epochs=3, stop_epoch=3, warmup_epochs=1, batch_size=1)
     data = replace(config.data, bad_videos=bad_videos)
     config = replace(config, training=training, data=data)
-    claim_folder(Path(config.out))
+    claim_folder(Path(config.out), begun=False)
     items = loaded(config, "training")
     classes = load_annotations(config.data).classes
     run = TrainingRun(Detector(config, classes), items, None, accelerator, resume=False)

@@ -1,5 +1,6 @@
 """Disks that are full and folders that cannot be written: told before training, harmless in it."""
 
+import errno
 import os
 import resource
 import shutil
@@ -10,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -22,7 +24,7 @@ from tests.conftest import REPOSITORY
 from tests.test_e2e import DEMO, ENVIRONMENT, QUICK, build, script, the_same_curve
 from train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from train.config import Experiment
-from train.disk import claim_folder, refuse_full_disk
+from train.disk import LOCK, claim_folder, refuse_full_disk
 from train.log import MetricsLog, read_metrics
 
 
@@ -47,15 +49,43 @@ def test_a_folder_that_cannot_be_written_is_refused(
     if out.startswith("locked") and os.access("locked", os.W_OK):
         pytest.skip("root may write everywhere")
     with pytest.raises(ValueError, match=f"out: cannot write into {out}: .*choose another --out"):
-        claim_folder(Path(out))
+        claim_folder(Path(out), begun=False)
 
 
 def test_a_folder_is_really_written_to(tmp_path: Path) -> None:
     with files_end_at(0), pytest.raises(ValueError, match="File too large"):
-        claim_folder(tmp_path / "new")
-    claim_folder(tmp_path / "new")
-    claim_folder(tmp_path / "new")  # a run that goes on has it already
-    assert not list((tmp_path / "new").iterdir())
+        claim_folder(tmp_path / "new", begun=False)
+    claim_folder(tmp_path / "new", begun=False)
+    claim_folder(tmp_path / "new", begun=False)  # a run that goes on has it already
+    assert [path.name for path in (tmp_path / "new").iterdir()] == [LOCK]
+
+
+def test_one_run_at_a_time_writes_into_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = "from pathlib import Path; from train.disk import *; claim_folder(Path({!r}), False)"
+    code = f"{code.format(str(tmp_path))}; print('claimed', flush=True); input()"
+    other = subprocess.Popen(
+        [sys.executable, "-c", code],
+        cwd=REPOSITORY,
+        env=ENVIRONMENT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert other.stdout is not None and other.stdout.readline() == b"claimed\n"
+    with pytest.raises(ValueError, match=f"another run is writing into {tmp_path}"):
+        claim_folder(tmp_path, begun=False)
+    with monkeypatch.context() as patch:
+        patch.setattr("fcntl.lockf", Mock(side_effect=OSError(errno.ENOLCK, "no locks")))
+        claim_folder(tmp_path, begun=False)
+    other.kill()
+    other.communicate()
+    claim_folder(tmp_path, begun=False)
+    # It ended between two looks at the folder.
+    (tmp_path / "last.pt").touch()
+    with pytest.raises(ValueError, match="another run"):
+        claim_folder(tmp_path, begun=False)
+    claim_folder(tmp_path, begun=True)
 
 
 def test_room_for_all_checkpoints_is_asked_for(

@@ -1,11 +1,6 @@
 """Extractions killed with -9 at any moment and begun anew leave the cache that would have been."""
 
-import os
 import random
-import re
-import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -20,8 +15,8 @@ from configs.load import load
 from extract.activations import Places, missing
 from extract.backbone import Cut
 from extract.spans import Span
-from tests.conftest import REPOSITORY
-from tests.test_e2e import DEMO, ENVIRONMENT, QUICK, script
+from tests.forks import Script, script
+from tests.test_e2e import DEMO, QUICK
 from train.cached import evaluation_spans, training_spans
 from train.config import Experiment
 from train.items import load_annotations, load_subsets
@@ -95,25 +90,17 @@ def run_and_kill(
 ) -> bool:
     """Start the script and kill it a little after some spans more are there; say whether it was."""
     before = complete(store, places, spans)
-    process = subprocess.Popen(
-        [sys.executable, *command, "--cache", str(folder)],
-        cwd=REPOSITORY,
-        env=ENVIRONMENT,
-        start_new_session=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout is not None
-    planned = process.stdout.readline()
+    process = Script(*command, "--cache", folder)
+    while process.poll() is None and "\n" not in process.printed():
+        time.sleep(0.002)
     # What is there is not computed again.
-    assert re.match(rf"cache: {before} of {len(spans)} spans are there", planned), planned
+    planned = process.printed()
+    assert planned.startswith(f"cache: {before} of {len(spans)} spans are there"), planned
     goal = before + rng.randint(0, 3)
     while process.poll() is None and complete(store, places, spans) < goal:
         time.sleep(0.002)
     time.sleep(rng.uniform(0, 0.1))
     alive = process.poll() is None
     if alive:
-        os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
+        process.kill()
     return alive

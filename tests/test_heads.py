@@ -1,6 +1,7 @@
 """Heads on cached activations learn and find what end-to-end runs do; scripts as users run them."""
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +25,9 @@ from extract.stream import arrange, window_frames
 from extract.transforms import evaluation_transform
 from extract.video import VideoReader
 from tests.conftest import REPOSITORY
-from tests.test_e2e import DEMO, QUICK, TWO_PROCESSES, script
+from tests.forks import script
+from tests.test_e2e import DEMO, QUICK, TWO_PROCESSES
+from tests.test_e2e import script as launched
 from train.cached import evaluation_spans, training_spans, training_windows, up_to_date
 from train.checkpoint import load_checkpoint, save_checkpoint
 from train.config import Experiment
@@ -166,7 +169,7 @@ def test_only_the_head_learns_unless_told_otherwise(data: list[str], tmp_path: P
 
 
 def good(*arguments: object, launcher: tuple[str, ...] = ()) -> str:
-    done = script(*arguments, launcher=launcher)
+    done = launched(*arguments, launcher=launcher) if launcher else script(*arguments)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -184,6 +187,8 @@ def test_validation_leaves_features_that_heads_find(study: Path, tmp_path: Path)
     cache = tmp_path / "cache"
     shutil.copytree(study / "cache", cache)
     arguments = ["--checkpoint", study / "e2e/last.pt", "--cache", cache]
+    told = good("extract/run.py", *arguments[:2], "--cache", tmp_path / "none", "--plan")
+    assert "cache: 0 of 7 spans are there; 7 full" in told and not (tmp_path / "none").exists()
     told = good("extract/run.py", *arguments, "--of", "validation", "--plan")
     there, total = told.split("cache: ")[1].split(" spans")[0].split(" of ")
     assert there == total != "0"
@@ -251,9 +256,13 @@ def test_damage_is_told_by_workers_and_mended(study: Path, tmp_path: Path) -> No
     heads = ["train/heads.py", *arguments, "--out", tmp_path / "head", "--training.workers=1"]
     done = script(*heads)
     assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
-    assert "is damaged" in done.stderr and "show.py STORE --verify --prune" in done.stderr
-    good("cache/show.py", cache, "--verify", "--prune")
-    assert "7 full and 0 partial" in good(*heads)
+    assert "is damaged" in done.stderr
+    advice = re.search(r"`python (cache/show.py .* --verify --prune)`", done.stderr)
+    assert advice is not None
+    assert "7 damaged" in good(*advice[1].split())
+    assert "7 full and 0 partial" in good("extract/run.py", *arguments)
+    assert "all is well" in good("cache/show.py", cache, "--verify")
+    assert "cache: 7 of 7 spans are there\n" in good(*heads)
 
     # Interrupted, it goes on; on another backbone it does not.
     resumed = [*heads, "--resume", "--training.epochs=4"]
@@ -291,10 +300,13 @@ def test_videos_that_are_gone_are_needed_only_for_what_is_missing(
     gone = [*arguments, f"--data.videos={tmp_path / 'nothing'}"]
     told = good("train/heads.py", *gone, "--out", tmp_path / "head")
     assert "7 of 7 spans are there\n" in told
-    done = script("train/heads.py", *gone, "--out", tmp_path / "other", "--direction=reversed")
+    other = [*gone, "--direction=reversed"]
+    done = script("train/heads.py", *other, "--out", tmp_path / "other")
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert "the videos are gone" in done.stderr and "python extract/run.py" in done.stderr
     assert "4 of 4 videos have no file in" in told
+    told = good("extract/run.py", *other, "--data.bad_videos=skip", "--plan")
+    assert "cache: 0 of 7 spans are there, 7 are left out, for 6 videos are gone\n" in told
     done = script("evaluate/run.py", *gone)
     assert done.returncode == 1 and "python extract/run.py" in done.stderr
 
@@ -313,6 +325,28 @@ def test_two_processes_share_passes_and_head_training(study: Path, tmp_path: Pat
     quick = ["--training.batch_size=1", "--head.drop_path=0"]
     good("train/heads.py", *arguments, *quick, "--out", out, launcher=TWO_PROCESSES)
     assert any("validation" in line for line in read_metrics(out / "metrics.jsonl"))
+
+
+def test_two_processes_leave_the_features_of_their_validations(
+    data: list[str], tmp_path: Path
+) -> None:
+    cache, out = tmp_path / "cache", tmp_path / "run"
+    run = ["train/e2e.py", "--config", DEMO, *data, *QUICK, "--cache", cache, "--out", out]
+    short = ["--training.stop_epoch=2", "--training.batch_size=1"]
+    good(*run, *short, launcher=TWO_PROCESSES)
+    assert len(list((cache / "parts").iterdir())) == 2
+    last = ["--checkpoint", out / "last.pt", "--cache", cache, "--of", "validation", "--plan"]
+    assert "cache: 3 of 3 spans are there\n" in good("extract/run.py", *last)
+    assert "all is well" in good("cache/show.py", cache, "--verify")
+
+
+def test_activations_are_kept_wherever_fsspec_reaches(study: Path, tmp_path: Path) -> None:
+    """`dir::` is not seen through: all goes the way that object stores go."""
+    arguments = ["--checkpoint", study / "e2e/last.pt", "--cache", f"dir::file://{tmp_path}/far"]
+    assert "7 full" in good("extract/run.py", *arguments)
+    told = good("train/heads.py", *arguments, "--out", tmp_path / "head")
+    assert "cache: 7 of 7 spans are there\n" in told
+    assert "all is well" in good("cache/show.py", arguments[-1], "--verify")
 
 
 def test_a_plan_that_does_not_fit_is_refused(

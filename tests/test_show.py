@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.test_e2e import DEMO, QUICK, script
+from tests.forks import script
+from tests.test_e2e import DEMO, QUICK
 from train.checkpoint import load_checkpoint, save_checkpoint
 
 

@@ -6,7 +6,6 @@ import pickle
 import random
 import re
 import shutil
-import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +24,7 @@ from cache.codec import Codec
 from cache.errors import Damaged, Missing, StoreError
 from cache.files import LocalFiles
 from cache.prune import prune
-from cache.store import FORMAT, MARK, Store
+from cache.store import FORMAT, MARK, Mode, Store
 from cache.verify import verify
 from tests.store_writer import activation, described
 from tests.test_disk import files_end_at
@@ -219,10 +218,33 @@ def test_errors_say_what_to_do(tmp_path: Path) -> None:
         Store.open(tmp_path).writer()
     with pytest.raises(StoreError, match='mode "a"'):
         prune(Store.open(tmp_path))
-    (tmp_path / MARK).write_bytes(FORMAT.replace(b"1", b"2"))
-    for mode in ("r", "a"):
-        with pytest.raises(StoreError, match="newer"):
-            Store.open(tmp_path, mode)
+    modes: tuple[Mode, ...] = ("r", "a", "look")
+    for mark, says in ((FORMAT.replace(b"1", b"2"), "newer"), (b"{gar", "--verify --prune")):
+        (tmp_path / MARK).write_bytes(mark)
+        for mode in modes:
+            with pytest.raises(StoreError, match=f"{tmp_path}/{MARK}.*{says}"):
+                Store.open(tmp_path, mode)
+    for url, meant in {
+        "s3:bucket/x": "s3://bucket/x",
+        "gs:/bucket/x": "gs://bucket/x",
+        "file:x/y": "x/y",
+        "local:/x/y": "/x/y",
+    }.items():
+        with pytest.raises(StoreError, match=f"neither a URL .*; write {meant}, or"):
+            Store.open(url, "a")
+
+
+def test_who_only_looks_leaves_no_trace(tmp_path: Path) -> None:
+    store = Store.open(tmp_path / "none" / "cache", "look")
+    assert not store.has(activation(0)[0]) and not list(tmp_path.iterdir())
+    free = store.files.free_bytes()
+    assert free is not None and free > 0
+    with pytest.raises(StoreError, match='mode "a"'):
+        store.writer()
+    pairs = filled(tmp_path, 3)
+    store = Store.open(tmp_path, "look")
+    same(store, pairs)
+    assert not list((tmp_path / "users").iterdir())
 
 
 def test_what_was_told_is_known(url: str) -> None:
@@ -317,8 +339,9 @@ def test_a_store_goes_to_other_processes(tmp_path: Path) -> None:
     sent = pickle.dumps(store)
     assert len(sent) < 400
     same(pickle.loads(sent), pairs)
-    error = pickle.loads(pickle.dumps(Damaged("a file", "gone")))
-    assert (error.file, error.what) == ("a file", "gone")
+    error = pickle.loads(pickle.dumps(Damaged("a file", "gone", "s3://b")))
+    assert (error.file, error.what, error.url) == ("a file", "gone", "s3://b")
+    assert "s3://b/a file is damaged: gone; `python cache/show.py s3://b --verify" in str(error)
 
 
 # What may be left of a file, given its bytes and a position; None removes it.
@@ -359,25 +382,23 @@ def test_damage_anywhere_is_named_and_never_read(
                 file.unlink()
             else:
                 file.write_bytes(left)
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                problems = verify(before)
-                named = {problem.file for problem in problems}
-                assert file.relative_to(tmp_path).as_posix() in named, (file, place)
-                if file.name == MARK:
-                    with pytest.raises(StoreError, match=MARK):
-                        Store.open(tmp_path)
-                    stores = [before]
-                else:
-                    stores = [before, Store.open(tmp_path)]
-                for store in stores:
-                    for a, rows in pairs:
-                        try:
-                            bits(store.read(a), rows)
-                        except Damaged as damage:
-                            assert damage.file in named
-                        except Missing:
-                            assert file.suffix in (".bin", ".idx")
+            problems = verify(before)
+            named = {problem.file for problem in problems}
+            assert file.relative_to(tmp_path).as_posix() in named, (file, place)
+            if file.name == MARK:
+                with pytest.raises(StoreError, match=MARK):
+                    Store.open(tmp_path)
+                stores = [before]
+            else:
+                stores = [before, Store.open(tmp_path)]
+            for store in stores:
+                for a, rows in pairs:
+                    try:
+                        bits(store.read(a), rows)
+                    except Damaged as damage:
+                        assert damage.file in named
+                    except Missing:
+                        assert file.suffix in (".bin", ".idx")
             file.parent.mkdir(exist_ok=True)
             file.write_bytes(data)
         before = Store.open(tmp_path)
@@ -431,13 +452,32 @@ def test_what_is_damaged_can_be_put_again_and_pruned(tmp_path: Path) -> None:
     same(Store.open(tmp_path), pairs)
 
 
-def test_unreadable_files_are_pruned(tmp_path: Path) -> None:
+def test_lost_lists_and_marks_are_written_anew(tmp_path: Path) -> None:
+    pairs = filled(tmp_path, 6)
+    (listed,) = tmp_path.glob("parts/*/contents.json")
+    for harm in (listed.unlink, lambda: listed.write_bytes(b"x")):
+        harm()
+        store = Store.open(tmp_path, "a")
+        (problem,) = verify(store)
+        assert problem.file.endswith("contents.json") and "--prune writes it anew" in problem.what
+        report = prune(store, problems=[problem])
+        assert (report.mended, report.damaged, report.dropped) == (1, 0, 0)
+        assert verify(store) == []
+    (tmp_path / MARK).unlink()
+    with pytest.raises(StoreError, match=f"{MARK} is missing; .*--verify --prune"):
+        Store.open(tmp_path)
+    same(Store.open(tmp_path, "a"), pairs)
+    assert verify(Store.open(tmp_path)) == []
+
+
+def test_unreadable_files_are_pruned(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pairs = filled(tmp_path, 30)
     index, other = sorted(tmp_path.glob("parts/*/*.idx"))[:2]
     index.write_bytes(index.read_bytes()[:-1])
     next(p for p in other.with_suffix("").glob("c/0/**/0") if p.is_file()).unlink()
-    with pytest.warns(UserWarning, match="a000001.idx cannot be read .*prune"):
-        store = Store.open(tmp_path, "a")
+    store = Store.open(tmp_path, "a")
+    told = capsys.readouterr().out
+    assert re.match(f"warning: {tmp_path}/.*a000001.idx cannot be read .*{tmp_path} --prune", told)
     problems = verify(store)
     assert len(problems) == 2
     report = prune(store, problems=problems)
@@ -450,7 +490,7 @@ def test_unreadable_files_are_pruned(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", [r"\.bin$", r"contents\.json$", r"zarr\.json$", r"/c/", r"\.idx$"])
 def test_a_full_disk_is_told_and_costs_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
     """Each kind of file is once the one that does not fit."""
     pairs = filled(tmp_path, 10)
@@ -474,8 +514,9 @@ def test_a_full_disk_is_told_and_costs_nothing(
                 writer.flush()
     else:
         writer.flush()
-        with pytest.warns(UserWarning, match="No space left .*nothing is lost"):
-            writer.fold()
+        writer.fold()
+        told = capsys.readouterr().out
+        assert re.match(f"warning: .* No space left .*nothing is lost.*{tmp_path} --prune", told)
         same(Store.open(tmp_path), pairs)
     same(Store.open(tmp_path), pairs[:10])
     assert verify(Store.open(tmp_path)) == []
@@ -487,7 +528,7 @@ def test_a_full_disk_is_told_and_costs_nothing(
     assert len(list(tmp_path.glob("parts/*/a*/"))) == len(list(tmp_path.glob("parts/*/*.idx"))) * 1
 
 
-def test_files_that_may_not_grow(tmp_path: Path) -> None:
+def test_files_that_may_not_grow(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The operating system refuses in the middle of a file."""
     store = Store.open(tmp_path, "a")
     writer = store.writer()
@@ -497,8 +538,9 @@ def test_files_that_may_not_grow(tmp_path: Path) -> None:
         writer.flush()
     assert not list(tmp_path.glob("parts/*/*.part"))
     writer.flush()
-    with files_end_at(100_000), pytest.warns(UserWarning, match="File too large"):
+    with files_end_at(100_000):
         writer.fold()
+    assert re.match("warning: .*File too large", capsys.readouterr().out)
     with files_end_at(100_000):
         bits(Store.open(tmp_path).read(address(100)), rows)
     writer.close()
@@ -506,7 +548,9 @@ def test_files_that_may_not_grow(tmp_path: Path) -> None:
     bits(Store.open(tmp_path).read(address(100)), rows)
 
 
-def test_a_segment_that_is_damaged_before_it_is_folded_stays(tmp_path: Path) -> None:
+def test_a_segment_that_is_damaged_before_it_is_folded_stays(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     writer = Store.open(tmp_path, "a").writer()
     pairs = [activation(number) for number in range(12)]
     for number, pair in enumerate(pairs):
@@ -515,8 +559,9 @@ def test_a_segment_that_is_damaged_before_it_is_folded_stays(tmp_path: Path) -> 
             writer.flush()
     segment = sorted(tmp_path.glob("parts/*/*.bin"))[1]
     segment.write_bytes(b"x" + segment.read_bytes()[1:])
-    with pytest.warns(UserWarning, match=r"j000002.bin is damaged.*the rest"):
-        writer.close()
+    writer.close()
+    told = capsys.readouterr().out
+    assert re.match(f"warning: {tmp_path}/.*j000002.bin is damaged.*{tmp_path} .*the rest", told)
     assert sorted(tmp_path.glob("parts/*/*.bin")) == [segment]
     store = Store.open(tmp_path, "a")
     assert [problem.file for problem in verify(store)] == [segment.relative_to(tmp_path).as_posix()]
