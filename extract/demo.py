@@ -40,17 +40,17 @@ class DemoConfig:
     """Number of videos per subset and the seed of everything.
 
     Args:
-        held_out: videos that no detector trains on, for fusions to be fitted to.
         shortest, longest: bounds of a video's duration in seconds.
+        held_out: videos that no detector trains on, for fusions to be fitted to.
     """
 
     training: int = 40
     validation: int = 6
     test: int = 24
-    held_out: int = 0
     shortest: float = 20.0
     longest: float = 60.0
     seed: int = 0
+    held_out: int = 0
 
 
 def write_dataset(folder: Path, config: DemoConfig, processes: int = 2) -> None:

@@ -174,7 +174,7 @@ def test_bad_checkpoints_are_refused(tmp_path: Path) -> None:
     (tmp_path / "flipped.pt").write_bytes(content)
     with pytest.raises(ValueError, match=r"flipped\.pt is damaged"):
         load_checkpoint(tmp_path / "flipped.pt")
-    torch.save({"format": "palindrome-1", "config": 3}, tmp_path / "version.pt")
+    torch.save({"format": "palindrome-2", "config": 3}, tmp_path / "version.pt")
     with pytest.raises(ValueError, match="of another version"):
         load_checkpoint(tmp_path / "version.pt")
     torch.save({"state_dict": {}}, tmp_path / "other.pt")

@@ -305,7 +305,7 @@ def test_only_what_should_learn_moves(
     before = {name: p.detach().clone() for name, p in run.detector.named_parameters()}
     run.go()
     moved = {
-        name.split(".")[0] + "." + name.split(".")[1] if name[0] == "b" else "head"
+        ".".join(name.split(".")[2:4]) if ".backbone." in name else "head"
         for name, p in run.detector.named_parameters()
         if not torch.equal(p, before[name])
     }
@@ -319,7 +319,7 @@ def test_only_what_should_learn_moves(
     learning = {name for name, p in run.detector.named_parameters() if p.requires_grad}
     assert run.average.tensors.keys() == learning
     checkpoint = load_checkpoint(tmp_path / "last.pt")
-    name = "backbone.trunk.patch_embed.weight"
+    name = "streams.0.backbone.trunk.patch_embed.weight"
     shared = checkpoint.ema[name].data_ptr() == checkpoint.model[name].data_ptr()
     assert shared == (name not in learning) == (mode != "full")
 

@@ -31,14 +31,15 @@ def wanted(overrides: list[str], store: Store) -> tuple[Places, list[Span]]:
     annotations = load_annotations(config.data)
     names = ["training", "validation", "test"]
     training, validation, test = load_subsets(config.data, annotations, names, None, store)
-    detector = new_detector(config, annotations.classes, None, "").eval()
+    detector = new_detector(config, annotations.classes).eval()
     sampling = config.sampling
     spans = [
-        *training_spans(training, config),
-        *evaluation_spans(validation, sampling.validation_overlap, config),
-        *evaluation_spans(test, sampling.test_overlap, config),
+        *training_spans(training, config, "forward"),
+        *evaluation_spans(validation, sampling.validation_overlap, config, "forward"),
+        *evaluation_spans(test, sampling.test_overlap, config, "forward"),
     ]
-    return activations_of(detector, store, DEMO).places(), spans
+    (activations,) = activations_of(detector, store, [DEMO])
+    return activations.places(), spans
 
 
 def complete(store: Store, places: Places, spans: list[Span]) -> int:

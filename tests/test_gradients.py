@@ -182,7 +182,7 @@ def test_gradients_are_those_of_the_common_batch(one: Path, other: Path) -> None
     }
     assert not wrong
     # The adapters behind the frozen blocks learn from the second update on.
-    assert all(ours[f"backbone.adapters.{k}.down.weight"].norm() > 0 for k in range(6))
+    assert all(ours[f"streams.0.backbone.adapters.{k}.down.weight"].norm() > 0 for k in range(6))
 
 
 def test_weights_and_normaliser_are_those_of_the_common_batch(one: Path, other: Path) -> None:
@@ -200,7 +200,8 @@ def test_weights_and_normaliser_are_those_of_the_common_batch(one: Path, other: 
         for name, tensor in getattr(ours, part).items():
             weight = getattr(theirs, part)[name]
             torch.testing.assert_close(weight, tensor, rtol=0, atol=2e-5, msg=f"{part} {name}")
-    moved = ours.model["head.class_out.bias"] - start.state_dict()["head.class_out.bias"]
+    name = "streams.0.head.class_out.bias"
+    moved = ours.model[name] - start.state_dict()[name]
     assert float(moved.abs().max()) > 1e-4
 
 

@@ -53,7 +53,7 @@ def test_random_stretches_are_rows_of_their_span(
     rng, begins, ends = np.random.default_rng(0), set(), set()
     everywhere = np.stack([np.arange(frames), np.arange(frames) + 1.0], 1)
     for _ in range(2000):
-        drawn, rows = random_stretch(rng, span, everywhere, sampling, grain)
+        drawn, (rows,) = random_stretch(rng, span, everywhere, sampling, grain, [direction])
         seen = span.frames[2 * rows.start : 2 * rows.stop]
         ordered = drawn.frames if direction == "forward" else drawn.frames[::-1]
         assert np.array_equal(seen[: len(ordered)], ordered)
@@ -76,8 +76,9 @@ def shaken(config: Experiment) -> Detector:
     """Return a detector whose adapters do something."""
     torch.manual_seed(1)
     detector = Detector(config, tuple("abcdef"))
-    for adapter in detector.backbone.adapters:
-        torch.nn.init.normal_(adapter.up.weight, std=0.1)  # type: ignore[union-attr,arg-type]
+    for stream in detector.streams:
+        for adapter in stream.backbone.adapters:
+            torch.nn.init.normal_(adapter.up.weight, std=0.1)  # type: ignore[union-attr,arg-type]
     return detector.eval()
 
 
@@ -85,37 +86,39 @@ def loaded(config: Experiment, subset: str, store: Store) -> Items:
     return load_items(config.data, load_annotations(config.data), subset, None, store)
 
 
-@pytest.mark.parametrize("direction", ["forward", "reversed"])
+@pytest.mark.parametrize("directions", ["forward", "reversed", "both"])
 def test_detections_from_the_cache_are_those_from_pixels_bit_for_bit(
-    data: list[str], tmp_path: Path, accelerator: Accelerator, direction: str
+    data: list[str], tmp_path: Path, accelerator: Accelerator, directions: str
 ) -> None:
-    config = experiment(data, tmp_path, f"--direction={direction}")
+    chosen = "--fusion.method=average" if directions == "both" else f"--direction={directions}"
+    config = experiment(data, tmp_path, chosen)
     detector = shaken(config)
     with Store.open(tmp_path / "cache", "a") as store:
         items = loaded(config, "test", store)
         overlap = config.sampling.test_overlap
         pixels = window_loader(items, overlap, config, accelerator)
         expected, _ = detect_all(detector, items, pixels, accelerator, "pixels")
-        activations = activations_of(detector, store, "weights.pt")
-        spans = evaluation_spans(items, overlap, config)
+        activations = activations_of(detector, store, ["weights.pt"])
+        spans = [evaluation_spans(items, overlap, config, d) for d in config.directions]
         for _ in range(2):
             cached = up_to_date(activations, spans, "features", [items], config, accelerator)
             windows = window_loader(items, overlap, config, accelerator, cached)
             found, _ = detect_all(detector, items, windows, accelerator, "cached")
             assert found == expected
-        assert any(expected.values())
-        assert activations.counts.full == len(spans) and not activations.counts.partial
+        assert any(expected[detector.answer].values())
+        for of, some in zip(activations, spans, strict=True):
+            assert of.counts.full == len(some) and not of.counts.partial
 
 
 def from_pixels(
     rng: np.random.Generator, item: Item, config: Experiment, cached: Any
-) -> tuple[Window, Tensor]:
+) -> tuple[Window, tuple[Tensor, ...]]:
     """Stands in for `draw_inputs`: the same draw, decoded."""
     windows = training_windows(item, config)
     window = windows[int(rng.integers(len(windows)))]
     transform = evaluation_transform(config.pixels)
     (frames,) = window_frames(VideoReader(item.path), [window], transform)
-    return window, arrange(frames, window, config.direction)
+    return window, tuple(arrange(frames, window, d) for d in config.directions)
 
 
 @pytest.mark.parametrize("block", [6, 3])
@@ -134,12 +137,12 @@ def test_losses_on_the_cache_are_those_of_an_end_to_end_run(
         detector = shaken(config)
         with Store.open(tmp_path / "cache", "a") as store:
             items = loaded(config, "training", store)
-            cached: Any = SimpleNamespace(cut=None)
+            cached: Any = [SimpleNamespace(cut=None)]
             if name == "cached":
                 cut = config.backbone.learns_behind
                 assert cut == ("features" if block == 6 else 2)
-                activations = activations_of(detector, store, "weights.pt")
-                spans = training_spans(items, config)
+                activations = activations_of(detector, store, ["weights.pt"])
+                spans = [training_spans(items, config, d) for d in config.directions]
                 cached = up_to_date(activations, spans, cut, [items], config, accelerator)
             else:
                 monkeypatch.setattr(train.dataset, "draw_inputs", from_pixels)
@@ -155,7 +158,7 @@ def test_losses_on_the_cache_are_those_of_an_end_to_end_run(
     learned = {
         k for k, v in weights[0].items() if not torch.equal(v, shaken(config).state_dict()[k])
     }
-    blocks = {int(key.split(".")[2]) for key in learned if key.startswith("backbone.")}
+    blocks = {int(key.split(".")[4]) for key in learned if ".backbone." in key}
     assert blocks == set(range(block, 6))
 
 
@@ -215,7 +218,7 @@ def test_validation_leaves_features_that_heads_find(study: Path, tmp_path: Path)
     tuned = ["--backbone.trainable_from_block=0", "--training.stop_epoch=1", "--cache.url=null"]
     good("train/e2e.py", "--config", config, "--init-from", head, *tuned, "--out", tmp_path / "e2e")
     start, end = load_checkpoint(head), load_checkpoint(tmp_path / "e2e/last.pt")
-    name = "head.class_out.weight"
+    name = "streams.0.head.class_out.weight"
     assert 0 < (start.ema[name] - end.model[name]).abs().max() < 0.05
 
 
@@ -232,7 +235,7 @@ def test_changed_adapters_fall_back_to_passes(study: Path, tmp_path: Path) -> No
             "adapters.0.gamma": "7 full and 0 partial",
         }.items()
     ):
-        checkpoint.ema[f"backbone.{name}"] += 0.5
+        checkpoint.ema[f"streams.0.backbone.{name}"] += 0.5
         save_checkpoint(changed, checkpoint)
         told = good("train/heads.py", *arguments, "--out", tmp_path / str(number))
         assert f"(the weights or settings have changed); {expected}" in told, told
@@ -269,7 +272,7 @@ def test_damage_is_told_by_workers_and_mended(study: Path, tmp_path: Path) -> No
     assert "done: " in good(*resumed)
     other = tmp_path / "other.pt"
     checkpoint = load_checkpoint(study / "e2e/last.pt")
-    checkpoint.ema["backbone.adapters.0.gamma"] += 1
+    checkpoint.ema["streams.0.backbone.adapters.0.gamma"] += 1
     save_checkpoint(other, checkpoint)
     done = script(*[other if a == study / "e2e/last.pt" else a for a in resumed])
     assert done.returncode == 1 and "another backbone" in done.stderr

@@ -43,10 +43,10 @@ class FusionConfig:
         method: `none` is one stream. Of predictions: `average` of scores and boundaries;
             `segments`, both streams' together before suppression; `calibrated`, scores weighted per
             class by logistic regression; a fully connected layer over the points of both streams
-            for scores and distances (`fc`, Experiment 3-1), for distances beside a convolution over both
-            streams' scores (`fc_conv`, 3-2) or beside their mean (`fc_mean`, 3-3). Of features:
-            both side by side (`early`), the second through a gate (`gated`) or looked up by the
-            first (`attention`).
+            for scores and distances (`fc`, Experiment 3-1), for distances beside a convolution over
+            both streams' scores (`fc_conv`, 3-2) or beside their mean (`fc_mean`, 3-3). Of
+            features: both side by side (`early`), the second through a gate (`gated`) or looked up
+            by the first (`attention`).
         partner: direction of the second stream.
         pairing: which points meet, see `extract.reversal.Pairing`.
         axis: what fully connected layers and the convolution run over: the points of one `level`

@@ -253,9 +253,12 @@ def _reference(value: Any, where: str, rows: Collection[str], seeds: Sequence[in
 def _overrides(value: Any, where: str) -> dict[str, Any]:
     overrides = _mapping(value, where)
     for name, setting in overrides.items():
-        if name in SET_BY_GRID or isinstance(setting, dict):
-            cause = "one dotted name a line" if isinstance(setting, dict) else "the grid sets it"
-            raise ValueError(f"{where}: '{name}' cannot be overridden: {cause}")
+        if name in SET_BY_GRID:
+            raise ValueError(f"{where}: '{name}' cannot be overridden: the grid sets it")
+        if not isinstance(setting, str | int | float | list | None):
+            raise ValueError(
+                f"{where}: '{name}' cannot be {setting!r:.60}; write one dotted name a line"
+            )
     return overrides
 
 

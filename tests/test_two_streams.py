@@ -1,0 +1,219 @@
+"""Runs of two streams, as users start them: joint training, fusions on the cache, scores."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from configs.load import load
+from evaluate.annotations import read_predictions
+from tests.conftest import REPOSITORY
+from tests.forks import script
+from tests.test_e2e import DEMO, QUICK
+from train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from train.config import Experiment
+from train.detector import Detector
+from train.fusion import FEATURE_METHODS, ClassWeights, PredictionFusion
+from train.log import read_metrics
+from train.start import new_detector
+
+CONFIGS = REPOSITORY / "configs/fusion"
+BOTH = REPOSITORY / "configs/e2e/demo/both.yaml"
+LEARNING = ("experiment_3_1", "experiment_3_2", "experiment_3_3", *FEATURE_METHODS)
+
+
+def good(*arguments: object) -> str:
+    done = script(*arguments)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def streams(data: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with checkpoints of both directions, and their features in a cache."""
+    folder = tmp_path_factory.mktemp("streams")
+    for seed, direction in enumerate(("forward", "reversed")):
+        overrides = [*data, *QUICK, f"--direction={direction}", f"--training.seed={seed}"]
+        config = load(Experiment, DEMO, [*overrides, "--cache.dtype=float32"])
+        torch.manual_seed(seed)
+        detector = Detector(config, tuple(Path(str(config.data.classes)).read_text().split()))
+        detector.load_pretrained()
+        for stream in detector.streams:  # scores that differ, as trained ones do
+            torch.nn.init.normal_(stream.head.class_out.weight, std=0.3)
+        state = detector.state_dict()
+        saved = Checkpoint(config, detector.classes, state, state, {})
+        save_checkpoint(folder / f"{direction}.pt", saved)
+    both = [folder / "forward.pt", folder / "reversed.pt"]
+    arguments = ["--checkpoint", *both, "--cache", folder / "cache"]
+    good("extract/run.py", *arguments, "--of", "train", "validation", "test")
+    return folder
+
+
+def fused(streams: Path, out: Path, *more: object) -> str:
+    both = [streams / "forward.pt", streams / "reversed.pt"]
+    return good(
+        "train/heads.py", "--checkpoint", *both, "--cache", streams / "cache", "--out", out, *more
+    )
+
+
+def scored(streams: Path, checkpoint: Path) -> Path:
+    out = checkpoint.parent / "scores"
+    cache = ["--cache", streams / "cache"]
+    good("evaluate/run.py", "--checkpoint", checkpoint, *cache, "--out", out)
+    return out
+
+
+def test_averaging_needs_no_training_and_tells_of_each_stream(
+    streams: Path, tmp_path: Path
+) -> None:
+    config = CONFIGS / "average.yaml"
+    assert "nothing to train" in fused(streams, tmp_path / "mean", "--config", config)
+    out = scored(streams, tmp_path / "mean/last.pt")
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert metrics["streams"].keys() == {"forward", "reversed"}
+    for direction in ("forward", "reversed"):
+        alone = scored(streams, streams / f"{direction}.pt")
+        theirs = json.loads((alone / "metrics.json").read_text())
+        assert {k: theirs[k] for k in metrics["streams"][direction]} == metrics["streams"][
+            direction
+        ]
+        one = (alone / "predictions.json").read_bytes()
+        assert one == (out / f"predictions-{direction}.json").read_bytes()
+
+    # Late fusion of files: their segments together, as the fusion that does so before suppression.
+    truth = load_checkpoint(streams / "forward.pt").config.data
+    files = [out / f"predictions-{direction}.json" for direction in ("forward", "reversed")]
+    annotated = ["--annotations", truth.annotations, "--subset", "test"]
+    good("evaluate/run.py", "--predictions", *files, *annotated, "--out", tmp_path / "late")
+    late = read_predictions(tmp_path / "late/predictions.json")
+    first, second = (read_predictions(file) for file in files)
+    for video, found in late.items():
+        assert max(d.score for d in found) == max(d.score for d in first[video] + second[video])
+    fused(streams, tmp_path / "joined", "--fusion.method=segments")
+    joined = read_predictions(scored(streams, tmp_path / "joined/last.pt") / "predictions.json")
+    assert late.keys() == joined.keys()
+
+
+QUICKLY = (
+    *("--training.warmup_epochs=0", "--training.ema_decay=0.5"),
+    *("--training.epochs=8", "--training.stop_epoch=8"),
+)
+
+
+def losses(run: Path) -> list[float]:
+    return [line["loss"] for line in read_metrics(run / "metrics.jsonl") if "loss" in line]
+
+
+@pytest.fixture(scope="module")
+def untrained(streams: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[bool, list[float]]:
+    """Losses of fusions of predictions and of features (true) that stay what they begin as."""
+    folder = tmp_path_factory.mktemp("untrained")
+    for name in ("experiment_3_2", "gated"):
+        config = ["--config", CONFIGS / f"{name}.yaml", *QUICKLY, "--training.lr=0"]
+        fused(streams, folder / name, *config)
+    return {False: losses(folder / "experiment_3_2"), True: losses(folder / "gated")}
+
+
+@pytest.mark.parametrize("name", LEARNING)
+def test_fusions_learn_from_the_cache(
+    streams: Path, untrained: dict[bool, list[float]], tmp_path: Path, name: str
+) -> None:
+    told = fused(streams, tmp_path / "run", "--config", CONFIGS / f"{name}.yaml", *QUICKLY)
+    assert "spans are there\n" in told, told
+    found, still = losses(tmp_path / "run"), untrained[name in FEATURE_METHODS]
+    assert len(found) == 8 and np.isfinite(found).all()
+    assert found[-1] < still[-1]
+    trained = load_checkpoint(tmp_path / "run/last.pt")
+    for number, direction in enumerate(("forward", "reversed")):
+        before = load_checkpoint(streams / f"{direction}.pt").ema
+        for key, tensor in before.items():
+            assert torch.equal(trained.ema[key.replace("streams.0", f"streams.{number}")], tensor)
+    assert not trained.config.head.learns
+
+
+def test_class_weights_are_fitted(streams: Path, tmp_path: Path) -> None:
+    config = CONFIGS / "calibrated.yaml"
+    fused(streams, tmp_path / "run", "--config", config, "--data.train_subset=validation")
+    fusion = Detector.from_checkpoint(tmp_path / "run/last.pt").fusion
+    assert isinstance(fusion, PredictionFusion) and isinstance(fusion.mix, ClassWeights)
+    assert (fusion.mix.weight != 0.5).any() and fusion.mix.weight.isfinite().all()
+    scored(streams, tmp_path / "run/last.pt")
+
+
+def test_second_adapters_learn_behind_frozen_ones(streams: Path, tmp_path: Path) -> None:
+    config = CONFIGS / "experiment_2.yaml"
+    quick = ["--training.epochs=2", "--training.stop_epoch=2"]
+    told = fused(streams, tmp_path / "run", "--config", config, *quick)
+    assert "full and" in told and "0 partial" in told  # block 3 was not stored
+    found = load_checkpoint(tmp_path / "run/last.pt")
+    before = load_checkpoint(streams / "forward.pt").ema
+    for key, tensor in found.ema.items():
+        if ".second." in key:
+            assert key.split(".")[4] in ("4", "5")
+        elif key.startswith("streams.0."):
+            assert torch.equal(tensor, before[key])
+    moved = [
+        k for k in found.ema if ".second." in k and k.endswith("up.weight") and found.ema[k].any()
+    ]
+    assert len(moved) == 4
+    scored(streams, tmp_path / "run/last.pt")
+
+
+def test_joint_training_is_two_trainings(data: list[str], tmp_path: Path) -> None:
+    """Summed losses of two networks: each learns what it would alone (drop path aside)."""
+    plain = [*data, *QUICK, "--head.drop_path=0", "--training.epochs=2", "--training.stop_epoch=2"]
+    joint = ["train/e2e.py", "--config", BOTH, *plain]
+    good(*joint, "--out", tmp_path / "both", "--cache", tmp_path / "cache")
+    both = load_checkpoint(tmp_path / "both/last.pt")
+    for number, direction in enumerate(("forward", "reversed")):
+        _begin(both, number, tmp_path / f"{direction}.pt")
+        alone = ["--config", DEMO, *plain, f"--direction={direction}"]
+        start = ["--init-from", tmp_path / f"{direction}.pt"]
+        good("train/e2e.py", *alone, *start, "--out", tmp_path / direction)
+        for key, tensor in load_checkpoint(tmp_path / direction / "last.pt").ema.items():
+            theirs = both.ema[key.replace("streams.0", f"streams.{number}")]
+            assert torch.allclose(tensor, theirs, atol=2e-5), key
+    # Its validations have left both streams' features.
+    arguments = ["--checkpoint", tmp_path / "both/last.pt", "--cache", tmp_path / "cache"]
+    told = good("extract/run.py", *arguments, "--of", "validation", "--plan")
+    there, total = told.split("cache: ")[1].split(" spans")[0].split(" of ")
+    assert there == total != "0"
+    # Experiment 1-1 goes on from streams that were trained alone.
+    tuned = ["--forward-from", tmp_path / "forward/last.pt"]
+    tuned += ["--reversed-from", tmp_path / "reversed/last.pt"]
+    still = ["--training.lr=0", "--training.backbone_lr=0"]
+    good(*joint, *tuned, *still, "--out", tmp_path / "tuned")
+    same = load_checkpoint(tmp_path / "tuned/last.pt").ema
+    for key, tensor in both.ema.items():
+        assert torch.allclose(same[key], tensor, atol=2e-5), key
+
+
+def _begin(both: Checkpoint, number: int, path: Path) -> None:
+    """Write the weights with which a stream of a joint run began."""
+    pair = new_detector(both.config, both.classes)
+    prefix = f"streams.{number}."
+    tensors = {
+        key.replace(prefix, "streams.0."): tensor
+        for key, tensor in pair.state_dict().items()
+        if key.startswith(prefix)
+    }
+    config = load(Experiment, DEMO)
+    save_checkpoint(path, Checkpoint(config, both.classes, tensors, tensors, {}))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--fusion.method=none"], "2 streams are given, but fusion.method none needs 1"),
+        (["--fusion.method=average", "--head.width=64"], "does not fit this model"),
+    ],
+)
+def test_streams_that_do_not_fit_are_refused(
+    streams: Path, tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    both = ["--checkpoint", streams / "forward.pt", streams / "reversed.pt"]
+    rest = ["--cache", streams / "cache", "--out", tmp_path]
+    done = script("train/heads.py", *both, *rest, *arguments)
+    assert done.returncode == 1 and message in done.stderr
