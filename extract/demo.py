@@ -1,10 +1,12 @@
 """Write the demo dataset: real H.264 files and their annotations.
 
     python extract/demo.py --out data/demo
+    python extract/demo.py --out data/study --preset study
 
-The folder gets videos/*.mp4, annotations.json (THUMOS/ActivityNet layout), exchanged.json (the
-control: training and validation annotations moved to other videos) and classes.txt. The same
-arguments give the same bytes. A folder that is already complete is left alone.
+The folder gets videos/*.mp4, annotations.json (THUMOS/ActivityNet layout), classes.txt and two
+controls: exchanged.json (training and validation annotations moved to other videos) and
+mirrored.json (those of the videos seen backwards). The same arguments give the same bytes. A folder
+that is already complete is left alone.
 """
 
 import argparse
@@ -12,7 +14,7 @@ import json
 import shutil
 import sys
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from multiprocessing import get_context
 from pathlib import Path
@@ -23,6 +25,7 @@ import numpy as np
 from tqdm import tqdm
 
 from configs.files import write_text
+from extract.reversal import reverse_seconds
 from extract.scenes import ACTIONS, random_scene, render
 
 FRAME_RATES = (15, 18, 20, 24)
@@ -51,6 +54,13 @@ class DemoConfig:
     longest: float = 60.0
     seed: int = 0
     held_out: int = 0
+
+
+PRESETS = {
+    "demo": DemoConfig(),
+    # Few videos to train on, and enough to test on that one mAP more or less can be told.
+    "study": DemoConfig(40, validation=32, test=160, shortest=16, longest=32, held_out=24),
+}
 
 
 def write_dataset(folder: Path, config: DemoConfig, processes: int = 2) -> None:
@@ -85,6 +95,8 @@ def write_dataset(folder: Path, config: DemoConfig, processes: int = 2) -> None:
     _write_json(folder / "annotations.json", {"version": "demo", "database": database})
     exchanged = exchange_annotations(database)
     _write_json(folder / "exchanged.json", {"version": "control", "database": exchanged})
+    mirrored = mirror_annotations(database)
+    _write_json(folder / "mirrored.json", {"version": "control", "database": mirrored})
     write_text(folder / "classes.txt", "".join(f"{name}\n" for name in ACTIONS))
     write_text(stamp, wanted)
 
@@ -140,6 +152,22 @@ def exchange_annotations(database: dict[str, Any]) -> dict[str, Any]:
     return exchanged
 
 
+def mirror_annotations(database: dict[str, Any]) -> dict[str, Any]:
+    """Give every video the truth that it has when it is seen backwards.
+
+    A reversed stream that is trained on such a file learns labels that were not mirrored.
+    """
+    mirrored = {}
+    for name, entry in database.items():
+        turned = []
+        for action in entry["annotations"]:
+            start, end = reverse_seconds(*action["segment"], entry["frame"], entry["fps"])
+            segment = [round(max(0.0, start), 3), round(end, 3)]
+            turned.append({"segment": segment, "label": action["label"]})
+        mirrored[name] = entry | {"annotations": turned}
+    return mirrored
+
+
 def _write_json(path: Path, content: dict[str, Any]) -> None:
     write_text(path, json.dumps(content, indent=1) + "\n")
 
@@ -147,13 +175,16 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--preset", choices=PRESETS, default="demo", help="sizes to begin with")
     for name, value in asdict(DemoConfig()).items():
-        parser.add_argument(f"--{name}", type=type(value), default=value)
+        parser.add_argument(f"--{name}", type=type(value))
     parser.add_argument("--processes", type=int, default=2)
     args = vars(parser.parse_args())
     out, processes = args.pop("out"), args.pop("processes")
+    config = PRESETS[args.pop("preset")]
     try:
-        write_dataset(out, DemoConfig(**args), processes)
+        given = {name: value for name, value in args.items() if value is not None}
+        write_dataset(out, replace(config, **given), processes)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     print(f"demo dataset: {out}")

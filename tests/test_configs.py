@@ -9,8 +9,11 @@ import yaml
 from configs.load import dump, field_names, load, parse
 from tests.conftest import REPOSITORY
 from train.config import Experiment
+from train.grid import read_grid
 
 FILES = sorted((REPOSITORY / "configs/e2e").rglob("*.yaml"))
+LAID_OVER = sorted((REPOSITORY / "configs/fusion").glob("*.yaml"))
+GRIDS = sorted((REPOSITORY / "configs/ablate").glob("*.yaml"))
 DEMO = REPOSITORY / "configs/e2e/demo/forward.yaml"
 
 
@@ -34,7 +37,7 @@ def test_experiment_is_complete(file: Path) -> None:
 
 def test_thumos_files_differ_only_where_their_names_say() -> None:
     folder = REPOSITORY / "configs/e2e/thumos14"
-    assert len(list(folder.glob("*.yaml"))) == 24
+    assert len(list(folder.glob("*.yaml"))) == 25
     for size in "sbhl":
         for mode in ("adapter", "frozen", "full"):
             name = f"videomae_{size}_{mode}"
@@ -43,6 +46,25 @@ def test_thumos_files_differ_only_where_their_names_say() -> None:
             assert forward.backbone.mode == mode
             same = replace(backward, direction="forward", out=forward.out, fusion=forward.fusion)
             assert same == forward and backward.direction == "reversed"
+    both = load(Experiment, folder / "videomae_h_adapter_both.yaml")
+    single = load(Experiment, folder / "videomae_h_adapter_forward.yaml")
+    assert both.directions == ("forward", "reversed")
+    assert replace(both, fusion=single.fusion, out=single.out) == single
+
+
+@pytest.mark.parametrize("file", LAID_OVER, ids=lambda file: file.stem)
+def test_fusions_are_laid_over_an_experiment(file: Path) -> None:
+    base = load(Experiment, DEMO)
+    config = load(Experiment, file, base=base)
+    assert config.fusion.method != "none" and config.data == base.data
+    assert f"--config configs/fusion/{file.name}" in file.read_text()
+    with pytest.raises(ValueError, match="out"):
+        load(Experiment, file)
+
+
+@pytest.mark.parametrize("file", GRIDS, ids=lambda file: file.stem)
+def test_grids_can_be_read(file: Path) -> None:
+    assert read_grid(file).fusions
 
 
 def test_overrides_win() -> None:
