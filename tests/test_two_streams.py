@@ -1,26 +1,41 @@
 """Runs of two streams, as users start them: joint training, fusions on the cache, scores."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 
+from cache.store import Store
 from configs.load import load
 from evaluate.annotations import read_predictions
+from evaluate.mean_ap import MeanAP
 from tests.conftest import REPOSITORY
 from tests.forks import script
 from tests.test_e2e import DEMO, QUICK
+from train.cached import evaluation_spans, up_to_date
 from train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from train.config import Experiment
 from train.detector import Detector
-from train.fusion import FEATURE_METHODS, ClassWeights, PredictionFusion
+from train.fusion import (
+    FEATURE_METHODS,
+    MIXING_METHODS,
+    ClassWeights,
+    Method,
+    PredictionFusion,
+)
+from train.items import load_annotations, load_items
 from train.log import read_metrics
-from train.start import new_detector
+from train.start import activations_of, new_detector, one_experiment
+from train.validate import detect_all, score, window_loader
 
 CONFIGS = REPOSITORY / "configs/fusion"
 BOTH = REPOSITORY / "configs/e2e/demo/both.yaml"
+DIRECTIONS = ("forward", "reversed")
 LEARNING = ("experiment_3_1", "experiment_3_2", "experiment_3_3", *FEATURE_METHODS)
 
 
@@ -94,6 +109,33 @@ def test_averaging_needs_no_training_and_tells_of_each_stream(
     fused(streams, tmp_path / "joined", "--fusion.method=segments")
     joined = read_predictions(scored(streams, tmp_path / "joined/last.pt") / "predictions.json")
     assert late.keys() == joined.keys()
+
+
+def test_untrained_fusions_score_as_their_parts(streams: Path, accelerator: Accelerator) -> None:
+    """Before training every fusion's mAP is that of the mean, or of the first stream, exactly."""
+    sources = [(str(streams / f"{d}.pt"), load_checkpoint(streams / f"{d}.pt")) for d in DIRECTIONS]
+    scores: dict[str, MeanAP] = {}
+    with Store.open(streams / "cache", "a") as store:
+        for method in (m for m in get_args(Method) if m != "none"):
+            config = one_experiment(None, sources, [f"--fusion.method={method}"])
+            config = replace(config, evaluation=replace(config.evaluation, tious=(0.1, 0.3, 0.5)))
+            items = load_items(config.data, load_annotations(config.data), "test", None, store)
+            detector = new_detector(config, sources[0][1].classes, sources).eval()
+            activations = activations_of(detector, store, ["weights.pt"])
+            overlap = config.sampling.test_overlap
+            spans = [evaluation_spans(items, overlap, config, d) for d in config.directions]
+            cached = up_to_date(activations, spans, "features", [items], config, accelerator)
+            assert not any(of.counts.full for of in activations)
+            windows = window_loader(items, overlap, config, accelerator, cached)
+            found, _ = detect_all(detector, items, windows, accelerator, "test", of_streams=True)
+            scores |= {name: score(items, found[name], detector) for name in detector.names}
+            scores[method] = score(items, found["fused"], detector)
+    for method in ("calibrated", *MIXING_METHODS):
+        assert scores[method].per_tiou == scores["average"].per_tiou, method
+    for method in FEATURE_METHODS:
+        assert scores[method].per_tiou == scores["forward"].per_tiou, method
+    numbers = [scores[name].average for name in ("forward", "reversed", "average", "segments")]
+    assert len(set(numbers)) == 4 and min(numbers) > 0
 
 
 QUICKLY = (
