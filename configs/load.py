@@ -13,7 +13,7 @@ from jsonargparse import ArgumentParser, Namespace
 T = TypeVar("T")
 
 
-class _UniqueKeys(yaml.SafeLoader):
+class UniqueKeys(yaml.SafeLoader):
     """A YAML loader that refuses a key given twice, where others let the last one win."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
@@ -58,7 +58,7 @@ def parse(
 ) -> T:
     """Read an experiment from YAML text; see `load`."""
     try:
-        content = yaml.load(text, _UniqueKeys)
+        content = yaml.load(text, UniqueKeys)
     except yaml.YAMLError as error:
         raise ValueError(f"{source}: not valid YAML: {error}") from error
     if not isinstance(content, dict):

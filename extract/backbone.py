@@ -84,15 +84,19 @@ class BackboneConfig:
 
 
 class Backbone(nn.Module):
-    """A transformer trunk and its adapters; both are plain attributes, so a trunk can be shared."""
+    """A transformer trunk and its adapters.
+
+    Args:
+        trunk: of another backbone, to be shared; None makes one.
+    """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, config: BackboneConfig) -> None:
+    def __init__(self, config: BackboneConfig, trunk: VideoMAE | None = None) -> None:
         super().__init__()
         self.config = config
-        self.trunk = VideoMAE(config.trunk)
+        self.trunk = VideoMAE(config.trunk) if trunk is None else trunk
         count = config.trunk.depth if config.mode == "adapter" else 0
         self.adapters = nn.ModuleList(
             TemporalAdapter(config.trunk.width, config.adapter_ratio) for _ in range(count)

@@ -161,7 +161,8 @@ def mirror_annotations(database: dict[str, Any]) -> dict[str, Any]:
     for name, entry in database.items():
         turned = []
         for action in entry["annotations"]:
-            start, end = reverse_seconds(*action["segment"], entry["frame"], entry["fps"])
+            begin, finish = action["segment"]
+            start, end = reverse_seconds(begin, finish, entry["frame"], entry["fps"])
             segment = [round(max(0.0, start), 3), round(end, 3)]
             turned.append({"segment": segment, "label": action["label"]})
         mirrored[name] = entry | {"annotations": turned}

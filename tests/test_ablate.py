@@ -431,7 +431,8 @@ def test_an_interrupt_ends_the_runs(place: Path) -> None:
 
 def test_two_processes_share_the_runs(place: Path) -> None:
     grid = small_grid()
-    grid["rows"]["reversed"]["overrides"] = {"fail": "3", "sleep": 0.5}
+    grid["overrides"]["sleep"] = 0.7
+    grid["rows"]["reversed"]["overrides"] = {"fail": "3"}
     write(place, grid)
     done = ablate(place, "--processes", "1", launcher=TWO_PROCESSES)
     assert done.returncode == 1

@@ -198,8 +198,8 @@ def test_pretrained_trunk_is_loaded_from_the_config(tmp_path: Path) -> None:
 def test_trunk_can_be_shared_by_two_directions() -> None:
     """Two directions need one frozen trunk in memory."""
     config = BackboneConfig(TrunkConfig(32, 2, 2, image_size=32))
-    one, two = Backbone(config).eval(), Backbone(config).eval()
-    two.trunk = one.trunk
+    one = Backbone(config).eval()
+    two = Backbone(config, one.trunk).eval()
     frames = torch.zeros(1, 3, 16, 32, 32, dtype=torch.uint8)
     assert torch.equal(one(frames), two(frames))
 

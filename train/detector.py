@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from evaluate.annotations import Detection
 from extract import weights
 from extract.backbone import Backbone, Cut
+from extract.videomae import VideoMAE
 from train import actionformer
 from train.actionformer import ActionFormer, HeadOutput
 from train.batch import Batch
@@ -28,11 +29,12 @@ class Stream(nn.Module):
     Args:
         config: the experiment whose backbone and head to build.
         classes: number of classes.
+        trunk: another stream's transformer, to be shared.
     """
 
-    def __init__(self, config: Experiment, classes: int) -> None:
+    def __init__(self, config: Experiment, classes: int, trunk: VideoMAE | None = None) -> None:
         super().__init__()
-        self.backbone = Backbone(config.backbone)
+        self.backbone = Backbone(config.backbone, trunk)
         self.head = ActionFormer(self.backbone.width, classes, config.head)
 
 
@@ -57,16 +59,17 @@ class Detector(nn.Module):
     def __init__(self, config: Experiment, classes: tuple[str, ...]) -> None:
         super().__init__()
         self.config, self.classes = config, classes
-        streams = [Stream(config, len(classes)) for _ in config.directions]
-        if config.backbone.mode != "full":
-            for stream in streams[1:]:
-                stream.backbone.trunk = streams[0].backbone.trunk
+        streams = [Stream(config, len(classes))]
+        trunk = None if config.backbone.mode == "full" else streams[0].backbone.trunk
+        streams += [Stream(config, len(classes), trunk) for _ in config.directions[1:]]
         self.streams = nn.ModuleList(streams)  # type: ignore[assignment]
         self.fusion = None
         method, width = config.fusion.method, streams[0].backbone.width
         if method in FEATURE_METHODS:
             self.fusion = FeatureFusion(config.fusion, width, len(classes), config.head)
             self.start_fusion()
+            for stream in streams:  # nothing is learned from what their own heads say
+                stream.head.requires_grad_(False).learns = False
         elif method not in ("none", "segments"):
             size = config.sampling.window_size
             points = [size // 2**level for level in range(config.head.levels)]

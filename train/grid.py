@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import yaml
 
-from configs.load import _UniqueKeys
+from configs.load import UniqueKeys
 
 T = TypeVar("T")
 
@@ -153,7 +153,7 @@ def read_grid(path: Path) -> Grid:
     if not path.is_file():
         raise ValueError(f"no grid at {path}; train/ablate.py says what one looks like")
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
+        content = yaml.load(path.read_text(encoding="utf-8"), UniqueKeys)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not valid YAML: {error}") from error
     try:
