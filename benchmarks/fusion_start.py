@@ -24,7 +24,8 @@ from train.fusion import FusionConfig, PredictionFusion, align
 from train.items import load_annotations, load_subsets
 from train.losses import detection_losses, positive_points
 from train.points import assign_batch, pyramid_mask, pyramid_points
-from train.start import activations_of, new_detector, one_experiment, open_cache, with_cache
+from train.sources import new_detector, one_experiment
+from train.start import activations_of, open_cache, with_cache
 
 STEPS = 60
 Pair = tuple[HeadOutput, HeadOutput, Tensor]

@@ -5,10 +5,10 @@
     python evaluate/run.py --predictions FILE --annotations FILE --subset test --tious 0.5 0.75
     python evaluate/run.py --predictions FORWARD.json REVERSED.json …     # both together
 
-A checkpoint brings its config; --config replaces it (an OpenTAD checkpoint needs one), and dotted
-overrides change single settings. With --predictions, --config supplies blocked videos, class list
-and tIoUs; several files are joined and suppressed anew. Prints a table; writes metrics.json,
-predictions.json and tious.png into --out.
+A checkpoint brings its config; --config is laid over it (an OpenTAD checkpoint needs one), and
+dotted overrides change single settings. With --predictions, --config supplies blocked videos, class
+list and tIoUs; several files are joined and suppressed anew. Prints a table; writes metrics.json,
+predictions.json and tious.png into --out, for a detector of two streams each stream's, too.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 
 from configs.files import write_text
-from configs.load import dump, load, parse
+from configs.load import load
 from evaluate.annotations import (
     Annotations,
     Detection,
@@ -45,6 +45,7 @@ from train.config import Experiment
 from train.detector import Detector
 from train.errors import EXPECTED, message
 from train.items import load_annotations, load_items, skipped_warning
+from train.sources import config_of
 from train.start import WAIT_FOR_PASSES, activations_of, open_cache, with_cache
 from train.validate import WAIT_FOR_OTHERS, detect_all, score, window_loader
 
@@ -148,10 +149,7 @@ def score_checkpoint(args: argparse.Namespace, overrides: list[str]) -> None:
     """Detect in all videos of a subset; write the detections, then their score."""
     foreign = args.config and args.checkpoint.is_file() and not is_checkpoint(args.checkpoint)
     saved = None if foreign else load_checkpoint(args.checkpoint)
-    if saved is None or args.config:
-        config = load(Experiment, args.config, overrides)
-    else:
-        config = parse(Experiment, dump(saved.config), overrides, str(args.checkpoint))
+    config = config_of(args.config, saved, str(args.checkpoint), overrides)
     if args.subset:
         config = replace(config, data=replace(config.data, test_subset=args.subset))
     accelerator = Accelerator(

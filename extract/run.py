@@ -29,11 +29,10 @@ from train.checkpoint import Checkpoint, load_checkpoint
 from train.config import Experiment
 from train.errors import EXPECTED, memory_advice, message, worker_advice
 from train.items import Items, load_annotations, load_subsets, skipped_warning
+from train.sources import config_of, new_detector
 from train.start import (
     WAIT_FOR_PASSES,
     activations_of,
-    config_of,
-    new_detector,
     open_cache,
     refuse_fp16_without_gpu,
     with_cache,

@@ -20,7 +20,8 @@ from tests.test_e2e import DEMO, QUICK
 from train.cached import evaluation_spans, training_spans
 from train.config import Experiment
 from train.items import load_annotations, load_subsets
-from train.start import activations_of, new_detector
+from train.sources import new_detector
+from train.start import activations_of
 
 CUTS: tuple[Cut, ...] = (2, "features")
 

@@ -30,7 +30,8 @@ from train.fusion import (
 )
 from train.items import load_annotations, load_items
 from train.log import read_metrics
-from train.start import activations_of, new_detector, one_experiment
+from train.sources import new_detector, one_experiment
+from train.start import activations_of
 from train.validate import detect_all, score, window_loader
 
 CONFIGS = REPOSITORY / "configs/fusion"

@@ -23,15 +23,13 @@ from train.disk import claim_folder, refuse_full_disk
 from train.errors import EXPECTED, message
 from train.items import load_annotations, load_subsets
 from train.loop import TrainingRun
+from train.sources import Source, init_from, new_detector
 from train.start import (
-    Source,
     activations_of,
     begin,
     has_begun,
-    init_from,
     leave_curves,
     leave_record,
-    new_detector,
     open_cache,
     refuse_unlabelled,
     with_cache,

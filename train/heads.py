@@ -29,16 +29,14 @@ from train.disk import claim_folder, refuse_full_disk
 from train.errors import EXPECTED, message
 from train.items import Items, load_annotations, load_subsets
 from train.loop import TrainingRun
+from train.sources import Source, new_detector, one_experiment
 from train.start import (
-    Source,
     activations_of,
     begin,
     has_begun,
     learning_only,
     leave_curves,
     leave_record,
-    new_detector,
-    one_experiment,
     open_cache,
     refuse_unlabelled,
     with_cache,

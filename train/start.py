@@ -1,4 +1,4 @@
-"""How every run begins and ends: processes, a folder of its own, the detector it starts from."""
+"""How every run begins and ends: processes, a folder of its own, its cache, its record."""
 
 import json
 from collections.abc import Sequence
@@ -6,7 +6,6 @@ from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
-import torch
 from accelerate import Accelerator, DistributedType
 from accelerate.utils import (
     DistributedDataParallelKwargs,
@@ -14,27 +13,19 @@ from accelerate.utils import (
     broadcast_object_list,
     set_seed,
 )
-from torch import Tensor
 
 from cache.store import Store
 from configs.files import write_text
-from configs.load import dump, flatten, load, parse
+from configs.load import dump
 from evaluate.annotations import Annotations
 from evaluate.report import draw_curves
-from extract import weights
 from extract.activations import Activations
-from train.checkpoint import Checkpoint, load_checkpoint
 from train.config import Experiment
 from train.detector import Detector
 from train.items import Item, Items, skipped_warning
 from train.log import METRICS, read_metrics
 from train.validate import WAIT_FOR_OTHERS
 
-Source = tuple[str, Checkpoint]
-"""A checkpoint and its file."""
-
-TRUNK = "backbone.trunk."
-SEEN = ("sampling.", "pixels.", "backbone.trunk.", "backbone.mode", "backbone.mean", "backbone.std")
 WAIT_FOR_PASSES = timedelta(days=7)  # processes compute different videos' activations
 
 
@@ -116,133 +107,6 @@ def leave_curves(out: Path) -> None:
     """Draw a finished run's losses and scores, and say where all that it leaves is."""
     draw_curves(read_metrics(out / METRICS), out / "curves.png")
     print(f"done: {out / 'last.pt'}, {out / METRICS}, {out / 'curves.png'}")
-
-
-def new_detector(
-    config: Experiment, classes: tuple[str, ...], sources: Sequence[Source] = ()
-) -> Detector:
-    """Return a detector whose streams are from checkpoints, or as pretrained.
-
-    A detector of one stream takes the backbone and has a new head; one of two takes both streams
-    whole, and its fusion is new. Without checkpoints the same seed gives the same adapters, which
-    the cache can tell.
-
-    Raises:
-        ValueError: the weights do not fit, or there are not as many streams as directions.
-    """
-    set_seed(config.training.seed)
-    detector = Detector(config, classes)
-    if not sources:
-        detector.load_pretrained()
-        return detector
-    given = [(path, tensors) for path, saved in sources for tensors in _streams(saved)]
-    if len(given) != len(detector.streams):
-        raise ValueError(
-            f"--checkpoint: {len(given)} streams are given, but fusion.method "
-            f"{config.fusion.method} needs {len(detector.streams)}; give one checkpoint for each "
-            "stream, or set --fusion.method"
-        )
-    single = len(given) == 1
-    for stream, (path, tensors) in zip(detector.streams, given, strict=True):
-        own = stream.state_dict()
-        # Second adapters begin where the checkpoint has none.
-        tensors |= {n: t for n, t in own.items() if ".second." in n and n not in tensors}
-        trunk = {n: t for n, t in tensors.items() if n.startswith(TRUNK)}
-        if stream is not detector.streams[0] and config.backbone.mode != "full":
-            _refuse_other_trunk(own, trunk, path)
-        if single:
-            tensors = {n: t for n, t in tensors.items() if n.startswith("backbone.")}
-            tensors |= {n: t for n, t in own.items() if n.startswith("head.")}
-        weights.load_strictly(stream, tensors, path)
-    detector.start_fusion()
-    return detector
-
-
-def _streams(saved: Checkpoint) -> list[dict[str, Tensor]]:
-    """Return the averaged weights of every stream of a checkpoint."""
-    return [
-        {
-            name.removeprefix(f"streams.{number}."): tensor
-            for name, tensor in saved.ema.items()
-            if name.startswith(f"streams.{number}.")
-        }
-        for number, _ in enumerate(saved.config.directions)
-    ]
-
-
-def _refuse_other_trunk(ours: dict[str, Tensor], theirs: dict[str, Tensor], path: str) -> None:
-    """Raise ValueError unless a second stream's transformer is the one that both are to share."""
-    if any(n in ours and not torch.equal(ours[n].cpu(), t.cpu()) for n, t in theirs.items()):
-        raise ValueError(
-            f"{path} has another transformer than the first stream's checkpoint; streams share "
-            "one, unless backbone.mode is full"
-        )
-
-
-def one_experiment(
-    file: str | None, sources: Sequence[Source], overrides: Sequence[str]
-) -> Experiment:
-    """Return what a run on checkpoints' streams is: the first one's experiment, the file over it.
-
-    Raises:
-        ValueError: it cannot be read, or the streams do not see the same.
-    """
-    if not sources:
-        assert file is not None
-        return load(Experiment, file, overrides)
-    path, first = sources[0]
-    for other, saved in sources[1:]:
-        ours, theirs = flatten(first.config), flatten(saved.config)
-        lines = [
-            f"{name} is {ours[name]} and {theirs[name]}"
-            for name in ours
-            if name.startswith(SEEN) and ours[name] != theirs[name]
-        ]
-        if lines:
-            raise ValueError(
-                f"--checkpoint: {path} and {other} do not see the same: {'; '.join(lines)}"
-            )
-        # What was trained already stays as it is, unless the file or the overrides say otherwise.
-        config = first.config
-        depth = config.backbone.trunk.depth
-        first = first._replace(
-            config=replace(
-                config,
-                head=replace(config.head, learns=False),
-                backbone=replace(config.backbone, trainable_from_block=depth),
-                fusion=replace(config.fusion, partner=saved.config.direction),
-            )
-        )
-    return config_of(file, first, path, overrides)
-
-
-def init_from(detector: Detector, path: str | Path) -> None:
-    """Start from another run's averaged weights, backbone and head.
-
-    Raises:
-        ValueError: they do not fit, or the classes are others.
-    """
-    other = load_checkpoint(path)
-    if other.classes != detector.classes:
-        raise ValueError(
-            f"--init-from: {path} knows {', '.join(other.classes)}, but the data have "
-            f"{', '.join(detector.classes)}"
-        )
-    weights.load_strictly(detector, other.ema, path)
-
-
-def config_of(
-    file: str | None, saved: Checkpoint | None, source: str, overrides: Sequence[str]
-) -> Experiment:
-    """Return the experiment of the checkpoint `source`, with that of a YAML file laid over it.
-
-    Raises:
-        ValueError: it cannot be read.
-    """
-    if file is not None:
-        return load(Experiment, file, overrides, saved and saved.config)
-    assert saved is not None
-    return parse(Experiment, dump(saved.config), overrides, source)
 
 
 def activations_of(

@@ -1,0 +1,150 @@
+"""What a run starts from: streams of checkpoints, or the pretrained transformer; their settings."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from accelerate.utils import set_seed
+from torch import Tensor
+
+from configs.load import dump, flatten, load, parse
+from extract import weights
+from train.checkpoint import Checkpoint, load_checkpoint
+from train.config import Experiment
+from train.detector import Detector
+
+Source = tuple[str, Checkpoint]
+"""A checkpoint and its file."""
+
+TRUNK = "backbone.trunk."
+SEEN = ("sampling.", "pixels.", "backbone.trunk.", "backbone.mode", "backbone.mean", "backbone.std")
+
+
+def new_detector(
+    config: Experiment, classes: tuple[str, ...], sources: Sequence[Source] = ()
+) -> Detector:
+    """Return a detector whose streams are from checkpoints, or as pretrained.
+
+    A detector of one stream takes the backbone and has a new head; one of two takes both streams
+    whole, and its fusion is new. Without checkpoints the same seed gives the same adapters, which
+    the cache can tell.
+
+    Raises:
+        ValueError: the weights do not fit, or there are not as many streams as directions.
+    """
+    set_seed(config.training.seed)
+    detector = Detector(config, classes)
+    if not sources:
+        detector.load_pretrained()
+        return detector
+    given = [(path, tensors) for path, saved in sources for tensors in _streams(saved)]
+    if len(given) != len(detector.streams):
+        raise ValueError(
+            f"--checkpoint: {len(given)} streams are given, but fusion.method "
+            f"{config.fusion.method} needs {len(detector.streams)}; give one checkpoint for each "
+            "stream, or set --fusion.method"
+        )
+    single = len(given) == 1
+    for path, saved in [] if single else sources:
+        _refuse_other_classes(path, saved, classes)
+    for stream, (path, tensors) in zip(detector.streams, given, strict=True):
+        own = stream.state_dict()
+        # Second adapters begin where the checkpoint has none.
+        tensors |= {n: t for n, t in own.items() if ".second." in n and n not in tensors}
+        trunk = {n: t for n, t in tensors.items() if n.startswith(TRUNK)}
+        if stream is not detector.streams[0] and config.backbone.mode != "full":
+            _refuse_other_trunk(own, trunk, path)
+        if single:
+            tensors = {n: t for n, t in tensors.items() if n.startswith("backbone.")}
+            tensors |= {n: t for n, t in own.items() if n.startswith("head.")}
+        weights.load_strictly(stream, tensors, path)
+    detector.start_fusion()
+    return detector
+
+
+def _streams(saved: Checkpoint) -> list[dict[str, Tensor]]:
+    """Return the averaged weights of every stream of a checkpoint."""
+    return [
+        {
+            name.removeprefix(f"streams.{number}."): tensor
+            for name, tensor in saved.ema.items()
+            if name.startswith(f"streams.{number}.")
+        }
+        for number, _ in enumerate(saved.config.directions)
+    ]
+
+
+def _refuse_other_trunk(ours: dict[str, Tensor], theirs: dict[str, Tensor], path: str) -> None:
+    """Raise ValueError unless a second stream's transformer is the one that both are to share."""
+    if any(n in ours and not torch.equal(ours[n].cpu(), t.cpu()) for n, t in theirs.items()):
+        raise ValueError(
+            f"{path} has another transformer than the first stream's checkpoint; streams share "
+            "one, unless backbone.mode is full"
+        )
+
+
+def one_experiment(
+    file: str | None, sources: Sequence[Source], overrides: Sequence[str]
+) -> Experiment:
+    """Return what a run on checkpoints' streams is: the first one's experiment, the file over it.
+
+    Raises:
+        ValueError: it cannot be read, or the streams do not see the same.
+    """
+    if not sources:
+        assert file is not None
+        return load(Experiment, file, overrides)
+    path, first = sources[0]
+    for other, saved in sources[1:]:
+        ours, theirs = flatten(first.config), flatten(saved.config)
+        lines = [
+            f"{name} is {ours[name]} and {theirs[name]}"
+            for name in ours
+            if name.startswith(SEEN) and ours[name] != theirs[name]
+        ]
+        if lines:
+            raise ValueError(
+                f"--checkpoint: {path} and {other} do not see the same: {'; '.join(lines)}"
+            )
+        fusion = replace(first.config.fusion, partner=saved.config.direction)
+        first = first._replace(config=replace(first.config, fusion=fusion))
+    if sum(len(saved.config.directions) for _, saved in sources) > 1:
+        # What was trained already stays as it is, unless the file or the overrides say otherwise.
+        head = replace(first.config.head, learns=False)
+        depth = first.config.backbone.trunk.depth
+        backbone = replace(first.config.backbone, trainable_from_block=depth)
+        first = first._replace(config=replace(first.config, head=head, backbone=backbone))
+    return config_of(file, first, path, overrides)
+
+
+def init_from(detector: Detector, path: str | Path) -> None:
+    """Start from another run's averaged weights, backbone and head.
+
+    Raises:
+        ValueError: they do not fit, or the classes are others.
+    """
+    other = load_checkpoint(path)
+    _refuse_other_classes(path, other, detector.classes)
+    weights.load_strictly(detector, other.ema, path)
+
+
+def config_of(
+    file: str | None, saved: Checkpoint | None, source: str, overrides: Sequence[str]
+) -> Experiment:
+    """Return the experiment of the checkpoint `source`, with that of a YAML file laid over it.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    if file is not None:
+        return load(Experiment, file, overrides, saved and saved.config)
+    assert saved is not None
+    return parse(Experiment, dump(saved.config), overrides, source)
+
+
+def _refuse_other_classes(path: str | Path, saved: Checkpoint, classes: tuple[str, ...]) -> None:
+    if saved.classes != classes:
+        raise ValueError(
+            f"{path} knows {', '.join(saved.classes)}, but the data have {', '.join(classes)}"
+        )
