@@ -101,7 +101,7 @@ class _Crew:
 
     def go_on(self) -> None:
         """Look after the running ones, note what others have done, start what can be."""
-        running = set(self.jobs)
+        running = [job.run for job in self.jobs.values()]
         for slot, job in list(self.jobs.items()):
             if not job.advance():
                 continue
@@ -121,8 +121,9 @@ class _Crew:
         if ready and not self.jobs and ready[0] not in self.told:
             self.told.add(ready[0])
             self.say(f"waiting for {ready[0]}: another process is at it")
-        if set(self.jobs) != running:
-            self.bar.set_postfix_str(", ".join(str(job.run) for job in self.jobs.values()))
+        now = [job.run for job in self.jobs.values()]
+        if now != running:
+            self.bar.set_postfix_str(", ".join(map(str, now)))
 
     def note(self, run: Run, error: str) -> None:
         """Note that a run is done, or why it is not."""
