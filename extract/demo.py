@@ -5,7 +5,7 @@
 
 The folder gets videos/*.mp4, annotations.json (THUMOS/ActivityNet layout), classes.txt and two
 controls: exchanged.json (training and validation annotations moved to other videos) and
-mirrored.json (those of the videos seen backwards). The same arguments give the same bytes. A folder
+mirrored.json (training annotations as seen backwards). The same arguments give the same bytes. A folder
 that is already complete is left alone.
 """
 
@@ -153,12 +153,14 @@ def exchange_annotations(database: dict[str, Any]) -> dict[str, Any]:
 
 
 def mirror_annotations(database: dict[str, Any]) -> dict[str, Any]:
-    """Give every video the truth that it has when it is seen backwards.
+    """Give every training video the truth that it has when it is seen backwards.
 
     A reversed stream that is trained on such a file learns labels that were not mirrored.
     """
-    mirrored = {}
+    mirrored = dict(database)
     for name, entry in database.items():
+        if entry["subset"] != SUBSETS[0]:
+            continue
         turned = []
         for action in entry["annotations"]:
             begin, finish = action["segment"]

@@ -69,7 +69,8 @@ def pair(
     """
     total = points - 1
     if pairing == "nearest":
-        total = torch.floor(reflection / stride + 0.5).long()
+        # Of two that are equally near, the one that leaves no point alone.
+        total = torch.ceil(reflection / stride - 0.5).long()
     offset = reflection / stride - total
     return total, torch.zeros_like(offset) if pairing == "uncorrected" else offset
 

@@ -218,7 +218,7 @@ class FeatureFusion(nn.Module):
 
     def __init__(self, config: FusionConfig, width: int, classes: int, head: HeadConfig) -> None:
         super().__init__()
-        self.config = config
+        self.method = config.method
         self.join: Gate | Lookup | None = None
         if config.method == "gated":
             self.join = Gate(width)
@@ -231,7 +231,7 @@ class FeatureFusion(nn.Module):
     def start_from(self, head: ActionFormer) -> None:
         """Begin as the first stream's head, which does not see the second one's features."""
         state = dict(head.state_dict())
-        if self.config.method == "early":
+        if self.method == "early":
             name = "embed.0.conv.weight"
             state[name] = torch.cat([state[name], torch.zeros_like(state[name])], 1)
         self.head.load_state_dict(state)
@@ -247,8 +247,8 @@ class FeatureFusion(nn.Module):
             reflection: R of every window [B]; None where both streams have the same direction.
         """
         if reflection is not None:
-            total, _ = pair(reflection, 1, mask.sum(-1), self.config.pairing)
-            second = flip(second, partners(total, mask)[0])
+            # Step by step the same frames, also where a step has several.
+            second = flip(second, partners(mask.sum(-1) - 1, mask)[0])
         if self.join is None:
             joined = torch.cat([first, second], 1)
         else:
