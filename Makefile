@@ -6,8 +6,8 @@ READY := $(VENV)/.ready
 DEMO := configs/e2e/demo/forward.yaml
 DETECTOR := runs/demo/forward/last.pt
 CACHE := runs/demo/cache
-# Decoding workers and the training process share the machine; one thread each beats two fighting.
 REVERSED := runs/demo/reversed/last.pt
+# Decoding workers and the training process share the machine; one thread each beats two fighting.
 DEMO_ENV := OMP_NUM_THREADS=1
 LAUNCH := $(BIN)/accelerate launch --config_file configs/accelerate/one_process.yaml
 

@@ -105,7 +105,7 @@ def score_file(args: argparse.Namespace, overrides: list[str]) -> None:
     truth = {video.name: video.segments for video in select(annotations, subset)}
     found = files[0] if len(files) == 1 else join(files, nms)
     warn_of_strangers(found, truth, annotations, subset)
-    stems = "+".join(dict.fromkeys(path.stem for path in args.predictions))
+    stems = "+".join(path.stem for path in args.predictions)
     out = args.out or args.predictions[0].parent / f"{stems}-{subset}"
     write_results(out, found, mean_average_precision(truth, found, tious), {})
 

@@ -5,8 +5,8 @@
 
 The folder gets videos/*.mp4, annotations.json (THUMOS/ActivityNet layout), classes.txt and two
 controls: exchanged.json (training and validation annotations moved to other videos) and
-mirrored.json (training annotations as seen backwards). The same arguments give the same bytes. A folder
-that is already complete is left alone.
+mirrored.json (training annotations as seen backwards). The same arguments give the same bytes. A
+folder that is already complete is left alone.
 """
 
 import argparse

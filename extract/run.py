@@ -77,6 +77,8 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
         for direction in args.directions or [config.direction]
     ]
     config = backbones[0][0]
+    if args.directions and any(len(each.directions) > 1 for each, _, _ in backbones):
+        raise ValueError("--directions: a detector of two streams has its own; leave it out")
     _refuse_different([config for config, _, _ in backbones])
     if not config.cache.url:
         raise ValueError("--cache: give the store that activations are kept in")

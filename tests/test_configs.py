@@ -54,7 +54,9 @@ def test_thumos_files_differ_only_where_their_names_say() -> None:
 
 @pytest.mark.parametrize("file", LAID_OVER, ids=lambda file: file.stem)
 def test_fusions_are_laid_over_an_experiment(file: Path) -> None:
-    base = load(Experiment, DEMO)
+    demo = load(Experiment, DEMO)
+    frozen = replace(demo.backbone, trainable_from_block=demo.backbone.trunk.depth)
+    base = replace(demo, head=replace(demo.head, learns=False), backbone=frozen)
     config = load(Experiment, file, base=base)
     assert config.fusion.method != "none" and config.data == base.data
     assert f"--config configs/fusion/{file.name}" in file.read_text()

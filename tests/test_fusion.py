@@ -17,6 +17,7 @@ from train.detector import Detector
 from train.fusion import (
     FEATURE_METHODS,
     MIXING_METHODS,
+    FeatureFusion,
     FusionConfig,
     Method,
     PredictionFusion,
@@ -224,13 +225,20 @@ def test_losses_of_any_fused_prediction_are_finite() -> None:
         assert level.grad is not None and level.grad.isfinite().all()
 
 
-def two_streams(method: Method, same: bool = False) -> Detector:
+def fused(fusion: FusionConfig) -> Experiment:
+    """The demo's experiment with streams that stay as they are."""
     config = load(Experiment, REPOSITORY / "configs/e2e/demo/forward.yaml")
-    config = replace(
+    return replace(
         config,
-        fusion=FusionConfig(method=method, partner="forward" if same else "reversed"),
-        sampling=replace(config.sampling, window_size=SIZE),
+        fusion=fusion,
+        head=replace(config.head, learns=False),
+        backbone=replace(config.backbone, trainable_from_block=config.backbone.trunk.depth),
     )
+
+
+def two_streams(method: Method, same: bool = False) -> Detector:
+    config = fused(FusionConfig(method=method, partner="forward" if same else "reversed"))
+    config = replace(config, sampling=replace(config.sampling, window_size=SIZE))
     torch.manual_seed(5)
     detector = Detector(config, ("a", "b", "c")).eval()
     for stream in detector.streams:  # an untrained adapter is the identity
@@ -294,6 +302,25 @@ def test_untrained_feature_fusions_are_the_first_stream(method: Method) -> None:
     assert not torch.allclose(here.logits[0], there.logits[0])
 
 
+@pytest.mark.parametrize("samples", [1, 4])
+def test_features_meet_where_they_show_the_same(samples: int) -> None:
+    """Steps numbered by the frames they show, some samples each: early fusion puts like to like."""
+    fusion = two_streams("early").fusion
+    assert isinstance(fusion, FeatureFusion)
+    for valid in range(1, SIZE + 1):
+        mask = torch.arange(SIZE)[None] < valid
+        frames = torch.arange(SIZE * samples).view(SIZE, samples)
+        forward = frames.float().mean(1)
+        backward = torch.cat([frames[:valid].flatten().flip(0), frames[valid:].flatten()])
+        seen: list[Tensor] = []
+        fusion.head.forward = lambda x, mask, seen=seen: seen.append(x)  # type: ignore[method-assign,misc]
+        steps = backward.view(SIZE, samples).float().mean(1)
+        reflection = torch.tensor([valid - 1 / samples])
+        fusion(forward.expand(1, 1, -1), steps.expand(1, 1, -1), mask, reflection)
+        one, other = seen[0][0, :, :valid]
+        assert torch.equal(one, other)
+
+
 def test_streams_share_a_frozen_transformer() -> None:
     detector = two_streams("average")
     first, second = detector.streams
@@ -319,8 +346,7 @@ def test_two_streams_of_one_direction_are_not_turned() -> None:
 
 def test_all_methods_are_built() -> None:
     for method in get_args(Method):
-        config = load(Experiment, REPOSITORY / "configs/e2e/demo/forward.yaml")
-        detector = Detector(replace(config, fusion=FusionConfig(method=method)), ("a",))
+        detector = Detector(fused(FusionConfig(method=method)), ("a",))
         assert len(detector.streams) == (1 if method == "none" else 2)
         assert detector.parameter_counts()["fusion"] > 0 or method in (
             "none",

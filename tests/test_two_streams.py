@@ -1,6 +1,7 @@
 """Runs of two streams, as users start them: joint training, fusions on the cache, scores."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import get_args
@@ -37,6 +38,7 @@ from train.validate import detect_all, score, window_loader
 CONFIGS = REPOSITORY / "configs/fusion"
 BOTH = REPOSITORY / "configs/e2e/demo/both.yaml"
 DIRECTIONS = ("forward", "reversed")
+SECOND_EVERYWHERE = ("--backbone.second_from_block=0", "--backbone.trainable_from_block=0")
 LEARNING = ("experiment_3_1", "experiment_3_2", "experiment_3_3", *FEATURE_METHODS)
 
 
@@ -251,6 +253,10 @@ def _begin(both: Checkpoint, number: int, path: Path) -> None:
     [
         (["--fusion.method=none"], "2 streams are given, but fusion.method none needs 1"),
         (["--fusion.method=average", "--head.width=64"], "does not fit this model"),
+        (["--fusion.method=average", "--head.heads=2"], "head.heads was 4, is 2"),
+        (["--fusion.method=average", "--direction=reversed"], "streams are forward and reversed"),
+        (["--fusion.method=calibrated", "--head.learns=true"], "set head.learns false"),
+        (["--fusion.method=average", *SECOND_EVERYWHERE], "train/e2e.py"),
     ],
 )
 def test_streams_that_do_not_fit_are_refused(
@@ -260,3 +266,19 @@ def test_streams_that_do_not_fit_are_refused(
     rest = ["--cache", streams / "cache", "--out", tmp_path]
     done = script("train/heads.py", *both, *rest, *arguments)
     assert done.returncode == 1 and message in done.stderr
+
+
+def test_a_fusion_never_takes_the_place_of_what_it_is_made_of(
+    streams: Path, tmp_path: Path
+) -> None:
+    source = tmp_path / "last.pt"
+    shutil.copy(streams / "forward.pt", source)
+    both = ["--checkpoint", source, streams / "reversed.pt", "--cache", streams / "cache"]
+    common = ["train/heads.py", *both, "--fusion.method=average", "--resume"]
+    done = script(*common, "--out", tmp_path)
+    assert done.returncode == 1 and "is what this run starts from" in done.stderr
+    assert source.read_bytes() == (streams / "forward.pt").read_bytes()
+    good(*common, "--out", tmp_path / "fused")
+    good(*common, "--out", tmp_path / "fused")  # the same again
+    done = script(*common, "--fusion.pairing=index", "--out", tmp_path / "fused")
+    assert done.returncode == 1 and "belongs to another run" in done.stderr

@@ -67,7 +67,8 @@ class HeadOutput(NamedTuple):
 
     Attributes:
         logits: class scores before the sigmoid, [B, K, T_l].
-        distances: from a point back to the start and on to the end, in strides, >= 0, [B, 2, T_l].
+        distances: from a point back to the start and on to the end, in strides, [B, 2, T_l]; fused
+            ones may be negative.
         masks: True where a point lies inside the video, [B, T_l].
     """
 

@@ -39,8 +39,10 @@ def fit_class_weights(
             windows, desc="fitting", leave=False, disable=not accelerator.is_main_process
         ):
             seen.append(_points(detector, fusion, batch.to(accelerator.device)))
-    shares = gather_object([tuple(np.concatenate(parts) for parts in zip(*seen, strict=True))])
-    scores, truth = (np.concatenate(parts) for parts in zip(*shares, strict=True))
+    # A process may have had no window.
+    shares = [share for share in gather_object([seen]) if share]
+    pairs = [pair for share in shares for pair in share]
+    scores, truth = (np.concatenate(parts) for parts in zip(*pairs, strict=True))
     step = -(-len(scores) // MOST)
     for label in range(truth.shape[1]):
         hit = truth[::step, label] > 0

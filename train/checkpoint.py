@@ -63,6 +63,16 @@ def save_checkpoint(path: Path, content: Checkpoint) -> None:
         os.fsync(file.fileno())
 
 
+def differences(saved: Experiment, config: Experiment) -> list[str]:
+    """Return which settings that shape a run differ, in words."""
+    ours, theirs = flatten(config), flatten(saved)
+    return [
+        f"{name} was {theirs[name]}, is {ours[name]}"
+        for name in ours
+        if ours[name] != theirs[name] and name not in FREE_TO_CHANGE
+    ]
+
+
 def refuse_other_run(
     path: Path, saved: Checkpoint, config: Experiment, classes: tuple[str, ...], processes: int
 ) -> None:
@@ -73,12 +83,7 @@ def refuse_other_run(
     """
     if not saved.training:
         raise ValueError(f"{path} has weights but no training state (a best.pt?); it cannot resume")
-    ours, theirs = flatten(config), flatten(saved.config)
-    lines = [
-        f"{name} was {theirs[name]}, is {ours[name]}"
-        for name in ours
-        if ours[name] != theirs[name] and name not in FREE_TO_CHANGE
-    ]
+    lines = differences(saved.config, config)
     if saved.classes != classes:
         lines.append(f"classes were {', '.join(saved.classes)}, are {', '.join(classes)}")
     if saved.training["processes"] != processes:

@@ -46,8 +46,8 @@ class TrainingConfig:
         warmup_epochs: linear warm-up from zero.
         batch_size: windows per process and micro-batch; `accumulate`: micro-batches per update,
             whose gradients are those of one large batch.
-        lr: of the head; `backbone_lr`: of the adapters, or of the whole trunk in full mode.
-        clip_norm: bound of the gradient's norm.
+        lr: of heads and fusion; `backbone_lr`: of the adapters, or of the whole trunk in full mode.
+        clip_norm: bound of the gradient's norm, of each stream and of the fusion.
         ema_decay: of the averaged weights that are evaluated.
         precision: of the forward pass.
         workers: decoding processes per training process.
@@ -162,6 +162,13 @@ class Experiment:
             raise ValueError(
                 f"cache.blocks must be blocks 0 to {depth - 1} of the trunk, not "
                 f"{', '.join(map(str, self.cache.blocks))}"
+            )
+        learns = self.head.learns or self.backbone.first_learning < depth
+        if self.fusion.method == "calibrated" and learns:
+            raise ValueError(
+                "fusion.method calibrated is fitted to streams that stay as they are; set "
+                "head.learns false and backbone.trainable_from_block to the trunk's depth, "
+                f"{depth}"
             )
         if self.pixels.size % self.backbone.trunk.patch:
             raise ValueError(

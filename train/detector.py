@@ -94,6 +94,8 @@ class Detector(nn.Module):
         cls, path: str | Path, config: Experiment, classes: tuple[str, ...]
     ) -> "Detector":
         """Build a detector of one stream from an OpenTAD checkpoint, whose sizes must be known."""
+        if len(config.directions) > 1:
+            raise ValueError(f"{path} has one stream; set fusion.method none")
         detector = cls(config, classes)
         backbone, head = weights.from_opentad(weights.read_tensors(path))
         (stream,) = detector.streams
@@ -155,23 +157,22 @@ class Detector(nn.Module):
         Args:
             of_streams: the single streams' results, too.
         """
-        outputs = self.outputs(features, mask)
-        alone: Answers = {
-            name: ((output, direction),)
-            for name, output, direction in zip(
-                self.names, outputs, self.config.directions, strict=True
-            )
-        }
-        if len(outputs) == 1:
-            return alone
+        answers: Answers = {}
         if isinstance(self.fusion, FeatureFusion):
             fused = self._joined(self.fusion, features, mask, reflection)
-            own: Answer = ((fused, self.config.direction),)
-        elif isinstance(self.fusion, PredictionFusion):
-            own = ((self._fused(self.fusion, outputs, reflection)[0], self.config.direction),)
-        else:
-            own = tuple(answer for (answer,) in alone.values())
-        return {self.answer: own} | (alone if of_streams else {})
+            answers[self.answer] = ((fused, self.config.direction),)
+            if not of_streams:
+                return answers
+        outputs = self.outputs(features, mask)
+        alone: Answer = tuple(zip(outputs, self.config.directions, strict=True))
+        if isinstance(self.fusion, PredictionFusion):
+            fused = self._fused(self.fusion, outputs, reflection)[0]
+            answers[self.answer] = ((fused, self.config.direction),)
+        elif self.fusion is None:
+            answers[self.answer] = alone
+        if of_streams:
+            answers |= {name: (one,) for name, one in zip(self.names, alone, strict=True)}
+        return answers
 
     @property
     def names(self) -> tuple[str, ...]:

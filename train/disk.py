@@ -62,7 +62,8 @@ def refuse_full_disk(folder: Path, detector: nn.Module, keeps_best: bool) -> Non
     Raises:
         ValueError: they do not fit.
     """
-    weights = sum(tensor.nbytes for tensor in detector.state_dict().values())
+    # Streams may share tensors, which are stored once.
+    weights = sum({t.data_ptr(): t.nbytes for t in detector.state_dict().values()}.values())
     learning = sum(p.nbytes for p in detector.parameters() if p.requires_grad)
     # Averages count once, AdamW's two moments twice; what is frozen is stored once.
     best, last = weights + learning, weights + 3 * learning

@@ -22,7 +22,13 @@ from extract.activations import Activations, fingerprints, settings
 from extract.backbone import Cut
 from train.cached import evaluation_spans, training_spans, up_to_date
 from train.calibrate import fit_class_weights
-from train.checkpoint import Checkpoint, load_checkpoint, refuse_other_run, save_checkpoint
+from train.checkpoint import (
+    Checkpoint,
+    differences,
+    load_checkpoint,
+    refuse_other_run,
+    save_checkpoint,
+)
 from train.config import Experiment
 from train.detector import Detector
 from train.disk import claim_folder, refuse_full_disk
@@ -85,7 +91,12 @@ def train(config: Experiment, sources: Sequence[Source], file: str, resume: bool
         claim_folder(out, begun)
         refuse_full_disk(out, detector, keeps_best=subset is not None)
     origins = [path for path, _ in sources] or [file]
+    for path in origins:
+        if (out / "last.pt").resolve() == Path(path).resolve():
+            raise ValueError(f"out: {path} is what this run starts from; choose another --out")
     if not any(p.requires_grad for p in detector.parameters()):
+        if begun:
+            _refuse_other_composition(out / "last.pt", config)
         _compose(detector.eval(), activations_of(detector, store, origins), subsets[0], accelerator)
         if accelerator.is_main_process:
             leave_record(out, detector, subsets, annotations)
@@ -109,6 +120,13 @@ def train(config: Experiment, sources: Sequence[Source], file: str, resume: bool
     run.go()
     if accelerator.is_main_process:
         leave_curves(out)
+
+
+def _refuse_other_composition(path: Path, config: Experiment) -> None:
+    """Raise ValueError if something else is there than what this run would leave."""
+    kept = load_checkpoint(path)
+    if kept.training or differences(kept.config, config):
+        raise ValueError(f"{path} belongs to another run; choose another --out")
 
 
 def _compose(

@@ -62,7 +62,8 @@ def diou_loss(predicted: Tensor, target: Tensor) -> Tensor:
         target: the same for the truth, seen from the same point, in the same unit, >= 0.
 
     Returns:
-        Tensor: [...] float32, from 0 (equal) to below 2 (far apart).
+        Tensor: [...] float32, 0 where equal, below 2 where far apart; more where an end lies before
+            its start.
     """
     predicted, target = predicted.float(), target.float()
     overlap = torch.minimum(predicted, target).sum(-1).clamp(min=0)

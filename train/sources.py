@@ -18,7 +18,11 @@ Source = tuple[str, Checkpoint]
 """A checkpoint and its file."""
 
 TRUNK = "backbone.trunk."
-SEEN = ("sampling.", "pixels.", "backbone.trunk.", "backbone.mode", "backbone.mean", "backbone.std")
+SEEN = (  # settings that give other numbers, or other meanings, with the same weights
+    *("sampling.window_size", "sampling.scale_factor", "sampling.snippet_stride"),
+    *("sampling.method", "pixels.size", "backbone.mean", "backbone.std", "backbone.mode"),
+    *("backbone.trunk.", "head.heads"),
+)
 
 
 def new_detector(
@@ -46,8 +50,8 @@ def new_detector(
             "stream, or set --fusion.method"
         )
     single = len(given) == 1
-    for path, saved in [] if single else sources:
-        _refuse_other_classes(path, saved, classes)
+    if not single:
+        _refuse_strangers(config, classes, sources)
     for stream, (path, tensors) in zip(detector.streams, given, strict=True):
         own = stream.state_dict()
         # Second adapters begin where the checkpoint has none.
@@ -61,6 +65,29 @@ def new_detector(
         weights.load_strictly(stream, tensors, path)
     detector.start_fusion()
     return detector
+
+
+def _refuse_strangers(
+    config: Experiment, classes: tuple[str, ...], sources: Sequence[Source]
+) -> None:
+    """Raise ValueError unless checkpoints' streams see and predict what the experiment's do."""
+    directions = [direction for _, saved in sources for direction in saved.config.directions]
+    if tuple(directions) != config.directions:
+        raise ValueError(
+            f"the checkpoints' streams are {' and '.join(directions)}, but the experiment's are "
+            f"{' and '.join(config.directions)}; name them in this order, or set --direction and "
+            "--fusion.partner"
+        )
+    for path, saved in sources:
+        _refuse_other_classes(path, saved, classes)
+        ours, theirs = flatten(config), flatten(saved.config)
+        lines = [
+            f"{name} was {theirs[name]}, is {ours[name]}"
+            for name in ours
+            if name.startswith(SEEN) and ours[name] != theirs[name]
+        ]
+        if lines:
+            raise ValueError(f"{path} was trained on other settings: {'; '.join(lines)}")
 
 
 def _streams(saved: Checkpoint) -> list[dict[str, Tensor]]:
@@ -90,23 +117,13 @@ def one_experiment(
     """Return what a run on checkpoints' streams is: the first one's experiment, the file over it.
 
     Raises:
-        ValueError: it cannot be read, or the streams do not see the same.
+        ValueError: it cannot be read.
     """
     if not sources:
         assert file is not None
         return load(Experiment, file, overrides)
     path, first = sources[0]
-    for other, saved in sources[1:]:
-        ours, theirs = flatten(first.config), flatten(saved.config)
-        lines = [
-            f"{name} is {ours[name]} and {theirs[name]}"
-            for name in ours
-            if name.startswith(SEEN) and ours[name] != theirs[name]
-        ]
-        if lines:
-            raise ValueError(
-                f"--checkpoint: {path} and {other} do not see the same: {'; '.join(lines)}"
-            )
+    for _, saved in sources[1:]:
         fusion = replace(first.config.fusion, partner=saved.config.direction)
         first = first._replace(config=replace(first.config, fusion=fusion))
     if sum(len(saved.config.directions) for _, saved in sources) > 1:

@@ -155,8 +155,17 @@ def with_cache(overrides: list[str], url: str | None) -> list[str]:
 
 
 def learning_only(config: Experiment) -> Experiment:
-    """Return the config of a run on cached activations: by default only the head learns."""
+    """Return the config of a run on cached activations: by default only the head learns.
+
+    Raises:
+        ValueError: what learns stands behind nothing that could be cached.
+    """
     if config.backbone.learns_behind is not None:
         return config
+    if config.backbone.second_from_block is not None:
+        raise ValueError(
+            "backbone.second_from_block 0 trains an adapter in front of all that could be cached; "
+            "train it with train/e2e.py, or choose a later block"
+        )
     depth = config.backbone.trunk.depth
     return replace(config, backbone=replace(config.backbone, trainable_from_block=depth))
