@@ -282,8 +282,10 @@ def test_the_table_holds_what_the_runs_have_left(finished: Path) -> None:
             expected = [rows[0], *np.percentile(rows[1:], [2.5, 97.5])]
             assert row["differences"][what] == pytest.approx(expected)
             assert float(line[f"difference {what} high"]) == pytest.approx(expected[2])
-    best = next(line for line in text if line.startswith("best fusion on 'validation': tuned"))
-    assert "to forward (best single stream)" in best and "to control (control)" in best
+    first = next(n for n, line in enumerate(text) if line.startswith("best fusion on 'validation'"))
+    best = text[first : first + 4]
+    assert ": tuned (" in best[0] and "to forward (single stream); @0.8 " in best[1]
+    assert "to reversed (single stream)" in best[2] and "to control (control)" in best[3]
     assert len({len(line) for line in text if line.startswith("|")}) == 1
     assert not any(line.startswith("note") for line in text)  # both ways to mAP agree
     assert (finished / "study/table.png").read_bytes().startswith(b"\x89PNG")

@@ -9,7 +9,7 @@ A grid lists the rows of the table; each is trained once for every seed, into <o
     cache: runs/study/cache           # shared by all
     seeds: [0, 1, 2]
     subset: test                      # what the table shows
-    selection: validation             # scored, too: says which single stream and fusion is best
+    selection: validation             # scored, too: says which fusion is best
     tious: [0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]
     average: [0.3, 0.4, 0.5, 0.6, 0.7]
     overrides: {data.annotations: data/study/annotations.json}
@@ -20,7 +20,7 @@ A grid lists the rows of the table; each is trained once for every seed, into <o
       average:  {script: train/heads.py, config: FILE, checkpoint: [forward, reversed]}
       control:  {script: train/heads.py, config: FILE, checkpoint: [forward, forward+1]}
       tuned:    {script: train/e2e.py, config: FILE, forward_from: forward, reversed_from: reversed}
-    singles: [forward, reversed]      # differences are taken to the best of them
+    singles: [forward, reversed]      # differences are to the best of them on `subset`
     controls: [control]               # neither single streams nor candidates for the best fusion
 
 `forward` stands for last.pt of that row's run with the same seed, `forward+1` with the next seed.

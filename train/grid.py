@@ -69,7 +69,7 @@ class Grid:
 
     Args:
         out: a folder per run stands in it, `<row>/<seed>`; `cache`: the store they share.
-        subset: is scored; `selection`: is scored, too, and says which row is best.
+        subset: is scored; `selection`: is scored, too, and says which fusion is best.
         tious: overlaps to print; `average`: those of them that are averaged.
         singles: rows that are single streams; `controls`: rows that must not be better for their
             fusion; all others are fusions.

@@ -65,15 +65,17 @@ class Results:
     """A whole table.
 
     Args:
-        best_single, best_fusion: rows, the best on the subset that chooses.
-        to_singles_and_controls: how much better the best fusion's average is.
+        best_single: the row that is hardest to beat: the best on the scored subset.
+        best_fusion: the row that is the best on the subset that chooses.
+        to_singles_and_controls: how much better the best fusion is than each of these rows, of the
+            average and by text of the overlap.
         failed: why runs are not done, by row and seed; `notes`: what else to know.
     """
 
     rows: list[RowResult]
     best_single: str | None
     best_fusion: str | None
-    to_singles_and_controls: dict[str, Estimate]
+    to_singles_and_controls: dict[str, dict[str, Estimate]]
     failed: dict[str, str]
     notes: list[str]
 
@@ -88,16 +90,16 @@ def gather(grid: Grid, failed: Mapping[Run, str]) -> Results:
     scores = {(run, subset): _metrics(grid, run, subset) for run in runs for subset in grid.subsets}
     drawn, notes = _drawn(grid, {run: scores[run, grid.subset] for run in runs})
     found = _Found(grid, scores, drawn)
-    single, fusion = found.best(grid.singles), found.best(grid.fusions)
-    others = [name for name in (single, *grid.controls) if name is not None]
+    single = found.best(grid.singles, grid.subset)
+    fusion = found.best(grid.fusions, grid.selection)
     return Results(
         rows=[found.row(name, single) for name in grid.rows if found.runs(name)],
         best_single=single,
         best_fusion=fusion,
         to_singles_and_controls={
-            name: difference
-            for name in others
-            if fusion and (difference := found.difference(fusion, name, grid.average))
+            name: differences
+            for name in (*grid.singles, *grid.controls)
+            if fusion and (differences := found.differences(fusion, name))
         },
         failed={str(run): cause for run, cause in failed.items()},
         notes=notes,
@@ -121,12 +123,16 @@ class _Found:
         """Average mAP of a row's runs."""
         return [_average(self.scores[run, subset], self.grid) for run in self.runs(name)]
 
-    def best(self, names: Sequence[str]) -> str | None:
-        """The row with the highest average on the subset that chooses."""
+    def best(self, names: Sequence[str], subset: str) -> str | None:
+        """The row with the highest average on a subset."""
         there = [name for name in names if self.runs(name)]
-        return max(
-            there, key=lambda name: mean(self.averages(name, self.grid.selection)), default=None
-        )
+        return max(there, key=lambda name: mean(self.averages(name, subset)), default=None)
+
+    def differences(self, name: str, other: str) -> dict[str, Estimate]:
+        """How much higher a row's average is than another's, and its mAP at every overlap."""
+        what = {AVERAGE: self.grid.average} | {f"{tiou:g}": (tiou,) for tiou in self.grid.tious}
+        found = {text: self.difference(name, other, tious) for text, tious in what.items()}
+        return {text: one for text, one in found.items() if one is not None}
 
     def difference(self, name: str, other: str, tious: Sequence[float]) -> Estimate | None:
         """How much higher one row's mAP is than another's, over the seeds that both have."""
@@ -165,15 +171,7 @@ class _Found:
                 for stream in ("forward", "reversed")
                 if all(stream in one.get("streams", {}) for one in measured)
             },
-            differences={
-                what: found
-                for what, tious in [
-                    (AVERAGE, grid.average),
-                    *((f"{tiou:g}", (tiou,)) for tiou in grid.tious),
-                ]
-                if single not in (None, name)
-                and (found := self.difference(name, str(single), tious))
-            },
+            differences={} if single in (None, name) else self.differences(name, str(single)),
             parameters=learning_parameters(folders[0] / "last.pt"),
             seconds=mean(record.seconds for record in records),
         )

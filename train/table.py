@@ -114,17 +114,17 @@ def _explained(grid: Grid) -> str:
 
 
 def _best(grid: Grid, results: Results) -> str:
-    """The line that answers the study's question."""
+    """The lines that answer the study's question."""
     (best,) = (row for row in results.rows if row.row == results.best_fusion)
-    differences = [
-        f"{_estimate(found)} to {name}"
-        + (" (best single stream)" if name == results.best_single else " (control)")
-        for name, found in results.to_singles_and_controls.items()
-    ]
-    return (
+    lines = [
         f"best fusion on '{grid.selection}': {best.row} ({_spread(best.selection)}); on "
-        f"'{grid.subset}' {_spread(best.average)}" + "".join(f"; {each}" for each in differences)
-    )
+        f"'{grid.subset}' {_spread(best.average)}"
+    ]
+    for name, found in results.to_singles_and_controls.items():
+        kind = "single stream" if name in grid.singles else "control"
+        strict = "".join(f"; @{tiou} {_estimate(found[tiou])}" for tiou in STRICT if tiou in found)
+        lines.append(f"  {_estimate(found[AVERAGE])} to {name} ({kind}){strict}")
+    return "\n".join(lines)
 
 
 def _aligned(lines: Sequence[Sequence[str]]) -> str:
