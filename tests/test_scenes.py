@@ -80,7 +80,7 @@ def test_dataset_is_real_and_repeatable(tmp_path: Path) -> None:
     write_dataset(tmp_path / "one", SMALL, processes=1)
     write_dataset(tmp_path / "two", SMALL, processes=2)
     files = sorted(p.relative_to(tmp_path / "one") for p in (tmp_path / "one").rglob("*.*"))
-    assert len(files) == 6 + 4
+    assert len(files) == 6 + 5
     for file in files:
         assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
     annotations = read_annotations(
