@@ -81,7 +81,7 @@ def run(args: argparse.Namespace) -> list[str]:
         raise ValueError(f"--crf: {args.crf} is not 1 (best) to 51 (worst); leave out for lossless")
     if args.processes < 1:
         raise ValueError(f"--processes: {args.processes} is not at least 1")
-    sources = video_files(args.videos)
+    sources = _sources(args.videos)
     if args.out.resolve() == args.videos.resolve():
         raise ValueError("--out: choose another folder than --videos, whose files are not replaced")
     annotations = args.annotations
@@ -130,24 +130,13 @@ def run(args: argparse.Namespace) -> list[str]:
     return list(problems.values())
 
 
-def video_files(folder: Path) -> dict[str, Path]:
-    """Return the video files of a folder by name without extension, in order.
-
-    Raises:
-        ValueError: there is no such folder, no video in it, or two would get the same name.
-    """
-    from train.items import VIDEO_SUFFIXES
+def _sources(folder: Path) -> dict[str, Path]:
+    """Return the video files of a folder by name; raise ValueError if there are none."""
+    from train.items import VIDEO_SUFFIXES, video_files
 
     if not folder.is_dir():
         raise ValueError(f"--videos: there is no folder {folder}")
-    files: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        if path.suffix.lower() in VIDEO_SUFFIXES:
-            if path.stem in files:
-                raise ValueError(
-                    f"--videos: {files[path.stem]} and {path} share a name; remove one"
-                )
-            files[path.stem] = path
+    files = video_files(folder, "--videos")
     if not files:
         raise ValueError(f"--videos: {folder} holds no video ({', '.join(VIDEO_SUFFIXES)})")
     return files

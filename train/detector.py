@@ -136,7 +136,8 @@ class Detector(nn.Module):
             return (self._joined(self.fusion, features, mask, reflection),)
         outputs = self.outputs(features, mask)
         if isinstance(self.fusion, PredictionFusion) and self.fusion.mix is not None:
-            return self._fused(self.fusion, outputs, reflection)
+            fused: tuple[HeadOutput, ...] = self.fusion(*outputs, self.between(reflection))
+            return fused
         return outputs
 
     def features(self, inputs: Sequence[Tensor], start: Cut | None) -> tuple[Tensor, ...]:
@@ -166,7 +167,8 @@ class Detector(nn.Module):
         outputs = self.outputs(features, mask)
         alone: Answer = tuple(zip(outputs, self.config.directions, strict=True))
         if isinstance(self.fusion, PredictionFusion):
-            fused = self._fused(self.fusion, outputs, reflection)[0]
+            first, second = outputs
+            fused = self.fusion.fuse(first, second, self.between(reflection), 0)
             answers[self.answer] = ((fused, self.config.direction),)
         elif self.fusion is None:
             answers[self.answer] = alone
@@ -186,12 +188,6 @@ class Detector(nn.Module):
             stream.head(_per_step(x, mask), mask)
             for stream, x in zip(self.streams, features, strict=True)
         )
-
-    def _fused(
-        self, fusion: PredictionFusion, outputs: Sequence[HeadOutput], reflection: Tensor
-    ) -> tuple[HeadOutput, ...]:
-        fused: tuple[HeadOutput, ...] = fusion(*outputs, self.between(reflection))
-        return fused
 
     def _joined(
         self, fusion: FeatureFusion, features: Sequence[Tensor], mask: Tensor, reflection: Tensor

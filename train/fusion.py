@@ -108,13 +108,16 @@ class PredictionFusion(nn.Module):
         Args:
             reflection: R of every window [B]; None where both streams have the same direction.
         """
-        pairing = self.config.pairing
         return (
-            self._fuse(first, align(second, first, reflection, pairing), 0),
-            self._fuse(second, align(first, second, reflection, pairing), 1),
+            self.fuse(first, second, reflection, 0),
+            self.fuse(second, first, reflection, 1),
         )
 
-    def _fuse(self, own: HeadOutput, other: HeadOutput, stream: int) -> HeadOutput:
+    def fuse(
+        self, own: HeadOutput, other: HeadOutput, reflection: Tensor | None, stream: int
+    ) -> HeadOutput:
+        """Return the fused predictions at the points of `own`, which is stream 0 or 1."""
+        other = align(other, own, reflection, self.config.pairing)
         mean = HeadOutput(
             tuple((a + b) / 2 for a, b in zip(own.logits, other.logits, strict=True)),
             tuple((a + b) / 2 for a, b in zip(own.distances, other.distances, strict=True)),
@@ -200,12 +203,7 @@ class ClassWeights(nn.Module):
             tensor[:, None] for tensor in (self.weight[stream], self.weight[1 - stream], self.bias)
         )
         logits = zip(own.logits, other.logits, strict=True)
-        return replace_logits(mean, tuple(a * mine + b * others + bias for a, b in logits))
-
-
-def replace_logits(output: HeadOutput, logits: tuple[Tensor, ...]) -> HeadOutput:
-    """Return the same predictions with other scores."""
-    return HeadOutput(logits, output.distances, output.masks)
+        return mean._replace(logits=tuple(a * mine + b * others + bias for a, b in logits))
 
 
 class FeatureFusion(nn.Module):

@@ -132,13 +132,18 @@ def load_annotations(data: DataConfig) -> Annotations:
     return annotations
 
 
-def _video_files(folder: Path) -> dict[str, Path]:
+def video_files(folder: Path, setting: str) -> dict[str, Path]:
+    """Return the video files of a folder by name without extension, in order.
+
+    Raises:
+        ValueError: two of them would get the same name; `setting` is what named the folder.
+    """
     files: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
         if path.suffix.lower() in VIDEO_SUFFIXES:
             if path.stem in files:
                 raise ValueError(
-                    f"data.videos: {files[path.stem]} and {path} share a name; remove one"
+                    f"{setting}: {files[path.stem]} and {path} share a name; remove one"
                 )
             files[path.stem] = path
     return files
@@ -203,7 +208,7 @@ def _match(
     kept = store.names if store and not needs_files else {}
     if not folder.is_dir() and not kept:
         raise ValueError(f"data.videos: there is no folder {folder}")
-    files = _video_files(folder) if folder.is_dir() else {}
+    files = video_files(folder, "data.videos") if folder.is_dir() else {}
     names = Counter(info.name for info in store.videos.values()) if kept and store else Counter()
     away = 0
     videos = select(annotations, subset)

@@ -8,9 +8,9 @@ import torch
 from accelerate.utils import set_seed
 from torch import Tensor
 
-from configs.load import dump, flatten, load, parse
+from configs.load import dump, load, parse
 from extract import weights
-from train.checkpoint import Checkpoint, load_checkpoint
+from train.checkpoint import Checkpoint, differences, load_checkpoint
 from train.config import Experiment
 from train.detector import Detector
 
@@ -80,12 +80,7 @@ def _refuse_strangers(
         )
     for path, saved in sources:
         _refuse_other_classes(path, saved, classes)
-        ours, theirs = flatten(config), flatten(saved.config)
-        lines = [
-            f"{name} was {theirs[name]}, is {ours[name]}"
-            for name in ours
-            if name.startswith(SEEN) and ours[name] != theirs[name]
-        ]
+        lines = [line for line in differences(saved.config, config) if line.startswith(SEEN)]
         if lines:
             raise ValueError(f"{path} was trained on other settings: {'; '.join(lines)}")
 
