@@ -77,10 +77,15 @@ class BackboneConfig:
         return max(self.trainable_from_block, self.second_from_block or 0)
 
     @property
+    def learns(self) -> bool:
+        """Whether any of it does."""
+        return self.first_learning < self.trunk.depth
+
+    @property
     def learns_behind(self) -> "Cut | None":
         """The last cut that training does not move; None where all blocks learn."""
         first = self.first_learning
-        return "features" if first == self.trunk.depth else first - 1 if first else None
+        return "features" if not self.learns else first - 1 if first else None
 
 
 class Backbone(nn.Module):

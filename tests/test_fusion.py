@@ -3,13 +3,16 @@
 from dataclasses import replace
 from typing import get_args
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from configs.load import load
+from extract.clips import Window
 from extract.reversal import Pairing, partners, reverse_segments
 from extract.reversal import pair as pair_up
+from extract.stream import arrange
 from tests.conftest import REPOSITORY
 from train.actionformer import HeadOutput
 from train.config import Experiment
@@ -259,20 +262,21 @@ def test_a_reversed_video_swaps_the_outputs_of_a_detector(method: Method) -> Non
     other.load_state_dict(detector.state_dict())
     for ours, theirs in zip(other.streams, list(detector.streams)[::-1], strict=True):
         ours.load_state_dict(theirs.state_dict())
-    frames = torch.randint(0, 256, (1, 3, SIZE, 64, 64), dtype=torch.uint8)
-    for valid in (SIZE, 37):
-        mask, reflection = torch.arange(SIZE)[None] < valid, torch.tensor([valid - 1.0])
-        video = frames[:, :, :valid]
-        views = [
-            torch.cat([x, x[:, :, -1:].expand(-1, -1, SIZE - valid, -1, -1)], 2)
-            for x in (video, video.flip(2))
-        ]
+    for samples, valid in ((1, SIZE), (1, 37), (4, 4 * SIZE), (4, 150)):  # 150: half a step is left
+        frames = [torch.randint(0, 256, (3, 64, 64), dtype=torch.uint8) for _ in range(valid)]
+        mirror = (valid - 1) / samples
+        window = Window(np.arange(valid), 0.0, samples, SIZE, samples * SIZE, mirror)
+        mask, reflection = torch.from_numpy(window.mask())[None], torch.tensor([mirror])
+        views, turned_views = (
+            [arrange(order, window, direction)[None] for direction in detector.config.directions]
+            for order in (frames, frames[::-1])
+        )
         with torch.no_grad():
             here = detector.fusion(
                 *detector.outputs(detector.features(views, None), mask), reflection
             )
             turned = other.fusion(
-                *other.outputs(other.features(views[::-1], None), mask), reflection
+                *other.outputs(other.features(turned_views, None), mask), reflection
             )  # type: ignore[misc]
         for one, two in zip(here, turned[::-1], strict=True):
             shown = one.flat()[2]

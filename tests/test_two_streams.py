@@ -17,7 +17,8 @@ from evaluate.annotations import read_predictions
 from evaluate.mean_ap import MeanAP
 from tests.conftest import REPOSITORY
 from tests.forks import script
-from tests.test_e2e import DEMO, QUICK
+from tests.test_e2e import DEMO, QUICK, TWO_PROCESSES
+from tests.test_e2e import script as launched
 from train.cached import evaluation_spans, up_to_date
 from train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from train.config import Experiment
@@ -233,6 +234,59 @@ def test_joint_training_is_two_trainings(data: list[str], tmp_path: Path) -> Non
     same = load_checkpoint(tmp_path / "tuned/last.pt").ema
     for key, tensor in both.ema.items():
         assert torch.allclose(same[key], tensor, atol=2e-5), key
+
+
+def test_processes_and_interruptions_change_nothing(data: list[str], tmp_path: Path) -> None:
+    quick = [*data, *QUICK, "--head.drop_path=0", "--data.validation_subset=null"]
+    quick += ["--training.epochs=2", "--training.stop_epoch=2"]
+    joint = ["train/e2e.py", "--config", BOTH, *quick]
+    good(*joint, "--out", tmp_path / "whole")
+    shared = [*joint, "--training.batch_size=1", "--out", tmp_path / "parts"]
+    for part in ("--training.stop_epoch=1", "--resume"):
+        done = launched(*shared, part, launcher=TWO_PROCESSES)
+        assert done.returncode == 0, done.stdout + done.stderr
+    whole, parts = (load_checkpoint(tmp_path / f"{run}/last.pt").ema for run in ("whole", "parts"))
+    assert whole.keys() == parts.keys()
+    for key, tensor in whole.items():
+        assert torch.allclose(tensor, parts[key], atol=5e-5), key
+
+
+def test_heads_learn_on_through_a_fusion_from_stored_windows_in_bfloat16(
+    streams: Path, tmp_path: Path
+) -> None:
+    both = ["--checkpoint", streams / "forward.pt", streams / "reversed.pt"]
+    config = ["--config", CONFIGS / "experiment_3_3.yaml", *QUICKLY, "--head.learns=true"]
+    stored = ["--cache", tmp_path / "cache", "--cache.span=window", "--training.precision=bf16"]
+    good("train/heads.py", *both, *config, *stored, "--out", tmp_path / "run")
+    found = losses(tmp_path / "run")
+    assert np.isfinite(found).all() and found[-1] < found[0]
+    trained = load_checkpoint(tmp_path / "run/last.pt").ema
+    for number, direction in enumerate(DIRECTIONS):
+        for key, tensor in load_checkpoint(streams / f"{direction}.pt").ema.items():
+            same = torch.equal(trained[key.replace("streams.0", f"streams.{number}")], tensor)
+            assert same or ".head." in key
+    moved = {key.split(".")[1] for key in trained if ".head.class_out.weight" in key}
+    assert moved == {"0", "1"}
+
+
+def test_second_adapters_everywhere_learn_end_to_end_for_a_fusion_of_features(
+    streams: Path, data: list[str], tmp_path: Path
+) -> None:
+    both = [f"--{direction}-from={streams / direction}.pt" for direction in DIRECTIONS]
+    quick = [*data, *QUICK, "--training.epochs=2", "--training.stop_epoch=2"]
+    method = ["--fusion.method=early", *SECOND_EVERYWHERE, "--out", tmp_path / "run"]
+    good("train/e2e.py", "--config", BOTH, *both, *quick, *method)
+    trained = load_checkpoint(tmp_path / "run/last.pt").ema
+    for number, direction in enumerate(DIRECTIONS):
+        for key, tensor in load_checkpoint(streams / f"{direction}.pt").ema.items():
+            assert torch.equal(trained[key.replace("streams.0", f"streams.{number}")], tensor)
+    for number in range(2):
+        of = f"streams.{number}.backbone.second."
+        moved = [key for key in trained if key.startswith(of) and key.endswith("up.weight")]
+        assert len(moved) == 6 and all(trained[key].any() for key in moved)
+    # The streams' heads have never seen what the second adapters do: alone they say nothing.
+    out = scored(streams, tmp_path / "run/last.pt")
+    assert "streams" not in json.loads((out / "metrics.json").read_text())
 
 
 def _begin(both: Checkpoint, number: int, path: Path) -> None:

@@ -163,7 +163,7 @@ class Experiment:
                 f"cache.blocks must be blocks 0 to {depth - 1} of the trunk, not "
                 f"{', '.join(map(str, self.cache.blocks))}"
             )
-        learns = self.head.learns or self.backbone.first_learning < depth
+        learns = self.head.learns or self.backbone.learns
         if self.fusion.method == "calibrated" and learns:
             raise ValueError(
                 "fusion.method calibrated is fitted to streams that stay as they are; set "

@@ -156,13 +156,13 @@ class Detector(nn.Module):
         """Return by name whose predictions, together, are a result: the detector's own `answer`.
 
         Args:
-            of_streams: the single streams' results, too.
+            of_streams: the single streams' results, too, by `names`.
         """
         answers: Answers = {}
         if isinstance(self.fusion, FeatureFusion):
             fused = self._joined(self.fusion, features, mask, reflection)
             answers[self.answer] = ((fused, self.config.direction),)
-            if not of_streams:
+            if not (of_streams and self.names):
                 return answers
         outputs = self.outputs(features, mask)
         alone: Answer = tuple(zip(outputs, self.config.directions, strict=True))
@@ -178,8 +178,14 @@ class Detector(nn.Module):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What the results of the streams are called."""
+        """What the results of the streams alone are called.
+
+        There are none where adapters learn for a fusion of features: heads of the streams' own know
+        nothing of it.
+        """
         directions = self.config.directions
+        if isinstance(self.fusion, FeatureFusion) and self.config.backbone.learns:
+            return ()
         return directions if len(set(directions)) == len(directions) else ("first", "second")
 
     def outputs(self, features: Sequence[Tensor], mask: Tensor) -> tuple[HeadOutput, ...]:
