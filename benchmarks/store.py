@@ -254,8 +254,8 @@ def real_activations(videos: Path) -> dict[str, NDArray[np.float16]]:
     """
     from configs.load import load
     from extract.backbone import Backbone
+    from extract.strict import load_trunk
     from extract.video import VideoReader
-    from extract.weights import load_strictly, read_trunk
     from train.config import Experiment
 
     home = Path(__file__).resolve().parent.parent / "configs/e2e"
@@ -268,7 +268,7 @@ def real_activations(videos: Path) -> dict[str, NDArray[np.float16]]:
         torch.manual_seed(0)
         backbone = Backbone(config).eval()
         if "demo" in file:
-            load_strictly(backbone.trunk, read_trunk(str(config.weights)), str(config.weights))
+            load_trunk(backbone.trunk, str(config.weights))
         else:
             for parameter in backbone.parameters():
                 if parameter.ndim > 1:

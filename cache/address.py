@@ -129,13 +129,13 @@ class FingerprintInfo:
 
     Args:
         fingerprint: 32 hex characters.
-        cut: `features` or the number of a block.
+        cut: the number of a block, `ladder` or `features`.
         checkpoint: where the weights came from; one file a line.
         about: readable settings; plain JSON values.
     """
 
     fingerprint: str
-    cut: int | Literal["features"]
+    cut: int | Literal["ladder", "features"]
     checkpoint: str
     about: dict[str, Any] = field(default_factory=dict)
 

@@ -82,7 +82,7 @@ def read_annotations(
     Raises ValueError, naming file, video and entry, for everything malformed.
     """
     database = _member(_load(path), "database", f"{path}")
-    names = _read_classes(classes) if classes else _labels(database, ignore_labels)
+    names = read_classes(classes) if classes else _labels(database, ignore_labels)
     info = {name: row for table in info_csv for name, row in _read_info(table).items()}
     warnings: Counter[str] = Counter()
     videos = {
@@ -259,7 +259,12 @@ def _labels(database: dict[str, Any], ignore_labels: Collection[str]) -> tuple[s
     return tuple(sorted({x for x in labels if isinstance(x, str)} - set(ignore_labels)))
 
 
-def _read_classes(path: Path) -> tuple[str, ...]:
+def read_classes(path: Path) -> tuple[str, ...]:
+    """Return the class names of a file with one a line.
+
+    Raises:
+        ValueError: it names none, or one twice.
+    """
     lines = [line.strip() for line in Path(path).read_text(encoding="utf-8-sig").splitlines()]
     names = tuple(line for line in lines if line)
     twice = [name for name, count in Counter(names).items() if count > 1]

@@ -40,12 +40,11 @@ from evaluate.mean_ap import MeanAP, mean_average_precision
 from evaluate.nms import NmsConfig, suppress
 from evaluate.report import draw_tious, table
 from train.cached import evaluation_spans, up_to_date
-from train.checkpoint import is_checkpoint, load_checkpoint
 from train.config import Experiment
 from train.detector import Detector
 from train.errors import EXPECTED, message
 from train.items import load_annotations, load_items, skipped_warning
-from train.sources import config_of
+from train.sources import config_of, read_source
 from train.start import WAIT_FOR_PASSES, activations_of, open_cache, with_cache
 from train.validate import WAIT_FOR_OTHERS, detect_all, score, window_loader
 
@@ -147,9 +146,14 @@ def warn_of_strangers(
 
 def score_checkpoint(args: argparse.Namespace, overrides: list[str]) -> None:
     """Detect in all videos of a subset; write the detections, then their score."""
-    foreign = args.config and args.checkpoint.is_file() and not is_checkpoint(args.checkpoint)
-    saved = None if foreign else load_checkpoint(args.checkpoint)
+    saved = read_source(args.checkpoint, args.config, overrides)
     config = config_of(args.config, saved, str(args.checkpoint), overrides)
+    if len(config.directions) != len(saved.config.directions):
+        raise ValueError(
+            f"{args.checkpoint} has {len(saved.config.directions)} stream(s), but fusion.method "
+            f"{config.fusion.method} needs {len(config.directions)}; join streams with "
+            "train/heads.py, or set --fusion.method none"
+        )
     if args.subset:
         config = replace(config, data=replace(config.data, test_subset=args.subset))
     accelerator = Accelerator(
@@ -163,10 +167,7 @@ def score_checkpoint(args: argparse.Namespace, overrides: list[str]) -> None:
     items = load_items(config.data, annotations, config.data.test_subset, accelerator, store)
     if items.skipped and accelerator.is_main_process:
         print(skipped_warning(items.skipped, len(items) + len(items.skipped)))
-    if saved is None:
-        detector = Detector.from_opentad(args.checkpoint, config, annotations.classes)
-    else:
-        detector = Detector.restore(saved._replace(config=config), args.checkpoint)
+    detector = Detector.restore(saved._replace(config=config), args.checkpoint)
     strangers = {s.label for item in items for s in item.truth} - set(detector.classes)
     if strangers:
         raise ValueError(

@@ -130,14 +130,17 @@ def fingerprints(backbone: Backbone, of: dict[str, Any]) -> dict[Cut, str]:
     Args:
         of: what `settings` returned.
     """
-    depth = backbone.config.trunk.depth
-    stages: list[dict[str, Tensor]] = [{} for _ in range(depth + 1)]
+    depth, cuts = backbone.config.trunk.depth, backbone.config.cuts
+    stages: dict[Cut, dict[str, Tensor]] = {k: {} for k in range(depth)}
+    if "ladder" in cuts:  # other numbers than any other cut's, of the same weights
+        stages["ladder"] = {"ladder.blocks": torch.tensor(backbone.config.with_adapter)}
+    stages["features"] = {}
     for name, tensor in backbone.state_dict(keep_vars=True).items():
         part, number, *_ = *name.removeprefix("trunk.").split("."), ""
         block = int(number) if part in ("blocks", "adapters", "second") else 0
-        stages[block][name] = tensor
-    names = chain(of, stages)
-    return dict(enumerate(names[:-1])) | {"features": names[-1]}
+        stages["features" if part == "ladder" else block][name] = tensor
+    names = dict(zip(stages, chain(of, stages.values()), strict=True))
+    return {cut: names[cut] for cut in cuts}
 
 
 Places = dict[Cut, Cached]
@@ -150,14 +153,14 @@ def missing(places: Places, span: Span, cuts: Iterable[Cut]) -> list[Cut]:
     return [cut for cut in places if cut in absent]
 
 
-def deepest(places: Places, span: Span, cut: Cut) -> int | None:
-    """Return the last block before `cut` whose activation is stored; None for pixels."""
+def deepest(places: Places, span: Span, cut: Cut) -> Cut | None:
+    """Return the last cut before `cut` whose activation is stored; None for pixels."""
     found = None
-    for block, place in places.items():
-        if block == cut or block == "features":
+    for earlier, place in places.items():
+        if earlier == cut:
             break
         if place.fingerprint in place.store.fingerprints and place.has(span):
-            found = block
+            found = earlier
     return found
 
 
@@ -214,8 +217,7 @@ class Activations:
         places = self.places()
         if cut not in places:
             raise ValueError(
-                f"the backbone has no cut {cut!r}; its cuts are its blocks 0 to {len(places) - 2} "
-                "and 'features'"
+                f"the backbone has no cut {cut!r}; its cuts are {', '.join(map(str, places))}"
             )
         if places[cut].address(span).key in self._put:
             self.flush()
@@ -260,11 +262,11 @@ class Activations:
         self,
         places: Places,
         span: Span,
-        start: int | None,
+        start: Cut | None,
         cuts: Sequence[Cut],
         watch: Watch = lambda cut, rows: None,
     ) -> "Pass":
-        """Begin a pass over a span, from a stored block or from pixels, that stores these cuts.
+        """Begin a pass over a span, from a stored cut or from pixels, that stores these cuts.
 
         Args:
             places: for the weights of the pass.
@@ -341,7 +343,7 @@ class Pass:
         activations: Activations,
         places: Places,
         span: Span,
-        start: int | None,
+        start: Cut | None,
         cuts: Sequence[Cut],
         watch: Watch,
     ) -> None:

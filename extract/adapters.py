@@ -1,6 +1,7 @@
-"""TIA, the temporal-informative adapter (AdaTAD, Liu et al., CVPR 2024, section 3.3)."""
+"""TIA, the temporal-informative adapter, and a ladder of them (AdaTAD, Liu et al., CVPR 2024)."""
 
 import math
+from collections.abc import Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +12,7 @@ from extract.recompute import Recompute, run
 
 
 class TemporalAdapter(nn.Module):
-    """A bottleneck that mixes each spatial position with its neighbours in time.
+    """A bottleneck that mixes each spatial position with its neighbours in time (section 3.3).
 
     Args:
         width: channels of a token.
@@ -37,9 +38,13 @@ class TemporalAdapter(nn.Module):
 
     def forward(self, x: Tensor, recompute: Recompute = "none") -> Tensor:
         """Map tokens [B, T, P, C] (T steps of time, P positions) to the same shape."""
+        return x + self.change(x, recompute)
+
+    def change(self, x: Tensor, recompute: Recompute = "none") -> Tensor:
+        """Return what is to be added to tokens [B, T, P, C]."""
         mixed = run(self._mix, "none" if recompute == "none" else "full", self.down(x))
         # The scale goes into the weights: its gradient then needs no copy of the wide product.
-        return x + F.linear(mixed, self.up.weight * self.gamma, self.up.bias * self.gamma)
+        return F.linear(mixed, self.up.weight * self.gamma, self.up.bias * self.gamma)
 
     def _mix(self, hidden: Tensor) -> Tensor:
         """Let [B, T, P, H] pass GELU, and add it to its convolution over T, then over H."""
@@ -54,3 +59,32 @@ class TemporalAdapter(nn.Module):
         )
         weight = self.pointwise.weight.squeeze(2)
         return y + F.linear(z.permute(0, 2, 3, 1), weight, self.pointwise.bias)
+
+
+class Ladder(nn.Module):
+    """Adapters beside a transformer that never learns (AdaTAD†, section 3.4).
+
+    Each looks at what its block gives; what they find is added to what the last block gives. No
+    gradient passes through the transformer.
+
+    Args:
+        blocks: that have an adapter, the transformer's last one among them.
+        width: channels C of a token.
+        ratio: hidden width of an adapter over `width`.
+    """
+
+    def __init__(self, blocks: Iterable[int], width: int, ratio: float) -> None:
+        super().__init__()
+        self.adapters = nn.ModuleDict({str(k): TemporalAdapter(width, ratio) for k in blocks})
+
+    def forward(self, x: Tensor, recompute: Recompute = "none") -> Tensor:
+        """Map what n blocks give, side by side [B, T, P, n·C], to tokens [B, T, P, C]."""
+        return self.climb(x.chunk(len(self.adapters), -1), recompute)
+
+    def climb(self, tokens: Sequence[Tensor], recompute: Recompute = "none") -> Tensor:
+        """Map what every block gives, n times [B, T, P, C], to tokens of the same shape."""
+        found = tokens[-1]
+        for adapter, x in zip(self.adapters.values(), tokens, strict=True):
+            assert isinstance(adapter, TemporalAdapter)
+            found = found + adapter.change(x, recompute)
+        return found

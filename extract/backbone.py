@@ -8,14 +8,15 @@ import torch
 from timm.layers import drop_path
 from torch import Tensor, nn
 
-from extract.adapters import TemporalAdapter
+from extract.adapters import Ladder, TemporalAdapter
 from extract.recompute import Recompute, run
 from extract.videomae import CLIP_FRAMES, CLIP_STEPS, TUBELET, TrunkConfig, VideoMAE
 
-Cut = int | Literal["features"]
-"""Where an activation is taken: behind block k and its adapter, or the features at the end."""
+Cut = int | Literal["ladder", "features"]
+"""Where an activation is taken: behind block k and its adapter; what a ladder looks at; or the
+features at the end."""
 
-Mode = Literal["adapter", "frozen", "full"]
+Mode = Literal["adapter", "frozen", "full", "side"]
 
 ARITHMETIC = 1
 """Raise it when the same weights and frames come to give other numbers: all caches then miss."""
@@ -30,14 +31,16 @@ class BackboneConfig:
 
     Args:
         trunk: sizes of the transformer.
-        mode: `adapter` trains one adapter behind every block of a frozen transformer, `frozen`
-            trains nothing, `full` trains the transformer and has no adapters.
+        mode: `adapter` trains adapters behind the blocks of a frozen transformer, `side` a ladder
+            of them beside it, `frozen` trains nothing, `full` trains the transformer and has no
+            adapters.
         weights: checkpoint of the pretrained transformer; None starts from random weights.
         recompute: activations that the backward pass computes anew, to save memory.
         trainable_from_block: blocks and adapters below this one are frozen and run in eval mode;
             at the trunk's depth, nothing but the head learns.
         mean, std: pixel normalisation, RGB, 0 to 255.
         adapter_ratio: hidden width of an adapter over the trunk's width.
+        adapters_from_block: the first block that has an adapter; all behind it have one, too.
         second_from_block: from this block on a second adapter stands behind the first, and only the
             second ones learn (Experiment 2); null has none.
     """
@@ -50,6 +53,7 @@ class BackboneConfig:
     mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
     std: tuple[float, float, float] = (58.395, 57.12, 57.375)
     adapter_ratio: float = 0.25
+    adapters_from_block: int = 0
     second_from_block: int | None = None
 
     def __post_init__(self) -> None:
@@ -57,6 +61,11 @@ class BackboneConfig:
             raise ValueError(f"backbone.std must be above 0, not {self.std}")
         if int(self.trunk.width * self.adapter_ratio) < 1:
             raise ValueError(f"backbone.adapter_ratio {self.adapter_ratio} leaves no channel")
+        if not 0 <= self.adapters_from_block < self.trunk.depth:
+            raise ValueError(
+                f"backbone.adapters_from_block must be a block from 0 to {self.trunk.depth - 1}, "
+                f"not {self.adapters_from_block}"
+            )
         if not 0 <= self.trainable_from_block <= self.trunk.depth:
             raise ValueError(
                 f"backbone.trainable_from_block must lie in 0 to {self.trunk.depth}, the number of "
@@ -85,7 +94,24 @@ class BackboneConfig:
     def learns_behind(self) -> "Cut | None":
         """The last cut that training does not move; None where all blocks learn."""
         first = self.first_learning
-        return "features" if not self.learns else first - 1 if first else None
+        if not self.learns:
+            return "features"
+        if self.mode == "side":
+            return "ladder" if first else None
+        return first - 1 if first else None
+
+    @property
+    def with_adapter(self) -> range:
+        """The blocks that have an adapter, behind them or beside them."""
+        count = self.trunk.depth if self.mode in ("adapter", "side") else 0
+        return range(min(self.adapters_from_block, count), count)
+
+    @property
+    def cuts(self) -> tuple[Cut, ...]:
+        """All cuts that a pass can start from or stop at, in its order."""
+        if self.mode == "side":  # a pass from behind a block that the ladder looks at lacks that
+            return (*range(self.adapters_from_block), "ladder", "features")
+        return (*range(self.trunk.depth), "features")
 
 
 class Backbone(nn.Module):
@@ -102,23 +128,20 @@ class Backbone(nn.Module):
         super().__init__()
         self.config = config
         self.trunk = VideoMAE(config.trunk) if trunk is None else trunk
-        count = config.trunk.depth if config.mode == "adapter" else 0
-        self.adapters = nn.ModuleList(
-            TemporalAdapter(config.trunk.width, config.adapter_ratio) for _ in range(count)
-        )
-        second = config.second_from_block
-        self.second = nn.ModuleDict(
-            {
-                str(k): TemporalAdapter(config.trunk.width, config.adapter_ratio)
-                for k in (range(count)[second:] if second is not None else ())
-            }
-        )
+        width, ratio, second = config.trunk.width, config.adapter_ratio, config.second_from_block
+        beside = config.mode == "side"
+        behind = () if beside else config.with_adapter
+        self.adapters = nn.ModuleDict({str(k): TemporalAdapter(width, ratio) for k in behind})
+        again = range(config.trunk.depth)[second:] if second is not None else ()
+        self.second = nn.ModuleDict({str(k): TemporalAdapter(width, ratio) for k in again})
+        self.ladder = Ladder(config.with_adapter, width, ratio) if beside else None
         first = config.first_learning
         self.trunk.requires_grad_(config.mode == "full" and not first)
         for k, block in enumerate(self.trunk.blocks):
             block.requires_grad_(config.mode == "full" and k >= first)
-        for k, adapter in enumerate(self.adapters):
-            adapter.requires_grad_(k >= first and second is None)
+        rungs = self.ladder.adapters if self.ladder is not None else nn.ModuleDict()
+        for name, adapter in (*self.adapters.items(), *rungs.items()):
+            adapter.requires_grad_(int(name) >= first and second is None)
         for name, adapter in self.second.items():
             adapter.requires_grad_(int(name) >= first)
         shape = (1, 3, 1, 1, 1)
@@ -135,23 +158,32 @@ class Backbone(nn.Module):
 
         Args:
             x: uint8 frames [B, 3, T, H, W] where `start` is None, else the activation at `start`.
-            start: the block behind which `x` was taken; None for pixels.
-            stop: the block behind which to stop, or `features`.
+            start: the cut at which `x` was taken; None for pixels.
+            stop: the cut at which to stop.
 
         Returns:
-            Tokens [B, T/2, h·w, C] for a block, features [B, C, T/2] otherwise.
+            Tokens [B, T/2, h·w, C] for a block, those of n blocks [B, T/2, h·w, n·C] for a ladder,
+            features [B, C, T/2] otherwise.
 
         Raises:
             ValueError: T is no multiple of 16, or the cuts are out of order.
         """
-        blocks = self.blocks(start, stop)
-        if start == "features":
+        blocks, recompute = self.blocks(start, stop), self.config.recompute
+        if start == stop:
             return x
         tokens = self.embed(x) if start is None else x
+        beside = []
         for k in blocks:
             tokens = self.run_block(k, tokens)
             for adapter in self.behind(k):
-                tokens = adapter(tokens, self.config.recompute)
+                tokens = adapter(tokens, recompute)
+            if self.looks_at(k):
+                beside.append(tokens)
+        if stop == "ladder":
+            return torch.cat(beside, -1)
+        if stop == "features" and self.ladder is not None:
+            given = beside or tokens.chunk(len(self.ladder.adapters), -1)
+            tokens = self.ladder.climb(given, recompute)
         return self.pool(tokens) if stop == "features" else tokens
 
     def blocks(self, start: Cut | None, stop: Cut) -> range:
@@ -160,17 +192,20 @@ class Backbone(nn.Module):
         Raises:
             ValueError: the cuts are out of order.
         """
-        depth = self.config.trunk.depth
-        first = 0 if start is None else depth if start == "features" else start + 1
-        last = depth if stop == "features" else stop + 1
-        if not 0 <= first <= last <= depth:
+        depth, cuts = self.config.trunk.depth, (None, *self.config.cuts)
+        if start not in cuts or stop not in cuts or cuts.index(start) > cuts.index(stop):
             raise ValueError(f"cannot run from cut {start} to cut {stop} of {depth} blocks")
-        return range(first, last)
+        first = 0 if start is None else start + 1 if isinstance(start, int) else depth
+        return range(first, stop + 1 if isinstance(stop, int) else depth)
 
     def behind(self, k: int) -> list[nn.Module]:
         """Return the adapters behind block k, in their order: none, one or two."""
-        first = [self.adapters[k]] if len(self.adapters) else []
-        return first + ([self.second[str(k)]] if str(k) in self.second else [])
+        name = str(k)
+        return [adapters[name] for adapters in (self.adapters, self.second) if name in adapters]
+
+    def looks_at(self, k: int) -> bool:
+        """Say whether a ladder looks at what block k gives."""
+        return self.ladder is not None and str(k) in self.ladder.adapters
 
     def embed(self, frames: Tensor) -> Tensor:
         """Turn uint8 frames [B, 3, T, H, W] into tokens [B, T/2, h·w, C] before block 0."""
@@ -195,7 +230,8 @@ class Backbone(nn.Module):
         clips = tokens.unflatten(1, (-1, CLIP_STEPS)).flatten(0, 1).flatten(1, 2)
         parts, rate = _parts(clips), self.trunk.drop_rates[k]
         scales: Sequence[Tensor | None] = [None] * len(parts)
-        if self.training and rate and k >= self.config.first_learning:
+        # Beside a ladder the transformer runs as in eval mode.
+        if self.training and rate and not self.ladder and k >= self.config.first_learning:
             # Drawn for all clips, outside of what may be computed again.
             ones = torch.ones(2 * len(clips), 1, 1, device=clips.device)
             kept = drop_path(ones, rate, True).unflatten(0, (-1, 2))

@@ -37,7 +37,7 @@ class Todo:
 
     wanted: int
     span: int
-    start: int | None
+    start: Cut | None
     cuts: tuple[Cut, ...]
 
 
@@ -147,9 +147,10 @@ def _refuse_gone(wanted: Sequence[Wanted], gone: dict[str, str]) -> NoReturn:
 
 
 def _bytes(activations: Activations, span: Span, cuts: Sequence[Cut]) -> int:
-    config = activations.backbone.config.trunk
-    positions = (activations.pixels.size // config.patch) ** 2
-    numbers = sum(1 if cut == "features" else positions for cut in cuts) * config.width
+    config = activations.backbone.config
+    positions = (activations.pixels.size // config.trunk.patch) ** 2
+    tokens = {"features": 1, "ladder": positions * len(config.with_adapter)}
+    numbers = sum(tokens.get(str(cut), positions) for cut in cuts) * config.trunk.width
     return numbers * span.rows * DTYPES[activations.config.dtype].itemsize
 
 

@@ -25,11 +25,11 @@ from extract.refresh import refresh
 from extract.spans import Span
 from extract.videomae import CLIP_FRAMES
 from train.cached import evaluation_spans, training_spans
-from train.checkpoint import Checkpoint, load_checkpoint
+from train.checkpoint import Checkpoint
 from train.config import Experiment
 from train.errors import EXPECTED, memory_advice, message, worker_advice
 from train.items import Items, load_annotations, load_subsets, skipped_warning
-from train.sources import config_of, new_detector
+from train.sources import config_of, new_detector, read_source
 from train.start import (
     WAIT_FOR_PASSES,
     activations_of,
@@ -69,7 +69,10 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
     """Plan, say the plan and carry it out."""
     sources: list[tuple[str, Checkpoint | None]] = [(args.config, None)]
     if args.checkpoint:
-        sources = [(path, load_checkpoint(path)) for path in args.checkpoint]
+        sources = [
+            (path, read_source(path, args.config, overrides, number))
+            for number, path in enumerate(args.checkpoint)
+        ]
     backbones = [
         (replace(config, direction=direction), saved, source)
         for source, saved in sources
@@ -129,7 +132,11 @@ def _config(
     if file and saved:
         # One config for several checkpoints: the direction stays each one's own.
         overrides = [f"--direction={saved.config.direction}", *overrides]
-    return config_of(file, saved, source, overrides)
+    config = config_of(file, saved, source, overrides)
+    if saved and len(saved.config.directions) == 1:
+        # What its experiment makes of several streams is no matter of one.
+        return replace(config, fusion=replace(config.fusion, method="none"))
+    return config
 
 
 def _refuse_different(configs: list[Experiment]) -> None:

@@ -105,7 +105,8 @@ class VideoMAE(nn.Module):
         self.patch_embed = nn.Linear(3 * TUBELET * config.patch**2, config.width)
         self.register_buffer("positions", sine_positions(CLIP_STEPS * grid**2, config.width))
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
-        self.drop_rates = torch.linspace(0, config.drop_path, config.depth).tolist()
+        # Numbers, not weights: there also where a module is built without any, on `meta`.
+        self.drop_rates = torch.linspace(0, config.drop_path, config.depth, device="cpu").tolist()
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)
@@ -113,16 +114,15 @@ class VideoMAE(nn.Module):
                     nn.init.zeros_(module.bias)
 
     def embed(self, clips: Tensor) -> Tensor:
-        """Turn normalised clips [N, 3, 16, H, W] into tokens [N, 8·h·w, C], h = H / patch."""
+        """Turn normalised clips [N, 3, 16, H, W] into tokens [N, 8·h·w, C], h = ⌊H / patch⌋."""
         n, channels, frames, height, width = clips.shape
         patch = self.config.patch
-        if height % patch or width % patch:
-            raise ValueError(
-                f"frames of {height}x{width} px do not divide into patches of {patch} px; "
-                f"choose a size that is a multiple of {patch}"
-            )
         h, w = height // patch, width // patch
-        cubes = clips.view(n, channels, frames // TUBELET, TUBELET, h, patch, w, patch)
+        if not h * w:
+            raise ValueError(f"frames of {height}x{width} px hold no patch of {patch} px")
+        # As a convolution with such a stride: what is left at the lower right edges is not seen.
+        clips = clips[..., : h * patch, : w * patch]
+        cubes = clips.reshape(n, channels, frames // TUBELET, TUBELET, h, patch, w, patch)
         # A convolution whose stride is its kernel is a matrix product over unfolded patches.
         flat = cubes.permute(0, 2, 4, 6, 1, 3, 5, 7).reshape(n, -1, self.patch_embed.in_features)
         return self.patch_embed(flat) + self._positions_for(h, w)

@@ -21,7 +21,7 @@ class Wavefront:
     Args:
         backbone: in eval mode.
         cuts: where activations are wanted, at least one; no block runs behind the last of them.
-        start: what is pushed: uint8 frames (None) or the activation at this block.
+        start: what is pushed: uint8 frames (None) or the activation at this cut.
         backwards: groups come from the end of the span to its beginning, each of them in the order
             of the span. One decode forward in time thus serves the reversed direction, too.
 
@@ -56,7 +56,8 @@ class Wavefront:
         """Take the next clips and return what they finish.
 
         Args:
-            group: g ≥ 1 clips: uint8 frames [1, 3, 16·g, H, W], or tokens [1, 8·g, h·w, C].
+            group: g ≥ 1 clips: uint8 frames [1, 3, 16·g, H, W], or tokens [1, 8·g, h·w, C], those
+                of n blocks [1, 8·g, h·w, n·C] for a ladder.
 
         Returns:
             Per cut the next n tubelets: tokens [1, n, h·w, C] or features [1, C, n]. A cut where
@@ -99,6 +100,7 @@ class Wavefront:
         found: dict[Cut, Tensor] = {}
         if tokens is not None and self.start in self.cuts:
             found[self.start] = tokens
+        beside = []
         for k in self._blocks:
             if tokens is not None:
                 tokens = self.backbone.run_block(k, tokens)
@@ -106,6 +108,14 @@ class Wavefront:
                 tokens = self._adapt(adapter, tokens, last)
             if tokens is not None and k in self.cuts:
                 found[k] = tokens
+            if tokens is not None and self.backbone.looks_at(k):
+                beside.append(tokens)
+        if beside:
+            tokens = torch.cat(beside, -1)
+            if "ladder" in self.cuts:
+                found["ladder"] = tokens
+        if self.backbone.ladder is not None and "features" in self.cuts:
+            tokens = self._adapt(self.backbone.ladder, tokens, last)
         if tokens is not None and "features" in self.cuts:
             found["features"] = self.backbone.pool(tokens)
         return found

@@ -1,123 +1,181 @@
-"""Checkpoint formats in and out; every tensor is accounted for."""
+"""Say what a file of weights is, or convert it.
 
+    python extract/weights.py FILE_OR_FOLDER
+    python extract/weights.py FILE --convert OUT.safetensors     # Palindrome's layout
+    python extract/weights.py FILE --convert OUT.pth             # OpenTAD's, for its own tools
+
+Reads mmaction2's, VideoMAE's, Hugging Face's, OpenTAD's and Palindrome's own files, told by their
+content. No code in them is run.
+"""
+
+import argparse
+import json
+import sys
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
-from torch import Tensor, nn
+from safetensors.torch import save_file
+from torch import Tensor
 
+from configs.files import written_aside
 from configs.text import first_of
+from extract.layouts import KEPT, NORMALIZER, Network, recognise
+from extract.names import ADAPTERS, MMACTION, head_to_opentad, renamed, turned
+from extract.strict import trunk_settings
+from extract.tensors import Content, read, sha256
+from extract.videomae import TUBELET, TrunkConfig, VideoMAE
+from train.errors import EXPECTED, message
 
-TRUNK_NAMES = (  # mmaction2 and OpenTAD -> Palindrome
-    ("patch_embed.projection.", "patch_embed."),
-    (".mlp.layers.0.0.", ".mlp.fc1."),
-    (".mlp.layers.1.", ".mlp.fc2."),
-)
-ADAPTER_NAMES = (
-    (".adapter.dwconv.", ".depthwise."),
-    (".adapter.conv.", ".pointwise."),
-    (".adapter.down_proj.", ".down."),
-    (".adapter.up_proj.", ".up."),
-    (".adapter.gamma", ".gamma"),
-)
+DATASETS = {  # by number of classes
+    **{400: "Kinetics-400", 600: "Kinetics-600", 700: "Kinetics-700", 710: "Kinetics-710"},
+    **{174: "Something-Something V2", 101: "UCF101", 51: "HMDB51", 339: "Moments in Time"},
+    **{20: "THUMOS-14", 65: "MultiTHUMOS", 157: "Charades", 200: "ActivityNet-1.3"},
+    **{97: "EPIC-Kitchens-100's verbs", 293: "EPIC-Kitchens-100's nouns", 110: "Ego4D-MQ"},
+}
+OPENTAD = "backbone.model.backbone."
+FINAL_NORM = f"{OPENTAD}fc_norm."
 
 
-def read_tensors(path: str | Path) -> dict[str, Tensor]:
-    """Return the tensors of a safetensors or torch checkpoint; pickled code is never run.
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser.add_argument("file", type=Path, help="file or Hugging Face folder")
+    parser.add_argument("--convert", type=Path, metavar="OUT", help=".safetensors or .pth to write")
+    args = parser.parse_args()
+    try:
+        content = read(args.file)
+        networks = recognise(content, args.file)
+        describe(args.file, content, networks)
+        if args.convert:
+            convert(args.file, networks, args.convert)
+    except EXPECTED as error:
+        sys.exit(message(error))
+
+
+def describe(path: Path, content: Content, networks: tuple[Network, ...]) -> None:
+    """Print what a file holds and what of it is used."""
+    network = networks[0]
+    part = f", of its '{content.part}'" if content.part else ""
+    numbers = sum(tensor.numel() for tensor in content.tensors.values())
+    kinds = sorted({str(t.dtype).removeprefix("torch.") for t in content.tensors.values()})
+    streams = f", {len(networks)} streams" if len(networks) > 1 else ""
+    print(f"{path}: {network.layout}, {network.size}{streams}")
+    print(f"  {content.bytes / 1e6:,.1f} MB, {len(content.tensors)} tensors{part}, ", end="")
+    print(f"{numbers:,} parameters and buffers, {' and '.join(kinds)}")
+    for name, digest in sha256(content.files).items():
+        print(f"  SHA-256 {digest}  {name}")
+    if blocks := network.adapted:
+        print(f"  mode {network.mode}: {len(blocks)} adapters, blocks {blocks[0]} to {blocks[-1]}")
+    else:
+        print("  mode none: a plain transformer")
+    if network.outputs is not None:
+        print(f"  {outputs(network)}")
+    settings = trunk_settings(network, path)
+    print("  backbone.trunk: " + ", ".join(f"{n} {value:g}" for n, value in settings.items()))
+    used = sum(len(each.backbone) + len(each.head) for each in networks)
+    print(f"  used: {used} tensors of backbone and head")
+    for reason in dict.fromkeys(network.why.values()):
+        names = [name for name, why in network.why.items() if why == reason]
+        print(f"  not used: {', '.join(first_of(names))}: {reason}")
+    for line in problems(network):
+        print(f"  {line}")
+
+
+def outputs(network: Network) -> str:
+    """Say in words what classes a network tells apart."""
+    count, what = network.outputs or 0, "detector" if network.head else "classifier"
+    if network.classes:
+        return f"{what} of {count} classes: {', '.join(first_of(network.classes))}"
+    known = f", as {DATASETS[count]} has" if count in DATASETS else ""
+    return f"{what} of {count} class{'es' if count != 1 else ''}{known}; not named"
+
+
+def problems(network: Network) -> list[str]:
+    """Return what a network's transformer lacks, and what it should not have."""
+    # A tiny one of the same depth has the same names.
+    tiny = TrunkConfig(width=1, depth=max(network.size.depth, 1), heads=1, patch=1, image_size=1)
+    names = {f"trunk.{name}" for name in VideoMAE(tiny).state_dict()}
+    own = {n for n in network.backbone if not n.startswith(("adapters.", "second.", "ladder."))}
+    # The position table is computed where there is none.
+    lacking = sorted(names - own - {"trunk.positions"})
+    return [f"missing: {n}" for n in lacking] + [f"not known: {n}" for n in sorted(own - names)]
+
+
+def convert(path: Path, networks: tuple[Network, ...], out: Path) -> None:
+    """Write a network in Palindrome's layout (.safetensors) or in OpenTAD's (.pth).
 
     Raises:
-        ValueError: the file is missing, unreadable or holds no tensors.
+        ValueError: that cannot be done with this file.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"no checkpoint at {path}; check the path in the config")
-    try:
-        if path.suffix == ".safetensors":
-            return dict(load_file(path))
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
+    if out.suffix not in (".safetensors", ".pth"):
         raise ValueError(
-            f"{path} cannot be read as a checkpoint: it is damaged, no checkpoint, or would run "
-            f"code ({type(error).__name__})"
-        ) from error
-    state: object = content
-    if isinstance(content, dict):
-        # OpenTAD evaluates the averaged weights where it has them.
-        state = content.get("state_dict_ema", content.get("state_dict", content))
-    state = state if isinstance(state, dict) else {}
-    tensors = {key: value for key, value in state.items() if isinstance(value, Tensor)}
-    if not tensors:
-        raise ValueError(f"{path} holds no tensors at its top level or under 'state_dict'")
-    return tensors
-
-
-def from_opentad(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Split an OpenTAD detector's tensors into (backbone, head).
-
-    The backbone's are renamed for `extract.backbone.Backbone`; the head's keep OpenTAD's names,
-    which `train.actionformer` knows. The classifier's norm behind the last block is dropped: a
-    detector takes its features in front of it.
-    """
-    state = {key.removeprefix("module."): value for key, value in state.items()}
-    prefix = "backbone.model.backbone."
-    backbone: dict[str, Tensor] = {}
-    head: dict[str, Tensor] = {}
-    for key, value in state.items():
-        if not key.startswith(prefix):
-            head[key] = value
-        elif not key.startswith(prefix + "fc_norm."):
-            name, tensor = _from_mmaction(key.removeprefix(prefix), value)
-            backbone[name] = tensor
-    return backbone, head
-
-
-def _from_mmaction(key: str, value: Tensor) -> tuple[str, Tensor]:
-    """Rename one tensor of mmaction2's vision transformer, adapters included."""
-    if key == "pos_embed":
-        return "trunk.positions", value
-    if key == "patch_embed.projection.weight":
-        value = value.flatten(1)
-    if ".adapter." in key:
-        for theirs, ours in ADAPTER_NAMES:
-            key = key.replace(theirs, ours)
-        return key.replace("blocks.", "adapters."), value
-    for theirs, ours in TRUNK_NAMES:
-        key = key.replace(theirs, ours)
-    return "trunk." + key, value
-
-
-def read_trunk(path: str | Path) -> dict[str, Tensor]:
-    """Return a pretrained transformer's tensors, named as `extract.videomae.VideoMAE` has them."""
-    tensors = read_tensors(path)
-    prefix = "trunk."
-    ours = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-    if ours:
-        return ours
-    tensors = {key.removeprefix("backbone."): value for key, value in tensors.items()}
-    renamed = dict(
-        _from_mmaction(key, value)
-        for key, value in tensors.items()
-        if not key.startswith(("fc_norm.", "cls_head.", "data_preprocessor."))
-    )
-    return {key.removeprefix(prefix): value for key, value in renamed.items()}
-
-
-def load_strictly(module: nn.Module, tensors: dict[str, Tensor], source: str | Path) -> None:
-    """Load `tensors` into `module`; anything missing, surplus or mis-shaped stops with a list."""
-    own = module.state_dict()
-    lines = [f"missing    {key} {tuple(own[key].shape)}" for key in own.keys() - tensors.keys()]
-    lines += [
-        f"unexpected {key} {tuple(tensors[key].shape)}" for key in tensors.keys() - own.keys()
-    ]
-    lines += [
-        f"shape      {key}: file {tuple(tensors[key].shape)}, model {tuple(own[key].shape)}"
-        for key in own.keys() & tensors.keys()
-        if own[key].shape != tensors[key].shape
-    ]
-    if lines:
-        shown = "\n  ".join(first_of(sorted(lines)))
-        raise ValueError(
-            f"{source} does not fit this model ({len(lines)} of {len(own)} tensors differ); "
-            f"check the backbone's size in the config:\n  {shown}"
+            f"--convert: {out} must end in .safetensors (Palindrome) or .pth (OpenTAD)"
         )
-    module.load_state_dict(tensors)
+    if len(networks) > 1:
+        raise ValueError(f"{path} has {len(networks)} streams; only a single one can be converted")
+    (network,) = networks
+    if wrong := problems(network):
+        raise ValueError(f"{path} cannot be converted: {'; '.join(first_of(wrong))}")
+    if out.resolve() == path.resolve():
+        raise ValueError(f"--convert: {out} is the file itself; choose another name")
+    with written_aside(out) as aside:
+        if out.suffix == ".pth":
+            state = to_opentad(network)
+            torch.save({"epoch": 0, "state_dict": state, "state_dict_ema": state}, aside)
+        else:
+            state = {name: tensor.contiguous() for name, tensor in to_ours(network).items()}
+            about = {"format": "pt"}  # as safetensors' own programs write
+            if network.classes:
+                about["classes"] = json.dumps(network.classes)
+            save_file(state, aside, about)
+    print(f"{out}: {len(state)} tensors, {out.stat().st_size / 1e6:,.1f} MB")
+
+
+def to_ours(network: Network) -> dict[str, Tensor]:
+    """Return a network's tensors as our files have them, with what only OpenTAD needs."""
+    head = {f"head.{name}": tensor for name, tensor in network.head.items()}
+    return network.backbone | head | {KEPT + n: t for n, t in _kept(network).items()}
+
+
+def to_opentad(network: Network) -> dict[str, Tensor]:
+    """Return a network's tensors as OpenTAD's detectors have them.
+
+    What those have and ours have not is put back where the file kept it, else with start values:
+    the norm behind the last block, which no feature passes, and the normaliser of the loss.
+
+    Raises:
+        ValueError: the network has parts that OpenTAD knows nothing like.
+    """
+    size = network.size
+    first = size.depth - len(network.adapted)
+    theirs: dict[str, Tensor] = {}
+    for name, tensor in network.backbone.items():
+        part, rest = name.split(".", 1)
+        if part == "trunk":
+            if rest == "patch_embed.weight":
+                tensor = tensor.unflatten(1, (3, TUBELET, size.patch, size.patch))
+            theirs[OPENTAD + renamed(rest, turned(MMACTION))] = tensor
+        elif part in ("adapters", "ladder"):
+            number, rest = rest.removeprefix("adapters.").split(".", 1)
+            rest = renamed(f".{rest}", turned(ADAPTERS))
+            beside = f"ladders.adapters.{int(number) - first}"
+            theirs[
+                OPENTAD + (beside if part == "ladder" else f"blocks.{number}.adapter") + rest
+            ] = tensor
+        else:
+            raise ValueError(f"OpenTAD has nothing like {name}")
+    if network.mode != "side":
+        theirs[f"{FINAL_NORM}weight"] = torch.ones(size.width)
+        theirs[f"{FINAL_NORM}bias"] = torch.zeros(size.width)
+    if network.head:
+        theirs |= head_to_opentad(network.head) | {NORMALIZER: torch.tensor(100)}
+    return {f"module.{name}": tensor for name, tensor in (theirs | _kept(network)).items()}
+
+
+def _kept(network: Network) -> dict[str, Tensor]:
+    """Return the tensors that only OpenTAD needs, by its names."""
+    plain = {name.removeprefix(KEPT): tensor for name, tensor in network.dropped.items()}
+    return {n: t for n, t in plain.items() if n.startswith((FINAL_NORM, NORMALIZER))}
+
+
+if __name__ == "__main__":
+    main()

@@ -7,6 +7,7 @@ import argparse
 import os
 import random
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from cache.prune import prune
 from cache.store import Missing, Store
 
 COUNT = 400
+PATIENCE_S = 200  # of a reader; a machine may be busy
 DTYPE_OF: tuple[Dtype, ...] = ("float32", "float16", "bfloat16")
 
 
@@ -77,9 +79,12 @@ def read(url: str) -> None:
     store = Store.open(url)
     rng = random.Random(os.getpid())
     there: set[int] = set()
+    until = time.monotonic() + PATIENCE_S
     while len(there) < COUNT:
         store.refresh()
+        time.sleep(0.01)  # two that never pause leave two cores to nobody
         new = sorted(set(range(COUNT)) - there)
+        assert time.monotonic() < until, f"{len(new)} never came, {new[:9]} among them"
         for number in {*rng.sample(new, min(40, len(new))), *rng.sample(range(COUNT), 5)}:
             address, rows = activation(number)
             if store.has(address):

@@ -8,10 +8,11 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from extract.weights import from_opentad as split_opentad
-from extract.weights import load_strictly, read_tensors
+from extract.names import head_from_opentad, head_to_opentad
+from extract.strict import load_strictly
+from extract.tensors import read
 from tests.conftest import GOLDEN
-from train.actionformer import ActionFormer, HeadConfig, from_opentad, to_opentad
+from train.actionformer import ActionFormer, HeadConfig
 from train.points import decode, pyramid_points
 
 SMALL = HeadConfig(width=16, heads=2, levels=4)
@@ -43,7 +44,10 @@ def golden() -> dict[str, Tensor]:
 
 @pytest.fixture(scope="module")
 def opentad_state() -> dict[str, Tensor]:
-    return split_opentad(read_tensors(GOLDEN / "opentad_checkpoint.pth"))[1]
+    tensors = read(GOLDEN / "opentad_checkpoint.pth").tensors
+    named = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
+    others = ("backbone.", "rpn_head.loss_normalizer")
+    return {name: tensor for name, tensor in named.items() if not name.startswith(others)}
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +55,7 @@ def tiny(opentad_state: dict[str, Tensor]) -> ActionFormer:
     sizes = json.loads((GOLDEN / "config.json").read_text())
     config = HeadConfig(width=sizes["proj"], heads=4, levels=sizes["levels"])
     head = ActionFormer(sizes["embed"], sizes["ncls"], config).eval()
-    load_strictly(head, from_opentad(opentad_state), "golden")
+    load_strictly(head, head_from_opentad(opentad_state), "golden")
     return head
 
 
@@ -83,9 +87,8 @@ def test_segments_and_scores_match_reference(tiny: ActionFormer, golden: dict[st
 
 
 def test_opentad_names_convert_there_and_back(opentad_state: dict[str, Tensor]) -> None:
-    back = to_opentad(from_opentad(opentad_state))
-    assert opentad_state.keys() - back.keys() == {"rpn_head.loss_normalizer"}
-    assert back.keys() <= opentad_state.keys()
+    back = head_to_opentad(head_from_opentad(opentad_state))
+    assert back.keys() == opentad_state.keys()
     for key, value in back.items():
         assert value.shape == opentad_state[key].shape, key
         assert torch.equal(value, opentad_state[key]), key
@@ -93,11 +96,11 @@ def test_opentad_names_convert_there_and_back(opentad_state: dict[str, Tensor]) 
 
 def test_published_sizes_convert_without_a_reference() -> None:
     state = ActionFormer(8, 20, HeadConfig(width=32)).state_dict()
-    there = to_opentad(state)
+    there = head_to_opentad(state)
     assert there["rpn_head.scale.5.scale"].shape == ()
     assert there["projection.branch.4.drop_path_mlp.scale"].shape == (1, 32, 1)
     assert there["projection.stem.1.attn.query.weight"].shape == (32, 32, 1)
-    back = from_opentad(there)
+    back = head_from_opentad(there)
     assert back.keys() == state.keys()
     assert all(torch.equal(back[key], state[key]) for key in state)
 

@@ -48,7 +48,7 @@ EXACT = CacheConfig(dtype="float32")
 def new_backbone(**changes: Any) -> Backbone:
     torch.manual_seed(0)
     backbone = Backbone(BackboneConfig(TRUNK, **changes))
-    for adapter in backbone.adapters:
+    for adapter in backbone.adapters.values():
         torch.nn.init.normal_(adapter.up.weight, std=0.1)  # type: ignore[union-attr,arg-type]
     return backbone.eval()
 
@@ -180,7 +180,7 @@ def test_a_changed_adapter_counts_from_its_block_on(
     activations.flush()
     store.refresh()
     with torch.no_grad():
-        backbone.adapters[k].get_parameter(name).flatten()[0] += 0.25
+        backbone.adapters[str(k)].get_parameter(name).flatten()[0] += 0.25
     for place, cut in enumerate(CUTS):
         assert activations.places()[cut].has(span) == (place < k)
     before = counts(activations)
@@ -198,7 +198,7 @@ def test_every_way_of_changing_weights_is_seen(video: Path, store: Store) -> Non
     backbone, span = new_backbone(), spans_of(video)[0]
     activations = seam(store, backbone)
     names = [activations.places()["features"].fingerprint]
-    adapter = backbone.adapters[2]
+    adapter = backbone.adapters["2"]
     assert isinstance(adapter, TemporalAdapter)
     weight = adapter.up.weight
 
@@ -311,8 +311,39 @@ def test_passes_resume_from_the_deepest_block(
     assert relative(found, fresh(backbone, span)) < 1e-5
 
 
+@pytest.mark.parametrize("kind", ["window", "video"])
+def test_what_a_ladder_looks_at_never_goes_stale(video: Path, store: Store, kind: SpanKind) -> None:
+    span = spans_of(video)[-1] if kind == "window" else video_span(video, "reversed")
+    backbone = new_backbone(mode="side", adapters_from_block=1)
+    activations = seam(store, backbone)
+    assert list(activations.places()) == [0, "ladder", "features"]
+    seen = activations.get(span, "ladder")
+    assert seen.shape == (span.rows, 4, 2 * 32)
+    assert relative(seen, fresh(backbone, span, "ladder")) < 1e-5
+    activations.flush()
+    store.refresh()
+    activations.get(span)
+    activations.flush()
+    with torch.no_grad():
+        backbone.get_parameter("ladder.adapters.2.up.weight").normal_()
+    os.unlink(video)  # no need of it
+    store.refresh()
+    places = activations.places()
+    assert places["ladder"].has(span) and not places["features"].has(span)
+    assert deepest(places, span, "features") == "ladder"
+    again = activations.get(span)
+    assert counts(activations) == (0, 2, 1)  # features twice from what the ladder looks at
+    write_numbered(video, 150)
+    assert relative(again, fresh(backbone, span)) < 1e-5
+    # The same transformer by itself gives other numbers under other names.
+    frozen = Backbone(BackboneConfig(TRUNK, mode="frozen")).eval()
+    frozen.trunk.load_state_dict(backbone.trunk.state_dict())
+    names = {place.fingerprint for place in seam(store, frozen).places().values()}
+    assert places["ladder"].fingerprint not in names and len(names) == DEPTH + 1
+
+
 def test_cuts_that_a_backbone_does_not_have_are_refused(video: Path, store: Store) -> None:
-    with pytest.raises(ValueError, match="no cut 9; its cuts are its blocks 0 to 2 and 'features'"):
+    with pytest.raises(ValueError, match="no cut 9; its cuts are 0, 1, 2, features"):
         seam(store, new_backbone()).get(spans_of(video)[0], 9)
 
 

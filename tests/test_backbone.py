@@ -1,6 +1,7 @@
 """The backbone against reference numbers of an independent implementation."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,9 +11,10 @@ from torch import Tensor
 import extract.backbone
 from extract.adapters import TemporalAdapter
 from extract.backbone import Backbone, BackboneConfig, Mode
+from extract.layouts import read_networks
 from extract.recompute import Recompute
+from extract.strict import load_strictly
 from extract.videomae import Block, TrunkConfig
-from extract.weights import from_opentad, load_strictly, read_tensors
 from tests.conftest import GOLDEN
 
 
@@ -30,8 +32,8 @@ def tiny() -> Backbone:
     sizes = json.loads((GOLDEN / "config.json").read_text())
     trunk = TrunkConfig(sizes["embed"], sizes["depth"], sizes["heads"], image_size=sizes["img"])
     backbone = Backbone(BackboneConfig(trunk)).eval()
-    tensors, _ = from_opentad(read_tensors(GOLDEN / "opentad_checkpoint.pth"))
-    load_strictly(backbone, tensors, "golden")
+    (network,) = read_networks(GOLDEN / "opentad_checkpoint.pth")
+    load_strictly(backbone, network.backbone, "golden")
     return backbone
 
 
@@ -123,7 +125,7 @@ def test_adapter_equals_its_convolutions() -> None:
             torch.testing.assert_close(one, two)
 
 
-@pytest.mark.parametrize("mode", ["adapter", "frozen", "full"])
+@pytest.mark.parametrize("mode", ["adapter", "frozen", "full", "side"])
 @pytest.mark.parametrize("recompute", ["none", "selective", "full"])
 def test_what_learns_in_each_mode(mode: Mode, recompute: Recompute) -> None:
     config = BackboneConfig(SMALL, mode=mode, recompute=recompute)
@@ -134,7 +136,8 @@ def test_what_learns_in_each_mode(mode: Mode, recompute: Recompute) -> None:
         assert not learning and not features.requires_grad
         return
     features.square().sum().backward()
-    assert all(name.startswith("adapters." if mode == "adapter" else "trunk.") for name in learning)
+    begins = {"adapter": "adapters.", "full": "trunk.", "side": "ladder.adapters."}[mode]
+    assert all(name.startswith(begins) for name in learning)
     assert learning
     for name, parameter in backbone.named_parameters():
         assert (parameter.grad is not None and bool(parameter.grad.abs().sum() > 0)) == (
@@ -185,11 +188,14 @@ def test_drop_path_scales_each_branch_of_each_clip() -> None:
 
 
 def test_wrong_lengths_and_sizes_say_so() -> None:
-    backbone = Backbone(BackboneConfig(SMALL))
+    backbone = Backbone(BackboneConfig(SMALL)).eval()
     with pytest.raises(ValueError, match="30 frames do not divide into clips of 16"):
         backbone(frames(length=30))
-    with pytest.raises(ValueError, match="multiple of 8"):
-        backbone(torch.zeros(1, 3, 16, 12, 16, dtype=torch.uint8))
+    with pytest.raises(ValueError, match="hold no patch of 8"):
+        backbone(torch.zeros(1, 3, 16, 7, 16, dtype=torch.uint8))
+    # The published giant sees 154 of 160 pixels, as its convolution does.
+    pixels = torch.randint(0, 256, (1, 3, 16, 19, 16), dtype=torch.uint8)
+    assert torch.equal(backbone(pixels), backbone(pixels[..., :16, :]))
 
 
 def test_weights_of_another_size_are_refused_with_a_list() -> None:
@@ -197,3 +203,64 @@ def test_weights_of_another_size_are_refused_with_a_list() -> None:
     other = Backbone(BackboneConfig(TrunkConfig(width=32, depth=2, heads=2, patch=8)))
     with pytest.raises(ValueError, match=r"other\.pt does not fit(?s:.)*missing +adapters\.2"):
         load_strictly(backbone, other.state_dict(), "other.pt")
+
+
+def test_adapters_begin_at_a_block() -> None:
+    """As in the published giant: half of the blocks have none, and drop path stays everywhere."""
+    config = BackboneConfig(SMALL, adapters_from_block=2)
+    backbone = Backbone(config)
+    assert {name.split(".")[1] for name in backbone.state_dict() if "adapters." in name} == {"2"}
+    assert backbone.behind(1) == [] and len(backbone.behind(2)) == 1
+    assert config.learns_behind is None
+    with pytest.raises(ValueError, match="adapters_from_block must be a block from 0 to 2"):
+        BackboneConfig(SMALL, adapters_from_block=3)
+
+
+def side_by_side(backbone: Backbone, pixels: Tensor, first: int) -> Tensor:
+    """AdaTAD's side network as its paper has it, in plain convolutions over whole windows."""
+    plain = Backbone(BackboneConfig(SMALL, mode="frozen")).eval()
+    trunk = {k: v for k, v in backbone.state_dict().items() if k.startswith("trunk.")}
+    plain.load_state_dict(trunk)
+    found = plain(pixels, stop=SMALL.depth - 1)
+    for block in range(first, SMALL.depth):
+        adapter = backbone.get_submodule(f"ladder.adapters.{block}")
+        assert isinstance(adapter, TemporalAdapter)
+        y = torch.nn.functional.gelu(adapter.down(plain(pixels, stop=block)))
+        along_time = y.permute(0, 2, 3, 1).flatten(0, 1)
+        z = adapter.pointwise(adapter.depthwise(along_time))
+        y = y + z.unflatten(0, (len(y), -1)).permute(0, 3, 1, 2)
+        found = found + adapter.up(y) * adapter.gamma
+    return found.mean(2).transpose(1, 2)
+
+
+@pytest.mark.parametrize("first", [0, 1, 2])
+def test_side_mode_is_a_ladder_beside_the_transformer(first: int) -> None:
+    config = BackboneConfig(SMALL, mode="side", adapters_from_block=first)
+    backbone = shaken(Backbone(config))
+    with torch.no_grad():
+        for parameter in backbone.parameters():
+            parameter.mul_(2)
+        expected = side_by_side(backbone, frames(), first)
+        assert relative(backbone(frames()), expected) < 1e-6
+    # Neither gradients nor drop path reach the transformer: training sees what testing sees.
+    features = backbone.train()(frames())
+    assert torch.equal(features.detach(), backbone.eval()(frames()).detach())
+    features.square().sum().backward()
+    learning = {name for name, p in backbone.named_parameters() if p.grad is not None}
+    assert learning and all(name.startswith("ladder.") for name in learning)
+
+
+@torch.inference_mode()
+def test_side_mode_resumes_from_what_its_ladder_looks_at() -> None:
+    config = BackboneConfig(SMALL, mode="side", adapters_from_block=1)
+    backbone = shaken(Backbone(config))
+    assert config.cuts == (0, "ladder", "features") and config.learns_behind is None
+    later = replace(config, trainable_from_block=1)
+    assert later.learns_behind == "ladder"
+    whole = backbone(frames())
+    for cut, channels in ((0, 32), ("ladder", 64)):
+        tokens = backbone(frames(), stop=cut)
+        assert tokens.shape == (2, 16, 4, channels)
+        assert torch.equal(backbone(tokens, start=cut), whole)
+    with pytest.raises(ValueError, match="cannot run from cut 1 to cut features"):
+        backbone(whole, start=1)

@@ -15,6 +15,7 @@ FILES = sorted((REPOSITORY / "configs/e2e").rglob("*.yaml"))
 LAID_OVER = sorted((REPOSITORY / "configs/fusion").glob("*.yaml"))
 GRIDS = sorted((REPOSITORY / "configs/ablate").glob("*.yaml"))
 DEMO = REPOSITORY / "configs/e2e/demo/forward.yaml"
+MODES = ("adapter", "frozen", "full")
 
 
 def leaves(content: dict[str, object], prefix: str = "") -> set[str]:
@@ -37,15 +38,17 @@ def test_experiment_is_complete(file: Path) -> None:
 
 def test_thumos_files_differ_only_where_their_names_say() -> None:
     folder = REPOSITORY / "configs/e2e/thumos14"
-    assert len(list(folder.glob("*.yaml"))) == 25
-    for size in "sbhl":
-        for mode in ("adapter", "frozen", "full"):
-            name = f"videomae_{size}_{mode}"
-            forward = load(Experiment, folder / f"{name}_forward.yaml")
-            backward = load(Experiment, folder / f"{name}_reversed.yaml")
-            assert forward.backbone.mode == mode
-            same = replace(backward, direction="forward", out=forward.out, fusion=forward.fusion)
-            assert same == forward and backward.direction == "reversed"
+    assert len(list(folder.glob("*.yaml"))) == 33
+    names = {f"videomae_{size}_{mode}": mode for size in "sblh" for mode in MODES}
+    names |= {f"videomaev2_g_{long}adapter": "adapter" for long in ("", "1536_")}
+    names |= {"videomae_s_side": "side", "videomaev2_g_1536_side": "side"}
+    for name, mode in names.items():
+        forward = load(Experiment, folder / f"{name}_forward.yaml")
+        backward = load(Experiment, folder / f"{name}_reversed.yaml")
+        assert forward.backbone.mode == mode
+        same = replace(backward, direction="forward", out=forward.out, fusion=forward.fusion)
+        assert same == forward and backward.direction == "reversed"
+        assert forward.sampling.samples == (1536 if "1536" in name else 768)
     both = load(Experiment, folder / "videomae_h_adapter_both.yaml")
     single = load(Experiment, folder / "videomae_h_adapter_forward.yaml")
     assert both.directions == ("forward", "reversed")
@@ -99,7 +102,7 @@ def test_overrides_win() -> None:
         (["--sampling.scale_factor", "0"], "at least 1"),
         (["--sampling.min_completeness", "7"], "min_completeness"),
         (["--pixels.flip", "2"], "probability"),
-        (["--pixels.size", "50"], "multiple of backbone.trunk.patch"),
+        (["--pixels.size", "8"], "at least one patch"),
         (["--head.levels", "9"], "multiple of 256"),
         (["--training.lr", "-1"], "must not be negative"),
         (["--backbone.trunk.depth", "0"], "at least 1"),

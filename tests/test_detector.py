@@ -13,8 +13,9 @@ from safetensors.torch import load_file
 from configs.load import load
 from extract.backbone import Backbone, BackboneConfig
 from extract.clips import Direction, SamplingConfig, sliding_windows
+from extract.layouts import read_networks
+from extract.tensors import read
 from extract.videomae import TrunkConfig
-from extract.weights import read_tensors
 from tests.conftest import GOLDEN, REPOSITORY
 from train.actionformer import HeadConfig, HeadOutput
 from train.batch import Batch
@@ -23,6 +24,7 @@ from train.config import Experiment
 from train.detector import Detector
 from train.items import Item
 from train.predict import Answers, Candidates, detections, predict, strongest
+from train.sources import adopt
 
 CLASSES = ("a", "b", "c", "d", "e")
 
@@ -38,7 +40,8 @@ def golden_detector() -> Detector:
         sampling=SamplingConfig(window_size=sizes["window"], snippet_stride=1),
     )
     path = GOLDEN / "opentad_checkpoint.pth"
-    return Detector.from_opentad(path, config, CLASSES[: sizes["ncls"]])
+    network = replace(read_networks(path)[0], classes=CLASSES[: sizes["ncls"]])
+    return Detector.restore(adopt(network, config, path), path)
 
 
 @torch.inference_mode()
@@ -53,10 +56,15 @@ def test_pixels_to_scores_match_reference() -> None:
 
 
 def test_an_opentad_checkpoint_of_another_size_is_refused(tmp_path: Path) -> None:
+    path = GOLDEN / "opentad_checkpoint.pth"
+    config = small_experiment(tmp_path)
+    said = r"holds a VideoMAE \(64 wide, 2 blocks\); the config has .*set backbone\.trunk\.width 64"
+    with pytest.raises(ValueError, match=said):
+        adopt(read_networks(path)[0], config, path)
+    config = replace(config, backbone=golden_detector().config.backbone)
+    network = replace(read_networks(path)[0], classes=CLASSES)
     with pytest.raises(ValueError, match=r"opentad_checkpoint\.pth does not fit this model"):
-        Detector.from_opentad(
-            GOLDEN / "opentad_checkpoint.pth", small_experiment(tmp_path), CLASSES
-        )
+        Detector.restore(adopt(network, config, path), path)
 
 
 def small_experiment(out: Path) -> Experiment:
@@ -191,7 +199,7 @@ def test_pretrained_trunk_is_loaded_from_the_config(tmp_path: Path) -> None:
     before = detector.streams[0].backbone.trunk.patch_embed.weight.clone()
     detector.load_pretrained()
     assert not torch.equal(before, detector.streams[0].backbone.trunk.patch_embed.weight)
-    stored = read_tensors(path)["trunk.patch_embed.weight"].float()
+    stored = read(path).tensors["trunk.patch_embed.weight"].float()
     assert torch.equal(detector.streams[0].backbone.trunk.patch_embed.weight, stored)
 
 

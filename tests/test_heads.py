@@ -77,7 +77,7 @@ def shaken(config: Experiment) -> Detector:
     torch.manual_seed(1)
     detector = Detector(config, tuple("abcdef"))
     for stream in detector.streams:
-        for adapter in stream.backbone.adapters:
+        for adapter in stream.backbone.adapters.values():
             torch.nn.init.normal_(adapter.up.weight, std=0.1)  # type: ignore[union-attr,arg-type]
     return detector.eval()
 
@@ -370,3 +370,19 @@ def test_a_plan_that_does_not_fit_is_refused(
     AcceleratorState._reset_state(reset_partial_state=True)
     with pytest.raises(SystemExit, match=r"activations need up to .* GB free; make room"):
         extract.run.main()
+
+
+def test_a_ladder_learns_from_the_cache_alone(data: list[str], tmp_path: Path) -> None:
+    """The transformer beside it never changes: what is stored stays true while it learns."""
+    cache = ["--cache", tmp_path / "cache"]
+    side = ["--backbone.mode=side", "--backbone.adapters_from_block=4"]
+    first = ["--config", DEMO, *data, *QUICK, *side, "--cache.dtype=float32"]
+    good("train/e2e.py", *first, "--training.stop_epoch=1", "--out", tmp_path / "e2e")
+    start = ["--checkpoint", tmp_path / "e2e/last.pt", *cache]
+    learn = ["--backbone.trainable_from_block=4", "--training.stop_epoch=2"]
+    good("train/heads.py", *start, *learn, "--out", tmp_path / "run")
+    before, after = (load_checkpoint(tmp_path / f"{run}/last.pt").ema for run in ("e2e", "run"))
+    moved = {key for key in after if not torch.equal(before[key], after[key])}
+    assert {key.split(".backbone.")[1][:9] for key in moved if ".backbone." in key} == {"ladder.ad"}
+    again = good("train/heads.py", *start, *learn, "--out", tmp_path / "again")
+    assert "cache: 7 of 7 spans are there\n" in again

@@ -158,10 +158,11 @@ class Experiment:
                 f"{coarsest}, the coarsest stride of head.levels {self.head.levels}"
             )
         depth = self.backbone.trunk.depth
-        if not all(0 <= block < depth for block in self.cache.blocks):
+        kept = [cut for cut in self.backbone.cuts if isinstance(cut, int)]
+        if not set(self.cache.blocks) <= set(kept):
             raise ValueError(
-                f"cache.blocks must be blocks 0 to {depth - 1} of the trunk, not "
-                f"{', '.join(map(str, self.cache.blocks))}"
+                f"cache.blocks must be blocks 0 to {len(kept) - 1} of the trunk, from which passes "
+                f"can go on, not {', '.join(map(str, self.cache.blocks))}"
             )
         learns = self.head.learns or self.backbone.learns
         if self.fusion.method == "calibrated" and learns:
@@ -170,8 +171,8 @@ class Experiment:
                 "head.learns false and backbone.trainable_from_block to the trunk's depth, "
                 f"{depth}"
             )
-        if self.pixels.size % self.backbone.trunk.patch:
+        if self.pixels.size < self.backbone.trunk.patch:
             raise ValueError(
-                f"pixels.size {self.pixels.size} must be a multiple of backbone.trunk.patch "
+                f"pixels.size {self.pixels.size} must be at least one patch of the backbone, "
                 f"{self.backbone.trunk.patch}"
             )

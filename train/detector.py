@@ -9,10 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from evaluate.annotations import Detection
-from extract import weights
 from extract.backbone import Backbone, Cut
+from extract.strict import Coverage, load_strictly, load_trunk
 from extract.videomae import VideoMAE
-from train import actionformer
 from train.actionformer import ActionFormer, HeadOutput
 from train.batch import Batch
 from train.checkpoint import Checkpoint, load_checkpoint
@@ -51,10 +50,12 @@ class Detector(nn.Module):
         fusion: what makes one answer of two streams.
         learned: how many outputs `forward` has.
         answer: name of the result, among those of `answers`.
+        coverage: what became of the pretrained weights' tensors; None where there are none.
     """
 
     streams: Sequence[Stream]
     fusion: PredictionFusion | FeatureFusion | None
+    coverage: Coverage | None = None
 
     def __init__(self, config: Experiment, classes: tuple[str, ...]) -> None:
         super().__init__()
@@ -86,30 +87,15 @@ class Detector(nn.Module):
     def restore(cls, checkpoint: Checkpoint, source: str | Path) -> "Detector":
         """Build the detector that a run was evaluated with: its averaged weights, eval mode."""
         detector = cls(checkpoint.config, checkpoint.classes)
-        weights.load_strictly(detector, checkpoint.ema, source)
-        return detector.eval()
-
-    @classmethod
-    def from_opentad(
-        cls, path: str | Path, config: Experiment, classes: tuple[str, ...]
-    ) -> "Detector":
-        """Build a detector of one stream from an OpenTAD checkpoint, whose sizes must be known."""
-        if len(config.directions) > 1:
-            raise ValueError(f"{path} has one stream; set fusion.method none")
-        detector = cls(config, classes)
-        backbone, head = weights.from_opentad(weights.read_tensors(path))
-        (stream,) = detector.streams
-        weights.load_strictly(stream.backbone, backbone, path)
-        weights.load_strictly(stream.head, actionformer.from_opentad(head), path)
+        load_strictly(detector, checkpoint.ema, source)
         return detector.eval()
 
     def load_pretrained(self) -> None:
         """Load the trunk's pretrained weights that the config names, if any."""
         source = self.config.backbone.weights
         if source:
-            tensors = weights.read_trunk(source)
-            for stream in self.streams:
-                weights.load_strictly(stream.backbone.trunk, tensors, source)
+            for trunk in {stream.backbone.trunk: None for stream in self.streams}:
+                self.coverage = load_trunk(trunk, source)
 
     def start_fusion(self) -> None:
         """Let a fusion of features begin where the first stream's head is."""
@@ -234,7 +220,11 @@ class Detector(nn.Module):
             "adapters": [
                 part
                 for stream in self.streams
-                for part in (stream.backbone.adapters, stream.backbone.second)
+                for part in (
+                    stream.backbone.adapters,
+                    stream.backbone.second,
+                    stream.backbone.ladder or nn.ModuleDict(),
+                )
             ],
             "heads": [stream.head for stream in self.streams],
             "fusion": [] if self.fusion is None else [self.fusion],

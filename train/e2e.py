@@ -17,13 +17,12 @@ from typing import get_args
 
 from configs.load import load
 from extract.clips import Direction
-from train.checkpoint import load_checkpoint
 from train.config import Experiment
 from train.disk import claim_folder, refuse_full_disk
 from train.errors import EXPECTED, message
 from train.items import load_annotations, load_subsets
 from train.loop import TrainingRun
-from train.sources import Source, init_from, new_detector
+from train.sources import Source, init_from, new_detector, read_source
 from train.start import (
     activations_of,
     begin,
@@ -53,7 +52,9 @@ def main() -> None:
         if any(named.values()):
             _refuse_single(config, named, args.init_from)
         sources = [
-            (path, load_checkpoint(path)) for path in map(named.get, config.directions) if path
+            (path, read_source(path, args.config, overrides, number))
+            for number, path in enumerate(map(named.get, config.directions))
+            if path
         ]
         train(config, args.resume, args.init_from, sources)
     except EXPECTED as error:

@@ -5,10 +5,13 @@
     accelerate launch train/heads.py --checkpoint FORWARD.pt REVERSED.pt --cache URL \
         --config configs/fusion/average.yaml --out runs/fused
     accelerate launch train/heads.py --config FILE --cache URL       # on the pretrained backbone
+    accelerate launch train/heads.py --checkpoint FORWARD.pth REVERSED.pth --config FILE \
+        --fusion.method average --cache URL --out runs/fused         # detectors of OpenTAD
 
 The backbone is the checkpoint's and stays as it is; the config is the checkpoint's, too, with
---config laid over it. With --backbone.trainable_from_block k the adapters from block k on learn
-along, from the cached activations behind block k − 1. What comes out is a whole detector.
+--config laid over it. Detectors of OpenTAD bring no config: for them the file has to be whole. With
+--backbone.trainable_from_block k the adapters from block k on learn along, from the cached
+activations behind block k − 1. What comes out is a whole detector.
 """
 
 import argparse
@@ -35,7 +38,7 @@ from train.disk import claim_folder, refuse_full_disk
 from train.errors import EXPECTED, message
 from train.items import Items, load_annotations, load_subsets
 from train.loop import TrainingRun
-from train.sources import Source, new_detector, one_experiment
+from train.sources import Source, new_detector, one_experiment, read_source
 from train.start import (
     activations_of,
     begin,
@@ -62,8 +65,12 @@ def main() -> None:
     if not (args.checkpoint or args.config):
         parser.error("give --checkpoint, --config or both")
     try:
-        sources = [(path, load_checkpoint(path)) for path in args.checkpoint]
-        config = one_experiment(args.config, sources, with_cache(overrides, args.cache))
+        overrides = with_cache(overrides, args.cache)
+        sources = [
+            (path, read_source(path, args.config, overrides, number))
+            for number, path in enumerate(args.checkpoint)
+        ]
+        config = one_experiment(args.config, sources, overrides)
         train(learning_only(config), sources, args.config or "", args.resume)
     except EXPECTED as error:
         sys.exit(message(error))

@@ -9,8 +9,10 @@ from accelerate.utils import set_seed
 from torch import Tensor
 
 from configs.load import dump, load, parse
-from extract import weights
-from train.checkpoint import Checkpoint, differences, load_checkpoint
+from evaluate.annotations import read_classes
+from extract.layouts import Network, read_networks
+from extract.strict import load_strictly, refuse_other_size
+from train.checkpoint import Checkpoint, differences, is_checkpoint, load_checkpoint
 from train.config import Experiment
 from train.detector import Detector
 
@@ -62,7 +64,7 @@ def new_detector(
         if single:
             tensors = {n: t for n, t in tensors.items() if n.startswith("backbone.")}
             tensors |= {n: t for n, t in own.items() if n.startswith("head.")}
-        weights.load_strictly(stream, tensors, path)
+        load_strictly(stream, tensors, path)
     detector.start_fusion()
     return detector
 
@@ -111,6 +113,8 @@ def one_experiment(
 ) -> Experiment:
     """Return what a run on checkpoints' streams is: the first one's experiment, the file over it.
 
+    Where checkpoints have no settings of their own, the file is the experiment that they come from.
+
     Raises:
         ValueError: it cannot be read.
     """
@@ -118,6 +122,8 @@ def one_experiment(
         assert file is not None
         return load(Experiment, file, overrides)
     path, first = sources[0]
+    if file is not None and not all(is_checkpoint(path) for path, _ in sources):
+        first, file = first._replace(config=load(Experiment, file, overrides)), None
     for _, saved in sources[1:]:
         fusion = replace(first.config.fusion, partner=saved.config.direction)
         first = first._replace(config=replace(first.config, fusion=fusion))
@@ -130,15 +136,113 @@ def one_experiment(
     return config_of(file, first, path, overrides)
 
 
+def read_source(
+    path: str | Path, file: str | None, overrides: Sequence[str] = (), number: int = 0
+) -> Checkpoint:
+    """Read a checkpoint of this project or of another one.
+
+    Args:
+        file: YAML file of the whole experiment that other people's detectors come from.
+        overrides: of its settings.
+        number: which of that experiment's streams theirs is.
+
+    Raises:
+        ValueError: it cannot be read, or does not fit the experiment.
+    """
+    if is_checkpoint(path) or not Path(path).exists():
+        return load_checkpoint(path)
+    networks = read_networks(path)
+    if file is None:
+        raise ValueError(
+            f"{path} has the layout '{networks[0].layout}', which brings no settings: add --config "
+            "with the whole experiment that it comes from"
+        )
+    return adopt(networks[0], load(Experiment, file, overrides), path, number)
+
+
+def adopt(network: Network, config: Experiment, path: str | Path, number: int = 0) -> Checkpoint:
+    """Return another project's detector as a checkpoint of one stream.
+
+    Args:
+        config: the experiment that it comes from; `number`: which of its streams it is.
+
+    Raises:
+        ValueError: it is no detector, or not that experiment's.
+    """
+    directions = config.directions
+    if number >= len(directions):
+        raise ValueError(
+            f"{path} would be stream {number + 1}, but with fusion.method {config.fusion.method} "
+            f"there are {len(directions)}; set --fusion.method"
+        )
+    if not network.head:
+        raise ValueError(
+            f"{path} ({network.layout}) is no detector: it has a transformer, but no head; name it "
+            "as backbone.weights instead"
+        )
+    refuse_other_size(network, config.backbone.trunk, path)
+    mode = config.backbone.mode if config.backbone.mode in ("adapter", "side") else "none"
+    if network.mode != mode:
+        raise ValueError(
+            f"{path} is of mode {network.mode} ({_where(network)}), but backbone.mode is "
+            f"{config.backbone.mode}; set it to {_modes(network)}"
+        )
+    tensors = {f"backbone.{name}": tensor for name, tensor in network.backbone.items()}
+    tensors |= {f"head.{name}": tensor for name, tensor in network.head.items()}
+    weights = {f"streams.0.{name}": tensor.float() for name, tensor in tensors.items()}
+    alone = replace(
+        config, direction=directions[number], fusion=replace(config.fusion, method="none")
+    )
+    return Checkpoint(alone, _classes(network, config, path), weights, weights, training={})
+
+
+def _where(network: Network) -> str:
+    blocks = network.adapted
+    return f"adapters at blocks {blocks[0]} to {blocks[-1]}" if blocks else "no adapters"
+
+
+def _modes(network: Network) -> str:
+    return "frozen or full" if network.mode == "none" else network.mode
+
+
+def _classes(network: Network, config: Experiment, path: str | Path) -> tuple[str, ...]:
+    """Return the names of a detector's classes: its own, or those of the list it was trained with.
+
+    Raises:
+        ValueError: there is no list, or one of another length.
+    """
+    if network.classes is not None:
+        return network.classes
+    file = config.data.classes
+    if file is None:
+        raise ValueError(
+            f"{path} does not name its {network.outputs} classes: set data.classes to the "
+            "category_idx.txt that it was trained with"
+        )
+    if not Path(file).is_file():
+        raise ValueError(f"data.classes: there is no file {file}")
+    classes = read_classes(Path(file))
+    if len(classes) != network.outputs:
+        raise ValueError(
+            f"{path} tells {network.outputs} classes apart, but {file} names {len(classes)}: set "
+            "data.classes to the category_idx.txt that it was trained with"
+        )
+    return classes
+
+
 def init_from(detector: Detector, path: str | Path) -> None:
     """Start from another run's averaged weights, backbone and head.
 
     Raises:
         ValueError: they do not fit, or the classes are others.
     """
-    other = load_checkpoint(path)
+    if is_checkpoint(path):
+        other = load_checkpoint(path)
+    else:
+        other = adopt(read_networks(path)[0], detector.config, path)
     _refuse_other_classes(path, other, detector.classes)
-    weights.load_strictly(detector, other.ema, path)
+    load_strictly(detector, other.ema, path)
+    detector.coverage = None  # nothing is left of what was loaded before
 
 
 def config_of(

@@ -20,6 +20,7 @@ from configs.load import dump
 from evaluate.annotations import Annotations
 from evaluate.report import draw_curves
 from extract.activations import Activations
+from extract.strict import Coverage
 from train.config import Experiment
 from train.detector import Detector
 from train.items import Item, Items, skipped_warning
@@ -95,12 +96,21 @@ def leave_record(
     counts = ", ".join(f"{name} {n:,}" for name, n in detector.parameter_counts().items())
     windows = sum(bool(len(item.segments)) for item in subsets[0])
     print(f"{windows} training videos, {len(detector.classes)} classes; weights: {counts}")
+    if detector.coverage is not None:
+        _record_weights(out / "weights.json", detector, detector.coverage)
     for what, count in annotations.warnings.items():
         print(f"warning: annotations: {what}: {count}")
     skipped = {name: cause for items in subsets for name, cause in items.skipped.items()}
     if skipped:
         print(skipped_warning(skipped, len(skipped) + sum(map(len, subsets))))
     write_text(out / "skipped_videos.json", json.dumps(skipped, indent=1) + "\n")
+
+
+def _record_weights(path: Path, detector: Detector, coverage: Coverage) -> None:
+    """Write, and say, what pretrained weights a run begins with and which tensors are new."""
+    new = [name for name, _ in detector.named_parameters() if ".backbone.trunk." not in name]
+    write_text(path, json.dumps(coverage.record() | {"new": new}, indent=1) + "\n")
+    print(f"{coverage.source}: {coverage}; {len(new)} tensors are new")
 
 
 def leave_curves(out: Path) -> None:

@@ -1,0 +1,162 @@
+"""Count weights and operations of every backbone size, on tensors that hold no numbers.
+
+    python -m benchmarks.sizes [--markdown]
+
+Weights: the transformer, its adapters where the published detectors have them, and the THUMOS-14
+head. Operations: of one window's forward pass, a multiplication and an addition counting as two;
+products and convolutions only, as in published figures.
+"""
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from configs.load import load
+from extract.adapters import TemporalAdapter
+from extract.backbone import Backbone
+from extract.videomae import TUBELET
+from train.actionformer import ActionFormer
+from train.config import Experiment
+
+HOME = Path(__file__).resolve().parent.parent / "configs/e2e"
+CLASSES = 20
+FILES = {  # published detectors; the long one of v2-g has fewer adapters
+    "s": "thumos14/videomae_s_adapter_forward.yaml",
+    "b": "thumos14/videomae_b_adapter_forward.yaml",
+    "l": "thumos14/videomae_l_adapter_forward.yaml",
+    "h": "thumos14/videomae_h_adapter_forward.yaml",
+    "v2-g": "thumos14/videomaev2_g_adapter_forward.yaml",
+    "v2-g, 1536 frames": "thumos14/videomaev2_g_1536_adapter_forward.yaml",
+    "v2-g, 1536 frames, side": "thumos14/videomaev2_g_1536_side_forward.yaml",
+}
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Weights, or operations, of a detector's parts."""
+
+    transformer: int
+    adapters: int
+    head: int
+
+    @property
+    def total(self) -> int:
+        """Of the whole detector."""
+        return self.transformer + self.adapters + self.head
+
+
+@cache
+def experiment(size: str) -> Experiment:
+    """Return the THUMOS-14 experiment of a size, with random weights.
+
+    `tiny` is none of them: the demo's with short windows, to try a script with.
+    """
+    none = "--backbone.weights=null"
+    if size == "tiny":
+        return load(Experiment, HOME / "demo/forward.yaml", [none, "--sampling.window_size=32"])
+    return load(Experiment, HOME / FILES[size], [none])
+
+
+def parts(size: str) -> tuple[Backbone, TemporalAdapter, ActionFormer]:
+    """Return a size's transformer, one of its adapters, and its head, without numbers."""
+    config = experiment(size)
+    with torch.device("meta"):
+        transformer = Backbone(replace(config.backbone, mode="frozen")).eval()
+        adapter = TemporalAdapter(transformer.width, config.backbone.adapter_ratio)
+        return transformer, adapter, ActionFormer(transformer.width, CLASSES, config.head).eval()
+
+
+def weights(size: str) -> Cost:
+    """Count the weights of a size."""
+    transformer, adapter, head = (sum(p.numel() for p in part.parameters()) for part in parts(size))
+    return Cost(transformer, len(experiment(size).backbone.with_adapter) * adapter, head)
+
+
+def forward_flops(size: str) -> Cost:
+    """Count the operations of the forward pass of one window."""
+    transformer, adapter, head = parts(size)
+    config, width = experiment(size), transformer.width
+    frames, pixels = config.sampling.samples, config.pixels.size
+    patches, steps = (pixels // config.backbone.trunk.patch) ** 2, config.sampling.window_size
+    with torch.device("meta"):
+        clip = torch.empty(1, 3, frames, pixels, pixels, dtype=torch.uint8)
+        tokens = torch.empty(1, frames // TUBELET, patches, width)
+        features, mask = torch.empty(1, width, steps), torch.ones(1, steps, dtype=torch.bool)
+    with torch.no_grad():
+        return Cost(
+            transformer=flops(lambda: transformer(clip)),
+            adapters=len(config.backbone.with_adapter) * flops(lambda: adapter(tokens)),
+            head=flops(lambda: head(features, mask)),
+        )
+
+
+def flops(work: Callable[[], object]) -> int:
+    """Count the operations of a piece of work, backward passes included."""
+    aten = torch.ops.aten
+    # The counter takes the gradient of a depthwise convolution's weight for a full one's.
+    own = {aten.convolution_backward: _convolution_backward}
+    with FlopCounterMode(display=False, custom_mapping=own) as counter:
+        work()
+    return counter.get_total_flops()
+
+
+def _convolution_backward(
+    gradient: torch.Size, inputs: torch.Size, weight: torch.Size, *_: object, **__: object
+) -> int:
+    """Two products, of the inputs' and the weight's gradient, each as costly as the forward one."""
+    return 2 * 2 * gradient.numel() * weight[1:].numel()
+
+
+def table() -> list[tuple[str, ...]]:
+    """Return the lines, one for every size and window, under a header."""
+    lines: list[tuple[str, ...]] = [
+        (
+            "VideoMAE",
+            "width / depth / heads",
+            "transformer",
+            "adapters",
+            "head",
+            "window",
+            "forward pass: transformer + adapters + head, TFLOP",
+        )
+    ]
+    for size in FILES:
+        config, count, cost = experiment(size), weights(size), forward_flops(size)
+        trunk = config.backbone.trunk
+        lines.append(
+            (
+                size.upper() if len(size) == 1 else size,
+                f"{trunk.width} / {trunk.depth} / {trunk.heads}",
+                f"{count.transformer / 1e6:.2f} M",
+                f"{count.adapters / 1e6:.2f} M",
+                f"{count.head / 1e6:.2f} M",
+                f"{config.sampling.samples} × {config.pixels.size} px",
+                f"{cost.total / 1e12:.2f} = {cost.transformer / 1e12:.2f} "
+                f"+ {cost.adapters / 1e12:.2f} + {cost.head / 1e12:.2f}",
+            )
+        )
+    return lines
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser.add_argument("--markdown", action="store_true", help="as a table for the README")
+    markdown = parser.parse_args().markdown
+    header, *rows = table()
+    if markdown:
+        rows = [("---",) * len(header), *rows]
+        for row in (header, *rows):
+            print(f"| {' | '.join(row)} |")
+        return
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    for row in (header, *rows):
+        print("  ".join(map(str.ljust, row, widths)).rstrip())
+
+
+if __name__ == "__main__":
+    main()

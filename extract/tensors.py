@@ -1,0 +1,224 @@
+"""A file or folder of weights -> its tensors; whatever else it holds stays inert."""
+
+import hashlib
+import io
+import json
+import pickletools
+import zipfile
+from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+FOLDER_FILES = (  # what a Hugging Face folder keeps its tensors in, by preference
+    *("model.safetensors", "model.safetensors.index.json"),
+    *("pytorch_model.bin", "pytorch_model.bin.index.json"),
+)
+# Where a pickle's tensors are. OpenTAD evaluates averaged weights where it has them.
+PARTS = ("state_dict_ema", "state_dict", "module", "model")
+OURS = "palindrome"  # begins the `format` of what this project writes
+
+# Objects that programs leave beside their weights: records of the training run, no part of the
+# weights. They are replaced by stand-ins that do nothing, so none of their code is needed or run.
+HARMLESS = (
+    *("mmengine.", "mmcv.", "numpy."),
+    *("argparse.Namespace", "pathlib.PosixPath", "pathlib.Path", "builtins.getattr"),
+)
+KNOWN_TO_TORCH = ("torch.", "collections.", "_codecs.encode", "builtins.set", "builtins.bytearray")
+
+
+@dataclass(frozen=True)
+class Content:
+    """What a file of weights holds.
+
+    Attributes:
+        tensors: by the file's own names.
+        files: where they are: one, or the shards of a folder.
+        part: the entry of a pickle that they are taken from, or an empty string.
+        classes: names in the order of the logits, where the file has them.
+        settings: of a Hugging Face `config.json`.
+    """
+
+    tensors: dict[str, Tensor]
+    files: tuple[Path, ...]
+    part: str = ""
+    classes: tuple[str, ...] | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def bytes(self) -> int:
+        """Size of all files together."""
+        return sum(path.stat().st_size for path in self.files)
+
+
+class Inert:
+    """Stands in for an object that is not needed: takes anything, does nothing."""
+
+    def __new__(cls, *_: object, **__: object) -> "Inert":
+        return super().__new__(cls)
+
+    def __init__(self, *_: object, **__: object) -> None:
+        pass
+
+    def __setstate__(self, state: object) -> None:
+        pass
+
+
+def sha256(files: Sequence[Path]) -> dict[str, str]:
+    """Return the SHA-256 of every file, in hex, by its name."""
+    sums = {}
+    for path in files:
+        with path.open("rb") as file:
+            sums[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return sums
+
+
+def read(path: str | Path) -> Content:
+    """Read a safetensors file, a torch checkpoint or a Hugging Face folder; no code is run.
+
+    Tensors stay in the file until they are used, except those of files older than torch 1.6.
+
+    Raises:
+        ValueError: it is missing, damaged, would run code or holds no tensors.
+    """
+    path = Path(path)
+    if path.is_dir():
+        content = _read_folder(path)
+    elif path.is_file():
+        content = _read_file(path)
+    else:
+        raise ValueError(f"no checkpoint at {path}; check the path")
+    if not content.tensors:
+        raise ValueError(
+            f"{path} holds no tensors, neither at its top level nor under {', '.join(PARTS)}"
+        )
+    return content
+
+
+def _read_file(path: Path) -> Content:
+    with path.open("rb") as file:
+        head = file.read(512)
+    if not head:
+        raise ValueError(f"{path} is empty; copy it again")
+    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < path.stat().st_size:
+        return _read_safetensors(path)
+    if head[:2] in (b"PK", b"\x80\x02"):
+        return _read_pickle(path)
+    try:
+        first = head.decode().splitlines()[0][:60]
+    except UnicodeDecodeError:
+        raise ValueError(
+            f"{path} is damaged or holds no weights: it is neither a safetensors file nor a torch "
+            "checkpoint"
+        ) from None
+    raise ValueError(
+        f"{path} is a text that begins with '{first}', not weights; is it the page of a download, "
+        "or a Git LFS pointer?"
+    )
+
+
+def _read_safetensors(path: Path) -> Content:
+    try:
+        with safe_open(path, "pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            about = file.metadata() or {}
+    except Exception as error:
+        raise ValueError(f"{path} is damaged: {error}; copy it again") from error
+    classes = tuple(json.loads(about["classes"])) if "classes" in about else None
+    return Content(tensors, (path,), classes=classes)
+
+
+def _read_pickle(path: Path) -> Content:
+    names: set[str] = set()
+    try:
+        mapped = zipfile.is_zipfile(path)
+        if mapped and (damaged := zipfile.ZipFile(path).testzip()):  # torch checks no sums
+            raise ValueError(f"its part {damaged} has a wrong checksum")
+        names = set(_objects(path, mapped))
+        harmless = sorted(name for name in names if name.startswith(HARMLESS))
+        # A stand-in for a kind of dict is filled with items, which only real dicts may be.
+        stands_in = [(OrderedDict if n.endswith("Dict") else Inert, n) for n in harmless]
+        with torch.serialization.safe_globals(stands_in):  # type: ignore[arg-type]
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except Exception as error:
+        strange = sorted(n for n in names if not n.startswith((*HARMLESS, *KNOWN_TO_TORCH)))
+        if strange:
+            raise ValueError(
+                f"{path} would run code to be read ({', '.join(strange)}), so it is refused; ask "
+                "whoever made it for the bare tensors"
+            ) from error
+        cause = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
+        raise ValueError(f"{path} is damaged or no checkpoint ({cause})") from error
+    if not isinstance(content, dict):
+        return Content({}, (path,))
+    if str(content.get("format")).startswith(OURS):
+        classes = tuple(map(str, content.get("classes", ())))
+        return Content(_tensors(content.get("ema")), (path,), "ema", classes)
+    for part in PARTS:
+        if tensors := _tensors(content.get(part)):
+            return Content(tensors, (path,), part)
+    return Content(_tensors(content), (path,))
+
+
+def _tensors(part: object) -> dict[str, Tensor]:
+    if not isinstance(part, dict):
+        return {}
+    return {str(name): t.detach() for name, t in part.items() if isinstance(t, Tensor)}
+
+
+def _objects(path: Path, zipped: bool) -> Iterator[str]:
+    """Yield the full names of the functions and classes that a checkpoint asks for."""
+    with path.open("rb") as file:
+        pickles: list[IO[bytes]] = [file] * 4  # magic number, protocol, system, content
+        if zipped:
+            with zipfile.ZipFile(file) as archive:
+                name = next((n for n in archive.namelist() if n.endswith("data.pkl")), None)
+                if name is None:
+                    raise ValueError("an archive without a data.pkl")
+                pickles = [io.BytesIO(archive.read(name))]
+        for pickle in pickles:
+            for operation, argument, _ in pickletools.genops(pickle):
+                if operation.name == "GLOBAL":
+                    module, _, name = str(argument).partition(" ")
+                    module, name = NAME_MAPPING.get((module, name), (module, name))
+                    yield f"{IMPORT_MAPPING.get(module, module)}.{name}"
+
+
+def _read_folder(path: Path) -> Content:
+    """Read a Hugging Face folder: `config.json` and one file of tensors, or shards."""
+    named = next((path / name for name in FOLDER_FILES if (path / name).is_file()), None)
+    if named is None:
+        raise ValueError(f"{path} is a folder without weights: none of {', '.join(FOLDER_FILES)}")
+    config = path / "config.json"
+    settings = _read_json(config) if config.is_file() else {}
+    if named.suffix != ".json":
+        content = _read_file(named)
+        return Content(content.tensors, content.files, content.part, settings=settings)
+    places = _read_json(named).get("weight_map", {})
+    shards = [path / name for name in sorted(set(places.values()))]
+    absent = [shard.name for shard in shards if shard.parent != path or not shard.is_file()]
+    if absent:
+        raise ValueError(f"{named} names {', '.join(absent)}, which {path} does not have")
+    tensors: dict[str, Tensor] = {}
+    for shard in shards:
+        tensors |= _read_file(shard).tensors
+    lacking = sorted(places.keys() - tensors.keys())
+    if lacking:
+        raise ValueError(f"{named} names tensors that no shard has: {', '.join(lacking[:5])}")
+    return Content(tensors, tuple(shards), settings=settings)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content: Any = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is no JSON object")
+    return content

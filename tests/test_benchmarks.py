@@ -1,0 +1,122 @@
+"""The benchmarks of sizes and GPUs: what they count, and that they run where there is no GPU."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import gpu, sizes
+from extract.videomae import CLIP_FRAMES, CLIP_STEPS, TUBELET
+from tests.conftest import REPOSITORY
+
+
+def products(size: str) -> tuple[int, int, int]:
+    """Return operations of linear layers and attention of the blocks, and of all adapters.
+
+    Two for each multiplication of m·n·k.
+    """
+    whole = sizes.experiment(size)
+    config, frames, pixels = whole.backbone, whole.sampling.samples, whole.pixels.size
+    width, depth, patch = config.trunk.width, config.trunk.depth, config.trunk.patch
+    hidden, narrow = round(width * config.trunk.mlp_ratio), int(width * config.adapter_ratio)
+    clip = CLIP_STEPS * (pixels // patch) ** 2  # tokens that see each other
+    tokens = frames // CLIP_FRAMES * clip
+    linear = 2 * tokens * width * (3 * width + width + 2 * hidden)
+    attention = 2 * 2 * tokens * clip * width
+    adapter = 2 * tokens * (2 * width * narrow + narrow * narrow + 3 * narrow)
+    return depth * linear, depth * attention, len(config.with_adapter) * adapter
+
+
+@pytest.mark.parametrize("size", list(sizes.FILES))
+def test_operations_are_those_of_the_products(size: str) -> None:
+    config = sizes.experiment(size)
+    trunk = config.backbone.trunk
+    linear, attention, adapters = products(size)
+    tokens = config.sampling.samples // TUBELET * (config.pixels.size // trunk.patch) ** 2
+    embedding = 2 * tokens * (3 * TUBELET * trunk.patch**2) * trunk.width
+    cost = sizes.forward_flops(size)
+    assert cost.transformer == pytest.approx(embedding + linear + attention, rel=0.01)
+    assert cost.adapters == pytest.approx(adapters, rel=0.01)
+    assert cost.total == cost.transformer + cost.adapters + cost.head
+
+
+def test_a_training_step_needs_what_learning_passes_back() -> None:
+    """Gradients of frozen layers' weights are none of it, and block 0 has nothing to pass back."""
+    config = sizes.experiment("s")
+    assert config.backbone.recompute != "none"  # what is computed anew does not count
+    config = replace(config, training=replace(config.training, batch_size=1))
+    linear, attention, adapters = products("s")
+    cost, blocks = sizes.forward_flops("s"), 11 / 12
+    backward = blocks * (linear + 2 * attention) + 2 * (adapters + cost.head)
+    assert gpu.needed_for_training(config) == pytest.approx(cost.total + backward, rel=0.01)
+    extraction = gpu.needed_for_extraction(config)
+    assert extraction == cost.transformer + cost.adapters
+    two = replace(config, training=replace(config.training, batch_size=2))
+    assert gpu.needed_for_extraction(two) == 2 * extraction
+
+
+@pytest.mark.parametrize("size", [*"sblh", "v2-g"])
+def test_weights_are_as_many_as_the_reference_has(shared: Path, size: str) -> None:
+    """It has an adapter in every block, a norm that it never uses, and positions as a buffer."""
+    file = shared / "golden/sizes/videomae_meta.json"
+    if not file.is_file():
+        pytest.skip("reference numbers of real sizes are not here")
+    reference = json.loads(file.read_text())[size.removeprefix("v2-")]
+    trunk, cost = sizes.experiment(size).backbone.trunk, sizes.weights(size)
+    assert trunk.depth == reference["cfg"]["depth"]
+    assert cost.transformer + cost.adapters + 2 * trunk.width == reference["params"]
+
+
+def test_the_table_names_what_it_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sizes, "FILES", {"s": sizes.FILES["s"]})
+    header, line = sizes.table()
+    assert dict(zip(header, line, strict=True))["transformer"] == "21.88 M"
+
+
+def test_gpu_benchmark_runs_on_a_cpu(tmp_path: Path) -> None:
+    arguments = ["--device", "cpu", "--sizes", "tiny", "--repeats", "1", "--out", str(tmp_path)]
+    command = [sys.executable, "-m", "benchmarks.gpu", *arguments]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (file,) = tmp_path.glob("gpu-cpu-*.json")
+    result = json.loads(file.read_text())
+    assert result["torch"] and result["matrix_flops_per_s"] > 0
+    rows = result["rows"]
+    assert [(row["work"], row["compiled"]) for row in rows] == [
+        (work, compiled) for work in ("training", "extraction") for compiled in (False, True)
+    ]
+    assert not [row for row in rows if "failed" in row]
+    assert all(row["frames_per_s"] > 0 and row["share"] > 0 for row in rows)
+    assert "compiled" in file.with_suffix(".txt").read_text()
+
+
+def test_gpu_benchmark_says_that_it_needs_a_gpu(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(sys, "argv", ["gpu", "--out", str(tmp_path)])
+    with pytest.raises(SystemExit, match=r"^no GPU .*only tries the script$"):  # text: status 1
+        gpu.main()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to …"), "out of memory"),
+        (RuntimeError("first line\nand more"), "RuntimeError: first line"),
+    ],
+)
+def test_what_fails_is_told_and_the_rest_goes_on(error: RuntimeError, told: str) -> None:
+    def build() -> gpu.Step:
+        raise error
+
+    assert gpu.measure(build, 1, "cpu") == {"failed": told}
+    assert gpu.measure(lambda: lambda: torch.full((1,), torch.nan), 1, "cpu") == {
+        "failed": "the result is not finite"
+    }
+    assert "failed" not in gpu.measure(lambda: lambda: torch.zeros(1), 1, "cpu")
