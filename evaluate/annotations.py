@@ -1,15 +1,25 @@
-"""Dataset annotations and prediction files: JSON on disk, typed segments in memory."""
+"""Dataset annotations: whatever layout on disk, typed and checked segments in memory."""
 
 import csv
-import difflib
-import json
-import math
-import os
+import io
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from evaluate.checks import (
+    did_you_mean,
+    member,
+    positive,
+    read_text,
+    shown,
+    times,
+    whole,
+)
+from evaluate.datasets.classes import ClassList, read_classes
+from evaluate.datasets.read import read_dataset
+from evaluate.datasets.records import Record
 
 
 class Segment(NamedTuple):
@@ -66,31 +76,39 @@ def read_annotations(
     ignore_labels: Collection[str] = ("Ambiguous",),
     blocked: Collection[str] = (),
 ) -> Annotations:
-    """Read `{"database": {video: {"subset", "duration", "frame", "annotations": [...]}}}`.
+    """Read a dataset's annotations: a file, or a folder with its published files.
 
-    This is the layout of ActivityNet and of THUMOS-14 as its users pass it around; an annotation
-    is `{"segment": [start, end], "label": name}` with times in seconds, as numbers or as strings.
+    The layouts, told apart by their content, are those of evaluate/datasets: ActivityNet's JSON
+    `{"database": {video: {"subset", "duration", "frame", "annotations": [{"segment": [start, end],
+    "label": name}]}}}`, which HACS, FineAction and THUMOS-14 share, Ego4D's moments, text files of
+    a class each, and CSV tables of one's own, of AFSD, EPIC-Kitchens-100 and Charades.
 
-    classes: a file with one class name a line (`category_idx.txt`); without it the classes are the
-        sorted labels of the whole file, blocked videos included, so that blocking moves no index.
-    info_csv: tables with columns `video`, `fps` and `count` (frames), for files without "duration"
-        and "frame"; what the JSON says itself has precedence.
+    path: where a layout has no subsets, the names of the files and folders tell `training`,
+        `validation` or `test`.
+    classes: a file with one class name a line (`category_idx.txt`), or as datasets publish it;
+        without it the classes are the sorted labels of the whole dataset, blocked videos included,
+        so that blocking moves no index.
+    info_csv: tables with columns `video`, `fps` and `count` (frames), for annotations without
+        duration and frames; what they say themselves has precedence.
     ignore_labels: annotations with these labels are dropped and counted.
-    blocked: videos to leave out; names that the file does not hold are fine.
+    blocked: videos to leave out; names that the dataset does not hold are fine.
 
     Dropped and counted: exact duplicates within a video, segments of zero length, ignored labels.
-    Raises ValueError, naming file, video and entry, for everything malformed.
+    Raises ValueError, naming file and line, or video and entry, for everything malformed.
     """
-    database = _member(_load(path), "database", f"{path}")
-    names = read_classes(classes) if classes else _labels(database, ignore_labels)
+    dataset = read_dataset(Path(path), Path(classes) if classes else None)
+    records = dataset.records
+    if classes:
+        known = read_classes(classes)
+    else:
+        known = ClassList(_labels(records.values(), ignore_labels), {})
     info = {name: row for table in info_csv for name, row in _read_info(table).items()}
-    warnings: Counter[str] = Counter()
     videos = {
-        name: _video(name, record, info.get(name), names, ignore_labels, warnings, path)
-        for name, record in database.items()
+        name: _video(name, record, info.get(name), known, ignore_labels, dataset.warnings)
+        for name, record in records.items()
         if name not in blocked
     }
-    return Annotations(videos, names, dict(warnings))
+    return Annotations(videos, known.names, dict(dataset.warnings))
 
 
 def select(annotations: Annotations, subset: str) -> list[Video]:
@@ -100,7 +118,7 @@ def select(annotations: Annotations, subset: str) -> list[Video]:
         subsets = sorted({video.subset for video in annotations.videos.values()})
         raise ValueError(
             f"no video is in subset {subset!r}; the annotations have {', '.join(subsets) or 'none'}"
-            f"{_did_you_mean(subset, subsets)}"
+            f"{did_you_mean(subset, subsets)}"
         )
     return videos
 
@@ -119,67 +137,29 @@ def with_duration(video: Video, duration_s: float, warnings: Counter[str]) -> Vi
     return replace(video, duration_s=duration_s, segments=segments)
 
 
-def read_predictions(path: Path) -> dict[str, list[Detection]]:
-    """Read a prediction file in ActivityNet's layout, in file order.
-
-    `{"results": {video: [{"segment": [start, end], "label": name, "score": number}]}}`; other
-    members are ignored. Raises ValueError, naming file, video and entry, for everything malformed.
-    """
-    results = _member(_load(path), "results", f"{path}")
-    return {
-        name: [_detection(entry, where) for where, entry in _entries(entries, name, path)]
-        for name, entries in results.items()
-    }
-
-
-def write_predictions(path: Path, predictions: Mapping[str, Iterable[Detection]]) -> None:
-    """Write a prediction file that `read_predictions` gives back with the same floats.
-
-    The file appears whole or not at all: a crash or a NaN leaves an older file as it was.
-    """
-    results = {}
-    for name, detections in predictions.items():
-        results[name] = [
-            _detection_entry(detection, f"video {name!r}, entry {index}")
-            for index, detection in enumerate(detections)
-        ]
-    text = json.dumps({"version": "VERSION 1.3", "results": results, "external_data": {}})
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        aside.write_text(text, encoding="utf-8")
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
-
-
 def _video(
     name: str,
-    record: Any,
+    record: Record,
     info: _Info | None,
-    classes: tuple[str, ...],
+    classes: ClassList,
     ignore_labels: Collection[str],
     warnings: Counter[str],
-    path: Path,
 ) -> Video:
-    where = f"{path}: video {name!r}"
-    subset = _member(record, "subset", where, kind=str)
-    duration_s, frames, fps = _measures(record, info, where)
-    # Test subsets are published without labels, then without the list as well.
-    entries = record.get("annotations", [])
-    known, segments = set(classes), dict[Segment, None]()
-    for place, entry in _entries(entries, name, path):
-        label = _member(entry, "label", place, kind=str)
+    subset = member(record.content, "subset", record.where, kind=str)
+    duration_s, frames, fps = _measures(record.content, info, record.where)
+    known, segments = set(classes.names), dict[Segment, None]()
+    for place, entry in _entries(record):
+        label = member(entry, "label", place, kind=str)
         if label in ignore_labels:
             warnings[f"{label!r} annotations dropped"] += 1
             continue
+        label = label if label in known else classes.codes.get(label, label)
         if label not in known:
             raise ValueError(
                 f"{place}: label {label!r} is not in the class list"
-                f"{_did_you_mean(label, classes)} Correct the label or the list."
+                f"{did_you_mean(label, classes.names)} Correct the label or the list."
             )
-        start_s, end_s = _times(entry, place)
+        start_s, end_s = times(entry, place)
         if start_s < 0:
             raise ValueError(f"{place}: the segment starts at {start_s} s, before the video does.")
         if start_s == end_s:
@@ -192,6 +172,16 @@ def _video(
             warnings["exact duplicates dropped"] += 1
         segments[segment] = None
     return Video(name, subset, duration_s, frames, fps, tuple(segments))
+
+
+def _entries(record: Record) -> Iterable[tuple[str, Any]]:
+    """The annotations of a video, each with its place for messages."""
+    # Test subsets are published without labels, then without the list as well.
+    entries = record.content.get("annotations", [])
+    if not isinstance(entries, list):
+        raise ValueError(f"{record.where}: expected a list, not {shown(entries)}.")
+    places = record.places or [f"{record.where}, entry {index}" for index in range(len(entries))]
+    return zip(places, entries, strict=True)
 
 
 def _beyond(segment: Segment, duration_s: float, warnings: Counter[str], where: str) -> Segment:
@@ -220,10 +210,10 @@ def _measures(
 ) -> tuple[float | None, int | None, float | None]:
     """(duration in seconds, frames, frames per second), as far as JSON and table know them."""
     duration_s, count, fps = (
-        None if record.get(key) is None else _positive(record[key], key, where)
+        None if record.get(key) is None else positive(record[key], key, where)
         for key in ("duration", "frame", "fps")
     )
-    frames = None if count is None else _whole(count, "frame", where)
+    frames = None if count is None else whole(count, "frame", where)
     if info is not None:
         fps = fps or info.fps
         frames = frames or info.frames
@@ -233,125 +223,31 @@ def _measures(
     return duration_s, frames, fps
 
 
-def _detection(entry: Any, where: str) -> Detection:
-    label = _member(entry, "label", where, kind=str)
-    start_s, end_s = _times(entry, where)
-    return Detection(label, start_s, end_s, _number(entry.get("score"), "score", where))
-
-
-def _detection_entry(detection: Detection, where: str) -> dict[str, Any]:
-    # float() also turns numpy's scalars into what JSON can hold, without changing the value.
-    entry = {
-        "segment": [float(detection.start_s), float(detection.end_s)],
-        "label": detection.label,
-        "score": float(detection.score),
-    }
-    _detection(entry, where)
-    return entry
-
-
-def _labels(database: dict[str, Any], ignore_labels: Collection[str]) -> tuple[str, ...]:
+def _labels(records: Iterable[Record], ignore_labels: Collection[str]) -> tuple[str, ...]:
     """Sorted labels, blocked videos included; malformed records are left to who reads them."""
-    records = [record for record in database.values() if isinstance(record, dict)]
-    lists = [record.get("annotations") for record in records]
+    contents = [record.content for record in records if isinstance(record.content, dict)]
+    lists = [content.get("annotations") for content in contents]
     entries = [entry for each in lists if isinstance(each, list) for entry in each]
     labels = [entry.get("label") for entry in entries if isinstance(entry, dict)]
     return tuple(sorted({x for x in labels if isinstance(x, str)} - set(ignore_labels)))
 
 
-def read_classes(path: Path) -> tuple[str, ...]:
-    """Return the class names of a file with one a line.
-
-    Raises:
-        ValueError: it names none, or one twice.
-    """
-    lines = [line.strip() for line in Path(path).read_text(encoding="utf-8-sig").splitlines()]
-    names = tuple(line for line in lines if line)
-    twice = [name for name, count in Counter(names).items() if count > 1]
-    if not names or twice:
-        problem = f"class {twice[0]!r} stands there twice" if twice else "the file names no class"
-        raise ValueError(f"{path}: {problem}; write one class name a line, in index order.")
-    return names
-
-
 def _read_info(path: Path) -> dict[str, _Info]:
-    with open(path, encoding="utf-8-sig", newline="") as file:
-        table = csv.DictReader(file)
+    table = csv.DictReader(io.StringIO(read_text(Path(path)), newline=""))
+    rows = {}
+    try:
         missing = {"video", "fps", "count"} - set(table.fieldnames or ())
         if missing:
             raise ValueError(
                 f"{path}: column {', '.join(sorted(missing))} is missing; "
                 f"a video-info table needs video, fps and count (frames)."
             )
-        rows = {}
         for row in table:
             where = f"{path}: line {table.line_num}"
-            fps, count = (_positive(row[key], key, where) for key in ("fps", "count"))
-            rows[row["video"]] = _Info(fps, _whole(count, "count", where))
+            fps, count = (positive(row[key], key, where) for key in ("fps", "count"))
+            rows[row["video"]] = _Info(fps, whole(count, "count", where))
+    except csv.Error as error:
+        raise ValueError(
+            f"{path} is not a CSV table ({error}); export or copy it again."
+        ) from error
     return rows
-
-
-def _load(path: Path) -> Any:
-    if not Path(path).is_file():
-        raise ValueError(f"there is no file {path}; check its path.")
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8-sig"))
-    except (ValueError, RecursionError) as error:  # covers bad JSON and bad UTF-8
-        raise ValueError(f"{path} is not valid JSON ({error}); export or copy it again.") from error
-
-
-_KINDS: dict[type, str] = {dict: "an object", list: "a list", str: "a text"}
-
-
-def _member(record: Any, key: str, where: str, kind: type = dict) -> Any:
-    if not isinstance(record, dict):
-        raise ValueError(f"{where}: expected an object with {key!r}, not {record!r:.60}.")
-    if key not in record:
-        raise ValueError(f"{where}: {key!r} is missing; it must be {_KINDS[kind]}.")
-    if not isinstance(record[key], kind):
-        raise ValueError(f"{where}: {key!r} must be {_KINDS[kind]}, not {record[key]!r:.60}.")
-    return record[key]
-
-
-def _entries(entries: Any, name: str, path: Path) -> Iterable[tuple[str, Any]]:
-    if not isinstance(entries, list):
-        raise ValueError(f"{path}: video {name!r}: expected a list, not {entries!r:.60}.")
-    return ((f"{path}: video {name!r}, entry {i}", entry) for i, entry in enumerate(entries))
-
-
-def _times(entry: dict[str, Any], where: str) -> tuple[float, float]:
-    pair = _member(entry, "segment", where, kind=list)
-    if len(pair) != 2:
-        raise ValueError(f"{where}: 'segment' must be [start, end] in seconds, not {pair!r:.60}.")
-    start_s, end_s = (_number(value, "segment", where) for value in pair)
-    if end_s < start_s:
-        raise ValueError(f"{where}: the segment ends at {end_s} s, before its start {start_s} s.")
-    return start_s, end_s
-
-
-def _positive(value: Any, what: str, where: str) -> float:
-    number = _number(value, what, where)
-    if number <= 0:
-        raise ValueError(f"{where}: {what} must be above 0, not {number}.")
-    return number
-
-
-def _whole(number: float, what: str, where: str) -> int:
-    if not number.is_integer():
-        raise ValueError(f"{where}: {what} must be a whole number of frames, not {number}.")
-    return int(number)
-
-
-def _number(value: Any, what: str, where: str) -> float:
-    try:
-        number = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError, OverflowError):
-        number = math.nan
-    if not math.isfinite(number):
-        raise ValueError(f"{where}: {what} must be a finite number, not {value!r:.60}.")
-    return number
-
-
-def _did_you_mean(name: str, names: Collection[str]) -> str:
-    nearest = difflib.get_close_matches(name, names, n=1, cutoff=0)
-    return f"; did you mean {nearest[0]!r}?" if nearest else "."

@@ -32,12 +32,11 @@ from evaluate.annotations import (
     Detection,
     Segment,
     read_annotations,
-    read_predictions,
     select,
-    write_predictions,
 )
 from evaluate.mean_ap import MeanAP, mean_average_precision
 from evaluate.nms import NmsConfig, suppress
+from evaluate.predictions import read_predictions, write_predictions
 from evaluate.report import draw_tious, table
 from train.cached import evaluation_spans, up_to_date
 from train.config import Experiment
@@ -98,8 +97,8 @@ def score_file(args: argparse.Namespace, overrides: list[str]) -> None:
         tious, nms = config.evaluation.tious, config.evaluation.nms
         subset = subset or config.data.test_subset
     else:
-        if not args.annotations.is_file():
-            raise ValueError(f"--annotations: there is no file {args.annotations}")
+        if not args.annotations.exists():
+            raise ValueError(f"--annotations: there is no file or folder {args.annotations}")
         annotations = read_annotations(args.annotations)
     truth = {video.name: video.segments for video in select(annotations, subset)}
     found = files[0] if len(files) == 1 else join(files, nms)

@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 from configs.files import write_text
 from evaluate.annotations import read_annotations
+from evaluate.checks import member, read_json
 from extract.backwards import SUFFIX, is_finished, write_reversed
 from extract.index import VideoError
 from extract.probe import probe
@@ -92,6 +93,7 @@ def run(args: argparse.Namespace) -> list[str]:
             raise ValueError(f"--info_csv: there is no file {table}")
     if annotations:  # what is wrong with it is said before the long work
         read_annotations(annotations, info_csv=args.info_csv, ignore_labels=())
+        _database(annotations)
     args.out.mkdir(parents=True, exist_ok=True)
 
     frames: dict[str, int] = {}
@@ -154,7 +156,7 @@ def reversed_annotations(
         ValueError: the file is malformed.
     """
     known = read_annotations(path, info_csv=info_csv, ignore_labels=()).videos
-    content = json.loads(path.read_text(encoding="utf-8-sig"))
+    content = _database(path)
     warnings: Counter[str] = Counter()
     database = {}
     for name, record in content["database"].items():
@@ -172,6 +174,18 @@ def reversed_annotations(
         if item.times_s is not None and duration_s < item.duration_s:
             database[name] |= {"duration": item.duration_s}
     return content | {"database": database}, warnings
+
+
+def _database(path: Path) -> Any:
+    """Return an annotation file's content; raise ValueError if it has another layout."""
+    try:
+        content = read_json(path)
+        member(content, "database", f"{path}")
+    except ValueError as error:
+        raise ValueError(
+            f"--annotations: only JSON with a 'database' can be reversed as a file ({error})"
+        ) from error
+    return content
 
 
 def mirrored(

@@ -16,9 +16,10 @@ import numpy as np
 import pytest
 import yaml
 
-from evaluate.annotations import Segment, read_annotations, read_predictions, select
+from evaluate.annotations import Segment, read_annotations, select
 from evaluate.compare import resample
 from evaluate.mean_ap import Floats
+from evaluate.predictions import read_predictions
 from tests.conftest import REPOSITORY
 from tests.test_e2e import DEMO, ENVIRONMENT, QUICK, TWO_PROCESSES, script
 from train.grid import Run, read_grid
@@ -64,7 +65,8 @@ The score of a detection is its tIoU, so average precision is the share of the f
 """
 import argparse, json, random
 from pathlib import Path
-from evaluate.annotations import Detection, read_annotations, select, write_predictions
+from evaluate.annotations import Detection, read_annotations, select
+from evaluate.predictions import write_predictions
 parser = argparse.ArgumentParser(allow_abbrev=False)
 for name in ("checkpoint", "cache", "subset", "out"):
     parser.add_argument(f"--{name}")

@@ -18,10 +18,9 @@ from evaluate.annotations import (
     Detection,
     Segment,
     read_annotations,
-    read_predictions,
     select,
-    write_predictions,
 )
+from evaluate.predictions import read_predictions, write_predictions
 
 RUN = {"segment": [1.0, 2.5], "label": "run"}
 

@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from torch.utils.data import DataLoader, Dataset
 
 from configs.load import load
-from evaluate.annotations import read_predictions
+from evaluate.predictions import read_predictions
 from extract import patience
 from extract.backbone import BackboneConfig
 from extract.clips import SamplingConfig, sliding_windows

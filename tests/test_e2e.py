@@ -13,7 +13,7 @@ import torch
 from accelerate import Accelerator
 
 from configs.load import load
-from evaluate.annotations import read_predictions
+from evaluate.predictions import read_predictions
 from extract.backbone import Mode
 from extract.video import VideoReader
 from tests.conftest import REPOSITORY

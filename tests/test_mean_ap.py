@@ -11,10 +11,10 @@ from evaluate.annotations import (
     Detection,
     Segment,
     read_annotations,
-    read_predictions,
     select,
 )
 from evaluate.mean_ap import RECALL_KS, mean_average_precision
+from evaluate.predictions import read_predictions
 from tests.conftest import GOLDEN
 
 Truth = dict[str, list[Segment]]

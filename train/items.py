@@ -109,13 +109,14 @@ def _item(path: Path, found: VideoIndex | VideoError) -> Item:
 
 
 def load_annotations(data: DataConfig) -> Annotations:
-    """Read the experiment's annotation file, class list and video tables.
+    """Read the experiment's annotations, class list and video tables.
 
     Raises:
         ValueError: a file is missing or malformed.
     """
+    if not Path(data.annotations).exists():
+        raise ValueError(f"data.annotations: there is no file or folder {data.annotations}")
     for setting, path in (
-        ("annotations", data.annotations),
         ("classes", data.classes),
         *(("info_csv", path) for path in data.info_csv),
     ):

@@ -12,9 +12,11 @@ from typing import Any, NamedTuple
 import yaml
 from tqdm import tqdm
 
-from evaluate.annotations import Segment, read_annotations, read_predictions, select
+from evaluate.annotations import Segment, read_annotations, select
 from evaluate.compare import Estimate, difference, estimate, resample
+from evaluate.datasets.read import annotation_files
 from evaluate.mean_ap import Floats
+from evaluate.predictions import read_predictions
 from train.grid import Grid, Run
 from train.records import RECORD, read_record
 
@@ -188,7 +190,7 @@ def sources(grid: Grid, runs: Sequence[Run]) -> list[Path]:
             folder / grid.subset / "predictions.json",
         ]
         files += [folder / subset / "metrics.json" for subset in grid.subsets]
-        files += [Path(file) for file in _data(folder).annotation_files]
+        files += _data(folder).annotation_files
     return list(dict.fromkeys(files))
 
 
@@ -201,8 +203,9 @@ class _Data(NamedTuple):
     blocked: tuple[str, ...]
 
     @property
-    def annotation_files(self) -> list[str]:
-        return [self.annotations, *([self.classes] if self.classes else []), *self.info_csv]
+    def annotation_files(self) -> list[Path]:
+        others = [*([self.classes] if self.classes else []), *self.info_csv]
+        return [*annotation_files(Path(self.annotations)), *map(Path, others)]
 
 
 def _data(folder: Path) -> _Data:

@@ -9,7 +9,7 @@ from accelerate.utils import set_seed
 from torch import Tensor
 
 from configs.load import dump, load, parse
-from evaluate.annotations import read_classes
+from evaluate.datasets.classes import read_classes
 from extract.layouts import Network, read_networks
 from extract.strict import load_strictly, refuse_other_size
 from train.checkpoint import Checkpoint, differences, is_checkpoint, load_checkpoint
@@ -221,7 +221,7 @@ def _classes(network: Network, config: Experiment, path: str | Path) -> tuple[st
         )
     if not Path(file).is_file():
         raise ValueError(f"data.classes: there is no file {file}")
-    classes = read_classes(Path(file))
+    classes = read_classes(Path(file)).names
     if len(classes) != network.outputs:
         raise ValueError(
             f"{path} tells {network.outputs} classes apart, but {file} names {len(classes)}: set "

@@ -1,0 +1,100 @@
+"""Checks of values from files; what they raise names the place and what is wrong there."""
+
+import difflib
+import json
+import math
+import reprlib
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+_KINDS: dict[type, str] = {dict: "an object", list: "a list", str: "a text", bool: "true or false"}
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 60
+
+
+def shown(value: Any) -> str:
+    """Return a value as messages show it: short, however long or deep it is."""
+    return _SHORT.repr(value)
+
+
+def member(record: Any, key: str, where: str, kind: type = dict) -> Any:
+    """Return a member of a JSON object; ValueError if it is missing or of another kind."""
+    if not isinstance(record, dict):
+        raise ValueError(f"{where}: expected an object with {key!r}, not {shown(record)}.")
+    if key not in record:
+        raise ValueError(f"{where}: {key!r} is missing; it must be {_KINDS[kind]}.")
+    if not isinstance(record[key], kind):
+        raise ValueError(f"{where}: {key!r} must be {_KINDS[kind]}, not {shown(record[key])}.")
+    return record[key]
+
+
+def times(entry: Any, where: str) -> tuple[float, float]:
+    """Return an entry's `segment`: two finite numbers, the second not below the first."""
+    pair = member(entry, "segment", where, kind=list)
+    if len(pair) != 2:
+        raise ValueError(f"{where}: 'segment' must be [start, end] in seconds, not {shown(pair)}.")
+    start_s, end_s = (number(value, "segment", where) for value in pair)
+    if end_s < start_s:
+        raise ValueError(f"{where}: the segment ends at {end_s} s, before its start {start_s} s.")
+    return start_s, end_s
+
+
+def number(value: Any, what: str, where: str) -> float:
+    """Return a finite number, given as one or as a text."""
+    try:
+        found = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        found = math.nan
+    if not math.isfinite(found):
+        raise ValueError(f"{where}: {what} must be a finite number, not {shown(value)}.")
+    return found
+
+
+def positive(value: Any, what: str, where: str) -> float:
+    """Return a finite number above 0."""
+    found = number(value, what, where)
+    if found <= 0:
+        raise ValueError(f"{where}: {what} must be above 0, not {found}.")
+    return found
+
+
+def whole(value: float, what: str, where: str) -> int:
+    """Return a number without a fraction."""
+    if not value.is_integer():
+        raise ValueError(f"{where}: {what} must be a whole number of frames, not {value}.")
+    return int(value)
+
+
+def did_you_mean(name: str, names: Collection[str]) -> str:
+    """Return the end of a message about a wrong name: the nearest right one."""
+    nearest = difflib.get_close_matches(name, names, n=1, cutoff=0)
+    return f"; did you mean {nearest[0]!r}?" if nearest else "."
+
+
+def read_text(path: Path) -> str:
+    """Return a text file's content, its line ends as they are.
+
+    Raises:
+        ValueError: there is no such file, or it is no text.
+    """
+    if not path.is_file():
+        raise ValueError(f"there is no file {path}; check its path.")
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text ({error}); export or copy it again.") from error
+
+
+def read_json(path: Path) -> Any:
+    """Return what a JSON file holds.
+
+    Raises:
+        ValueError: there is no such file, or it is no JSON.
+    """
+    if not path.is_file():
+        raise ValueError(f"there is no file {path}; check its path.")
+    try:
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError) as error:  # covers bad JSON and bad UTF-8
+        raise ValueError(f"{path} is not valid JSON ({error}); export or copy it again.") from error

@@ -1,0 +1,12 @@
+"""JSON in ActivityNet's layout: also HACS, FineAction, THUMOS-14 of OpenTAD and ActionFormer."""
+
+from typing import Any
+
+from evaluate.checks import member
+from evaluate.datasets.records import Dataset, Record, Source
+
+
+def read(content: dict[str, Any], source: Source, dataset: Dataset) -> None:
+    """Add the videos of `{"database": {video: record}}`, as they are."""
+    for name, record in member(content, "database", f"{source.path}").items():
+        dataset.whole_video(name, Record(f"{source.path}: video {name!r}", record))

@@ -1,0 +1,61 @@
+"""Lists of classes, plain and as they are published."""
+
+import re
+from collections import Counter
+from pathlib import Path
+from typing import NamedTuple
+
+from evaluate.checks import number, read_text
+from evaluate.datasets.tables import Table, cell, read_table
+
+_CODED = re.compile(r"(c?)(\d+)\s+(\S.*)")
+
+
+class ClassList(NamedTuple):
+    """Class names in index order, and the codes that annotations may have in their place."""
+
+    names: tuple[str, ...]
+    codes: dict[str, str]
+
+
+def read_classes(path: Path) -> ClassList:
+    """Read the classes of a dataset, in index order.
+
+    One name a line; or the published lists of Charades (`c008 Opening a door`), of THUMOS-14,
+    MultiTHUMOS and ActionFormer's Ego4D (`7 BaseballPitch`), of EPIC-Kitchens-100 (a table with the
+    columns `id` and `key`).
+
+    Raises:
+        ValueError: it names none, or one twice.
+    """
+    text = read_text(Path(path))
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if lines and [cell.strip(' "') for cell in lines[0].lower().split(",")[:2]] == ["id", "key"]:
+        names, codes = _numbered(read_table(Path(path)), path)
+    else:
+        names, codes = _coded(lines) or (tuple(lines), {})
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if not names or twice:
+        problem = f"class {twice[0]!r} stands there twice" if twice else "the file names no class"
+        raise ValueError(f"{path}: {problem}; write one class name a line, in index order.")
+    return ClassList(names, codes)
+
+
+def _coded(lines: list[str]) -> ClassList | None:
+    """The classes of a list that has a code in front of every name, rising: others are plain."""
+    found = [match for line in lines if (match := _CODED.fullmatch(line))]
+    numbers = [int(match[2]) for match in found if len(match[2]) < 10]
+    rising = numbers == sorted(set(numbers))
+    same = len({match[1] for match in found}) == 1
+    names = tuple(match[3] for match in found)
+    if len(numbers) < len(lines) or not rising or not same or len(set(names)) < len(names):
+        return None
+    return ClassList(names, {match[1] + match[2]: match[3] for match in found})
+
+
+def _numbered(table: Table, path: Path) -> ClassList:
+    codes = {cell(row, "id", place): cell(row, "key", place) for place, row in table.rows}
+    numbers = [number(row["id"], "id", place) for place, row in table.rows]
+    if numbers != list(range(len(codes))):
+        raise ValueError(f"{path}: the ids must be 0, 1, 2 and so on; copy the file again.")
+    return ClassList(tuple(codes.values()), codes)

@@ -1,0 +1,45 @@
+"""EPIC-Kitchens-100: `EPIC_100_train.csv`, `EPIC_100_validation.csv` and those that go with them.
+
+An action has a verb and a noun. Which of them is to be found, the list of classes says: the
+published `EPIC_100_verb_classes.csv` or `EPIC_100_noun_classes.csv`.
+"""
+
+import re
+from pathlib import Path
+
+from evaluate.datasets.records import Dataset, Source, subset_of
+from evaluate.datasets.tables import Table, cell, seconds
+
+SEGMENTS = frozenset({"video_id", "start_timestamp", "stop_timestamp"})
+INFO = frozenset({"video_id", "duration", "fps"})
+
+
+def read(table: Table, source: Source, dataset: Dataset) -> None:
+    """Add the annotations of one subset; the test file's videos have none."""
+    labelled = table.columns >= {"verb_class", "noun_class"}
+    column = _label_column(source.path, source.classes) if labelled else ""
+    for place, row in table.rows:
+        name = cell(row, "video_id", place)
+        video = dataset.video(name, subset_of(name, source, place), source.path, place)
+        if labelled:
+            start, end = (seconds(row[key]) for key in ("start_timestamp", "stop_timestamp"))
+            video.add(cell(row, column, place), start, end, place)
+
+
+def read_info(table: Table, dataset: Dataset) -> None:
+    """Complete videos by what `EPIC_100_video_info.csv` knows of them."""
+    for place, row in table.rows:
+        record = dataset.records.get(cell(row, "video_id", place))
+        if record is not None:
+            record.content |= {key: cell(row, key, place) for key in ("duration", "fps")}
+
+
+def _label_column(path: Path, classes: Path | None) -> str:
+    words = re.findall("[a-z]+", classes.stem.lower()) if classes else []
+    kinds = [kind for kind in ("verb", "noun") if kind in words or f"{kind}s" in words]
+    if len(kinds) != 1:
+        raise ValueError(
+            f"{path} labels verbs and nouns; set data.classes to the published "
+            "EPIC_100_verb_classes.csv or EPIC_100_noun_classes.csv to say which are to be found."
+        )
+    return f"{kinds[0]}_class"

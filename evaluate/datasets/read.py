@@ -1,0 +1,123 @@
+"""A dataset's files, told apart by what they hold: JSON members, CSV columns, lines of text."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from evaluate.checks import read_json, read_text
+from evaluate.datasets import activitynet, charades, ego4d, epic, tables, text
+from evaluate.datasets.records import Dataset, Source, subset_in
+from evaluate.datasets.tables import Table, read_table
+
+SUFFIXES = (".csv", ".json", ".txt")
+
+Reader = Callable[[Any, Source, Dataset], None]
+
+
+class _File(NamedTuple):
+    path: Path
+    content: Any
+    read: Reader | None
+
+
+def read_dataset(path: Path, classes: Path | None = None) -> Dataset:
+    """Read an annotation file, or all those of a folder.
+
+    Of a folder the annotation files in it count, whatever else lies there; if it has none, those of
+    its sub-folders. All are of one format.
+
+    Raises:
+        ValueError: naming file and line or key, for everything that cannot be read.
+    """
+    if path.is_dir():
+        files, in_folder = _folder(path), True
+    else:
+        files, in_folder = [_open(path)], False
+    dataset = Dataset()
+    for file in files:
+        if file.read is not None:
+            file.read(file.content, _source(file.path, path, in_folder, classes), dataset)
+    for file in files:
+        if isinstance(file.content, Table) and file.content.columns >= epic.INFO:
+            epic.read_info(file.content, dataset)
+    return dataset
+
+
+def annotation_files(path: Path) -> list[Path]:
+    """Return the files that `read_dataset` may read, for others to know when they change."""
+    if not path.is_dir():
+        return [path]
+    return sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
+
+
+def _folder(folder: Path) -> list[_File]:
+    here = [file for file in sorted(folder.iterdir()) if file.is_file()]
+    below = [file for file in sorted(folder.rglob("*")) if file.is_file()]
+    for paths in (here, below):
+        candidates = [path for path in paths if path.suffix.lower() in SUFFIXES]
+        files = [_open(path, in_folder=True) for path in candidates]
+        formats = {file.read: file.path for file in files if file.read}
+        if len(formats) > 1:
+            some = " and ".join(path.name for path in list(formats.values())[:2])
+            raise ValueError(
+                f"{folder} has annotations of several formats, as {some}; name the file or the "
+                "sub-folder that is to be read."
+            )
+        if text.read in formats:
+            for file in files:
+                if file.read is None and file.path.suffix.lower() == ".txt":
+                    text.check_left_over(file.path, file.content)
+        if formats:
+            return files
+    raise ValueError(
+        f"{folder} has no annotations: no JSON with 'database', no CSV with video, start, end and "
+        "label, no text with lines `video start end`, and nothing else of what the README lists."
+    )
+
+
+def _source(path: Path, root: Path, in_folder: bool, classes: Path | None) -> Source:
+    """Say what a file's own name tells of its subset, or that of a folder on the way to it."""
+    folders = path.relative_to(root).parts[-2::-1] if in_folder else ()
+    told = (subset_in(name) for name in (path.stem, *folders))
+    return Source(path, next(filter(None, told), None), in_folder, classes)
+
+
+def _open(path: Path, in_folder: bool = False) -> _File:
+    """Read a file; in a folder one without annotations is let be, named alone it is refused."""
+    suffix = path.suffix.lower()
+    start = "" if in_folder or suffix in (".json", ".csv") else read_text(path).lstrip()[:1]
+    if suffix == ".json" or start in ("{", "["):
+        content = read_json(path)
+        if isinstance(content, dict) and isinstance(content.get("videos"), list):
+            return _File(path, content, ego4d.read)
+        known = isinstance(content, dict) and "database" in content
+        return _File(path, content, activitynet.read if known or not in_folder else None)
+    if suffix != ".csv":
+        lines = read_text(path).splitlines()
+        if text.is_class_file(lines):
+            return _File(path, lines, text.read)
+        if suffix == ".txt":
+            if not in_folder:
+                raise ValueError(f"{path}: no line of it is `video start end`; is it another file?")
+            return _File(path, lines, None)
+    table = read_table(path)
+    return _File(path, table, _table_reader(table, path, in_folder))
+
+
+def _table_reader(table: Table, path: Path, in_folder: bool) -> Reader | None:
+    for columns, reader in (
+        (tables.OWN, tables.read_own),
+        (tables.AFSD, tables.read_afsd),
+        (epic.SEGMENTS, epic.read),
+        (charades.COLUMNS, charades.read),
+    ):
+        if table.columns >= columns:
+            return reader
+    timed = any(column.startswith(("start", "stop", "end")) for column in table.columns)
+    if in_folder and not timed:
+        return None  # classes, frame rates, lists of videos
+    missing = ", ".join(sorted(tables.OWN - table.columns))
+    raise ValueError(
+        f"{path}: line 1: column {missing} is missing; a table of annotations has the columns "
+        "video, start, end and label, separated by commas, or those of a dataset in the README."
+    )

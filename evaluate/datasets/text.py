@@ -1,0 +1,50 @@
+"""Text files with one class each: THUMOS-14 (`BaseballPitch_val.txt`) and MultiTHUMOS.
+
+A line is `video start end`, times in seconds; the file's name is the class, behind it, for
+THUMOS-14, the subset. MultiTHUMOS says the subset in its videos' names alone.
+"""
+
+import re
+from pathlib import Path
+
+from evaluate.datasets.records import Dataset, Source, subset_in, subset_of
+
+_LINE = re.compile(r"\s*\S+\s+[-+.\d]+\s+[-+.\d]+\s*")
+_CLASS_LINE = re.compile(r"\s*\d+\s+\S+\s*")
+
+
+def is_class_file(lines: list[str]) -> bool:
+    """Say whether a text holds annotations: at least one line is `video start end`."""
+    return any(_LINE.fullmatch(line) for line in lines)
+
+
+def check_left_over(path: Path, lines: list[str]) -> None:
+    """Refuse a text beside class files that is neither a list of classes nor a readme.
+
+    Raises:
+        ValueError: it may be a class file of which no line can be read.
+    """
+    filled = [line for line in lines if line.strip()]
+    known = re.search("readme|licen[cs]e", path.name.lower())
+    if filled and not known and not all(_CLASS_LINE.fullmatch(line) for line in filled):
+        raise ValueError(
+            f"{path}: no line of it is `video start end`; mend it, or move it out of the folder."
+        )
+
+
+def read(lines: list[str], source: Source, dataset: Dataset) -> None:
+    """Add the annotations of one class."""
+    label = source.path.stem
+    front, _, back = label.rpartition("_")
+    if front and subset_in(back):
+        label = front
+    for index, line in enumerate(lines, 1):
+        fields = line.split()
+        if not fields:
+            continue
+        place = f"{source.path}: line {index}"
+        if len(fields) != 3:
+            raise ValueError(f"{place}: expected `video start end`, not {line.strip()!r:.60}.")
+        name, start, end = fields
+        video = dataset.video(name, subset_of(name, source, place), source.path, place)
+        video.add(label, start, end, place)

@@ -1,0 +1,67 @@
+"""Prediction files in ActivityNet's layout ↔ typed detections."""
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from evaluate.annotations import Detection
+from evaluate.checks import member, number, read_json, shown, times
+
+
+def read_predictions(path: Path) -> dict[str, list[Detection]]:
+    """Read a prediction file in ActivityNet's layout, in file order.
+
+    `{"results": {video: [{"segment": [start, end], "label": name, "score": number}]}}`; other
+    members are ignored. Raises ValueError, naming file, video and entry, for everything malformed.
+    """
+    results = member(read_json(Path(path)), "results", f"{path}")
+    return {
+        name: _detections(entries, f"{path}: video {name!r}") for name, entries in results.items()
+    }
+
+
+def write_predictions(path: Path, predictions: Mapping[str, Iterable[Detection]]) -> None:
+    """Write a prediction file that `read_predictions` gives back with the same floats.
+
+    The file appears whole or not at all: a crash or a NaN leaves an older file as it was.
+    """
+    results = {}
+    for name, detections in predictions.items():
+        results[name] = [
+            _entry(detection, f"video {name!r}, entry {index}")
+            for index, detection in enumerate(detections)
+        ]
+    text = json.dumps({"version": "VERSION 1.3", "results": results, "external_data": {}})
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        aside.write_text(text, encoding="utf-8")
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def _detections(entries: Any, where: str) -> list[Detection]:
+    if not isinstance(entries, list):
+        raise ValueError(f"{where}: expected a list, not {shown(entries)}.")
+    return [_detection(entry, f"{where}, entry {index}") for index, entry in enumerate(entries)]
+
+
+def _detection(entry: Any, where: str) -> Detection:
+    label = member(entry, "label", where, kind=str)
+    start_s, end_s = times(entry, where)
+    return Detection(label, start_s, end_s, number(entry.get("score"), "score", where))
+
+
+def _entry(detection: Detection, where: str) -> dict[str, Any]:
+    # float() also turns numpy's scalars into what JSON can hold, without changing the value.
+    entry = {
+        "segment": [float(detection.start_s), float(detection.end_s)],
+        "label": detection.label,
+        "score": float(detection.score),
+    }
+    _detection(entry, where)
+    return entry
