@@ -87,6 +87,25 @@ def test_nothing_but_bad_videos_stops_in_any_case(tmp_path: Path) -> None:
     assert "skip" not in text  # it would not help
 
 
+def test_a_folder_of_videos_and_a_table_are_enough(tmp_path: Path) -> None:
+    data = write_annotations(tmp_path, ["walk", "run"])
+    for name in ("walk", "run"):
+        write_numbered(tmp_path / f"videos/{name}.mp4", 25)
+    table = tmp_path / "actions.csv"
+    table.write_text("video,start,end,label,subset\nwalk,0.2,0.6,wave,all\nrun,0.2,0.6,wave,all\n")
+    from_json = load_items(data, load_annotations(data), "all")
+    data = replace(data, annotations=str(table))
+    from_table = load_items(data, load_annotations(data), "all")
+    for one, other in zip(from_json, from_table, strict=True):
+        assert (one.path, one.truth, one.duration_s) == (other.path, other.truth, other.duration_s)
+        np.testing.assert_array_equal(one.segments, other.segments)
+    data = replace(data, annotations=str(tmp_path / "elsewhere"))
+    with pytest.raises(
+        ValueError, match="data.annotations: there is no file or folder .*elsewhere"
+    ):
+        load_annotations(data)
+
+
 def test_another_video_of_the_same_name_is_bad(tmp_path: Path) -> None:
     data = write_annotations(tmp_path, ["one", "two"])
     for name in ("one", "two"):

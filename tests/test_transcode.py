@@ -333,3 +333,8 @@ def test_wrong_settings_end_with_one_line(tmp_path: Path) -> None:
     assert end_of_main([*command, str(tmp_path / "out"), "--crf=0"]).startswith("error: --crf: 0")
     said = end_of_main([*command, str(tmp_path / "out"), "--annotations", truth])
     assert said == f"error: {truth}: 'database' is missing; it must be an object."
+    (tmp_path / "truth.csv").write_text("video,start,end,label\nclip,0,1,wave\n")
+    said = end_of_main(
+        [*command, str(tmp_path / "out"), "--annotations", str(tmp_path / "truth.csv")]
+    )
+    assert said.startswith("error: --annotations: only JSON with a 'database' can be reversed")

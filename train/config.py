@@ -17,10 +17,12 @@ class DataConfig:
     """Where the videos and their truth are.
 
     Args:
-        annotations: JSON file (evaluate.annotations); `videos`: folder of `<name>.<extension>`.
-        classes: file with one class a line, in the order of the logits; null sorts the labels.
+        annotations: file, or folder of a dataset's published files (evaluate.annotations);
+            `videos`: folder of `<name>.<extension>`.
+        classes: file with one class a line, in the order of the logits, or as datasets publish it
+            (evaluate.datasets.classes); null sorts the labels.
         info_csv: files with fps and frame counts, for annotations that lack them.
-        train_subset, validation_subset, test_subset: names as the annotation file writes them;
+        train_subset, validation_subset, test_subset: names as the annotations write them;
             validation null trains without looking.
         blocked: videos left out everywhere.
         bad_videos: `stop` at files that are missing or cannot be read, or `skip` them, counted.

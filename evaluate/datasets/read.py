@@ -47,15 +47,17 @@ def annotation_files(path: Path) -> list[Path]:
     """Return the files that `read_dataset` may read, for others to know when they change."""
     if not path.is_dir():
         return [path]
-    return sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
+    return _candidates(path, "**/*")
+
+
+def _candidates(folder: Path, pattern: str) -> list[Path]:
+    files = [file for file in folder.glob(pattern) if file.suffix.lower() in SUFFIXES]
+    return sorted(file for file in files if file.is_file() and not file.name.startswith("."))
 
 
 def _folder(folder: Path) -> list[_File]:
-    here = [file for file in sorted(folder.iterdir()) if file.is_file()]
-    below = [file for file in sorted(folder.rglob("*")) if file.is_file()]
-    for paths in (here, below):
-        candidates = [path for path in paths if path.suffix.lower() in SUFFIXES]
-        files = [_open(path, in_folder=True) for path in candidates]
+    for pattern in ("*", "**/*"):
+        files = [_open(path, in_folder=True) for path in _candidates(folder, pattern)]
         formats = {file.read: file.path for file in files if file.read}
         if len(formats) > 1:
             some = " and ".join(path.name for path in list(formats.values())[:2])
