@@ -141,7 +141,7 @@ def epic(folder: Path, videos: Videos, verbs: Sequence[str], nouns: Sequence[str
         folder / "EPIC_100_video_info.csv", [["video_id", "duration", "fps", "resolution"], *info]
     )
     # The repository has other tasks' tables in sub-folders, with the same columns and videos.
-    write_rows(folder / "UDA_annotations" / "EPIC_100_uda_source_train.csv", [head])
+    write_rows(folder / "UDA_annotations" / "EPIC_100_uda_source_train.csv", tables["train"])
 
 
 def charades(folder: Path, videos: Videos, classes: Sequence[str], length: float = 100) -> None:

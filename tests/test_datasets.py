@@ -93,10 +93,21 @@ def test_folders_tell_the_subset_where_files_do_not(tmp_path: Path) -> None:
     assert annotations.classes == ("Run",)
 
 
+def test_names_of_classes_may_look_like_subsets(tmp_path: Path) -> None:
+    (tmp_path / "Test_drive_val.txt").write_text("a 1 2\n")
+    (tmp_path / "High_jump_test.txt").write_text("b 1 2\n")
+    (tmp_path / "Low_jump.txt").write_text("video_test_01 1 2\n")
+    annotations = read_annotations(tmp_path)
+    assert annotations.classes == ("High_jump", "Low_jump", "Test_drive")
+    subsets = {video.name: video.subset for video in annotations.videos.values()}
+    assert subsets == {"a": "validation", "b": "test", "video_test_01": "test"}
+
+
 @pytest.mark.parametrize("kind", ["verb", "noun"])
 def test_epic_kitchens(tmp_path: Path, kind: str) -> None:
     published.epic(tmp_path, KITCHEN, VERBS, NOUNS)
     annotations = read_annotations(tmp_path, classes=tmp_path / f"EPIC_100_{kind}_classes.csv")
+    assert annotations.warnings == {}
     word = 0 if kind == "verb" else 1
     wanted = {
         name: (subset, [(x.split()[word], s, e) for x, s, e in each] if subset != "test" else [])
@@ -335,6 +346,8 @@ EPIC = "video_id,start_timestamp,stop_timestamp,verb_class,noun_class\n"
         ("own.csv", "video;start;end;label\n", "own.csv: line 1: .*separated by commas"),
         ("own.csv", "video,start,end,end,label\n", "own.csv: column end is there twice"),
         ("own.csv", "", "own.csv is empty"),
+        ("own.csv", OWN + 'a,1,2,"two\nlines"\n\nb,x,2,run\n', "own.csv: line 5: .*not 'x'"),
+        ("own.csv", OWN + "a,1,2," + "long" * 40_000, "own.csv is not a CSV table"),
         (
             "own.csv",
             "video,start,end,label,subset\na,1,2,run,test\na,3,4,run,training\n",

@@ -100,9 +100,7 @@ def test_a_folder_of_videos_and_a_table_are_enough(tmp_path: Path) -> None:
         assert (one.path, one.truth, one.duration_s) == (other.path, other.truth, other.duration_s)
         np.testing.assert_array_equal(one.segments, other.segments)
     data = replace(data, annotations=str(tmp_path / "elsewhere"))
-    with pytest.raises(
-        ValueError, match="data.annotations: there is no file or folder .*elsewhere"
-    ):
+    with pytest.raises(ValueError, match=r"data\.annotations: there is no file or folder"):
         load_annotations(data)
 
 
