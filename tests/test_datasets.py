@@ -12,11 +12,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from configs.load import load
 from evaluate.annotations import Annotations, Segment, read_annotations, select
 from evaluate.datasets.classes import read_classes
 from evaluate.datasets.read import annotation_files
 from tests import published
+from tests.conftest import REPOSITORY
 from tests.published import Videos
+from train.config import Experiment
+from train.items import load_annotations
 
 VERBS, NOUNS = ("take", "put", "wash"), ("tap", "spoon", "plate")
 THUMOS: Videos = {
@@ -186,6 +190,37 @@ def test_json_in_activitynets_layout(tmp_path: Path) -> None:
     assert found(annotations) == expected(THUMOS)
     (tmp_path / "category_idx.txt").write_text("Diving\nBaseballPitch\n")
     assert read_annotations(tmp_path) == annotations
+
+
+def test_a_file_is_told_by_what_it_holds(tmp_path: Path) -> None:
+    for name in ("gt.json", "gt", "gt.csv"):
+        published.activitynet(tmp_path / name, THUMOS)
+        assert found(read_annotations(tmp_path / name)) == expected(THUMOS)
+    published.own(tmp_path / "own", THUMOS)
+    assert found(read_annotations(tmp_path / "own")) == expected(THUMOS)
+
+
+def test_configs_read_what_is_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    published.multithumos(tmp_path / "data/multithumos", THUMOS)
+    published.epic(tmp_path / "data/epic_kitchens", KITCHEN, VERBS, NOUNS)
+    published.charades(tmp_path / "data/charades", HOMES, ("Holding a bag", "Opening a door"))
+    published.ego4d(tmp_path / "data/ego4d/annotations", CLIPS)
+    monkeypatch.chdir(tmp_path)
+    read = set()
+    for folder in ("multithumos", "epic_kitchens", "charades", "ego4d_mq"):
+        for file in (REPOSITORY / "configs/e2e" / folder).glob("*.yaml"):
+            data = load(Experiment, file).data
+            annotations = load_annotations(data)
+            for subset in (data.train_subset, data.validation_subset, data.test_subset):
+                assert subset and select(annotations, subset)
+            read.add((file.parent.name, annotations.classes))
+    assert read == {
+        ("multithumos", ("BaseballPitch", "Diving")),
+        ("epic_kitchens", VERBS),
+        ("epic_kitchens", NOUNS),
+        ("charades", ("Holding a bag", "Opening a door")),
+        ("ego4d_mq", ('"cut_,_chop"', "wash_hands")),
+    }
 
 
 # ------------------------------------------------------------------ your own table

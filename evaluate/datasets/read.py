@@ -23,8 +23,8 @@ class _File(NamedTuple):
 def read_dataset(path: Path, classes: Path | None = None) -> Dataset:
     """Read an annotation file, or all those of a folder.
 
-    Of a folder the annotation files in it count, whatever else lies there; if it has none, those of
-    its sub-folders. All are of one format.
+    Of a folder the annotation files in it count, whatever else without times lies there; if it has
+    none, those of its sub-folders. All are of one format.
 
     Raises:
         ValueError: naming file and line or key, for everything that cannot be read.
@@ -87,7 +87,7 @@ def _source(path: Path, root: Path, in_folder: bool, classes: Path | None) -> So
 def _open(path: Path, in_folder: bool = False) -> _File:
     """Read a file; in a folder one without annotations is let be, named alone it is refused."""
     suffix = path.suffix.lower()
-    start = "" if in_folder or suffix in (".json", ".csv") else read_text(path).lstrip()[:1]
+    start = "" if in_folder or suffix == ".json" else read_text(path).lstrip()[:1]
     if suffix == ".json" or start in ("{", "["):
         content = read_json(path)
         if isinstance(content, dict) and isinstance(content.get("videos"), list):
