@@ -1,6 +1,7 @@
 """From pixels to features: the VideoMAE trunk with its adapters, run over a whole span."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
@@ -118,7 +119,8 @@ class Backbone(nn.Module):
     """A transformer trunk and its adapters.
 
     Args:
-        trunk: of another backbone, to be shared; None makes one.
+        trunk: of another backbone, to be shared; None makes one: of random numbers, or, where the
+            config names weights, without any memory until `load_strictly` fills it.
     """
 
     mean: Tensor
@@ -127,20 +129,23 @@ class Backbone(nn.Module):
     def __init__(self, config: BackboneConfig, trunk: VideoMAE | None = None) -> None:
         super().__init__()
         self.config = config
-        self.trunk = VideoMAE(config.trunk) if trunk is None else trunk
+        if trunk is None:
+            # Random numbers for it would take longer than reading those of the file.
+            with torch.device("meta") if config.weights else nullcontext():
+                trunk = VideoMAE(config.trunk)
+        self.trunk = trunk
         width, ratio, second = config.trunk.width, config.adapter_ratio, config.second_from_block
         beside = config.mode == "side"
         behind = () if beside else config.with_adapter
         self.adapters = nn.ModuleDict({str(k): TemporalAdapter(width, ratio) for k in behind})
         again = range(config.trunk.depth)[second:] if second is not None else ()
         self.second = nn.ModuleDict({str(k): TemporalAdapter(width, ratio) for k in again})
-        self.ladder = Ladder(config.with_adapter, width, ratio) if beside else None
+        self.ladder = Ladder(config.with_adapter if beside else (), width, ratio)
         first = config.first_learning
         self.trunk.requires_grad_(config.mode == "full" and not first)
         for k, block in enumerate(self.trunk.blocks):
             block.requires_grad_(config.mode == "full" and k >= first)
-        rungs = self.ladder.adapters if self.ladder is not None else nn.ModuleDict()
-        for name, adapter in (*self.adapters.items(), *rungs.items()):
+        for name, adapter in (*self.adapters.items(), *self.ladder.adapters.items()):
             adapter.requires_grad_(int(name) >= first and second is None)
         for name, adapter in self.second.items():
             adapter.requires_grad_(int(name) >= first)
@@ -181,9 +186,10 @@ class Backbone(nn.Module):
                 beside.append(tokens)
         if stop == "ladder":
             return torch.cat(beside, -1)
-        if stop == "features" and self.ladder is not None:
-            given = beside or tokens.chunk(len(self.ladder.adapters), -1)
-            tokens = self.ladder.climb(given, recompute)
+        if beside:
+            tokens = self.ladder.climb(beside, recompute)
+        elif start == "ladder":
+            tokens = self.ladder(tokens, recompute)
         return self.pool(tokens) if stop == "features" else tokens
 
     def blocks(self, start: Cut | None, stop: Cut) -> range:
@@ -205,7 +211,7 @@ class Backbone(nn.Module):
 
     def looks_at(self, k: int) -> bool:
         """Say whether a ladder looks at what block k gives."""
-        return self.ladder is not None and str(k) in self.ladder.adapters
+        return str(k) in self.ladder.adapters
 
     def embed(self, frames: Tensor) -> Tensor:
         """Turn uint8 frames [B, 3, T, H, W] into tokens [B, T/2, h·w, C] before block 0."""
@@ -231,7 +237,8 @@ class Backbone(nn.Module):
         parts, rate = _parts(clips), self.trunk.drop_rates[k]
         scales: Sequence[Tensor | None] = [None] * len(parts)
         # Beside a ladder the transformer runs as in eval mode.
-        if self.training and rate and not self.ladder and k >= self.config.first_learning:
+        learns = self.config.mode != "side" and k >= self.config.first_learning
+        if self.training and rate and learns:
             # Drawn for all clips, outside of what may be computed again.
             ones = torch.ones(2 * len(clips), 1, 1, device=clips.device)
             kept = drop_path(ones, rate, True).unflatten(0, (-1, 2))

@@ -29,7 +29,7 @@ from train.checkpoint import Checkpoint
 from train.config import Experiment
 from train.errors import EXPECTED, memory_advice, message, worker_advice
 from train.items import Items, load_annotations, load_subsets, skipped_warning
-from train.sources import config_of, new_detector, read_source
+from train.sources import config_of, new_detector, read_sources
 from train.start import (
     WAIT_FOR_PASSES,
     activations_of,
@@ -69,10 +69,7 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
     """Plan, say the plan and carry it out."""
     sources: list[tuple[str, Checkpoint | None]] = [(args.config, None)]
     if args.checkpoint:
-        sources = [
-            (path, read_source(path, args.config, overrides, number))
-            for number, path in enumerate(args.checkpoint)
-        ]
+        sources = [*read_sources(args.checkpoint, args.config, overrides)]
     backbones = [
         (replace(config, direction=direction), saved, source)
         for source, saved in sources

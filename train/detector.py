@@ -223,7 +223,7 @@ class Detector(nn.Module):
                 for part in (
                     stream.backbone.adapters,
                     stream.backbone.second,
-                    stream.backbone.ladder or nn.ModuleDict(),
+                    stream.backbone.ladder,
                 )
             ],
             "heads": [stream.head for stream in self.streams],

@@ -38,7 +38,7 @@ from train.disk import claim_folder, refuse_full_disk
 from train.errors import EXPECTED, message
 from train.items import Items, load_annotations, load_subsets
 from train.loop import TrainingRun
-from train.sources import Source, new_detector, one_experiment, read_source
+from train.sources import Source, new_detector, one_experiment, read_sources
 from train.start import (
     activations_of,
     begin,
@@ -66,10 +66,7 @@ def main() -> None:
         parser.error("give --checkpoint, --config or both")
     try:
         overrides = with_cache(overrides, args.cache)
-        sources = [
-            (path, read_source(path, args.config, overrides, number))
-            for number, path in enumerate(args.checkpoint)
-        ]
+        sources = read_sources(args.checkpoint, args.config, overrides)
         config = one_experiment(args.config, sources, overrides)
         train(learning_only(config), sources, args.config or "", args.resume)
     except EXPECTED as error:

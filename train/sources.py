@@ -10,7 +10,7 @@ from torch import Tensor
 
 from configs.load import dump, load, parse
 from evaluate.annotations import read_classes
-from extract.layouts import Network, read_networks
+from extract.layouts import Network, counted, read_networks
 from extract.strict import load_strictly, refuse_other_size
 from train.checkpoint import Checkpoint, differences, is_checkpoint, load_checkpoint
 from train.config import Experiment
@@ -136,6 +136,11 @@ def one_experiment(
     return config_of(file, first, path, overrides)
 
 
+def read_sources(paths: Sequence[str], file: str | None, overrides: Sequence[str]) -> list[Source]:
+    """Read checkpoints, other people's as the streams of the experiment in their order."""
+    return [(path, read_source(path, file, overrides, number)) for number, path in enumerate(paths)]
+
+
 def read_source(
     path: str | Path, file: str | None, overrides: Sequence[str] = (), number: int = 0
 ) -> Checkpoint:
@@ -224,8 +229,8 @@ def _classes(network: Network, config: Experiment, path: str | Path) -> tuple[st
     classes = read_classes(Path(file))
     if len(classes) != network.outputs:
         raise ValueError(
-            f"{path} tells {network.outputs} classes apart, but {file} names {len(classes)}: set "
-            "data.classes to the category_idx.txt that it was trained with"
+            f"{path} tells apart {counted(network.outputs or 0)}, but {file} names "
+            f"{len(classes)}: set data.classes to the category_idx.txt that it was trained with"
         )
     return classes
 
