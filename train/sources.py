@@ -23,7 +23,7 @@ TRUNK = "backbone.trunk."
 SEEN = (  # settings that give other numbers, or other meanings, with the same weights
     *("sampling.window_size", "sampling.scale_factor", "sampling.snippet_stride"),
     *("sampling.method", "pixels.size", "backbone.mean", "backbone.std", "backbone.mode"),
-    *("backbone.trunk.", "head.heads"),
+    *("backbone.trunk.", "head.heads", "head.attention_window"),
 )
 
 
