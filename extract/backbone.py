@@ -17,7 +17,7 @@ Cut = int | Literal["ladder", "features"]
 """Where an activation is taken: behind block k and its adapter; what a ladder looks at; or the
 features at the end."""
 
-Mode = Literal["adapter", "frozen", "full", "side"]
+Mode = Literal["adapter", "frozen", "full", "side", "imported"]
 
 ARITHMETIC = 1
 """Raise it when the same weights and frames come to give other numbers: all caches then miss."""
@@ -34,7 +34,8 @@ class BackboneConfig:
         trunk: sizes of the transformer.
         mode: `adapter` trains adapters behind the blocks of a frozen transformer, `side` a ladder
             of them beside it, `frozen` trains nothing, `full` trains the transformer and has no
-            adapters.
+            adapters. With `imported` there is none: features that other networks computed are read
+            from the cache (extract/features.py), and mapped to the trunk's width if need be.
         weights: checkpoint of the pretrained transformer; None starts from random weights.
         recompute: activations that the backward pass computes anew, to save memory.
         trainable_from_block: blocks and adapters below this one are frozen and run in eval mode;
@@ -44,6 +45,7 @@ class BackboneConfig:
         adapters_from_block: the first block that has an adapter; all behind it have one, too.
         second_from_block: from this block on a second adapter stands behind the first, and only the
             second ones learn (Experiment 2); null has none.
+        imported: the name that features were imported under; `imported_width`: their channels.
     """
 
     trunk: TrunkConfig
@@ -56,8 +58,16 @@ class BackboneConfig:
     adapter_ratio: float = 0.25
     adapters_from_block: int = 0
     second_from_block: int | None = None
+    imported: str | None = None
+    imported_width: int | None = None
 
     def __post_init__(self) -> None:
+        given = self.imported is not None, (self.imported_width or 0) > 0
+        if given != (self.mode == "imported",) * 2:
+            raise ValueError(
+                "backbone.mode imported goes with backbone.imported, the features' name, and "
+                "backbone.imported_width, their channels; other modes have neither"
+            )
         if min(self.std) <= 0:
             raise ValueError(f"backbone.std must be above 0, not {self.std}")
         if int(self.trunk.width * self.adapter_ratio) < 1:
@@ -82,7 +92,7 @@ class BackboneConfig:
     @property
     def first_learning(self) -> int:
         """The first block that learns, or whose adapter does; the trunk's depth if none does."""
-        if self.mode == "frozen":
+        if self.mode in ("frozen", "imported"):
             return self.trunk.depth
         return max(self.trainable_from_block, self.second_from_block or 0)
 
@@ -110,6 +120,8 @@ class BackboneConfig:
     @property
     def cuts(self) -> tuple[Cut, ...]:
         """All cuts that a pass can start from or stop at, in its order."""
+        if self.mode == "imported":
+            return ("features",)
         if self.mode == "side":  # a pass from behind a block that the ladder looks at lacks that
             return (*range(self.adapters_from_block), "ladder", "features")
         return (*range(self.trunk.depth), "features")

@@ -35,6 +35,7 @@ from train.start import (
     activations_of,
     open_cache,
     refuse_fp16_without_gpu,
+    refuse_imported,
     with_cache,
 )
 
@@ -77,6 +78,7 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
         for direction in args.directions or [config.direction]
     ]
     config = backbones[0][0]
+    refuse_imported(config)
     if args.directions and any(len(each.directions) > 1 for each, _, _ in backbones):
         raise ValueError("--directions: a detector of two streams has its own; leave it out")
     _refuse_different([config for config, _, _ in backbones])

@@ -30,6 +30,7 @@ from train.start import (
     leave_curves,
     leave_record,
     open_cache,
+    refuse_imported,
     refuse_unlabelled,
     with_cache,
 )
@@ -48,6 +49,7 @@ def main() -> None:
     args, overrides = parser.parse_known_args()
     try:
         config = load(Experiment, args.config, with_cache(overrides, args.cache))
+        refuse_imported(config)
         named = {"forward": args.forward_from, "reversed": args.reversed_from}
         if any(named.values()):
             _refuse_single(config, named, args.init_from)

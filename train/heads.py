@@ -88,7 +88,14 @@ def train(config: Experiment, sources: Sequence[Source], file: str, resume: bool
     annotations = load_annotations(config.data)
     subset = config.data.validation_subset
     names = [config.data.train_subset, *([subset] if subset else [])]
-    subsets = load_subsets(config.data, annotations, names, accelerator, store)
+    imported = config.backbone.imported
+    subsets = load_subsets(config.data, annotations, names, accelerator, store, imported=imported)
+    if imported and accelerator.is_main_process:
+        print(
+            f"features '{imported}' are imported: there are no pixels, so nothing behind the head "
+            "can learn, now or later, and cached blocks, both directions and mirrored or cropped "
+            "frames are given up"
+        )
     refuse_unlabelled(subsets[1] if subset else None, subset)
     detector = new_detector(config, annotations.classes, sources).to(accelerator.device)
     if accelerator.is_main_process:

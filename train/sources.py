@@ -246,8 +246,22 @@ def init_from(detector: Detector, path: str | Path) -> None:
     else:
         other = adopt(read_networks(path)[0], detector.config, path)
     _refuse_other_classes(path, other, detector.classes)
+    if other.config.backbone.mode == "imported":
+        _warm_heads(detector, other, path)
+        return
     load_strictly(detector, other.ema, path)
     detector.coverage = None  # nothing is left of what was loaded before
+
+
+def _warm_heads(detector: Detector, other: Checkpoint, path: str | Path) -> None:
+    """Take the head that was trained on imported features; the backbone stays as pretrained."""
+    head = {
+        name.removeprefix("streams.0.head."): tensor
+        for name, tensor in other.ema.items()
+        if name.startswith("streams.0.head.")
+    }
+    for stream in detector.streams:
+        load_strictly(stream.head, head, path)
 
 
 def config_of(
