@@ -57,10 +57,6 @@ Step = Callable[[], Tensor]
 Row = dict[str, Any]
 
 
-def frames_of(config: Experiment) -> int:
-    return config.sampling.window_size * config.sampling.scale_factor
-
-
 def settings(size: str, batch: int, recompute: Recompute | None, out: str) -> Experiment:
     """Return a size's experiment as it is measured here; without `recompute`, with its own."""
     config = experiment(size)
@@ -78,7 +74,7 @@ def synthetic(config: Experiment, device: str) -> Batch:
     segments = torch.tensor([[0.1, 0.3], [0.5, 0.55]], device=device) * steps
     side = config.pixels.size
     pixels = torch.randint(
-        256, (batch, 3, frames_of(config), side, side), dtype=torch.uint8, device=device
+        256, (batch, 3, config.sampling.samples, side, side), dtype=torch.uint8, device=device
     )
     return Batch(
         videos=("noise",) * batch,
@@ -97,7 +93,7 @@ def training(config: Experiment, device: str, compiled: bool) -> Step:
         detector = Detector(config, NAMES)
     if compiled:
         compile_blocks(detector.streams[0].backbone, device)
-    frames = frames_of(config)
+    frames = config.sampling.samples
     video = Item(
         "noise", Path("noise"), frames, 1.0, np.array([[0.0, 9.0]]), np.zeros(1, np.int64), ()
     )
@@ -218,7 +214,7 @@ def compare(work: str, config: Experiment, repeats: int, device: str, where: Row
         row["recompute"] = config.backbone.recompute if work == "training" else None
         row |= measure(partial(build, config, device, compiled), repeats, device)
         if "failed" not in row:
-            row["frames_per_s"] = batch * frames_of(config) / row["step_s"]
+            row["frames_per_s"] = batch * config.sampling.samples / row["step_s"]
             row["share"] = count / row["step_s"] / where["matrix_flops_per_s"]
         yield row
 

@@ -162,8 +162,13 @@ def score_checkpoint(args: argparse.Namespace, overrides: list[str]) -> None:
         ],
     )
     annotations = load_annotations(config.data)
-    store = open_cache(args.cache) if args.cache else None
-    items = load_items(config.data, annotations, config.data.test_subset, accelerator, store)
+    imported = config.backbone.imported
+    url = config.cache.url if imported else args.cache
+    if imported and not url:
+        raise ValueError(f"--cache: give the store that the features '{imported}' are in")
+    store = open_cache(url) if url else None
+    subset = config.data.test_subset
+    items = load_items(config.data, annotations, subset, accelerator, store, imported)
     if items.skipped and accelerator.is_main_process:
         print(skipped_warning(items.skipped, len(items) + len(items.skipped)))
     detector = Detector.restore(saved._replace(config=config), args.checkpoint)

@@ -18,6 +18,7 @@ from cache.fingerprint import chain
 from cache.store import Store
 from cache.writer import Writer
 from extract.backbone import ARITHMETIC, Backbone, BackboneConfig, Cut
+from extract.imported import about
 from extract.inputs import Piece, Task, job_pieces
 from extract.spans import Span, SpanKind
 from extract.transforms import PixelConfig
@@ -112,6 +113,8 @@ class Cached:
 
 def settings(config: BackboneConfig, pixels: PixelConfig, precision: Precision) -> dict[str, Any]:
     """Return all that an activation depends on besides the frames and the weights, for JSON."""
+    if config.mode == "imported":
+        return about(str(config.imported), config.imported_width or 0)
     trunk = asdict(config.trunk)
     del trunk["drop_path"]  # no part of a pass in eval mode
     return {
@@ -130,6 +133,8 @@ def fingerprints(backbone: Backbone, of: dict[str, Any]) -> dict[Cut, str]:
     Args:
         of: what `settings` returned.
     """
+    if backbone.config.mode == "imported":  # of weights that nobody here knows
+        return {"features": chain(of, [{}])[0]}
     depth, cuts = backbone.config.trunk.depth, backbone.config.cuts
     stages: dict[Cut, dict[str, Tensor]] = {k: {} for k in range(depth)}
     if "ladder" in cuts:  # other numbers than any other cut's, of the same weights
@@ -399,7 +404,7 @@ def _glance(backbone: Backbone) -> object:
     """
     tensors = [tensor.detach() for tensor in backbone.state_dict(keep_vars=True).values()]
     seen = [(tensor.data_ptr(), tensor._version) for tensor in tensors]
-    sums = []
+    sums = [torch.zeros(0, dtype=torch.int64)]  # imported features have no weights
     for tensor in tensors:
         bits = tensor.contiguous().view(BITS[tensor.element_size()]).flatten()
         grid = F.pad(bits, (0, -len(bits) % COLUMNS)).view(-1, COLUMNS)

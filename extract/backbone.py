@@ -1,6 +1,7 @@
 """From pixels to features: the VideoMAE trunk with its adapters, run over a whole span."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,7 +17,7 @@ Cut = int | Literal["ladder", "features"]
 """Where an activation is taken: behind block k and its adapter; what a ladder looks at; or the
 features at the end."""
 
-Mode = Literal["adapter", "frozen", "full", "side"]
+Mode = Literal["adapter", "frozen", "full", "side", "imported"]
 
 ARITHMETIC = 1
 """Raise it when the same weights and frames come to give other numbers: all caches then miss."""
@@ -33,7 +34,8 @@ class BackboneConfig:
         trunk: sizes of the transformer.
         mode: `adapter` trains adapters behind the blocks of a frozen transformer, `side` a ladder
             of them beside it, `frozen` trains nothing, `full` trains the transformer and has no
-            adapters.
+            adapters. With `imported` there is none: features that other networks computed are read
+            from the cache (extract/features.py), and mapped to the trunk's width if need be.
         weights: checkpoint of the pretrained transformer; None starts from random weights.
         recompute: activations that the backward pass computes anew, to save memory.
         trainable_from_block: blocks and adapters below this one are frozen and run in eval mode;
@@ -43,6 +45,7 @@ class BackboneConfig:
         adapters_from_block: the first block that has an adapter; all behind it have one, too.
         second_from_block: from this block on a second adapter stands behind the first, and only the
             second ones learn (Experiment 2); null has none.
+        imported: the name that features were imported under; `imported_width`: their channels.
     """
 
     trunk: TrunkConfig
@@ -55,8 +58,16 @@ class BackboneConfig:
     adapter_ratio: float = 0.25
     adapters_from_block: int = 0
     second_from_block: int | None = None
+    imported: str | None = None
+    imported_width: int | None = None
 
     def __post_init__(self) -> None:
+        given = self.imported is not None, (self.imported_width or 0) > 0
+        if given != (self.mode == "imported",) * 2:
+            raise ValueError(
+                "backbone.mode imported goes with backbone.imported, the features' name, and "
+                "backbone.imported_width, their channels; other modes have neither"
+            )
         if min(self.std) <= 0:
             raise ValueError(f"backbone.std must be above 0, not {self.std}")
         if int(self.trunk.width * self.adapter_ratio) < 1:
@@ -81,7 +92,7 @@ class BackboneConfig:
     @property
     def first_learning(self) -> int:
         """The first block that learns, or whose adapter does; the trunk's depth if none does."""
-        if self.mode == "frozen":
+        if self.mode in ("frozen", "imported"):
             return self.trunk.depth
         return max(self.trainable_from_block, self.second_from_block or 0)
 
@@ -109,6 +120,8 @@ class BackboneConfig:
     @property
     def cuts(self) -> tuple[Cut, ...]:
         """All cuts that a pass can start from or stop at, in its order."""
+        if self.mode == "imported":
+            return ("features",)
         if self.mode == "side":  # a pass from behind a block that the ladder looks at lacks that
             return (*range(self.adapters_from_block), "ladder", "features")
         return (*range(self.trunk.depth), "features")
@@ -118,7 +131,8 @@ class Backbone(nn.Module):
     """A transformer trunk and its adapters.
 
     Args:
-        trunk: of another backbone, to be shared; None makes one.
+        trunk: of another backbone, to be shared; None makes one: of random numbers, or, where the
+            config names weights, without any memory until `load_strictly` fills it.
     """
 
     mean: Tensor
@@ -127,20 +141,23 @@ class Backbone(nn.Module):
     def __init__(self, config: BackboneConfig, trunk: VideoMAE | None = None) -> None:
         super().__init__()
         self.config = config
-        self.trunk = VideoMAE(config.trunk) if trunk is None else trunk
+        if trunk is None:
+            # Random numbers for it would take longer than reading those of the file.
+            with torch.device("meta") if config.weights else nullcontext():
+                trunk = VideoMAE(config.trunk)
+        self.trunk = trunk
         width, ratio, second = config.trunk.width, config.adapter_ratio, config.second_from_block
         beside = config.mode == "side"
         behind = () if beside else config.with_adapter
         self.adapters = nn.ModuleDict({str(k): TemporalAdapter(width, ratio) for k in behind})
         again = range(config.trunk.depth)[second:] if second is not None else ()
         self.second = nn.ModuleDict({str(k): TemporalAdapter(width, ratio) for k in again})
-        self.ladder = Ladder(config.with_adapter, width, ratio) if beside else None
+        self.ladder = Ladder(config.with_adapter if beside else (), width, ratio)
         first = config.first_learning
         self.trunk.requires_grad_(config.mode == "full" and not first)
         for k, block in enumerate(self.trunk.blocks):
             block.requires_grad_(config.mode == "full" and k >= first)
-        rungs = self.ladder.adapters if self.ladder is not None else nn.ModuleDict()
-        for name, adapter in (*self.adapters.items(), *rungs.items()):
+        for name, adapter in (*self.adapters.items(), *self.ladder.adapters.items()):
             adapter.requires_grad_(int(name) >= first and second is None)
         for name, adapter in self.second.items():
             adapter.requires_grad_(int(name) >= first)
@@ -181,9 +198,10 @@ class Backbone(nn.Module):
                 beside.append(tokens)
         if stop == "ladder":
             return torch.cat(beside, -1)
-        if stop == "features" and self.ladder is not None:
-            given = beside or tokens.chunk(len(self.ladder.adapters), -1)
-            tokens = self.ladder.climb(given, recompute)
+        if beside:
+            tokens = self.ladder.climb(beside, recompute)
+        elif start == "ladder":
+            tokens = self.ladder(tokens, recompute)
         return self.pool(tokens) if stop == "features" else tokens
 
     def blocks(self, start: Cut | None, stop: Cut) -> range:
@@ -205,7 +223,7 @@ class Backbone(nn.Module):
 
     def looks_at(self, k: int) -> bool:
         """Say whether a ladder looks at what block k gives."""
-        return self.ladder is not None and str(k) in self.ladder.adapters
+        return str(k) in self.ladder.adapters
 
     def embed(self, frames: Tensor) -> Tensor:
         """Turn uint8 frames [B, 3, T, H, W] into tokens [B, T/2, h·w, C] before block 0."""
@@ -231,7 +249,8 @@ class Backbone(nn.Module):
         parts, rate = _parts(clips), self.trunk.drop_rates[k]
         scales: Sequence[Tensor | None] = [None] * len(parts)
         # Beside a ladder the transformer runs as in eval mode.
-        if self.training and rate and not self.ladder and k >= self.config.first_learning:
+        learns = self.config.mode != "side" and k >= self.config.first_learning
+        if self.training and rate and learns:
             # Drawn for all clips, outside of what may be computed again.
             ones = torch.ones(2 * len(clips), 1, 1, device=clips.device)
             kept = drop_path(ones, rate, True).unflatten(0, (-1, 2))

@@ -24,15 +24,23 @@ PUBLISHED = {  # width and depth: name and attention heads
     **{(384, 12): ("S", 6), (768, 12): ("B", 12), (1024, 24): ("L", 16)},
     **{(1280, 32): ("H", 16), (1408, 40): ("g", 16)},
 }
+DATASETS = {  # by number of classes
+    **{400: "Kinetics-400", 600: "Kinetics-600", 700: "Kinetics-700", 710: "Kinetics-710"},
+    **{174: "Something-Something V2", 101: "UCF101", 51: "HMDB51", 339: "Moments in Time"},
+    **{20: "THUMOS-14", 65: "MultiTHUMOS", 157: "Charades", 200: "ActivityNet-1.3"},
+    **{97: "EPIC-Kitchens-100's verbs", 293: "EPIC-Kitchens-100's nouns", 110: "Ego4D-MQ"},
+}
 
+CLASSIFIER = "the classifier"
 DROPPED = (  # how names begin behind the transformer's prefix, and why they are not needed
     (("fc_norm.", "norm.", "layernorm."), "the classifier's norm; features are taken before it"),
-    (("cls_head.", "head.", "classifier."), "the classifier"),
+    (("cls_head.", "head.", "classifier."), CLASSIFIER),
     (("decoder.", "encoder_to_decoder.", "mask_token"), "the decoder of the pretraining"),
     (("data_preprocessor.",), "pixel statistics, which are backbone.mean and backbone.std"),
     ((NORMALIZER,), "part of the loss, which finds it again"),
     ((KEPT,), "kept for OpenTAD, of no use here"),
 )
+ADDED = ("adapters.", "second.", "ladder.")  # to a transformer, by us
 CLASSIFIERS = ("cls_head.fc_cls.weight", "head.weight", "classifier.weight")
 
 
@@ -110,6 +118,12 @@ class Network:
             patch=round((embed.shape[1] / 3 / TUBELET) ** 0.5),
             positions=None if table is None else table.shape[-2],
         )
+
+
+def counted(classes: int) -> str:
+    """Say how many classes there are, and which dataset has as many."""
+    known = f", as {DATASETS[classes]} has" if classes in DATASETS else ""
+    return f"{classes} class{'es' if classes != 1 else ''}{known}"
 
 
 def read_networks(path: str | Path) -> tuple[Network, ...]:
@@ -204,6 +218,9 @@ def _network(tensors: Mapping[str, Tensor], prefix: str, layout: str, names: Nam
     scores = [head["class_out.weight"]] if "class_out.weight" in head else []
     scores += [t for name, t in dropped.items() if name.removeprefix(prefix) in CLASSIFIERS]
     outputs = len(scores[0]) if scores else None
+    if outputs is not None and not head:
+        told = f"{CLASSIFIER} of {counted(outputs)}"
+        why = {n: told if cause == CLASSIFIER else cause for n, cause in why.items()}
     return Network(layout, backbone, head, dropped, why, outputs, None, {})
 
 

@@ -29,12 +29,13 @@ from train.checkpoint import Checkpoint
 from train.config import Experiment
 from train.errors import EXPECTED, memory_advice, message, worker_advice
 from train.items import Items, load_annotations, load_subsets, skipped_warning
-from train.sources import config_of, new_detector, read_source
+from train.sources import config_of, new_detector, read_sources
 from train.start import (
     WAIT_FOR_PASSES,
     activations_of,
     open_cache,
     refuse_fp16_without_gpu,
+    refuse_imported,
     with_cache,
 )
 
@@ -69,10 +70,7 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
     """Plan, say the plan and carry it out."""
     sources: list[tuple[str, Checkpoint | None]] = [(args.config, None)]
     if args.checkpoint:
-        sources = [
-            (path, read_source(path, args.config, overrides, number))
-            for number, path in enumerate(args.checkpoint)
-        ]
+        sources = [*read_sources(args.checkpoint, args.config, overrides)]
     backbones = [
         (replace(config, direction=direction), saved, source)
         for source, saved in sources
@@ -80,6 +78,7 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
         for direction in args.directions or [config.direction]
     ]
     config = backbones[0][0]
+    refuse_imported(config)
     if args.directions and any(len(each.directions) > 1 for each, _, _ in backbones):
         raise ValueError("--directions: a detector of two streams has its own; leave it out")
     _refuse_different([config for config, _, _ in backbones])

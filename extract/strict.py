@@ -9,11 +9,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from configs.text import first_of
-from extract.layouts import PUBLISHED, Network, Size, recognise
+from extract.layouts import ADDED, PUBLISHED, Network, Size, recognise
 from extract.tensors import read, sha256
-from extract.videomae import CLIP_FRAMES, CLIP_STEPS, TUBELET, TrunkConfig, VideoMAE
-
-ADAPTERS = ("adapters.", "second.", "ladder.")
+from extract.videomae import CLIP_FRAMES, CLIP_STEPS, TUBELET, TrunkConfig, VideoMAE, sine_positions
 
 
 @dataclass(frozen=True)
@@ -66,13 +64,14 @@ def load_trunk(trunk: VideoMAE, source: str | Path) -> Coverage:
     content = read(source)
     network, *others = recognise(content, source)
     refuse_other_size(network, trunk.config, source)
-    adapters = [name for name in network.backbone if name.startswith(ADAPTERS)]
+    adapters = [name for name in network.backbone if name.startswith(ADDED)]
     tensors = {
         name.removeprefix("trunk."): tensor
         for name, tensor in network.backbone.items()
         if name not in adapters
     }
-    computed = {"positions": trunk.positions} if "positions" not in tensors else {}
+    table = sine_positions(*trunk.positions.shape[1:])
+    computed = {"positions": table} if "positions" not in tensors else {}
     load_strictly(trunk, tensors | computed, source)
     dropped = network.why | dict.fromkeys(adapters, "an adapter: only the transformer is taken")
     heads = (f"head.{name}" for name in network.head)
@@ -87,7 +86,13 @@ def load_trunk(trunk: VideoMAE, source: str | Path) -> Coverage:
 
 
 def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], source: str | Path) -> None:
-    """Load `tensors` into `module`; anything missing, surplus or mis-shaped stops with a list."""
+    """Load `tensors` into `module`; anything missing, surplus or mis-shaped stops with a list.
+
+    What the module has no memory for yet gets it here.
+
+    Raises:
+        ValueError: they are not exactly the module's.
+    """
     own = module.state_dict()
     lines = [f"missing    {key} {tuple(own[key].shape)}" for key in own.keys() - tensors.keys()]
     lines += [
@@ -104,6 +109,9 @@ def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], source: str 
             f"{source} does not fit this model ({len(lines)} of {len(own)} tensors differ); "
             f"check the sizes of backbone and head in the config:\n  {shown}"
         )
+    for part in module.modules():
+        if any(t.is_meta for t in (*part.parameters(False), *part.buffers(False))):
+            part.to_empty(device="cpu", recurse=False)
     module.load_state_dict(dict(tensors))
 
 

@@ -114,7 +114,7 @@ class Wavefront:
             tokens = torch.cat(beside, -1)
             if "ladder" in self.cuts:
                 found["ladder"] = tokens
-        if self.backbone.ladder is not None and "features" in self.cuts:
+        if self.backbone.config.mode == "side" and "features" in self.cuts:
             tokens = self._adapt(self.backbone.ladder, tokens, last)
         if tokens is not None and "features" in self.cuts:
             found["features"] = self.backbone.pool(tokens)

@@ -19,19 +19,13 @@ from torch import Tensor
 
 from configs.files import written_aside
 from configs.text import first_of
-from extract.layouts import KEPT, NORMALIZER, Network, recognise
+from extract.layouts import ADDED, KEPT, NORMALIZER, Network, counted, recognise
 from extract.names import ADAPTERS, MMACTION, head_to_opentad, renamed, turned
 from extract.strict import trunk_settings
 from extract.tensors import Content, read, sha256
 from extract.videomae import TUBELET, TrunkConfig, VideoMAE
 from train.errors import EXPECTED, message
 
-DATASETS = {  # by number of classes
-    **{400: "Kinetics-400", 600: "Kinetics-600", 700: "Kinetics-700", 710: "Kinetics-710"},
-    **{174: "Something-Something V2", 101: "UCF101", 51: "HMDB51", 339: "Moments in Time"},
-    **{20: "THUMOS-14", 65: "MultiTHUMOS", 157: "Charades", 200: "ActivityNet-1.3"},
-    **{97: "EPIC-Kitchens-100's verbs", 293: "EPIC-Kitchens-100's nouns", 110: "Ego4D-MQ"},
-}
 OPENTAD = "backbone.model.backbone."
 FINAL_NORM = f"{OPENTAD}fc_norm."
 
@@ -85,8 +79,7 @@ def outputs(network: Network) -> str:
     count, what = network.outputs or 0, "detector" if network.head else "classifier"
     if network.classes:
         return f"{what} of {count} classes: {', '.join(first_of(network.classes))}"
-    known = f", as {DATASETS[count]} has" if count in DATASETS else ""
-    return f"{what} of {count} class{'es' if count != 1 else ''}{known}; not named"
+    return f"{what} of {counted(count)}; not named"
 
 
 def problems(network: Network) -> list[str]:
@@ -94,7 +87,7 @@ def problems(network: Network) -> list[str]:
     # A tiny one of the same depth has the same names.
     tiny = TrunkConfig(width=1, depth=max(network.size.depth, 1), heads=1, patch=1, image_size=1)
     names = {f"trunk.{name}" for name in VideoMAE(tiny).state_dict()}
-    own = {n for n in network.backbone if not n.startswith(("adapters.", "second.", "ladder."))}
+    own = {n for n in network.backbone if not n.startswith(ADDED)}
     # The position table is computed where there is none.
     lacking = sorted(names - own - {"trunk.positions"})
     return [f"missing: {n}" for n in lacking] + [f"not known: {n}" for n in sorted(own - names)]

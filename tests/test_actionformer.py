@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from extract.strict import load_strictly
 from extract.tensors import read
 from tests.conftest import GOLDEN
 from train.actionformer import ActionFormer, HeadConfig
+from train.attention import local_attention
 from train.points import decode, pyramid_points
 
 SMALL = HeadConfig(width=16, heads=2, levels=4)
@@ -236,7 +238,14 @@ def test_length_that_does_not_fit_is_explained() -> None:
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("heads", 3), ("levels", 0), ("width", 0), ("drop_path", 1.0), ("tower_convs", -1)],
+    [
+        ("heads", 3),
+        ("levels", 0),
+        ("width", 0),
+        ("drop_path", 1.0),
+        ("tower_convs", -1),
+        ("attention_window", 4),
+    ],
 )
 def test_impossible_sizes_are_refused(field: str, value: float) -> None:
     with pytest.raises(ValueError, match=field):
@@ -246,3 +255,48 @@ def test_impossible_sizes_are_refused(field: str, value: float) -> None:
 def test_a_head_needs_classes() -> None:
     with pytest.raises(ValueError, match="0 classes"):
         ActionFormer(8, 0, SMALL)
+
+
+@pytest.mark.parametrize(("steps", "window"), [(300, 19), (64, 19), (70, 1), (129, 101), (5, 3)])
+def test_local_attention_is_masked_full_attention(steps: int, window: int) -> None:
+    torch.manual_seed(0)
+    query, key, value = torch.randn(3, 2, 4, steps, 8, dtype=torch.float64)
+    valid = torch.ones(2, steps, dtype=torch.bool)
+    valid[1, steps // 2 :] = False
+    place = torch.arange(steps)
+    near = (place[:, None] - place).abs() <= window // 2
+    scores = query @ key.mT / math.sqrt(8)
+    scores = scores.masked_fill(~(near & valid[:, None, None]), -math.inf)
+    expected = scores.softmax(-1) @ value
+    found = local_attention(query, key, value, valid, window)
+    rows = valid[:, None, :, None].expand_as(found)  # what padding attends to counts nowhere
+    assert torch.allclose(found[rows], expected[rows], atol=1e-12)
+    assert found.isfinite().all()
+
+
+def test_a_window_wider_than_the_video_is_global_attention() -> None:
+    features, mask = torch.randn(2, 8, 32), torch.ones(2, 32, dtype=torch.bool)
+    mask[1, 20:] = False
+    outputs = []
+    for window in (None, 63):
+        torch.manual_seed(0)
+        head = ActionFormer(8, 3, replace(SMALL, attention_window=window)).eval()
+        outputs.append(head(features, mask).flat())
+    for one, other in zip(*outputs, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_head_of_2304_steps_learns_with_local_attention() -> None:
+    """What padding holds changes nothing, and every parameter gets a finite gradient."""
+    torch.manual_seed(0)
+    head = ActionFormer(8, 3, replace(SMALL, attention_window=19)).eval()
+    features, mask = torch.randn(1, 8, 2304), torch.ones(1, 2304, dtype=torch.bool)
+    mask[:, 1500:] = False
+    features[:, :, 1500:] = 0
+    logits, distances, points = head(features, mask).flat()
+    (logits[points].square().mean() + distances[points].sum()).backward()
+    for name, parameter in head.named_parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+    short = head(features[..., :1504], mask[..., :1504]).flat()
+    for one, other in zip((logits, distances), short[:2], strict=True):
+        assert torch.allclose(one[points], other[short[2]], atol=1e-5)

@@ -31,12 +31,12 @@ from train.actionformer import HeadConfig
 from train.checkpoint import Checkpoint, save_checkpoint
 from train.config import Experiment
 from train.dataset import EvaluationWindows, TrainingWindows, evaluation_loader
-from train.detector import Detector
 from train.disk import claim_folder
 from train.errors import message, worker_advice
 from train.items import load_annotations, load_items
 from train.log import METRICS, read_metrics
 from train.loop import TrainingRun
+from train.sources import new_detector
 from train.validate import detect_all, score, window_loader
 
 
@@ -165,7 +165,7 @@ def test_a_file_vanishes_during_training(
     claim_folder(Path(config.out), begun=False)
     items = loaded(config, "training")
     classes = load_annotations(config.data).classes
-    run = TrainingRun(Detector(config, classes), items, None, accelerator, resume=False)
+    run = TrainingRun(new_detector(config, classes), items, None, accelerator, resume=False)
     lost = next(item.path for item in items if item.name == run.videos[0])
     end_epoch = TrainingRun._end_epoch
 
@@ -189,7 +189,7 @@ def test_skipped_videos_do_not_count(config: Experiment, accelerator: Accelerato
     # One by one: other company in a batch moves the last digits.
     config = replace(config, evaluation=replace(config.evaluation, batch_size=1))
     items = loaded(config, "test")
-    detector = Detector(config, load_annotations(config.data).classes).eval()
+    detector = new_detector(config, load_annotations(config.data).classes).eval()
     windows = window_loader(items, 0.5, config, accelerator)
     answers, skipped = detect_all(detector, items, windows, accelerator, "test")
     everything = answers["forward"]
@@ -211,7 +211,7 @@ def test_skipped_videos_do_not_count(config: Experiment, accelerator: Accelerato
 
 def test_all_processes_skip_the_same_videos(config: Experiment, tmp_path: Path) -> None:
     """The video's undamaged windows lie in the other process."""
-    detector = Detector(config, load_annotations(config.data).classes)
+    detector = new_detector(config, load_annotations(config.data).classes)
     weights = detector.state_dict()
     save_checkpoint(
         tmp_path / "best.pt", Checkpoint(config, detector.classes, weights, weights, {})

@@ -94,6 +94,15 @@ def test_gpu_benchmark_runs_on_a_cpu(tmp_path: Path) -> None:
     assert "compiled" in file.with_suffix(".txt").read_text()
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="asks Linux for the memory of a process")
+def test_loading_benchmark_runs() -> None:
+    command = [sys.executable, "-m", "benchmarks.loading", "--size", "tiny", "--repeats", "1"]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    names = [line.split(",")[0] for line in done.stdout.splitlines()]
+    assert names == ["tiny.pth", "tiny.safetensors"]
+
+
 def test_gpu_benchmark_says_that_it_needs_a_gpu(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -24,6 +24,7 @@ from train.errors import message
 from train.items import load_annotations, load_items
 from train.log import read_metrics
 from train.loop import TrainingRun
+from train.sources import new_detector
 
 DEMO = REPOSITORY / "configs/e2e/demo/forward.yaml"
 QUICK = [
@@ -214,7 +215,9 @@ def test_going_on_with_other_videos_is_told(
         fewer = replace(config, data=replace(config.data, blocked=tuple(blocked)))
         annotations = load_annotations(fewer.data)
         items = load_items(fewer.data, annotations, "training")
-        TrainingRun(Detector(config, annotations.classes), items, None, accelerator, resume=True)
+        TrainingRun(
+            new_detector(config, annotations.classes), items, None, accelerator, resume=True
+        )
         told = capsys.readouterr().out
         assert ("goes on with other training videos" in told) == bool(blocked)
         assert (f"without {first}" in told) == bool(blocked)

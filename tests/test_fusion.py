@@ -244,6 +244,7 @@ def two_streams(method: Method, same: bool = False) -> Detector:
     config = replace(config, sampling=replace(config.sampling, window_size=SIZE))
     torch.manual_seed(5)
     detector = Detector(config, ("a", "b", "c")).eval()
+    detector.load_pretrained()
     for stream in detector.streams:  # an untrained adapter is the identity
         for name, parameter in stream.named_parameters():
             if "adapters" in name:

@@ -118,8 +118,8 @@ def test_what_is_dropped_has_a_reason() -> None:
     assert {name: why.split(";")[0] for name, why in network.why.items()} == {
         "backbone.fc_norm.weight": "the classifier's norm",
         "backbone.fc_norm.bias": "the classifier's norm",
-        "cls_head.fc_cls.weight": "the classifier",
-        "cls_head.fc_cls.bias": "the classifier",
+        "cls_head.fc_cls.weight": "the classifier of 400 classes, as Kinetics-400 has",
+        "cls_head.fc_cls.bias": "the classifier of 400 classes, as Kinetics-400 has",
     }
     (network,) = recognise(Content(pretraining(trunk), ()), "it")
     assert network.outputs is None

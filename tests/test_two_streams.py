@@ -59,8 +59,11 @@ def streams(data: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
         torch.manual_seed(seed)
         detector = Detector(config, tuple(Path(str(config.data.classes)).read_text().split()))
         detector.load_pretrained()
-        for stream in detector.streams:  # scores that differ, as trained ones do
+        for (
+            stream
+        ) in detector.streams:  # scores that differ, segments of some length: as if trained
             torch.nn.init.normal_(stream.head.class_out.weight, std=0.3)
+            torch.nn.init.ones_(stream.head.distance_out.bias)  # type: ignore[arg-type]
         state = detector.state_dict()
         saved = Checkpoint(config, detector.classes, state, state, {})
         save_checkpoint(folder / f"{direction}.pt", saved)

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from configs.load import dump, load
+from extract.backbone import Backbone, BackboneConfig
 from extract.layouts import read_networks
 from extract.names import head_to_opentad
 from extract.strict import load_trunk
@@ -170,13 +171,29 @@ def test_tensors_stay_in_the_file(tmp_path: Path, suffix: str) -> None:
         torch.save({"state_dict": state}, path)
     else:
         save_file(state, path)
-    trunk, size = VideoMAE(config), path.stat().st_size
+    size = path.stat().st_size
     before = anonymous_bytes()
     read(path)  # imports what it needs
     held = read_networks(path)
     assert size > 28_000_000 and anonymous_bytes() - before < 0.2 * size
-    load_trunk(trunk, path)
-    assert anonymous_bytes() - before < 0.2 * size and held
+    backbone = Backbone(BackboneConfig(config, weights=str(path)))
+    assert anonymous_bytes() - before < 0.2 * size
+    load_trunk(backbone.trunk, path)
+    assert anonymous_bytes() - before < 1.2 * size and held
+
+
+def test_named_weights_come_without_random_ones(tmp_path: Path) -> None:
+    path = tmp_path / "vit.safetensors"
+    save_file(tensors(), path)
+    trunk = random_backbone().trunk
+    drawn = Backbone(BackboneConfig(SMALL, mode="full", trainable_from_block=1))
+    named = Backbone(replace(drawn.config, weights=str(path)))
+    with pytest.raises(Exception, match=r"meta"):  # used before it is loaded
+        named(torch.zeros(1, 3, 16, 32, 32, dtype=torch.uint8))
+    load_trunk(named.trunk, path)
+    for (name, ours), own in zip(named.named_parameters(), drawn.parameters(), strict=True):
+        assert ours.device.type == "cpu" and ours.requires_grad == own.requires_grad, name
+    assert all(torch.equal(t, trunk.state_dict()[n]) for n, t in named.trunk.state_dict().items())
 
 
 def test_another_size_is_told_with_what_to_set(tmp_path: Path) -> None:
@@ -324,7 +341,7 @@ def test_detectors_that_do_not_fit_are_refused_in_words(tmp_path: Path) -> None:
     named = replace(config, data=replace(config.data, classes=str(tmp_path / "classes.txt")))
     with pytest.raises(ValueError, match=r"does not name its 3 classes: set data\.classes to the"):
         adopt(network, unnamed, "x.pth")
-    with pytest.raises(ValueError, match=r"tells 3 classes apart, but .*classes\.txt names 2"):
+    with pytest.raises(ValueError, match=r"tells apart 3 classes, but .*classes\.txt names 2"):
         adopt(network, named, "x.pth")
     frozen = replace(named, backbone=replace(config.backbone, mode="frozen"))
     with pytest.raises(
@@ -387,7 +404,7 @@ def test_the_script_says_what_a_file_is(
         "mode none",
         "backbone.trunk: width 32, depth 3, mlp_ratio 4, patch 16\n",
         "used: 41 tensors",
-        "not used: head.bias, head.weight: the classifier\n",
+        "not used: head.bias, head.weight: the classifier of 400 classes, as Kinetics-400 has\n",
     ):
         assert part in said, part
     run_main(monkeypatch, GOLDEN_FILE)

@@ -1,7 +1,7 @@
 """ActionFormer's head: features -> raw class scores and boundary distances.
 
-Source: ActionFormer (Zhang et al., ECCV 2022), section 3, with global attention as AdaTAD
-(Liu et al., CVPR 2024) trains it end to end. Activations travel as [B, T, C] inside, so that norms,
+Source: ActionFormer (Zhang et al., ECCV 2022), section 3; AdaTAD (Liu et al., CVPR 2024) trains it
+end to end with global attention. Activations travel as [B, T, C] inside, so that norms,
 linear layers and attention need no copies; the public methods speak [B, C, T].
 
 Every parameter that weight decay must spare (biases, norms, scales) has at most one axis.
@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from timm.layers import DropPath, LayerScale
 from torch import Tensor, nn
+
+from train.attention import ConvAttention, linear
 
 PRIOR = 0.01  # probability of every class before training; keeps the first focal losses small
 SCALE_START = 1e-4  # of the residual branches: deep blocks start close to the identity
@@ -36,6 +38,8 @@ class HeadConfig:
         input_dropout: probability of blanking a feature channel of a window while training; the
             published runs on frozen features use 0.2.
         learns: false keeps the head as it is, in eval mode.
+        attention_window: how many steps a step attends to, at every level; null for all. The
+            published runs on features of 2304 steps use 19.
     """
 
     width: int = 512
@@ -47,6 +51,7 @@ class HeadConfig:
     tower_convs: int = 2
     input_dropout: float = 0.0
     learns: bool = True
+    attention_window: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("width", "heads", "embed_convs", "levels"):
@@ -60,6 +65,13 @@ class HeadConfig:
         for name in ("drop_path", "input_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"head: {name} must lie in [0, 1), but is {getattr(self, name)}")
+        if self.attention_window is not None and (
+            self.attention_window < 1 or not self.attention_window % 2
+        ):
+            raise ValueError(
+                f"head: attention_window {self.attention_window} must be odd, with the step itself "
+                "in the middle, or null"
+            )
 
 
 class HeadOutput(NamedTuple):
@@ -96,44 +108,6 @@ class ConvNorm(nn.Module):
         return F.relu(self.norm(self.conv(x.mT).mT)) * valid
 
 
-class ConvProjection(nn.Module):
-    """Queries, keys or values: a depthwise convolution, which also halves, LayerNorm, linear."""
-
-    def __init__(self, width: int, stride: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv1d(width, width, 3, stride, padding=1, groups=width, bias=False)
-        self.norm = nn.LayerNorm(width)
-        self.linear = _linear(width, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map x [B, C, T] to [B, T / stride, C]."""
-        y: Tensor = self.linear(self.norm(self.conv(x).mT))
-        return y
-
-
-class ConvAttention(nn.Module):
-    """Multi-head attention whose convolutions stand in for position embeddings (section 3.2)."""
-
-    def __init__(self, width: int, heads: int, stride: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.query = ConvProjection(width, stride)
-        self.key = ConvProjection(width, stride)
-        self.value = ConvProjection(width, stride)
-        self.out = _linear(width, width)
-
-    def forward(self, x: Tensor, valid: Tensor) -> Tensor:
-        """Map x [B, T, C] to [B, T / stride, C]; only `valid` [B, T / stride, 1] is attended to."""
-        channels_first = x.mT.contiguous()
-        query, key, value = (
-            project(channels_first).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-            for project in (self.query, self.key, self.value)
-        )
-        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=valid.mT.unsqueeze(1))
-        y: Tensor = self.out(mixed.transpose(1, 2).flatten(2))
-        return y
-
-
 class Block(nn.Module):
     """Pre-norm transformer block; with stride 2 it halves the resolution."""
 
@@ -142,11 +116,11 @@ class Block(nn.Module):
         width = config.width
         self.stride = stride
         self.attention_norm = nn.LayerNorm(width)
-        self.attention = ConvAttention(width, config.heads, stride)
+        self.attention = ConvAttention(width, config.heads, stride, config.attention_window)
         self.attention_path = _residual(config)
         self.mlp_norm = nn.LayerNorm(width)
         self.mlp = nn.Sequential(
-            _linear(width, MLP_RATIO * width), nn.GELU(), _linear(MLP_RATIO * width, width)
+            linear(width, MLP_RATIO * width), nn.GELU(), linear(MLP_RATIO * width, width)
         )
         self.mlp_path = _residual(config)
 
@@ -161,13 +135,6 @@ class Block(nn.Module):
         x = skip * valid + self.attention_path(attended * valid)
         x = x + self.mlp_path(self.mlp(self.mlp_norm(x)) * valid)
         return x, valid
-
-
-def _linear(inputs: int, outputs: int) -> nn.Linear:
-    """Return a linear layer whose bias starts at zero."""
-    layer = nn.Linear(inputs, outputs)
-    nn.init.zeros_(layer.bias)
-    return layer
 
 
 def _residual(config: HeadConfig) -> nn.Sequential:

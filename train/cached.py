@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor
 
+from configs.text import first_of
 from extract.activations import Activations, Cached
 from extract.backbone import Cut
 from extract.clips import Direction, Window, sliding_windows, truth_inside
@@ -25,7 +26,12 @@ Streams = tuple[Cached, ...]
 def evaluation_spans(
     items: Sequence[Item], overlap: float, config: Experiment, direction: Direction
 ) -> list[Span]:
-    """Return the sliding windows of all videos, as end-to-end runs see them."""
+    """Return the sliding windows of all videos, as end-to-end runs see them.
+
+    Imported features are of whole videos; windows are cut out of them.
+    """
+    if config.backbone.mode == "imported":
+        return [_video_span(item, config, direction) for item in items]
     return [
         window_span(item, window, direction)
         for item in items
@@ -89,6 +95,8 @@ def up_to_date(
     Raises:
         ValueError: a video cannot be read or is gone, or the disk is too small.
     """
+    if config.backbone.mode == "imported":
+        return _imported(activations, spans, config)
     skip = config.data.bad_videos == "skip"
     wanted = [Wanted(of, some, (cut,)) for of, some in zip(activations, spans, strict=True)]
     made = plan(wanted, accelerator, skip)
@@ -103,6 +111,35 @@ def up_to_date(
         if not items:
             raise ValueError(f"not one video can be read; for one, {next(iter(skipped.values()))}")
     return tuple(of.places()[cut] for of in activations)
+
+
+def _imported(
+    activations: Sequence[Activations], spans: Sequence[Sequence[Span]], config: Experiment
+) -> Streams:
+    """Return where imported features are; ValueError unless all are there."""
+    places = tuple(of.places()["features"] for of in activations)
+    gone = {
+        span.video.name
+        for place, some in zip(places, spans, strict=True)
+        for span in some
+        if not place.has(span)
+    }
+    if gone:
+        name, store = config.backbone.imported, places[0].store
+        known = [
+            f"{about['imported']} with {about['width']} channels"
+            for about in (info.about for info in store.fingerprints.values())
+            if "imported" in about
+        ]
+        raise ValueError(
+            f"{store.url} lacks the features '{name}' of {len(gone)} videos with "
+            f"{config.backbone.imported_width} channels, a row every "
+            f"{config.sampling.snippet_stride} frames, in {config.cache.dtype}; it has "
+            f"{', '.join(known) or 'none'}. Import them (extract/features.py), or set "
+            "backbone.imported_width, sampling.snippet_stride and cache.dtype as they were "
+            f"imported:\n  " + "\n  ".join(first_of(sorted(gone)))
+        )
+    return places
 
 
 def draw_inputs(
@@ -136,6 +173,13 @@ def read_windows(
     Raises:
         Missing, Damaged: the store does not have one.
     """
+    if config.backbone.mode == "imported":
+        ((of,), span) = cached, _video_span(item, config, config.direction)
+        for window in windows:
+            first = round(window.start / config.sampling.snippet_stride)
+            inputs = _as_input(of.read(span, slice(first, first + window.valid)), of)
+            yield (_padded(inputs, window.size, of),)
+        return
     streams = [
         of.read_all([window_span(item, window, direction) for window in windows])
         for of, direction in zip(cached, config.directions, strict=True)

@@ -8,6 +8,7 @@ from extract.activations import CacheConfig
 from extract.backbone import BackboneConfig
 from extract.clips import Direction, SamplingConfig
 from extract.transforms import PixelConfig
+from extract.videomae import TUBELET
 from train.actionformer import HeadConfig
 from train.fusion import FusionConfig
 
@@ -166,6 +167,8 @@ class Experiment:
                 f"cache.blocks must be blocks 0 to {len(kept) - 1} of the trunk, from which passes "
                 f"can go on, not {', '.join(map(str, self.cache.blocks))}"
             )
+        if self.backbone.mode == "imported":
+            self._check_imported()
         learns = self.head.learns or self.backbone.learns
         if self.fusion.method == "calibrated" and learns:
             raise ValueError(
@@ -178,3 +181,15 @@ class Experiment:
                 f"pixels.size {self.pixels.size} must be at least one patch of the backbone, "
                 f"{self.backbone.trunk.patch}"
             )
+
+    def _check_imported(self) -> None:
+        """Raise ValueError unless rows of imported features are the detector's feature steps."""
+        for name, value, wanted in (
+            ("sampling.method", self.sampling.method, "window"),
+            ("sampling.scale_factor", self.sampling.scale_factor, TUBELET),
+            ("cache.span", self.cache.span, "video"),
+            ("direction", self.direction, "forward"),
+            ("fusion.method", self.fusion.method, "none"),
+        ):
+            if value != wanted:
+                raise ValueError(f"backbone.mode imported needs {name} {wanted}, not {value}")

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from evaluate.annotations import Detection
 from extract.backbone import Backbone, Cut
+from extract.imported import Imported
 from extract.strict import Coverage, load_strictly, load_trunk
 from extract.videomae import VideoMAE
 from train.actionformer import ActionFormer, HeadOutput
@@ -33,7 +34,10 @@ class Stream(nn.Module):
 
     def __init__(self, config: Experiment, classes: int, trunk: VideoMAE | None = None) -> None:
         super().__init__()
-        self.backbone = Backbone(config.backbone, trunk)
+        if config.backbone.mode == "imported":
+            self.backbone: Backbone = Imported(config.backbone)
+        else:
+            self.backbone = Backbone(config.backbone, trunk)
         self.head = ActionFormer(self.backbone.width, classes, config.head)
 
 
@@ -223,7 +227,7 @@ class Detector(nn.Module):
                 for part in (
                     stream.backbone.adapters,
                     stream.backbone.second,
-                    stream.backbone.ladder or nn.ModuleDict(),
+                    stream.backbone.ladder,
                 )
             ],
             "heads": [stream.head for stream in self.streams],

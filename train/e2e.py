@@ -22,7 +22,7 @@ from train.disk import claim_folder, refuse_full_disk
 from train.errors import EXPECTED, message
 from train.items import load_annotations, load_subsets
 from train.loop import TrainingRun
-from train.sources import Source, init_from, new_detector, read_source
+from train.sources import Source, init_from, new_detector, read_sources
 from train.start import (
     activations_of,
     begin,
@@ -30,6 +30,7 @@ from train.start import (
     leave_curves,
     leave_record,
     open_cache,
+    refuse_imported,
     refuse_unlabelled,
     with_cache,
 )
@@ -48,14 +49,12 @@ def main() -> None:
     args, overrides = parser.parse_known_args()
     try:
         config = load(Experiment, args.config, with_cache(overrides, args.cache))
+        refuse_imported(config)
         named = {"forward": args.forward_from, "reversed": args.reversed_from}
         if any(named.values()):
             _refuse_single(config, named, args.init_from)
-        sources = [
-            (path, read_source(path, args.config, overrides, number))
-            for number, path in enumerate(map(named.get, config.directions))
-            if path
-        ]
+        paths = [path for path in map(named.get, config.directions) if path]
+        sources = read_sources(paths, args.config, overrides)
         train(config, args.resume, args.init_from, sources)
     except EXPECTED as error:
         sys.exit(message(error))

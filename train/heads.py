@@ -38,7 +38,7 @@ from train.disk import claim_folder, refuse_full_disk
 from train.errors import EXPECTED, message
 from train.items import Items, load_annotations, load_subsets
 from train.loop import TrainingRun
-from train.sources import Source, new_detector, one_experiment, read_source
+from train.sources import Source, new_detector, one_experiment, read_sources
 from train.start import (
     activations_of,
     begin,
@@ -66,10 +66,7 @@ def main() -> None:
         parser.error("give --checkpoint, --config or both")
     try:
         overrides = with_cache(overrides, args.cache)
-        sources = [
-            (path, read_source(path, args.config, overrides, number))
-            for number, path in enumerate(args.checkpoint)
-        ]
+        sources = read_sources(args.checkpoint, args.config, overrides)
         config = one_experiment(args.config, sources, overrides)
         train(learning_only(config), sources, args.config or "", args.resume)
     except EXPECTED as error:
@@ -91,7 +88,14 @@ def train(config: Experiment, sources: Sequence[Source], file: str, resume: bool
     annotations = load_annotations(config.data)
     subset = config.data.validation_subset
     names = [config.data.train_subset, *([subset] if subset else [])]
-    subsets = load_subsets(config.data, annotations, names, accelerator, store)
+    imported = config.backbone.imported
+    subsets = load_subsets(config.data, annotations, names, accelerator, store, imported=imported)
+    if imported and accelerator.is_main_process:
+        print(
+            f"features '{imported}' are imported: there are no pixels, so nothing behind the head "
+            "can learn, now or later, and cached blocks, both directions and mirrored or cropped "
+            "frames are given up"
+        )
     refuse_unlabelled(subsets[1] if subset else None, subset)
     detector = new_detector(config, annotations.classes, sources).to(accelerator.device)
     if accelerator.is_main_process:

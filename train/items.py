@@ -23,6 +23,7 @@ from evaluate.annotations import (
 )
 from extract.clips import seconds_to_frames
 from extract.digest import video_digest
+from extract.imported import imported_name
 from extract.index import VideoError, VideoIndex
 from extract.probe import probe
 from train.config import DataConfig
@@ -156,9 +157,10 @@ def load_items(
     subset: str,
     accelerator: Accelerator | None = None,
     store: Store | None = None,
+    imported: str | None = None,
 ) -> Items:
     """Match a subset's videos with their files; see `load_subsets`."""
-    return load_subsets(data, annotations, [subset], accelerator, store)[0]
+    return load_subsets(data, annotations, [subset], accelerator, store, imported=imported)[0]
 
 
 def load_subsets(
@@ -168,6 +170,7 @@ def load_subsets(
     accelerator: Accelerator | None = None,
     store: Store | None = None,
     needs_files: bool = False,
+    imported: str | None = None,
 ) -> list[Items]:
     """Match the subsets' videos with their files; adds to the annotations' warnings.
 
@@ -175,13 +178,17 @@ def load_subsets(
         accelerator: of a run of several processes, which all go on with the same videos.
         store: of activations: videos get their identity, and those whose files are gone are known.
         needs_files: gone videos are missing, whatever the store knows.
+        imported: name of the imported features that stand for the videos; no file is looked at.
 
     Raises:
         ValueError: files are missing or unreadable (with `data.bad_videos` skip: all of a subset);
             those of all subsets are listed at once.
     """
     found = [
-        _match(data, annotations, subset, accelerator, store, needs_files) for subset in subsets
+        _features_of(data, annotations, subset, store, imported)
+        if imported and store
+        else _match(data, annotations, subset, accelerator, store, needs_files)
+        for subset in subsets
     ]
     problems = {name: cause for items in found for name, cause in items.skipped.items()}
     nothing_left = any(items.skipped and not items for items in found)
@@ -195,6 +202,28 @@ def load_subsets(
             f"under data.blocked{way_on}:\n  {shown}"
         )
     return found
+
+
+def _features_of(
+    data: DataConfig, annotations: Annotations, subset: str, store: Store, imported: str
+) -> Items:
+    """Match a subset's videos with features that were imported for them."""
+    warnings: Counter[str] = Counter()
+    items, problems = [], {}
+    for video in select(annotations, subset):
+        try:
+            info = store.names.get(imported_name(imported, video.name))
+            if info is None:
+                raise ValueError(
+                    f"{video.name}: no features '{imported}' of it are in {store.url}; import them "
+                    "with extract/features.py"
+                )
+            item = replace(_kept_item(info, Path(store.url)), name=video.name)
+            items.append(_with_truth(item, video, data, annotations.classes, warnings))
+        except ValueError as error:
+            problems[video.name] = str(error)
+    annotations.warnings.update(Counter(annotations.warnings) + warnings)
+    return Items(items, problems)
 
 
 def _match(

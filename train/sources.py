@@ -10,7 +10,7 @@ from torch import Tensor
 
 from configs.load import dump, load, parse
 from evaluate.datasets.classes import read_classes
-from extract.layouts import Network, read_networks
+from extract.layouts import Network, counted, read_networks
 from extract.strict import load_strictly, refuse_other_size
 from train.checkpoint import Checkpoint, differences, is_checkpoint, load_checkpoint
 from train.config import Experiment
@@ -23,7 +23,7 @@ TRUNK = "backbone.trunk."
 SEEN = (  # settings that give other numbers, or other meanings, with the same weights
     *("sampling.window_size", "sampling.scale_factor", "sampling.snippet_stride"),
     *("sampling.method", "pixels.size", "backbone.mean", "backbone.std", "backbone.mode"),
-    *("backbone.trunk.", "head.heads"),
+    *("backbone.trunk.", "head.heads", "head.attention_window"),
 )
 
 
@@ -136,6 +136,11 @@ def one_experiment(
     return config_of(file, first, path, overrides)
 
 
+def read_sources(paths: Sequence[str], file: str | None, overrides: Sequence[str]) -> list[Source]:
+    """Read checkpoints, other people's as the streams of the experiment in their order."""
+    return [(path, read_source(path, file, overrides, number)) for number, path in enumerate(paths)]
+
+
 def read_source(
     path: str | Path, file: str | None, overrides: Sequence[str] = (), number: int = 0
 ) -> Checkpoint:
@@ -224,8 +229,8 @@ def _classes(network: Network, config: Experiment, path: str | Path) -> tuple[st
     classes = read_classes(Path(file)).names
     if len(classes) != network.outputs:
         raise ValueError(
-            f"{path} tells {network.outputs} classes apart, but {file} names {len(classes)}: set "
-            "data.classes to the category_idx.txt that it was trained with"
+            f"{path} tells apart {counted(network.outputs or 0)}, but {file} names "
+            f"{len(classes)}: set data.classes to the category_idx.txt that it was trained with"
         )
     return classes
 
@@ -241,8 +246,22 @@ def init_from(detector: Detector, path: str | Path) -> None:
     else:
         other = adopt(read_networks(path)[0], detector.config, path)
     _refuse_other_classes(path, other, detector.classes)
+    if other.config.backbone.mode == "imported":
+        _warm_heads(detector, other, path)
+        return
     load_strictly(detector, other.ema, path)
     detector.coverage = None  # nothing is left of what was loaded before
+
+
+def _warm_heads(detector: Detector, other: Checkpoint, path: str | Path) -> None:
+    """Take the head that was trained on imported features; the backbone stays as pretrained."""
+    head = {
+        name.removeprefix("streams.0.head."): tensor
+        for name, tensor in other.ema.items()
+        if name.startswith("streams.0.head.")
+    }
+    for stream in detector.streams:
+        load_strictly(stream.head, head, path)
 
 
 def config_of(

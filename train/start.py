@@ -64,6 +64,15 @@ def refuse_fp16_without_gpu(config: Experiment, accelerator: Accelerator) -> Non
         raise ValueError("training.precision fp16 needs a GPU; on this machine use bf16 or fp32")
 
 
+def refuse_imported(config: Experiment) -> None:
+    """Raise ValueError where pixels are needed, but there are none."""
+    if config.backbone.mode == "imported":
+        raise ValueError(
+            "backbone.mode imported: features come from elsewhere, and nothing is computed from "
+            "pixels; train on them with train/heads.py"
+        )
+
+
 def has_begun(out: Path, resume: bool) -> bool:
     """Say whether the folder holds a run to go on with; the same on all processes.
 

@@ -1,0 +1,92 @@
+"""Files of numbers that other programs left -> arrays [T, C]; no code in them is run."""
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+SUFFIXES = (".npy", ".npz", ".pt", ".pth", ".pkl", ".pickle")
+HARMLESS = {  # what pickled arrays of numbers need to be put together
+    *(("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode")),
+    *(
+        (f"numpy.{core}.multiarray", name)
+        for core in ("core", "_core")
+        for name in ("_reconstruct", "scalar")
+    ),
+    *((f"numpy.{core}.numeric", "_frombuffer") for core in ("core", "_core")),
+}
+
+
+class _Numbers(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in HARMLESS:
+            raise pickle.UnpicklingError(f"it would run code to be read ({module}.{name})")
+        return super().find_class(module, name)
+
+
+def read_array(path: Path, key: str | None = None) -> NDArray[np.floating]:
+    """Return the two-dimensional array of a file, in its own dtype, axes as they are.
+
+    Axes of length 1 in front of two others are dropped.
+
+    Args:
+        key: which array, where the file names several.
+
+    Raises:
+        ValueError: the file is damaged, would run code, or holds no such array of finite numbers.
+    """
+    try:
+        content = _content(path)
+    except Exception as error:
+        cause = " ".join(str(error).split())[:160]
+        raise ValueError(f"{path} cannot be read as an array of numbers: {cause}") from error
+    array = np.asarray(_chosen(content, path, key))
+    while array.ndim > 2 and array.shape[0] == 1:
+        array = array[0]
+    if array.ndim != 2 or not array.size or array.dtype.kind not in "fiu":
+        raise ValueError(
+            f"{path}: expected numbers [T, C] or [C, T], not {array.dtype} {array.shape}"
+        )
+    bad = array.size - int(np.isfinite(array).sum())
+    if bad:
+        raise ValueError(f"{path}: {bad:,} of {array.size:,} numbers are not finite")
+    return array.astype(np.float32, copy=False) if array.dtype.kind != "f" else array
+
+
+def _content(path: Path) -> Any:
+    match path.suffix.lower():
+        case ".npy":
+            return np.load(path, allow_pickle=False)
+        case ".npz":
+            with np.load(path, allow_pickle=False) as archive:
+                return dict(archive)
+        case ".pkl" | ".pickle":
+            with path.open("rb") as file:
+                return _Numbers(file).load()
+        case _:
+            return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _chosen(content: Any, path: Path, key: str | None) -> Any:
+    """Return the array that is meant, of the one or many that a file holds."""
+    if isinstance(content, dict):
+        arrays = {str(name): _plain(value) for name, value in content.items()}
+        arrays = {name: a for name, a in arrays.items() if isinstance(a, np.ndarray) and a.ndim > 1}
+        if key is not None and key in arrays:
+            return arrays[key]
+        if len(arrays) != 1 or key is not None:
+            raise ValueError(
+                f"{path} holds the arrays {', '.join(arrays) or '(none)'}; say which with --key"
+            )
+        (content,) = arrays.values()
+    return _plain(content)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        value = value.detach()
+        return (value.float() if value.dtype == torch.bfloat16 else value).numpy()
+    return value

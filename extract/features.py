@@ -1,0 +1,234 @@
+"""Import features that other networks computed, as activations that heads can be trained on.
+
+    python extract/features.py --name i3d --features data/i3d --stride 4 --offset 8 \
+        --annotations data/thumos14/thumos_14_anno.json --cache data/i3d_cache
+
+A file has its video's name (.npy, .npz, .pt, .pkl) and a row of numbers every `stride` frames; row
+0 stands for the frames around `offset`. Rows of several folders are joined side by side. What is
+there already is kept. Nothing can be trained end to end on them: the pixels are not there.
+"""
+
+import argparse
+import hashlib
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from cache.address import DTYPES, FingerprintInfo, VideoInfo
+from cache.fingerprint import chain
+from configs.text import first_of
+from evaluate.annotations import Video, read_annotations
+from extract.activations import Cached
+from extract.arrays import SUFFIXES, read_array
+from extract.clips import SamplingConfig
+from extract.digest import video_digest
+from extract.imported import about, imported_name
+from extract.spans import Span, whole_video_window
+from extract.videomae import CLIP_FRAMES, TUBELET
+from train.errors import EXPECTED, message
+from train.start import open_cache
+
+Layout = Literal["tc", "ct"]
+UNEQUAL = 2
+"""Rows by which the files of one video may differ: networks end at slightly different frames."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """The feature files of one video, one of every folder, and what is known of the video."""
+
+    name: str
+    files: tuple[Path, ...]
+    fps: float
+    frames: int | None
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser.add_argument("--name", required=True, help="what to call them, for backbone.imported")
+    parser.add_argument("--features", type=Path, nargs="+", required=True, metavar="FOLDER")
+    parser.add_argument("--cache", required=True, help="folder or URL of the store to write")
+    parser.add_argument("--stride", type=int, required=True, help="frames from row to row")
+    parser.add_argument("--offset", type=float, default=0.0, help="frame that row 0 stands for")
+    parser.add_argument("--annotations", type=Path, help="tells the videos and their frame rates")
+    parser.add_argument("--info_csv", type=Path, nargs="+", default=[], help="video, fps, count")
+    parser.add_argument("--fps", type=float, help="frame rate of all videos")
+    parser.add_argument("--layout", choices=["tc", "ct"], help="axes; default: what fits all files")
+    parser.add_argument("--key", help="name of the array in files that hold several")
+    parser.add_argument("--dtype", choices=DTYPES, default="float16")
+    args = parser.parse_args()
+    try:
+        run(args)
+    except EXPECTED as error:
+        sys.exit(message(error))
+
+
+def run(args: argparse.Namespace) -> None:
+    """Import all files; bad ones are listed at the end, when the others are in."""
+    if args.stride < TUBELET or args.stride % TUBELET:
+        raise ValueError(
+            f"--stride {args.stride} must be even; for an odd one double --stride, --offset and "
+            "--fps, and sampling.snippet_stride with them"
+        )
+    if args.offset < 0 or (args.fps is not None and args.fps <= 0):
+        raise ValueError("--offset must not be negative, and --fps must be above 0")
+    videos: dict[str, Video] = {}
+    if args.annotations:
+        videos = read_annotations(args.annotations, info_csv=args.info_csv).videos
+    sources = find(args.features, videos, args.fps)
+    layout, width = args.layout or told_by(sources, args.key), 0
+    problems: list[str] = []
+    with open_cache(args.cache) as store, store.writer() as writer:
+        for source in tqdm(sources, desc="features", unit="video"):
+            try:
+                arrays = [read_array(path, args.key) for path in source.files]
+                rows = joined(source, arrays, layout)
+                if width and rows.shape[1] != width:
+                    raise ValueError(
+                        f"{source.files[0]}: {rows.shape[1]} channels, where others have {width}"
+                    )
+            except (ValueError, OSError) as error:
+                problems.append(str(error))
+                continue
+            if not width:
+                width = rows.shape[1]
+                of = about(args.name, width)
+                (fingerprint,) = chain(of, [{}])
+                place = Cached(store, "features", fingerprint, args.dtype)
+                origin = "\n".join(str(folder.resolve()) for folder in args.features)
+                writer.describe(FingerprintInfo(fingerprint, "features", origin, of))
+            span = span_of(source, len(rows), args)
+            writer.describe(span.video)
+            if not place.has(span):
+                writer.put(place.address(span), padded(rows, span.rows))
+    done, absent = len(sources) - len(problems), len(videos.keys() - {s.name for s in sources})
+    if absent:
+        print(f"warning: {absent:,} of {len(videos):,} annotated videos have no file of features")
+    if done:
+        print(
+            f"{done:,} of {len(sources):,} videos have features '{args.name}' of {width} channels "
+            f"in {args.cache}: set backbone.mode imported, backbone.imported {args.name}, "
+            f"backbone.imported_width {width}, sampling.snippet_stride {args.stride} and "
+            f"sampling.scale_factor {TUBELET}, and train with train/heads.py"
+        )
+    if problems:
+        raise ValueError(
+            f"{len(problems)} of {len(sources)} videos have none:\n  "
+            + "\n  ".join(first_of(problems))
+        )
+
+
+def find(folders: Sequence[Path], videos: dict[str, Video], fps: float | None) -> list[Source]:
+    """Match feature files with videos.
+
+    Args:
+        videos: those to look for; empty takes every file of the first folder.
+
+    Raises:
+        ValueError: there are none, or frame rates or files of other folders are lacking.
+    """
+    found: list[dict[str, Path]] = []
+    for folder in folders:
+        if not folder.is_dir():
+            raise ValueError(f"--features: there is no folder {folder}")
+        files = [p for p in sorted(folder.iterdir()) if p.suffix.lower() in SUFFIXES]
+        found.append({path.stem: path for path in files})
+        if len(found[-1]) < len(files):
+            raise ValueError(f"--features: {folder} has two files of one name; remove one")
+    names = [name for name in (videos or found[0]) if name in found[0]]
+    if not names:
+        raise ValueError(
+            f"--features: {folders[0]} has no file ({', '.join(SUFFIXES)}) with the name of a video"
+        )
+    lacking = [n for n in names if any(n not in files for files in found[1:])]
+    if lacking:
+        raise ValueError(f"--features: not in every folder: {', '.join(first_of(lacking))}")
+    unknown = [n for n in names if fps is None and (n not in videos or not videos[n].fps)]
+    if unknown:
+        raise ValueError(
+            f"the frame rate of {len(unknown)} videos is not known "
+            f"({', '.join(first_of(unknown))}): give --annotations with durations and frames, "
+            "--info_csv, or --fps"
+        )
+    return [
+        Source(
+            name,
+            tuple(files[name] for files in found),
+            fps or (videos[name].fps if name in videos else None) or 0.0,
+            videos[name].frames if name in videos else None,
+        )
+        for name in names
+    ]
+
+
+def told_by(sources: Sequence[Source], key: str | None) -> Layout:
+    """Return which axis is time: the one whose length differs between videos.
+
+    Raises:
+        ValueError: nothing tells.
+    """
+    first: tuple[int, ...] = ()
+    for source in sources:
+        with suppress(ValueError, OSError):  # told when it is its turn
+            shape = read_array(source.files[0], key).shape
+            first = first or shape
+            if shape != first and first[1] == shape[1]:
+                return "tc"
+            if shape != first and first[0] == shape[0]:
+                return "ct"
+    raise ValueError(
+        f"{sources[0].files[0].parent}: the arrays do not tell which axis is time (one is "
+        f"{' x '.join(map(str, first)) or 'no array'}): give --layout tc or ct"
+    )
+
+
+def joined(
+    source: Source, arrays: Sequence[NDArray[np.floating]], layout: Layout
+) -> NDArray[np.floating]:
+    """Return the rows [T, C] of all files of a video side by side."""
+    rows = [array if layout == "tc" else array.T for array in arrays]
+    lengths = [len(array) for array in rows]
+    if max(lengths) - min(lengths) > UNEQUAL:
+        raise ValueError(
+            f"{source.name}: its files have {' and '.join(map(str, lengths))} rows; they are not "
+            "of one stride"
+        )
+    return np.concatenate([array[: min(lengths)] for array in rows], 1)
+
+
+def span_of(source: Source, rows: int, args: argparse.Namespace) -> Span:
+    """Return what a video's features are of: all of it, as far as there are rows.
+
+    Its identity is that of the feature files and of the frames that they are said to stand for.
+    """
+    frames = rows * args.stride
+    said = [*map(video_digest, source.files), args.stride, args.offset, source.fps, source.frames]
+    digest = hashlib.sha256(repr(said).encode()).hexdigest()
+    times = None
+    if args.offset or source.frames != frames:
+        times = (np.arange(frames + 1) + args.offset) / source.fps
+    size = sum(path.stat().st_size for path in source.files)
+    name = imported_name(args.name, source.name)
+    video = VideoInfo(digest, name, size, frames, source.fps, times)
+    sampling = SamplingConfig(
+        window_size=CLIP_FRAMES, scale_factor=TUBELET, snippet_stride=args.stride
+    )
+    window = whole_video_window(frames, sampling)
+    return Span(video, source.files[0], window, "forward", "video")
+
+
+def padded(rows: NDArray[np.floating], length: int) -> torch.Tensor:
+    """Repeat the last row."""
+    return torch.from_numpy(np.pad(rows, ((0, length - len(rows)), (0, 0)), mode="edge"))
+
+
+if __name__ == "__main__":
+    main()

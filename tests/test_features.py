@@ -1,0 +1,319 @@
+"""Features that other networks computed: read, imported, and trained on like cached ones."""
+
+import json
+import pickle
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from numpy.typing import NDArray
+
+from cache.store import Store
+from configs.load import dump, load
+from extract import demo
+from extract.arrays import read_array
+from extract.backbone import Backbone
+from extract.demo import DemoConfig
+from extract.imported import Imported
+from tests.forks import script
+from tests.test_e2e import DEMO, QUICK
+from train.cached import evaluation_spans, training_spans
+from train.checkpoint import load_checkpoint
+from train.config import Experiment
+from train.detector import Detector
+from train.items import load_annotations, load_items
+from train.sources import init_from, new_detector
+from train.start import activations_of
+
+FPS, SECONDS, STRIDE = 24, 16, 4
+ROWS = FPS * SECONDS // STRIDE
+
+
+class Bomb:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return print, ("boom",)
+
+
+def good(*arguments: object) -> str:
+    done = script(*arguments)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def written(path: Path, array: NDArray[Any]) -> Path:
+    match path.suffix:
+        case ".npy":
+            np.save(path, array)
+        case ".npz":
+            np.savez(path, feats=array)
+        case ".pt":
+            torch.save({"features": torch.from_numpy(array), "fps": 30}, path)
+        case _:
+            path.write_bytes(pickle.dumps({"feature": array, "name": "x"}))
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".npz", ".pt", ".pkl"])
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_arrays_are_read_as_they_are(tmp_path: Path, suffix: str, dtype: str) -> None:
+    array = np.random.default_rng(0).normal(size=(5, 3)).astype(dtype)
+    found = read_array(written(tmp_path / f"x{suffix}", array))
+    assert found.dtype == array.dtype and np.array_equal(found, array)
+    found = read_array(written(tmp_path / f"y{suffix}", array[None]))
+    assert np.array_equal(found, array)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("a.pkl", pickle.dumps(Bomb()), r"a\.pkl cannot .* would run code .*builtins\.print"),
+        ("a.pkl", pickle.dumps({"x": np.array([Bomb()], object)}), "would run code"),
+        ("a.npy", b"", "a.npy cannot be read"),
+        ("a.npz", b"PK\x03\x04 no archive", "a.npz cannot be read"),
+        ("a.pt", b"no archive", "a.pt cannot be read"),
+        ("a.pkl", pickle.dumps([1, 2]), r"expected numbers \[T, C\]"),
+        ("a.pkl", pickle.dumps({}), r"holds the arrays \(none\)"),
+        ("a.pkl", pickle.dumps({"x": np.ones((2, 2)), "y": np.ones((2, 2))}), "x, y; say which"),
+        ("a.pkl", pickle.dumps(np.full((2, 2), np.nan)), "4 of 4 numbers are not finite"),
+        ("a.pkl", pickle.dumps(np.array([["a"]])), "expected numbers"),
+    ],
+)
+def test_other_files_are_told(
+    tmp_path: Path,
+    name: str,
+    content: bytes,
+    said: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=said):
+        read_array(tmp_path / name)
+    assert "boom" not in capsys.readouterr().out
+
+
+def test_objects_in_arrays_are_refused(tmp_path: Path) -> None:
+    for name, save in (("a.npy", np.save), ("a.npz", np.savez)):
+        save(tmp_path / name, np.array([Bomb()], object), allow_pickle=True)
+        with pytest.raises(ValueError, match="cannot be read as an array of numbers"):
+            read_array(tmp_path / name)
+    torch.save(Bomb(), tmp_path / "a.pt")
+    with pytest.raises(ValueError, match="cannot be read as an array of numbers"):
+        read_array(tmp_path / "a.pt")
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Videos as long as one window, a frozen backbone's features of them, and a head on these."""
+    folder = tmp_path_factory.mktemp("study")
+    (folder / "videos").mkdir()
+    sizes = DemoConfig(shortest=SECONDS, longest=SECONDS)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(demo, "FRAME_RATES", (FPS,))
+        places = [("training", k) for k in range(4)] + [("test", k) for k in range(2)]
+        database = dict(demo._write_video(folder / "videos", *place, sizes) for place in places)
+    (folder / "annotations.json").write_text(json.dumps({"database": database}))
+    config = folder / "frozen.yaml"
+    config.write_text(dump(experiment(folder)))
+    good("train/heads.py", "--config", config)
+    good("evaluate/run.py", "--checkpoint", folder / "frozen/last.pt", "--cache", folder / "cache")
+    return folder
+
+
+def experiment(folder: Path, *more: str) -> Experiment:
+    overrides = [
+        *QUICK,
+        f"--out={folder / 'frozen'}",
+        f"--data.annotations={folder / 'annotations.json'}",
+        f"--data.videos={folder / 'videos'}",
+        "--data.classes=null",
+        "--data.validation_subset=null",
+        "--backbone.mode=frozen",
+        f"--sampling.window_size={ROWS}",
+        "--sampling.scale_factor=2",
+        f"--sampling.snippet_stride={STRIDE}",
+        f"--cache.url={folder / 'cache'}",
+        "--cache.dtype=float32",
+        *more,
+    ]
+    return load(Experiment, DEMO, overrides)
+
+
+def exported(study: Path, out: Path, accelerator: Accelerator) -> None:
+    """Write what the frozen run was trained and scored on as files, as other programs would."""
+    out.mkdir()
+    saved = load_checkpoint(study / "frozen/last.pt")
+    config = saved.config
+    with Store.open(study / "cache", "a") as store:
+        detector = Detector.restore(saved, "last.pt")
+        (activations,) = activations_of(detector, store, ["last.pt"])
+        annotations = load_annotations(config.data)
+        for subset in ("training", "test"):
+            items = load_items(config.data, annotations, subset, accelerator, store)
+            spans = (
+                training_spans(items, config, "forward")
+                if subset == "training"
+                else evaluation_spans(items, 0.5, config, "forward")
+            )
+            assert len(spans) == len(items)
+            for span in spans:
+                rows = activations.places()["features"].read(span)
+                assert len(rows) == ROWS
+                np.save(out / f"{span.video.name}.npy", rows.numpy())
+
+
+IMPORTED = ("--backbone.mode=imported", "--backbone.imported=ours", "--backbone.weights=null")
+
+
+def test_a_head_on_imported_features_is_the_head_on_the_cache(
+    study: Path, tmp_path: Path, accelerator: Accelerator
+) -> None:
+    exported(study, tmp_path / "npy", accelerator)
+    annotations = ["--annotations", study / "annotations.json"]
+    arguments = ["--name", "ours", "--features", tmp_path / "npy", "--cache", tmp_path / "store"]
+    command = ["extract/features.py", *arguments, "--stride", STRIDE, "--dtype", "float32"]
+    width = experiment(study).backbone.trunk.width
+    told = good(*command, *annotations, "--layout", "tc")
+    assert f"6 of 6 videos have features 'ours' of {width} channels" in told
+    good(*command, *annotations, "--layout", "tc")  # what is there is kept
+    config = experiment(
+        study,
+        *IMPORTED,
+        f"--backbone.imported_width={width}",
+        f"--out={tmp_path / 'head'}",
+        f"--cache.url={tmp_path / 'store'}",
+        f"--data.videos={tmp_path / 'gone'}",
+    )
+    (tmp_path / "imported.yaml").write_text(dump(config))
+    told = good("train/heads.py", "--config", tmp_path / "imported.yaml")
+    assert "there are no pixels" in told
+    good("evaluate/run.py", "--checkpoint", tmp_path / "head/last.pt")
+    frozen, head = (
+        folder / "evaluation/last-test" for folder in (study / "frozen", tmp_path / "head")
+    )
+    ours, theirs = ((f / "predictions.json").read_bytes() for f in (frozen, head))
+    assert ours == theirs and len(ours) > 10_000
+    ours, theirs = ((f / "metrics.json").read_bytes() for f in (frozen, head))
+    assert ours == theirs
+
+    # The script says what does not fit.
+    done = script(
+        "train/heads.py",
+        "--config",
+        tmp_path / "imported.yaml",
+        "--out",
+        tmp_path / "n",
+        "--sampling.snippet_stride=8",
+    )
+    assert done.returncode == 1 and f"it has ours with {width} channels" in done.stderr
+    done = script("train/e2e.py", "--config", tmp_path / "imported.yaml")
+    assert done.returncode == 1 and "train on them with train/heads.py" in done.stderr
+    done = script("extract/run.py", "--config", tmp_path / "imported.yaml")
+    assert done.returncode == 1 and "train on them with train/heads.py" in done.stderr
+
+
+def test_features_of_another_width_are_mapped_and_warm_an_end_to_end_start(
+    study: Path, tmp_path: Path
+) -> None:
+    """Two folders side by side; rows that stand for later frames; a projection that learns."""
+    rng = np.random.default_rng(0)
+    names = json.loads((study / "annotations.json").read_text())["database"]
+    for number, (folder, width) in enumerate((("rgb", 5), ("flow", 7))):
+        (tmp_path / folder).mkdir()
+        for index, name in enumerate(names):
+            rows = rng.normal(size=(ROWS - 4 - number - index, width))
+            np.save(tmp_path / folder / f"{name}.npy", rows.T)  # [C, T]
+    folders = [tmp_path / "rgb", tmp_path / "flow"]
+    told = good(
+        *("extract/features.py", "--name", "i3d", "--features", *folders, "--fps", FPS),
+        *("--cache", tmp_path / "store", "--stride", STRIDE, "--offset", 8),
+    )
+    assert "6 of 6 videos have features 'i3d' of 12 channels" in told
+    config = experiment(
+        study,
+        *("--backbone.mode=imported", "--backbone.imported=i3d", "--backbone.imported_width=12"),
+        *(f"--out={tmp_path / 'head'}", f"--cache.url={tmp_path / 'store'}"),
+        *("--cache.dtype=float16", "--head.attention_window=19", "--backbone.weights=null"),
+    )
+    with Store.open(tmp_path / "store") as store:
+        annotations = load_annotations(config.data)
+        items = load_items(config.data, annotations, "test", None, store, "i3d")
+        for item in items:  # row i stands for frame 8 + 4 i
+            seconds = np.array([8.0, 12.0, 8 + 4 * 10]) / FPS
+            assert np.allclose(item.to_frames(seconds), [0, 4, 40])
+            assert np.allclose(item.to_seconds(item.to_frames(seconds)), seconds)
+    (tmp_path / "imported.yaml").write_text(dump(config))
+    good("train/heads.py", "--config", tmp_path / "imported.yaml")
+    saved = load_checkpoint(tmp_path / "head/last.pt")
+    start = new_detector(saved.config, saved.classes)
+    (stream,) = Detector.restore(saved, "last.pt").streams
+    assert isinstance(stream.backbone, Imported)
+    before = start.streams[0].backbone.state_dict()
+    assert set(before) == {"project.weight", "project.bias"}
+    for name, tensor in stream.backbone.state_dict().items():
+        assert not torch.equal(tensor, before[name]), name
+
+    # An end-to-end run begins with that head, and with the pretrained backbone.
+    plain = replace(experiment(study, "--backbone.mode=adapter"), head=saved.config.head)
+    detector = new_detector(plain, saved.classes)
+    trunk = detector.streams[0].backbone.state_dict()
+    init_from(detector, tmp_path / "head/last.pt")
+    assert type(detector.streams[0].backbone) is Backbone
+    for name, tensor in detector.streams[0].head.state_dict().items():
+        assert torch.equal(tensor, stream.head.state_dict()[name]), name
+    for name, tensor in detector.streams[0].backbone.state_dict().items():
+        assert torch.equal(tensor, trunk[name]), name
+    with pytest.raises(ValueError, match="cannot be computed from pixels"):
+        stream.backbone(torch.zeros(1, 3, 16, 32, 32))
+
+
+def importing(folder: Path, *more: object) -> str:
+    done = script(
+        *("extract/features.py", "--name", "x", "--features", folder, "--cache", folder / "store"),
+        *more,
+    )
+    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
+    return done.stderr
+
+
+def test_imports_that_cannot_be_are_told_and_the_others_are_in(tmp_path: Path) -> None:
+    stride = ["--stride", 4]
+    assert "has no file" in importing(tmp_path, *stride)
+    np.save(tmp_path / "a.npy", np.zeros((9, 3)))
+    assert "frame rate of 1 videos is not known (a)" in importing(tmp_path, *stride)
+    assert "must be even" in importing(tmp_path, "--stride", 3, "--fps", 30)
+    assert "give --layout" in importing(tmp_path, *stride, "--fps", 30)
+    np.save(tmp_path / "aa.npy", np.full((7, 3), np.inf))
+    np.save(tmp_path / "b.npy", np.zeros((7, 3)))
+    np.save(tmp_path / "d.npy", np.zeros((7, 4)))
+    said = importing(tmp_path, *stride, "--fps", 30)
+    assert "2 of 4 videos have none" in said and "d.npy: 4 channels, where others have 3" in said
+    assert "aa.npy: 21 of 21 numbers are not finite" in said
+    with Store.open(tmp_path / "store") as store:
+        assert set(store.names) == {"x/a", "x/b"}
+        assert sum(summary.spans for summary in store.summaries()) == 2
+    written(tmp_path / "a.npz", np.zeros((9, 3)))
+    assert "two files of one name" in importing(tmp_path, *stride, "--fps", 30)
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("--backbone.imported=null", "goes with backbone.imported"),
+        ("--backbone.mode=frozen", "goes with backbone.imported"),
+        ("--sampling.scale_factor=1", "needs sampling.scale_factor 2"),
+        ("--cache.span=window", "needs cache.span video"),
+        ("--direction=reversed", "needs direction forward"),
+        ("--fusion.method=average", "needs fusion.method none"),
+    ],
+)
+def test_settings_that_do_not_go_with_imported_features(
+    tmp_path: Path, override: str, said: str
+) -> None:
+    fitting = [*IMPORTED, "--backbone.imported_width=8"]
+    assert experiment(tmp_path, *fitting).backbone.cuts == ("features",)
+    with pytest.raises(ValueError, match=said):
+        experiment(tmp_path, *fitting, override)
