@@ -6,7 +6,7 @@ import json
 import math
 import os
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -58,6 +58,25 @@ class _Info(NamedTuple):
     frames: int
 
 
+class Refused(ValueError):
+    """An entry that cannot be used; `kind` says why in a few words, `end_s` where it ends."""
+
+    def __init__(self, kind: str, text: str, end_s: float | None = None) -> None:
+        super().__init__(text)
+        self.kind, self.end_s = kind, end_s
+
+
+Notice = Callable[[str, int | None, str | ValueError], None]
+"""Is told of a video, an entry of its list (None: the record as a whole) and what is wrong there:
+the phrase that `Annotations.warnings` counts it by, or the error that refuses it."""
+
+
+def stop(video: str, entry: int | None, problem: str | ValueError) -> None:
+    """The notice of those who need good annotations: the first error ends the reading."""
+    if isinstance(problem, ValueError):
+        raise problem
+
+
 def read_annotations(
     path: Path,
     *,
@@ -65,6 +84,7 @@ def read_annotations(
     info_csv: Sequence[Path] = (),
     ignore_labels: Collection[str] = ("Ambiguous",),
     blocked: Collection[str] = (),
+    notice: Notice = stop,
 ) -> Annotations:
     """Read `{"database": {video: {"subset", "duration", "frame", "annotations": [...]}}}`.
 
@@ -77,6 +97,8 @@ def read_annotations(
         and "frame"; what the JSON says itself has precedence.
     ignore_labels: annotations with these labels are dropped and counted.
     blocked: videos to leave out; names that the file does not hold are fine.
+    notice: is told of everything tolerated or malformed; where it returns, the entry or the video
+        is left out and reading goes on.
 
     Dropped and counted: exact duplicates within a video, segments of zero length, ignored labels.
     Raises ValueError, naming file, video and entry, for everything malformed.
@@ -85,11 +107,16 @@ def read_annotations(
     names = read_classes(classes) if classes else _labels(database, ignore_labels)
     info = {name: row for table in info_csv for name, row in _read_info(table).items()}
     warnings: Counter[str] = Counter()
-    videos = {
-        name: _video(name, record, info.get(name), names, ignore_labels, warnings, path)
-        for name, record in database.items()
-        if name not in blocked
-    }
+    videos = {}
+    for name, record in database.items():
+        if name in blocked:
+            continue
+        try:
+            videos[name] = _video(
+                name, record, info.get(name), names, ignore_labels, warnings, path, notice
+            )
+        except ValueError as error:
+            notice(name, None, error)
     return Annotations(videos, names, dict(warnings))
 
 
@@ -105,18 +132,24 @@ def select(annotations: Annotations, subset: str) -> list[Video]:
     return videos
 
 
-def with_duration(video: Video, duration_s: float, warnings: Counter[str]) -> Video:
+def with_duration(
+    video: Video, duration_s: float, warnings: Counter[str], notice: Notice = stop
+) -> Video:
     """Complete a video whose duration the annotations do not know, and check its segments.
 
     Raises ValueError for a segment far outside the video; adds to `warnings` what is tolerated.
+    `notice` as for `read_annotations`; entries are counted among those that were kept.
     """
-    segments = tuple(
-        _beyond(segment, duration_s, warnings, f"video {video.name!r}, entry {index}")
-        if segment.end_s > duration_s
-        else segment
-        for index, segment in enumerate(video.segments)
-    )
-    return replace(video, duration_s=duration_s, segments=segments)
+    segments = []
+    for index, segment in enumerate(video.segments):
+        met = Counter[str]()
+        try:
+            where = f"video {video.name!r}, entry {index}"
+            segments.append(_within(segment, duration_s, met, where))
+        except ValueError as error:
+            notice(video.name, index, error)
+        _tell(notice, video.name, index, met, warnings)
+    return replace(video, duration_s=duration_s, segments=tuple(segments))
 
 
 def read_predictions(path: Path) -> dict[str, list[Detection]]:
@@ -162,36 +195,70 @@ def _video(
     ignore_labels: Collection[str],
     warnings: Counter[str],
     path: Path,
+    notice: Notice,
 ) -> Video:
     where = f"{path}: video {name!r}"
     subset = _member(record, "subset", where, kind=str)
     duration_s, frames, fps = _measures(record, info, where)
     # Test subsets are published without labels, then without the list as well.
     entries = record.get("annotations", [])
-    known, segments = set(classes), dict[Segment, None]()
-    for place, entry in _entries(entries, name, path):
-        label = _member(entry, "label", place, kind=str)
-        if label in ignore_labels:
-            warnings[f"{label!r} annotations dropped"] += 1
+    known, segments = dict.fromkeys(classes), dict[Segment, None]()
+    for index, (place, entry) in enumerate(_entries(entries, name, path)):
+        met = Counter[str]()
+        try:
+            segment = _segment(entry, place, duration_s, known, ignore_labels, met)
+        except ValueError as error:
+            notice(name, index, error)
             continue
-        if label not in known:
-            raise ValueError(
-                f"{place}: label {label!r} is not in the class list"
-                f"{_did_you_mean(label, classes)} Correct the label or the list."
-            )
-        start_s, end_s = _times(entry, place)
-        if start_s < 0:
-            raise ValueError(f"{place}: the segment starts at {start_s} s, before the video does.")
-        if start_s == end_s:
-            warnings["segments of zero length dropped"] += 1
-            continue
-        segment = Segment(label, start_s, end_s)
-        if duration_s is not None and end_s > duration_s:
-            segment = _beyond(segment, duration_s, warnings, place)
         if segment in segments:
-            warnings["exact duplicates dropped"] += 1
-        segments[segment] = None
+            met["exact duplicates dropped"] += 1
+        if segment is not None:
+            segments[segment] = None
+        _tell(notice, name, index, met, warnings)
     return Video(name, subset, duration_s, frames, fps, tuple(segments))
+
+
+def _segment(
+    entry: Any,
+    place: str,
+    duration_s: float | None,
+    known: Collection[str],
+    ignore_labels: Collection[str],
+    warnings: Counter[str],
+) -> Segment | None:
+    """What an entry says; None for those that are dropped."""
+    label = _member(entry, "label", place, kind=str)
+    if label in ignore_labels:
+        warnings[f"{label!r} annotations dropped"] += 1
+        return None
+    if label not in known:
+        raise Refused(
+            "unknown label",
+            f"{place}: label {label!r} is not in the class list"
+            f"{_did_you_mean(label, known)} Correct the label or the list.",
+        )
+    start_s, end_s = _times(entry, place)
+    if start_s < 0:
+        text = f"{place}: the segment starts at {start_s} s, before the video does."
+        raise Refused("outside the video", text)
+    if start_s == end_s:
+        warnings["segments of zero length dropped"] += 1
+        return None
+    segment = Segment(label, start_s, end_s)
+    return segment if duration_s is None else _within(segment, duration_s, warnings, place)
+
+
+def _tell(
+    notice: Notice, video: str, entry: int, met: Counter[str], warnings: Counter[str]
+) -> None:
+    for what in met:
+        notice(video, entry, what)
+    warnings += met
+
+
+def _within(segment: Segment, duration_s: float, warnings: Counter[str], where: str) -> Segment:
+    beyond = segment.end_s > duration_s
+    return _beyond(segment, duration_s, warnings, where) if beyond else segment
 
 
 def _beyond(segment: Segment, duration_s: float, warnings: Counter[str], where: str) -> Segment:
@@ -204,9 +271,11 @@ def _beyond(segment: Segment, duration_s: float, warnings: Counter[str], where: 
     the duration; behind twice the duration the times are in another unit (frames, milliseconds).
     """
     if segment.end_s > 2 * duration_s and segment.end_s > duration_s + 1:
-        raise ValueError(
+        raise Refused(
+            "outside the video",
             f"{where}: the segment [{segment.start_s}, {segment.end_s}] s is far outside the video "
-            f"of {duration_s:.3f} s. Are the times in seconds? Correct it, or block the video."
+            f"of {duration_s:.3f} s. Are the times in seconds? Correct it, or block the video.",
+            segment.end_s,
         )
     if segment.start_s < duration_s and segment.end_s - duration_s <= max(1, 0.02 * duration_s):
         warnings["segments clipped to the end of their video"] += 1
@@ -325,7 +394,8 @@ def _times(entry: dict[str, Any], where: str) -> tuple[float, float]:
         raise ValueError(f"{where}: 'segment' must be [start, end] in seconds, not {pair!r:.60}.")
     start_s, end_s = (_number(value, "segment", where) for value in pair)
     if end_s < start_s:
-        raise ValueError(f"{where}: the segment ends at {end_s} s, before its start {start_s} s.")
+        text = f"{where}: the segment ends at {end_s} s, before its start {start_s} s."
+        raise Refused("reversed segment", text)
     return start_s, end_s
 
 

@@ -15,10 +15,12 @@ from cache.store import Store
 from configs.text import first_of
 from evaluate.annotations import (
     Annotations,
+    Notice,
     Segment,
     Video,
     read_annotations,
     select,
+    stop,
     with_duration,
 )
 from extract.clips import seconds_to_frames
@@ -93,10 +95,10 @@ def item_of(path: str | Path) -> Item:
         VideoError: it cannot be read or does not decode.
     """
     (found,) = probe([path], progress=False)
-    return _item(Path(path), found)
+    return as_item(Path(path), found)
 
 
-def _item(path: Path, found: VideoIndex | VideoError) -> Item:
+def as_item(path: Path, found: VideoIndex | VideoError) -> Item:
     if isinstance(found, VideoError):
         raise found
     frames = len(found.pts)
@@ -108,8 +110,11 @@ def _item(path: Path, found: VideoIndex | VideoError) -> Item:
     )
 
 
-def load_annotations(data: DataConfig) -> Annotations:
+def load_annotations(data: DataConfig, notice: Notice = stop) -> Annotations:
     """Read the experiment's annotation file, class list and video tables.
+
+    Args:
+        notice: as for `read_annotations`; by default the first malformed entry raises.
 
     Raises:
         ValueError: a file is missing or malformed.
@@ -126,6 +131,7 @@ def load_annotations(data: DataConfig) -> Annotations:
         classes=Path(data.classes) if data.classes else None,
         info_csv=[Path(path) for path in data.info_csv],
         blocked=data.blocked,
+        notice=notice,
     )
     if not annotations.classes:
         raise ValueError(f"data.annotations: {data.annotations} has no action in it")
@@ -138,14 +144,19 @@ def video_files(folder: Path, setting: str) -> dict[str, Path]:
     Raises:
         ValueError: two of them would get the same name; `setting` is what named the folder.
     """
-    files: dict[str, Path] = {}
+    files = files_by_name(folder)
+    for paths in files.values():
+        if len(paths) > 1:
+            raise ValueError(f"{setting}: {paths[0]} and {paths[1]} share a name; remove one")
+    return {name: path for name, (path,) in files.items()}
+
+
+def files_by_name(folder: Path) -> dict[str, list[Path]]:
+    """Return all video files of a folder by name without extension, in order."""
+    files: dict[str, list[Path]] = {}
     for path in sorted(folder.iterdir()):
         if path.suffix.lower() in VIDEO_SUFFIXES:
-            if path.stem in files:
-                raise ValueError(
-                    f"{setting}: {files[path.stem]} and {path} share a name; remove one"
-                )
-            files[path.stem] = path
+            files.setdefault(path.stem, []).append(path)
     return files
 
 
@@ -227,7 +238,7 @@ def _match(
                     )
                 away += 1
                 item = _kept_item(kept[video.name], folder)
-                items.append(_with_truth(item, video, data, annotations.classes, warnings))
+                items.append(with_truth(item, video, data, annotations.classes, warnings))
                 continue
             if video.name not in files:
                 twin = Path(video.name).stem in files
@@ -239,9 +250,9 @@ def _match(
                     )
                 raise ValueError(f"{video.name}: no such file in {folder}{hint}")
             path = files[video.name]
-            item = _item(path, looked_at[path])
+            item = as_item(path, looked_at[path])
             item = identified(item) if store else item
-            items.append(_with_truth(item, video, data, annotations.classes, warnings))
+            items.append(with_truth(item, video, data, annotations.classes, warnings))
         except ValueError as error:
             problems[video.name] = str(error)
     if accelerator is not None:
@@ -273,7 +284,7 @@ def _kept_item(info: VideoInfo, folder: Path) -> Item:
     return Item(info.name, path, info.frames, duration_s, *nothing, (), info.times_s, info)
 
 
-def _with_truth(
+def with_truth(
     item: Item,
     video: Video,
     data: DataConfig,
