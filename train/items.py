@@ -16,6 +16,7 @@ from configs.text import first_of
 from evaluate.annotations import (
     Annotations,
     Notice,
+    Refused,
     Segment,
     Video,
     read_annotations,
@@ -300,9 +301,10 @@ def with_truth(
             raise ValueError(f"{data.annotations}: {error}") from error
     duration = video.duration_s or item.duration_s
     if not 0.5 < duration / item.duration_s < 2:
-        raise ValueError(
+        raise Refused(
+            "file of another length",
             f"{item.path}: lasts {item.duration_s:.1f} s, but {duration:.1f} s in "
-            f"{data.annotations}; is it another video?"
+            f"{data.annotations}; is it another video?",
         )
     if abs(duration - item.duration_s) > max(1.0, 0.02 * duration):
         warnings["videos whose file is longer or shorter than annotated"] += 1
