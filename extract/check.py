@@ -58,19 +58,16 @@ def main() -> None:
         sys.exit(message(error))
 
 
-def check(config: Experiment, out: Path, timeout_s: float = 60.0) -> int:
+def check(config: Experiment, out: Path) -> int:
     """Print and write all that is found; return the exit code.
-
-    Args:
-        timeout_s: a decoder that shows no progress for so long hangs.
 
     Raises:
         ValueError: the annotations cannot be read at all, or the folder of videos is absent.
     """
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out: {out} is a file; choose a folder")
-    seen = survey(config, timeout_s)
-    findings = list(chain.from_iterable(look(seen) for look in CHECKS))
+    seen = survey(config)
+    findings = judge(seen)
     proposal = suggest(seen)
     out.mkdir(parents=True, exist_ok=True)
     content = document(findings) | {"suggestion": asdict(proposal) if proposal else None}
@@ -78,6 +75,11 @@ def check(config: Experiment, out: Path, timeout_s: float = 60.0) -> int:
     draw(seen, out / "check.png")
     tell(seen, findings, proposal, out)
     return exit_code(findings)
+
+
+def judge(seen: Survey) -> list[Finding]:
+    """Return what all checks find."""
+    return list(chain.from_iterable(look(seen) for look in CHECKS))
 
 
 def draw(seen: Survey, path: Path) -> None:
