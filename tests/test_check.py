@@ -5,7 +5,7 @@ import shutil
 import struct
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,14 @@ import av
 import matplotlib.image
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from configs.load import load
+from evaluate.annotations import Annotations
 from extract import children
-from extract.check import check, judge
+from extract.check import check, judge, main
+from extract.clips import SamplingConfig
 from extract.demo import DemoConfig, write_dataset
 from extract.findings import exit_code
 from extract.header import announced_frames
@@ -24,8 +28,11 @@ from extract.index import video_index
 from tests.encodings import ENCODINGS, write_numbered
 from tests.test_e2e import DEMO, script
 from tests.test_probe import ACTOR, spoil_the_end
+from train.actionformer import HeadConfig
+from train.check_lengths import complete, unseen
 from train.config import Experiment
-from train.survey import survey
+from train.items import Item
+from train.survey import Survey, survey
 
 CLASSES = ("run", "jump", "throw")
 FRAMES, FPS = 500, 25  # of the first video; 25 is what write_numbered writes
@@ -491,6 +498,44 @@ def test_frames_that_an_edit_list_hides_are_not_missing(tmp_path: Path) -> None:
     assert len(index.pts) == announced_frames(path, index) == 150
 
 
+@settings(deadline=None, max_examples=100)
+@given(
+    begins=st.integers(0, 480),
+    length=st.integers(0, 500),
+    stride=st.sampled_from([2, 4, 8]),
+    share=st.sampled_from([0.3, 0.75, 1.0]),
+)
+def test_what_can_be_learned_by_the_formula(
+    begins: int, length: int, stride: int, share: float
+) -> None:
+    """Against every window and every point, one by one (ActionFormer, section 3.3)."""
+    first, last = float(begins), float(min(500, begins + length))
+    size, levels = 32, 3
+    sampling = SamplingConfig(window_size=size, snippet_stride=stride, min_completeness=share)
+    config = replace(load(Experiment, DEMO), sampling=sampling, head=HeadConfig(levels=levels))
+    segments = np.array([[first, last]])
+    item = Item("clip", Path("clip"), 500, 20.0, segments, np.zeros(1, np.int64), ())
+    seen = Survey(config, Annotations({}, (), {}), [], {}, {}, {})
+
+    steps = -(-500 // stride)
+    start, end = first / stride, last / stride
+    fits, learned = False, False
+    for window in range(max(steps - size, 0) + 1):
+        stop = min(window + size, steps)
+        held = max(0.0, min(end, stop) - max(start, window))
+        fits |= end > start and held >= share * (end - start)
+        for level in range(levels):
+            low, high = [(0, 4), (4, 8), (8, 1e4)][level]
+            for point in range(window, window + size, 2**level):
+                farther = max(point - start, end - point)
+                near = abs(point - (start + end) / 2) < 1.5 * 2**level
+                learned |= start < point < end and near and low <= farther <= high
+    if end > start:
+        assert bool(complete(item, seen)[0]) == fits
+    if end - start <= size / 2 and end <= steps:
+        assert bool(unseen(item, seen)[0]) == (not learned)
+
+
 # ------------------------------------------------------------------ what is left
 
 
@@ -577,20 +622,39 @@ def test_exit_codes(data: Data, spoil: Plant, code: int) -> None:
 def test_what_cannot_be_read_at_all_is_one_line(data: Data) -> None:
     options = data.overrides()
     (data.folder / "annotations.json").write_text("{")
-    (data.folder / "file").touch()
-    for arguments, message in {
-        ("--config", DEMO, *options): "annotations.json is not valid JSON",
-        ("--config", DEMO, *options, "--data.videso=x"): "did you mean 'data.videos'",
-        ("--config", DEMO, *options, "--out", data.folder / "file"): "choose a folder",
-        ("--config", data.folder / "none.yaml"): "no config at",
-    }.items():
-        done = script("extract/check.py", *arguments)
-        assert done.returncode == 1 and done.stdout == ""
-        assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
-        assert message in done.stderr
-    assert script("extract/check.py").returncode == 1  # 2 would say that there are only warnings
+    done = script("extract/check.py", "--config", DEMO, *options)
+    assert done.returncode == 1 and done.stdout == ""
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+    assert "annotations.json is not valid JSON" in done.stderr
 
 
-def test_help_tells_the_exit_codes() -> None:
-    done = script("extract/check.py", "--help")
-    assert done.returncode == 0 and "2 warnings only" in done.stdout
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config", "none.yaml"], "no config at none.yaml"),
+        (["--config", DEMO, "--data.videso=x"], "did you mean 'data.videos'"),
+        (["--config", DEMO, "--out", DEMO], "forward.yaml is a file; choose a folder"),
+        (["--config", DEMO, "--data.annotations=no.json"], "data.annotations: there is no file"),
+    ],
+)
+def test_a_wrong_setting_is_one_line(
+    arguments: list[Any], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["check.py", *map(str, arguments)])
+    with pytest.raises(SystemExit, match=f"^error: [^\n]*{message}[^\n]*$"):
+        main()
+
+
+@pytest.mark.parametrize(("arguments", "code"), [([], 1), (["--config"], 1), (["--help"], 0)])
+def test_wrong_usage_is_no_warning(
+    arguments: list[str],
+    code: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """argparse itself would end with 2."""
+    monkeypatch.setattr(sys, "argv", ["check.py", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == code
+    assert ("2 warnings only" in capsys.readouterr().out) == (code == 0)  # --help tells the codes

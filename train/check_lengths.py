@@ -1,5 +1,6 @@
 """What is unwise about windows and feature steps, given the videos and their actions."""
 
+import math
 from collections.abc import Iterator
 from statistics import median
 
@@ -7,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from extract.clips import Window, sliding_windows, truth_inside
+from extract.clips import Window, sliding_windows, strided_window, truth_inside
 from extract.findings import Finding, Kind
 from train.items import Item
 from train.points import assign, pyramid_points
@@ -81,11 +82,13 @@ def lengths(item: Item, survey: Survey) -> NDArray[np.floating]:
 def complete(item: Item, survey: Survey) -> NDArray[np.bool_]:
     """Return which of a video's actions some training window holds completely enough, [G]."""
     sampling = survey.config.sampling
-    # Shorter ones fit wherever they are: no need to lay a window at every step.
     held = lengths(item, survey) <= sampling.window_size
-    if not held.all():
-        for window in _windows(item, survey, overlap=1 - 1 / sampling.window_size):
-            held[truth_inside(window, item.segments, sampling.min_completeness)[1]] = True
+    last = _windows(item, survey)[-1]
+    for place in np.flatnonzero(~held):
+        # No window holds more of a long action than the one that begins with it.
+        begin = min(math.ceil(item.segments[place, 0] / last.step), int(last.start / last.step))
+        window = strided_window(item.frames, begin, sampling.window_size, sampling)
+        held[place] = place in truth_inside(window, item.segments, sampling.min_completeness)[1]
     return held
 
 
@@ -140,5 +143,5 @@ def frame_rates(survey: Survey) -> Iterator[Finding]:
             yield Finding(RATES, text, name, numbers=numbers)
 
 
-def _windows(item: Item, survey: Survey, overlap: float = 0.5) -> list[Window]:
-    return sliding_windows(item.frames, overlap, survey.config.sampling)
+def _windows(item: Item, survey: Survey) -> list[Window]:
+    return sliding_windows(item.frames, 0.5, survey.config.sampling)
