@@ -10,6 +10,7 @@ wrong; also if the config or the annotations cannot be read), 2 warnings only.
 import argparse
 import json
 import sys
+import textwrap
 from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
@@ -116,9 +117,9 @@ def tell(seen: Survey, findings: list[Finding], proposal: Suggestion | None, out
         now = seen.config.sampling
         print(
             f"suggested: sampling.window_size {proposal.window_size} and sampling.snippet_stride "
-            f"{proposal.snippet_stride} (now {now.window_size} and {now.snippet_stride}): "
-            f"{proposal.reason}"
+            f"{proposal.snippet_stride} (now {now.window_size} and {now.snippet_stride}):"
         )
+        print(textwrap.fill(proposal.reason, 96, initial_indent="  ", subsequent_indent="  "))
     told = ", ".join(f"{severity}: {count}" for severity, count in counts(findings).items())
     print(f"{told}; everything is in {out / 'check.json'}, pictures in {out / 'check.png'}")
 
