@@ -13,6 +13,8 @@ import matplotlib.pyplot as plt
 from evaluate.compare import Estimate
 from evaluate.mean_ap import MeanAP
 
+MOST_NAMES = 60  # more would be written over each other
+
 
 def draw_curves(metrics: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Draw losses and validation mAP over steps (lines of metrics.jsonl) into a PNG."""
@@ -93,7 +95,9 @@ def draw_dataset(
         places = [place + number * height for place in range(len(names))]
         left.barh(places, [counts[name] for name in names], height, label=subset)
     left.set(xlabel="actions", title="classes", yticks=range(len(names)), yticklabels=names)
-    left.tick_params(axis="y", labelsize="small" if len(names) < 30 else 3)
+    left.tick_params(axis="y", labelsize=8 if len(names) <= 30 else 4)
+    if len(names) > MOST_NAMES:
+        left.set(yticks=[])
     left.margins(x=0.3)  # room for the legend
     left.invert_yaxis()
     left.legend(loc="lower right", fontsize="small")

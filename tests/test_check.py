@@ -552,6 +552,29 @@ def test_the_file_and_the_picture_are_whole(data: Data) -> None:
     assert {file.name for file in (data.folder / "check").iterdir()} == {"check.json", "check.png"}
 
 
+@pytest.mark.parametrize("known", [True, False])
+def test_places_are_those_of_the_whole_list(data: Data, known: bool) -> None:
+    """Entries that reading drops count, too, whether the file or the JSON says how long it is."""
+    if not known:
+        unmeasured(data)
+    entries = data.first["annotations"]
+    entries.insert(0, {"segment": [5, 5], "label": "run"})
+    entries.insert(2, entries[1])
+    data.add(2, 90)
+    data.add(5, 4)
+    data.add(19, 22)
+    data.add(1, 19)
+    _, found = look(data)
+    assert {entry["kind"]: entry["entry"] for entry in found["findings"]} == {
+        "segments of zero length dropped": 0,
+        "exact duplicates dropped": 2,
+        "outside the video": 8,
+        "reversed segment": 9,
+        "segments kept though outside their video": 10,
+        "action that no training window holds": 11,
+    }
+
+
 def test_windows_are_suggested(data: Data) -> None:
     _, found = look(data)
     # 1.6 s are 40 frames: 40 / 6 rounds to 7 a step. Three times 40 / 7 steps are 17.1, and the

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from evaluate.annotations import Segment
 from extract.clips import Window, sliding_windows, strided_window, truth_inside
 from extract.findings import Finding, Kind
 from train.items import Item
@@ -61,16 +62,17 @@ def actions(survey: Survey) -> Iterator[Finding]:
                     kinds[place] = UNSEEN
                 for place in np.flatnonzero(~complete(item, survey)):
                     kinds[place] = INCOMPLETE
-            for entry, kind in enumerate(kinds):
+            entries = survey.entries(item.name, len(item.truth))
+            for kind, truth, entry, length in zip(kinds, item.truth, entries, steps, strict=True):
                 if kind is not None:
-                    yield _of_action(kind, item, entry, float(steps[entry]))
+                    yield _of_action(kind, item.name, truth, entry, float(length))
 
 
-def _of_action(kind: Kind, item: Item, entry: int, steps: float) -> Finding:
-    label, start_s, end_s = item.truth[entry]
-    text = f"{item.name}: {label} [{start_s:g}, {end_s:g}] s, {steps:.2f} feature steps"
+def _of_action(kind: Kind, video: str, truth: Segment, entry: int, steps: float) -> Finding:
+    label, start_s, end_s = truth
+    text = f"{video}: {label} [{start_s:g}, {end_s:g}] s, {steps:.2f} feature steps"
     numbers = {"start_s": start_s, "end_s": end_s, "steps": steps}
-    return Finding(kind, text, item.name, entry, numbers)
+    return Finding(kind, text, video, entry, numbers)
 
 
 def lengths(item: Item, survey: Survey) -> NDArray[np.floating]:

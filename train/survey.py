@@ -71,6 +71,12 @@ class Survey:
         """Note a problem; see `evaluate.annotations.Notice`."""
         self.notes.append(Note(video, entry, problem))
 
+    def entries(self, name: str, kept: int) -> list[int]:
+        """Return where the `kept` segments of a video stand in its whole list of annotations."""
+        gone = {n.entry for n in self.notes if n.video == name and _drops(n.problem)}
+        every = range(kept + len(gone - {None}))
+        return [entry for entry in every if entry not in gone]
+
     def videos(self, subset: str | None) -> list[Video]:
         """The videos of one subset; unlike `select` without a complaint if there are none."""
         return [video for video in self.used if video.subset == subset]
@@ -79,6 +85,10 @@ class Survey:
         """The videos of a subset whose files can be read and fit their annotations."""
         files = [self.files[v.name] for v in self.videos(subset) if v.name in self.files]
         return [file.item for file in files if file.item is not None]
+
+
+def _drops(problem: str | ValueError) -> bool:
+    return isinstance(problem, ValueError) or problem.endswith("dropped")
 
 
 def subsets(config: Experiment) -> dict[str, str]:
@@ -128,7 +138,12 @@ def _file(video: Video, path: Path, index: VideoIndex | VideoError, found: Surve
     digest, announced = video_digest(path), announced_frames(path, index)
     if video.duration_s is None:
         # Every segment that is far outside is noted, and then left out.
-        video = with_duration(video, item.duration_s, Counter(), found.notice)
+        entries = found.entries(video.name, len(video.segments))
+
+        def notice(name: str, place: int | None, problem: str | ValueError) -> None:
+            found.notice(name, None if place is None else entries[place], problem)
+
+        video = with_duration(video, item.duration_s, Counter(), notice)
     met, with_its_truth = Counter[str](), None
     try:
         classes = found.annotations.classes
