@@ -67,10 +67,10 @@ def check(config: Experiment, out: Path) -> int:
     """
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out: {out} is a file; choose a folder")
+    out.mkdir(parents=True, exist_ok=True)  # before the work, which may take long
     seen = survey(config)
     findings = judge(seen)
     proposal = suggest(seen)
-    out.mkdir(parents=True, exist_ok=True)
     content = document(findings) | {"suggestion": asdict(proposal) if proposal else None}
     write_text(out / "check.json", json.dumps(content, indent=1, ensure_ascii=False) + "\n")
     draw(seen, out / "check.png")

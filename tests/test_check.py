@@ -454,6 +454,12 @@ def test_a_hanging_video_is_told_from_a_damaged_one(data: Data, hanging: None) -
     assert told == {"hangs": "hanging video", "training_1": "unreadable video"}
 
 
+def test_without_a_folder_of_videos_there_is_one_message(data: Data) -> None:
+    data.settings.append(f"--data.videos={data.folder / 'gone'}")
+    with pytest.raises(ValueError, match=r"data\.videos: there is no folder .*gone"):
+        look(data)
+
+
 def test_all_defects_are_found_at_once(data: Data, capsys: pytest.CaptureFixture[str]) -> None:
     """In one pass, through whatever would stop training first."""
     data.path("training_0").unlink()
@@ -661,9 +667,9 @@ def test_what_cannot_be_read_at_all_is_one_line(data: Data) -> None:
     ],
 )
 def test_a_wrong_setting_is_one_line(
-    arguments: list[Any], message: str, monkeypatch: pytest.MonkeyPatch
+    arguments: list[Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["check.py", *map(str, arguments)])
+    monkeypatch.setattr(sys, "argv", ["check.py", f"--out={tmp_path}", *map(str, arguments)])
     with pytest.raises(SystemExit, match=f"^error: [^\n]*{message}[^\n]*$"):
         main()
 
