@@ -651,7 +651,7 @@ def test_exit_codes(data: Data, spoil: Plant, code: int) -> None:
 def test_what_cannot_be_read_at_all_is_one_line(data: Data) -> None:
     options = data.overrides()
     (data.folder / "annotations.json").write_text("{")
-    done = script("extract/check.py", "--config", DEMO, *options)
+    done = script("extract/check.py", "--config", DEMO, *options, "--out", data.folder)
     assert done.returncode == 1 and done.stdout == ""
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
     assert "annotations.json is not valid JSON" in done.stderr
