@@ -3,12 +3,13 @@
 import csv
 import io
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from evaluate.checks import (
+    Refused,
     did_you_mean,
     member,
     positive,
@@ -68,6 +69,17 @@ class _Info(NamedTuple):
     frames: int
 
 
+Notice = Callable[[str, int | None, str | ValueError], None]
+"""Is told of a video, an entry of its list (None: the record as a whole) and what is wrong there:
+the phrase that `Annotations.warnings` counts it by, or the error that refuses it."""
+
+
+def stop(video: str, entry: int | None, problem: str | ValueError) -> None:
+    """The notice of those who need good annotations: the first error ends the reading."""
+    if isinstance(problem, ValueError):
+        raise problem
+
+
 def read_annotations(
     path: Path,
     *,
@@ -75,6 +87,7 @@ def read_annotations(
     info_csv: Sequence[Path] = (),
     ignore_labels: Collection[str] = ("Ambiguous",),
     blocked: Collection[str] = (),
+    notice: Notice = stop,
 ) -> Annotations:
     """Read a dataset's annotations: a file, or a folder with its published files.
 
@@ -92,6 +105,8 @@ def read_annotations(
         duration and frames; what they say themselves has precedence.
     ignore_labels: annotations with these labels are dropped and counted.
     blocked: videos to leave out; names that the dataset does not hold are fine.
+    notice: is told of everything tolerated or malformed; where it returns, the entry or the video
+        is left out and reading goes on.
 
     Dropped and counted: exact duplicates within a video, segments of zero length, ignored labels.
     Raises ValueError, naming file and line, or video and entry, for everything malformed.
@@ -103,11 +118,16 @@ def read_annotations(
     else:
         known = ClassList(_labels(records.values(), ignore_labels), {})
     info = {name: row for table in info_csv for name, row in _read_info(table).items()}
-    videos = {
-        name: _video(name, record, info.get(name), known, ignore_labels, dataset.warnings)
-        for name, record in records.items()
-        if name not in blocked
-    }
+    videos = {}
+    for name, record in records.items():
+        if name in blocked:
+            continue
+        try:
+            videos[name] = _video(
+                name, record, info.get(name), known, ignore_labels, dataset.warnings, notice
+            )
+        except ValueError as error:
+            notice(name, None, error)
     return Annotations(videos, known.names, dict(dataset.warnings))
 
 
@@ -123,18 +143,24 @@ def select(annotations: Annotations, subset: str) -> list[Video]:
     return videos
 
 
-def with_duration(video: Video, duration_s: float, warnings: Counter[str]) -> Video:
+def with_duration(
+    video: Video, duration_s: float, warnings: Counter[str], notice: Notice = stop
+) -> Video:
     """Complete a video whose duration the annotations do not know, and check its segments.
 
     Raises ValueError for a segment far outside the video; adds to `warnings` what is tolerated.
+    `notice` as for `read_annotations`; entries are counted among those that were kept.
     """
-    segments = tuple(
-        _beyond(segment, duration_s, warnings, f"video {video.name!r}, entry {index}")
-        if segment.end_s > duration_s
-        else segment
-        for index, segment in enumerate(video.segments)
-    )
-    return replace(video, duration_s=duration_s, segments=segments)
+    segments = []
+    for index, segment in enumerate(video.segments):
+        met = Counter[str]()
+        try:
+            where = f"video {video.name!r}, entry {index}"
+            segments.append(_within(segment, duration_s, met, where))
+        except ValueError as error:
+            notice(video.name, index, error)
+        _tell(notice, video.name, index, met, warnings)
+    return replace(video, duration_s=duration_s, segments=tuple(segments))
 
 
 def _video(
@@ -144,33 +170,23 @@ def _video(
     classes: ClassList,
     ignore_labels: Collection[str],
     warnings: Counter[str],
+    notice: Notice,
 ) -> Video:
     subset = member(record.content, "subset", record.where, kind=str)
     duration_s, frames, fps = _measures(record.content, info, record.where)
-    known, segments = set(classes.names), dict[Segment, None]()
-    for place, entry in _entries(record):
-        label = member(entry, "label", place, kind=str)
-        if label in ignore_labels:
-            warnings[f"{label!r} annotations dropped"] += 1
+    known, segments = dict.fromkeys(classes.names), dict[Segment, None]()
+    for index, (place, entry) in enumerate(_entries(record)):
+        met = Counter[str]()
+        try:
+            segment = _segment(entry, place, duration_s, known, classes.codes, ignore_labels, met)
+        except ValueError as error:
+            notice(name, index, error)
             continue
-        label = label if label in known else classes.codes.get(label, label)
-        if label not in known:
-            raise ValueError(
-                f"{place}: label {label!r} is not in the class list"
-                f"{did_you_mean(label, classes.names)} Correct the label or the list."
-            )
-        start_s, end_s = times(entry, place)
-        if start_s < 0:
-            raise ValueError(f"{place}: the segment starts at {start_s} s, before the video does.")
-        if start_s == end_s:
-            warnings["segments of zero length dropped"] += 1
-            continue
-        segment = Segment(label, start_s, end_s)
-        if duration_s is not None and end_s > duration_s:
-            segment = _beyond(segment, duration_s, warnings, place)
         if segment in segments:
-            warnings["exact duplicates dropped"] += 1
-        segments[segment] = None
+            met["exact duplicates dropped"] += 1
+        if segment is not None:
+            segments[segment] = None
+        _tell(notice, name, index, met, warnings)
     return Video(name, subset, duration_s, frames, fps, tuple(segments))
 
 
@@ -184,6 +200,51 @@ def _entries(record: Record) -> Iterable[tuple[str, Any]]:
     return zip(places, entries, strict=True)
 
 
+def _segment(
+    entry: Any,
+    place: str,
+    duration_s: float | None,
+    known: Collection[str],
+    codes: Mapping[str, str],
+    ignore_labels: Collection[str],
+    warnings: Counter[str],
+) -> Segment | None:
+    """What an entry says; None for those that are dropped."""
+    label = member(entry, "label", place, kind=str)
+    if label in ignore_labels:
+        warnings[f"{label!r} annotations dropped"] += 1
+        return None
+    label = label if label in known else codes.get(label, label)
+    if label not in known:
+        raise Refused(
+            "unknown label",
+            f"{place}: label {label!r} is not in the class list"
+            f"{did_you_mean(label, known)} Correct the label or the list.",
+        )
+    start_s, end_s = times(entry, place)
+    if start_s < 0:
+        text = f"{place}: the segment starts at {start_s} s, before the video does."
+        raise Refused("outside the video", text)
+    if start_s == end_s:
+        warnings["segments of zero length dropped"] += 1
+        return None
+    segment = Segment(label, start_s, end_s)
+    return segment if duration_s is None else _within(segment, duration_s, warnings, place)
+
+
+def _tell(
+    notice: Notice, video: str, entry: int, met: Counter[str], warnings: Counter[str]
+) -> None:
+    for what in met:
+        notice(video, entry, what)
+    warnings += met
+
+
+def _within(segment: Segment, duration_s: float, warnings: Counter[str], where: str) -> Segment:
+    beyond = segment.end_s > duration_s
+    return _beyond(segment, duration_s, warnings, where) if beyond else segment
+
+
 def _beyond(segment: Segment, duration_s: float, warnings: Counter[str], where: str) -> Segment:
     """What becomes of a segment that ends behind the video's end.
 
@@ -194,9 +255,11 @@ def _beyond(segment: Segment, duration_s: float, warnings: Counter[str], where: 
     the duration; behind twice the duration the times are in another unit (frames, milliseconds).
     """
     if segment.end_s > 2 * duration_s and segment.end_s > duration_s + 1:
-        raise ValueError(
+        raise Refused(
+            "outside the video",
             f"{where}: the segment [{segment.start_s}, {segment.end_s}] s is far outside the video "
-            f"of {duration_s:.3f} s. Are the times in seconds? Correct it, or block the video."
+            f"of {duration_s:.3f} s. Are the times in seconds? Correct it, or block the video.",
+            segment.end_s,
         )
     if segment.start_s < duration_s and segment.end_s - duration_s <= max(1, 0.02 * duration_s):
         warnings["segments clipped to the end of their video"] += 1

@@ -13,6 +13,14 @@ _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 60
 
 
+class Refused(ValueError):
+    """An entry that cannot be used; `kind` says why in a few words, `end_s` where it ends."""
+
+    def __init__(self, kind: str, text: str, end_s: float | None = None) -> None:
+        super().__init__(text)
+        self.kind, self.end_s = kind, end_s
+
+
 def shown(value: Any) -> str:
     """Return a value as messages show it: short, however long or deep it is."""
     return _SHORT.repr(value)
@@ -36,7 +44,8 @@ def times(entry: Any, where: str) -> tuple[float, float]:
         raise ValueError(f"{where}: 'segment' must be [start, end] in seconds, not {shown(pair)}.")
     start_s, end_s = (number(value, "segment", where) for value in pair)
     if end_s < start_s:
-        raise ValueError(f"{where}: the segment ends at {end_s} s, before its start {start_s} s.")
+        text = f"{where}: the segment ends at {end_s} s, before its start {start_s} s."
+        raise Refused("reversed segment", text)
     return start_s, end_s
 
 

@@ -1,5 +1,6 @@
 """Pictures and tables of what a run did."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ import matplotlib.pyplot as plt
 
 from evaluate.compare import Estimate
 from evaluate.mean_ap import MeanAP
+
+MOST_NAMES = 60  # more would be written over each other
 
 
 def draw_curves(metrics: Sequence[Mapping[str, Any]], path: Path) -> None:
@@ -65,6 +68,58 @@ def draw_rows(
     right.axhline(0, color="grey", linewidth=1)
     right.set(xlabel="tIoU", ylabel="mAP", title=f"difference to {reference}" if reference else "")
     right.legend(fontsize="small")
+    _save(figure, path)
+
+
+def draw_dataset(
+    examples: Mapping[str, Mapping[str, int]],
+    lengths: Sequence[float],
+    ranges: Sequence[tuple[float, float]],
+    window: int,
+    videos: Sequence[tuple[float, float]],
+    path: Path,
+) -> None:
+    """Draw what a dataset holds into a PNG: classes, lengths of actions, videos.
+
+    Args:
+        examples: number of actions by subset and class.
+        lengths: of actions, in feature steps; `window`: of a window.
+        ranges: distances to the farther boundary that each level of the pyramid learns, in feature
+            steps; the point in an action's middle has half its length to go.
+        videos: (duration in seconds, frames per second) of each.
+    """
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(16, 4.5), layout="constrained")
+    names = list(next(iter(examples.values()), ()))
+    height = 0.8 / max(1, len(examples))
+    for number, (subset, counts) in enumerate(examples.items()):
+        places = [place + number * height for place in range(len(names))]
+        left.barh(places, [counts[name] for name in names], height, label=subset)
+    left.set(xlabel="actions", title="classes", yticks=range(len(names)), yticklabels=names)
+    left.tick_params(axis="y", labelsize=8 if len(names) <= 30 else 4)
+    if len(names) > MOST_NAMES:
+        left.set(yticks=[])
+    left.margins(x=0.3)  # room for the legend
+    left.invert_yaxis()
+    left.legend(loc="lower right", fontsize="small")
+    longest = max([window, *lengths])
+    edges = [0.25 * 2 ** (0.25 * step) for step in range(4 * math.ceil(math.log2(8 * longest)))]
+    # Those below the first edge belong to it: nothing is left out of the picture.
+    middle.hist([max(edges[0], length) for length in lengths], edges, color="C0", zorder=2)
+    for level, (low, high) in enumerate(ranges):
+        begin, end = max(2 * low, edges[0]), min(2 * high, edges[-1])
+        if begin < end:
+            middle.axvspan(begin, end, alpha=0.2 if level % 2 else 0.06, color="C1")
+            middle.annotate(
+                f" {level}", (begin, 0.99), xycoords=("data", "axes fraction"), va="top"
+            )
+    middle.axvline(window, color="C3", linestyle="--", label=f"window, {window}")
+    middle.set(xlabel="feature steps (shaded: levels of the pyramid)", ylabel="actions")
+    middle.set(xscale="log", title="lengths of training actions", xlim=(edges[0], edges[-1]))
+    middle.legend()
+    rates = [fps for _, fps in videos]
+    right.scatter([duration for duration, _ in videos], rates, s=12, alpha=0.5)
+    right.set(xlabel="duration in s", ylabel="frames per second", title="videos")
+    right.set_ylim(0, 1.1 * max([1.0, *rates]))
     _save(figure, path)
 
 

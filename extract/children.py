@@ -15,6 +15,7 @@ from tempfile import TemporaryFile
 from extract.index import VideoError, VideoIndex
 
 COMMAND = [sys.executable, str(Path(__file__).with_name("look.py"))]
+HANGS = "its decoder hangs"
 START_S = 300.0  # importing torch from a busy network disk
 
 
@@ -87,7 +88,7 @@ class _Child:
                 answer = pickle.load(self.stream)
             return answer
         except TimeoutError:
-            cause = f"its decoder hangs (no answer within {timeout_s:g} s)"
+            cause = f"{HANGS} (no answer within {timeout_s:g} s)"
         except (EOFError, OSError, pickle.UnpicklingError):
             cause = f"its decoder crashed ({self._ended()})"
         self.end()

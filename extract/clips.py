@@ -125,7 +125,17 @@ def sliding_windows(frame_count: int, overlap: float, config: SamplingConfig) ->
     hop = max(1, int(config.window_size * (1 - overlap)))
     last = max(0, steps - config.window_size)
     starts = [*range(0, last, hop), last]
-    return [_strided(frame_count, start, config.window_size, config) for start in starts]
+    return [strided_window(frame_count, start, config.window_size, config) for start in starts]
+
+
+def strided_window(frame_count: int, start: int, length: int, config: SamplingConfig) -> Window:
+    """Take `length` feature steps from step `start`, or what the video has of them."""
+    first = start * config.snippet_stride
+    stop = min(frame_count, first + length * config.snippet_stride)
+    frames = np.arange(first, stop, config.frame_stride)
+    step = float(config.snippet_stride)
+    mirror = reflection(float(frames[0]), float(frames[-1]), step)
+    return Window(frames, float(first), step, config.window_size, config.samples, mirror)
 
 
 def whole_video(frame_count: int, config: SamplingConfig) -> Window:
@@ -163,7 +173,7 @@ def random_window(
         places = -(-(steps - length) // grid)  # the last one must let the video's end be seen
     for _ in range(TRIES):
         start = grid * int(rng.integers(0, places + 1))
-        window = _strided(frame_count, start, length, config)
+        window = strided_window(frame_count, start, length, config)
         if len(truth_inside(window, segments, config.min_completeness)[0]):
             break
     return window
@@ -198,13 +208,3 @@ def seconds_to_frames(
 def _steps(frame_count: int, config: SamplingConfig) -> int:
     samples = -(-frame_count // config.frame_stride)
     return -(-samples // config.scale_factor)
-
-
-def _strided(frame_count: int, start: int, length: int, config: SamplingConfig) -> Window:
-    """Take `length` feature steps from step `start`, or what the video has of them."""
-    first = start * config.snippet_stride
-    stop = min(frame_count, first + length * config.snippet_stride)
-    frames = np.arange(first, stop, config.frame_stride)
-    step = float(config.snippet_stride)
-    mirror = reflection(float(frames[0]), float(frames[-1]), step)
-    return Window(frames, float(first), step, config.window_size, config.samples, mirror)

@@ -143,6 +143,46 @@ def test_blocking_a_video_moves_no_class_index(tmp_path: Path) -> None:
     assert annotations.classes == ("climb", "run")
 
 
+def test_all_problems_are_told_to_who_asks(tmp_path: Path) -> None:
+    """And what is good is read as if the rest were not there."""
+    names = tmp_path / "classes.txt"
+    names.write_text("run\nwalk\n")
+    again, outside = entry(1, 2), entry(9, 12)
+    good = video(again, entry(3, 4, "walk"), outside, duration=10)
+    bad = video(
+        *(again, entry(5, 4), again, entry(3, 4, "wlak"), {"label": "run"}, entry(6, 6)),
+        *(entry(3, 4, "walk"), entry(1, 90), outside, entry(1, 2, "Ambiguous"), entry(-1, 2)),
+        duration=10,
+    )
+    database = {"a": bad, "b": {"annotations": []}, "c": good, "d": 3}
+    told: list[tuple[str, int | None, str | None]] = []
+
+    def notice(name: str, place: int | None, problem: str | ValueError) -> None:
+        kind = getattr(problem, "kind", None) if isinstance(problem, ValueError) else problem
+        told.append((name, place, kind))
+
+    path = write(tmp_path, database)
+    found = read_annotations(path, classes=names, notice=notice)
+    assert told == [
+        ("a", 1, "reversed segment"),
+        ("a", 2, "exact duplicates dropped"),
+        ("a", 3, "unknown label"),
+        ("a", 4, None),
+        ("a", 5, "segments of zero length dropped"),
+        ("a", 7, "outside the video"),
+        ("a", 8, "segments kept though outside their video"),
+        ("a", 9, "'Ambiguous' annotations dropped"),
+        ("a", 10, "outside the video"),
+        ("b", None, None),
+        ("c", 2, "segments kept though outside their video"),
+        ("d", None, None),
+    ]
+    clean = read_annotations(write(tmp_path, {"a": good, "c": good}, "clean.json"), classes=names)
+    assert found.videos == clean.videos
+    with pytest.raises(ValueError, match="'a', entry 1: the segment ends at 4"):
+        read_annotations(path, classes=names)
+
+
 def test_select_matches_exactly_and_names_the_nearest(tmp_path: Path) -> None:
     path = write(tmp_path, {"a": video(RUN), "b": {**video(RUN), "subset": "validation"}})
     annotations = read_annotations(path)

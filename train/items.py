@@ -15,12 +15,15 @@ from cache.store import Store
 from configs.text import first_of
 from evaluate.annotations import (
     Annotations,
+    Notice,
     Segment,
     Video,
     read_annotations,
     select,
+    stop,
     with_duration,
 )
+from evaluate.checks import Refused
 from extract.clips import seconds_to_frames
 from extract.digest import video_digest
 from extract.imported import imported_name
@@ -94,10 +97,10 @@ def item_of(path: str | Path) -> Item:
         VideoError: it cannot be read or does not decode.
     """
     (found,) = probe([path], progress=False)
-    return _item(Path(path), found)
+    return as_item(Path(path), found)
 
 
-def _item(path: Path, found: VideoIndex | VideoError) -> Item:
+def as_item(path: Path, found: VideoIndex | VideoError) -> Item:
     if isinstance(found, VideoError):
         raise found
     frames = len(found.pts)
@@ -109,8 +112,11 @@ def _item(path: Path, found: VideoIndex | VideoError) -> Item:
     )
 
 
-def load_annotations(data: DataConfig) -> Annotations:
+def load_annotations(data: DataConfig, notice: Notice = stop) -> Annotations:
     """Read the experiment's annotations, class list and video tables.
+
+    Args:
+        notice: as for `read_annotations`; by default the first malformed entry raises.
 
     Raises:
         ValueError: a file is missing or malformed.
@@ -128,6 +134,7 @@ def load_annotations(data: DataConfig) -> Annotations:
         classes=Path(data.classes) if data.classes else None,
         info_csv=[Path(path) for path in data.info_csv],
         blocked=data.blocked,
+        notice=notice,
     )
     if not annotations.classes:
         raise ValueError(f"data.annotations: {data.annotations} has no action in it")
@@ -140,14 +147,19 @@ def video_files(folder: Path, setting: str) -> dict[str, Path]:
     Raises:
         ValueError: two of them would get the same name; `setting` is what named the folder.
     """
-    files: dict[str, Path] = {}
+    files = files_by_name(folder)
+    for paths in files.values():
+        if len(paths) > 1:
+            raise ValueError(f"{setting}: {paths[0]} and {paths[1]} share a name; remove one")
+    return {name: path for name, (path,) in files.items()}
+
+
+def files_by_name(folder: Path) -> dict[str, list[Path]]:
+    """Return all video files of a folder by name without extension, in order."""
+    files: dict[str, list[Path]] = {}
     for path in sorted(folder.iterdir()):
         if path.suffix.lower() in VIDEO_SUFFIXES:
-            if path.stem in files:
-                raise ValueError(
-                    f"{setting}: {files[path.stem]} and {path} share a name; remove one"
-                )
-            files[path.stem] = path
+            files.setdefault(path.stem, []).append(path)
     return files
 
 
@@ -219,7 +231,7 @@ def _features_of(
                     "with extract/features.py"
                 )
             item = replace(_kept_item(info, Path(store.url)), name=video.name)
-            items.append(_with_truth(item, video, data, annotations.classes, warnings))
+            items.append(with_truth(item, video, data, annotations.classes, warnings))
         except ValueError as error:
             problems[video.name] = str(error)
     annotations.warnings.update(Counter(annotations.warnings) + warnings)
@@ -257,7 +269,7 @@ def _match(
                     )
                 away += 1
                 item = _kept_item(kept[video.name], folder)
-                items.append(_with_truth(item, video, data, annotations.classes, warnings))
+                items.append(with_truth(item, video, data, annotations.classes, warnings))
                 continue
             if video.name not in files:
                 twin = Path(video.name).stem in files
@@ -269,9 +281,9 @@ def _match(
                     )
                 raise ValueError(f"{video.name}: no such file in {folder}{hint}")
             path = files[video.name]
-            item = _item(path, looked_at[path])
+            item = as_item(path, looked_at[path])
             item = identified(item) if store else item
-            items.append(_with_truth(item, video, data, annotations.classes, warnings))
+            items.append(with_truth(item, video, data, annotations.classes, warnings))
         except ValueError as error:
             problems[video.name] = str(error)
     if accelerator is not None:
@@ -303,7 +315,7 @@ def _kept_item(info: VideoInfo, folder: Path) -> Item:
     return Item(info.name, path, info.frames, duration_s, *nothing, (), info.times_s, info)
 
 
-def _with_truth(
+def with_truth(
     item: Item,
     video: Video,
     data: DataConfig,
@@ -319,9 +331,10 @@ def _with_truth(
             raise ValueError(f"{data.annotations}: {error}") from error
     duration = video.duration_s or item.duration_s
     if not 0.5 < duration / item.duration_s < 2:
-        raise ValueError(
+        raise Refused(
+            "file of another length",
             f"{item.path}: lasts {item.duration_s:.1f} s, but {duration:.1f} s in "
-            f"{data.annotations}; is it another video?"
+            f"{data.annotations}; is it another video?",
         )
     if abs(duration - item.duration_s) > max(1.0, 0.02 * duration):
         warnings["videos whose file is longer or shorter than annotated"] += 1
