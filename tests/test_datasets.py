@@ -495,10 +495,8 @@ def read_or_refuse(path: Path, classes: Path | None = None) -> None:
     try:
         assert isinstance(read_annotations(path, classes=classes), Annotations)
     except ValueError as error:
-        assert type(error) in (
-            ValueError,
-            Refused,
-        )  # of ours, with a message, not one of json or codecs
+        # Of ours, with a message, not one of json or codecs.
+        assert type(error) in (ValueError, Refused)
         assert path.name in str(error)
 
 
