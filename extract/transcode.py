@@ -28,7 +28,8 @@ from tqdm import tqdm
 
 from configs.files import write_text
 from evaluate.annotations import read_annotations
-from extract.backwards import SUFFIX, is_finished, write_reversed
+from extract.backwards import is_finished, write_reversed
+from extract.encode import SUFFIX
 from extract.index import VideoError
 from extract.probe import probe
 from extract.reversal import reverse_seconds
