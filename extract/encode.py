@@ -60,10 +60,12 @@ def timeline(index: VideoIndex, backwards: bool) -> Timeline:
     if not times[-1]:  # they all claim the same time
         times = np.arange(len(times))
     elif np.any(np.diff(times) == 0):
-        # Some files whose frames had to be counted; an mp4 file needs times that rise.
+        # Some files whose frames had to be counted; an mp4 file needs times that rise, in a unit
+        # that FFmpeg can hold.
+        finer = max(1, min(1000, (2**31 - 1) // unit.denominator))
         order = np.arange(len(times))
-        times = np.maximum.accumulate(1000 * times - order) + order
-        unit /= 1000
+        times = np.maximum.accumulate(finer * times - order) + order
+        unit /= finer
     return Timeline(times, unit, index.fps)
 
 

@@ -94,7 +94,8 @@ def _measured(pairs: Sequence[tuple[Path, Path]], size: int) -> list[tuple[int, 
             for path, taken in zip(pair, seconds, strict=True):
                 frames, passed = _decode(path, size)
                 taken.append(passed)
-        measured.append((frames, *map(statistics.median, seconds)))
+        before, after = map(statistics.median, seconds)
+        measured.append((frames, before, after))
     return measured
 
 
