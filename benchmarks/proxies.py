@@ -7,7 +7,8 @@ detail and noise that move all the time; H.264 with B-frames and a keyframe ever
 the web are. A model's input (every fourth frame) is read in one thread, by `extract/stream.py` with
 the project's evaluation transform, as one window in the middle of a file (what a training sample
 costs, the file's opening with it) and as the whole file. Originals and proxies take turns; numbers
-are medians of input frames per second (`made/s`: frames of the file). Ends with code 1 if the median gain of windows is below --aim.
+are medians of input frames per second (`made/s`: frames of the file). Ends with code 1 if the
+median gain of windows is below --aim.
 """
 
 import argparse
@@ -45,9 +46,8 @@ def main() -> None:
     parser.add_argument("--aim", type=float, default=3.0, help="how many times faster")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    names = "file frames bytes proxy saved made/s window gain whole gain".split()
-    print(f"| {' | '.join(names)} |")
-    print("|---" * len(names) + "|")
+    print("| file | frames | bytes | proxy | saved | made/s | window | gain | whole | gain |")
+    print("|---" * 10 + "|")
     with tempfile.TemporaryDirectory() as folder:
         files = args.files or generated(Path(folder), args.seconds, args.frames)
         gains = [race(file, Path(folder) / "proxy.mp4", args) for file in files]
