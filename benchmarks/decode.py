@@ -68,19 +68,19 @@ def main() -> None:
                 print(race(file, overlap, args))
 
 
-def synthetic(path: Path, count: int) -> Path:
+def synthetic(path: Path, count: int, height: int = 256, width: int = 340) -> Path:
     """Write a moving picture with fine detail and some noise, encoded as THUMOS-14's are."""
-    height, width = 256, 340
     rng = np.random.default_rng(0)
-    scene = rng.integers(0, 256, (height // 8 + 16, width // 8 + 16, 3), dtype=np.uint8)
-    scene = scene.repeat(8, 0).repeat(8, 1)
+    unit = height // 32  # pixels of the finest detail
+    shape = height // unit + 16, width // unit + 16, 3
+    scene = rng.integers(0, 256, shape, dtype=np.uint8).repeat(unit, 0).repeat(unit, 1)
     noise = rng.integers(0, 12, (8, height, width, 3), dtype=np.uint8)
     with av.open(str(path), "w") as container:
         stream: Any = container.add_stream("libx264", rate=30)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         stream.options = {"g": "250", "bf": "3", "preset": "veryfast"}
         for number in range(count):
-            x, y = (int(60 + 60 * turn(number / 40)) for turn in (np.cos, np.sin))
+            x, y = (int(7.5 * unit * (1 + turn(number / 40))) for turn in (np.cos, np.sin))
             picture = scene[y : y + height, x : x + width] // 2 + noise[number % 8]
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         container.mux(stream.encode())

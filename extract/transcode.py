@@ -1,65 +1,65 @@
-"""Write reversed video files and their annotations, for programs that read videos one way only.
+"""Write video files anew: small proxies, reversed files, or reversed proxies; and annotations.
 
+    python extract/transcode.py --short_side 160 --videos data/demo/videos --out data/proxies \
+        --annotations data/demo/annotations.json
     python extract/transcode.py --reverse --videos data/demo/videos --out data/demo/reversed \
         --annotations data/demo/annotations.json
 
-Palindrome itself needs none of it: it reads the same files in both directions. OUT gets one
-lossless .mp4 file per video (--crf N: smaller, and no longer exact), without sound, and the
-annotation file under its own name. An interrupted run just goes on.
+OUT gets one .mp4 file per video, without sound, and the annotation file under its own name. Proxies
+(--short_side) have every frame of their source at its time, smaller, with a keyframe every --gop
+frames; point data.videos at OUT to train on them. OUT/proxies.json says what they save. They are
+made anew when their source or the settings have changed. Reversed files (--reverse alone) are
+lossless (--crf N: smaller, and no longer exact); they are for programs that read videos one way
+only: Palindrome itself reads the same files in both directions. An interrupted run just goes on.
 """
 
 import argparse
 import json
-import multiprocessing
 import os
 import sys
-import threading
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-import av
 import numpy as np
-from tqdm import tqdm
 
 from configs.files import write_text
 from evaluate.annotations import read_annotations
 from evaluate.checks import member, read_json
-from extract.backwards import SUFFIX, is_finished, write_reversed
+from extract.backwards import is_finished, write_reversed
+from extract.encode import SUFFIX
 from extract.index import VideoError
 from extract.probe import probe
+from extract.proxy import ProxyConfig, is_current, write_proxy
 from extract.reversal import reverse_seconds
+from extract.savings import Savings, savings
+from extract.workers import Job, make_all
 from train.errors import EXPECTED, message
 
 if TYPE_CHECKING:  # imported where it is used: each process would spend seconds on accelerate
     from train.items import Item
 
 TINY = 1e-6  # frames
-
-
-class Job(NamedTuple):
-    """One file to write; `crf` and `threads` as in `write_reversed`."""
-
-    source: Path
-    target: Path
-    crf: int | None
-    threads: int
+REPORT = "proxies.json"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_argument("--reverse", action="store_true", required=True, help="what to do")
+    parser.add_argument("--short_side", type=int, help="write proxies: pixels, even, 112 to 182")
+    parser.add_argument("--gop", type=int, help="a proxy's frames from keyframe to keyframe (8)")
+    parser.add_argument("--reverse", action="store_true", help="turn the videos round")
     parser.add_argument("--videos", type=Path, required=True, help="folder of video files")
     parser.add_argument("--out", type=Path, required=True, help="folder to write to")
     parser.add_argument("--annotations", type=Path, help="their annotation file")
     parser.add_argument(
         "--info_csv", type=Path, nargs="+", default=[], help="tables with video, fps and count"
     )
-    parser.add_argument("--crf", type=int, help="x264's quality, 1 to 51; default: lossless")
+    parser.add_argument(
+        "--crf", type=int, help="x264's quality, 1 to 51; default: 20, reversed files lossless"
+    )
     parser.add_argument(
         "--processes", type=int, default=len(os.sched_getaffinity(0)), help="files at once"
     )
@@ -73,27 +73,19 @@ def main() -> None:
         sys.exit(130)
     if problems:
         causes = "\n  ".join(problems)
-        sys.exit(f"error: {len(problems)} videos could not be reversed:\n  {causes}")
+        what = "reversed" if args.reverse else "made small"
+        sys.exit(f"error: {len(problems)} videos could not be {what}:\n  {causes}")
 
 
 def run(args: argparse.Namespace) -> list[str]:
-    """Write everything; return what is wrong with the videos that could not be reversed."""
-    if args.crf is not None and not 1 <= args.crf <= 51:
-        raise ValueError(f"--crf: {args.crf} is not 1 (best) to 51 (worst); leave out for lossless")
-    if args.processes < 1:
-        raise ValueError(f"--processes: {args.processes} is not at least 1")
+    """Write everything; return what is wrong with the videos that could not be written anew."""
+    config = _checked(args)
     sources = _sources(args.videos)
-    if args.out.resolve() == args.videos.resolve():
-        raise ValueError("--out: choose another folder than --videos, whose files are not replaced")
     annotations = args.annotations
-    if annotations and (args.out / annotations.name).resolve() == annotations.resolve():
-        raise ValueError(f"--out: {annotations} lies there and would be replaced; choose another")
-    for table in args.info_csv:
-        if not table.is_file():
-            raise ValueError(f"--info_csv: there is no file {table}")
     if annotations:  # what is wrong with it is said before the long work
         read_annotations(annotations, info_csv=args.info_csv, ignore_labels=())
-        _database(annotations)
+        if args.reverse:
+            _database(annotations)
     args.out.mkdir(parents=True, exist_ok=True)
 
     frames: dict[str, int] = {}
@@ -104,32 +96,70 @@ def run(args: argparse.Namespace) -> list[str]:
             problems[path.stem] = str(found)
         else:
             frames[path.stem] = len(found.pts)
-    jobs = []
+    targets = {name: args.out / (name + SUFFIX) for name in frames}
     threads = max(1, len(os.sched_getaffinity(0)) // min(args.processes, max(1, len(frames))))
-    for name in frames:
-        job = Job(sources[name], args.out / (name + SUFFIX), args.crf, threads)
+    jobs = []
+    for name, target in targets.items():
+        source = sources[name]
         try:
-            if not is_finished(*job[:3]):
-                jobs.append(job)
+            if config is not None:
+                finished = is_current(source, target, config)
+                make: Callable[..., object] = partial(write_proxy, source, target, config)
+            else:
+                finished = is_finished(source, target, args.crf)
+                make = partial(write_reversed, source, target, args.crf, threads)
+            if not finished:
+                jobs.append(Job(source, frames[name], make))
         except (ValueError, OSError) as error:
             problems[name] = str(error)
-    as_rgb = _write_all(jobs, frames, args.processes, problems)
+    what = "reversed videos" if config is None else "proxies"
+    answers = make_all(jobs, args.processes, f"writing {what}")
+    for job, answer in zip(jobs, answers, strict=True):
+        if isinstance(answer, VideoError):
+            problems[job.source.stem] = str(answer)
     done = [sources[name] for name in sources if name not in problems]
-    print(f"{args.out}: {len(done)} reversed videos, {len(jobs)} of them to make")
+    print(f"{args.out}: {len(done)} {what}, {len(jobs)} of them to make")
+    as_rgb = sum(answer is True for answer in answers)
     if as_rgb and args.crf is None:
         print(f"{as_rgb} of them hold RGB: only so VideoReader gives exactly the source's pixels")
     if annotations:
-        from train.items import item_of
-
-        content, warnings = reversed_annotations(
-            annotations, {path.stem: item_of(path) for path in done}, args.info_csv
-        )
-        write_text(
-            args.out / annotations.name, json.dumps(content, indent=1, ensure_ascii=False) + "\n"
-        )
-        for what, count in warnings.items():
-            print(f"warning: {count} {what}")
+        _write_annotations(args, done)
+    if config is not None:
+        _report(args.out, config, [(path, targets[path.stem]) for path in done], problems)
     return list(problems.values())
+
+
+def _checked(args: argparse.Namespace) -> ProxyConfig | None:
+    """Return what proxies are to be like, None for reversed files; ValueError: wrong arguments."""
+    config = None
+    if args.short_side is not None:
+        given = {name: getattr(args, name) for name in ("gop", "crf")}
+        given = {name: value for name, value in given.items() if value is not None}
+        config = ProxyConfig(args.short_side, reverse=args.reverse, **given)
+    elif not args.reverse:
+        raise ValueError("say what to write: --short_side N for proxies, --reverse, or both")
+    elif args.gop is not None:
+        raise ValueError("--gop: is for proxies; give --short_side, too")
+    elif args.crf is not None and not 1 <= args.crf <= 51:
+        raise ValueError(f"--crf: {args.crf} is not 1 (best) to 51 (worst); leave out for lossless")
+    if args.processes < 1:
+        raise ValueError(f"--processes: {args.processes} is not at least 1")
+    if args.out.resolve() == args.videos.resolve():
+        raise ValueError("--out: choose another folder than --videos, whose files are not replaced")
+    annotations = args.annotations
+    if annotations and (args.out / annotations.name).resolve() == annotations.resolve():
+        raise ValueError(f"--out: {annotations} lies there and would be replaced; choose another")
+    if annotations and annotations.is_dir():
+        raise ValueError(
+            f"--annotations: {annotations} is a folder; leave it out: proxies keep their videos' "
+            "names and times, and only a JSON file can be reversed"
+        )
+    if config is not None and annotations and annotations.name == REPORT:
+        raise ValueError(f"--annotations: {REPORT} is the report's name; rename {annotations}")
+    for table in args.info_csv:
+        if not table.is_file():
+            raise ValueError(f"--info_csv: there is no file {table}")
+    return config
 
 
 def _sources(folder: Path) -> dict[str, Path]:
@@ -142,6 +172,31 @@ def _sources(folder: Path) -> dict[str, Path]:
     if not files:
         raise ValueError(f"--videos: {folder} holds no video ({', '.join(VIDEO_SUFFIXES)})")
     return files
+
+
+def _report(
+    out: Path, config: ProxyConfig, pairs: list[tuple[Path, Path]], problems: Mapping[str, str]
+) -> None:
+    """Print what the proxies save, and write it down."""
+    found = savings(pairs, config.short_side) if pairs else Savings(0, 0, 0)
+    content = {"settings": asdict(config), **found.to_json(), "problems": dict(problems)}
+    write_text(out / REPORT, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    print(found.table())
+
+
+def _write_annotations(args: argparse.Namespace, done: Sequence[Path]) -> None:
+    """Write the annotation file for the videos that were written: mirrored, or as it is."""
+    from train.items import item_of
+
+    text = args.annotations.read_text(encoding="utf-8-sig")
+    if args.reverse:
+        content, warnings = reversed_annotations(
+            args.annotations, {path.stem: item_of(path) for path in done}, args.info_csv
+        )
+        text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+        for what, count in warnings.items():
+            print(f"warning: {count} {what}")
+    write_text(args.out / args.annotations.name, text)
 
 
 def reversed_annotations(
@@ -218,74 +273,6 @@ def mirrored(
         shown = item.frames - 1 - item.to_frames(np.array([end_s, start_s]))
         pair = np.clip(pair, (shown + TINY) / fps, (shown + 1 - TINY) / fps)
     return [float(time_s) for time_s in np.maximum(pair, 0.0)]
-
-
-def _write_all(
-    jobs: Sequence[Job], frames: Mapping[str, int], processes: int, problems: dict[str, str]
-) -> int:
-    """Write files in other processes; add to `problems`; return how many files hold RGB."""
-    if not jobs:
-        return 0
-    context = multiprocessing.get_context("spawn")
-    counter = context.Value("q", 0)
-    # Long ones first: none is begun when the others are done.
-    jobs = sorted(jobs, key=lambda job: -frames[job.source.stem])
-    total = sum(frames[job.source.stem] for job in jobs)
-    pool = ProcessPoolExecutor(min(processes, len(jobs)), context, _begin, (counter,))
-    as_rgb = 0
-    try:
-        pending: dict[Future[bool | str], Job] = {pool.submit(_make, job): job for job in jobs}
-        with tqdm(total=total, desc="reversing videos", unit="frame") as bar:
-            while pending:
-                finished, _ = wait(pending, timeout=0.5, return_when=FIRST_COMPLETED)
-                for future in finished:
-                    job, answer = pending.pop(future), future.result()
-                    if isinstance(answer, str):
-                        problems[job.source.stem] = answer
-                    else:
-                        as_rgb += answer
-                bar.update(counter.value - bar.n)
-    except BrokenProcessPool as error:
-        raise OSError(
-            "a process that reverses videos ended unexpectedly (a video that its decoder cannot "
-            "stand, or too little memory: lower --processes); the same command goes on"
-        ) from error
-    finally:
-        pool.shutdown(cancel_futures=True)
-    return as_rgb
-
-
-_counter: Any = None  # of frames that are done, shared by all processes
-
-
-def _begin(counter: Any) -> None:
-    global _counter
-    _counter = counter
-    av.logging.set_level(av.logging.PANIC)  # what is wrong is told once, in the end
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """End this process behind a killed one, whose next run writes the same files."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
-
-
-def _make(job: Job) -> bool | str:
-    """Write one file; return whether it holds RGB, or what is wrong with it."""
-    try:
-        return write_reversed(*job, tell=_tell)
-    except VideoError as error:
-        return str(error)
-    except (ValueError, OSError, MemoryError, av.FFmpegError) as error:
-        return f"{job.source}: cannot be reversed: {error}"
-
-
-def _tell(frames: int) -> None:
-    with _counter.get_lock():
-        _counter.value += frames
 
 
 if __name__ == "__main__":

@@ -19,7 +19,8 @@ import pytest
 
 from configs.load import load
 from extract import backwards
-from extract.backwards import is_finished, mirrored_times, write_reversed
+from extract.backwards import is_finished, write_reversed
+from extract.encode import timeline
 from extract.index import VideoError, VideoIndex
 from extract.reversal import reverse_segments
 from extract.transcode import main, mirrored, reversed_annotations
@@ -145,9 +146,11 @@ def test_times_that_do_not_rise_are_spread() -> None:
     def index(*pts: int) -> VideoIndex:
         return VideoIndex("sequence", np.array(pts), np.array(pts[:1]), Fraction(1, 25), 0)
 
-    times, unit = mirrored_times(index(3, 4, 4, 6))
-    assert (times * float(unit) * 25).tolist() == pytest.approx([0, 2, 2.001, 3])
-    assert mirrored_times(index(5, 5, 5))[0].tolist() == [0, 1, 2]
+    line = timeline(index(3, 4, 4, 6), backwards=True)
+    assert (line.times * float(line.unit) * 25).tolist() == pytest.approx([0, 2, 2.001, 3])
+    line = timeline(index(3, 4, 4, 6), backwards=False)
+    assert (line.times * float(line.unit) * 25).tolist() == pytest.approx([0, 1, 1.001, 3])
+    assert timeline(index(5, 5, 5), backwards=True).times.tolist() == [0, 1, 2]
 
 
 def end_of_main(arguments: list[str]) -> str:
