@@ -173,7 +173,7 @@ def score_checkpoint(args: argparse.Namespace, overrides: list[str]) -> None:
         print(skipped_warning(items.skipped, len(items) + len(items.skipped)))
     detector = Detector.restore(saved._replace(config=config), args.checkpoint)
     strangers = {s.label for item in items for s in item.truth} - set(detector.classes)
-    if strangers:
+    if strangers and not config.data.class_agnostic:
         raise ValueError(
             f"{args.checkpoint} knows {', '.join(detector.classes)}, but the annotations also "
             f"have {', '.join(sorted(strangers))}: it was trained on another dataset"

@@ -28,7 +28,7 @@ from train.cached import evaluation_spans, training_spans
 from train.checkpoint import Checkpoint
 from train.config import Experiment
 from train.errors import EXPECTED, memory_advice, message, worker_advice
-from train.items import Items, load_annotations, load_subsets, skipped_warning
+from train.items import Items, learned_classes, load_annotations, load_subsets, skipped_warning
 from train.sources import config_of, new_detector, read_sources
 from train.start import (
     WAIT_FOR_PASSES,
@@ -99,7 +99,9 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
     items = dict(zip(subsets, loaded, strict=True))
     wanted = []
     for config, saved, source in backbones:
-        detector = new_detector(config, annotations.classes, [(source, saved)] if saved else [])
+        detector = new_detector(
+            config, learned_classes(config.data, annotations), [(source, saved)] if saved else []
+        )
         every = activations_of(detector.to(accelerator.device).eval(), store, [source])
         for activations, direction in zip(every, config.directions, strict=True):
             spans = [

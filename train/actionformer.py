@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from timm.layers import DropPath, LayerScale
 from torch import Tensor, nn
 
+from extract.videomae import sine_positions
 from train.attention import ConvAttention, linear
 
 PRIOR = 0.01  # probability of every class before training; keeps the first focal losses small
@@ -40,6 +41,8 @@ class HeadConfig:
         learns: false keeps the head as it is, in eval mode.
         attention_window: how many steps a step attends to, at every level; null for all. The
             published runs on features of 2304 steps use 19.
+        positions: add fixed sine-cosine positions behind the first convolutions, as the published
+            runs on whole resized videos do.
     """
 
     width: int = 512
@@ -52,6 +55,7 @@ class HeadConfig:
     input_dropout: float = 0.0
     learns: bool = True
     attention_window: int | None = None
+    positions: bool = False
 
     def __post_init__(self) -> None:
         for name in ("width", "heads", "embed_convs", "levels"):
@@ -157,6 +161,7 @@ class ActionFormer(nn.Module):
             raise ValueError(f"head: {in_channels} channels and {classes} classes; need 1 or more")
         width, towers = config.width, range(config.tower_convs)
         self.divisor, self.learns = 2 ** (config.levels - 1), config.learns
+        self.positions = config.positions
         self.input_dropout = nn.Dropout1d(config.input_dropout)
         self.embed = nn.ModuleList(
             ConvNorm(width if i else in_channels, width) for i in range(config.embed_convs)
@@ -205,6 +210,10 @@ class ActionFormer(nn.Module):
         x, valid = self.input_dropout(features).mT, mask.unsqueeze(-1)
         for conv in self.embed:
             x = conv(x, valid)
+        if self.positions:
+            with x.device:
+                places = sine_positions(*x.shape[1:]) / math.sqrt(x.shape[-1])
+            x = x + places * valid
         for block in self.stem:
             x, valid = block(x, valid)
         levels, masks = [x], [valid]

@@ -27,6 +27,8 @@ class DataConfig:
             validation null trains without looking.
         blocked: videos left out everywhere.
         bad_videos: `stop` at files that are missing or cannot be read, or `skip` them, counted.
+        class_agnostic: learn where actions are, whichever they are; their classes may come from
+            `evaluation.video_scores`.
     """
 
     annotations: str
@@ -38,6 +40,7 @@ class DataConfig:
     info_csv: tuple[str, ...] = ()
     blocked: tuple[str, ...] = ()
     bad_videos: Literal["stop", "skip"] = "stop"
+    class_agnostic: bool = False
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,9 @@ class TrainingConfig:
         lr: of heads and fusion; `backbone_lr`: of the adapters, or of the whole trunk in full mode.
         clip_norm: bound of the gradient's norm, of each stream and of the fusion.
         ema_decay: of the averaged weights that are evaluated.
+        label_smoothing: share of the classes' targets that is spread over all of them.
+        boundary_weight: of the boundaries' loss; that of the classes weighs 1.
+        positives: what the running average of positive points begins at.
         precision: of the forward pass.
         workers: decoding processes per training process.
         validate_every, validate_from: epochs.
@@ -67,6 +73,9 @@ class TrainingConfig:
     weight_decay: float = 0.05
     clip_norm: float = 1.0
     ema_decay: float = 0.999
+    label_smoothing: float = 0.0
+    boundary_weight: float = 1.0
+    positives: float = 100.0
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     workers: int = 2
     validate_every: int = 2
@@ -94,6 +103,12 @@ class TrainingConfig:
                 f"training.stop_epoch {self.stop_epoch} lies behind training.epochs {self.epochs}, "
                 "the end of the schedule"
             )
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError("training.label_smoothing must be at least 0 and below 1")
+        if self.boundary_weight < 0 or self.positives < 1:
+            raise ValueError(
+                "training.boundary_weight must not be negative, and training.positives at least 1"
+            )
         if not 0 <= self.ema_decay < 1:
             raise ValueError("training.ema_decay must be at least 0 and below 1")
 
@@ -107,12 +122,16 @@ class EvaluationConfig:
         min_score: weaker points are dropped before anything else.
         max_per_window: strongest points kept per window.
         batch_size: windows per forward pass.
+        video_scores: file of another classifier's scores of whole videos, which give class-agnostic
+            detections their classes; `video_classes`: how many each, the best.
     """
 
     tious: tuple[float, ...] = (0.3, 0.4, 0.5, 0.6, 0.7)
     min_score: float = 0.001
     max_per_window: int = 2000
     batch_size: int = 2
+    video_scores: str | None = None
+    video_classes: int = 2
     nms: NmsConfig = field(default_factory=NmsConfig)
 
     def __post_init__(self) -> None:
@@ -120,7 +139,7 @@ class EvaluationConfig:
             raise ValueError(f"evaluation.tious must be overlaps in (0, 1], not {self.tious}")
         if not 0 <= self.min_score < 1:
             raise ValueError("evaluation.min_score must be at least 0 and below 1")
-        for name in ("max_per_window", "batch_size"):
+        for name in ("max_per_window", "batch_size", "video_classes"):
             if getattr(self, name) < 1:
                 raise ValueError(f"evaluation.{name} must be at least 1")
 
@@ -176,6 +195,13 @@ class Experiment:
                 "head.learns false and backbone.trainable_from_block to the trunk's depth, "
                 f"{depth}"
             )
+        if self.evaluation.video_scores and not self.data.class_agnostic:
+            raise ValueError(
+                "evaluation.video_scores gives classes to detections that have none: set "
+                "data.class_agnostic true, or leave the scores out"
+            )
+        if self.data.class_agnostic and self.fusion.method == "calibrated":
+            raise ValueError("fusion.method calibrated weighs classes; class_agnostic has one")
         if self.pixels.size < self.backbone.trunk.patch:
             raise ValueError(
                 f"pixels.size {self.pixels.size} must be at least one patch of the backbone, "

@@ -20,7 +20,7 @@ from extract.clips import Direction
 from train.config import Experiment
 from train.disk import claim_folder, refuse_full_disk
 from train.errors import EXPECTED, message
-from train.items import load_annotations, load_subsets
+from train.items import learned_classes, load_annotations, load_subsets
 from train.loop import TrainingRun
 from train.sources import Source, init_from, new_detector, read_sources
 from train.start import (
@@ -93,7 +93,7 @@ def train(
     )
     validation = others[0] if others else None
     refuse_unlabelled(validation, subset)
-    detector = new_detector(config, annotations.classes, streams)
+    detector = new_detector(config, learned_classes(config.data, annotations), streams)
     if source:
         init_from(detector, source)
     if accelerator.is_main_process:

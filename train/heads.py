@@ -36,7 +36,7 @@ from train.config import Experiment
 from train.detector import Detector
 from train.disk import claim_folder, refuse_full_disk
 from train.errors import EXPECTED, message
-from train.items import Items, load_annotations, load_subsets
+from train.items import Items, learned_classes, load_annotations, load_subsets
 from train.loop import TrainingRun
 from train.sources import Source, new_detector, one_experiment, read_sources
 from train.start import (
@@ -97,7 +97,9 @@ def train(config: Experiment, sources: Sequence[Source], file: str, resume: bool
             "frames are given up"
         )
     refuse_unlabelled(subsets[1] if subset else None, subset)
-    detector = new_detector(config, annotations.classes, sources).to(accelerator.device)
+    detector = new_detector(config, learned_classes(config.data, annotations), sources).to(
+        accelerator.device
+    )
     if accelerator.is_main_process:
         claim_folder(out, begun)
         refuse_full_disk(out, detector, keeps_best=subset is not None)

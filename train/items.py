@@ -31,6 +31,7 @@ from extract.index import VideoError, VideoIndex
 from extract.probe import probe
 from train.config import DataConfig
 
+ACTION = "action"  # any
 VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".wmv")
 
 
@@ -139,6 +140,11 @@ def load_annotations(data: DataConfig, notice: Notice = stop) -> Annotations:
     if not annotations.classes:
         raise ValueError(f"data.annotations: {data.annotations} has no action in it")
     return annotations
+
+
+def learned_classes(data: DataConfig, annotations: Annotations) -> tuple[str, ...]:
+    """Return what a detector tells apart: the annotated classes, or actions from nothing."""
+    return (ACTION,) if data.class_agnostic else annotations.classes
 
 
 def video_files(folder: Path, setting: str) -> dict[str, Path]:
@@ -343,6 +349,8 @@ def with_truth(
     return replace(
         item,
         segments=item.to_frames(seconds),
-        labels=np.array([classes.index(s.label) for s in video.segments], np.int64),
+        labels=np.array(
+            [0 if data.class_agnostic else classes.index(s.label) for s in video.segments], np.int64
+        ),
         truth=video.segments,
     )

@@ -99,7 +99,8 @@ class TrainingRun:
             self.validation_windows = window_loader(
                 validation, overlap, config, accelerator, cached
             )
-        self.normaliser = PositivesAverage(detector.learned).to(accelerator.device)
+        self.normaliser = PositivesAverage(detector.learned, self.config.training.positives)
+        self.normaliser.to(accelerator.device)
         optimizer = build_optimizer(detector, config.training)
         self.schedule = build_schedule(optimizer, config.training, self.updates)
         prepare_sharding(accelerator)
@@ -192,7 +193,8 @@ class TrainingRun:
                 with accelerator.autocast():
                     outputs = self.wrapped(batch.inputs, batch.mask, batch.reflection, batch.start)
                 pairs = zip(outputs, target, strict=True)
-                each = torch.stack([torch.stack(detection_losses(o, t)) for o, t in pairs])
+                of = settings.label_smoothing, settings.boundary_weight
+                each = torch.stack([torch.stack(detection_losses(o, t, *of)) for o, t in pairs])
                 losses = (each * weight[:, None]).sum(0)
                 accelerator.backward(losses.sum())
             done.append(MicroBatch(batch.videos, losses.detach(), len(batch.problems)))

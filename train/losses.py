@@ -80,20 +80,27 @@ def positive_points(targets: Targets, valid: Tensor) -> Tensor:
     return valid & (targets.classes > 0).any(-1)
 
 
-def detection_losses(output: HeadOutput, targets: Targets) -> Losses:
-    """Compare predictions with `targets` [B, P, K] and [B, P, 2] (ActionFormer, section 3.4)."""
+def detection_losses(
+    output: HeadOutput, targets: Targets, smoothing: float = 0.0, boundary_weight: float = 1.0
+) -> Losses:
+    """Compare predictions with `targets` [B, P, K] and [B, P, 2] (ActionFormer, section 3.4).
+
+    Args:
+        smoothing: share of the classes' targets that is spread over all K classes and "nothing".
+    """
     logits, distances, valid = output.flat()
     positive = positive_points(targets, valid)
     # What stands at padding must not reach a gradient either, and 0 · infinity would.
     logits = logits.where(valid.unsqueeze(-1), 0.0)
-    focal = sigmoid_focal_loss(logits, targets.classes).sum(-1)
+    classes = targets.classes * (1 - smoothing) + smoothing / (logits.shape[-1] + 1)
+    focal = sigmoid_focal_loss(logits, classes).sum(-1)
     # Points without a segment get a perfect prediction before the loss and weight 0 behind it:
     # whatever they predict, even infinity, reaches neither the sum nor a gradient.
     predicted = distances.where(positive.unsqueeze(-1), targets.distances)
     diou = diou_loss(predicted, targets.distances)
     return Losses(
         classification=focal.where(valid, 0.0).sum(),
-        regression=diou.where(positive, 0.0).sum(),
+        regression=boundary_weight * diou.where(positive, 0.0).sum(),
     )
 
 

@@ -15,6 +15,7 @@ from extract.strict import load_strictly, refuse_other_size
 from train.checkpoint import Checkpoint, differences, is_checkpoint, load_checkpoint
 from train.config import Experiment
 from train.detector import Detector
+from train.items import ACTION
 
 Source = tuple[str, Checkpoint]
 """A checkpoint and its file."""
@@ -218,6 +219,8 @@ def _classes(network: Network, config: Experiment, path: str | Path) -> tuple[st
     """
     if network.classes is not None:
         return network.classes
+    if config.data.class_agnostic and network.outputs == 1:
+        return (ACTION,)
     file = config.data.classes
     if file is None:
         raise ValueError(

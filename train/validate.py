@@ -1,6 +1,6 @@
 """Detections and scores of a whole subset, its windows shared out over all processes."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -10,8 +10,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from evaluate.annotations import Detection
+from configs.text import first_of
+from evaluate.annotations import Detection, Segment
 from evaluate.mean_ap import MeanAP, mean_average_precision
+from evaluate.video_scores import classified, read_video_scores
 from extract.video import VideoError
 from train.batch import Batch, Sample
 from train.cached import Streams
@@ -19,7 +21,7 @@ from train.config import Experiment
 from train.dataset import EvaluationWindows, evaluation_loader
 from train.detector import Detector
 from train.errors import memory_advice, worker_advice
-from train.items import Item
+from train.items import ACTION, Item
 from train.predict import Answers, Candidates, detections, predict
 
 Keep = Callable[[Batch, Sequence[Tensor]], None]
@@ -99,13 +101,16 @@ def detect_all(
     read = [item for item in items if item.name not in skipped]
     if not read:
         raise VideoError(f"not one video can be read; for one, {next(iter(skipped.values()))}")
-    mine = {
-        name: {
-            item.name: detections(videos[item.name], item, detector.classes, config.evaluation)
-            for item in read[rank::count]
-        }
-        for name, videos in joined.items()
-    }
+    scores = config.evaluation.video_scores and read_video_scores(config.evaluation.video_scores)
+    mine: Found = {name: {} for name in joined}
+    for name, videos in joined.items():
+        for item in read[rank::count]:
+            found_here = detections(videos[item.name], item, detector.classes, config.evaluation)
+            if scores:
+                found_here = classified(
+                    found_here, item.name, scores, config.evaluation.video_classes
+                )
+            mine[name][item.name] = found_here
     shares = gather_object([mine])
     everyone = {name: {v: d for share in shares for v, d in share[name].items()} for name in names}
     return {
@@ -133,4 +138,24 @@ def _followed(
 def score(items: list[Item], found: dict[str, list[Detection]], detector: Detector) -> MeanAP:
     """Score detections against the truth at the config's tIoUs; videos not in `found` are out."""
     truth = {item.name: item.truth for item in items if item.name in found}
+    if detector.config.data.class_agnostic and not detector.config.evaluation.video_scores:
+        truth = {
+            name: tuple(segment._replace(label=ACTION) for segment in segments)
+            for name, segments in truth.items()
+        }
+    if detector.config.evaluation.video_scores:
+        _refuse_other_classes(truth, found)
     return mean_average_precision(truth, found, detector.config.evaluation.tious)
+
+
+def _refuse_other_classes(
+    truth: Mapping[str, Sequence[Segment]], found: Mapping[str, Sequence[Detection]]
+) -> None:
+    """Raise ValueError if not one class of the video scores is annotated."""
+    wanted = {segment.label for segments in truth.values() for segment in segments}
+    given = {detection.label for detections in found.values() for detection in detections}
+    if given and not wanted & given:
+        raise ValueError(
+            f"evaluation.video_scores calls classes {', '.join(first_of(sorted(given)))}, but the "
+            f"annotations {', '.join(first_of(sorted(wanted)))}; the names must be the same"
+        )

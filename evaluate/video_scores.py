@@ -1,0 +1,68 @@
+"""Scores of whole videos by another classifier, which give class-agnostic detections classes."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from evaluate.annotations import Detection
+from evaluate.checks import member, number, read_json, shown
+
+VideoScores = Mapping[str, Sequence[tuple[str, float]]]
+"""Per video the classes and their scores, best first."""
+
+
+def read_video_scores(path: str | Path) -> VideoScores:
+    """Read `{"results": {video: …}}`: a list of `{"label", "score"}`, or of a score per `class`.
+
+    The latter is how the classifiers' scores for ActivityNet are passed around
+    (`{"class": [names], "results": {video: [numbers]}}`).
+
+    Raises:
+        ValueError: the file is missing or malformed.
+    """
+    content = read_json(Path(path))
+    results = member(content, "results", f"{path}")
+    names = member(content, "class", f"{path}", kind=list) if "class" in content else None
+    scores = {}
+    for video, entries in results.items():
+        where = f"{path}: video {video!r}"
+        if not isinstance(entries, list):
+            raise ValueError(f"{where}: expected a list, not {shown(entries)}.")
+        if names is not None:
+            if len(entries) != len(names):
+                raise ValueError(
+                    f"{where}: {len(entries)} scores, but {len(names)} names under 'class'."
+                )
+            pairs = [
+                (str(label), number(score, str(label), where))
+                for label, score in zip(names, entries, strict=True)
+            ]
+        else:
+            pairs = [
+                (member(e, "label", where, kind=str), number(e.get("score"), "score", where))
+                for e in entries
+            ]
+        scores[video] = sorted(pairs, key=lambda pair: -pair[1])
+    return scores
+
+
+def classified(
+    detections: Sequence[Detection], video: str, scores: VideoScores, classes: int
+) -> list[Detection]:
+    """Return every detection once for each of its video's best classes, best first.
+
+    Scores are multiplied, as in ActionFormer's and AdaTAD's runs on ActivityNet.
+
+    Raises:
+        ValueError: the video has no scores.
+    """
+    if video not in scores:
+        raise ValueError(
+            f"evaluation.video_scores has no video {video!r} among its {len(scores)}; names must "
+            "be those of the annotations"
+        )
+    found = [
+        found._replace(label=label, score=found.score * score)
+        for found in detections
+        for label, score in scores[video][:classes]
+    ]
+    return sorted(found, key=lambda detection: -detection.score)
