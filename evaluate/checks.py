@@ -101,9 +101,8 @@ def read_json(path: Path) -> Any:
     Raises:
         ValueError: there is no such file, or it is no JSON.
     """
-    if not path.is_file():
-        raise ValueError(f"there is no file {path}; check its path.")
+    text = read_text(path)
     try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
-    except (ValueError, RecursionError) as error:  # covers bad JSON and bad UTF-8
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON ({error}); export or copy it again.") from error
