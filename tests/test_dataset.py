@@ -221,7 +221,7 @@ def test_missing_files_are_named_with_their_setting(tmp_path: Path) -> None:
     data = annotated(tmp_path, [1, 2])
     for name in ("annotations", "classes", "info_csv"):
         value = ("gone.csv",) if name == "info_csv" else "gone.csv"
-        with pytest.raises(ValueError, match=rf"data\.{name}: there is no file gone\.csv"):
+        with pytest.raises(ValueError, match=rf"data\.{name}: there is no file.* gone\.csv"):
             load_annotations(replace(data, **{name: value}))  # type: ignore[arg-type]
 
 

@@ -159,10 +159,10 @@ def test_the_first_bad_micro_batch_is_named(
     names = [run.loader.dataset.items[position].name for position in positions]  # type: ignore[attr-defined]
     calls: list[int] = []
 
-    def diverging(output: Any, targets: Targets) -> Losses:
+    def diverging(output: Any, targets: Targets, *of: float) -> Losses:
         calls.append(1)
         poison = Tensor([torch.nan if len(calls) >= 3 else 1.0])[0]
-        return Losses(*(loss * poison for loss in detection_losses(output, targets)))
+        return Losses(*(loss * poison for loss in detection_losses(output, targets, *of)))
 
     monkeypatch.setattr(train.loop, "detection_losses", diverging)
     with pytest.raises(FloatingPointError, match=f"on windows of {names[2]};"):
