@@ -182,6 +182,8 @@ def _report(
     content = {"settings": asdict(config), **found.to_json(), "problems": dict(problems)}
     write_text(out / REPORT, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
     print(found.table())
+    if found.saved < 0:
+        print("warning: the videos are smaller than their proxies: train on the videos themselves")
 
 
 def _write_annotations(args: argparse.Namespace, done: Sequence[Path]) -> None:

@@ -293,6 +293,7 @@ def test_bad_files_are_told_at_the_end_and_the_others_are_done(
     assert report["settings"] == {"short_side": 112, "gop": 8, "crf": 20, "reverse": False}
     assert set(report["problems"]) == {"cut", "empty", "holed", "two"}
     printed = capsys.readouterr().out
+    assert ("train on the videos themselves" in printed) == (after > before)
     header, _, row = (line for line in printed.splitlines() if line.startswith("|"))
     cells = dict(zip(header.split(" | ")[1:4], row.split(" | ")[1:4], strict=True))
     assert cells["bytes before"] == f"{before:,}" and cells["saved"] == f"{report['saved']:.1%}"
