@@ -151,7 +151,8 @@ def find(folders: Sequence[Path], videos: dict[str, Video], fps: float | None) -
     lacking = [n for n in names if any(n not in files for files in found[1:])]
     if lacking:
         raise ValueError(f"--features: not in every folder: {', '.join(first_of(lacking))}")
-    unknown = [n for n in names if fps is None and (n not in videos or not videos[n].fps)]
+    rates = {n: fps or (videos[n].fps if n in videos else None) for n in names}
+    unknown = [n for n in names if not rates[n]]
     if unknown:
         raise ValueError(
             f"the frame rate of {len(unknown)} videos is not known "
@@ -162,10 +163,11 @@ def find(folders: Sequence[Path], videos: dict[str, Video], fps: float | None) -
         Source(
             name,
             tuple(files[name] for files in found),
-            fps or (videos[name].fps if name in videos else None) or 0.0,
+            rate,
             videos[name].frames if name in videos else None,
         )
-        for name in names
+        for name, rate in rates.items()
+        if rate
     ]
 
 

@@ -77,6 +77,13 @@ def script(*arguments: object, timeout: float = 300) -> subprocess.CompletedProc
     return subprocess.CompletedProcess(names, code, started.printed(), started.complained())
 
 
+def good(*arguments: object) -> str:
+    """Run an entry script that must succeed; returns what it prints."""
+    done = script(*arguments)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
 def _content(file: IO[bytes]) -> str:
     return os.pread(file.fileno(), 2**24, 0).decode()
 

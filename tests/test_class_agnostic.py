@@ -15,7 +15,7 @@ from configs.load import dump, load
 from evaluate.annotations import Detection, read_annotations
 from evaluate.predictions import read_predictions
 from evaluate.video_scores import classified, read_video_scores
-from tests.forks import script
+from tests.forks import good, script
 from tests.test_e2e import DEMO, QUICK
 from train.actionformer import ActionFormer, HeadConfig, HeadOutput
 from train.config import Experiment
@@ -34,12 +34,6 @@ AGNOSTIC = (
     "--sampling.method=resize",
     "--sampling.scale_factor=2",
 )
-
-
-def good(*arguments: object) -> str:
-    done = script(*arguments)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
 
 
 def test_detections_get_their_videos_best_classes() -> None:

@@ -19,7 +19,7 @@ from extract.arrays import read_array
 from extract.backbone import Backbone
 from extract.demo import DemoConfig
 from extract.imported import Imported
-from tests.forks import script
+from tests.forks import good, script
 from tests.test_e2e import DEMO, QUICK
 from train.cached import evaluation_spans, training_spans
 from train.checkpoint import load_checkpoint
@@ -36,12 +36,6 @@ ROWS = FPS * SECONDS // STRIDE
 class Bomb:
     def __reduce__(self) -> tuple[Any, ...]:
         return print, ("boom",)
-
-
-def good(*arguments: object) -> str:
-    done = script(*arguments)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
 
 
 def written(path: Path, array: NDArray[Any]) -> Path:

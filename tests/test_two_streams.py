@@ -16,7 +16,7 @@ from configs.load import load
 from evaluate.mean_ap import MeanAP
 from evaluate.predictions import read_predictions
 from tests.conftest import REPOSITORY
-from tests.forks import script
+from tests.forks import good, script
 from tests.test_e2e import DEMO, QUICK, TWO_PROCESSES
 from tests.test_e2e import script as launched
 from train.cached import evaluation_spans, up_to_date
@@ -41,12 +41,6 @@ BOTH = REPOSITORY / "configs/e2e/demo/both.yaml"
 DIRECTIONS = ("forward", "reversed")
 SECOND_EVERYWHERE = ("--backbone.second_from_block=0", "--backbone.trainable_from_block=0")
 LEARNING = ("experiment_3_1", "experiment_3_2", "experiment_3_3", *FEATURE_METHODS)
-
-
-def good(*arguments: object) -> str:
-    done = script(*arguments)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
 
 
 @pytest.fixture(scope="module")

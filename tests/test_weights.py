@@ -26,6 +26,7 @@ from extract.tensors import read, sha256
 from extract.videomae import TrunkConfig, VideoMAE
 from extract.weights import main as weights_main
 from tests.conftest import GOLDEN, REPOSITORY
+from tests.forks import good
 from tests.layouts import SMALL, hugging_face, mmaction, opentad, random_backbone, videomae
 from train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from train.config import Experiment
@@ -353,27 +354,16 @@ def test_detectors_that_do_not_fit_are_refused_in_words(tmp_path: Path) -> None:
         adopt(replace(network, head={}), named, "x.pth")
 
 
-def script(*arguments: object) -> str:
-    """Run a script as users do; returns what it says."""
-    done = subprocess.run(
-        [sys.executable, *map(str, arguments)], cwd=REPOSITORY, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
 def test_scripts_take_detectors_of_opentad(tmp_path: Path, data: list[str]) -> None:
     classes = len(Path(data[2].partition("=")[2]).read_text().split())
     config = demo(tmp_path, *data)
     files = [tmp_path / name for name in ("F.pth", "R.pth")]
     detectors = [write_opentad(f, config, classes, seed) for seed, f in enumerate(files)]
     full = ("--config", tmp_path / "full.yaml")
-    said = script("evaluate/run.py", "--checkpoint", files[0], *full, "--out", tmp_path / "alone")
+    said = good("evaluate/run.py", "--checkpoint", files[0], *full, "--out", tmp_path / "alone")
     assert "average mAP" in said
     cache = ("--cache", tmp_path / "cache")
-    said = script(
-        "train/heads.py", "--checkpoint", *files, *full, "--fusion.method=average", *cache
-    )
+    said = good("train/heads.py", "--checkpoint", *files, *full, "--fusion.method=average", *cache)
     assert "nothing to train" in said
     saved = load_checkpoint(tmp_path / "run/last.pt")
     for number, detector in enumerate(detectors):
@@ -381,7 +371,7 @@ def test_scripts_take_detectors_of_opentad(tmp_path: Path, data: list[str]) -> N
             found = saved.ema[name.replace("streams.0.", f"streams.{number}.")]
             assert torch.equal(found, tensor), name
     both = ("--fusion.method=average", *cache, "--of", "test", "--plan")
-    said = script("extract/run.py", "--checkpoint", *files, *full, *both)
+    said = good("extract/run.py", "--checkpoint", *files, *full, *both)
     assert "clips to encode" in said
 
 

@@ -240,7 +240,7 @@ def _features_of(
             items.append(with_truth(item, video, data, annotations.classes, warnings))
         except ValueError as error:
             problems[video.name] = str(error)
-    annotations.warnings.update(Counter(annotations.warnings) + warnings)
+    _count(annotations, warnings)
     return Items(items, problems)
 
 
@@ -301,9 +301,14 @@ def _match(
         print(
             f"{away} of {len(videos)} videos have no file in {folder}: the cache knows them by name"
         )
+    _count(annotations, warnings)
+    return Items(items, problems)
+
+
+def _count(annotations: Annotations, warnings: Counter[str]) -> None:
+    """Add to what is told of the annotations."""
     for what, count in warnings.items():
         annotations.warnings[what] = annotations.warnings.get(what, 0) + count
-    return Items(items, problems)
 
 
 def identified(item: Item) -> Item:

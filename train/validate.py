@@ -73,6 +73,8 @@ def detect_all(
     """
     config, rank, count = detector.config, accelerator.process_index, accelerator.num_processes
     dropped: dict[str, str] = {}
+    # What is wrong with them is said before hours of detection.
+    scores = config.evaluation.video_scores and read_video_scores(config.evaluation.video_scores)
 
     def run(batch: Batch) -> Answers:
         features = detector.features(batch.inputs, batch.start)
@@ -101,7 +103,6 @@ def detect_all(
     read = [item for item in items if item.name not in skipped]
     if not read:
         raise VideoError(f"not one video can be read; for one, {next(iter(skipped.values()))}")
-    scores = config.evaluation.video_scores and read_video_scores(config.evaluation.video_scores)
     mine: Found = {name: {} for name in joined}
     for name, videos in joined.items():
         for item in read[rank::count]:
