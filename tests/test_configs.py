@@ -11,7 +11,9 @@ from tests.conftest import REPOSITORY
 from train.config import Experiment
 from train.grid import read_grid
 
-FILES = sorted((REPOSITORY / "configs/e2e").rglob("*.yaml"))
+FILES = sorted(
+    file for room in ("e2e", "features") for file in (REPOSITORY / "configs" / room).rglob("*.yaml")
+)
 LAID_OVER = sorted((REPOSITORY / "configs/fusion").glob("*.yaml"))
 GRIDS = sorted((REPOSITORY / "configs/ablate").glob("*.yaml"))
 DEMO = REPOSITORY / "configs/e2e/demo/forward.yaml"
@@ -27,13 +29,13 @@ def leaves(content: dict[str, object], prefix: str = "") -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+@pytest.mark.parametrize("file", FILES, ids=lambda file: f"{file.parent.name}-{file.stem}")
 def test_experiment_is_complete(file: Path) -> None:
     config = load(Experiment, file)
     assert leaves(yaml.safe_load(file.read_text())) == set(field_names(Experiment))
     assert parse(Experiment, dump(config)) == config
     first = file.read_text().splitlines()
-    assert any(line.startswith("#   accelerate launch") for line in first[:5])
+    assert any(line.startswith("#   accelerate launch") for line in first[:6])
 
 
 def test_thumos_files_differ_only_where_their_names_say() -> None:
