@@ -39,6 +39,7 @@ from extract.backbone import Backbone
 from extract.recompute import Recompute
 from train.batch import Batch
 from train.config import Experiment
+from train.detection import Detection
 from train.detector import Detector
 from train.items import Item
 from train.loop import TrainingRun
@@ -98,7 +99,7 @@ def training(config: Experiment, device: str, compiled: bool) -> Step:
         "noise", Path("noise"), frames, 1.0, np.array([[0.0, 9.0]]), np.zeros(1, np.int64), ()
     )
     accelerator = Accelerator(cpu=device == "cpu", mixed_precision="bf16")
-    run = TrainingRun(detector, [video] * VIDEOS, None, accelerator, resume=False)
+    run = TrainingRun(Detection(detector, [video] * VIDEOS, None, accelerator), accelerator, False)
     run.bar.leave = False
     run.bar.close()
     run.log.close()

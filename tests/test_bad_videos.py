@@ -31,6 +31,7 @@ from train.actionformer import HeadConfig
 from train.checkpoint import Checkpoint, save_checkpoint
 from train.config import Experiment
 from train.dataset import EvaluationWindows, TrainingWindows, evaluation_loader
+from train.detection import Detection
 from train.disk import claim_folder
 from train.errors import message, worker_advice
 from train.items import load_annotations, load_items
@@ -165,11 +166,12 @@ def test_a_file_vanishes_during_training(
     claim_folder(Path(config.out), begun=False)
     items = loaded(config, "training")
     classes = load_annotations(config.data).classes
-    run = TrainingRun(new_detector(config, classes), items, None, accelerator, resume=False)
-    lost = next(item.path for item in items if item.name == run.videos[0])
+    task = Detection(new_detector(config, classes), items, None, accelerator)
+    run = TrainingRun(task, accelerator, resume=False)
+    lost = next(item.path for item in items if item.name == run.task.videos[0])
     end_epoch = TrainingRun._end_epoch
 
-    def lose(self: TrainingRun) -> None:
+    def lose(self: TrainingRun[Detection]) -> None:
         if self.epoch == 1:
             lost.unlink()
         end_epoch(self)

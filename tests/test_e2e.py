@@ -19,6 +19,7 @@ from extract.video import VideoReader
 from tests.conftest import REPOSITORY
 from train.checkpoint import Checkpoint, load_checkpoint, refuse_other_run
 from train.config import Experiment
+from train.detection import Detection
 from train.detector import Detector
 from train.errors import message
 from train.items import load_annotations, load_items
@@ -136,7 +137,9 @@ def test_two_processes_detect_what_one_does(trained: Path, tmp_path: Path) -> No
     assert one == two and sum(map(len, one.values())) > 0
 
 
-def build(config: Experiment, accelerator: Accelerator, resume: bool = False) -> TrainingRun:
+def build(
+    config: Experiment, accelerator: Accelerator, resume: bool = False
+) -> TrainingRun[Detection]:
     torch.manual_seed(config.training.seed)
     annotations = load_annotations(config.data)
     training = load_items(config.data, annotations, "training")
@@ -145,7 +148,8 @@ def build(config: Experiment, accelerator: Accelerator, resume: bool = False) ->
     detector = Detector(config, annotations.classes)
     detector.load_pretrained()
     Path(config.out).mkdir(parents=True, exist_ok=True)
-    return TrainingRun(detector, training, validation, accelerator, resume)
+    task = Detection(detector, training, validation, accelerator)
+    return TrainingRun(task, accelerator, resume)
 
 
 def the_same_curve(one: Path, two: Path) -> list[dict[str, Any]]:
@@ -181,7 +185,7 @@ def test_a_resumed_run_is_the_run_that_would_have_been(
     name = "_train_epoch" if where == "in an epoch" else "_validate"
     original = getattr(TrainingRun, name)
 
-    def interrupted(self: TrainingRun) -> None:
+    def interrupted(self: TrainingRun[Detection]) -> None:
         if where == "in a validation" and self.epoch == 2:
             raise KeyboardInterrupt
         original(self)
@@ -209,15 +213,14 @@ def test_going_on_with_other_videos_is_told(
     config = load(Experiment, DEMO, [*data, *short, f"--out={tmp_path}"])
     run = build(config, accelerator)
     run.go()
-    first = run.videos[0]
+    first = run.task.videos[0]
     capsys.readouterr()
     for blocked in ([], [first]):
         fewer = replace(config, data=replace(config.data, blocked=tuple(blocked)))
         annotations = load_annotations(fewer.data)
         items = load_items(fewer.data, annotations, "training")
-        TrainingRun(
-            new_detector(config, annotations.classes), items, None, accelerator, resume=True
-        )
+        task = Detection(new_detector(config, annotations.classes), items, None, accelerator)
+        TrainingRun(task, accelerator, resume=True)
         told = capsys.readouterr().out
         assert ("goes on with other training videos" in told) == bool(blocked)
         assert (f"without {first}" in told) == bool(blocked)
@@ -305,11 +308,11 @@ def test_only_what_should_learn_moves(
 ) -> None:
     overrides = [f"--backbone.mode={mode}", "--training.stop_epoch=1", f"--out={tmp_path}"]
     run = build(load(Experiment, DEMO, [*data, *QUICK, *overrides]), accelerator)
-    before = {name: p.detach().clone() for name, p in run.detector.named_parameters()}
+    before = {name: p.detach().clone() for name, p in run.task.model.named_parameters()}
     run.go()
     moved = {
         ".".join(name.split(".")[2:4]) if ".backbone." in name else "head"
-        for name, p in run.detector.named_parameters()
+        for name, p in run.task.model.named_parameters()
         if not torch.equal(p, before[name])
     }
     expected = {
@@ -319,7 +322,7 @@ def test_only_what_should_learn_moves(
     }
     assert moved == expected[mode]
     # What is frozen has no average of its own, in memory or in the file.
-    learning = {name for name, p in run.detector.named_parameters() if p.requires_grad}
+    learning = {name for name, p in run.task.model.named_parameters() if p.requires_grad}
     assert run.average.tensors.keys() == learning
     checkpoint = load_checkpoint(tmp_path / "last.pt")
     name = "streams.0.backbone.trunk.patch_embed.weight"
@@ -344,7 +347,7 @@ def test_a_diverged_run_names_the_videos(
 ) -> None:
     run = build(load(Experiment, DEMO, [*data, *QUICK, f"--out={tmp_path}"]), accelerator)
     with torch.no_grad():
-        next(run.detector.streams[0].backbone.adapters.parameters()).fill_(torch.nan)
+        next(run.task.model.streams[0].backbone.adapters.parameters()).fill_(torch.nan)
     with pytest.raises(FloatingPointError, match=r"loss became nan on windows of training_00"):
         run.go()
     assert not (tmp_path / "last.pt").exists()

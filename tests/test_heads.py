@@ -31,6 +31,7 @@ from tests.test_e2e import script as launched
 from train.cached import evaluation_spans, training_spans, training_windows, up_to_date
 from train.checkpoint import load_checkpoint, save_checkpoint
 from train.config import Experiment
+from train.detection import Detection
 from train.detector import Detector
 from train.items import Item, Items, load_annotations, load_items
 from train.log import read_metrics
@@ -148,7 +149,8 @@ def test_losses_on_the_cache_are_those_of_an_end_to_end_run(
             else:
                 monkeypatch.setattr(train.dataset, "draw_inputs", from_pixels)
             (tmp_path / name).mkdir()
-            run = TrainingRun(detector, items, None, accelerator, resume=False, cached=cached)
+            task = Detection(detector, items, None, accelerator, cached)
+            run = TrainingRun(task, accelerator, resume=False)
             run.go()
         curves.append([line["loss"] for line in read_metrics(tmp_path / name / "metrics.jsonl")])
         weights.append(load_checkpoint(tmp_path / name / "last.pt").model)

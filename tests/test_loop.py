@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import Tensor
 
+import train.detection
 import train.loop
 from configs.load import load
 from tests.test_e2e import DEMO, QUICK, build
@@ -18,6 +19,7 @@ from train.actionformer import ActionFormer, HeadConfig
 from train.batch import Batch
 from train.checkpoint import load_checkpoint
 from train.config import Experiment
+from train.detection import Detection
 from train.log import read_metrics
 from train.loop import TrainingRun, _seed
 from train.losses import Losses, detection_losses
@@ -27,16 +29,18 @@ ONE_EPOCH = ["--training.stop_epoch=1", "--data.validation_subset=null"]
 SINGLE = [*ONE_EPOCH, "--training.batch_size=1"]
 
 
-def prepare(data: list[str], out: Path, accelerator: Accelerator, *overrides: str) -> TrainingRun:
+def prepare(
+    data: list[str], out: Path, accelerator: Accelerator, *overrides: str
+) -> TrainingRun[Detection]:
     return build(load(Experiment, DEMO, [*data, *QUICK, *overrides, f"--out={out}"]), accelerator)
 
 
-def batches_of(run: TrainingRun) -> list[Batch]:
+def batches_of(run: TrainingRun[Detection]) -> list[Batch]:
     run.wrapped.train()
     return list(islice(iter(run.loader), run.config.training.accumulate))
 
 
-def watched_update(run: TrainingRun) -> list[str]:
+def watched_update(run: TrainingRun[Detection]) -> list[str]:
     """Return what would have made the host wait in an update after the first."""
     batches = batches_of(run)
     run._update(0, batches)  # states and tables are made
@@ -84,7 +88,7 @@ def test_an_update_that_waits_is_found(
         READS[read](losses.regression.detach())
         return losses
 
-    monkeypatch.setattr(train.loop, "detection_losses", curious)
+    monkeypatch.setattr(train.detection, "detection_losses", curious)
     assert watched_update(prepare(data, tmp_path, accelerator, *SINGLE)) != []
 
 
@@ -133,18 +137,18 @@ def test_an_update_counts_all_positives_before_it_divides(
 ) -> None:
     run = prepare(data, tmp_path, accelerator, *SINGLE, "--training.accumulate=2")
     counts: list[Tensor] = []
-    update = run.normaliser.update
+    update = run.task.normaliser.update
 
     def counted(positives: Tensor) -> None:
         counts.append(positives)
         update(positives)
 
-    monkeypatch.setattr(run.normaliser, "update", counted)
+    monkeypatch.setattr(run.task.normaliser, "update", counted)
     batches = batches_of(run)
     run._update(0, batches)
-    valid = [pyramid_mask(batch.mask, run.levels) for batch in batches]
+    valid = [pyramid_mask(batch.mask, run.task.levels) for batch in batches]
     each = [
-        int(((run._targets(batch)[0].classes > 0).any(-1) & mask).sum())
+        int(((run.task.targets(batch)[0].classes > 0).any(-1) & mask).sum())
         for batch, mask in zip(batches, valid, strict=True)
     ]
     assert [count.tolist() for count in counts] == [[sum(each)]] and min(each) > 0
@@ -164,7 +168,7 @@ def test_the_first_bad_micro_batch_is_named(
         poison = Tensor([torch.nan if len(calls) >= 3 else 1.0])[0]
         return Losses(*(loss * poison for loss in detection_losses(output, targets, *of)))
 
-    monkeypatch.setattr(train.loop, "detection_losses", diverging)
+    monkeypatch.setattr(train.detection, "detection_losses", diverging)
     with pytest.raises(FloatingPointError, match=f"on windows of {names[2]};"):
         run.go()
     assert len(calls) == 4 and not (tmp_path / "last.pt").exists()

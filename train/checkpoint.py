@@ -3,10 +3,11 @@
 import os
 import zipfile
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple
 
 import torch
 from torch import Tensor
+from typing_extensions import TypeVar
 
 from configs.files import written_aside
 from configs.load import dump, flatten, parse
@@ -27,7 +28,10 @@ FREE_TO_CHANGE = {  # settings that decide where, how long and how closely watch
 }
 
 
-class Checkpoint(NamedTuple):
+C = TypeVar("C", default=Experiment)
+
+
+class Checkpoint(NamedTuple, Generic[C]):
     """What a run leaves behind.
 
     Attributes:
@@ -36,14 +40,14 @@ class Checkpoint(NamedTuple):
         training: state that only resuming needs (optimizer, epoch, …); empty in `best`.
     """
 
-    config: Experiment
+    config: C
     classes: tuple[str, ...]
     model: dict[str, Tensor]
     ema: dict[str, Tensor]
     training: dict[str, Any]
 
 
-def save_checkpoint(path: Path, content: Checkpoint) -> None:
+def save_checkpoint(path: Path, content: Checkpoint[Any]) -> None:
     """Write a file that appears whole or not at all.
 
     Raises:
@@ -63,7 +67,7 @@ def save_checkpoint(path: Path, content: Checkpoint) -> None:
         os.fsync(file.fileno())
 
 
-def differences(saved: Experiment, config: Experiment) -> list[str]:
+def differences(saved: Any, config: Any) -> list[str]:
     """Return which settings that shape a run differ, in words."""
     ours, theirs = flatten(config), flatten(saved)
     return [
@@ -74,7 +78,7 @@ def differences(saved: Experiment, config: Experiment) -> list[str]:
 
 
 def refuse_other_run(
-    path: Path, saved: Checkpoint, config: Experiment, classes: tuple[str, ...], processes: int
+    path: Path, saved: Checkpoint[Any], config: Any, classes: tuple[str, ...], processes: int
 ) -> None:
     """Stop with a list of differences unless `saved` can be gone on from with these settings.
 
@@ -104,8 +108,11 @@ def is_checkpoint(path: str | Path) -> bool:
     return isinstance(fields, dict) and fields.get("format") == FORMAT
 
 
-def load_checkpoint(path: str | Path) -> Checkpoint:
+def load_checkpoint(path: str | Path, kind: type[C] = Experiment) -> Checkpoint[C]:  # type: ignore[assignment]
     """Read a checkpoint of this project; pickled code is never run.
+
+    Args:
+        kind: of experiment that it is to be of.
 
     Raises:
         ValueError: the file is missing, damaged or of another program.
@@ -125,5 +132,5 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     del fields["format"]
     if fields.keys() != set(Checkpoint._fields) or not isinstance(fields["config"], str):
         raise ValueError(f"{path} is of another version: its fields are {', '.join(fields)}")
-    config = parse(Experiment, fields.pop("config"), source=str(path))
+    config = parse(kind, fields.pop("config"), source=str(path))
     return Checkpoint(config, classes=tuple(fields.pop("classes")), **fields)

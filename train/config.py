@@ -1,7 +1,7 @@
 """A whole experiment as one typed object; the YAML files in configs/ spell it out."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Protocol
 
 from evaluate.nms import NmsConfig
 from extract.activations import CacheConfig
@@ -56,8 +56,6 @@ class TrainingConfig:
         clip_norm: bound of the gradient's norm, of each stream and of the fusion.
         ema_decay: of the averaged weights that are evaluated.
         label_smoothing: share of the classes' targets that is spread over all of them.
-        boundary_weight: of the boundaries' loss; that of the classes weighs 1.
-        positives: what the running average of positive points begins at.
         precision: of the forward pass.
         workers: decoding processes per training process.
         validate_every, validate_from: epochs.
@@ -74,8 +72,6 @@ class TrainingConfig:
     clip_norm: float = 1.0
     ema_decay: float = 0.999
     label_smoothing: float = 0.0
-    boundary_weight: float = 1.0
-    positives: float = 100.0
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     workers: int = 2
     validate_every: int = 2
@@ -105,12 +101,38 @@ class TrainingConfig:
             )
         if not 0 <= self.label_smoothing < 1:
             raise ValueError("training.label_smoothing must be at least 0 and below 1")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError("training.ema_decay must be at least 0 and below 1")
+
+
+@dataclass(frozen=True)
+class DetectionTraining(TrainingConfig):
+    """How a detector's weights move.
+
+    Args:
+        boundary_weight: of the boundaries' loss; that of the classes weighs 1.
+        positives: what the running average of positive points begins at.
+    """
+
+    boundary_weight: float = 1.0
+    positives: float = 100.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if self.boundary_weight < 0 or self.positives < 1:
             raise ValueError(
                 "training.boundary_weight must not be negative, and training.positives at least 1"
             )
-        if not 0 <= self.ema_decay < 1:
-            raise ValueError("training.ema_decay must be at least 0 and below 1")
+
+
+class Trained(Protocol):
+    """Settings of any experiment that is trained: where it leaves its files, and how."""
+
+    @property
+    def out(self) -> str: ...
+
+    @property
+    def training(self) -> TrainingConfig: ...
 
 
 @dataclass(frozen=True)
@@ -160,7 +182,7 @@ class Experiment:
     backbone: BackboneConfig
     head: HeadConfig
     fusion: FusionConfig
-    training: TrainingConfig
+    training: DetectionTraining
     evaluation: EvaluationConfig
     cache: CacheConfig
 

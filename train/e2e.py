@@ -18,6 +18,7 @@ from typing import get_args
 from configs.load import load
 from extract.clips import Direction
 from train.config import Experiment
+from train.detection import Detection
 from train.disk import claim_folder, refuse_full_disk
 from train.errors import EXPECTED, message
 from train.items import learned_classes, load_annotations, load_subsets
@@ -100,9 +101,8 @@ def train(
         claim_folder(out, begun)
         refuse_full_disk(out, detector, keeps_best=validation is not None)
     activations = activations_of(detector, store, [out / "last.pt"]) if store else ()
-    run = TrainingRun(
-        detector, training, validation, accelerator, resume=begun, activations=activations
-    )
+    task = Detection(detector, training, validation, accelerator, activations=activations)
+    run = TrainingRun(task, accelerator, resume=begun)
     if accelerator.is_main_process:
         leave_record(out, detector, [training, *others], annotations)
     run.go()

@@ -33,6 +33,7 @@ from train.checkpoint import (
     save_checkpoint,
 )
 from train.config import Experiment
+from train.detection import Detection
 from train.detector import Detector
 from train.disk import claim_folder, refuse_full_disk
 from train.errors import EXPECTED, message
@@ -125,9 +126,8 @@ def train(config: Experiment, sources: Sequence[Source], file: str, resume: bool
         for some, direction in zip(spans, config.directions, strict=True):
             some += evaluation_spans(validation, overlap, config, direction)
     cached = up_to_date(activations, spans, cut, subsets, config, accelerator)
-    run = TrainingRun(
-        detector, subsets[0], subsets[1] if subset else None, accelerator, begun, cached
-    )
+    task = Detection(detector, subsets[0], subsets[1] if subset else None, accelerator, cached)
+    run = TrainingRun(task, accelerator, begun)
     if accelerator.is_main_process:
         leave_record(out, detector, subsets, annotations)
     run.go()

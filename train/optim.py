@@ -7,7 +7,7 @@ import torch
 from timm.optim import param_groups_weight_decay
 from timm.scheduler import CosineLRScheduler
 from torch import Tensor, nn
-from torch.optim import AdamW
+from torch.optim import AdamW, Optimizer
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from train.config import TrainingConfig
@@ -37,7 +37,7 @@ def build_optimizer(detector: Detector, config: TrainingConfig) -> AdamW:
 
 
 def build_schedule(
-    optimizer: AdamW, config: TrainingConfig, steps_per_epoch: int
+    optimizer: Optimizer, config: TrainingConfig, steps_per_epoch: int
 ) -> CosineLRScheduler:
     """Linear warm-up, then cosine from the full rate to zero at `epochs` (AdaTAD's recipe).
 
