@@ -115,8 +115,11 @@ def settings(config: BackboneConfig, pixels: PixelConfig, precision: Precision) 
     """Return all that an activation depends on besides the frames and the weights, for JSON."""
     if config.mode == "imported":
         return about(str(config.imported), config.imported_width or 0)
-    trunk = asdict(config.trunk)
-    del trunk["drop_path"]  # no part of a pass in eval mode
+    if config.network == "tada2d":
+        trunk = {"network": config.network, **asdict(config.tada)}
+    else:
+        trunk = asdict(config.trunk)
+        del trunk["drop_path"]  # no part of a pass in eval mode
     return {
         "arithmetic": ARITHMETIC,
         "pixels": {"size": pixels.size, "take": "short side, centre"},
@@ -135,7 +138,7 @@ def fingerprints(backbone: Backbone, of: dict[str, Any]) -> dict[Cut, str]:
     """
     if backbone.config.mode == "imported":  # of weights that nobody here knows
         return {"features": chain(of, [{}])[0]}
-    depth, cuts = backbone.config.trunk.depth, backbone.config.cuts
+    depth, cuts = backbone.config.depth, backbone.config.cuts
     stages: dict[Cut, dict[str, Tensor]] = {k: {} for k in range(depth)}
     if "ladder" in cuts:  # other numbers than any other cut's, of the same weights
         stages["ladder"] = {"ladder.blocks": torch.tensor(backbone.config.with_adapter)}

@@ -18,6 +18,7 @@ Cut = int | Literal["ladder", "features"]
 features at the end."""
 
 Mode = Literal["adapter", "frozen", "full", "side", "imported"]
+KindOfNetwork = Literal["videomae", "tada2d"]
 
 ARITHMETIC = 1
 """Raise it when the same weights and frames come to give other numbers: all caches then miss."""
@@ -27,11 +28,31 @@ CPU_ELEMENTS = 2**20
 
 
 @dataclass(frozen=True)
+class TAdaSize:
+    """Sizes of TAda2D; those of ResNet-50 unless told otherwise (extract/tada2d.py).
+
+    Args:
+        blocks: in each stage.
+        width: channels of the stem; the features have 4 · 2^(stages − 1) times as many.
+    """
+
+    blocks: tuple[int, ...] = (3, 4, 6, 3)
+    width: int = 64
+
+    @property
+    def features(self) -> int:
+        """Channels of the features."""
+        return 4 * self.width * 2 ** (len(self.blocks) - 1)
+
+
+@dataclass(frozen=True)
 class BackboneConfig:
     """What runs over the pixels and which part of it learns.
 
     Args:
         trunk: sizes of the transformer.
+        network: `videomae`, the transformer, or `tada2d`, the convolutional network whose sizes
+            are in `tada`: one block without adapters, frozen or trained in full.
         mode: `adapter` trains adapters behind the blocks of a frozen transformer, `side` a ladder
             of them beside it, `frozen` trains nothing, `full` trains the transformer and has no
             adapters. With `imported` there is none: features that other networks computed are read
@@ -49,6 +70,8 @@ class BackboneConfig:
     """
 
     trunk: TrunkConfig
+    network: KindOfNetwork = "videomae"
+    tada: TAdaSize = TAdaSize()
     mode: Mode = "adapter"
     weights: str | None = None
     recompute: Recompute = "none"
@@ -70,36 +93,53 @@ class BackboneConfig:
             )
         if min(self.std) <= 0:
             raise ValueError(f"backbone.std must be above 0, not {self.std}")
+        if self.network == "tada2d" and (
+            self.mode not in ("frozen", "full") or self.recompute != "none"
+        ):
+            raise ValueError(
+                "backbone.network tada2d has no adapters, and nothing of it is computed anew: set "
+                f"backbone.mode frozen or full, not {self.mode}, and backbone.recompute none"
+            )
         if int(self.trunk.width * self.adapter_ratio) < 1:
             raise ValueError(f"backbone.adapter_ratio {self.adapter_ratio} leaves no channel")
-        if not 0 <= self.adapters_from_block < self.trunk.depth:
+        if not 0 <= self.adapters_from_block < self.depth:
             raise ValueError(
-                f"backbone.adapters_from_block must be a block from 0 to {self.trunk.depth - 1}, "
+                f"backbone.adapters_from_block must be a block from 0 to {self.depth - 1}, "
                 f"not {self.adapters_from_block}"
             )
-        if not 0 <= self.trainable_from_block <= self.trunk.depth:
+        if not 0 <= self.trainable_from_block <= self.depth:
             raise ValueError(
-                f"backbone.trainable_from_block must lie in 0 to {self.trunk.depth}, the number of "
+                f"backbone.trainable_from_block must lie in 0 to {self.depth}, the number of "
                 f"blocks, not {self.trainable_from_block}"
             )
         second = self.second_from_block
-        if second is not None and (self.mode != "adapter" or not 0 <= second < self.trunk.depth):
+        if second is not None and (self.mode != "adapter" or not 0 <= second < self.depth):
             raise ValueError(
                 "backbone.second_from_block needs backbone.mode adapter and a block from 0 to "
-                f"{self.trunk.depth - 1}, not mode {self.mode} and block {second}"
+                f"{self.depth - 1}, not mode {self.mode} and block {second}"
             )
 
     @property
+    def depth(self) -> int:
+        """Blocks of the network."""
+        return self.trunk.depth if self.network == "videomae" else 1
+
+    @property
+    def width(self) -> int:
+        """Channels of a token and of the features."""
+        return self.trunk.width if self.network == "videomae" else self.tada.features
+
+    @property
     def first_learning(self) -> int:
-        """The first block that learns, or whose adapter does; the trunk's depth if none does."""
+        """The first block that learns, or whose adapter does; the depth if none does."""
         if self.mode in ("frozen", "imported"):
-            return self.trunk.depth
+            return self.depth
         return max(self.trainable_from_block, self.second_from_block or 0)
 
     @property
     def learns(self) -> bool:
         """Whether any of it does."""
-        return self.first_learning < self.trunk.depth
+        return self.first_learning < self.depth
 
     @property
     def learns_behind(self) -> "Cut | None":
@@ -114,17 +154,17 @@ class BackboneConfig:
     @property
     def with_adapter(self) -> range:
         """The blocks that have an adapter, behind them or beside them."""
-        count = self.trunk.depth if self.mode in ("adapter", "side") else 0
+        count = self.depth if self.mode in ("adapter", "side") else 0
         return range(min(self.adapters_from_block, count), count)
 
     @property
     def cuts(self) -> tuple[Cut, ...]:
         """All cuts that a pass can start from or stop at, in its order."""
-        if self.mode == "imported":
+        if self.mode == "imported" or self.network == "tada2d":
             return ("features",)
         if self.mode == "side":  # a pass from behind a block that the ladder looks at lacks that
             return (*range(self.adapters_from_block), "ladder", "features")
-        return (*range(self.trunk.depth), "features")
+        return (*range(self.depth), "features")
 
 
 class Backbone(nn.Module):
@@ -161,14 +201,18 @@ class Backbone(nn.Module):
             adapter.requires_grad_(int(name) >= first and second is None)
         for name, adapter in self.second.items():
             adapter.requires_grad_(int(name) >= first)
+        self.keep_pixel_scale()
+
+    def keep_pixel_scale(self) -> None:
+        """Keep what pixels are normalised by where the network is."""
         shape = (1, 3, 1, 1, 1)
-        self.register_buffer("mean", torch.tensor(config.mean).view(shape), persistent=False)
-        self.register_buffer("std", torch.tensor(config.std).view(shape), persistent=False)
+        self.register_buffer("mean", torch.tensor(self.config.mean).view(shape), persistent=False)
+        self.register_buffer("std", torch.tensor(self.config.std).view(shape), persistent=False)
 
     @property
     def width(self) -> int:
         """Channels of a token and of the features."""
-        return self.config.trunk.width
+        return self.config.width
 
     def forward(self, x: Tensor, start: Cut | None = None, stop: Cut = "features") -> Tensor:
         """Run from pixels or from a cut to a cut.
@@ -210,7 +254,7 @@ class Backbone(nn.Module):
         Raises:
             ValueError: the cuts are out of order.
         """
-        depth, cuts = self.config.trunk.depth, (None, *self.config.cuts)
+        depth, cuts = self.config.depth, (None, *self.config.cuts)
         if start not in cuts or stop not in cuts or cuts.index(start) > cuts.index(stop):
             raise ValueError(f"cannot run from cut {start} to cut {stop} of {depth} blocks")
         first = 0 if start is None else start + 1 if isinstance(start, int) else depth
@@ -236,7 +280,7 @@ class Backbone(nn.Module):
         learns = self.trunk.patch_embed.weight.requires_grad
         with torch.set_grad_enabled(torch.is_grad_enabled() and learns):
             tokens = torch.cat(
-                [self.trunk.embed((part - self.mean) / self.std) for part in _parts(clips)]
+                [self.trunk.embed((part - self.mean) / self.std) for part in parts(clips)]
             )
         return tokens.view(batch, length // TUBELET, -1, tokens.shape[-1])
 
@@ -246,18 +290,18 @@ class Backbone(nn.Module):
         Attention sees one clip; the adapter looks across clips over the whole span.
         """
         clips = tokens.unflatten(1, (-1, CLIP_STEPS)).flatten(0, 1).flatten(1, 2)
-        parts, rate = _parts(clips), self.trunk.drop_rates[k]
-        scales: Sequence[Tensor | None] = [None] * len(parts)
+        shares, rate = parts(clips), self.trunk.drop_rates[k]
+        scales: Sequence[Tensor | None] = [None] * len(shares)
         # Beside a ladder the transformer runs as in eval mode.
         learns = self.config.mode != "side" and k >= self.config.first_learning
         if self.training and rate and learns:
             # Drawn for all clips, outside of what may be computed again.
             ones = torch.ones(2 * len(clips), 1, 1, device=clips.device)
             kept = drop_path(ones, rate, True).unflatten(0, (-1, 2))
-            scales = kept.split([len(part) for part in parts])
+            scales = kept.split([len(part) for part in shares])
         recompute = self.config.recompute
         block = self.trunk.blocks[k]
-        done = [run(block, recompute, *inputs) for inputs in zip(parts, scales, strict=True)]
+        done = [run(block, recompute, *inputs) for inputs in zip(shares, scales, strict=True)]
         return (done[0] if len(done) == 1 else torch.cat(done)).view_as(tokens)
 
     def pool(self, tokens: Tensor) -> Tensor:
@@ -265,7 +309,7 @@ class Backbone(nn.Module):
         return tokens.mean(2).transpose(1, 2)
 
 
-def _parts(clips: Tensor) -> Sequence[Tensor]:
+def parts(clips: Tensor) -> Sequence[Tensor]:
     """Split [N, …] into what is worked on together: on a CPU, what its cache can hold."""
     if clips.device.type != "cpu":
         return [clips]

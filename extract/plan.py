@@ -150,7 +150,7 @@ def _bytes(activations: Activations, span: Span, cuts: Sequence[Cut]) -> int:
     config = activations.backbone.config
     positions = (activations.pixels.size // config.trunk.patch) ** 2
     tokens = {"features": 1, "ladder": positions * len(config.with_adapter)}
-    numbers = sum(tokens.get(str(cut), positions) for cut in cuts) * config.trunk.width
+    numbers = sum(tokens.get(str(cut), positions) for cut in cuts) * config.width
     return numbers * span.rows * DTYPES[activations.config.dtype].itemsize
 
 
@@ -193,7 +193,7 @@ def _pass_s(activations: Activations, share: Sequence[tuple[Span, Todo]]) -> flo
         with torch.no_grad(), activations.autocast():
             backbone(clip).sum().item()
         seconds = time.monotonic() - began
-    depth = backbone.config.trunk.depth
+    depth = backbone.config.depth
     clips = 0.0
     for span, todo in share:
         blocks = len(backbone.blocks(todo.start, todo.cuts[-1]))

@@ -201,7 +201,7 @@ class Experiment:
                 f"sampling.window_size {self.sampling.window_size} must be a multiple of "
                 f"{coarsest}, the coarsest stride of head.levels {self.head.levels}"
             )
-        depth = self.backbone.trunk.depth
+        depth = self.backbone.depth
         kept = [cut for cut in self.backbone.cuts if isinstance(cut, int)]
         if not set(self.cache.blocks) <= set(kept):
             raise ValueError(
@@ -224,7 +224,8 @@ class Experiment:
             )
         if self.data.class_agnostic and self.fusion.method == "calibrated":
             raise ValueError("fusion.method calibrated weighs classes; class_agnostic has one")
-        if self.pixels.size < self.backbone.trunk.patch:
+        transformer = self.backbone.network == "videomae"
+        if transformer and self.pixels.size < self.backbone.trunk.patch:
             raise ValueError(
                 f"pixels.size {self.pixels.size} must be at least one patch of the backbone, "
                 f"{self.backbone.trunk.patch}"

@@ -12,6 +12,8 @@ from evaluate.annotations import Detection
 from extract.backbone import Backbone, Cut
 from extract.imported import Imported
 from extract.strict import Coverage, load_strictly, load_trunk
+from extract.tada2d import TAda2D
+from extract.tada_backbone import TAdaBackbone, load_tada_trunk
 from extract.videomae import VideoMAE
 from train.actionformer import ActionFormer, HeadOutput
 from train.batch import Batch
@@ -22,6 +24,8 @@ from train.fusion import FEATURE_METHODS, FeatureFusion, PredictionFusion
 from train.items import item_of
 from train.predict import Answer, Answers, detections, predict
 
+Trunk = VideoMAE | TAda2D
+
 
 class Stream(nn.Module):
     """One direction's network: a backbone and a head.
@@ -29,14 +33,18 @@ class Stream(nn.Module):
     Args:
         config: the experiment whose backbone and head to build.
         classes: number of classes.
-        trunk: another stream's transformer, to be shared.
+        trunk: another stream's network, to be shared.
     """
 
-    def __init__(self, config: Experiment, classes: int, trunk: VideoMAE | None = None) -> None:
+    def __init__(self, config: Experiment, classes: int, trunk: Trunk | None = None) -> None:
         super().__init__()
         if config.backbone.mode == "imported":
             self.backbone: Backbone = Imported(config.backbone)
+        elif config.backbone.network == "tada2d":
+            assert not isinstance(trunk, VideoMAE)
+            self.backbone = TAdaBackbone(config.backbone, trunk)
         else:
+            assert not isinstance(trunk, TAda2D)
             self.backbone = Backbone(config.backbone, trunk)
         self.head = ActionFormer(self.backbone.width, classes, config.head)
 
@@ -99,7 +107,8 @@ class Detector(nn.Module):
         source = self.config.backbone.weights
         if source:
             for trunk in {stream.backbone.trunk: None for stream in self.streams}:
-                self.coverage = load_trunk(trunk, source)
+                load = load_tada_trunk if isinstance(trunk, TAda2D) else load_trunk
+                self.coverage = load(trunk, source)
 
     def start_fusion(self) -> None:
         """Let a fusion of features begin where the first stream's head is."""

@@ -24,7 +24,13 @@ TRUNK = "backbone.trunk."
 SEEN = (  # settings that give other numbers, or other meanings, with the same weights
     *("sampling.window_size", "sampling.scale_factor", "sampling.snippet_stride"),
     *("sampling.method", "pixels.size", "backbone.mean", "backbone.std", "backbone.mode"),
-    *("backbone.trunk.", "head.heads", "head.attention_window"),
+    *(
+        "backbone.trunk.",
+        "backbone.network",
+        "backbone.tada.",
+        "head.heads",
+        "head.attention_window",
+    ),
 )
 
 
@@ -131,7 +137,7 @@ def one_experiment(
     if sum(len(saved.config.directions) for _, saved in sources) > 1:
         # What was trained already stays as it is, unless the file or the overrides say otherwise.
         head = replace(first.config.head, learns=False)
-        depth = first.config.backbone.trunk.depth
+        depth = first.config.backbone.depth
         backbone = replace(first.config.backbone, trainable_from_block=depth)
         first = first._replace(config=replace(first.config, head=head, backbone=backbone))
     return config_of(file, first, path, overrides)

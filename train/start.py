@@ -186,5 +186,5 @@ def learning_only(config: Experiment) -> Experiment:
             "backbone.second_from_block 0 trains an adapter in front of all that could be cached; "
             "train it with train/e2e.py, or choose a later block"
         )
-    depth = config.backbone.trunk.depth
+    depth = config.backbone.depth
     return replace(config, backbone=replace(config.backbone, trainable_from_block=depth))
