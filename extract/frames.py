@@ -109,7 +109,7 @@ class FrameCache:
             except OSError:
                 more += self._bytes(path, video, to)
         room = self.room()
-        outcome = "the rest fits"
+        outcome = "the rest fits" if more else "nothing is missing"
         if more > room:
             outcome = f"only {max(room, 0) / 1e9:,.1f} GB more fit: other videos are always decoded"
         limit = "" if self.limit_gb is None else f"data.frame_cache_gb is {self.limit_gb:g}, "
