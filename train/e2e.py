@@ -30,6 +30,7 @@ from train.start import (
     leave_curves,
     leave_record,
     open_cache,
+    open_frame_cache,
     refuse_imported,
     refuse_unlabelled,
     with_cache,
@@ -100,8 +101,9 @@ def train(
         claim_folder(out, begun)
         refuse_full_disk(out, detector, keeps_best=validation is not None)
     activations = activations_of(detector, store, [out / "last.pt"]) if store else ()
+    kept = open_frame_cache(config, training, validation or (), accelerator)
     run = TrainingRun(
-        detector, training, validation, accelerator, resume=begun, activations=activations
+        detector, training, validation, accelerator, begun, activations=activations, kept=kept
     )
     if accelerator.is_main_process:
         leave_record(out, detector, [training, *others], annotations)

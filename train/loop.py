@@ -18,6 +18,7 @@ from tqdm import tqdm
 from cache.errors import StoreError
 from configs.text import first_of
 from extract.activations import Activations, Counts
+from extract.frames import FrameCache
 from train.batch import Batch
 from train.cached import Streams, window_span
 from train.checkpoint import Checkpoint, load_checkpoint, refuse_other_run, save_checkpoint
@@ -60,6 +61,7 @@ class TrainingRun:
         cached: stored activations of every stream to train on and validate with; None decodes
             videos.
         activations: where validation leaves every stream's features; none to keep none.
+        kept: where the videos' small frames are kept for the next epochs.
     """
 
     def __init__(
@@ -71,6 +73,7 @@ class TrainingRun:
         resume: bool,
         cached: Streams | None = None,
         activations: Sequence[Activations] = (),
+        kept: FrameCache | None = None,
     ) -> None:
         self.config = config = detector.config
         self.activations, self.counts = activations, Counts()
@@ -81,7 +84,7 @@ class TrainingRun:
         self.epoch, self.saved_epoch, self.best = 0, 0, -1.0
         self.validated = True  # nothing to make up for
         self.problems: set[str] = set()  # causes that were told
-        dataset = TrainingWindows(training, config, cached)
+        dataset = TrainingWindows(training, config, cached, kept)
         self.videos = [item.name for item in dataset.items]
         self.sampler = EpochSampler(
             len(dataset),
@@ -97,7 +100,7 @@ class TrainingRun:
             # Kept: starting decoding workers anew would cost every validation some seconds.
             overlap = config.sampling.validation_overlap
             self.validation_windows = window_loader(
-                validation, overlap, config, accelerator, cached
+                validation, overlap, config, accelerator, cached, kept
             )
         self.normaliser = PositivesAverage(detector.learned, self.config.training.positives)
         self.normaliser.to(accelerator.device)
