@@ -1,24 +1,33 @@
 """Bring a cache of activations up to date with checkpoints.
 
-    python extract/run.py --checkpoint runs/demo/forward/best.pt --cache URL [--plan]
+    python extract/run.py --checkpoint runs/demo/forward/best.pt --cache URL [--plan [FILE.json]]
     accelerate launch extract/run.py --checkpoint FORWARD.pt REVERSED.pt --cache URL --of test
     python extract/run.py --config FILE --cache URL       # of the pretrained backbone
 
-Says first what it will do and what that costs; --plan stops there. Checkpoints of both directions
-share one decode. What is there already is not computed again, so an interrupted run just goes on.
+Says first what it will do and what that costs. --plan stops there, with a table of the ways to
+train: on the videos, decoded frames, proxies or activations; bytes, hours, what each gives up.
+Checkpoints of both directions share one decode. What is there already is not computed again, so an
+interrupted run just goes on.
 """
 
 import argparse
+import json
+import shutil
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
 from typing import get_args
 
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 
 from cache.store import Store
+from configs.files import write_text
+from extract.activations import Activations
+from extract.backbone import Cut
 from extract.clips import Direction
 from extract.plan import Plan, Wanted, distinct_frames, estimate_s, plan, refuse_full_disk
 from extract.refresh import refresh
@@ -27,8 +36,17 @@ from extract.videomae import CLIP_FRAMES
 from train.cached import evaluation_spans, training_spans
 from train.checkpoint import Checkpoint
 from train.config import Experiment
+from train.detector import Detector
 from train.errors import EXPECTED, memory_advice, message, worker_advice
-from train.items import Items, learned_classes, load_annotations, load_subsets, skipped_warning
+from train.items import (
+    Item,
+    Items,
+    learned_classes,
+    load_annotations,
+    load_subsets,
+    skipped_warning,
+)
+from train.routes import Place, compare
 from train.sources import config_of, new_detector, read_sources
 from train.start import (
     WAIT_FOR_PASSES,
@@ -38,6 +56,8 @@ from train.start import (
     refuse_imported,
     with_cache,
 )
+from train.trials import measure
+from train.workload import Filling, count, filling, proxy_side, trained_from, with_block
 
 PURPOSES = ("train", "validation", "test")
 
@@ -53,7 +73,13 @@ def main() -> None:
     parser.add_argument(
         "--directions", nargs="+", choices=get_args(Direction), help="default: each config's own"
     )
-    parser.add_argument("--plan", action="store_true", help="say what would be done and stop")
+    parser.add_argument(
+        "--plan",
+        nargs="?",
+        const="",
+        metavar="FILE.json",
+        help="say what would be done, compare ways to train, and stop; the file gets the table",
+    )
     args, overrides = parser.parse_known_args()
     if not (args.checkpoint or args.config):
         parser.error("give --checkpoint, --config or both")
@@ -89,15 +115,17 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
         kwargs_handlers=[InitProcessGroupKwargs(timeout=WAIT_FOR_PASSES)],
     )
     refuse_fp16_without_gpu(config, accelerator)
-    url = config.cache.url
-    store = Store.open(url, "look") if args.plan else open_cache(url)
+    url, planning = config.cache.url, args.plan is not None
+    if args.plan:
+        _refuse_unwritable(Path(args.plan))
+    store = Store.open(url, "look") if planning else open_cache(url)
     annotations = load_annotations(config.data)
     wanted_of = [purpose for purpose in PURPOSES if purpose in args.of]
     names = {purpose: _subset(config, purpose) for purpose in wanted_of}
     subsets = sorted(set(names.values()))
     loaded = load_subsets(config.data, annotations, subsets, accelerator, store)
     items = dict(zip(subsets, loaded, strict=True))
-    wanted = []
+    wanted, first = [], None
     for config, saved, source in backbones:
         detector = new_detector(
             config, learned_classes(config.data, annotations), [(source, saved)] if saved else []
@@ -110,12 +138,19 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
                 for span in _spans(purpose, items[name], config, direction)
             ]
             wanted.append(Wanted(activations, spans, ("features", *config.cache.blocks)))
+        first = first or (detector, every)
     skip = config.data.bad_videos == "skip"
     made = plan(wanted, accelerator, skip)
     if accelerator.is_main_process:
         _tell(made, config, items, names, accelerator.num_processes)
+    if planning and "train" in names:
+        assert first is not None
+        training, validation = (items.get(names.get(p, ""), []) for p in ("train", "validation"))
+        _compare(*first, training, validation, accelerator, args.plan)
+        if accelerator.is_main_process and len(backbones) > 1:
+            print(f"for each of the {len(backbones)} streams alone, which are runs of their own")
     refuse_full_disk(made)
-    if args.plan:
+    if planning:
         return
     began = time.monotonic()
     with worker_advice(), memory_advice("sampling.window_size or pixels.size"):
@@ -183,6 +218,81 @@ def _tell(
     if made.todo:
         seconds = estimate_s(made, config.training.workers) / processes
         print(f"  about {timedelta(seconds=round(seconds))} on {processes} process(es)")
+
+
+def _compare(
+    detector: Detector,
+    activations: Sequence[Activations],
+    training: Sequence[Item],
+    validation: Sequence[Item],
+    accelerator: Accelerator,
+    file: str,
+) -> None:
+    """Print what the ways to train on these videos take, and write it, if a file is named."""
+    config, main = detector.config, accelerator.is_main_process
+    if config.data.validation_subset is None:
+        validation = []
+    active = [item for item in training if len(item.segments)]
+    gone = sum(not item.path.exists() for item in (*training, *validation))
+    closed = (
+        "no training video has an action"
+        if not active
+        else f"{gone} videos are gone: train on what is stored"
+        if gone
+        else "nothing learns in this experiment"
+        if not any(p.requires_grad for p in detector.parameters())
+        else None
+    )
+    if closed:
+        if main:
+            print(f"ways to train are not compared: {closed}")
+        return
+
+    def lacks(cut: Cut) -> Filling:
+        overlap = config.sampling.validation_overlap
+        wanted = [
+            Wanted(
+                of,
+                training_spans(training, config, direction)
+                + evaluation_spans(validation, overlap, config, direction),
+                (cut,),
+            )
+            for of, direction in zip(activations, config.directions, strict=True)
+        ]
+        return filling(plan(wanted, accelerator, skip_gone=True))
+
+    heads = [p for n, p in detector.named_parameters() if ".backbone." not in n]
+    features = lacks("features") if any(p.requires_grad for p in heads) else None
+    part, k = None, trained_from(config)
+    if k is not None:
+        cut = with_block(config, k).backbone.learns_behind
+        assert cut is not None
+        part = k, cut, lacks(cut)
+    if not main:
+        return
+    work = count(config, training, validation, accelerator.num_processes)
+    trials = measure(detector, active, accelerator, k)
+    files = activations[0].store
+    found = compare(
+        work,
+        trials,
+        Place(config.data.videos, shutil.disk_usage(config.data.videos).free),
+        Place(str(files.url), files.files.free_bytes()),
+        proxy_side(config.pixels),
+        features,
+        part,
+    )
+    print(found.table())
+    for line in found.advice():
+        print(line)
+    if file:
+        write_text(Path(file), json.dumps(found.to_json(), indent=1, ensure_ascii=False) + "\n")
+
+
+def _refuse_unwritable(file: Path) -> None:
+    """Raise ValueError unless the table's file can be written; said before long trials."""
+    if file.suffix != ".json" or not file.parent.is_dir():
+        raise ValueError(f"--plan: {file} is no .json file in a folder that is there")
 
 
 def _not_needed(items: Items, config: Experiment) -> tuple[int, int]:
