@@ -12,7 +12,6 @@ interrupted run just goes on.
 
 import argparse
 import json
-import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -22,12 +21,11 @@ from pathlib import Path
 from typing import get_args
 
 from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs
+from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list
 
 from cache.store import Store
 from configs.files import write_text
 from extract.activations import Activations
-from extract.backbone import Cut
 from extract.clips import Direction
 from extract.plan import Plan, Wanted, distinct_frames, estimate_s, plan, refuse_full_disk
 from extract.refresh import refresh
@@ -35,6 +33,7 @@ from extract.spans import Span
 from extract.videomae import CLIP_FRAMES
 from train.cached import evaluation_spans, training_spans
 from train.checkpoint import Checkpoint
+from train.choose import compared, not_comparable
 from train.config import Experiment
 from train.detector import Detector
 from train.errors import EXPECTED, memory_advice, message, worker_advice
@@ -46,7 +45,6 @@ from train.items import (
     load_subsets,
     skipped_warning,
 )
-from train.routes import Place, compare
 from train.sources import config_of, new_detector, read_sources
 from train.start import (
     WAIT_FOR_PASSES,
@@ -56,8 +54,6 @@ from train.start import (
     refuse_imported,
     with_cache,
 )
-from train.trials import measure
-from train.workload import Filling, count, filling, proxy_side, trained_from, with_block
 
 PURPOSES = ("train", "validation", "test")
 
@@ -117,7 +113,7 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
     refuse_fp16_without_gpu(config, accelerator)
     url, planning = config.cache.url, args.plan is not None
     if args.plan:
-        _refuse_unwritable(Path(args.plan))
+        _refuse_unwritable(Path(args.plan), args.of)
     store = Store.open(url, "look") if planning else open_cache(url)
     annotations = load_annotations(config.data)
     wanted_of = [purpose for purpose in PURPOSES if purpose in args.of]
@@ -145,8 +141,9 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
         _tell(made, config, items, names, accelerator.num_processes)
     if planning and "train" in names:
         assert first is not None
-        training, validation = (items.get(names.get(p, ""), []) for p in ("train", "validation"))
-        _compare(*first, training, validation, accelerator, args.plan)
+        looks = "validation" in names and config.data.validation_subset is not None
+        validation = items[names["validation"]] if looks else []
+        _compare(*first, items[names["train"]], validation, accelerator, args.plan)
         if accelerator.is_main_process and len(backbones) > 1:
             print(f"for each of the {len(backbones)} streams alone, which are runs of their own")
     refuse_full_disk(made)
@@ -228,69 +225,25 @@ def _compare(
     accelerator: Accelerator,
     file: str,
 ) -> None:
-    """Print what the ways to train on these videos take, and write it, if a file is named."""
-    config, main = detector.config, accelerator.is_main_process
-    if config.data.validation_subset is None:
-        validation = []
-    active = [item for item in training if len(item.segments)]
-    gone = sum(not item.path.exists() for item in (*training, *validation))
-    closed = (
-        "no training video has an action"
-        if not active
-        else f"{gone} videos are gone: train on what is stored"
-        if gone
-        else "nothing learns in this experiment"
-        if not any(p.requires_grad for p in detector.parameters())
-        else None
-    )
-    if closed:
-        if main:
-            print(f"ways to train are not compared: {closed}")
+    """Print what the ways to train on these videos take; write it, too, if a file is named."""
+    # Decided by one process for all: folders of several machines may not show the same files.
+    (why_not,) = broadcast_object_list([not_comparable(detector, training, validation)])
+    if why_not:
+        if accelerator.is_main_process:
+            print(f"ways to train are not compared: {why_not}")
         return
-
-    def lacks(cut: Cut) -> Filling:
-        overlap = config.sampling.validation_overlap
-        wanted = [
-            Wanted(
-                of,
-                training_spans(training, config, direction)
-                + evaluation_spans(validation, overlap, config, direction),
-                (cut,),
-            )
-            for of, direction in zip(activations, config.directions, strict=True)
-        ]
-        return filling(plan(wanted, accelerator, skip_gone=True))
-
-    heads = [p for n, p in detector.named_parameters() if ".backbone." not in n]
-    features = lacks("features") if any(p.requires_grad for p in heads) else None
-    part, k = None, trained_from(config)
-    if k is not None:
-        cut = with_block(config, k).backbone.learns_behind
-        assert cut is not None
-        part = k, cut, lacks(cut)
-    if not main:
+    found = compared(detector, activations, training, validation, accelerator)
+    if found is None:
         return
-    work = count(config, training, validation, accelerator.num_processes)
-    trials = measure(detector, active, accelerator, k)
-    files = activations[0].store
-    found = compare(
-        work,
-        trials,
-        Place(config.data.videos, shutil.disk_usage(config.data.videos).free),
-        Place(str(files.url), files.files.free_bytes()),
-        proxy_side(config.pixels),
-        features,
-        part,
-    )
-    print(found.table())
-    for line in found.advice():
-        print(line)
+    print("\n".join([found.table(), *found.advice()]))
     if file:
         write_text(Path(file), json.dumps(found.to_json(), indent=1, ensure_ascii=False) + "\n")
 
 
-def _refuse_unwritable(file: Path) -> None:
-    """Raise ValueError unless the table's file can be written; said before long trials."""
+def _refuse_unwritable(file: Path, purposes: list[str]) -> None:
+    """Raise ValueError unless there will be a table that the file can take; before long trials."""
+    if "train" not in purposes:
+        raise ValueError(f"--plan: {file} would get the ways to train; add train to --of")
     if file.suffix != ".json" or not file.parent.is_dir():
         raise ValueError(f"--plan: {file} is no .json file in a folder that is there")
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from extract.backbone import Cut
 from train.reading import Reading
-from train.trials import Trials
+from train.trials import Passes, Trials
 from train.workload import Filling, Workload
 
 NOTICED = 0.02  # of a run; smaller differences are noise
@@ -137,9 +137,9 @@ class Routes:
 
     def _bound(self) -> str:
         """Say which of decoding and network training on the videos waits for."""
-        work, raw = self.work, self.trials.raw
+        work, raw, network = self.work, self.trials.raw, self.trials.network
         decode_s = (raw.begin_s + work.samples * raw.drawn_s) / max(work.workers, 1)
-        ratio = decode_s / _trained_s(work, self.trials)
+        ratio = decode_s / _window(work, network.clip, network.head).trained_s
         who = "decoding takes {} as long as the network"
         if ratio < 1:
             ratio, who = 1 / ratio, "the network takes {} as long as decoding"
@@ -160,6 +160,7 @@ def compare(
     videos: Place,
     store: Place,
     side: int | None,
+    learner: str | None,
     features: Filling | None,
     part: tuple[int, Cut, Filling] | None,
 ) -> Routes:
@@ -168,12 +169,13 @@ def compare(
     Args:
         videos: where frames and proxies would lie; `store`: where activations would.
         side: the short side of proxies; None where none is large enough.
+        learner: what of the backbone learns end to end, None for nothing.
         features: what the cache lacks of them; None where nothing behind the backbone learns.
         part: from which block on adapters would learn, on which cut, and what the cache lacks of
             it; None where nothing would.
     """
     frames, proxies = _frames(work, trials, videos), _proxies(work, trials, videos, side)
-    cached = _features(work, trials, store, features), _part(work, trials, store, part)
+    cached = _features(work, trials, store, learner, features), _part(work, trials, store, part)
     return Routes((_raw(work, trials), frames, proxies), cached, work, trials)
 
 
@@ -207,44 +209,38 @@ def _proxies(work: Workload, trials: Trials, place: Place, side: int | None) -> 
     return Route(f"proxies of {side} px", place, total, total, made_h, run_h, gives_up)
 
 
-def _features(work: Workload, trials: Trials, place: Place, lacks: Filling | None) -> Route:
+def _features(
+    work: Workload, trials: Trials, place: Place, learner: str | None, lacks: Filling | None
+) -> Route:
     if lacks is None:
         return _closed("cached features", place, "nothing behind the backbone learns")
-    head = trials.network.trained_head_s, trials.network.head_s
+    head = trials.network.head
     return Route(
         "cached features",
         place,
         lacks.bytes,
         lacks.needed,
         _filling_h(work, trials, lacks),
-        _run_h(work, None, *head),
-        "augmentation, drop path, adapters that learn",
+        _run_h(work, head),
+        f"augmentation, drop path{f', {learner} that learn' if learner else ''}",
     )
 
 
 def _part(
     work: Workload, trials: Trials, place: Place, part: tuple[int, Cut, Filling] | None
 ) -> Route:
-    clip_s = trials.network.part_clip_s
-    if part is None or clip_s is None:
-        return _closed("cached block", place, "no adapter would learn behind it")
+    network = trials.network
+    if part is None or network.part is None:
+        return _closed("cached block", place, "nothing of the backbone would learn behind one")
     k, cut, lacks = part
-    clips = work.streams * work.clips
-    # Forwards alone is no more than forwards and back.
-    test_s = clips * min(clip_s, trials.network.clip_s)
     return Route(
         "cached ladder" if cut == "ladder" else f"cached block {cut}",
         place,
         lacks.bytes,
         lacks.needed,
         _filling_h(work, trials, lacks),
-        _run_h(
-            work,
-            None,
-            clips * clip_s + trials.network.trained_head_s,
-            test_s + trials.network.head_s,
-        ),
-        f"augmentation, drop path and adapters below block {k}",
+        _run_h(work, _window(work, network.part, network.head)),
+        f"augmentation; drop path and what learns below block {k}",
     )
 
 
@@ -254,35 +250,33 @@ def _closed(name: str, place: Place, why: str) -> Route:
 
 def _end_to_end_h(work: Workload, trials: Trials, reading: Reading) -> float:
     network = trials.network
-    tested_s = work.streams * work.clips * network.clip_s + network.head_s
-    return _run_h(work, reading, _trained_s(work, trials), tested_s)
+    return _run_h(work, _window(work, network.clip, network.head), reading)
 
 
-def _trained_s(work: Workload, trials: Trials) -> float:
-    """Return the network's seconds for a training window from pixels."""
-    network = trials.network
-    return work.streams * work.clips * network.trained_clip_s + network.trained_head_s
+def _window(work: Workload, clip: Passes, head: Passes) -> Passes:
+    """Return what the network costs for a window: its clips in all streams, and the head."""
+    clips = work.streams * work.clips
+    return Passes(clips * clip.tested_s + head.tested_s, clips * clip.trained_s + head.trained_s)
 
 
-def _run_h(work: Workload, reading: Reading | None, trained_s: float, tested_s: float) -> float:
+def _run_h(work: Workload, window: Passes, reading: Reading | None = None) -> float:
     """Return the hours of all epochs with their validations.
 
     Args:
-        reading: of the frames; None where nothing is decoded.
-        trained_s, tested_s: of the network for a window of each kind.
+        window: through the network; `reading`: its frames, None where activations are read.
     """
     drawn_s = plain_s = 0.0
     if reading is not None:
         drawn_s = reading.begin_s + work.samples * reading.drawn_s
         plain_s = work.validation_samples * reading.plain_s
-    training_h = _overlapped_h(work, work.windows * drawn_s, work.windows * trained_s)
-    validation_h = _overlapped_h(work, plain_s, work.validation_windows * tested_s)
+    training_h = _overlapped_h(work, work.windows * drawn_s, work.windows * window.trained_s)
+    validation_h = _overlapped_h(work, plain_s, work.validation_windows * window.tested_s)
     return training_h + work.validations * validation_h
 
 
 def _filling_h(work: Workload, trials: Trials, lacks: Filling) -> float:
     decode_s = lacks.frames * trials.raw.plain_s
-    return _overlapped_h(work, decode_s, lacks.clips * trials.network.clip_s)
+    return _overlapped_h(work, decode_s, lacks.clips * trials.network.clip.tested_s)
 
 
 def _overlapped_h(work: Workload, decode_s: float, network_s: float) -> float:

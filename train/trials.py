@@ -35,25 +35,31 @@ from train.reading import (
 from train.workload import proxy_side, with_block
 
 FILES = 3  # videos that are tried
+REPEATS = 3  # the first one warms up; others may have met some noise
 ENOUGH_S = 2.0  # of a pass; longer ones are made over fewer clips
 
 
 @dataclass(frozen=True)
+class Passes:
+    """Seconds on the device: forward alone, and forward and back."""
+
+    tested_s: float
+    trained_s: float
+
+
+@dataclass(frozen=True)
 class Network:
-    """Seconds of the network on the device.
+    """What the network costs, as far as the experiment lets it learn.
 
     Args:
-        clip_s: a clip through one stream's backbone; `trained_clip_s`: and back, as the experiment
-            learns; `part_clip_s`: both from a stored block on, None if there is nothing to learn.
-        head_s: all behind the backbones for one window; `trained_head_s`: and back, with the update
-            of the weights.
+        clip: one clip through one stream's backbone; `part`: from a stored block on, None where
+            nothing would learn behind it.
+        head: one window through all behind the backbones; back with the update of the weights.
     """
 
-    clip_s: float
-    trained_clip_s: float
-    part_clip_s: float | None
-    head_s: float
-    trained_head_s: float
+    clip: Passes
+    part: Passes | None
+    head: Passes
 
 
 @dataclass(frozen=True)
@@ -92,7 +98,7 @@ def measure(
     problem: VideoError | None = None
     with (
         tempfile.TemporaryDirectory() as name,
-        tqdm(total=2 * len(chosen) + 5, desc="trials", leave=False) as bar,
+        tqdm(total=2 * len(chosen) + 4, desc="trials", leave=False) as bar,
     ):
         folder = Path(name)
         with as_a_worker(config.training.workers):
@@ -135,37 +141,40 @@ def _means(of: Iterable[Reading | Making]) -> list[float]:
 def _network(
     detector: Detector, accelerator: Accelerator, k: int | None, bar: "tqdm[None]"
 ) -> Network:
-    config = detector.config
-    backbone = detector.streams[0].backbone
-    most = config.sampling.samples // CLIP_FRAMES * config.training.batch_size
-    clip_s = _clip_s(backbone.eval(), None, False, most, detector, accelerator)
+    whole = _passes(detector.streams[0].backbone, None, detector, accelerator)
     bar.update()
-    trained_clip_s = _clip_s(backbone.train(), None, True, most, detector, accelerator)
-    bar.update()
-    part_clip_s = None
+    part = None
     if k is not None:
-        part = with_block(config, k).backbone
-        start = part.learns_behind
+        config = with_block(detector.config, k).backbone
         with accelerator.device:  # of random numbers: they take as long as any others
-            learning = Backbone(replace(part, weights=None))
-        part_clip_s = _clip_s(learning.train(), start, True, most, detector, accelerator)
-        del learning
+            backbone = Backbone(replace(config, weights=None))
+        part = _passes(backbone, config.learns_behind, detector, accelerator)
+        del backbone
     bar.update()
     head = _head(detector, accelerator)
     bar.update()
-    return Network(clip_s, trained_clip_s, part_clip_s, *head)
+    return Network(whole, part, head)
+
+
+def _passes(
+    backbone: Backbone, start: Cut | None, detector: Detector, accelerator: Accelerator
+) -> Passes:
+    """Return what a clip costs from pixels or from a cut on."""
+    tested_s = _clip_s(backbone.eval(), start, False, detector, accelerator)
+    return Passes(tested_s, _clip_s(backbone.train(), start, True, detector, accelerator))
 
 
 def _clip_s(
     backbone: Backbone,
     start: Cut | None,
     learns: bool,
-    most: int,
     detector: Detector,
     accelerator: Accelerator,
 ) -> float:
-    """Return the seconds of a clip, in a pass over `most` of them or what is enough."""
-    device, size = accelerator.device, detector.config.pixels.size
+    """Return the seconds of a clip, in a pass over those of a batch or over what is enough."""
+    config, device = detector.config, accelerator.device
+    most = config.sampling.samples // CLIP_FRAMES * config.training.batch_size
+    size = config.pixels.size
     positions = (size // backbone.config.trunk.patch) ** 2
     blocks = len(backbone.config.with_adapter) if start == "ladder" else 1
 
@@ -194,12 +203,11 @@ def _clip_s(
     if clips < 2:
         return seconds
     many = passing(clips)
-    many()
-    return _seconds(many, device) / clips
+    return min(_seconds(many, device) for _ in range(2)) / clips
 
 
-def _head(detector: Detector, accelerator: Accelerator) -> tuple[float, float]:
-    """Return the seconds of a window behind the backbones, and with learning."""
+def _head(detector: Detector, accelerator: Accelerator) -> Passes:
+    """Return what a window costs behind the backbones, with the update of the weights."""
     config, device = detector.config, accelerator.device
     steps, streams, classes = config.sampling.window_size, detector.streams, len(detector.classes)
     points = pyramid_points(steps, config.head.levels, device)
@@ -220,8 +228,7 @@ def _head(detector: Detector, accelerator: Accelerator) -> tuple[float, float]:
             detector.answers(*tested)
 
     detector.eval()
-    test()
-    head_s = _seconds(test, device) / batch
+    head_s = min(_seconds(test, device) for _ in range(REPEATS)) / batch
     batch = config.training.batch_size
     features, mask, reflection = inputs(batch)
     for one in features:  # adapters get their gradients through the head
@@ -244,8 +251,7 @@ def _head(detector: Detector, accelerator: Accelerator) -> tuple[float, float]:
         average.update(detector)
 
     detector.train()
-    train()
-    return head_s, _seconds(train, device) / batch
+    return Passes(head_s, min(_seconds(train, device) for _ in range(REPEATS)) / batch)
 
 
 def _seconds(work: Callable[[], object], device: torch.device) -> float:
