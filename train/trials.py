@@ -1,5 +1,6 @@
 """What training costs here: short trials on a few of the user's videos and on the device."""
 
+import math
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -35,8 +36,8 @@ from train.reading import (
 from train.workload import proxy_side, with_block
 
 FILES = 3  # videos that are tried
-REPEATS = 3  # the first one warms up; others may have met some noise
-ENOUGH_S = 2.0  # of a pass; longer ones are made over fewer clips
+REPEATS = 3  # the first one warms up, another may meet some noise
+ENOUGH_S = 2.0  # what takes longer is tried over fewer clips, and once
 
 
 @dataclass(frozen=True)
@@ -195,15 +196,9 @@ def _clip_s(
 
         return work
 
-    one = passing(1)
-    seconds = _seconds(one, device)
-    if seconds < ENOUGH_S:  # else its warming up is not worth another one
-        seconds = _seconds(one, device)
-    clips = min(most, int(ENOUGH_S / seconds))
-    if clips < 2:
-        return seconds
-    many = passing(clips)
-    return min(_seconds(many, device) for _ in range(2)) / clips
+    one_s = _seconds(passing(1), device)
+    clips = min(most, int(ENOUGH_S / one_s))
+    return one_s if clips < 2 else _seconds(passing(clips), device) / clips
 
 
 def _head(detector: Detector, accelerator: Accelerator) -> Passes:
@@ -228,7 +223,7 @@ def _head(detector: Detector, accelerator: Accelerator) -> Passes:
             detector.answers(*tested)
 
     detector.eval()
-    head_s = min(_seconds(test, device) for _ in range(REPEATS)) / batch
+    head_s = _seconds(test, device) / batch
     batch = config.training.batch_size
     features, mask, reflection = inputs(batch)
     for one in features:  # adapters get their gradients through the head
@@ -251,14 +246,24 @@ def _head(detector: Detector, accelerator: Accelerator) -> Passes:
         average.update(detector)
 
     detector.train()
-    return Passes(head_s, min(_seconds(train, device) for _ in range(REPEATS)) / batch)
+    return Passes(head_s, _seconds(train, device) / batch)
 
 
 def _seconds(work: Callable[[], object], device: torch.device) -> float:
+    """Return the least seconds of some repeats, or those of the first long one."""
+    least = math.inf
+    for _ in range(REPEATS):
+        _wait_for(device)
+        began = time.perf_counter()
+        work()
+        _wait_for(device)
+        seconds = time.perf_counter() - began
+        least = min(least, seconds)
+        if seconds > ENOUGH_S:
+            break
+    return least
+
+
+def _wait_for(device: torch.device) -> None:
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
-    began = time.perf_counter()
-    work()
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)
-    return time.perf_counter() - began
