@@ -235,7 +235,7 @@ def _compare(
     found = compared(detector, activations, training, validation, accelerator)
     if found is None:
         return
-    print("\n".join([found.table(), *found.advice()]))
+    print("\n".join([found.headline(), found.table(), *found.advice()]))
     if file:
         write_text(Path(file), json.dumps(found.to_json(), indent=1, ensure_ascii=False) + "\n")
 

@@ -159,21 +159,23 @@ def test_a_disk_that_is_too_small_is_marked() -> None:
     nobody_knows = by_hand(store=Place("s3://far", None))
     assert nobody_knows.cached[0].fits is None and "unknown" in nobody_knows.table()
     full = by_hand(videos=Place("data", 0))
-    assert "recommended end to end: raw;" in full.advice()[2] + ";"
+    assert full.advice()[2] == "no room on the disk: frames, proxies of 182 px, cached block 8"
+    assert full.advice()[3].startswith("recommended end to end: raw; ")
 
 
 def test_the_advice_follows_from_the_numbers() -> None:
-    bound, _, best, origin = by_hand().advice()
+    disks, bound, _, best, origin = by_hand().advice()
+    assert "disk of data for frames and proxies, on that of runs/cache for activations" in disks
     # 1.25 s against 1.2 s; 75 and 90 s are saved again at 1.9 s an epoch.
     assert bound.startswith("raw: decoding takes 1.0x as long as the network (2 at once")
     assert "frames pay after 39 epochs" in bound and "proxies of 182 px pay after 47" in bound
     assert "raw for one run, frames for many" in best and "15.6%" in best
     assert "30 s of trials on 2 videos" in origin
     slow = replace(TRIALS, raw=replace(TRIALS.raw, drawn_s=0.2))
-    bound, _, best, _ = by_hand(trials=slow).advice()
+    _, bound, _, best, _ = by_hand(trials=slow).advice()
     assert "decoding takes 8.5x" in bound and "end to end: frames;" in best
     quick = replace(TRIALS, raw=TRIALS.frames)
-    bound, _, best, _ = by_hand(trials=quick).advice()
+    _, bound, _, best, _ = by_hand(trials=quick).advice()
     assert "the network takes 6.0x as long as decoding" in bound
     assert bound.count("would save no time") == 2 and "end to end: raw;" in best
 
@@ -187,7 +189,7 @@ def test_closed_ways_say_why() -> None:
     records = found.to_json()["routes"]
     assert [record["closed"] is None for record in records] == [True, True, False, False, False]
     assert records[3]["bytes"] is None and records[3]["fits"] is None
-    assert "cached" not in found.advice()[1]
+    assert "cached" not in found.advice()[2]
 
 
 def cells(table: str) -> list[list[str]]:
@@ -468,6 +470,7 @@ def test_a_plan_compares_the_ways_and_leaves_no_trace(data: list[str], tmp_path:
     names = "raw", "frames", "proxies of 112 px", "cached features", "cached block 3"
     assert tuple(record["name"] for record in content["routes"]) == names
     assert content["advice"] == told.splitlines()[-len(content["advice"]) :]
+    assert "\na run: 4 epochs, 16 windows, 2 validations of 3 windows; 1 process(es) with 0" in told
     # Today's lines still come first.
     assert told.startswith("cache: 0 of 7 spans are there; 7 full")
     assert content["work"]["validation_windows"] == 3

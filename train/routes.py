@@ -23,6 +23,9 @@ class Place:
     name: str
     free: int | None
 
+    def __str__(self) -> str:
+        return self.name
+
 
 @dataclass(frozen=True)
 class Route:
@@ -98,6 +101,16 @@ class Routes:
         """The way without any preparation."""
         return self.whole[0]
 
+    def headline(self) -> str:
+        """Return in one line what a run is, here."""
+        work, validation = self.work, "no validation"
+        if work.validations:
+            validation = f"{work.validations} validations of {work.validation_windows:,} windows"
+        return (
+            f"a run: {work.epochs} epochs, {work.windows:,} windows, {validation}; "
+            f"{work.processes} process(es) with {work.workers} worker(s) each, {work.cores} cores"
+        )
+
     def table(self) -> str:
         """Return a line for each way, to be printed."""
         rows = [COLUMNS, ("---",) * len(COLUMNS), *(r.row() for r in (*self.whole, *self.cached))]
@@ -105,7 +118,11 @@ class Routes:
 
     def advice(self) -> list[str]:
         """Return what the numbers say, in a few lines."""
-        lines = ["; ".join([self._bound(), *map(self._pays, _open(self.whole[1:]))])]
+        lines = [
+            f"free there: on the disk of {self.whole[1].place} for frames and proxies, on that of "
+            f"{self.cached[0].place} for activations",
+            "; ".join([self._bound(), *map(self._pays, _open(self.whole[1:]))]),
+        ]
         no_room = [route.name for route in (*self.whole, *self.cached) if route.fits is False]
         if no_room:
             lines.append(f"no room on the disk: {', '.join(no_room)}")

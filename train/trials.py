@@ -95,7 +95,7 @@ def measure(
     side = proxy_side(config.pixels)
     step = -(-len(items) // FILES)
     chosen = items[step // 2 :: step]
-    names, raw, proxies, made = list[str](), list[Reading](), list[Reading](), list[Making]()
+    tried, raw, proxies, made = list[Item](), list[Reading](), list[Reading](), list[Making]()
     problem: VideoError | None = None
     with (
         tempfile.TemporaryDirectory() as name,
@@ -107,7 +107,7 @@ def measure(
                 try:
                     window = training_window(item, config)
                     raw.append(read(item.path, window.frames, config.pixels))
-                    names.append(item.name)
+                    tried.append(item)
                     bar.update()
                     if side is not None:
                         settings = ProxyConfig(side)
@@ -120,12 +120,12 @@ def measure(
             if not raw or (side is not None and not made):
                 assert problem is not None
                 raise problem
-            frames = read_stored(folder, chosen[0], config.pixels)
+            frames = read_stored(folder, tried[0], config.pixels)
             bar.update()
         with memory_advice("training.batch_size"):
             network = _network(detector, accelerator, k, bar)
     return Trials(
-        tuple(names),
+        tuple(item.name for item in tried),
         time.monotonic() - began,
         Reading(*_means(raw)),
         frames,
