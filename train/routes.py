@@ -138,8 +138,8 @@ class Routes:
                 line += " of one from raw videos"
         origin = (
             f"estimated from {self.trials.seconds:.0f} s of trials on {len(self.trials.videos)} "
-            "videos; starting up, slow disks and suppression are not in it: expect half as much "
-            "again, or half of it"
+            "videos, with the machine as busy as it is now; starting up, slow disks and "
+            "suppression are not in it; it may be off by half"
         )
         return [*lines, line, origin]
 

@@ -231,7 +231,7 @@ def _head(detector: Detector, accelerator: Accelerator) -> Passes:
     targets = assign_batch(points, [segments] * batch, [labels] * batch, classes)
     optimizer = build_optimizer(detector, config.training)
     average = Average(detector, config.training.ema_decay)
-    parts: list[nn.Module | None] = [*streams, detector.fusion]
+    parts: list[nn.Module] = [*streams, *([detector.fusion] if detector.fusion else [])]
 
     def train() -> None:
         with accelerator.autocast():
@@ -239,7 +239,7 @@ def _head(detector: Detector, accelerator: Accelerator) -> Passes:
         losses = [torch.stack(detection_losses(output, targets)).sum() for output in outputs]
         (torch.stack(losses).sum() / 100).backward()
         for part in parts:
-            if part is not None:
+            if len(list(part.parameters())):
                 clip_grad_norm_(part.parameters(), config.training.clip_norm)
         optimizer.step()
         optimizer.zero_grad()
