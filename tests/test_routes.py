@@ -30,6 +30,7 @@ from tests.forks import script
 from tests.test_e2e import DEMO, QUICK
 from tests.test_proxy import numbered
 from train.cached import evaluation_spans, training_spans, up_to_date
+from train.choose import not_comparable
 from train.config import Experiment
 from train.detector import Detector
 from train.items import Items, learned_classes, load_annotations, load_items
@@ -482,6 +483,16 @@ def test_a_plan_compares_the_ways_and_leaves_no_trace(data: list[str], tmp_path:
     wrong = told_by(*common, "--plan", tmp_path / "plan.json", "--of", "test", code=1)
     assert "add train to --of" in wrong
     assert "no .json file" in told_by(*common, "--plan", tmp_path / "x/plan.json", code=1)
+
+
+def test_it_is_told_why_there_is_nothing_to_compare(data: list[str], tmp_path: Path) -> None:
+    config = experiment(data)
+    detector, training = detector_of(config), loaded(config, "training")
+    assert not_comparable(detector, training, training) is None
+    gone = [replace(training[0], path=tmp_path / "gone.mp4")]
+    assert "1 videos are gone" in str(not_comparable(detector, training, gone))
+    idle = [replace(item, segments=np.zeros((0, 2))) for item in training]
+    assert not_comparable(detector, idle, []) == "no training video has an action"
 
 
 def test_nothing_is_compared_where_nothing_learns(data: list[str], tmp_path: Path) -> None:
