@@ -275,6 +275,18 @@ def test_a_run_is_counted(data: list[str]) -> None:
     assert count(experiment(data), training, [], 1).workers == 0
 
 
+@pytest.mark.parametrize(("cores", "here", "workers"), [(8, 1, 4), (8, 4, 2), (2, 4, 1), (3, 1, 3)])
+def test_workers_that_have_no_core_do_not_count(
+    data: list[str], monkeypatch: pytest.MonkeyPatch, cores: int, here: int, workers: int
+) -> None:
+    config = experiment(data, "--training.workers=4")
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: range(cores))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(here))
+    # As many machines again take part.
+    work = count(config, loaded(config, "training"), [], 2 * here)
+    assert (work.workers, work.cores) == (workers, cores)
+
+
 @pytest.mark.parametrize("crops", [True, False])
 def test_frames_take_the_bytes_that_they_would_be_written_in(
     data: list[str], tmp_path: Path, crops: bool

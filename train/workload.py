@@ -88,6 +88,7 @@ def count(
     sampler = EpochSampler(len(active), batch, 0, processes, seed, accumulate)
     every = {item.path: item for item in (*training, *validation)}
     cores = len(os.sched_getaffinity(0))
+    share = cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # of a process, on its machine
     windows = [
         window
         for item in validation
@@ -98,7 +99,7 @@ def count(
     samples = {path: len(sampled_frames(item, config)) for path, item in every.items()}
     return Workload(
         processes=processes,
-        workers=min(settings.workers, max(1, cores // processes)),
+        workers=min(settings.workers, max(1, share)),
         cores=cores,
         streams=len(config.directions),
         epochs=settings.stop_epoch,
