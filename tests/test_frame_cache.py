@@ -135,11 +135,8 @@ def test_any_window_finds_its_frames(frames: int, strides: tuple[int, int], seed
     assert sampled_frames(frames, squeezed).tolist() == sorted(set(window.frames))
 
 
-@pytest.mark.parametrize(
-    ("sampling", "pixels"),
-    [*product((WINDOW, RESIZE), (PIXELS, PLAIN))],
-    ids=lambda c: repr(c)[:32],
-)
+@pytest.mark.parametrize("sampling", [WINDOW, RESIZE], ids=lambda c: c.method)
+@pytest.mark.parametrize("pixels", [PIXELS, PLAIN], ids=["cropped", "whole"])
 def test_training_samples_are_the_same_to_the_bit(
     config: Experiment, sampling: SamplingConfig, pixels: PixelConfig
 ) -> None:
@@ -524,9 +521,7 @@ def test_a_video_that_is_replaced_while_it_is_decoded_is_not_kept(
     assert not list(folder.iterdir())
 
 
-def test_a_video_comes_in_parts(
-    clip: tuple[Item, Tensor, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_video_comes_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """However long it is, only a few chunks are held at a time."""
     item = numbered(tmp_path / "videos", 250)
     seen = list[weakref.ref[Any]]()
@@ -559,7 +554,7 @@ def test_pictures_that_change_their_size_are_not_kept(
 
 
 def test_the_forecast_is_what_files_take(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In the unit of a reader's patience: kilobytes here stand for gigabytes."""
+    """Megabytes count as terabytes where the line is read."""
     upright = numbered(tmp_path / "videos", 101)
     turned = tmp_path / "videos/turned.mp4"
     write_numbered(turned, 77, ENCODINGS["H.264"])
