@@ -167,6 +167,7 @@ def sleeper(seconds: float) -> Callable[[Any], None]:
 def trainer(config: Experiment) -> Callable[[Any], None]:
     """Return the costly part of a training step: forward and backward."""
     detector = Detector(config, ("action",)).train()
+    detector.load_pretrained()
 
     def step(batch: Any) -> None:
         (output,) = detector(batch.inputs, batch.mask, batch.reflection)

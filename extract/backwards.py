@@ -130,7 +130,7 @@ def _ways(reader: VideoReader, context: Any, crf: int | None) -> tuple[Way | Non
         names = ("color_range", "colorspace", "color_primaries", "color_trc", "sample_aspect_ratio")
         tags = {name: getattr(context, name) for name in names}
         planes = Way("libx264", context.pix_fmt, width, height, _options(crf), tags)
-    width, height = upright_size(reader, context)
+    width, height = upright_size(reader.index, context)
     if crf is None:
         return planes, Way("libx264rgb", "rgb24", width, height, _options(crf))
     pixels = "yuv444p" if width % 2 or height % 2 else "yuv420p"

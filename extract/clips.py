@@ -128,6 +128,13 @@ def sliding_windows(frame_count: int, overlap: float, config: SamplingConfig) ->
     return [strided_window(frame_count, start, config.window_size, config) for start in starts]
 
 
+def sampled_frames(frame_count: int, config: SamplingConfig) -> NDArray[np.int64]:
+    """Return the numbers of all frames that any window of a video can ask for, rising."""
+    if config.method == "resize":
+        return np.unique(whole_video(frame_count, config).frames)
+    return np.arange(0, frame_count, config.frame_stride)
+
+
 def strided_window(frame_count: int, start: int, length: int, config: SamplingConfig) -> Window:
     """Take `length` feature steps from step `start`, or what the video has of them."""
     first = start * config.snippet_stride

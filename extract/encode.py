@@ -76,19 +76,24 @@ def made_of(path: Path) -> str | None:
     return None
 
 
-def upright_size(reader: VideoReader, context: Any) -> tuple[int, int]:
-    """Return the width and height of a reader's pictures, as the file's header tells."""
+def upright_size(index: VideoIndex, context: Any) -> tuple[int, int]:
+    """Return the width and height of a file's pictures, as its header tells."""
     width, height = context.width, context.height
-    return (height, width) if reader.index.rotation % 180 else (width, height)
+    return (height, width) if index.rotation % 180 else (width, height)
 
 
-def upright_chunks(reader: VideoReader, width: int, height: int) -> Iterator[NDArray[np.uint8]]:
-    """Yield all frames as the project sees them, uint8 [n, height, width, 3], a few at a time.
+def upright_chunks(
+    reader: VideoReader, width: int, height: int, frames: range | None = None
+) -> Iterator[NDArray[np.uint8]]:
+    """Yield frames as the project sees them, uint8 [n, height, width, 3], a few at a time.
+
+    Args:
+        frames: which, rising; None for all.
 
     Raises:
         VideoError: they cannot be decoded, or have another size.
     """
-    for chunk in reader.chunks(np.arange(len(reader))):
+    for chunk in reader.chunks(np.array(frames or range(len(reader)))):
         if chunk.shape[1:3] != (height, width):
             raise VideoError(
                 f"{reader.path}: its pictures are {chunk.shape[2]} × {chunk.shape[1]}, its header "

@@ -154,6 +154,11 @@ def _bytes(activations: Activations, span: Span, cuts: Sequence[Cut]) -> int:
     return numbers * span.rows * DTYPES[activations.config.dtype].itemsize
 
 
+def needed_bytes(made: Plan) -> int:
+    """Return how many bytes of disk have to be free to store what is planned."""
+    return made.bytes + min(made.bytes, JOURNAL_BYTES)
+
+
 def refuse_full_disk(made: Plan) -> None:
     """Stop unless what is planned fits on the disk of the store, if that is local.
 
@@ -161,7 +166,7 @@ def refuse_full_disk(made: Plan) -> None:
         ValueError: it does not.
     """
     free = made.wanted[0].activations.store.files.free_bytes()
-    needed = made.bytes + min(made.bytes, JOURNAL_BYTES)
+    needed = needed_bytes(made)
     if free is not None and free < needed:
         url = made.wanted[0].activations.store.url
         raise ValueError(
@@ -175,16 +180,29 @@ def estimate_s(made: Plan, workers: int) -> float:
     """Return about how many seconds the passes take on this process alone, from a trial of each."""
     encode = decode = 0.0
     for number, request in enumerate(made.wanted):
-        share = [t for t in made.todo if t.wanted == number]
-        if share:
-            encode += _pass_s(request.activations, [(made.span(t), t) for t in share])
+        if clips := full_clips(made, number):
+            encode += clips * _clip_s(request.activations)
     first = next((made.span(t) for t in made.todo if t.start is None), None)
     if first is not None:
         decode = made.frames * _frame_s(first, made.wanted[0].activations) / max(workers, 1)
     return max(encode, decode) if workers else encode + decode
 
 
-def _pass_s(activations: Activations, share: Sequence[tuple[Span, Todo]]) -> float:
+def full_clips(made: Plan, number: int) -> float:
+    """Return how many clips a request's passes encode, where all blocks of one count as a clip."""
+    backbone = made.wanted[number].activations.backbone
+    depth = backbone.config.depth
+    return sum(
+        made.span(todo).window.samples
+        // CLIP_FRAMES
+        * len(backbone.blocks(todo.start, todo.cuts[-1]))
+        / depth
+        for todo in made.todo
+        if todo.wanted == number
+    )
+
+
+def _clip_s(activations: Activations) -> float:
     backbone, size = activations.backbone, activations.pixels.size
     clip = torch.zeros(1, 3, CLIP_FRAMES, size, size, dtype=torch.uint8)
     clip = clip.to(backbone.mean.device)
@@ -193,12 +211,7 @@ def _pass_s(activations: Activations, share: Sequence[tuple[Span, Todo]]) -> flo
         with torch.no_grad(), activations.autocast():
             backbone(clip).sum().item()
         seconds = time.monotonic() - began
-    depth = backbone.config.depth
-    clips = 0.0
-    for span, todo in share:
-        blocks = len(backbone.blocks(todo.start, todo.cuts[-1]))
-        clips += span.window.samples // CLIP_FRAMES * blocks / depth
-    return clips * seconds
+    return seconds
 
 
 def _frame_s(span: Span, activations: Activations) -> float:

@@ -5,7 +5,7 @@ is the one that frames meet on their way to the backbone.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import av
@@ -114,13 +114,9 @@ def write_proxy(
         VideoError: the source cannot be decoded, or mp4 cannot hold its times.
         OSError: the file cannot be written.
     """
-    with patience(source, 0):
-        reader = VideoReader(source)
-    with open_video(source) as container:
-        size = upright_size(reader, container.streams.video[0].codec_context)
-    width, height = proxy_size(*size, config.short_side)
-    options = OPTIONS | {"crf": str(config.crf)}
-    way = Way("libx264", "yuv420p", width, height, options, TAGS)
+    reader = _reader(source)
+    size = _upright_size(reader)
+    way = _way(size, config)
     line = timeline(reader.index, config.reverse)
     # Turned round, the first stretch becomes the last: the shorter one, in either direction.
     first = len(reader) % config.gop if config.reverse else 0
@@ -130,6 +126,37 @@ def write_proxy(
         _refuse_inexact(source, aside, line)
 
 
+def write_sample(source: Path, target: Path, config: ProxyConfig, frames: range) -> None:
+    """Write what a proxy would hold of some frames in a row, to see what all of it would cost.
+
+    Raises:
+        VideoError: the source cannot be decoded.
+        OSError: the file cannot be written.
+    """
+    reader = _reader(source)
+    size = _upright_size(reader)
+    way = _way(size, config)
+    whole = timeline(reader.index, backwards=False)
+    line = replace(whole, times=whole.times[: len(frames)])
+    parts = stretches(_pictures(reader, size, way, frames), config.gop, source)
+    write_mp4(target, parts, way, line, "a sample of a proxy", backwards=False)
+
+
+def _reader(source: Path) -> VideoReader:
+    with patience(source, 0):
+        return VideoReader(source)
+
+
+def _upright_size(reader: VideoReader) -> tuple[int, int]:
+    with open_video(reader.path) as container:
+        return upright_size(reader.index, container.streams.video[0].codec_context)
+
+
+def _way(size: tuple[int, int], config: ProxyConfig) -> Way:
+    width, height = proxy_size(*size, config.short_side)
+    return Way("libx264", "yuv420p", width, height, OPTIONS | {"crf": str(config.crf)}, TAGS)
+
+
 def _stamp(source: Path, config: ProxyConfig) -> str:
     settings = f"short side {config.short_side}, gop {config.gop}, crf {config.crf}"
     turned = ", reversed" if config.reverse else ""
@@ -137,8 +164,10 @@ def _stamp(source: Path, config: ProxyConfig) -> str:
     return f"{STAMP} {VERSION}, {settings}{turned}, of {digest}, {size} bytes"
 
 
-def _pictures(reader: VideoReader, size: tuple[int, int], way: Way) -> Iterator[av.VideoFrame]:
-    for chunk in upright_chunks(reader, *size):
+def _pictures(
+    reader: VideoReader, size: tuple[int, int], way: Way, frames: range | None = None
+) -> Iterator[av.VideoFrame]:
+    for chunk in upright_chunks(reader, *size, frames):
         video = torch.from_numpy(chunk).permute(0, 3, 1, 2)
         small = functional.resize(video, [way.height, way.width], antialias=True)
         for picture in small.permute(0, 2, 3, 1).contiguous().numpy():

@@ -1,24 +1,31 @@
 """Bring a cache of activations up to date with checkpoints.
 
-    python extract/run.py --checkpoint runs/demo/forward/best.pt --cache URL [--plan]
+    python extract/run.py --checkpoint runs/demo/forward/best.pt --cache URL [--plan [FILE.json]]
     accelerate launch extract/run.py --checkpoint FORWARD.pt REVERSED.pt --cache URL --of test
     python extract/run.py --config FILE --cache URL       # of the pretrained backbone
 
-Says first what it will do and what that costs; --plan stops there. Checkpoints of both directions
-share one decode. What is there already is not computed again, so an interrupted run just goes on.
+Says first what it will do and what that costs. --plan stops there, with a table of the ways to
+train: on the videos, decoded frames, proxies or activations; bytes, hours, what each gives up.
+Checkpoints of both directions share one decode. What is there already is not computed again, so an
+interrupted run just goes on.
 """
 
 import argparse
+import json
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
 from typing import get_args
 
 from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs
+from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list
 
 from cache.store import Store
+from configs.files import write_text
+from extract.activations import Activations
 from extract.clips import Direction
 from extract.plan import Plan, Wanted, distinct_frames, estimate_s, plan, refuse_full_disk
 from extract.refresh import refresh
@@ -26,9 +33,18 @@ from extract.spans import Span
 from extract.videomae import CLIP_FRAMES
 from train.cached import evaluation_spans, training_spans
 from train.checkpoint import Checkpoint
+from train.choose import compared, not_comparable
 from train.config import Experiment
+from train.detector import Detector
 from train.errors import EXPECTED, memory_advice, message, worker_advice
-from train.items import Items, learned_classes, load_annotations, load_subsets, skipped_warning
+from train.items import (
+    Item,
+    Items,
+    learned_classes,
+    load_annotations,
+    load_subsets,
+    skipped_warning,
+)
 from train.sources import config_of, new_detector, read_sources
 from train.start import (
     WAIT_FOR_PASSES,
@@ -53,7 +69,13 @@ def main() -> None:
     parser.add_argument(
         "--directions", nargs="+", choices=get_args(Direction), help="default: each config's own"
     )
-    parser.add_argument("--plan", action="store_true", help="say what would be done and stop")
+    parser.add_argument(
+        "--plan",
+        nargs="?",
+        const="",
+        metavar="FILE.json",
+        help="say what would be done, compare ways to train, and stop; the file gets the table",
+    )
     args, overrides = parser.parse_known_args()
     if not (args.checkpoint or args.config):
         parser.error("give --checkpoint, --config or both")
@@ -89,15 +111,17 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
         kwargs_handlers=[InitProcessGroupKwargs(timeout=WAIT_FOR_PASSES)],
     )
     refuse_fp16_without_gpu(config, accelerator)
-    url = config.cache.url
-    store = Store.open(url, "look") if args.plan else open_cache(url)
+    url, planning = config.cache.url, args.plan is not None
+    if args.plan:
+        _refuse_unwritable(Path(args.plan), args.of)
+    store = Store.open(url, "look") if planning else open_cache(url)
     annotations = load_annotations(config.data)
     wanted_of = [purpose for purpose in PURPOSES if purpose in args.of]
     names = {purpose: _subset(config, purpose) for purpose in wanted_of}
     subsets = sorted(set(names.values()))
     loaded = load_subsets(config.data, annotations, subsets, accelerator, store)
     items = dict(zip(subsets, loaded, strict=True))
-    wanted = []
+    wanted, first = [], None
     for config, saved, source in backbones:
         detector = new_detector(
             config, learned_classes(config.data, annotations), [(source, saved)] if saved else []
@@ -110,12 +134,20 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
                 for span in _spans(purpose, items[name], config, direction)
             ]
             wanted.append(Wanted(activations, spans, ("features", *config.cache.blocks)))
+        first = first or (detector, every)
     skip = config.data.bad_videos == "skip"
     made = plan(wanted, accelerator, skip)
     if accelerator.is_main_process:
         _tell(made, config, items, names, accelerator.num_processes)
+    if planning and "train" in names:
+        assert first is not None
+        looks = "validation" in names and config.data.validation_subset is not None
+        validation = items[names["validation"]] if looks else []
+        _compare(*first, items[names["train"]], validation, accelerator, args.plan)
+        if accelerator.is_main_process and len(backbones) > 1:
+            print(f"for each of the {len(backbones)} streams alone, which are runs of their own")
     refuse_full_disk(made)
-    if args.plan:
+    if planning:
         return
     began = time.monotonic()
     with worker_advice(), memory_advice("sampling.window_size or pixels.size"):
@@ -183,6 +215,37 @@ def _tell(
     if made.todo:
         seconds = estimate_s(made, config.training.workers) / processes
         print(f"  about {timedelta(seconds=round(seconds))} on {processes} process(es)")
+
+
+def _compare(
+    detector: Detector,
+    activations: Sequence[Activations],
+    training: Sequence[Item],
+    validation: Sequence[Item],
+    accelerator: Accelerator,
+    file: str,
+) -> None:
+    """Print what the ways to train on these videos take; write it, too, if a file is named."""
+    # Decided by one process for all: folders of several machines may not show the same files.
+    (why_not,) = broadcast_object_list([not_comparable(detector, training, validation)])
+    if why_not:
+        if accelerator.is_main_process:
+            print(f"ways to train are not compared: {why_not}")
+        return
+    found = compared(detector, activations, training, validation, accelerator)
+    if found is None:
+        return
+    print("\n".join([found.headline(), found.table(), *found.advice()]))
+    if file:
+        write_text(Path(file), json.dumps(found.to_json(), indent=1, ensure_ascii=False) + "\n")
+
+
+def _refuse_unwritable(file: Path, purposes: list[str]) -> None:
+    """Raise ValueError unless there will be a table that the file can take; before long trials."""
+    if "train" not in purposes:
+        raise ValueError(f"--plan: {file} would get the ways to train; add train to --of")
+    if file.suffix != ".json" or not file.parent.is_dir():
+        raise ValueError(f"--plan: {file} is no .json file in a folder that is there")
 
 
 def _not_needed(items: Items, config: Experiment) -> tuple[int, int]:

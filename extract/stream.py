@@ -1,6 +1,6 @@
 """The frames of many windows of one video from one sequential decode; small from the beginning."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -8,12 +8,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torchvision.transforms import v2
 
 from extract.clips import Direction, Window
 from extract.digest import video_digest
 from extract.patience import patience
-from extract.transforms import apply
+from extract.transforms import Shrink, Transform, finished, shrunk
 from extract.video import CHUNK, VideoError, VideoReader
 
 
@@ -47,7 +46,7 @@ def refuse_replaced(path: Path, digest: str | None) -> None:
 
 
 def window_frames(
-    reader: VideoReader, windows: Sequence[Window], transform: v2.Transform, seed: int = 0
+    reader: VideoReader, windows: Sequence[Window], transform: Transform, seed: int = 0
 ) -> Iterator[list[Tensor]]:
     """Yield per window its valid frames, uint8 [3, size, size] each, in the order of the file.
 
@@ -61,15 +60,55 @@ def window_frames(
     Raises:
         IndexError, VideoError: as `VideoReader.frames`, when the decoder gets there.
     """
-    wanted = np.unique(np.concatenate([window.frames for window in windows]))
-    decoded = _transformed(reader, wanted, transform, seed)
+    chunks = shrunk_chunks(reader, wanted_frames(windows), transform.shrink)
+    yield from dealt(windows, chunks, transform, seed)
+
+
+def wanted_frames(windows: Sequence[Window]) -> NDArray[np.int64]:
+    """Return the numbers of the frames that windows of a video ask for, rising, each once."""
+    return np.unique(np.concatenate([window.frames for window in windows]))
+
+
+def shrunk_chunks(
+    reader: VideoReader, wanted: NDArray[np.int64], to: Shrink
+) -> Iterator[NDArray[np.uint8]]:
+    """Yield frames uint8 [n, h, w, 3] at rising indices, made small as soon as they are decoded.
+
+    Every n but the last is CHUNK.
+
+    Raises:
+        IndexError, VideoError: as `VideoReader.frames`.
+    """
+    chunks = reader.chunks(wanted)
+    for start in range(0, len(wanted), CHUNK):
+        part = wanted[start : start + CHUNK]
+        with patience(reader.path, reader.effort(int(part[0]), int(part[-1]))):
+            chunk = next(chunks)
+        small = shrunk(chunk, to)
+        del chunk  # the big frames must not wait until the small ones are used up
+        yield small
+
+
+def dealt(
+    windows: Sequence[Window],
+    chunks: Iterable[NDArray[np.uint8]],
+    transform: Transform,
+    seed: int = 0,
+) -> Iterator[list[Tensor]]:
+    """Put small frames through what is drawn and deal them to the windows, as `window_frames`.
+
+    Args:
+        chunks: uint8 [n, h, w, 3], all frames that the windows want, in the order of the file.
+    """
+    wanted = wanted_frames(windows)
+    frames = (frame for small in chunks for frame in finished(small, transform, seed).unbind(1))
     held: list[Tensor] = []
     first = 0  # held[0] is frame wanted[first]
     for window in windows:
         places = np.searchsorted(wanted, window.frames)
         held = held[places[0] - first :]
         first = places[0]
-        held += islice(decoded, int(places[-1]) + 1 - first - len(held))
+        held += islice(frames, int(places[-1]) + 1 - first - len(held))
         yield [held[place - first] for place in places]
 
 
@@ -80,16 +119,3 @@ def arrange(frames: Sequence[Tensor], window: Window, direction: Direction) -> T
     """
     places = np.searchsorted(window.frames, window.indices(direction))
     return torch.stack([frames[place] for place in places], 1)
-
-
-def _transformed(
-    reader: VideoReader, wanted: NDArray[np.int64], transform: v2.Transform, seed: int
-) -> Iterator[Tensor]:
-    chunks = reader.chunks(wanted)
-    for start in range(0, len(wanted), CHUNK):
-        part = wanted[start : start + CHUNK]
-        with patience(reader.path, reader.effort(int(part[0]), int(part[-1]))):
-            chunk = next(chunks)
-        small = apply(transform, chunk, seed)
-        del chunk  # the big frames must not wait until the small ones are used up
-        yield from small.unbind(1)

@@ -3,6 +3,9 @@
 One draw of an augmentation holds for all frames of a window, so that objects stay where they are.
 (Two of RandAugment's operations, AutoContrast and Equalize, look at each frame's own histogram, in
 the published recipe too.)
+
+A transform has a fixed part, which makes every frame small and can be done once and kept
+(`extract/frames.py`), and a drawn part behind it, which every window draws anew.
 """
 
 from dataclasses import dataclass
@@ -12,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional
 
 
 @dataclass(frozen=True)
@@ -50,37 +54,73 @@ class PixelConfig:
             raise ValueError("pixels.random_crop must be two rising shares in (0, 1]")
 
 
-def evaluation_transform(config: PixelConfig) -> v2.Transform:
+@dataclass(frozen=True)
+class Shrink:
+    """The fixed part of a transform: all that a small frame depends on besides the decoded one.
+
+    Args:
+        short_side: in pixels, whatever it was before.
+        square: cut to a square at the centre; otherwise the long side stays whole.
+    """
+
+    short_side: int
+    square: bool
+
+
+@dataclass(frozen=True)
+class Transform:
+    """What happens to every frame of a window: first `shrink`, then `drawn`."""
+
+    shrink: Shrink
+    drawn: v2.Transform
+
+
+def evaluation_transform(config: PixelConfig) -> Transform:
     """Short side to `size`, centre crop."""
-    return v2.Compose([v2.Resize(config.size, antialias=True), v2.CenterCrop(config.size)])
+    return Transform(Shrink(config.size, square=True), v2.Identity())
 
 
-def train_transform(config: PixelConfig) -> v2.Transform:
+def train_transform(config: PixelConfig) -> Transform:
     """Crop, flip, RandAugment and colour jitter, as far as the config asks for them."""
+    steps: list[v2.Transform] = [v2.Identity()]
     if config.random_crop is None:
-        steps: list[v2.Transform] = [evaluation_transform(config)]
+        fixed = evaluation_transform(config).shrink
     else:
-        steps = [
-            v2.Resize(config.train_short_side, antialias=True),
+        fixed = Shrink(config.train_short_side, square=False)
+        steps.append(
             v2.RandomResizedCrop(config.size, scale=config.random_crop, antialias=True),
-        ]
+        )
     if config.flip:
         steps.append(v2.RandomHorizontalFlip(config.flip))
     if config.rand_augment:
         steps.append(v2.RandAugment(config.rand_augment, magnitude=9))
     if config.colour_jitter is not None:
         steps.append(v2.ColorJitter(*config.colour_jitter))
-    return v2.Compose(steps)
+    return Transform(fixed, v2.Compose(steps))
 
 
-def apply(transform: v2.Transform, frames: NDArray[np.uint8], seed: int = 0) -> Tensor:
-    """Transform frames uint8 [N, H, W, 3] into uint8 [3, N, size, size], reproducibly.
+def shrunk(frames: NDArray[np.uint8], to: Shrink) -> NDArray[np.uint8]:
+    """Make decoded frames uint8 [N, H, W, 3] small: uint8 [N, h, w, 3]."""
+    # Decoded layout, channels last: resizing is fastest there.
+    video = torch.from_numpy(frames).permute(0, 3, 1, 2)
+    small = functional.resize(video, [to.short_side], antialias=True)
+    if to.square:
+        small = functional.center_crop(small, [to.short_side])
+    return small.permute(0, 2, 3, 1).contiguous().numpy()
+
+
+def finished(small: NDArray[np.uint8], transform: Transform, seed: int = 0) -> Tensor:
+    """Put small frames uint8 [N, h, w, 3] through what is drawn: uint8 [3, N, size, size].
 
     The draw depends on the seed alone: a window may come in parts.
     """
-    # Decoded layout, channels last: resizing is fastest there.
-    video = torch.from_numpy(frames).permute(0, 3, 1, 2)
+    video = torch.from_numpy(small).permute(0, 3, 1, 2)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        result: Tensor = transform(video)
+        result: Tensor = transform.drawn(video)
     return result.transpose(0, 1).contiguous()
+
+
+def apply(transform: Transform, frames: NDArray[np.uint8], seed: int = 0) -> Tensor:
+    """Transform frames uint8 [N, H, W, 3] into uint8 [3, N, size, size], reproducibly."""
+    return finished(shrunk(frames, transform.shrink), transform, seed)

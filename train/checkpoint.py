@@ -20,6 +20,8 @@ FREE_TO_CHANGE = {  # settings that decide where, how long and how closely watch
     "cache.blocks",
     "cache.flush_s",
     "data.bad_videos",
+    "data.frame_cache",
+    "data.frame_cache_gb",
     "training.stop_epoch",
     "training.validate_every",
     "training.validate_from",

@@ -29,6 +29,9 @@ class DataConfig:
         bad_videos: `stop` at files that are missing or cannot be read, or `skip` them, counted.
         class_agnostic: learn where actions are, whichever they are; their classes may come from
             `evaluation.video_scores`.
+        frame_cache: folder where end-to-end training keeps its videos' frames, decoded and small;
+            null decodes them in every epoch.
+        frame_cache_gb: what that folder may hold; null leaves it to the disk.
     """
 
     annotations: str
@@ -41,6 +44,14 @@ class DataConfig:
     blocked: tuple[str, ...] = ()
     bad_videos: Literal["stop", "skip"] = "stop"
     class_agnostic: bool = False
+    frame_cache: str | None = None
+    frame_cache_gb: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.frame_cache is not None and not self.frame_cache.strip():
+            raise ValueError("data.frame_cache: give a folder, or null for none")
+        if self.frame_cache_gb is not None and not self.frame_cache_gb > 0:
+            raise ValueError("data.frame_cache_gb must be above 0, or null for no limit")
 
 
 @dataclass(frozen=True)

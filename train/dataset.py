@@ -15,10 +15,11 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, get_
 
 from extract.backbone import Cut
 from extract.clips import Window, random_window, sliding_windows, truth_inside
+from extract.frames import FrameCache
 from extract.reversal import reverse_segments
 from extract.stream import arrange, known_reader, window_frames
-from extract.transforms import evaluation_transform, train_transform
-from extract.video import VideoError, VideoReader
+from extract.transforms import Transform, evaluation_transform, train_transform
+from extract.video import VideoError
 from train.batch import Sample, collate
 from train.cached import Streams, draw_inputs, read_windows
 from train.config import Experiment
@@ -29,19 +30,23 @@ class TrainingWindows(Dataset[Sample]):
     """One random window per video and epoch; indexed by (epoch, position).
 
     With `cached`, inputs are activations that were stored, and not augmented frames; `cached` says
-    for every stream where.
+    for every stream where. With `kept`, small frames are kept there and not decoded again.
 
     Where bad videos are skipped, the next position's window of the same epoch stands in for one
     that cannot be read.
     """
 
     def __init__(
-        self, items: Sequence[Item], config: Experiment, cached: Streams | None = None
+        self,
+        items: Sequence[Item],
+        config: Experiment,
+        cached: Streams | None = None,
+        kept: FrameCache | None = None,
     ) -> None:
         self.items = [item for item in items if len(item.segments)]
         if not self.items:
             raise ValueError(f"no video of subset '{config.data.train_subset}' has an action")
-        self.config, self.cached = config, cached
+        self.config, self.cached, self.kept = config, cached, kept
         self.transform = train_transform(config.pixels)
 
     def __len__(self) -> int:
@@ -67,7 +72,7 @@ class TrainingWindows(Dataset[Sample]):
             return _sample(item, window, inputs, self.config, start=self.cached[0].cut)
         window = random_window(rng, item.frames, item.segments, self.config.sampling)
         seed = int(rng.integers(2**31))
-        (frames,) = window_frames(_open(item), [window], self.transform, seed)
+        (frames,) = _frames(item, [window], self.transform, self.kept, seed)
         inputs = tuple(arrange(frames, window, d) for d in self.config.directions)
         return _sample(item, window, inputs, self.config, problem)
 
@@ -82,6 +87,7 @@ class EvaluationWindows(IterableDataset[Sample]):
         overlap: share of a window that the next one repeats.
         rank, processes: which share, of how many.
         cached: where each stream's stored activations are to be read in place of frames.
+        kept: where small frames are kept, not to be decoded again.
     """
 
     def __init__(
@@ -92,9 +98,10 @@ class EvaluationWindows(IterableDataset[Sample]):
         rank: int = 0,
         processes: int = 1,
         cached: Streams | None = None,
+        kept: FrameCache | None = None,
     ) -> None:
         self.items, self.overlap, self.config = items, overlap, config
-        self.rank, self.processes, self.cached = rank, processes, cached
+        self.rank, self.processes, self.cached, self.kept = rank, processes, cached, kept
         self.transform = evaluation_transform(config.pixels)
         self.counts = [len(self._windows(item)) for item in items]
 
@@ -127,7 +134,7 @@ class EvaluationWindows(IterableDataset[Sample]):
                 yield _sample(item, window, inputs, self.config, start=self.cached[0].cut)
             return
         try:
-            decoded = window_frames(_open(item), windows, self.transform)
+            decoded = _frames(item, windows, self.transform, self.kept)
             for window, frames in zip(windows, decoded, strict=True):
                 inputs = tuple(arrange(frames, window, d) for d in directions)
                 yield _sample(item, window, inputs, self.config)
@@ -151,8 +158,17 @@ def cuts_between(counts: Sequence[int], parts: int) -> NDArray[np.int64]:
     return np.where(np.abs(nearest - even) <= ends[-1] / parts / 4, nearest, even)
 
 
-def _open(item: Item) -> VideoReader:
-    return known_reader(item.path, item.frames, item.known.digest if item.known else None)
+def _frames(
+    item: Item,
+    windows: Sequence[Window],
+    transform: Transform,
+    kept: FrameCache | None,
+    seed: int = 0,
+) -> Iterator[list[Tensor]]:
+    if kept is not None:
+        return kept.frames_of(item.path, item.info, windows, transform, seed)
+    reader = known_reader(item.path, item.frames, item.known.digest if item.known else None)
+    return window_frames(reader, windows, transform, seed)
 
 
 def _sample(

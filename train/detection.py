@@ -13,6 +13,7 @@ from tqdm import tqdm
 from cache.errors import StoreError
 from evaluate.mean_ap import MeanAP
 from extract.activations import Activations, Counts
+from extract.frames import FrameCache
 from train.batch import Batch, Sample
 from train.cached import Streams, window_span
 from train.dataset import EpochSampler, TrainingWindows, training_loader
@@ -45,6 +46,7 @@ class Detection:
         cached: stored activations of every stream to train on and validate with; None decodes
             videos.
         activations: where validation leaves every stream's features; none to keep none.
+        kept: where the videos' small frames are kept for the next epochs.
     """
 
     losses = ("classification", "regression")
@@ -58,6 +60,7 @@ class Detection:
         accelerator: Accelerator,
         cached: Streams | None = None,
         activations: Sequence[Activations] = (),
+        kept: FrameCache | None = None,
     ) -> None:
         self.config = config = detector.config
         self.model, self.classes = detector, detector.classes
@@ -65,12 +68,12 @@ class Detection:
         self.activations, self.counts = activations, Counts()
         self.counting = cached is not None or bool(activations)
         self.levels = config.head.levels
-        self.dataset = TrainingWindows(training, config, cached)
+        self.dataset = TrainingWindows(training, config, cached, kept)
         self.videos = [item.name for item in self.dataset.items]
         if validation is not None:
             # Kept: starting decoding workers anew would cost every validation some seconds.
             overlap = config.sampling.validation_overlap
-            self.windows = window_loader(validation, overlap, config, accelerator, cached)
+            self.windows = window_loader(validation, overlap, config, accelerator, cached, kept)
         self.normaliser = PositivesAverage(detector.learned, config.training.positives)
         self.normaliser.to(accelerator.device)
         self.optimizer = build_optimizer(detector, config.training)

@@ -31,6 +31,7 @@ from train.start import (
     leave_curves,
     leave_record,
     open_cache,
+    open_frame_cache,
     refuse_imported,
     refuse_unlabelled,
     with_cache,
@@ -101,7 +102,10 @@ def train(
         claim_folder(out, begun)
         refuse_full_disk(out, detector, keeps_best=validation is not None)
     activations = activations_of(detector, store, [out / "last.pt"]) if store else ()
-    task = Detection(detector, training, validation, accelerator, activations=activations)
+    kept = open_frame_cache(config, training, validation or (), accelerator)
+    task = Detection(
+        detector, training, validation, accelerator, activations=activations, kept=kept
+    )
     run = TrainingRun(task, accelerator, resume=begun)
     if accelerator.is_main_process:
         leave_record(out, detector, [training, *others], annotations)

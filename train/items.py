@@ -288,7 +288,7 @@ def _match(
                 raise ValueError(f"{video.name}: no such file in {folder}{hint}")
             path = files[video.name]
             item = as_item(path, looked_at[path])
-            item = identified(item) if store else item
+            item = identified(item) if store or data.frame_cache else item
             items.append(with_truth(item, video, data, annotations.classes, warnings))
         except ValueError as error:
             problems[video.name] = str(error)

@@ -20,7 +20,9 @@ from configs.load import dump
 from evaluate.annotations import Annotations
 from evaluate.report import draw_curves
 from extract.activations import Activations
+from extract.frames import FrameCache
 from extract.strict import Coverage
+from extract.transforms import evaluation_transform, train_transform
 from train.config import Experiment
 from train.detector import Detector
 from train.items import Item, Items, skipped_warning
@@ -166,6 +168,41 @@ def open_cache(url: str) -> Store:
             f"--cache: cannot keep activations in {url}: {error.strerror or error}; choose a "
             "folder that can be written"
         ) from error
+
+
+def open_frame_cache(
+    config: Experiment,
+    training: Sequence[Item],
+    validation: Sequence[Item],
+    accelerator: Accelerator,
+) -> FrameCache | None:
+    """Return where a run keeps its videos' frames, if it does, and say what they will take.
+
+    Raises:
+        ValueError: there can be no such folder.
+    """
+    if config.data.frame_cache is None:
+        return None
+    folder = Path(config.data.frame_cache)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(
+            f"data.frame_cache: cannot make the folder {folder}: {error.strerror}; choose another"
+        ) from error
+    kept = FrameCache(folder, config.sampling, config.data.frame_cache_gb)
+    if accelerator.is_main_process:
+        kept.tidy()
+        learned = [item for item in training if len(item.segments)]
+        test, train = evaluation_transform(config.pixels), train_transform(config.pixels)
+        print(
+            kept.forecast(
+                (item.path, item.info, transform.shrink)
+                for items, transform in ((learned, train), (validation, test))
+                for item in items
+            )
+        )
+    return kept
 
 
 def with_cache(overrides: list[str], url: str | None) -> list[str]:

@@ -14,6 +14,7 @@ from configs.text import first_of
 from evaluate.annotations import Detection, Segment
 from evaluate.mean_ap import MeanAP, mean_average_precision
 from evaluate.video_scores import classified, read_video_scores
+from extract.frames import FrameCache
 from extract.video import VideoError
 from train.batch import Batch, Sample
 from train.cached import Streams
@@ -36,14 +37,16 @@ def window_loader(
     config: Experiment,
     accelerator: Accelerator,
     cached: Streams | None = None,
+    kept: FrameCache | None = None,
 ) -> "DataLoader[Sample]":
     """Return a loader of this process's share of the items' sliding windows.
 
     Args:
         cached: where each stream's activations are stored; None decodes.
+        kept: where small frames are kept, if they will be wanted again.
     """
     rank, count = accelerator.process_index, accelerator.num_processes
-    windows = EvaluationWindows(items, overlap, config, rank, count, cached)
+    windows = EvaluationWindows(items, overlap, config, rank, count, cached, kept)
     return evaluation_loader(windows, config, config.training.workers)
 
 

@@ -1,0 +1,91 @@
+"""Time training samples from ordinary 720p H.264, from proxies and from kept frames.
+
+    OMP_NUM_THREADS=1 python -m benchmarks.frame_cache [FILE ...] [--repeats 9]
+
+Without files, one is made: H.264 with B-frames and a keyframe every 250, fine detail with a little
+noise that moves all the time. A sample is what `train/dataset.py` gives a THUMOS-14 run, one random
+window in one thread: with the whole published augmentation, and with the random crop and the flip
+alone. The ways take turns on the same windows; numbers are medians of input frames per second
+(`filled/s`: of the first time, when a video's frames are decoded and kept). Ends with code 1 where
+the frames cannot be kept.
+"""
+
+import argparse
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import count
+from pathlib import Path
+
+import torch
+
+from benchmarks.decode import annotated, medians, synthetic
+from configs.load import load
+from extract.frames import FrameCache
+from extract.proxy import ProxyConfig, write_proxy
+from train.config import Experiment
+from train.dataset import TrainingWindows
+from train.items import identified, item_of
+
+CONFIG = Path(__file__).parent.parent / "configs/e2e/thumos14/videomae_s_adapter_forward.yaml"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser.add_argument("files", type=Path, nargs="*", help="videos")
+    parser.add_argument("--window", type=int, default=96, help="samples, every fourth frame")
+    parser.add_argument("--frames", type=int, default=1200, help="of the video that is made")
+    parser.add_argument("--repeats", type=int, default=9)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    config = load(Experiment, CONFIG, [f"--sampling.window_size={args.window}", "--head.levels=5"])
+    light = replace(config, pixels=replace(config.pixels, rand_augment=0, colour_jitter=None))
+    ways = "video → proxy → kept frames"
+    print(f"| file | frames | bytes: {ways} | filled/s | sample: {ways} | crop and flip: {ways} |")
+    print("|---" * 6 + "|")
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        files = args.files or [synthetic(place / "720p.mp4", args.frames, 720, 1280)]
+        for file in files:
+            print(race(file, place, (config, light), args.repeats), flush=True)
+
+
+def race(file: Path, folder: Path, configs: tuple[Experiment, ...], repeats: int) -> str:
+    """Return a row of the table."""
+    proxy, cache = folder / "proxy.mp4", FrameCache(folder, configs[0].sampling)
+    write_proxy(file, proxy, ProxyConfig(configs[0].pixels.train_short_side))
+    item, small = (annotated(identified(item_of(path))) for path in (file, proxy))
+    windows = TrainingWindows([item], configs[0], kept=cache)
+    began = time.perf_counter()
+    samples = windows[0, 0].inputs[0].shape[1]
+    filled_s = time.perf_counter() - began
+    kept = cache.file(item.info, windows.transform.shrink)
+    if not kept.exists():
+        sys.exit(f"{folder} has no room for the frames of {file}")
+    rates = []
+    for config in configs:
+        ways = (
+            draws(TrainingWindows([item], config)),
+            draws(TrainingWindows([small], config)),
+            draws(TrainingWindows([item], config, kept=cache)),
+        )
+        rates.append(" → ".join(f"{samples / s:.0f}" for s in medians(ways, repeats)))
+    sizes = " → ".join(f"{path.stat().st_size / 1e6:.1f}" for path in (file, proxy, kept))
+    filled = -(-item.frames // configs[0].sampling.frame_stride) / filled_s
+    return f"| {file.name} | {item.frames} | {sizes} MB | {filled:.0f} | {rates[0]} | {rates[1]} |"
+
+
+def draws(windows: TrainingWindows) -> Callable[[], None]:
+    """Return what makes the sample of the next epoch."""
+    epochs = count()
+
+    def draw() -> None:
+        windows[next(epochs), 0]
+
+    return draw
+
+
+if __name__ == "__main__":
+    main()

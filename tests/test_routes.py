@@ -1,0 +1,537 @@
+"""Ways to train: hours worked out by hand, bytes as they are really written, the table."""
+
+import json
+import math
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from torchvision.transforms.v2 import functional
+
+import train.reading
+import train.trials
+from cache.store import Store
+from configs.load import load
+from extract.backbone import Cut
+from extract.plan import Wanted, plan
+from extract.proxy import ProxyConfig, write_proxy, write_sample
+from extract.video import VideoReader
+from tests.conftest import REPOSITORY
+from tests.encodings import read_numbers
+from tests.forks import script
+from tests.test_e2e import DEMO, QUICK
+from tests.test_proxy import numbered
+from train.cached import evaluation_spans, training_spans, up_to_date
+from train.choose import not_comparable
+from train.config import Experiment
+from train.detector import Detector
+from train.items import Items, learned_classes, load_annotations, load_items
+from train.reading import Making, Reading, read, training_window
+from train.routes import Place, Routes, compare
+from train.sources import new_detector
+from train.start import activations_of
+from train.trials import Network, Passes, Trials, measure
+from train.workload import (
+    Filling,
+    Workload,
+    count,
+    filling,
+    proxy_side,
+    sampled_frames,
+    trained_from,
+    validations,
+    with_block,
+)
+
+COLUMNS = 7
+WORK = Workload(
+    processes=2,
+    workers=2,
+    cores=4,
+    streams=1,
+    epochs=10,
+    batch=2,
+    windows=400,
+    samples=100.0,
+    clips=10,
+    validations=3,
+    validation_windows=40,
+    validation_samples=6000,
+    videos_bytes=5_000_000_000,
+    frames=90_000,
+    cached_frames=30_000,
+    cached_bytes=6_000_000_000,
+)
+TRIALS = Trials(
+    videos=("a", "b"),
+    seconds=30.0,
+    raw=Reading(0.5, 0.02, 0.01),
+    frames=Reading(0.0, 0.004, 0.001),
+    proxies=Reading(0.1, 0.005, 0.002),
+    making=Making(0.004, 20_000.0),
+    network=Network(clip=Passes(0.05, 0.1), part=Passes(0.02, 0.03), head=Passes(0.1, 0.2)),
+)
+FEATURES = Filling(bytes=1_000_000_000, needed=1_500_000_000, frames=12_000, clips=2000.0)
+PART = 9, 8, Filling(bytes=8_000_000_000, needed=8_500_000_000, frames=12_000, clips=1500.0)
+
+
+def by_hand(work: Workload = WORK, **changed: Any) -> Routes:
+    given: dict[str, Any] = {
+        "videos": Place("data", 7_000_000_000),
+        "store": Place("runs/cache", 5_000_000_000),
+        "side": 182,
+        "learner": "adapters",
+        "features": FEATURES,
+        "part": PART,
+    }
+    return compare(work, **(given | {"trials": TRIALS} | changed))
+
+
+def seconds(found: Routes) -> list[tuple[float, float, float]]:
+    """Return preparation, first run and further run of every way."""
+    return [
+        (3600 * r.preparation_h, 3600 * r.first_run_h, 3600 * r.run_h)
+        for r in (*found.whole, *found.cached)
+    ]
+
+
+def test_hours_are_those_worked_out_by_hand() -> None:
+    found = seconds(by_hand())
+    # Raw: a window decodes in 0.5 + 100 · 0.02 = 2.5 s, by two workers in 1.25 s; the network takes
+    # 10 · 0.1 + 0.2 = 1.2 s. 400 · 1.25 / 2 processes = 250 s. A validation: 6000 · 0.01 / 2 = 30 s
+    # against 40 · (10 · 0.05 + 0.1) = 24 s; 3 · 30 / 2 = 45 s.
+    assert found[0] == pytest.approx((0, 295, 295))
+    # The network is slower: 400 · 1.2 / 2 + 3 · 24 / 2; all is decoded once in 30000 · 0.01 / 4.
+    assert found[1] == pytest.approx((75, 351, 276))
+    # 0.6 s a window by two workers: the network again; 90000 · 0.004 on four cores.
+    assert found[2] == pytest.approx((90, 366, 276))
+    # 400 · 0.2 / 2 + 3 · 40 · 0.1 / 2; encoding 2000 · 0.05 hides decoding 12000 · 0.01 / 2.
+    assert found[3] == pytest.approx((50, 96, 46))
+    # A window 10 · 0.03 + 0.2 = 0.5 s, tested in 10 · 0.02 + 0.1 = 0.3 s; 1500 · 0.05 / 2.
+    assert found[4] == pytest.approx((37.5, 155.5, 118))
+
+
+def test_without_workers_decoding_comes_on_top() -> None:
+    found = seconds(by_hand(replace(WORK, workers=0)))
+    # 400 · (2.5 + 1.2) / 2 + 3 · (60 + 24) / 2
+    assert found[0][2] == pytest.approx(866)
+    assert found[1][0] == pytest.approx(150)
+    assert found[3][0] == pytest.approx((12_000 * 0.01 + 100) / 2)
+
+
+def test_two_streams_share_a_decode() -> None:
+    found = seconds(by_hand(replace(WORK, streams=2)))
+    # 400 · (20 · 0.1 + 0.2) / 2 + 3 · 40 · (20 · 0.05 + 0.1) / 2
+    assert found[0][2] == pytest.approx(440 + 66)
+    assert found[3][2] == pytest.approx(46)
+
+
+def test_bytes_and_what_is_given_up() -> None:
+    raw, frames, proxies = by_hand().whole
+    features, part = by_hand().cached
+    assert [r.bytes for r in (raw, frames, proxies)] == [0, 6_000_000_000, 1_800_000_000]
+    assert (raw.gives_up, raw.place) == ("nothing", None)
+    assert "equal to the bit" in frames.gives_up
+    assert "182 px" in proxies.gives_up and "larger" not in proxies.gives_up
+    assert "adapters that learn" in features.gives_up
+    assert "below block 9" in part.gives_up and part.name == "cached block 8"
+    small = by_hand(replace(WORK, videos_bytes=1_000_000_000))
+    assert "larger than the videos" in small.whole[2].gives_up
+    assert "learn" not in by_hand(learner=None).cached[0].gives_up
+
+
+def test_a_disk_that_is_too_small_is_marked() -> None:
+    found = by_hand()
+    assert [r.fits for r in (*found.whole, *found.cached)] == [True] * 4 + [False]
+    rows = cells(found.table())
+    assert [row[2] for row in rows] == ["", "7.0 GB", "7.0 GB", "5.0 GB", "5.0 GB: TOO SMALL"]
+    assert "no room on the disk: cached block 8" in found.advice()
+    # What is needed meanwhile counts, too.
+    tight = by_hand(store=Place("runs/cache", 1_400_000_000)).cached[0]
+    assert tight.fits is False and tight.bytes < 1_400_000_000
+    nobody_knows = by_hand(store=Place("s3://far", None))
+    assert nobody_knows.cached[0].fits is None and "unknown" in nobody_knows.table()
+    full = by_hand(videos=Place("data", 0))
+    assert full.advice()[2] == "no room on the disk: frames, proxies of 182 px, cached block 8"
+    assert full.advice()[3].startswith("recommended end to end: raw; ")
+
+
+def test_the_advice_follows_from_the_numbers() -> None:
+    disks, bound, _, best, origin = by_hand().advice()
+    assert "disk of data for frames and proxies, on that of runs/cache for activations" in disks
+    # 1.25 s against 1.2 s; 75 and 90 s are saved again at 1.9 s an epoch.
+    assert bound.startswith("raw: decoding takes 1.0x as long as the network (2 at once")
+    assert "frames pay after 39 epochs" in bound and "proxies of 182 px pay after 47" in bound
+    assert "raw for one run, frames for many" in best and "15.6%" in best
+    assert "30 s of trials on 2 videos" in origin
+    slow = replace(TRIALS, raw=replace(TRIALS.raw, drawn_s=0.2))
+    _, bound, _, best, _ = by_hand(trials=slow).advice()
+    assert "decoding takes 8.5x" in bound and "end to end: frames;" in best
+    quick = replace(TRIALS, raw=TRIALS.frames)
+    _, bound, _, best, _ = by_hand(trials=quick).advice()
+    assert "the network takes 6.0x as long as decoding" in bound
+    assert bound.count("would save no time") == 2 and "end to end: raw;" in best
+
+
+def test_closed_ways_say_why() -> None:
+    none = replace(TRIALS, proxies=None, making=None)
+    found = by_hand(trials=none, side=None, features=None, part=None)
+    rows = cells(found.table())
+    assert [row[1:6] == ["–"] * 5 for row in rows] == [False, False, True, True, True]
+    assert all(row[6].startswith("not open: ") for row in rows[2:])
+    records = found.to_json()["routes"]
+    assert [record["closed"] is None for record in records] == [True, True, False, False, False]
+    assert records[3]["bytes"] is None and records[3]["fits"] is None
+    assert "cached" not in found.advice()[2]
+
+
+def cells(table: str) -> list[list[str]]:
+    """Return the rows of a printed table without its head."""
+    lines = [line for line in table.splitlines() if line.startswith("| ")][2:]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    assert all(len(row) == COLUMNS for row in rows)
+    return rows
+
+
+def number(text: str) -> float:
+    """Return bytes or hours as a table shows them."""
+    value, unit = text.replace(",", "").split()
+    return float(value) * {"MB": 1e6, "GB": 1e9, "s": 1 / 3600, "min": 1 / 60, "h": 1.0}[unit]
+
+
+def the_same(table: str, records: list[dict[str, Any]]) -> None:
+    """See that the table's numbers are those of the JSON, as far as it shows them."""
+    names = "bytes", "preparation_hours", "first_run_hours", "further_run_hours"
+    rows = cells(table)
+    assert [row[0] for row in rows] == [record["name"] for record in records]
+    for row, record in zip(rows, records, strict=True):
+        if record["closed"]:
+            assert record["closed"] in row[6]
+            continue
+        for place, name in zip((1, 3, 4, 5), names, strict=True):
+            off = 0.06e6 if name == "bytes" and record[name] < 1e9 else 0.51 / 3600
+            assert math.isclose(number(row[place]), record[name], rel_tol=0.06, abs_tol=off)
+        assert ("TOO SMALL" in row[2]) == (record["fits"] is False)
+        assert row[6] == record["gives_up"]
+
+
+def test_json_and_table_say_the_same() -> None:
+    for found in (by_hand(), by_hand(part=None), by_hand(videos=Place("data", 0))):
+        the_same(found.table(), json.loads(json.dumps(found.to_json()))["routes"])
+
+
+# ------------------------------------------------------------------ counted from real files
+
+
+def experiment(data: list[str], *overrides: str) -> Experiment:
+    return load(Experiment, DEMO, [*data, *QUICK, *overrides])
+
+
+def loaded(config: Experiment, subset: str, store: Store | None = None) -> Items:
+    return load_items(config.data, load_annotations(config.data), subset, None, store)
+
+
+def detector_of(config: Experiment) -> Detector:
+    return new_detector(config, learned_classes(config.data, load_annotations(config.data)))
+
+
+@pytest.mark.parametrize(
+    ("start", "every", "stop", "expected"),
+    [(2, 2, 4, 2), (40, 5, 60, 5), (1, 1, 7, 7), (50, 3, 10, 1), (0, 4, 10, 3)],
+)
+def test_validations_are_those_of_a_run(
+    data: list[str], start: int, every: int, stop: int, expected: int
+) -> None:
+    config = experiment(data, "--training.epochs=60")
+    training = replace(config.training, validate_from=start, validate_every=every, stop_epoch=stop)
+    assert validations(replace(config, training=training)) == expected
+
+
+def test_a_run_is_counted(data: list[str]) -> None:
+    config = experiment(data, "--training.workers=1")
+    training, validation = loaded(config, "training"), loaded(config, "validation")
+    work = count(config, training, validation, 1)
+    lengths = [item.frames for item in (*training, *validation)]
+    # Four videos, two a step, four epochs; windows of 64 samples, every second frame.
+    assert (work.windows, work.epochs, work.batch, work.validations) == (16, 4, 2, 2)
+    assert (work.clips, work.streams, work.processes) == (4, 1, 1)
+    assert work.frames == sum(lengths)
+    assert work.samples == np.mean([min(64, -(-n // 2)) for n in lengths[:4]])
+    assert work.validation_samples == sum(-(-n // 2) for n in lengths[4:])
+    assert work.cached_frames == sum(-(-n // 2) for n in lengths)
+    assert work.videos_bytes == sum(i.path.stat().st_size for i in (*training, *validation))
+    nothing = count(config, training, [], 1)
+    assert (nothing.validations, nothing.validation_windows) == (0, 0)
+    # Three processes with two windows each cannot share four videos: they go round again.
+    assert count(config, training, [], 3).windows == 4 * 6
+    assert count(experiment(data), training, [], 1).workers == 0
+
+
+@pytest.mark.parametrize(("cores", "here", "workers"), [(8, 1, 4), (8, 4, 2), (2, 4, 1), (3, 1, 3)])
+def test_workers_that_have_no_core_do_not_count(
+    data: list[str], monkeypatch: pytest.MonkeyPatch, cores: int, here: int, workers: int
+) -> None:
+    config = experiment(data, "--training.workers=4")
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: range(cores))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(here))
+    # As many machines again take part.
+    work = count(config, loaded(config, "training"), [], 2 * here)
+    assert (work.workers, work.cores) == (workers, cores)
+
+
+@pytest.mark.parametrize("crops", [True, False])
+def test_frames_take_the_bytes_that_they_would_be_written_in(
+    data: list[str], tmp_path: Path, crops: bool
+) -> None:
+    crop = "[0.5, 1.0]" if crops else "null"
+    config = experiment(data, f"--pixels.random_crop={crop}")
+    training, validation = loaded(config, "training"), loaded(config, "validation")
+    work = count(config, training, validation, 1)
+    written = 0
+    for item in (*training, *validation):
+        with av.open(str(item.path)) as container:
+            every = [f.to_ndarray(format="rgb24") for f in container.decode(video=0)]
+        video = torch.from_numpy(np.stack(every[::2])).permute(0, 3, 1, 2)
+        if crops and item in training:
+            video = functional.resize(video, [config.pixels.train_short_side], antialias=True)
+        else:
+            video = functional.resize(video, [config.pixels.size], antialias=True)
+            video = functional.center_crop(video, [config.pixels.size])
+        np.save(tmp_path / "video.npy", video.permute(0, 2, 3, 1).numpy())
+        written += (tmp_path / "video.npy").stat().st_size
+    assert work.cached_bytes == written
+
+
+def test_resized_videos_are_asked_for_other_frames(data: list[str]) -> None:
+    config = experiment(data, "--sampling.method=resize", "--cache.span=window")
+    (item, *_) = loaded(config, "training")
+    assert len(sampled_frames(item, config)) == min(64, item.frames)
+    item = replace(item, frames=20)
+    assert sampled_frames(item, config).tolist() == list(range(20))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+@pytest.mark.parametrize("cut", ["features", 3])
+def test_activations_take_the_bytes_that_they_are_stored_in(
+    data: list[str], tmp_path: Path, accelerator: Accelerator, cut: Cut, dtype: str
+) -> None:
+    config = experiment(data, f"--cache.dtype={dtype}")
+    detector = detector_of(config).eval()
+    with Store.open(tmp_path / "cache", "a") as store:
+        training, validation = (loaded(config, s, store) for s in ("training", "validation"))
+        activations = activations_of(detector, store, ["weights.pt"])
+        overlap = config.sampling.validation_overlap
+        spans = training_spans(training, config, "forward")
+        spans += evaluation_spans(validation, overlap, config, "forward")
+        wanted = [Wanted(activations[0], spans, (cut,))]
+        lacks = filling(plan(wanted, accelerator))
+        both = [training, validation]
+        (cached,) = up_to_date(activations, [spans], cut, both, config, accelerator)
+        assert lacks.bytes == sum(cached.read(span).nbytes for span in spans)
+        assert lacks.needed == 2 * lacks.bytes
+        blocks = 6 if cut == "features" else 4
+        assert lacks.clips == sum(span.window.samples // 16 for span in spans) * blocks / 6
+        # What is there costs nothing; what begins at a stored block costs the blocks behind it.
+        assert filling(plan(wanted, accelerator)) == Filling(0, 0, 0, 0.0)
+        if cut == 3:
+            rest = filling(plan([Wanted(activations[0], spans, ("features",))], accelerator))
+            assert rest.frames == 0 and rest.clips == lacks.clips / 2
+        activations[0].close()
+
+
+@pytest.mark.parametrize(
+    ("size", "short", "crop", "expected"),
+    [
+        *((160, 182, True, 182), (160, 182, False, 160), (160, 171, True, 172)),
+        *((64, 72, False, 112), (182, 256, True, 182)),
+        *((224, 256, True, None), (183, 183, False, None)),
+    ],
+)
+def test_proxies_are_as_large_as_inputs_need(
+    data: list[str], size: int, short: int, crop: bool, expected: int | None
+) -> None:
+    config = experiment(data)
+    area = (0.08, 1.0) if crop else None
+    pixels = replace(config.pixels, size=size, train_short_side=short, random_crop=area)
+    assert proxy_side(pixels) == expected
+
+
+@pytest.mark.parametrize(
+    ("settings", "k", "cut"),
+    [
+        ((), 4, 3),  # three quarters of six blocks
+        (("--cache.blocks=[1, 2]",), 3, 2),
+        (("--cache.blocks=[1, 5]",), 2, 1),  # nothing learns behind the last block
+        (("--backbone.trainable_from_block=2",), 2, 1),
+        (("--backbone.trainable_from_block=6",), 4, 3),
+        (("--backbone.second_from_block=3",), 3, 2),
+        (("--backbone.mode=side", "--backbone.adapters_from_block=4"), 4, "ladder"),
+        (("--backbone.mode=side",), 1, "ladder"),
+        (("--backbone.mode=full",), 4, 3),
+        (("--backbone.mode=frozen",), None, None),
+    ],
+)
+def test_where_a_cached_block_begins(
+    data: list[str], settings: tuple[str, ...], k: int | None, cut: Cut | None
+) -> None:
+    config = experiment(data, *settings)
+    assert trained_from(config) == k
+    if k is not None:
+        assert with_block(config, k).backbone.learns_behind == cut
+
+
+# ------------------------------------------------------------------ trials
+
+
+def test_a_sample_of_a_proxy_holds_what_the_proxy_holds(tmp_path: Path) -> None:
+    source, config = numbered(tmp_path), ProxyConfig(112)
+    write_proxy(source, tmp_path / "proxy.mp4", config)
+    write_sample(source, tmp_path / "all.mp4", config, range(50))
+    write_sample(source, tmp_path / "part.mp4", config, range(11, 31))
+    proxy, every, part = (
+        VideoReader(tmp_path / f"{name}.mp4").frames(np.arange(n))
+        for name, n in (("proxy", 50), ("all", 50), ("part", 20))
+    )
+    assert np.array_equal(proxy, every)
+    assert read_numbers(part) == list(range(11, 31))
+    sizes = [(tmp_path / f"{name}.mp4").stat().st_size for name in ("proxy", "all")]
+    assert abs(sizes[0] - sizes[1]) < 200  # of the stamp
+
+
+def test_long_windows_are_not_read_to_their_end(
+    data: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = experiment(data)
+    (item, *_) = loaded(config, "training")
+    window = training_window(item, config)
+    assert len(window.frames) == 64
+    chunks, decode = [], VideoReader._decode
+    monkeypatch.setattr(
+        VideoReader,
+        "_decode",
+        lambda *args: chunks.append(1) or decode(*args),  # type: ignore[func-returns-value]
+    )
+    whole = read(item.path, window.frames, config.pixels)
+    assert len(chunks) == 2 * (1 + 4) and whole.drawn_s > 0 < whole.plain_s
+    chunks.clear()
+    monkeypatch.setattr(train.reading, "ENOUGH_S", 0.0)
+    first = read(item.path, window.frames, config.pixels)
+    assert len(chunks) == 2 * (1 + 1) and first.begin_s == 0 < first.drawn_s
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        (),
+        ("--backbone.mode=side",),
+        ("--backbone.mode=full",),
+        ("--backbone.mode=frozen",),
+        ("--backbone.second_from_block=2", "--head.learns=false"),
+        ("--fusion.method=fc",),
+        ("--fusion.method=gated",),
+        ("--sampling.method=resize", "--cache.span=window"),
+        ("--pixels.random_crop=[0.5, 1]", "--pixels.flip=0.5", "--pixels.rand_augment=2"),
+        ("--pixels.size=192", "--pixels.train_short_side=192"),
+    ],
+)
+def test_every_kind_of_experiment_can_be_tried(
+    data: list[str],
+    accelerator: Accelerator,
+    monkeypatch: pytest.MonkeyPatch,
+    settings: tuple[str, ...],
+) -> None:
+    monkeypatch.setattr(train.trials, "ENOUGH_S", 0.01)
+    monkeypatch.setattr(train.reading, "ENOUGH_S", 0.01)
+    config = experiment(data, *settings)
+    detector = detector_of(config)
+    threads = torch.get_num_threads()
+    k = trained_from(config)
+    found = measure(detector, loaded(config, "training"), accelerator, k)
+    assert torch.get_num_threads() == threads
+    assert len(found.videos) == 2  # every second of four
+    assert (found.network.part is None) == (k is None)
+    assert (found.proxies is None) == (found.making is None) == (config.pixels.size == 192)
+    parts = [found.network.clip, found.network.head, *filter(None, [found.network.part])]
+    assert all(part.tested_s > 0 < part.trained_s for part in parts)
+    assert all(r.drawn_s > 0 < r.plain_s for r in (found.raw, found.frames))
+
+
+# ------------------------------------------------------------------ as users run it
+
+
+def told_by(*arguments: object, code: int = 0) -> str:
+    done = script("extract/run.py", *arguments)
+    assert done.returncode == code, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stdout if code == 0 else done.stderr
+
+
+def test_a_plan_compares_the_ways_and_leaves_no_trace(data: list[str], tmp_path: Path) -> None:
+    common = ["--config", DEMO, *data, *QUICK, "--cache", tmp_path / "cache"]
+    told = told_by(*common, "--plan", tmp_path / "plan.json")
+    assert [path.name for path in tmp_path.iterdir()] == ["plan.json"]
+    content = json.loads((tmp_path / "plan.json").read_text())
+    the_same(told, content["routes"])
+    names = "raw", "frames", "proxies of 112 px", "cached features", "cached block 3"
+    assert tuple(record["name"] for record in content["routes"]) == names
+    assert content["advice"] == told.splitlines()[-len(content["advice"]) :]
+    assert "\na run: 4 epochs, 16 windows, 2 validations of 3 windows; 1 process(es) with 0" in told
+    # Today's lines still come first.
+    assert told.startswith("cache: 0 of 7 spans are there; 7 full")
+    assert content["work"]["validation_windows"] == 3
+
+    told = told_by(*common, "--plan", "--of", "validation")
+    assert "| raw |" not in told and len(list(tmp_path.iterdir())) == 1
+    told = told_by(*common, "--plan", "--directions", "forward", "reversed")
+    assert "for each of the 2 streams alone" in told
+    wrong = told_by(*common, "--plan", tmp_path / "plan.json", "--of", "test", code=1)
+    assert "add train to --of" in wrong
+    assert "no .json file" in told_by(*common, "--plan", tmp_path / "x/plan.json", code=1)
+
+
+def test_it_is_told_why_there_is_nothing_to_compare(data: list[str], tmp_path: Path) -> None:
+    config = experiment(data)
+    detector, training = detector_of(config), loaded(config, "training")
+    assert not_comparable(detector, training, training) is None
+    gone = [replace(training[0], path=tmp_path / "gone.mp4")]
+    assert "1 videos are gone" in str(not_comparable(detector, training, gone))
+    idle = [replace(item, segments=np.zeros((0, 2))) for item in training]
+    assert not_comparable(detector, idle, []) == "no training video has an action"
+
+
+def test_nothing_is_compared_where_nothing_learns(data: list[str], tmp_path: Path) -> None:
+    still = ["--head.learns=false", "--backbone.trainable_from_block=6"]
+    told = told_by("--config", DEMO, *data, *QUICK, *still, "--cache", tmp_path / "c", "--plan")
+    assert told.splitlines()[-1] == (
+        "ways to train are not compared: nothing learns in this experiment"
+    )
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_is_told_in_the_table_and_by_the_exit_code(
+    data: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    import extract.run
+
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=10_000))
+    arguments = ["--config", str(DEMO), *data, *QUICK, "--cache", str(tmp_path / "c"), "--plan"]
+    monkeypatch.setattr("sys.argv", ["run.py", *arguments])
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "1")
+    monkeypatch.chdir(REPOSITORY)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    with pytest.raises(SystemExit, match="activations need up to"):
+        extract.run.main()
+    AcceleratorState._reset_state(reset_partial_state=True)
+    table = capsys.readouterr().out
+    assert ["TOO SMALL" in row[2] for row in cells(table)] == [False, True, True, True, True]
