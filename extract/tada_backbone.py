@@ -96,7 +96,7 @@ def load_tada_trunk(trunk: TAda2D, source: str | Path) -> Coverage:
         used = [name for name in content.tensors if not name.startswith("fc.")]
         layout = "ResNet for images"
     else:
-        found = recognise_tada(content)
+        found = recognise_tada(content, source)
         if found is None:
             raise ValueError(f"{source} holds neither a TAda2D network nor a ResNet for images")
         load_tada_features(trunk, source)
