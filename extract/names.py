@@ -74,6 +74,68 @@ HEAD: Names = (  # every name occurs once in a key; the parameter's comes last
     (".scale", ".gamma"),
 )
 
+IMAGE_RESNET: Names = (  # of timm and torchvision; those of blocks first, which have a dot in front
+    (".conv1.", ".reduce."),
+    (".bn1.", ".reduce_norm."),
+    (".conv2.", ".adaptive.conv."),
+    (".bn2.", ".norm."),
+    (".conv3.", ".expand."),
+    (".bn3.", ".expand_norm."),
+    (".downsample.", ".shortcut."),
+    *((f"layer{stage + 1}.", f"stages.{stage}.") for stage in range(4)),
+    ("conv1.", "stem."),
+    ("bn1.", "stem_norm."),
+)
+TADA2D: Names = (
+    ("backbone.conv1.a.", "stem."),
+    ("backbone.conv1.a_bn.", "stem_norm."),
+    *(
+        (f"backbone.conv{stage + 2}.res_{block + 1}.", f"stages.{stage}.{block}.")
+        for stage in range(4)
+        for block in range(6)
+    ),
+    (".short_cut.", ".shortcut.0."),
+    (".short_cut_bn.", ".shortcut.1."),
+    (".conv_branch.a.", ".reduce."),
+    (".conv_branch.a_bn.", ".reduce_norm."),
+    (".conv_branch.b.", ".adaptive.conv."),
+    (".conv_branch.b_rf.g.", ".adaptive.route.clip."),
+    (".conv_branch.b_rf.a.", ".adaptive.route.down."),
+    (".conv_branch.b_rf.bn.", ".adaptive.route.norm."),
+    (".conv_branch.b_rf.b.", ".adaptive.route.up."),
+    (".conv_branch.b_bn.", ".norm."),
+    (".conv_branch.b_avgpool_bn.", ".average_norm."),
+    (".conv_branch.c.", ".expand."),
+    (".conv_branch.c_bn.", ".expand_norm."),
+    ("head.out.", "classifier."),
+)
+TADA_CONVNEXT: Names = (
+    ("backbone.downsample_layers.0.0.", "stem."),
+    ("backbone.downsample_layers.0.1.", "stem_norm."),
+    *(
+        pair
+        for stage in range(1, 4)
+        for pair in (
+            (f"backbone.downsample_layers.{stage}.0.", f"downsample.{stage - 1}.norm."),
+            (f"backbone.downsample_layers.{stage}.1.", f"downsample.{stage - 1}.conv."),
+        )
+    ),
+    ("backbone.stages.", "stages."),
+    (".dwconv.", ".depthwise."),
+    (".dwconv_rf.a.", ".route.down."),
+    (".dwconv_rf.norm.", ".route.norm."),
+    (".dwconv_rf.norm_transformer.", ".route.attention_norm."),
+    (".dwconv_rf.qkv_proj.", ".route.qkv."),
+    (".dwconv_rf.attn_out.", ".route.out."),
+    (".dwconv_rf.b.", ".route.scales."),
+    (".dwconv_rf.b_bias.", ".route.shifts."),
+    (".norm_avgpool.", ".average_norm."),
+    (".pwconv1.", ".grow."),
+    (".pwconv2.", ".shrink."),
+    ("backbone.norm.", "norm."),
+    ("head.out.", "classifier."),
+)
+
 
 def head_from_opentad(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Rename and reshape the head's tensors of an OpenTAD ActionFormer for `ActionFormer`.

@@ -20,8 +20,9 @@ FOLDER_FILES = (  # what a Hugging Face folder keeps its tensors in, by preferen
     *("model.safetensors", "model.safetensors.index.json"),
     *("pytorch_model.bin", "pytorch_model.bin.index.json"),
 )
-# Where a pickle's tensors are. OpenTAD evaluates averaged weights where it has them.
-PARTS = ("state_dict_ema", "state_dict", "module", "model")
+# Where a pickle's tensors are. OpenTAD evaluates averaged weights where it has them; TAdaConv's
+# project, whose files have the last two, evaluates them, too.
+PARTS = ("state_dict_ema", "state_dict", "module", "model", "model_ema_state", "model_state")
 OURS = "palindrome"  # begins the `format` of what this project writes
 
 # Objects that programs leave beside their weights: records of the training run, no part of the
