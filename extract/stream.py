@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -15,6 +16,13 @@ from extract.digest import video_digest
 from extract.patience import patience
 from extract.transforms import apply
 from extract.video import CHUNK, VideoError, VideoReader
+
+
+class Taken(Protocol):
+    """What is taken of a video: frame numbers, not falling; a `Window` is one."""
+
+    @property
+    def frames(self) -> NDArray[np.int64]: ...
 
 
 def known_reader(path: Path, frames: int, digest: str | None = None) -> VideoReader:
@@ -47,9 +55,9 @@ def refuse_replaced(path: Path, digest: str | None) -> None:
 
 
 def window_frames(
-    reader: VideoReader, windows: Sequence[Window], transform: v2.Transform, seed: int = 0
+    reader: VideoReader, windows: Sequence[Taken], transform: v2.Transform, seed: int = 0
 ) -> Iterator[list[Tensor]]:
-    """Yield per window its valid frames, uint8 [3, size, size] each, in the order of the file.
+    """Yield per window its valid frames, uint8 [3, h, w] each, in the order of the file.
 
     Each frame is decoded and transformed once, however many windows share it, and kept as long as
     a later window needs it.
