@@ -60,25 +60,39 @@ class TAdaNetwork:
         return "classifier of " + " and ".join(counted(count) for count in self.tasks)
 
 
-def recognise_tada(content: Content) -> TAdaNetwork | None:
-    """Return a file's TAdaConv network; None if it holds none."""
+def recognise_tada(content: Content, source: str | Path) -> TAdaNetwork | None:
+    """Return a file's TAdaConv network; None if it holds none.
+
+    Args:
+        source: the file, for messages.
+
+    Raises:
+        ValueError: so much is missing or damaged that there is no telling how big it is.
+    """
     tensors = {re.sub(r"^(module\.)+", "", name): t for name, t in content.tensors.items()}
-    for sign, (layout, names) in SIGNS.items():
-        if sign not in tensors:
-            continue
-        ours = {renamed(n, names): _shaped(renamed(n, names), t) for n, t in tensors.items()}
-        tasks = [ours[f"{task}weight"] for task in TASKS if f"{task}weight" in ours]
-        for kind in ("weight", "bias"):
-            parts = [task + kind for task in TASKS if task + kind in ours]
-            if parts:
-                ours[f"classifier.{kind}"] = torch.cat([ours.pop(part) for part in parts])
-        if not tasks and "classifier.weight" in ours:
-            tasks = [ours["classifier.weight"]]
-        config = _config(ours, sum(map(len, tasks)))
-        if names:
-            ours = _heads_together(ours, config)
-        return TAdaNetwork(layout, config, ours, tuple(map(len, tasks)))
-    return None
+    sign = next((sign for sign in SIGNS if sign in tensors), None)
+    if sign is None:
+        return None
+    layout, names = SIGNS[sign]
+    ours: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        name = renamed(name, names)
+        ours[name] = _shaped(name, tensor)
+    tasks = [_rows(ours[f"{task}weight"]) for task in TASKS if f"{task}weight" in ours]
+    for kind in ("weight", "bias"):
+        parts = [ours[task + kind] for task in TASKS if task + kind in ours]
+        alike = all(part.ndim for part in parts) and len({part.shape[1:] for part in parts}) == 1
+        if len(parts) == len(TASKS) and alike:  # else strict loading will complain
+            ours[f"classifier.{kind}"] = torch.cat([ours.pop(task + kind) for task in TASKS])
+    if not tasks and "classifier.weight" in ours:
+        tasks = [_rows(ours["classifier.weight"])]
+    try:
+        config = _config(ours, sum(tasks))
+    except ValueError as error:
+        raise ValueError(f"{source} is damaged: {error}") from error
+    if names:
+        ours = _heads_together(ours, config)
+    return TAdaNetwork(layout, config, ours, tuple(tasks))
 
 
 def load_tada(source: str | Path) -> TAda2D | TAdaConvNeXt:
@@ -88,7 +102,8 @@ def load_tada(source: str | Path) -> TAda2D | TAdaConvNeXt:
         ValueError: the file cannot be read, holds no TAdaConv network, or not all of it.
     """
     found = _only(source)
-    network = new_tada(found.config)
+    with torch.device("meta"):  # random numbers would be drawn for nothing
+        network = new_tada(found.config)
     load_strictly(network, found.tensors, source)
     return network.eval()
 
@@ -110,7 +125,7 @@ def new_tada(config: Config) -> TAda2D | TAdaConvNeXt:
 
 
 def _only(source: str | Path) -> TAdaNetwork:
-    found = recognise_tada(read(source))
+    found = recognise_tada(read(source), source)
     if found is None:
         raise ValueError(
             f"{source} holds no TAdaConv network; python extract/weights.py tells what it holds"
@@ -136,7 +151,7 @@ def _config(tensors: Mapping[str, Tensor], classes: int) -> Config:
         # There is one in each block.
         if found := re.fullmatch(r"stages\.(\d+)\.\d+\.average_norm\.weight", name):
             stage = int(found[1])
-            depths[stage], widths[stage] = depths.get(stage, 0) + 1, len(tensor)
+            depths[stage], widths[stage] = depths.get(stage, 0) + 1, tensor.numel()
     blocks = tuple(depths[stage] for stage in sorted(depths))
     if "stages.0.0.adaptive.route.up.weight" in tensors:
         return TAda2DConfig(max(classes, 1), blocks, widths.get(0, 0))
@@ -155,7 +170,11 @@ def _heads_together(tensors: dict[str, Tensor], config: Config) -> dict[str, Ten
     ordered = dict(tensors)
     for name, tensor in tensors.items():
         head = config.widths[0] // 2
-        if ".route.qkv." in name and len(tensor) % (3 * head) == 0:
+        if ".route.qkv." in name and tensor.numel() and _rows(tensor) % (3 * head) == 0:
             rows = tensor.unflatten(0, (3, head, -1))
             ordered[name] = rows.transpose(1, 2).flatten(0, 2)
     return ordered
+
+
+def _rows(tensor: Tensor) -> int:
+    return tensor.shape[0] if tensor.ndim else 0

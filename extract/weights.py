@@ -4,13 +4,14 @@
     python extract/weights.py FILE --convert OUT.safetensors     # Palindrome's layout
     python extract/weights.py FILE --convert OUT.pth             # OpenTAD's, for its own tools
 
-Reads mmaction2's, VideoMAE's, Hugging Face's, OpenTAD's and Palindrome's own files, told by their
-content. No code in them is run.
+Reads mmaction2's, VideoMAE's, Hugging Face's, OpenTAD's, TAdaConv's and Palindrome's own files,
+told by their content. No code in them is run. TAdaConv networks convert to Palindrome's layout.
 """
 
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -22,6 +23,7 @@ from configs.text import first_of
 from extract.layouts import ADDED, KEPT, NORMALIZER, Network, counted, recognise
 from extract.names import ADAPTERS, MMACTION, head_to_opentad, renamed, turned
 from extract.strict import trunk_settings
+from extract.tada_layouts import TAdaNetwork, new_tada, recognise_tada
 from extract.tensors import Content, read, sha256
 from extract.videomae import TUBELET, TrunkConfig, VideoMAE
 from train.errors import EXPECTED, message
@@ -37,6 +39,11 @@ def main() -> None:
     args = parser.parse_args()
     try:
         content = read(args.file)
+        if tada := recognise_tada(content, args.file):
+            describe_tada(args.file, content, tada)
+            if args.convert:
+                convert_tada(args.file, tada, args.convert)
+            return
         networks = recognise(content, args.file)
         describe(args.file, content, networks)
         if args.convert:
@@ -45,18 +52,32 @@ def main() -> None:
         sys.exit(message(error))
 
 
-def describe(path: Path, content: Content, networks: tuple[Network, ...]) -> None:
-    """Print what a file holds and what of it is used."""
-    network = networks[0]
+def describe_file(path: Path, content: Content, what: str) -> None:
+    """Print what a file holds in a word, and how much of it."""
     part = f", of its '{content.part}'" if content.part else ""
     numbers = sum(tensor.numel() for tensor in content.tensors.values())
     kinds = sorted({str(t.dtype).removeprefix("torch.") for t in content.tensors.values()})
-    streams = f", {len(networks)} streams" if len(networks) > 1 else ""
-    print(f"{path}: {network.layout}, {network.size}{streams}")
+    print(f"{path}: {what}")
     print(f"  {content.bytes / 1e6:,.1f} MB, {len(content.tensors)} tensors{part}, ", end="")
     print(f"{numbers:,} parameters and buffers, {' and '.join(kinds)}")
     for name, digest in sha256(content.files).items():
         print(f"  SHA-256 {digest}  {name}")
+
+
+def describe_tada(path: Path, content: Content, network: TAdaNetwork) -> None:
+    """Print what a file with a TAdaConv network holds."""
+    describe_file(path, content, str(network))
+    if network.tasks:
+        print(f"  {network.classes}; not named")
+    for line in tada_problems(network):
+        print(f"  {line}")
+
+
+def describe(path: Path, content: Content, networks: tuple[Network, ...]) -> None:
+    """Print what a file holds and what of it is used."""
+    network = networks[0]
+    streams = f", {len(networks)} streams" if len(networks) > 1 else ""
+    describe_file(path, content, f"{network.layout}, {network.size}{streams}")
     if blocks := network.adapted:
         print(f"  mode {network.mode}: {len(blocks)} adapters, blocks {blocks[0]} to {blocks[-1]}")
     else:
@@ -93,6 +114,44 @@ def problems(network: Network) -> list[str]:
     return [f"missing: {n}" for n in lacking] + [f"not known: {n}" for n in sorted(own - names)]
 
 
+def tada_problems(network: TAdaNetwork) -> list[str]:
+    """Return what a TAdaConv network lacks, has and should not have, or has in another shape."""
+    with torch.device("meta"):
+        own = new_tada(network.config).state_dict()
+    found = network.tensors
+    lines = [f"missing: {name}" for name in sorted(own.keys() - found.keys())]
+    lines += [f"not known: {name}" for name in sorted(found.keys() - own.keys())]
+    shapes = [(n, found[n].shape, own[n].shape) for n in sorted(own.keys() & found.keys())]
+    return lines + [
+        f"{name} is {tuple(theirs)}, not {tuple(ours)}"
+        for name, theirs, ours in shapes
+        if theirs != ours
+    ]
+
+
+def convert_tada(path: Path, network: TAdaNetwork, out: Path) -> None:
+    """Write a TAdaConv network in Palindrome's layout.
+
+    Raises:
+        ValueError: that cannot be done with this file, or not to this one.
+    """
+    if out.suffix != ".safetensors":
+        raise ValueError(f"--convert: a TAdaConv network becomes a .safetensors file, not {out}")
+    refuse_conversion(path, out, tada_problems(network))
+    with written_aside(out) as aside:
+        state = {name: tensor.contiguous() for name, tensor in network.tensors.items()}
+        save_file(state, aside, {"format": "pt"})
+    print(f"{out}: {len(state)} tensors, {out.stat().st_size / 1e6:,.1f} MB")
+
+
+def refuse_conversion(path: Path, out: Path, problems: Sequence[str]) -> None:
+    """Raise ValueError if there are problems with the network, or the file would be overwritten."""
+    if problems:
+        raise ValueError(f"{path} cannot be converted: {'; '.join(first_of(problems))}")
+    if out.resolve() == path.resolve():
+        raise ValueError(f"--convert: {out} is the file itself; choose another name")
+
+
 def convert(path: Path, networks: tuple[Network, ...], out: Path) -> None:
     """Write a network in Palindrome's layout (.safetensors) or in OpenTAD's (.pth).
 
@@ -106,10 +165,7 @@ def convert(path: Path, networks: tuple[Network, ...], out: Path) -> None:
     if len(networks) > 1:
         raise ValueError(f"{path} has {len(networks)} streams; only a single one can be converted")
     (network,) = networks
-    if wrong := problems(network):
-        raise ValueError(f"{path} cannot be converted: {'; '.join(first_of(wrong))}")
-    if out.resolve() == path.resolve():
-        raise ValueError(f"--convert: {out} is the file itself; choose another name")
+    refuse_conversion(path, out, problems(network))
     with written_aside(out) as aside:
         if out.suffix == ".pth":
             state = to_opentad(network)
