@@ -116,7 +116,7 @@ class Recogniser:
     ) -> tuple[dict[str, Tensor], str, tuple[int, ...]]:
         """Return a file's network in our names, what it is, and how many classes each set has."""
         network, wanted = self.network, self.config.network
-        if found := recognise_tada(content):
+        if found := recognise_tada(content, path):
             theirs = network_config(found.config)
             if (theirs.name, theirs.blocks, theirs.width) != (
                 wanted.name,
@@ -153,7 +153,7 @@ def adopt(path: str | Path, config: Recognition, classes: Sequence[Path]) -> Rec
     Raises:
         ValueError: the file cannot be read, holds no such network, or has not so many classes.
     """
-    found = recognise_tada(read(path))
+    found = recognise_tada(read(path), path)
     if found is None:
         raise ValueError(
             f"{path} is neither a checkpoint of train/recognise.py nor of the TAdaConv project"
