@@ -9,6 +9,8 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+import numpy as np
+from numpy.typing import NDArray
 
 from evaluate.compare import Estimate
 from evaluate.mean_ap import MeanAP
@@ -16,18 +18,20 @@ from evaluate.mean_ap import MeanAP
 MOST_NAMES = 60  # more would be written over each other
 
 
-def draw_curves(metrics: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Draw losses and validation mAP over steps (lines of metrics.jsonl) into a PNG."""
+def draw_curves(
+    metrics: Sequence[Mapping[str, Any]], path: Path, losses: Sequence[str], measure: str
+) -> None:
+    """Draw losses and a validation score over steps (lines of metrics.jsonl) into a PNG."""
     steps = [line for line in metrics if "loss" in line]
     checks = [line for line in metrics if "validation" in line]
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    for name in ("loss", "classification", "regression"):
+    for name in ("loss", *losses):
         left.plot([line["step"] for line in steps], [line[name] for line in steps], label=name)
     left.set(xlabel="step", ylabel="loss", title="training")
     left.legend()
-    averages = [line["validation"]["average_mAP"] for line in checks]
-    right.plot([line["step"] for line in checks], averages, marker="o")
-    right.set(xlabel="step", ylabel="average mAP", title="validation", ylim=(0, 1))
+    scores = [line["validation"][measure] for line in checks]
+    right.plot([line["step"] for line in checks], scores, marker="o")
+    right.set(xlabel="step", ylabel=measure.replace("_", " "), title="validation", ylim=(0, 1))
     _save(figure, path)
 
 
@@ -120,6 +124,24 @@ def draw_dataset(
     right.scatter([duration for duration, _ in videos], rates, s=12, alpha=0.5)
     right.set(xlabel="duration in s", ylabel="frames per second", title="videos")
     right.set_ylim(0, 1.1 * max([1.0, *rates]))
+    _save(figure, path)
+
+
+def draw_confusion(counts: NDArray[np.int64], names: Sequence[str], path: Path) -> None:
+    """Draw how often each class (rows) was taken for which (columns) into a PNG.
+
+    Args:
+        counts: examples [K, K]; rows are shown as shares.
+    """
+    side = min(12.0, 3 + 0.3 * len(names))
+    figure, axes = plt.subplots(figsize=(side + 1, side), layout="constrained")
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    picture = axes.imshow(shares, vmin=0, vmax=1, cmap="viridis")
+    figure.colorbar(picture, label="share of the true class")
+    if len(names) <= MOST_NAMES:
+        axes.set_xticks(range(len(names)), names, rotation=90)
+        axes.set_yticks(range(len(names)), names)
+    axes.set(xlabel="found", ylabel="true")
     _save(figure, path)
 
 

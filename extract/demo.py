@@ -2,11 +2,13 @@
 
     python extract/demo.py --out data/demo
     python extract/demo.py --out data/study --preset study
+    python extract/demo.py --out data/actions --preset clips
 
 The folder gets videos/*.mp4, annotations.json (THUMOS/ActivityNet layout), classes.txt and two
 controls: exchanged.json (training and validation annotations moved to other videos) and
-mirrored.json (training annotations as seen backwards). The same arguments give the same bytes. A
-folder that is already complete is left alone.
+mirrored.json (training annotations as seen backwards). With the preset `clips` it gets
+<subset>/<class>/*.mp4, each little longer than its one action, so many of every class. The same
+arguments give the same bytes. A folder that is already complete is left alone.
 """
 
 import argparse
@@ -26,7 +28,7 @@ from tqdm import tqdm
 
 from configs.files import write_text
 from extract.reversal import reverse_seconds
-from extract.scenes import ACTIONS, random_scene, render
+from extract.scenes import ACTIONS, Scene, random_clip, random_scene, render
 
 FRAME_RATES = (15, 18, 20, 24)
 SIZES = ((96, 128), (96, 112), (112, 96), (104, 136))  # height, width
@@ -56,10 +58,13 @@ class DemoConfig:
     held_out: int = 0
 
 
+CLIPS = "clips"
 PRESETS = {
     "demo": DemoConfig(),
     # Few videos to train on, and enough to test on that half a mAP more or less can be told.
     "study": DemoConfig(40, validation=32, test=480, shortest=16, longest=32, held_out=24),
+    # Trimmed, to be recognised: clips of each action.
+    CLIPS: DemoConfig(120, validation=10, test=40, shortest=1.5, longest=3.5),
 }
 
 
@@ -72,16 +77,10 @@ def write_dataset(folder: Path, config: DemoConfig, processes: int = 2) -> None:
     Raises:
         ValueError: the folder holds something else, which is not touched.
     """
-    stamp = folder / STAMP
     wanted = json.dumps(asdict(config))
-    if stamp.exists():
-        if stamp.read_text() == wanted:
-            return
-        shutil.rmtree(folder)
-    elif folder.exists() and any(folder.iterdir()):
-        raise ValueError(f"{folder} is not empty and no demo dataset; choose another --out")
-    (folder / "videos").mkdir(parents=True)
-    stamp.write_text("unfinished")
+    if _is_complete(folder, wanted):
+        return
+    (folder / "videos").mkdir()
     jobs = [
         (folder / "videos", subset, index, config)
         for subset in SUBSETS
@@ -98,7 +97,58 @@ def write_dataset(folder: Path, config: DemoConfig, processes: int = 2) -> None:
     mirrored = mirror_annotations(database)
     _write_json(folder / "mirrored.json", {"version": "control", "database": mirrored})
     write_text(folder / "classes.txt", "".join(f"{name}\n" for name in ACTIONS))
-    write_text(stamp, wanted)
+    write_text(folder / STAMP, wanted)
+
+
+def write_clips(folder: Path, config: DemoConfig, processes: int = 2) -> None:
+    """Write trimmed clips into class folders, so many of every class as the config has videos.
+
+    Raises:
+        ValueError: as `write_dataset`.
+    """
+    wanted = json.dumps({CLIPS: asdict(config)})
+    if _is_complete(folder, wanted):
+        return
+    jobs = [
+        (folder, subset, index, config)
+        for subset in SUBSETS
+        for index in range(getattr(config, subset) * len(ACTIONS))
+    ]
+    for subset in {subset for _, subset, *_ in jobs}:
+        for action in ACTIONS:
+            (folder / subset / action).mkdir(parents=True)
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+        done = pool.map(_write_clip, *zip(*jobs, strict=True))
+        list(tqdm(done, total=len(jobs), desc="demo clips", unit="clip"))
+    write_text(folder / STAMP, wanted)
+
+
+def _is_complete(folder: Path, wanted: str) -> bool:
+    """Say whether the dataset of a stamp is there; otherwise make room for it.
+
+    Raises:
+        ValueError: the folder holds something else, which is not touched.
+    """
+    stamp = folder / STAMP
+    if stamp.exists():
+        if stamp.read_text() == wanted:
+            return True
+        shutil.rmtree(folder)
+    elif folder.exists() and any(folder.iterdir()):
+        raise ValueError(f"{folder} is not empty and no demo dataset; choose another --out")
+    folder.mkdir(parents=True, exist_ok=True)
+    stamp.write_text("unfinished")
+    return False
+
+
+def _write_clip(folder: Path, subset: str, index: int, config: DemoConfig) -> None:
+    # The last number keeps this stream apart from those of the long videos.
+    rng = np.random.default_rng((config.seed, SUBSETS.index(subset), index, 1))
+    action = ACTIONS[index % len(ACTIONS)]
+    fps, (height, width) = int(rng.choice(FRAME_RATES)), SIZES[rng.integers(len(SIZES))]
+    count = int(rng.uniform(config.shortest, config.longest) * fps)
+    scene = random_clip(rng, action, count / fps)
+    _encode(folder / subset / action / f"{index:04d}.mp4", scene, (height, width), fps, count, rng)
 
 
 def _write_video(
@@ -109,17 +159,7 @@ def _write_video(
     count = int(rng.uniform(config.shortest, config.longest) * fps)
     scene = random_scene(rng, count / fps)
     name = f"{subset}_{index:03d}"
-    path = folder / f"{name}.mp4"
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=Fraction(fps))
-        stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
-        stream.options = {"crf": "26", "preset": "veryfast", "threads": "1", **REPEATABLE}
-        for begin in range(0, count, CHUNK):
-            times = np.arange(begin, min(begin + CHUNK, count)) / fps
-            for picture in render(scene, times, height, width, rng):
-                frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
-                container.mux(stream.encode(frame))
-        container.mux(stream.encode())
+    _encode(folder / f"{name}.mp4", scene, (height, width), fps, count, rng)
     annotations = [
         {"segment": [round(start, 3), round(end, 3)], "label": label}
         for label, start, end in scene.actions()
@@ -131,6 +171,27 @@ def _write_video(
         "fps": fps,
         "annotations": annotations,
     }
+
+
+def _encode(
+    path: Path,
+    scene: Scene,
+    size: tuple[int, int],
+    fps: int,
+    count: int,
+    rng: np.random.Generator,
+) -> None:
+    height, width = size
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=Fraction(fps))
+        stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
+        stream.options = {"crf": "26", "preset": "veryfast", "threads": "1", **REPEATABLE}
+        for begin in range(0, count, CHUNK):
+            times = np.arange(begin, min(begin + CHUNK, count)) / fps
+            for picture in render(scene, times, height, width, rng):
+                frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+                container.mux(stream.encode(frame))
+        container.mux(stream.encode())
 
 
 def exchange_annotations(database: dict[str, Any]) -> dict[str, Any]:
@@ -184,10 +245,11 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=2)
     args = vars(parser.parse_args())
     out, processes = args.pop("out"), args.pop("processes")
-    config = PRESETS[args.pop("preset")]
+    preset = args.pop("preset")
+    write = write_clips if preset == CLIPS else write_dataset
     try:
         given = {name: value for name, value in args.items() if value is not None}
-        write_dataset(out, replace(config, **given), processes)
+        write(out, replace(PRESETS[preset], **given), processes)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     print(f"demo dataset: {out}")

@@ -86,6 +86,21 @@ def random_scene(rng: np.random.Generator, duration: float, longest: float = 8.0
                 break
             actors.append(_random_actor(rng, acting, y, start, length, float(lead), float(tail)))
             now = start + length + float(tail) + float(rng.exponential(1.6)) + 0.15
+    return Scene(duration, tuple(actors), _random_texture(rng), float(rng.uniform(2.0, 6.0)))
+
+
+def random_clip(rng: np.random.Generator, action: str, duration: float) -> Scene:
+    """Draw a scene that is little longer than its one action; every other one has a distractor."""
+    lanes = [float(y) for y in rng.permutation(LANES)]
+    before, behind = (float(pause) for pause in rng.uniform(0.0, 0.3, 2))
+    length = duration - before - behind
+    actors = [_random_actor(rng, True, lanes[0], before, length, 0.3, 0.3, action)]
+    if rng.random() < 0.5:
+        actors.append(_random_actor(rng, False, lanes[1], before, length, 0.3, 0.3))
+    return Scene(duration, tuple(actors), _random_texture(rng), float(rng.uniform(2.0, 6.0)))
+
+
+def _random_texture(rng: np.random.Generator) -> Texture:
     waves = np.stack(
         [
             rng.uniform(-4, 4, 4),
@@ -96,8 +111,7 @@ def random_scene(rng: np.random.Generator, duration: float, longest: float = 8.0
         axis=1,
     )
     red, green, blue = rng.uniform(50, 120, 3)
-    texture = Texture((red, green, blue), waves, rng.uniform(2, 9, (4, 3)))
-    return Scene(duration, tuple(actors), texture, float(rng.uniform(2.0, 6.0)))
+    return Texture((red, green, blue), waves, rng.uniform(2, 9, (4, 3)))
 
 
 def _random_actor(
@@ -108,8 +122,9 @@ def _random_actor(
     length: float,
     lead: float,
     tail: float,
+    motion: str | None = None,
 ) -> Actor:
-    motion = str(rng.choice(ACTIONS if acting else DISTRACTORS))
+    motion = motion or str(rng.choice(ACTIONS if acting else DISTRACTORS))
     turning = motion.startswith("Turn")
     shape = str(rng.choice(("bar", "triangle") if turning else ("disc", "square", "triangle")))
     sliding = motion.startswith("Slide")

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -14,6 +15,13 @@ from extract.digest import video_digest
 from extract.patience import patience
 from extract.transforms import Shrink, Transform, finished, shrunk
 from extract.video import CHUNK, VideoError, VideoReader
+
+
+class Taken(Protocol):
+    """What is taken of a video: frame numbers, not falling; a `Window` is one."""
+
+    @property
+    def frames(self) -> NDArray[np.int64]: ...
 
 
 def known_reader(path: Path, frames: int, digest: str | None = None) -> VideoReader:
@@ -46,9 +54,9 @@ def refuse_replaced(path: Path, digest: str | None) -> None:
 
 
 def window_frames(
-    reader: VideoReader, windows: Sequence[Window], transform: Transform, seed: int = 0
+    reader: VideoReader, windows: Sequence[Taken], transform: Transform, seed: int = 0
 ) -> Iterator[list[Tensor]]:
-    """Yield per window its valid frames, uint8 [3, size, size] each, in the order of the file.
+    """Yield per window its valid frames, uint8 [3, h, w] each, in the order of the file.
 
     Each frame is decoded and transformed once, however many windows share it, and kept as long as
     a later window needs it.
@@ -64,7 +72,7 @@ def window_frames(
     yield from dealt(windows, chunks, transform, seed)
 
 
-def wanted_frames(windows: Sequence[Window]) -> NDArray[np.int64]:
+def wanted_frames(windows: Sequence[Taken]) -> NDArray[np.int64]:
     """Return the numbers of the frames that windows of a video ask for, rising, each once."""
     return np.unique(np.concatenate([window.frames for window in windows]))
 
@@ -90,7 +98,7 @@ def shrunk_chunks(
 
 
 def dealt(
-    windows: Sequence[Window],
+    windows: Sequence[Taken],
     chunks: Iterable[NDArray[np.uint8]],
     transform: Transform,
     seed: int = 0,

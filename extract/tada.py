@@ -8,6 +8,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
+from timm.layers import drop_path
 from torch import Tensor, nn
 
 Calibrates = Literal["in", "out"]
@@ -199,6 +200,12 @@ def average_over_time(x: Tensor, frames: int) -> Tensor:
     plane = x.permute(0, 2, 3, 1).unflatten(0, (-1, frames)).flatten(2, 3).permute(0, 3, 1, 2)
     mean = F.avg_pool2d(plane, (3, 1), stride=1, padding=(1, 0))
     return mean.permute(0, 2, 3, 1).reshape(*x.permute(0, 2, 3, 1).shape).permute(0, 3, 1, 2)
+
+
+def skip_clips(x: Tensor, frames: int, probability: float) -> Tensor:
+    """Zero whole clips of [B·T, …] at random, and scale the others so that the mean stays."""
+    clips = drop_path(x.new_ones(len(x) // frames, *[1] * (x.ndim - 1)), probability, True)
+    return x * clips.repeat_interleave(frames, 0)
 
 
 def _plain_convs(network: nn.Module, prefix: str = "") -> dict[str, nn.Conv2d | nn.Conv3d]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from extract.names import IMAGE_RESNET, renamed
 from extract.strict import load_strictly
-from extract.tada import TAdaConv, average_over_time, normalised
+from extract.tada import TAdaConv, average_over_time, normalised, skip_clips
 
 EXPANSION = 4  # channels of a block's output over those that its 3×3 convolution sees
 
@@ -26,12 +26,14 @@ class TAda2DConfig:
         width: channels of the stem, and of the 3×3 convolutions in the first stage; each further
             stage has twice as many as the one before.
         dropout: before the classifier.
+        drop_path: stochastic depth of the last block; earlier ones rise linearly from 0.
     """
 
     classes: int
     blocks: tuple[int, ...] = (3, 4, 6, 3)
     width: int = 64
     dropout: float = 0.5
+    drop_path: float = 0.0
 
     def __post_init__(self) -> None:
         if self.classes < 1 or not self.blocks or min(self.blocks) < 1 or self.width < 4:
@@ -39,8 +41,9 @@ class TAda2DConfig:
                 "TAda2D needs a class, a block in every stage and 4 channels, not "
                 f"{self.classes} classes, blocks {self.blocks} and width {self.width}"
             )
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout is a probability below 1, not {self.dropout}")
+        for name in ("dropout", "drop_path"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} is a probability below 1, not {getattr(self, name)}")
 
 
 class Bottleneck(nn.Module):
@@ -49,10 +52,12 @@ class Bottleneck(nn.Module):
     Args:
         inputs: channels that come in; `width`: of the 3×3 convolution.
         stride: of the 3×3 convolution and of the shortcut.
+        drop: probability that a clip skips the block in training.
     """
 
-    def __init__(self, inputs: int, width: int, stride: int) -> None:
+    def __init__(self, inputs: int, width: int, stride: int, drop: float = 0.0) -> None:
         super().__init__()
+        self.drop = drop
         outputs = EXPANSION * width
         self.reduce = nn.Conv2d(inputs, width, 1, bias=False)
         self.reduce_norm = nn.BatchNorm2d(width)
@@ -73,6 +78,8 @@ class Bottleneck(nn.Module):
         y = self.adaptive(y, frames)
         y = self.norm(y) + self.average_norm(average_over_time(y, frames))
         y = self.expand_norm(self.expand(F.relu(y, inplace=True)))
+        if self.training and self.drop:
+            y = skip_clips(y, frames, self.drop)
         return F.relu(y + self.shortcut(x), inplace=True)
 
 
@@ -87,9 +94,11 @@ class TAda2D(nn.Module):
         self.stem_norm = nn.BatchNorm2d(width)
         widths = [width * 2**stage for stage in range(len(config.blocks))]
         sizes = pairwise([width, *(EXPANSION * each for each in widths)])
+        rates = iter(torch.linspace(0, config.drop_path, sum(config.blocks), device="cpu").tolist())
         self.stages = nn.ModuleList(
             nn.ModuleList(
-                Bottleneck(outputs if k else inputs, each, 1 if k else 2) for k in range(blocks)
+                Bottleneck(outputs if k else inputs, each, 1 if k else 2, next(rates))
+                for k in range(blocks)
             )
             for each, blocks, (inputs, outputs) in zip(widths, config.blocks, sizes, strict=True)
         )

@@ -8,10 +8,10 @@ from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
-from timm.layers import drop_path, trunc_normal_
+from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
-from extract.tada import average_over_time, normalised
+from extract.tada import average_over_time, normalised, skip_clips
 
 EPSILON = 1e-6  # of all norms
 
@@ -113,8 +113,7 @@ class Block(nn.Module):
         y = self.norm(y.permute(0, 2, 3, 1)) + self.average_norm(averaged)
         y = self.gamma * self.shrink(quick_gelu(self.grow(y)))
         if self.training and self.drop:
-            clips = drop_path(y.new_ones(len(x) // frames, 1, 1, 1), self.drop, True)
-            y = y * clips.repeat_interleave(frames, 0)
+            y = skip_clips(y, frames, self.drop)
         return x + y.permute(0, 3, 1, 2)
 
 

@@ -12,8 +12,10 @@ from typing_extensions import TypeVar
 from configs.files import written_aside
 from configs.load import dump, flatten, parse
 from train.config import Experiment
+from train.recognition_config import Recognition
 
 FORMAT = "palindrome-2"
+RECOGNISER_FORMAT = "palindrome-recogniser-1"
 FREE_TO_CHANGE = {  # settings that decide where, how long and how closely watched, not what
     "out",
     "cache.url",
@@ -55,7 +57,10 @@ def save_checkpoint(path: Path, content: Checkpoint[Any]) -> None:
     Raises:
         OSError: it could not be written; the previous file is as it was.
     """
-    fields = content._asdict() | {"config": dump(content.config), "format": FORMAT}
+    fields = content._asdict() | {
+        "config": dump(content.config),
+        "format": _format(type(content.config)),
+    }
     with written_aside(path) as aside, aside.open("wb") as file:
         try:
             # Tensors that the average shares with the model (the frozen trunk) are stored once.
@@ -102,12 +107,31 @@ def refuse_other_run(
 
 
 def is_checkpoint(path: str | Path) -> bool:
-    """Say whether a file is a checkpoint of this project, without reading its tensors."""
+    """Say whether a file is a detector's checkpoint, without reading its tensors."""
+    return format_of(path) == FORMAT
+
+
+def format_of(path: str | Path) -> object:
+    """Return which of this project's formats a checkpoint has, without reading its tensors."""
     try:
         fields = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception:
-        return False  # whoever loads it in earnest says why
-    return isinstance(fields, dict) and fields.get("format") == FORMAT
+        return None  # whoever loads it in earnest says why
+    return fields.get("format") if isinstance(fields, dict) else None
+
+
+def refuse_other_kind(path: str | Path, found: object) -> None:
+    """Raise ValueError if a file's format is one of ours, which then is not the wanted one."""
+    if found == FORMAT:
+        raise ValueError(f"{path} is a detector's checkpoint; evaluate/run.py is for those")
+    if found == RECOGNISER_FORMAT:
+        raise ValueError(
+            f"{path} is an action recogniser's checkpoint; evaluate/recognise.py is for those"
+        )
+
+
+def _format(kind: type) -> str:
+    return RECOGNISER_FORMAT if issubclass(kind, Recognition) else FORMAT
 
 
 def load_checkpoint(path: str | Path, kind: type[C] = Experiment) -> Checkpoint[C]:  # type: ignore[assignment]
@@ -129,8 +153,10 @@ def load_checkpoint(path: str | Path, kind: type[C] = Experiment) -> Checkpoint[
         raise ValueError(f"{path} is damaged or no checkpoint ({type(error).__name__})") from error
     if damaged:
         raise ValueError(f"{path} is damaged: its part {damaged} has a wrong checksum")
-    if not isinstance(fields, dict) or fields.get("format") != FORMAT:
-        raise ValueError(f"{path} is not a checkpoint of this project (format {FORMAT})")
+    wanted, found = _format(kind), fields.get("format") if isinstance(fields, dict) else None
+    if found != wanted:
+        refuse_other_kind(path, found)
+        raise ValueError(f"{path} is not a checkpoint of this project (format {wanted})")
     del fields["format"]
     if fields.keys() != set(Checkpoint._fields) or not isinstance(fields["config"], str):
         raise ValueError(f"{path} is of another version: its fields are {', '.join(fields)}")

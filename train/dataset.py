@@ -4,8 +4,8 @@ A training sample depends on the seed, the epoch and its index alone, never on w
 process makes it: runs are reproducible with any number of them.
 """
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -24,6 +24,8 @@ from train.batch import Sample, collate
 from train.cached import Streams, draw_inputs, read_windows
 from train.config import Experiment
 from train.items import Item
+
+T = TypeVar("T")
 
 
 class TrainingWindows(Dataset[Sample]):
@@ -54,15 +56,8 @@ class TrainingWindows(Dataset[Sample]):
 
     def __getitem__(self, key: tuple[int, int]) -> Sample:
         epoch, first = key
-        problem: str | None = None
-        for position in (*range(first, len(self)), *range(first)):
-            try:
-                return self._draw(epoch, position, problem)
-            except VideoError as error:
-                if self.config.data.bad_videos == "stop":
-                    raise
-                problem = problem or str(error)
-        raise VideoError(f"not one training video can be read; for one, {problem}")
+        skips = self.config.data.bad_videos == "skip"
+        return stood_in(lambda *at: self._draw(epoch, *at), first, len(self), skips)
 
     def _draw(self, epoch: int, position: int, problem: str | None) -> Sample:
         item = self.items[position]
@@ -144,6 +139,27 @@ class EvaluationWindows(IterableDataset[Sample]):
             nothing = torch.zeros(3, windows[0].samples, size, size, dtype=torch.uint8)
             inputs = (nothing,) * len(directions)
             yield _sample(item, windows[0], inputs, self.config, str(error))
+
+
+def stood_in(draw: Callable[[int, str | None], T], first: int, positions: int, skips: bool) -> T:
+    """Return the sample of a position or, where it cannot be read, of the next that can.
+
+    Args:
+        draw: makes the sample of a position, which is told why another one is missing.
+        skips: whether others may stand in.
+
+    Raises:
+        VideoError: the first one cannot be read and nothing may stand in, or none can be read.
+    """
+    problem: str | None = None
+    for position in (*range(first, positions), *range(first)):
+        try:
+            return draw(position, problem)
+        except VideoError as error:
+            if not skips:
+                raise
+            problem = problem or str(error)
+    raise VideoError(f"not one training video can be read; for one, {problem}")
 
 
 def cuts_between(counts: Sequence[int], parts: int) -> NDArray[np.int64]:
@@ -237,7 +253,7 @@ def training_loader(
         dataset,
         batch_size=config.training.batch_size,
         sampler=sampler,
-        **_worker_options(config.training.workers),
+        **worker_options(config.training.workers, collate),
     )
 
 
@@ -245,10 +261,13 @@ def evaluation_loader(
     dataset: EvaluationWindows, config: Experiment, workers: int
 ) -> "DataLoader[Sample]":
     """Return a loader of batches of this process's test windows, each exactly once."""
-    return DataLoader(dataset, batch_size=config.evaluation.batch_size, **_worker_options(workers))
+    return DataLoader(
+        dataset, batch_size=config.evaluation.batch_size, **worker_options(workers, collate)
+    )
 
 
-def _worker_options(workers: int) -> dict[str, Any]:
+def worker_options(workers: int, collate: Callable[[Any], Any]) -> dict[str, Any]:
+    """Return what all loaders have in common."""
     options: dict[str, Any] = {
         "collate_fn": collate,
         "num_workers": workers,

@@ -83,7 +83,7 @@ def train(
         source: checkpoint whose weights to start from; None for the pretrained backbone's.
         streams: checkpoint of each stream, instead.
     """
-    accelerator = begin(config)
+    accelerator = begin(config, cached=bool(config.cache.url))
     out = Path(config.out)
     begun = has_begun(out, resume)
     store = open_cache(config.cache.url) if config.cache.url else None

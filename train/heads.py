@@ -80,7 +80,7 @@ def train(config: Experiment, sources: Sequence[Source], file: str, resume: bool
     Args:
         sources: whose streams to take; none takes the pretrained backbone of the config `file`.
     """
-    accelerator = begin(config)
+    accelerator = begin(config, cached=bool(config.cache.url))
     out = Path(config.out)
     begun = has_begun(out, resume)
     if not config.cache.url:

@@ -23,7 +23,7 @@ from train.config import Trained
 from train.dataset import EpochSampler
 from train.errors import memory_advice, worker_advice
 from train.log import MetricsLog
-from train.optim import Average, build_schedule
+from train.optim import Average, build_schedule, statistics
 from train.sharding import gathered, load_model, load_optimizer, prepare_sharding, whole
 
 LOG_EVERY = 10  # updates between two lines of metrics
@@ -184,6 +184,7 @@ class TrainingRun(Generic[T]):
                 self._validate()
             while self.epoch < self.training.stop_epoch:
                 self._train_epoch()
+                self._share_statistics()
                 self.epoch += 1
                 self._end_epoch()
             self.task.tell("in all")
@@ -216,6 +217,19 @@ class TrainingRun(Generic[T]):
                 if (step + 1) % LOG_EVERY == 0 or (step + 1) % self.updates == 0:
                     self._report(step + 1, recent, began)
                     began, recent = time.monotonic(), []
+
+    def _share_statistics(self) -> None:
+        """Give all processes the mean of what their batch norms have counted.
+
+        Each normalises by its own batches, and the running statistics are linear in theirs: to
+        average them once an epoch is to average them in every step.
+        """
+        for tensors in (statistics(self.model), self._average_statistics()):
+            for tensor in tensors.values():
+                tensor.copy_(self.accelerator.reduce(tensor, "mean"))
+
+    def _average_statistics(self) -> dict[str, Tensor]:
+        return {name: self.average.tensors[name] for name in statistics(self.model)}
 
     def _update(self, step: int, batches: Sequence[Any]) -> list[MicroBatch]:
         """Move the weights once. Nothing here may make the host wait for the device."""

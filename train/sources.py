@@ -12,7 +12,14 @@ from configs.load import dump, load, parse
 from evaluate.datasets.classes import read_classes
 from extract.layouts import Network, counted, read_networks
 from extract.strict import load_strictly, refuse_other_size
-from train.checkpoint import Checkpoint, differences, is_checkpoint, load_checkpoint
+from train.checkpoint import (
+    Checkpoint,
+    differences,
+    format_of,
+    is_checkpoint,
+    load_checkpoint,
+    refuse_other_kind,
+)
 from train.config import Experiment
 from train.detector import Detector
 from train.items import ACTION
@@ -163,6 +170,7 @@ def read_source(
     """
     if is_checkpoint(path) or not Path(path).exists():
         return load_checkpoint(path)
+    refuse_other_kind(path, format_of(path))
     networks = read_networks(path)
     if file is None:
         raise ValueError(

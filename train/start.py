@@ -23,7 +23,7 @@ from extract.activations import Activations
 from extract.frames import FrameCache
 from extract.strict import Coverage
 from extract.transforms import evaluation_transform, train_transform
-from train.config import Experiment
+from train.config import Experiment, Trained
 from train.detector import Detector
 from train.items import Item, Items, skipped_warning
 from train.log import METRICS, read_metrics
@@ -32,26 +32,27 @@ from train.validate import WAIT_FOR_OTHERS
 WAIT_FOR_PASSES = timedelta(days=7)  # processes compute different videos' activations
 
 
-def begin(config: Experiment) -> Accelerator:
+def begin(config: Trained, cached: bool = False) -> Accelerator:
     """Return the accelerator of a training run, and seed all random draws.
+
+    Args:
+        cached: whether it begins with passes that are kept in a store.
 
     Raises:
         ValueError: the machine or accelerate's own settings do not fit the config.
     """
     accelerator = Accelerator(
         mixed_precision=config.training.mixed_precision,
-        # No buffer changes in training, so none needs to be sent around before each step.
+        # Buffers of batch norms are averaged after each epoch; none need be sent before each step.
         kwargs_handlers=[
             DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
-            InitProcessGroupKwargs(
-                timeout=WAIT_FOR_PASSES if config.cache.url else WAIT_FOR_OTHERS
-            ),
+            InitProcessGroupKwargs(timeout=WAIT_FOR_PASSES if cached else WAIT_FOR_OTHERS),
         ],
     )
     if accelerator.gradient_accumulation_steps != 1:
         raise ValueError("accumulate with training.accumulate, not with accelerate's own setting")
     refuse_fp16_without_gpu(config, accelerator)
-    if config.cache.url and accelerator.distributed_type == DistributedType.FSDP:
+    if cached and accelerator.distributed_type == DistributedType.FSDP:
         raise ValueError(
             "--cache: weights that are spread over processes (FSDP) have no fingerprint; leave it "
             "out, and run extract/run.py on the checkpoint afterwards"
@@ -60,7 +61,7 @@ def begin(config: Experiment) -> Accelerator:
     return accelerator
 
 
-def refuse_fp16_without_gpu(config: Experiment, accelerator: Accelerator) -> None:
+def refuse_fp16_without_gpu(config: Trained, accelerator: Accelerator) -> None:
     """Raise ValueError where fp16 would silently be something else."""
     if config.training.precision == "fp16" and accelerator.device.type == "cpu":
         raise ValueError("training.precision fp16 needs a GPU; on this machine use bf16 or fp32")
@@ -124,9 +125,17 @@ def _record_weights(path: Path, detector: Detector, coverage: Coverage) -> None:
     print(f"{coverage.source}: {coverage}; {len(new)} tensors are new")
 
 
-def leave_curves(out: Path) -> None:
-    """Draw a finished run's losses and scores, and say where all that it leaves is."""
-    draw_curves(read_metrics(out / METRICS), out / "curves.png")
+def leave_curves(
+    out: Path,
+    losses: Sequence[str] = ("classification", "regression"),
+    measure: str = "average_mAP",
+) -> None:
+    """Draw a finished run's losses and scores, and say where all that it leaves is.
+
+    Args:
+        losses: their names in the metrics; `measure`: the score's.
+    """
+    draw_curves(read_metrics(out / METRICS), out / "curves.png", losses, measure)
     print(f"done: {out / 'last.pt'}, {out / METRICS}, {out / 'curves.png'}")
 
 

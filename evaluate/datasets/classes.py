@@ -5,7 +5,7 @@ from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
-from evaluate.checks import number, read_text
+from evaluate.checks import number, read_json, read_text, shown
 from evaluate.datasets.tables import Table, cell, read_table
 
 _CODED = re.compile(r"(c?)(\d+)\s+(\S.*)")
@@ -23,14 +23,16 @@ def read_classes(path: Path) -> ClassList:
 
     One name a line; or the published lists of Charades (`c008 Opening a door`), of THUMOS-14,
     MultiTHUMOS and ActionFormer's Ego4D (`7 BaseballPitch`), of EPIC-Kitchens-100 (a table with the
-    columns `id` and `key`).
+    columns `id` and `key`), of Something-Something and Kinetics (JSON, `{"Moving up": "0"}`).
 
     Raises:
         ValueError: it names none, or one twice.
     """
     text = read_text(Path(path))
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    if lines and [cell.strip(' "') for cell in lines[0].lower().split(",")[:2]] == ["id", "key"]:
+    if Path(path).suffix.lower() == ".json":
+        names, codes = _indexed(read_json(Path(path)), path)
+    elif lines and [cell.strip(' "') for cell in lines[0].lower().split(",")[:2]] == ["id", "key"]:
         names, codes = _numbered(read_table(Path(path)), path)
     else:
         names, codes = _coded(lines) or (tuple(lines), {})
@@ -39,6 +41,20 @@ def read_classes(path: Path) -> ClassList:
         problem = f"class {twice[0]!r} stands there twice" if twice else "the file names no class"
         raise ValueError(f"{path}: {problem}; write one class name a line, in index order.")
     return ClassList(names, codes)
+
+
+def _indexed(content: object, path: Path) -> ClassList:
+    """The classes of a JSON object that gives each its number."""
+    if not isinstance(content, dict) or not content:
+        raise ValueError(
+            f"{path}: expected an object with each class's number, not {shown(content)}."
+        )
+    numbers = {name: number(value, repr(name), f"{path}") for name, value in content.items()}
+    if sorted(numbers.values()) != list(range(len(numbers))):
+        raise ValueError(f"{path}: the numbers must be 0, 1, 2 and so on; copy the file again.")
+    # Kinetics' names of several words stand between quotes.
+    names = tuple(name.strip('"') for name in sorted(numbers, key=lambda name: numbers[name]))
+    return ClassList(names, {str(index): name for index, name in enumerate(names)})
 
 
 def _coded(lines: list[str]) -> ClassList | None:

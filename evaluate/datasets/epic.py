@@ -11,6 +11,7 @@ from evaluate.datasets.records import Dataset, Source, subset_of
 from evaluate.datasets.tables import Table, cell, seconds
 
 SEGMENTS = frozenset({"video_id", "start_timestamp", "stop_timestamp"})
+KINDS = ("verb", "noun")
 INFO = frozenset({"video_id", "duration", "fps"})
 
 
@@ -36,7 +37,7 @@ def read_info(table: Table, dataset: Dataset) -> None:
 
 def _label_column(path: Path, classes: Path | None) -> str:
     words = re.findall("[a-z]+", classes.stem.lower()) if classes else []
-    kinds = [kind for kind in ("verb", "noun") if kind in words or f"{kind}s" in words]
+    kinds = [kind for kind in KINDS if kind in words or f"{kind}s" in words]
     if len(kinds) != 1:
         raise ValueError(
             f"{path} labels verbs and nouns; set data.classes to the published "

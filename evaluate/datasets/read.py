@@ -50,6 +50,15 @@ def annotation_files(path: Path) -> list[Path]:
     return _candidates(path, "**/*")
 
 
+def holds_annotations(folder: Path) -> bool:
+    """Say whether a folder itself, its sub-folders aside, has an annotation file.
+
+    Raises:
+        ValueError: a file in it cannot be read.
+    """
+    return any(_open(path, in_folder=True).read for path in _candidates(folder, "*"))
+
+
 def _candidates(folder: Path, pattern: str) -> list[Path]:
     files = [file for file in folder.glob(pattern) if file.suffix.lower() in SUFFIXES]
     return sorted(file for file in files if file.is_file() and not file.name.startswith("."))

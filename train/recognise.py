@@ -1,0 +1,97 @@
+"""Train a network to recognise actions in trimmed clips, from scratch or from a checkpoint.
+
+    accelerate launch train/recognise.py --config configs/recognition/demo.yaml [--resume]
+    accelerate launch train/recognise.py --config FILE --data.annotations FOLDER \\
+        --network.weights CHECKPOINT --training.lr 1e-3 --out runs/mine
+
+Any setting of the config can be overridden by its dotted name.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from configs.files import write_text
+from configs.load import dump, load
+from train.disk import claim_folder, refuse_full_disk
+from train.errors import EXPECTED, message
+from train.examples import Examples, load_examples, read_clips
+from train.items import skipped_warning
+from train.labelled import LabelledClips
+from train.loop import TrainingRun
+from train.recogniser import Recogniser
+from train.recognition import RecognitionTask
+from train.recognition_config import Recognition
+from train.start import begin, has_begun, leave_curves
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser.add_argument("--config", required=True, help="YAML file of the experiment")
+    parser.add_argument("--resume", action="store_true", help="go on from last.pt, if there is one")
+    args, overrides = parser.parse_known_args()
+    try:
+        train(load(Recognition, args.config, overrides), args.resume)
+    except EXPECTED as error:
+        sys.exit(message(error))
+
+
+def train(config: Recognition, resume: bool) -> None:
+    """Train as the config says; leaves checkpoints, metrics and a picture in `config.out`."""
+    accelerator = begin(config)
+    out = Path(config.out)
+    begun = has_begun(out, resume)
+    clips = read_clips(config.data)
+    subset = config.data.validation_subset
+    subsets = [config.data.train_subset, *([subset] if subset else [])]
+    training, *others = load_examples(config.data, clips, subsets, accelerator)
+    validation = others[0].kept if others else None
+    if validation is not None and not any(example.labels for example in validation):
+        raise ValueError(
+            f"no clip of subset '{subset}' has a label, so nothing can be validated; set "
+            "data.validation_subset to another one or to null"
+        )
+    recogniser = Recogniser(config, clips.sets)
+    taken = ""
+    if config.network.weights and not begun:
+        taken = recogniser.load_weights(config.network.weights)
+    if accelerator.is_main_process:
+        claim_folder(out, begun)
+        refuse_full_disk(out, recogniser.network, keeps_best=validation is not None)
+    task = RecognitionTask(recogniser, training.kept, validation, accelerator)
+    run = TrainingRun(task, accelerator, resume=begun)
+    if accelerator.is_main_process:
+        leave_record(out, recogniser, [training, *others], clips, taken)
+    run.go()
+    if accelerator.is_main_process:
+        leave_curves(out, task.losses, "top1")
+
+
+def leave_record(
+    out: Path,
+    recogniser: Recogniser,
+    subsets: Sequence[Examples],
+    clips: LabelledClips,
+    taken: str,
+) -> None:
+    """Write what is decided of a run before it begins, and say it: training clips come first."""
+    write_text(out / "config.yaml", dump(recogniser.config))
+    count = sum(p.numel() for p in recogniser.network.parameters())
+    sets = " and ".join(f"{len(s.classes)} {s.name or 'classes'}" for s in recogniser.sets)
+    print(
+        f"{sum(bool(e.labels) for e in subsets[0].kept)} training clips, {sets}; {count:,} weights"
+    )
+    if taken:
+        print(taken)
+    for what, number in clips.warnings.items():
+        print(f"warning: annotations: {what}: {number}")
+    skipped = {name: cause for part in subsets for name, cause in part.skipped.items()}
+    if skipped:
+        print(skipped_warning(skipped, len(skipped) + sum(len(part.kept) for part in subsets)))
+    write_text(out / "skipped_videos.json", json.dumps(skipped, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
