@@ -28,7 +28,7 @@ def draw_curves(metrics: Sequence[Mapping[str, Any]], path: Path) -> None:
     averages = [line["validation"]["average_mAP"] for line in checks]
     right.plot([line["step"] for line in checks], averages, marker="o")
     right.set(xlabel="step", ylabel="average mAP", title="validation", ylim=(0, 1))
-    _save(figure, path)
+    save(figure, path)
 
 
 def draw_tious(result: MeanAP, path: Path) -> None:
@@ -38,7 +38,7 @@ def draw_tious(result: MeanAP, path: Path) -> None:
     axes.axhline(result.average, linestyle="--", label=f"average {result.average:.3f}")
     axes.set(xlabel="tIoU", ylabel="mAP", ylim=(0, 1))
     axes.legend()
-    _save(figure, path)
+    save(figure, path)
 
 
 def draw_rows(
@@ -68,7 +68,7 @@ def draw_rows(
     right.axhline(0, color="grey", linewidth=1)
     right.set(xlabel="tIoU", ylabel="mAP", title=f"difference to {reference}" if reference else "")
     right.legend(fontsize="small")
-    _save(figure, path)
+    save(figure, path)
 
 
 def draw_dataset(
@@ -120,7 +120,7 @@ def draw_dataset(
     right.scatter([duration for duration, _ in videos], rates, s=12, alpha=0.5)
     right.set(xlabel="duration in s", ylabel="frames per second", title="videos")
     right.set_ylim(0, 1.1 * max([1.0, *rates]))
-    _save(figure, path)
+    save(figure, path)
 
 
 def table(result: MeanAP) -> str:
@@ -136,7 +136,8 @@ def table(result: MeanAP) -> str:
     return "\n".join(lines)
 
 
-def _save(figure: Any, path: Path) -> None:
+def save(figure: Any, path: Path) -> None:
+    """Write a figure as PNG with 100 pixels an inch, aside first, and close it."""
     aside = path.with_suffix(".part")
     figure.savefig(aside, dpi=100, format="png")
     aside.replace(path)
