@@ -5,7 +5,7 @@
     python evaluate/diagnose.py --predictions FILE … --config FILE --tiou 0.8
 
 Several predictions files are several detectors, side by side. With --checkpoint they are what
-evaluate/run.py left beside it: the answer, and for two streams each one's. A config supplies blocked
+evaluate/run.py left beside it: the answer, and of two streams each one's. A config brings blocked
 videos, class list and subset. Prints a table; writes diagnosis.json (every table), costs.png,
 profiles.png, sensitivity.png, classes.png and reliability.png into --out.
 """

@@ -81,7 +81,7 @@ def draw_costs(diagnoses: Diagnoses, path: Path) -> None:
             places, gains, 0.92 * wide, color=colour, hatch=hatch, edgecolor="white", label=name
         )
         for x, gain in zip(places, gains, strict=True):
-            below.annotate(f"{gain:.3f}"[1:], (x, gain), **label)
+            below.annotate(f"{gain:.3f}".lstrip("0"), (x, gain), **label)
     below.set(xticks=range(len(KINDS) + 1), xticklabels=[*KINDS, "all kinds"], ylabel="mAP gained")
     below.set_title("What removing one kind of false positives would gain")
     below.margins(y=0.2)
