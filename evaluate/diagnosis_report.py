@@ -229,7 +229,7 @@ def text(diagnoses: Diagnoses) -> str:
         ("mAP", [f"{d.mean_ap:.4f}" for d in all_of]),
         ("gained without false positives", []),
         *[(f"  {k}", [f"+{d.cost.alone[k]:.4f}" for d in all_of]) for k in KINDS],
-        ("  any (mean recall)", [f"+{d.cost.every:.4f}" for d in all_of]),
+        ("  all of them", [f"+{d.cost.every:.4f}" for d in all_of]),
         ("the best predictions, as many as actions", []),
         *[(f"  {k}", [_share(d, k) for d in all_of]) for k in ("true", *KINDS)],
         ("actions missed | normalised mAP", [_both(d.missed, d.mean_ap_n) for d in all_of]),

@@ -53,8 +53,9 @@ def characteristics(
 def bins_of(values: Floats) -> Integers:
     """Return each value's bin: `BINS` with as many values as ties allow, the lowest first [N].
 
-    Bins of equal weight suit every dataset: DETAD's ActivityNet bins would put nearly all actions
-    of THUMOS-14 into the first, and its THUMOS-14 bins nearly all of them into one for coverage.
+    Bins of equal weight suit every dataset, and their rates are equally sure. Of THUMOS-14's test
+    actions, 99 % are in the first of DETAD's bins of length for ActivityNet, and 71 % in the first
+    of those of coverage for THUMOS-14.
     """
     shares = np.arange(1, BINS) / BINS
     edges = np.unique(np.quantile(values, shares, method="inverted_cdf"))
