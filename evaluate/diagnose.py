@@ -64,12 +64,7 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
     Raises:
         ValueError: a file is missing or malformed, or files and arguments do not fit.
     """
-    config = None
-    if args.checkpoint:
-        saved = read_source(args.checkpoint, args.config, overrides)
-        config = config_of(args.config, saved, str(args.checkpoint), overrides)
-    elif args.config:
-        config = load(Experiment, args.config, overrides)
+    config = experiment(args, overrides)
     if config is not None:
         annotations = load_annotations(config.data)
         subset = args.subset or config.data.test_subset
@@ -80,10 +75,9 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
         subset = args.subset
     if args.checkpoint:
         assert config is not None
-        files = of_checkpoint(
-            args.checkpoint, subset, config.direction if len(config.directions) == 1 else "fused"
-        )
-        out = args.out or next(iter(files.values())).parent / "diagnosis"
+        answer = "fused" if len(config.directions) > 1 else str(config.direction)
+        files = of_checkpoint(args.checkpoint, subset, answer)
+        out = args.out or files[answer].parent / "diagnosis"
     else:
         files = named(args.predictions, args.names)
         out = args.out or args.predictions[0].parent / f"diagnosis-{'+'.join(files)}"
@@ -106,6 +100,14 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
         for name, detections in tqdm(found.items(), "diagnosing", unit="file", leave=False)
     }
     write(out, files, subset, videos, diagnoses)
+
+
+def experiment(args: argparse.Namespace, overrides: list[str]) -> Experiment | None:
+    """Return the settings of the checkpoint or the config; None if there is neither."""
+    if args.checkpoint:
+        saved = read_source(args.checkpoint, args.config, overrides)
+        return config_of(args.config, saved, str(args.checkpoint), overrides)
+    return load(Experiment, args.config, overrides) if args.config else None
 
 
 def of_checkpoint(checkpoint: Path, subset: str, answer: str) -> dict[str, Path]:
@@ -169,7 +171,10 @@ def write(
     print(text(diagnoses))
     one = next(iter(diagnoses.values()))
     if "coverage" not in one.characteristics:
-        print("coverage is not known: the annotations do not say how long the videos are")
+        print(
+            "coverage is not known: the annotations do not say how long the videos are "
+            "(data.info_csv of a --config may)"
+        )
     if any(diagnosis.reliability is None for diagnosis in diagnoses.values()):
         print("calibration is not known where scores are not all between 0 and 1")
     print(f"all tables and pictures in {out}")

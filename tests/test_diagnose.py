@@ -111,7 +111,7 @@ def plant(slots: list[Plan]) -> tuple[Truth, Predictions, list[tuple[str, Detect
     return truth, found, planted
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(plans)
 def test_every_planted_error_is_found(slots: list[Plan]) -> None:
     truth, found, planted = plant(slots)
@@ -205,14 +205,14 @@ def without(
 some_truth = truths.filter(lambda truth: any(truth.values()))
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(some_truth, predicted, st.sampled_from([0.25, 0.5, 2 / 3, 1.0]))
 def test_kinds_are_as_defined(truth: Truth, predictions: Predictions, tiou: float) -> None:
     expected = named_kinds(slow_kinds(truth, predictions, tiou))
     assert found_kinds(truth, predictions, tiou) == expected
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(some_truth, st.dictionaries(st.sampled_from("uvwx"), st.lists(detections, max_size=20)))
 def test_costs_are_what_files_without_the_errors_score(
     truth: Truth, predictions: Predictions
@@ -397,6 +397,7 @@ def test_thresholds_below_background_are_refused(tiou: float) -> None:
         diagnose({"v": [Segment("a", 0, 10)]}, {}, [9.0], tiou)
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.floats(0, 1), st.booleans()), min_size=1, max_size=60))
 def test_calibration_is_as_defined(pairs: list[tuple[float, bool]]) -> None:
     scores, hits = (np.array(each) for each in zip(*pairs, strict=True))
