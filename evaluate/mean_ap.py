@@ -1,6 +1,6 @@
 """Mean average precision and recall of temporal detections, as ActivityNet defines them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -61,13 +61,11 @@ def mean_average_precision(
     not finite.
     """
     matches = match(ground_truth, predictions, tious)
-    labels, ranked, truths, found = matches.labels, matches.ranked, matches.truths, matches.found
-    truth_counts = np.bincount(truths.label, minlength=len(labels))
-    bounds = np.searchsorted(ranked.label, np.arange(len(labels) + 1))
-    precision = np.stack(
+    found, counts = matches.found, matches.truth_counts()
+    precision = np.array(
         [
-            _average_precision(found[:, low:high], int(count))
-            for low, high, count in zip(bounds, bounds[1:], truth_counts, strict=False)
+            [_average_precision(row, count) for row in found[:, mine]]
+            for mine, count in zip(matches.rows(), counts.tolist(), strict=True)
         ]
     )
     keys = [float(tiou) for tiou in tious]
@@ -76,9 +74,9 @@ def mean_average_precision(
         per_tiou=dict(zip(keys, precision.mean(axis=0).tolist(), strict=True)),
         per_class={
             label: dict(zip(keys, row.tolist(), strict=True))
-            for label, row in zip(labels, precision, strict=True)
+            for label, row in zip(matches.labels, precision, strict=True)
         },
-        recall=_recall(matches.pairs, ranked, truths, truth_counts, keys),
+        recall=_recall(matches.pairs, matches.ranked, matches.truths, counts, keys),
     )
 
 
@@ -109,15 +107,31 @@ class Matches(NamedTuple):
     labels: the classes, sorted; columns `label` hold places in it.
     truths, ranked: truth, and predictions of these classes by class, the best score first [P];
         columns `video` number the videos of the ground truth, then those it does not have.
+    scores: of the predictions, [P].
     pairs: of both, as far as they overlap.
-    found: whether a prediction takes a truth, [T, P].
+    taken: the row of the truth that a prediction takes, -1 for none, [T, P].
     """
 
     labels: list[str]
     truths: Table
     ranked: Table
+    scores: Floats
     pairs: Pairs
-    found: Booleans
+    taken: Integers
+
+    @property
+    def found(self) -> Booleans:
+        """Whether a prediction takes a truth, [T, P]."""
+        return self.taken >= 0
+
+    def rows(self) -> Iterator[slice]:
+        """For each class the places of its predictions."""
+        bounds = np.searchsorted(self.ranked.label, np.arange(len(self.labels) + 1)).tolist()
+        return map(slice, bounds, bounds[1:])
+
+    def truth_counts(self) -> Integers:
+        """The number of truths of each class, at least one."""
+        return np.bincount(self.truths.label, minlength=len(self.labels))
 
 
 def match(
@@ -135,10 +149,10 @@ def match(
     videos = {name: index for index, name in enumerate(names)}
     classes = {label: index for index, label in enumerate(labels)}
     truths = _truths(ground_truth, videos, classes)
-    ranked = _ranked(predictions, videos, classes)
-    pairs = _pairs(ranked, truths, min(tious))
-    found = np.stack([_matched(pairs, tiou, len(ranked.start)) for tiou in tious])
-    return Matches(labels, truths, ranked, pairs, found)
+    ranked, scores = _ranked(predictions, videos, classes)
+    pairs = overlapping(ranked, truths, min(tious))
+    taken = np.stack([_matched(pairs, tiou, len(ranked.start)) for tiou in tious])
+    return Matches(labels, truths, ranked, scores, pairs, taken)
 
 
 def _video_column(
@@ -168,12 +182,12 @@ def _ranked(
     predictions: Mapping[str, Sequence[Detection]],
     videos: dict[str, int],
     classes: dict[str, int],
-) -> Table:
-    """The predictions of known classes, sorted by class, the best score first."""
+) -> tuple[Table, Floats]:
+    """The predictions of known classes, sorted by class, the best score first; their scores."""
     flat = [detection for detections in predictions.values() for detection in detections]
     if not flat:
         empty = np.zeros(0, np.intp)
-        return Table(empty, empty, empty, np.zeros(0), np.zeros(0))
+        return Table(empty, empty, empty, np.zeros(0), np.zeros(0)), np.zeros(0)
     video = _video_column(predictions, videos)
     names, *columns = zip(*flat, strict=True)
     start, end, score = _finite(columns, "the predictions")
@@ -181,7 +195,8 @@ def _ranked(
     order = np.lexsort((-score, label))
     order = order[np.searchsorted(label[order], 0) :]
     group = video * len(classes) + label
-    return Table(label[order], video[order], group[order], start[order], end[order])
+    table = Table(label[order], video[order], group[order], start[order], end[order])
+    return table, score[order]
 
 
 def _finite(columns: Sequence[Sequence[float]], what: str) -> list[Floats]:
@@ -191,8 +206,8 @@ def _finite(columns: Sequence[Sequence[float]], what: str) -> list[Floats]:
     return arrays
 
 
-def _pairs(ranked: Table, truths: Table, lowest: float) -> Pairs:
-    """All pairs of one group whose tIoU is at least `lowest`."""
+def overlapping(ranked: Table, truths: Table, lowest: float) -> Pairs:
+    """All pairs of one group whose tIoU is at least `lowest`; truths are sorted by group."""
     first = np.searchsorted(truths.group, ranked.group, side="left")
     counts = np.searchsorted(truths.group, ranked.group, side="right") - first
     prediction = np.repeat(np.arange(len(counts)), counts)
@@ -211,8 +226,8 @@ def _pairs(ranked: Table, truths: Table, lowest: float) -> Pairs:
     return Pairs(prediction[near], truth[near], tiou[near])
 
 
-def _matched(pairs: Pairs, tiou: float, predictions: int) -> Booleans:
-    """Which predictions [P] find a truth that no better prediction has taken.
+def _matched(pairs: Pairs, tiou: float, predictions: int) -> Integers:
+    """The truth [P] that each prediction takes: one that no better prediction has taken, or -1.
 
     The greedy choice, in rounds instead of one by one: a pair that comes first among the remaining
     pairs of its prediction and of its truth is chosen whatever happens elsewhere, so each round
@@ -220,27 +235,51 @@ def _matched(pairs: Pairs, tiou: float, predictions: int) -> Booleans:
     """
     reaching = pairs.tiou >= tiou
     prediction, truth = pairs.prediction[reaching], pairs.truth[reaching]
-    found = np.zeros(predictions, np.bool_)
+    takes = np.full(predictions, -1)
     taken = np.zeros(truth.max(initial=-1) + 1, np.bool_)
     first = np.empty(len(taken), np.intp)
     while len(prediction):
         place = np.arange(len(prediction))
         first[truth[::-1]] = place[::-1]  # where an index repeats, the last assignment stays
         chosen = (first[truth] == place) & np.diff(prediction, prepend=-1).astype(np.bool_)
-        found[prediction[chosen]] = True
+        takes[prediction[chosen]] = truth[chosen]
         taken[truth[chosen]] = True
-        rest = ~(found[prediction] | taken[truth])
+        rest = (takes[prediction] < 0) & ~taken[truth]
         prediction, truth = prediction[rest], truth[rest]
-    return found
+    return takes
 
 
-def _average_precision(found: Booleans, truths: int) -> Floats:
-    """Interpolated average precision [T] of one class; found [T, P], best score first."""
-    precision = np.cumsum(found, axis=1) / np.arange(1, found.shape[1] + 1)
-    envelope = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
-    # Recall grows by 1 / truths at every true positive and nowhere else.
-    area: Floats = (envelope * found).sum(axis=1) / truths
+def _average_precision(found: Booleans, truths: int) -> float:
+    """Interpolated average precision of one class; found [P], best score first."""
+    true = np.flatnonzero(found)
+    return float(interpolated(true - np.arange(len(true)), truths))
+
+
+def interpolated(false: Integers, truths: int, instances: float | None = None) -> Floats:
+    """Interpolated average precision [...] of one class, from what stands ahead of its hits.
+
+    Recall grows by 1 / truths at every true positive and nowhere else, and precision only rises
+    there, so that nothing else need be known.
+
+    Args:
+        false: the number of false positives ahead of each true one, best score first [..., N].
+        truths: of the class.
+        instances: count every class as if it had so many truths: normalised precision (Hoiem et
+            al. 2012; DETAD), which makes classes of different frequency comparable.
+    """
+    precision = precision_at_hits(false, truths, instances)
+    envelope = np.maximum.accumulate(precision[..., ::-1], axis=-1)[..., ::-1]
+    area: Floats = envelope.sum(axis=-1) / truths
     return area
+
+
+def precision_at_hits(false: Integers, truths: int, instances: float | None = None) -> Floats:
+    """Precision [..., N] at each true positive; arguments as for `interpolated`."""
+    true = np.arange(1, false.shape[-1] + 1)
+    if instances is not None:
+        true = true / truths * instances
+    precision: Floats = true / (true + false)
+    return precision
 
 
 def _recall(

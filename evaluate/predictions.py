@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,31 @@ def write_predictions(path: Path, predictions: Mapping[str, Iterable[Detection]]
         os.replace(aside, path)
     finally:
         aside.unlink(missing_ok=True)
+
+
+def cannot_score(
+    found: Mapping[str, Iterable[Detection]],
+    truth: Collection[str],
+    classes: Collection[str],
+    subset: str,
+) -> list[str]:
+    """Say what in predictions cannot score: they may be of another dataset or subset.
+
+    Args:
+        truth: the videos of the subset; classes: those of the annotations.
+    """
+    problems = []
+    videos = found.keys() - set(truth)
+    if videos:
+        problems.append(
+            f"{len(videos)} of {len(found)} predicted videos are not in subset "
+            f"'{subset}'; as in the public evaluation, their predictions count as false"
+        )
+    labels = {d.label for detections in found.values() for d in detections} - set(classes)
+    if labels:
+        names = ", ".join(sorted(labels)[:10])
+        problems.append(f"labels that the annotations do not have: {names}")
+    return problems
 
 
 def _detections(entries: Any, where: str) -> list[Detection]:

@@ -32,7 +32,7 @@ def draw_curves(
     scores = [line["validation"][measure] for line in checks]
     right.plot([line["step"] for line in checks], scores, marker="o")
     right.set(xlabel="step", ylabel=measure.replace("_", " "), title="validation", ylim=(0, 1))
-    _save(figure, path)
+    save(figure, path)
 
 
 def draw_tious(result: MeanAP, path: Path) -> None:
@@ -42,7 +42,7 @@ def draw_tious(result: MeanAP, path: Path) -> None:
     axes.axhline(result.average, linestyle="--", label=f"average {result.average:.3f}")
     axes.set(xlabel="tIoU", ylabel="mAP", ylim=(0, 1))
     axes.legend()
-    _save(figure, path)
+    save(figure, path)
 
 
 def draw_rows(
@@ -72,7 +72,7 @@ def draw_rows(
     right.axhline(0, color="grey", linewidth=1)
     right.set(xlabel="tIoU", ylabel="mAP", title=f"difference to {reference}" if reference else "")
     right.legend(fontsize="small")
-    _save(figure, path)
+    save(figure, path)
 
 
 def draw_dataset(
@@ -124,7 +124,7 @@ def draw_dataset(
     right.scatter([duration for duration, _ in videos], rates, s=12, alpha=0.5)
     right.set(xlabel="duration in s", ylabel="frames per second", title="videos")
     right.set_ylim(0, 1.1 * max([1.0, *rates]))
-    _save(figure, path)
+    save(figure, path)
 
 
 def draw_confusion(counts: NDArray[np.int64], names: Sequence[str], path: Path) -> None:
@@ -142,7 +142,7 @@ def draw_confusion(counts: NDArray[np.int64], names: Sequence[str], path: Path) 
         axes.set_xticks(range(len(names)), names, rotation=90)
         axes.set_yticks(range(len(names)), names)
     axes.set(xlabel="found", ylabel="true")
-    _save(figure, path)
+    save(figure, path)
 
 
 def table(result: MeanAP) -> str:
@@ -158,7 +158,8 @@ def table(result: MeanAP) -> str:
     return "\n".join(lines)
 
 
-def _save(figure: Any, path: Path) -> None:
+def save(figure: Any, path: Path) -> None:
+    """Write a figure as PNG with 100 pixels an inch, aside first, and close it."""
     aside = path.with_suffix(".part")
     figure.savefig(aside, dpi=100, format="png")
     aside.replace(path)

@@ -28,7 +28,6 @@ from accelerate.utils import InitProcessGroupKwargs
 from configs.files import write_text
 from configs.load import load
 from evaluate.annotations import (
-    Annotations,
     Detection,
     Segment,
     read_annotations,
@@ -36,7 +35,7 @@ from evaluate.annotations import (
 )
 from evaluate.mean_ap import MeanAP, mean_average_precision
 from evaluate.nms import NmsConfig, suppress
-from evaluate.predictions import read_predictions, write_predictions
+from evaluate.predictions import cannot_score, read_predictions, write_predictions
 from evaluate.report import draw_tious, table
 from train.cached import evaluation_spans, up_to_date
 from train.config import Experiment
@@ -102,7 +101,8 @@ def score_file(args: argparse.Namespace, overrides: list[str]) -> None:
         annotations = read_annotations(args.annotations)
     truth = {video.name: video.segments for video in select(annotations, subset)}
     found = files[0] if len(files) == 1 else join(files, nms)
-    warn_of_strangers(found, truth, annotations, subset)
+    for problem in cannot_score(found, truth, annotations.classes, subset):
+        print(f"warning: {problem}")
     stems = "+".join(path.stem for path in args.predictions)
     out = args.out or args.predictions[0].parent / f"{stems}-{subset}"
     write_results(out, found, mean_average_precision(truth, found, tious), {})
@@ -125,22 +125,6 @@ def join(files: list[Predictions], nms: NmsConfig) -> Predictions:
             for (start, end), score, label in zip(segments, scores, classes, strict=True)
         ]
     return fused
-
-
-def warn_of_strangers(
-    found: Predictions, truth: Truth, annotations: Annotations, subset: str
-) -> None:
-    """Say what in a predictions file cannot score: it may come from another dataset or subset."""
-    videos = found.keys() - truth.keys()
-    if videos:
-        print(
-            f"warning: {len(videos)} of {len(found)} predicted videos are not in subset "
-            f"'{subset}'; as in the public evaluation, their predictions count as false"
-        )
-    labels = {d.label for detections in found.values() for d in detections}
-    strangers = sorted(labels - set(annotations.classes))
-    if strangers:
-        print(f"warning: labels that the annotations do not have: {', '.join(strangers[:10])}")
 
 
 def score_checkpoint(args: argparse.Namespace, overrides: list[str]) -> None:

@@ -1,0 +1,184 @@
+"""Say what goes wrong: kinds of false positives, actions that are missed, scores (DETAD).
+
+    python evaluate/diagnose.py --checkpoint runs/fused/last.pt      # once evaluate/run.py has run
+    python evaluate/diagnose.py --predictions FILE … --annotations FILE --subset test
+    python evaluate/diagnose.py --predictions FILE … --config FILE --tiou 0.8
+
+Several predictions files are several detectors, side by side. With --checkpoint they are what
+evaluate/run.py left beside it: the answer, and of two streams each one's. A config brings blocked
+videos, class list and subset. Prints a table; writes diagnosis.json (every table), costs.png,
+profiles.png, sensitivity.png, classes.png and reliability.png into --out.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from tqdm import tqdm
+
+from configs.files import write_text
+from configs.load import load
+from evaluate.annotations import Video, read_annotations, select
+from evaluate.diagnosis import Diagnosis, diagnose
+from evaluate.diagnosis_report import MOST_DETECTORS, draw, text
+from evaluate.predictions import cannot_score, read_predictions
+from train.config import Experiment
+from train.errors import EXPECTED, message
+from train.items import load_annotations
+from train.sources import config_of, read_source
+from train.validate import Truth, as_detected
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser.add_argument("--checkpoint", type=Path, help="detector that evaluate/run.py has scored")
+    parser.add_argument("--predictions", type=Path, nargs="+", help="files, one for each detector")
+    parser.add_argument("--names", nargs="+", help="what to call them; default: after the files")
+    parser.add_argument("--config", type=Path, help="use this config, not the checkpoint's own")
+    parser.add_argument("--annotations", type=Path, help="truth; default: the config's")
+    parser.add_argument("--subset", help="which videos; default: the config's test subset")
+    parser.add_argument("--tiou", type=float, default=0.5, help="threshold; default: 0.5")
+    parser.add_argument("--out", type=Path, help="folder of results; default: beside the input")
+    args, overrides = parser.parse_known_args()
+    if bool(args.checkpoint) == bool(args.predictions):
+        parser.error("give either --checkpoint or --predictions")
+    if args.predictions and not args.config and not (args.annotations and args.subset):
+        parser.error("--predictions needs --annotations and --subset, or --config")
+    if args.predictions and not args.config and overrides:
+        parser.error(f"without --config there is nothing to set: {' '.join(overrides)}")
+    if args.checkpoint and args.names:
+        parser.error("--names goes with --predictions")
+    if args.annotations:
+        overrides.append(f"--data.annotations={args.annotations}")
+    try:
+        run(args, overrides)
+    except EXPECTED as error:
+        sys.exit(message(error))
+
+
+def run(args: argparse.Namespace, overrides: list[str]) -> None:
+    """Diagnose the files that the arguments name; print and write all there is.
+
+    Raises:
+        ValueError: a file is missing or malformed, or files and arguments do not fit.
+    """
+    config = experiment(args, overrides)
+    if config is not None:
+        annotations = load_annotations(config.data)
+        subset = args.subset or config.data.test_subset
+    else:
+        if not args.annotations.exists():
+            raise ValueError(f"--annotations: there is no file or folder {args.annotations}")
+        annotations = read_annotations(args.annotations)
+        subset = args.subset
+    if args.checkpoint:
+        assert config is not None
+        answer = "fused" if len(config.directions) > 1 else str(config.direction)
+        files = of_checkpoint(args.checkpoint, subset, answer)
+        out = args.out or files[answer].parent / "diagnosis"
+    else:
+        files = named(args.predictions, args.names)
+        out = args.out or args.predictions[0].parent / f"diagnosis-{'+'.join(files)}"
+    found = {name: read_predictions(path) for name, path in files.items()}
+    videos = select(annotations, subset)
+    if args.checkpoint:
+        # What evaluate/run.py could not read does not count there, either.
+        seen = next(iter(found.values()))
+        videos = [video for video in videos if video.name in seen]
+    truth: Truth = {video.name: video.segments for video in videos}
+    if config is not None:
+        truth = as_detected(truth, config)
+    for name, detections in found.items():
+        labels = {segment.label for segments in truth.values() for segment in segments}
+        for problem in cannot_score(detections, truth, labels | {*annotations.classes}, subset):
+            print(f"warning: {name}: {problem}")
+    durations_s = [video.duration_s for video in videos]
+    diagnoses = {
+        name: diagnose(truth, detections, durations_s, args.tiou)
+        for name, detections in tqdm(found.items(), "diagnosing", unit="file", leave=False)
+    }
+    write(out, files, subset, videos, diagnoses)
+
+
+def experiment(args: argparse.Namespace, overrides: list[str]) -> Experiment | None:
+    """Return the settings of the checkpoint or the config; None if there is neither."""
+    if args.checkpoint:
+        saved = read_source(args.checkpoint, args.config, overrides)
+        return config_of(args.config, saved, str(args.checkpoint), overrides)
+    return load(Experiment, args.config, overrides) if args.config else None
+
+
+def of_checkpoint(checkpoint: Path, subset: str, answer: str) -> dict[str, Path]:
+    """Return the predictions files that evaluate/run.py left of a checkpoint, its answer first.
+
+    Raises:
+        ValueError: there are none.
+    """
+    folder = checkpoint.parent / "evaluation" / f"{checkpoint.stem}-{subset}"
+    path = folder / "predictions.json"
+    if not path.is_file():
+        raise ValueError(
+            f"there is no {path}: score it first (python evaluate/run.py --checkpoint "
+            f"{checkpoint}), or give the file that has its detections with --predictions"
+        )
+    if path.stat().st_mtime < checkpoint.stat().st_mtime:
+        print(f"warning: {path} is older than {checkpoint}; score it anew (evaluate/run.py)")
+    streams = sorted(folder.glob("predictions-*.json"))
+    return {answer: path} | {path.stem.removeprefix("predictions-"): path for path in streams}
+
+
+def named(files: list[Path], names: list[str] | None) -> dict[str, Path]:
+    """Return files by the given names, or by their own without `predictions-` and ending.
+
+    Raises:
+        ValueError: there are too many, not as many names as files, or not all differ.
+    """
+    given = names or [path.stem.removeprefix("predictions-") for path in files]
+    if len(given) != len(files):
+        raise ValueError(f"--names: {len(files)} predictions files need as many, not {len(given)}")
+    if len(given) > MOST_DETECTORS:
+        raise ValueError(
+            f"--predictions: {len(given)} detectors cannot be told apart in a picture; "
+            f"give at most {MOST_DETECTORS}"
+        )
+    found = dict(zip(given, files, strict=True))
+    if len(found) < len(files):
+        raise ValueError(f"{', '.join(given)}: names must differ; give them with --names")
+    return found
+
+
+def write(
+    out: Path,
+    files: Mapping[str, Path],
+    subset: str,
+    videos: list[Video],
+    diagnoses: Mapping[str, Diagnosis],
+) -> None:
+    """Print the table, and leave tables and pictures in `out`."""
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"--out: {out} is a file; choose a folder")
+    out.mkdir(parents=True, exist_ok=True)
+    content = {
+        "subset": subset,
+        "videos": len(videos),
+        "files": {name: str(path) for name, path in files.items()},
+        "detectors": {name: diagnosis.as_dict() for name, diagnosis in diagnoses.items()},
+    }
+    write_text(out / "diagnosis.json", json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    draw(diagnoses, out)
+    print(text(diagnoses))
+    one = next(iter(diagnoses.values()))
+    if "coverage" not in one.characteristics:
+        print(
+            "coverage is not known: the annotations do not say how long the videos are "
+            "(data.info_csv of a --config may)"
+        )
+    if any(diagnosis.reliability is None for diagnosis in diagnoses.values()):
+        print("calibration is not known where scores are not all between 0 and 1")
+    print(f"all tables and pictures in {out}")
+
+
+if __name__ == "__main__":
+    main()
