@@ -2,9 +2,9 @@
 
     python -m benchmarks.long_video data/demo/videos/test_000.mp4 --checkpoint FILE [--check]
 
-The video is repeated without encoding it again. Each length has a process of its own, whose peak is
-told. With --check every window of the longest is decoded and predicted once more, by itself, and the
-segments must be the same to the last bit; windows then go through the detector one at a time.
+The video is repeated without encoding it again. Each length has a process of its own, whose peak
+is told. With --check every window of the last is decoded and predicted once more, by itself, and
+the segments must be the same to the last bit; windows then go through the detector one at a time.
 """
 
 import argparse

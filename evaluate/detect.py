@@ -1,12 +1,13 @@
 """Find the actions in videos.
 
     python evaluate/detect.py VIDEO… --checkpoint runs/demo/fused/last.pt --page out.html
-    python evaluate/detect.py videos/ 'more/*.mkv' --checkpoint FILE --json FILE --csv FILE --srt FOLDER
+    python evaluate/detect.py videos/ 'more/*.mkv' --checkpoint FILE --json FILE --srt FOLDER
 
-Videos are files, folders, or patterns in quotes. Prints a table for each; --json writes ActivityNet's
-layout, --csv a table, --srt and --vtt a subtitle file for each video, --page an HTML file with
-timelines. Dotted overrides change settings of the checkpoint (--evaluation.batch_size=2). Videos that
-cannot be read are told at the end, and the exit status is then 1.
+Videos are files, folders, or patterns in quotes. Prints a table for each; --json writes
+ActivityNet's layout, --csv a table, --srt and --vtt a subtitle file for each video, --page an HTML
+file with timelines. Dotted overrides change settings of the checkpoint, written with an equals
+sign (--evaluation.batch_size=2). Videos that cannot be read are told at the end, and the exit
+status is then 1.
 """
 
 import argparse
@@ -15,7 +16,6 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -24,12 +24,12 @@ from tqdm import tqdm
 from configs.files import write_text
 from evaluate.annotations import Annotations, Detection, Segment, read_annotations, with_duration
 from evaluate.exports import clock, csv_text, listing, srt, vtt
-from evaluate.page import PageVideo, embedded, linked, page
+from evaluate.page import PageVideo, embedded, linked, page, refuse_large
 from evaluate.predictions import write_predictions
 from extract.probe import probe
 from extract.video import VideoError
 from train.detector import Detector, Examined
-from train.errors import EXPECTED, memory_advice, message, worker_advice
+from train.errors import EXPECTED, memory_advice, message
 from train.items import VIDEO_SUFFIXES, Item, as_item
 from train.sources import config_of, read_source
 
@@ -42,7 +42,10 @@ def main() -> None:
     parser.add_argument("--checkpoint", type=Path, required=True, help="detector, of any direction")
     parser.add_argument("--config", type=Path, help="use this config, not the checkpoint's own")
     parser.add_argument(
-        "--threshold", type=float, default=0.3, help="least score that counts (default: %(default)s)"
+        "--threshold",
+        type=float,
+        default=0.3,
+        help="least score that counts (default: %(default)s)",
     )
     parser.add_argument("--top", type=int, help="at most so many segments of a video, the best")
     parser.add_argument("--json", type=Path, metavar="FILE", help="ActivityNet's layout")
@@ -69,7 +72,7 @@ def main() -> None:
         sys.exit(message(error))
     if bad:
         lines = "\n  ".join(bad.values())
-        sys.exit(f"error: {len(bad)} videos could not be read:\n  {lines}")
+        sys.exit(f"error: {len(bad)} of the videos could not be read:\n  {lines}")
 
 
 def detect(args: argparse.Namespace, overrides: Sequence[str]) -> dict[str, str]:
@@ -86,8 +89,12 @@ def detect(args: argparse.Namespace, overrides: Sequence[str]) -> dict[str, str]
     for folder in filter(None, (args.srt, args.vtt)):
         folder.mkdir(parents=True, exist_ok=True)
     items, bad = looked_at(paths)
+    truth = truth_of(items, annotations) if annotations else {}
+    for item in items if args.embed else ():
+        refuse_large(item.path)
     found: dict[str, list[Detection]] = {}
     pages: list[PageVideo] = []
+    limit = config.evaluation.nms.max_segments
     seconds, began = 0.0, time.monotonic()
     try:
         total = sum(len(detector.windows(item)) for item in items)
@@ -105,8 +112,7 @@ def detect(args: argparse.Namespace, overrides: Sequence[str]) -> dict[str, str]
                 kept = chosen(examined.detections[detector.answer], args.threshold, args.top)
                 found[item.name] = kept
                 bar.write(told(item, kept, took), file=sys.stdout)
-                limit = config.evaluation.nms.max_segments
-                if len(kept) == limit and not args.top:
+                if len(kept) == limit:
                     bar.write(
                         f"note: these are all that evaluation.nms.max_segments ({limit}) lets "
                         "through; a long video may hold more: raise it",
@@ -114,7 +120,7 @@ def detect(args: argparse.Namespace, overrides: Sequence[str]) -> dict[str, str]
                     )
                 write_subtitles(args, item.name, kept)
                 if args.page:
-                    pages.append(on_page(item, examined, detector, annotations, args))
+                    pages.append(on_page(item, examined, detector, truth.get(item.name), args))
     finally:  # behind an interrupt, too: what was found stays
         write_files(args, found, pages, detector)
     if found:
@@ -162,6 +168,20 @@ def read_truth(path: Path) -> Annotations:
     return read_annotations(path)
 
 
+def truth_of(items: Sequence[Item], annotations: Annotations) -> dict[str, tuple[Segment, ...]]:
+    """Return the annotated segments of those videos that the annotations know."""
+    truth = {}
+    for item in items:
+        video = annotations.videos.get(item.name)
+        if video is not None and video.duration_s is None:
+            video = with_duration(video, item.duration_s, Counter())
+        if video is not None:
+            truth[item.name] = video.segments
+    if items and not truth:
+        print(f"warning: the annotations know none of these videos, {items[0].name} for one")
+    return truth
+
+
 def looked_at(paths: Sequence[Path]) -> tuple[list[Item], dict[str, str]]:
     """Return the files that can be read, and by name why the others cannot."""
     items, bad = [], {}
@@ -176,16 +196,13 @@ def looked_at(paths: Sequence[Path]) -> tuple[list[Item], dict[str, str]]:
 def examine(
     detector: Detector, item: Item, args: argparse.Namespace, bar: "tqdm[None]"
 ) -> Examined:
-    """Detect in one video; a decoder that takes its process with it is the video's fault."""
+    """Detect in one video; a decoder that takes its worker with it is the video's fault."""
     try:
-        with worker_advice():
-            return detector.examine(item, bool(args.page), args.workers, bar.update)
-    except VideoError:
-        raise
-    except OSError as error:
-        if args.workers:
-            raise VideoError(f"{item.path}: cannot be decoded: {error}") from error
-        raise
+        return detector.examine(item, bool(args.page), args.workers, bar.update)
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise VideoError(f"{item.path}: cannot be decoded: its decoder hangs or crashes") from error
 
 
 def chosen(detections: Sequence[Detection], threshold: float, top: int | None) -> list[Detection]:
@@ -204,15 +221,11 @@ def on_page(
     item: Item,
     examined: Examined,
     detector: Detector,
-    annotations: Annotations | None,
+    truth: Sequence[Segment] | None,
     args: argparse.Namespace,
 ) -> PageVideo:
-    lanes: dict[str, Sequence[Segment | Detection]] = {}
-    if annotations is not None and item.name in annotations.videos:
-        video = annotations.videos[item.name]
-        if video.duration_s is None:
-            video = with_duration(video, item.duration_s, Counter())
-        lanes[TRUTH] = video.segments
+    """Return what the page shows of one video; without annotations there is no lane of truth."""
+    lanes: dict[str, Sequence[Segment | Detection]] = {} if truth is None else {TRUTH: truth}
     # The detector's own result stands last, below the streams that it is made of.
     for name in (*detector.names, detector.answer):
         if name in examined.detections:
@@ -250,7 +263,9 @@ def write_files(
     if args.csv:
         write_text(args.csv, csv_text(found))
     if args.page:
-        title = f"found by {args.checkpoint} ({', '.join(detector.config.directions)})"
+        title = (
+            f"Found by {args.checkpoint}, which reads {' and '.join(detector.config.directions)}"
+        )
         write_text(args.page, page(pages, detector.classes, title, args.threshold))
 
 

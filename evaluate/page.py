@@ -47,19 +47,19 @@ def linked(video: Path, page: Path) -> str:
 
 
 def embedded(video: Path) -> str:
-    """Return a URL that holds the video itself.
+    """Return a URL that holds the video itself."""
+    kind = mimetypes.guess_type(video.name)[0] or "video/mp4"
+    return f"data:{kind};base64,{base64.b64encode(video.read_bytes()).decode()}"
 
-    Raises:
-        ValueError: the file is too large.
-    """
+
+def refuse_large(video: Path) -> None:
+    """Raise ValueError for a file that is too large to be embedded."""
     size = video.stat().st_size
     if size > LARGEST_EMBEDDED:
         raise ValueError(
             f"{video}: has {size / 1e6:.0f} MB; at most {LARGEST_EMBEDDED / 1e6:.0f} MB can be "
             "embedded in a page. Leave out --embed and keep the file beside the page"
         )
-    kind = mimetypes.guess_type(video.name)[0] or "video/mp4"
-    return f"data:{kind};base64,{base64.b64encode(video.read_bytes()).decode()}"
 
 
 def page(

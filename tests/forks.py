@@ -20,7 +20,14 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO
 
-MODULES = ("cache.show", "evaluate.run", "extract.run", "train.e2e", "train.heads")
+MODULES = (
+    "cache.show",
+    "evaluate.detect",
+    "evaluate.run",
+    "extract.run",
+    "train.e2e",
+    "train.heads",
+)
 
 
 class Script:

@@ -26,7 +26,7 @@ class Curves:
         frames: of the video.
     """
 
-    times_s: NDArray[np.float64]
+    times_s: NDArray[np.floating]
     scores: NDArray[np.float32]
     frames: int = field(repr=False)
 
@@ -41,7 +41,9 @@ class Curves:
         """Take in what one result says about a batch of windows, all of this video."""
         bins = self.scores.shape[1]
         for output, direction in answer:
-            for scores, window in zip(step_scores(output).cpu().numpy(), batch.windows, strict=True):
+            for scores, window in zip(
+                step_scores(output).cpu().numpy(), batch.windows, strict=True
+            ):
                 steps = np.arange(window.valid)[:, None] + (-0.5, 0.5)
                 if direction == "reversed":
                     steps = reverse_segments(steps, window.reflection)

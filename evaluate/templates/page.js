@@ -2,10 +2,10 @@
 (() => {
   const $ = id => document.getElementById(id);
   const data = JSON.parse($("data").textContent);
-  const GUTTER = 104, AXIS = 30, LANE = 70, PAD = 7, ROWS = 8, CURVES = 132, RIGHT = 12;
+  const GUTTER = 122, AXIS = 30, PAD = 8, ROWS = 8, CURVES = 132, RIGHT = 12;
   const COLOURS = 8, DASHES = [[], [7, 3], [2, 3], [9, 3, 2, 3]];
   const TICKS = [.05, .1, .2, .5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400];
-  const MOST_ROWS = 500, CLOSEST_S = 0.5;
+  const MOST_ROWS = 500, CLOSEST_S = 0.5, FEW_CLASSES = 8;
   const player = $("video"), canvas = $("canvas"), timeline = $("timeline");
   const pen = canvas.getContext("2d");
   const state = {
@@ -41,20 +41,27 @@
     state.from + (left - GUTTER) / (width - GUTTER - RIGHT) * (state.to - state.from), 0, state.video.duration);
   const clamp = (value, low, high) => Math.min(high, Math.max(low, value));
 
+  // Rows are high enough for words as long as they are few.
+  function places() {
+    let top = AXIS;
+    return state.lanes.map(lane => {
+      const rows = 1 + Math.max(0, ...shown(lane).map(s => s.row));
+      const each = rows > 2 ? 16 : 25, needed = Math.max(2, rows * each / 25) * 25 + 2 * PAD;
+      const place = { lane, top, height: needed, first: top + (needed - rows * each) / 2, each };
+      top += needed;
+      return place;
+    });
+  }
+
   function bars() {
-    return state.lanes.flatMap((lane, number) => {
-      const segments = shown(lane);
-      const rows = 1 + Math.max(0, ...segments.map(s => s.row));
-      const each = Math.min(26, (LANE - 2 * PAD) / rows);
-      const top = AXIS + number * LANE + (LANE - rows * each) / 2;
-      return segments.filter(s => s.end >= state.from && s.start <= state.to).map(segment => {
+    return places().flatMap(({ lane, first, each }) =>
+      shown(lane).filter(s => s.end >= state.from && s.start <= state.to).map(segment => {
         const left = Math.max(x(segment.start), GUTTER), right = Math.min(x(segment.end), width - RIGHT);
         return {
-          segment, lane, left, top: top + segment.row * each,
-          width: Math.max(2, right - left), height: each - Math.min(2, each / 5),
+          segment, lane, left, top: first + segment.row * each,
+          width: Math.max(2, right - left), height: each - 2,
         };
-      });
-    });
+      }));
   }
 
   // ---- Words -------------------------------------------------------------------------------
@@ -151,15 +158,16 @@
     fill(pen, segment.kind, segment.score, left, top, w, h);
     const size = Math.min(12, h - 2), number = `${segment.kind + 1}`;
     if (size < 8 || w < 8 + size / 2 * number.length) return;
-    const words = `${number} ${label(segment.kind)} ${scored(lane, segment)}`.trim();
-    const text = w > 50 ? fitting(words, w - 10, size) : number;
+    const named = `${number} ${label(segment.kind)}`, room = w - 9;
+    const whole = `${named} ${scored(lane, segment)}`.trim();
+    const text = fitting(whole, room, size) === whole ? whole : w > 44 ? fitting(named, room, size) : number;
     write(text, left + 5, top + h / 2 + 0.5, { size, bold: true, halo: true });
   }
 
   function drawAxis() {
     const room = (state.to - state.from) / (width - GUTTER - RIGHT) * 84;
     const step = TICKS.find(tick => tick >= room) ?? TICKS.at(-1) * Math.ceil(room / TICKS.at(-1));
-    const places = step < 0.1 ? 2 : step < 1 ? 1 : 0;
+    const digits = step < 0.1 ? 2 : step < 1 ? 1 : 0;
     pen.strokeStyle = theme.line;
     pen.lineWidth = 1;
     for (let tick = Math.ceil(state.from / step); tick * step <= state.to + 1e-9; tick++) {
@@ -168,23 +176,23 @@
       pen.moveTo(at, AXIS - 6);
       pen.lineTo(at, height);
       pen.stroke();
-      write(clock(tick * step, places), clamp(at, GUTTER, width - RIGHT - 10), AXIS / 2 - 1, { colour: theme.quiet, align: "center" });
+      write(clock(tick * step, digits), clamp(at, GUTTER, width - 26), AXIS / 2 - 1, { colour: theme.quiet, align: "center" });
     }
     write("time", 12, AXIS / 2 - 1, { colour: theme.quiet });
   }
 
   function drawLanes() {
-    state.lanes.forEach((lane, number) => {
-      const top = AXIS + number * LANE, count = shown(lane).length;
+    for (const { lane, top, height: high } of places()) {
+      const count = shown(lane).length, middle = top + high / 2;
       pen.fillStyle = theme.line;
       pen.fillRect(0, top, width, 1);
-      write(fitting(lane.name, GUTTER - 18, 13), 12, top + LANE / 2 - 9, { size: 13, bold: true });
-      write(`${count} of ${lane.segments.length}`, 12, top + LANE / 2 + 9, { colour: theme.quiet });
+      write(fitting(lane.name, GUTTER - 18, 13), 12, middle - 9, { size: 13, bold: true });
+      write(`${count} of ${lane.segments.length}`, 12, middle + 9, { colour: theme.quiet });
       if (!count) {
         const why = lane.segments.length ? "none at this threshold" : "none";
-        write(why, GUTTER + 12, top + LANE / 2, { colour: theme.quiet });
+        write(why, GUTTER + 12, middle, { colour: theme.quiet });
       }
-    });
+    }
     // The surest stand in front.
     bars().sort((a, b) => a.segment.score - b.segment.score).forEach(drawBar);
   }
@@ -202,7 +210,8 @@
     pen.rect(GUTTER, top + 1, width - GUTTER - RIGHT, CURVES - 2);
     pen.clip();
     pen.strokeStyle = theme.quiet;
-    pen.setLineDash([4, 4]);
+    pen.lineWidth = 1;
+    pen.setLineDash([1, 3]);
     pen.beginPath();
     pen.moveTo(GUTTER, y(state.threshold));
     pen.lineTo(width, y(state.threshold));
@@ -228,8 +237,8 @@
     pen.setLineDash([]);
     const taken = [];
     for (const { kind, thousandths, left } of peaks.sort((a, b) => b.thousandths - a.thousandths)) {
-      let at = clamp(left, GUTTER + 10, width - RIGHT - 10);
-      while (taken.some(other => Math.abs(other - at) < 16) && at < width - RIGHT - 10) at += 16;
+      const at = clamp(left, GUTTER + 10, width - RIGHT - 10);
+      if (taken.some(other => Math.abs(other - at) < 15)) continue;
       taken.push(at);
       write(`${kind + 1}`, at, Math.max(top + 10, y(thousandths / 1000) - 9), { size: 12, align: "center", bold: true, halo: true });
     }
@@ -240,7 +249,7 @@
     waiting = false;
     const ratio = window.devicePixelRatio || 1;
     width = timeline.clientWidth;
-    height = AXIS + state.lanes.length * LANE + CURVES;
+    height = AXIS + places().reduce((sum, place) => sum + place.height, 0) + CURVES;
     canvas.style.height = `${height}px`;
     canvas.width = Math.round(width * ratio);
     canvas.height = Math.round(height * ratio);
@@ -344,7 +353,7 @@
         if (lane.truth || s.score >= state.threshold) counts.set(s.kind, (counts.get(s.kind) ?? 0) + 1);
     for (const kind of state.hidden) if (!counts.has(kind)) counts.set(kind, 0);
     const kinds = [...counts.keys()].sort((a, b) => a - b);
-    $("legend").replaceChildren(...kinds.map(kind => {
+    const chips = kinds.map(kind => {
       const chip = element("button", "");
       chip.type = "button";
       chip.setAttribute("aria-pressed", String(!state.hidden.has(kind)));
@@ -360,7 +369,18 @@
         [...$("legend").children][kinds.indexOf(kind)]?.focus();
       };
       return chip;
-    }));
+    });
+    if (kinds.length > FEW_CLASSES) {
+      const all = element("button", state.hidden.size ? "Show all" : "Hide all");
+      all.type = "button";
+      all.onclick = () => {
+        state.hidden = new Set(state.hidden.size ? [] : kinds);
+        update();
+        $("legend").lastChild.focus();
+      };
+      chips.push(all);
+    }
+    $("legend").replaceChildren(...chips);
   }
 
   function updateTable() {
@@ -409,8 +429,8 @@
     player.hidden = true;
     $("play").disabled = true;
     const { name, source } = state.video;
-    const place = source.startsWith("data:") ? "" : ` or is not at ${decodeURI(source)}`;
-    $("unplayable").textContent = `This browser cannot play ${name}: it does not know the format${place}. The timeline works all the same.`;
+    const place = source.startsWith("data:") ? "" : `, or the file is no longer at ${decodeURIComponent(source)}`;
+    $("unplayable").textContent = `${name} cannot be played: this browser does not know its format${place}. The timeline works all the same.`;
     $("unplayable").hidden = false;
   }
 
