@@ -126,14 +126,14 @@ def peak_mb() -> float:
 
 
 def one_by_one(detector: Detector, path: Path) -> list[Detection]:
-    """Detect in a video whose windows know nothing of each other: each opens the file anew."""
-    item = item_of(path)
+    """Detect in a video whose windows know nothing of each other: the decoder jumps to each."""
+    item, reader = item_of(path), VideoReader(path)
     config, windows = detector.config, detector.windows(item)
     device = next(detector.parameters()).device
     transform = evaluation_transform(config.pixels)
     found = []
     for window in tqdm(windows, desc="single windows", unit="window", leave=False):
-        (frames,) = window_frames(VideoReader(path), [window], transform)
+        (frames,) = window_frames(reader, [window], transform)
         nothing = torch.zeros(0, 2)
         sample = Sample(
             video=item.name,

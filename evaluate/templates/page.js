@@ -2,7 +2,7 @@
 (() => {
   const $ = id => document.getElementById(id);
   const data = JSON.parse($("data").textContent);
-  const GUTTER = 122, AXIS = 30, PAD = 8, ROWS = 8, CURVES = 132, RIGHT = 12;
+  const GUTTER = 122, AXIS = 30, PAD = 8, ROWS = 8, CURVES = 132, RIGHT = 12, COLUMN = 2;
   const COLOURS = 8, DASHES = [[], [7, 3], [2, 3], [9, 3, 2, 3]];
   const TICKS = [.05, .1, .2, .5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400];
   const MOST_ROWS = 500, CLOSEST_S = 0.5, FEW_CLASSES = 8;
@@ -157,11 +157,12 @@
   function drawBar({ segment, lane, left, top, width: w, height: h }) {
     fill(pen, segment.kind, segment.score, left, top, w, h);
     const size = Math.min(12, h - 2), number = `${segment.kind + 1}`;
-    if (size < 8 || w < 8 + size / 2 * number.length) return;
+    if (size < 8 || w < 3 + 0.62 * size * number.length) return;
     const named = `${number} ${label(segment.kind)}`, room = w - 9;
     const whole = `${named} ${scored(lane, segment)}`.trim();
     const text = fitting(whole, room, size) === whole ? whole : w > 44 ? fitting(named, room, size) : number;
-    write(text, left + 5, top + h / 2 + 0.5, { size, bold: true, halo: true });
+    const [at, align] = text === number ? [left + Math.min(w / 2, 9), "center"] : [left + 5, "left"];
+    write(text, at, top + h / 2 + 0.5, { size, align, bold: true, halo: true });
   }
 
   function drawAxis() {
@@ -223,14 +224,21 @@
       pen.setLineDash(DASHES[patternOf(kind)]);
       pen.lineWidth = 1.8;
       pen.beginPath();
-      let peak = null;
+      let peak = null, best = 0, column = null;
       row.forEach((thousandths, bin) => {
         if (times[bin + 1] < state.from || times[bin] > state.to) return;
-        const middle = (times[bin] + times[bin + 1]) / 2;
-        pen.lineTo(x(middle), y(thousandths / 1000));
+        const middle = (times[bin] + times[bin + 1]) / 2, left = x(middle);
+        // Bins that share a column of the screen are one point, the highest.
+        if (column !== null && Math.floor(left / COLUMN) !== column) {
+          pen.lineTo((column + 0.5) * COLUMN, y(best / 1000));
+          best = 0;
+        }
+        column = Math.floor(left / COLUMN);
+        best = Math.max(best, thousandths);
         if (middle >= state.from && middle <= state.to && (!peak || thousandths > peak.thousandths))
-          peak = { kind, thousandths, left: x(middle) };
+          peak = { kind, thousandths, left };
       });
+      if (column !== null) pen.lineTo((column + 0.5) * COLUMN, y(best / 1000));
       pen.stroke();
       if (peak && peak.thousandths >= 1000 * state.threshold) peaks.push(peak);
     }
@@ -505,7 +513,8 @@
   $("videos").onchange = () => open($("videos").selectedIndex);
 
   document.addEventListener("keydown", event => {
-    if (event.ctrlKey || event.metaKey || event.altKey || event.target.closest("select, input")) return;
+    if (event.ctrlKey || event.metaKey || event.altKey || event.target.closest("select")) return;
+    if (event.target.closest("input") && /Arrow|Home|End/.test(event.key)) return;
     if ((event.key === " " || event.key === "Enter") && event.target.closest("button, summary")) return;
     const small = event.shiftKey ? 1 / state.video.fps : 1;
     const keys = {
