@@ -39,6 +39,11 @@ demo: $(READY)
 		--config configs/fusion/average.yaml --out runs/demo/fused --resume
 	$(DEMO_ENV) $(BIN)/python evaluate/run.py --checkpoint runs/demo/fused/last.pt --cache $(CACHE)
 	$(DEMO_ENV) $(BIN)/python cache/show.py $(CACHE)
+	@echo "== 8. The segments of a video, and a page to look at them."
+	$(DEMO_ENV) $(BIN)/python evaluate/detect.py data/demo/videos/test_000.mp4 \
+		--checkpoint runs/demo/fused/last.pt --annotations data/demo/annotations.json \
+		--page runs/demo/page.html
+	@echo "Open runs/demo/page.html in a browser."
 	@echo "Look at runs/demo/forward/curves.png and runs/demo/forward/evaluation/last-test/tious.png"
 
 # The same run on annotations exchanged between videos: it must fail.

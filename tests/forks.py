@@ -21,7 +21,7 @@ from tempfile import TemporaryFile
 from typing import IO
 
 MODULES = (
-    *("cache.show", "evaluate.recognise", "evaluate.run", "extract.run"),
+    *("cache.show", "evaluate.detect", "evaluate.recognise", "evaluate.run", "extract.run"),
     *("train.e2e", "train.heads", "train.recognise"),
 )
 

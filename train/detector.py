@@ -1,8 +1,9 @@
 """Backbone and head as one detector; from a checkpoint to a model and to segments."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from evaluate.annotations import Detection
 from extract.backbone import Backbone, Cut
+from extract.clips import Window, sliding_windows
 from extract.imported import Imported
 from extract.strict import Coverage, load_strictly, load_trunk
 from extract.tada2d import TAda2D
@@ -19,9 +21,10 @@ from train.actionformer import ActionFormer, HeadOutput
 from train.batch import Batch
 from train.checkpoint import Checkpoint, load_checkpoint
 from train.config import Experiment
+from train.curves import Curves
 from train.dataset import EvaluationWindows, evaluation_loader
 from train.fusion import FEATURE_METHODS, FeatureFusion, PredictionFusion
-from train.items import item_of
+from train.items import Item, item_of
 from train.predict import Answer, Answers, detections, predict
 
 Trunk = VideoMAE | TAda2D
@@ -47,6 +50,18 @@ class Stream(nn.Module):
             assert not isinstance(trunk, TAda2D)
             self.backbone = Backbone(config.backbone, trunk)
         self.head = ActionFormer(self.backbone.width, classes, config.head)
+
+
+class Examined(NamedTuple):
+    """What a detector finds in one video.
+
+    Attributes:
+        detections: by the results' names (`Detector.answers`), best first.
+        curves: scores of the detector's own result over time, classes as in `Detector.classes`.
+    """
+
+    detections: dict[str, list[Detection]]
+    curves: Curves
 
 
 class Detector(nn.Module):
@@ -216,14 +231,59 @@ class Detector(nn.Module):
         Raises:
             VideoError: the file cannot be read.
         """
-        item = item_of(path)
-        device = next(self.parameters()).device
+        return self.examine(item_of(path)).detections[self.answer]
+
+    def examine(
+        self,
+        item: Item,
+        of_streams: bool = False,
+        workers: int = 0,
+        done: Callable[[int], None] = lambda windows: None,
+    ) -> Examined:
+        """Find the actions in one video, and the scores behind them, in one pass.
+
+        Windows are decoded, predicted and forgotten one batch after another: what stays of each is
+        its strongest points (20 bytes each, at most `evaluation.max_per_window`).
+
+        Args:
+            of_streams: the single streams' results, too, by `names`.
+            workers: decoding processes; 0 decodes in this one.
+            done: is told how many windows were finished, batch by batch.
+
+        Raises:
+            VideoError: the file cannot be read.
+            ValueError: the detector does not read pixels.
+        """
+        if self.config.backbone.mode == "imported":
+            raise ValueError(
+                f"this detector reads features ({self.config.backbone.imported}), not videos; "
+                "evaluate/run.py --cache scores it on features that were imported"
+            )
         # There is nothing else to go on with if this one is bad.
         config = replace(self.config, data=replace(self.config.data, bad_videos="stop"))
         windows = EvaluationWindows([item], config.sampling.test_overlap, config)
-        loader = evaluation_loader(windows, config, workers=0)
-        found = predict(self.run, loader, config.evaluation, device)[self.answer]
-        return detections(found[item.name], item, self.classes, self.config.evaluation)
+        curves = Curves.of(item, self.windows(item)[0].step, len(self.classes))
+
+        def run(batch: Batch) -> Answers:
+            answers = self.run(batch, of_streams)
+            curves.add(answers[self.answer], batch)
+            return answers
+
+        loader = evaluation_loader(windows, config, workers)
+        device = next(self.parameters()).device
+        found = predict(run, _told(loader, done), config.evaluation, device)
+        return Examined(
+            {
+                name: detections(videos[item.name], item, self.classes, config.evaluation)
+                for name, videos in found.items()
+            },
+            curves,
+        )
+
+    def windows(self, item: Item) -> list[Window]:
+        """Return the windows of a video that `examine` runs over."""
+        sampling = self.config.sampling
+        return sliding_windows(item.frames, sampling.test_overlap, sampling)
 
     @torch.no_grad()
     def parameter_counts(self) -> dict[str, int]:
@@ -248,6 +308,13 @@ class Detector(nn.Module):
         }
         learning = sum(p.numel() for p in self.parameters() if p.requires_grad)
         return counts | {"learning": learning}
+
+
+def _told(batches: Iterable[Batch], done: Callable[[int], None]) -> Iterator[Batch]:
+    """Pass batches through; tell of each that it is finished."""
+    for batch in batches:
+        yield batch
+        done(len(batch.videos))
 
 
 def _per_step(features: Tensor, mask: Tensor) -> Tensor:

@@ -1,0 +1,273 @@
+"""Find the actions in videos.
+
+    python evaluate/detect.py VIDEO… --checkpoint runs/demo/fused/last.pt --page out.html
+    python evaluate/detect.py videos/ 'more/*.mkv' --checkpoint FILE --json FILE --srt FOLDER
+
+Videos are files, folders, or patterns in quotes. Prints a table for each; --json writes
+ActivityNet's layout, --csv a table, --srt and --vtt a subtitle file for each video, --page an HTML
+file with timelines. Dotted overrides change settings of the checkpoint, written with an equals
+sign (--evaluation.batch_size=2). Videos that cannot be read are told at the end, and the exit
+status is then 1.
+"""
+
+import argparse
+import glob
+import sys
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from accelerate import Accelerator
+from tqdm import tqdm
+
+from configs.files import write_text
+from evaluate.annotations import Annotations, Detection, Segment, read_annotations, with_duration
+from evaluate.exports import clock, csv_text, listing, srt, vtt
+from evaluate.page import PageVideo, embedded, linked, page, refuse_large
+from evaluate.predictions import write_predictions
+from extract.probe import probe
+from extract.video import VideoError
+from train.detector import Detector, Examined
+from train.errors import EXPECTED, memory_advice, message
+from train.items import VIDEO_SUFFIXES, Item, as_item
+from train.sources import config_of, read_source
+
+TRUTH = "ground truth"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser.add_argument("videos", nargs="+", metavar="VIDEO", help="file, folder or 'pattern'")
+    parser.add_argument("--checkpoint", type=Path, required=True, help="detector, of any direction")
+    parser.add_argument("--config", type=Path, help="use this config, not the checkpoint's own")
+    parser.add_argument(
+        "--threshold",
+        type=float,
+        default=0.3,
+        help="least score that counts (default: %(default)s)",
+    )
+    parser.add_argument("--top", type=int, help="at most so many segments of a video, the best")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="ActivityNet's layout")
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="one segment a line")
+    parser.add_argument("--srt", type=Path, metavar="FOLDER", help="subtitles, one file a video")
+    parser.add_argument("--vtt", type=Path, metavar="FOLDER", help="the same for browsers")
+    parser.add_argument("--page", type=Path, metavar="FILE", help="HTML: videos with timelines")
+    parser.add_argument("--embed", action="store_true", help="put the videos into the page, too")
+    parser.add_argument("--annotations", type=Path, help="ground truth for the page")
+    parser.add_argument("--workers", type=int, default=0, help="decoding processes beside this one")
+    parser.add_argument("--cpu", action="store_true", help="do not use a GPU")
+    args, overrides = parser.parse_known_args()
+    if not 0 <= args.threshold <= 1:
+        parser.error("--threshold is a score from 0 to 1")
+    if args.top is not None and args.top < 1:
+        parser.error("--top must be at least 1")
+    if args.workers < 0:
+        parser.error("--workers must not be negative")
+    if (args.embed or args.annotations) and not args.page:
+        parser.error("--embed and --annotations go with --page")
+    try:
+        bad = detect(args, overrides)
+    except EXPECTED as error:
+        sys.exit(message(error))
+    if bad:
+        lines = "\n  ".join(bad.values())
+        sys.exit(f"error: {len(bad)} of the videos could not be read:\n  {lines}")
+
+
+def detect(args: argparse.Namespace, overrides: Sequence[str]) -> dict[str, str]:
+    """Detect in all videos and write what was asked for; return why some could not be read."""
+    paths = video_paths(args.videos)
+    annotations = read_truth(args.annotations) if args.annotations else None
+    saved = read_source(args.checkpoint, args.config, overrides)
+    config = config_of(args.config, saved, str(args.checkpoint), overrides)
+    accelerator = Accelerator(mixed_precision=config.training.mixed_precision, cpu=args.cpu)
+    detector = Detector.restore(saved._replace(config=config), args.checkpoint)
+    detector = detector.to(accelerator.device)
+    for file in filter(None, (args.json, args.csv, args.page)):
+        file.parent.mkdir(parents=True, exist_ok=True)  # now, not after hours of detection
+    for folder in filter(None, (args.srt, args.vtt)):
+        folder.mkdir(parents=True, exist_ok=True)
+    items, bad = looked_at(paths)
+    truth = truth_of(items, annotations) if annotations else {}
+    for item in items if args.embed else ():
+        refuse_large(item.path)
+    found: dict[str, list[Detection]] = {}
+    pages: list[PageVideo] = []
+    limit = config.evaluation.nms.max_segments
+    seconds, began = 0.0, time.monotonic()
+    try:
+        total = sum(len(detector.windows(item)) for item in items)
+        with tqdm(total=total, unit="window", leave=False, smoothing=0.05) as bar:
+            for item in items:
+                bar.set_description(item.path.name)
+                since = time.monotonic()
+                try:
+                    with accelerator.autocast(), memory_advice("evaluation.batch_size"):
+                        examined = examine(detector, item, args, bar)
+                except VideoError as error:
+                    bad[item.name] = message(error).removeprefix("error: ")
+                    continue
+                took, seconds = time.monotonic() - since, seconds + item.duration_s
+                kept = chosen(examined.detections[detector.answer], args.threshold, args.top)
+                found[item.name] = kept
+                bar.write(told(item, kept, took), file=sys.stdout)
+                if len(kept) == limit:
+                    bar.write(
+                        f"note: these are all that evaluation.nms.max_segments ({limit}) lets "
+                        "through; a long video may hold more: raise it",
+                        file=sys.stdout,
+                    )
+                write_subtitles(args, item.name, kept)
+                if args.page:
+                    pages.append(on_page(item, examined, detector, truth.get(item.name), args))
+    finally:  # behind an interrupt, too: what was found stays
+        write_files(args, found, pages, detector)
+    if found:
+        took = time.monotonic() - began
+        rate = f"{seconds / took:.1f} × real time"
+        print(f"{len(found)} videos, {clock(seconds, 0)} in {took:.1f} s: {rate}")
+    return bad
+
+
+def video_paths(given: Sequence[str]) -> list[Path]:
+    """Return the files that names, folders and patterns stand for, each once.
+
+    Raises:
+        ValueError: there are none, or two have the same name without folder and extension.
+    """
+    paths: dict[Path, None] = {}
+    for name in given:
+        path = Path(name)
+        if path.is_dir():
+            inside = [p for p in sorted(path.iterdir()) if p.suffix.lower() in VIDEO_SUFFIXES]
+            if not inside:
+                raise ValueError(f"{path}: no video is in this folder")
+            paths |= dict.fromkeys(inside)
+        elif path.exists():
+            paths[path] = None
+        else:
+            matching = [Path(match) for match in sorted(glob.glob(name, recursive=True))]
+            if not matching:
+                raise ValueError(f"{name}: there is no such file or folder, and nothing matches it")
+            paths |= dict.fromkeys(match for match in matching if not match.is_dir())
+    names: dict[str, Path] = {}
+    for path in paths:
+        if path.stem in names:
+            raise ValueError(
+                f"{names[path.stem]} and {path} share a name, which results go by; "
+                "detect in one after the other"
+            )
+        names[path.stem] = path
+    return list(paths)
+
+
+def read_truth(path: Path) -> Annotations:
+    if not path.exists():
+        raise ValueError(f"--annotations: there is no file or folder {path}")
+    return read_annotations(path)
+
+
+def truth_of(items: Sequence[Item], annotations: Annotations) -> dict[str, tuple[Segment, ...]]:
+    """Return the annotated segments of those videos that the annotations know."""
+    truth = {}
+    for item in items:
+        video = annotations.videos.get(item.name)
+        if video is not None and video.duration_s is None:
+            video = with_duration(video, item.duration_s, Counter())
+        if video is not None:
+            truth[item.name] = video.segments
+    if items and not truth:
+        print(f"warning: the annotations know none of these videos, {items[0].name} for one")
+    return truth
+
+
+def looked_at(paths: Sequence[Path]) -> tuple[list[Item], dict[str, str]]:
+    """Return the files that can be read, and by name why the others cannot."""
+    items, bad = [], {}
+    for path, answer in zip(paths, probe(paths), strict=True):
+        try:
+            items.append(as_item(path, answer))
+        except VideoError as error:
+            bad[path.stem] = str(error)
+    return items, bad
+
+
+def examine(
+    detector: Detector, item: Item, args: argparse.Namespace, bar: "tqdm[None]"
+) -> Examined:
+    """Detect in one video; a decoder that takes its worker with it is the video's fault."""
+    try:
+        return detector.examine(item, bool(args.page), args.workers, bar.update)
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise VideoError(f"{item.path}: cannot be decoded: its decoder hangs or crashes") from error
+
+
+def chosen(detections: Sequence[Detection], threshold: float, top: int | None) -> list[Detection]:
+    """Return those that count, best first."""
+    return [d for d in detections if d.score >= threshold][:top]
+
+
+def told(item: Item, kept: Sequence[Detection], took: float) -> str:
+    """Return what the terminal shows of one video."""
+    rate = f"{took:.1f} s, {item.duration_s / max(took, 1e-9):.1f} × real time"
+    head = f"{item.path} ({clock(item.duration_s)}): {len(kept)} segments ({rate})"
+    return f"{head}\n{listing(kept)}\n" if kept else f"{head}\n"
+
+
+def on_page(
+    item: Item,
+    examined: Examined,
+    detector: Detector,
+    truth: Sequence[Segment] | None,
+    args: argparse.Namespace,
+) -> PageVideo:
+    """Return what the page shows of one video; without annotations there is no lane of truth."""
+    lanes: dict[str, Sequence[Segment | Detection]] = {} if truth is None else {TRUTH: truth}
+    # The detector's own result stands last, below the streams that it is made of.
+    for name in (*detector.names, detector.answer):
+        if name in examined.detections:
+            lanes[name] = examined.detections[name][: args.top]
+    return PageVideo(
+        name=item.path.name,
+        source=embedded(item.path) if args.embed else linked(item.path, args.page),
+        duration_s=item.duration_s,
+        fps=item.frames / item.duration_s,
+        lanes=lanes,
+        curves_of=detector.answer,
+        curves=examined.curves.scores,
+        times_s=examined.curves.times_s,
+    )
+
+
+def write_subtitles(args: argparse.Namespace, name: str, kept: Sequence[Detection]) -> None:
+    if args.srt:
+        write_text(args.srt / f"{name}.srt", srt(kept))
+    if args.vtt:
+        write_text(args.vtt / f"{name}.vtt", vtt(kept))
+
+
+def write_files(
+    args: argparse.Namespace,
+    found: Mapping[str, Sequence[Detection]],
+    pages: Sequence[PageVideo],
+    detector: Detector,
+) -> None:
+    """Write the files that hold all videos; without a video there is nothing to write."""
+    if not found:
+        return
+    if args.json:
+        write_predictions(args.json, found)
+    if args.csv:
+        write_text(args.csv, csv_text(found))
+    if args.page:
+        title = (
+            f"Found by {args.checkpoint}, which reads {' and '.join(detector.config.directions)}"
+        )
+        write_text(args.page, page(pages, detector.classes, title, args.threshold))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,327 @@
+"""Detection in one's own videos: from Python, from the command line, and the files it leaves."""
+
+import csv
+import json
+import re
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+import torch
+
+from configs.load import load
+from evaluate.annotations import Detection
+from evaluate.exports import clock, csv_text, listing, srt, vtt
+from evaluate.predictions import read_predictions
+from extract.clips import Direction
+from extract.video import VideoReader
+from tests.conftest import REPOSITORY
+from tests.encodings import ENCODINGS, write_numbered
+from tests.forks import script
+from tests.test_detector import small_experiment
+from train.actionformer import HeadOutput
+from train.checkpoint import Checkpoint, save_checkpoint
+from train.config import Experiment
+from train.curves import MOST_BINS, Curves, step_scores
+from train.detector import Detector
+from train.fusion import FusionConfig
+from train.items import Item, item_of
+from train.predict import Candidates, detections, strongest
+
+CLASSES = ("wave", "</script>jump", "fall --> over")
+
+
+def detector_of(config: Experiment) -> Detector:
+    """A detector whose scores differ and whose segments have some length, as if trained."""
+    torch.manual_seed(0)
+    detector = Detector(config, CLASSES)
+    for stream in detector.streams:
+        torch.nn.init.normal_(stream.head.class_out.weight, std=0.3)
+        torch.nn.init.ones_(stream.head.distance_out.bias)  # type: ignore[arg-type]
+    return detector.eval()
+
+
+def save(detector: Detector, path: Path) -> Path:
+    state = detector.state_dict()
+    save_checkpoint(path, Checkpoint(detector.config, CLASSES, state, state, {}))
+    return path
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of each kind, two videos of other encodings, and one that is broken."""
+    folder = tmp_path_factory.mktemp("detect")
+    config = small_experiment(folder)
+    for direction in ("forward", "reversed"):
+        save(detector_of(replace(config, direction=direction)), folder / f"{direction}.pt")
+    fusion = replace(config, fusion=FusionConfig(method="average"))
+    save(detector_of(fusion), folder / "fused.pt")
+    videos = folder / "videos"
+    videos.mkdir()
+    write_numbered(videos / "one.mp4", 150)
+    write_numbered(videos / "two.avi", 70, ENCODINGS["MPEG-4 in AVI"])
+    (videos / "bad.mp4").write_bytes((videos / "one.mp4").read_bytes()[:700])
+    return folder
+
+
+def run(folder: Path, videos: object, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run the script on a video of the folder, with a checkpoint of it."""
+    return script("evaluate/detect.py", folder / str(videos), "--cpu", *arguments)
+
+
+def window_by_window(detector: Detector, path: Path) -> list[Detection]:
+    """Each window read at random access, predicted alone; joined and suppressed in the end."""
+    reader, item, config = VideoReader(path), item_of(path), detector.config
+    size, starts = config.sampling.window_size, list[int]()
+    stride = config.sampling.snippet_stride
+    steps = -(-item.frames // stride)
+    while not starts or starts[-1] + size < steps:
+        starts.append(min(len(starts) * size // 2, max(0, steps - size)))
+    found = []
+    for start in starts:
+        indices = np.arange(start, min(start + size, steps)) * stride
+        pixels = torch.from_numpy(reader.frames(indices)).permute(3, 0, 1, 2)
+        shape = (len(indices), config.pixels.size, config.pixels.size)
+        assert pixels.shape[1:] == shape, "the test's videos need no resizing"
+        padded = torch.cat([pixels, pixels[:, -1:].expand(-1, size - len(indices), -1, -1)], 1)
+        mask = torch.arange(size)[None] < len(indices)
+        with torch.inference_mode():
+            (output,) = detector([padded[None]], mask, torch.zeros(1))
+        (best,) = strongest(output, config.evaluation)
+        found.append(Candidates(best.segments * stride + start * stride, *best[1:]))
+    return detections(found, item, CLASSES, config.evaluation)
+
+
+@pytest.mark.parametrize("frames", [40, 64, 333])
+def test_streamed_windows_are_the_windows_alone(tmp_path: Path, frames: int) -> None:
+    """One decode, windows in passing: segments to the last bit those of each window by itself."""
+    path = tmp_path / "video.mp4"
+    write_numbered(path, frames, replace(ENCODINGS["H.264"], size=(64, 64)))
+    config = small_experiment(tmp_path)
+    one = replace(config.evaluation, batch_size=1)  # other batches round otherwise
+    detector = detector_of(replace(config, evaluation=one))
+    told: list[int] = []
+    examined = detector.examine(item_of(path), done=told.append)
+    assert sum(told) == len(detector.windows(item_of(path)))
+    assert examined.detections == {"forward": window_by_window(detector, path)}
+    assert examined.detections["forward"]
+    assert detector.detect(path) == examined.detections["forward"]
+
+
+def test_three_lines_of_python(folder: Path) -> None:
+    detector = Detector.from_checkpoint(folder / "fused.pt")
+    found = [(s.start_s, s.end_s, s.label) for s in detector.detect(folder / "videos/one.mp4")]
+    assert found and all(0 <= start < end <= 6 for start, end, _ in found)
+
+
+def test_step_scores_are_the_best_of_all_levels() -> None:
+    fine = torch.tensor([[[-4.0, -4, 2, -4, -4, -4, -4, -4]]])
+    coarse = torch.tensor([[[-4.0, 1, -4, 3]]])
+    masks = torch.arange(8)[None] < 7, torch.tensor([[True, True, True, False]])
+    output = HeadOutput((fine, coarse), (torch.zeros(1, 2, 8), torch.zeros(1, 2, 4)), masks)
+    low, one, two = (1 / (1 + np.exp(-x)) for x in (-4.0, 1.0, 2.0))
+    # The point of the second level at step 2 is the nearest of step 1, 2; at half way the later.
+    expected = [low, one, two, low, low, low, low, 0]
+    assert step_scores(output)[0, 0].numpy() == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("direction", ["forward", "reversed"])
+def test_curves_stand_where_the_scores_are(tmp_path: Path, direction: Direction) -> None:
+    """What is said of one frame, in whatever direction, is found at its time."""
+    path = tmp_path / "video.mp4"
+    write_numbered(path, 200)
+    config = replace(small_experiment(tmp_path), direction=direction)
+    detector = detector_of(config)
+    item = item_of(path)
+    mark = 120  # frame
+
+    def run(batch, of_streams=False):  # type: ignore[no-untyped-def]
+        logits = torch.full((len(batch.windows), 3, batch.mask.shape[1]), -20.0)
+        for row, window in enumerate(batch.windows):
+            hits = np.flatnonzero(window.indices(direction) == mark)
+            logits[row, 1, hits] = 2.0
+        levels = [logits] + [torch.full_like(logits[..., :: 2**n], -20.0) for n in (1, 2)]
+        masks = tuple(batch.mask[:, :: 2**n] for n in range(3))
+        distances = tuple(torch.ones_like(level[:, :2]) for level in levels)
+        return {direction: ((HeadOutput(tuple(levels), distances, masks), direction),)}
+
+    detector.run = run  # type: ignore[method-assign]
+    curves = detector.examine(item).curves
+    assert curves.scores.shape == (3, 100) and len(curves.times_s) == 101
+    assert curves.times_s[[0, -1]] == pytest.approx([0, 8])
+    (marked,) = np.nonzero(curves.scores[1] > 0.5)
+    begins, ends = curves.times_s[marked[0]], curves.times_s[marked[-1] + 1]
+    assert begins <= mark / 25 <= ends and ends - begins <= 2 * 2 / 25 + 1e-9
+    assert curves.scores[1].max() == pytest.approx(1 / (1 + np.exp(-2)))
+    assert curves.scores[[0, 2]].max() < 1e-6
+
+
+def test_memory_of_curves_does_not_grow() -> None:
+    nothing = np.zeros((0, 2)), np.zeros(0, np.int64), ()
+    for frames, bins in ((30, 15), (31, 15), (10**7, MOST_BINS)):
+        item = Item("long", Path("long.mp4"), frames, frames / 25, *nothing)
+        assert Curves.of(item, 2.0, 3).scores.shape == (3, bins)
+
+
+FOUND = [
+    Detection("b", 3661.5, 3662.0, 0.25),
+    Detection("a & <b>", 0.0, 0.0004, 0.5),
+    Detection("x --> y\n\nz", 1.0, 2.5, 0.875),
+]
+
+
+def test_subtitles_have_their_formats() -> None:
+    """SubRip: number, times with commas, text, empty line. WebVTT: points, and escaped text."""
+    assert srt(FOUND) == (
+        "1\n00:00:00,000 --> 00:00:00,001\na & <b> (0.50)\n\n"
+        "2\n00:00:01,000 --> 00:00:02,500\nx → y z (0.88)\n\n"
+        "3\n01:01:01,500 --> 01:01:02,000\nb (0.25)\n\n"
+    )
+    head, *cues = vtt(FOUND).rstrip("\n").split("\n\n")
+    assert head == "WEBVTT" and len(cues) == 3
+    stamp = r"\d\d:\d\d:\d\d\.\d{3}"
+    for cue in cues:
+        times, text = cue.split("\n")
+        assert re.fullmatch(f"{stamp} --> {stamp}", times)
+        assert "-->" not in text and "<" not in text
+    assert "a &amp; &lt;b&gt; (0.50)" in cues[0]
+    assert srt([]) == "" and vtt([]) == "WEBVTT\n\n"
+
+
+def test_other_readers_read_the_subtitles(tmp_path: Path) -> None:
+    for name, text in (("cues.srt", srt(FOUND)), ("cues.vtt", vtt(FOUND))):
+        (tmp_path / name).write_text(text)
+        with av.open(str(tmp_path / name)) as container:
+            cues: Any = [packet for packet in container.demux(subtitles=0) if packet.size]
+            times = [(float(p.pts * p.time_base), float(p.duration * p.time_base)) for p in cues]
+        assert times == [(0, 0.001), (1, 1.5), (3661.5, 0.5)]
+
+
+def test_csv_and_listing() -> None:
+    rows = list(csv.reader(csv_text({"v,1": FOUND}).splitlines(keepends=True)))
+    assert rows[0] == ["video", "label", "start_s", "end_s", "score"]
+    text = csv_text({"v,1": FOUND})
+    labels = [row["label"] for row in csv.DictReader(text.split("\r\n")[:2])]
+    assert labels == ["a & <b>"] and text.count("\r\n") == 4
+    lines = listing(FOUND).splitlines()
+    assert len(lines) == 4 and "1:01:01.50" in lines[-1] and "x --> y z" in lines[2]
+    many = listing([Detection("a", i, i + 1, 1 / (i + 1)) for i in range(100)])
+    assert "60 more" in many and len(many.splitlines()) == 42
+    assert [clock(t) for t in (0, 59.999, 3599.5)] == ["0:00.00", "1:00.00", "59:59.50"]
+    assert clock(7200, 0) == "2:00:00"
+
+
+def test_one_command_writes_all(folder: Path) -> None:
+    """Good videos count, bad ones are told at the end, and the status says so."""
+    out = folder / "out"
+    annotations = {
+        "database": {
+            "one": {
+                "subset": "test",
+                "duration": 6.0,
+                "frame": 150,
+                "annotations": [{"segment": [1.0, 2.0], "label": "wave"}],
+            }
+        }
+    }
+    (folder / "truth.json").write_text(json.dumps(annotations))
+    files = ["--json", out / "a.json", "--csv", out / "a.csv", "--page", out / "a.html"]
+    subtitles = ["--srt", out / "srt", "--vtt", out / "vtt"]
+    truth = ["--annotations", folder / "truth.json"]
+    checkpoint = ["--checkpoint", folder / "fused.pt", "--threshold", 0]
+    done = run(folder, "videos", *checkpoint, *files, *subtitles, *truth)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-2].endswith("error: 1 of the videos could not be read:")
+    assert "bad.mp4: cannot be read as video" in done.stderr.splitlines()[-1]
+    assert "videos/one.mp4 (0:06.00)" in done.stdout and "× real time" in done.stdout
+    found = read_predictions(out / "a.json")
+    assert found.keys() == {"one", "two"}
+    detector = Detector.from_checkpoint(folder / "fused.pt")
+    for name, path in (("one", "one.mp4"), ("two", "two.avi")):
+        assert found[name] == detector.detect(folder / "videos" / path)
+        assert (out / f"srt/{name}.srt").read_text() == srt(found[name])
+        assert (out / f"vtt/{name}.vtt").read_text() == vtt(found[name])
+    with (out / "a.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == sum(map(len, found.values()))
+    assert {row["label"] for row in rows} <= set(CLASSES)
+    text = (out / "a.html").read_text()
+    data = json.loads(
+        re.findall(r'<script id="data" type="application/json">(.*?)</script>', text)[0]
+    )
+    one, two = data["videos"]
+    assert [lane["name"] for lane in one["lanes"]] == [
+        "ground truth",
+        "forward",
+        "reversed",
+        "fused",
+    ]
+    assert [lane["name"] for lane in two["lanes"]] == ["forward", "reversed", "fused"]
+    assert one["lanes"][0]["segments"] == [[data["classes"].index("wave"), 1.0, 2.0]]
+    assert len(one["lanes"][-1]["segments"]) == len(found["one"])
+    assert (out / one["source"]).resolve() == (folder / "videos/one.mp4").resolve()
+
+
+def test_thresholds_tops_and_patterns(folder: Path) -> None:
+    out = folder / "some.json"
+    pattern = "videos/**/[ot]*.*"  # found by us where no shell does it
+    arguments = ["--checkpoint", folder / "reversed.pt", "--json", out]
+    every = run(folder, pattern, *arguments, "--threshold=0")
+    assert every.returncode == 0, every.stderr
+    found = read_predictions(out)
+    assert found.keys() == {"one", "two"}
+    level = sorted(d.score for d in found["one"])[-9]
+    some = run(folder, "videos/one.mp4", *arguments, "--threshold", level, "--top", 5)
+    assert some.returncode == 0, some.stderr
+    assert read_predictions(out) == {"one": found["one"][:5]}
+    assert found["one"][4].score >= level
+    some = run(folder, "videos/one.mp4", *arguments, "--threshold", level)
+    assert read_predictions(out) == {"one": found["one"][:9]}
+    other = run(folder, "videos/one.mp4", *arguments, "--evaluation.nms.max_segments=7")
+    assert other.returncode == 0 and len(read_predictions(out)["one"]) <= 7
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["videos/none.mp4"], "there is no such file or folder"),
+        (["videos/one.mp4", "--threshold=2"], "score from 0 to 1"),
+        (["videos/one.mp4", "--embed"], "go with --page"),
+        (["videos/one.mp4", "--no.such=1"], "no.such"),
+        (["*/one.*"], "share a name"),
+        (["empty"], "no video is in this folder"),
+    ],
+)
+def test_wrong_use_is_told(folder: Path, arguments: list[str], told: str) -> None:
+    (folder / "copy").mkdir(exist_ok=True)
+    (folder / "empty").mkdir(exist_ok=True)
+    (folder / "copy/one.avi").write_bytes((folder / "videos/two.avi").read_bytes())
+    done = run(folder, *arguments, "--checkpoint", folder / "forward.pt")
+    assert done.returncode and told in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+
+
+def test_detectors_of_features_say_so(tmp_path: Path) -> None:
+    demo = load(Experiment, REPOSITORY / "configs/e2e/demo/forward.yaml")
+    config = small_experiment(tmp_path)
+    backbone = replace(
+        demo.backbone, mode="imported", imported="i3d", imported_width=8, weights=None
+    )
+    sampling = replace(config.sampling, scale_factor=2)
+    detector = Detector(replace(config, backbone=backbone, sampling=sampling), CLASSES)
+    write_numbered(tmp_path / "video.mp4", 30)
+    with pytest.raises(ValueError, match="reads features"):
+        detector.detect(tmp_path / "video.mp4")
+
+
+def test_real_clips(folder: Path, shared: Path) -> None:
+    """Whatever people have: containers, codecs, sizes; the corrupted one is told."""
+    done = run(folder, shared / "clips", "--checkpoint", folder / "forward.pt", "--threshold", 0)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "corrupted.mp4" in done.stderr.splitlines()[-1]
+    for name in ("demo.mp4", "flipping_a_pancake.mkv", "h265_video.mp4", "part_0.mp4", "test.avi"):
+        assert f"{name} (0:" in done.stdout
