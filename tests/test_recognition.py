@@ -543,7 +543,7 @@ def test_a_run_leaves_everything_behind(trained: Path) -> None:
 
 def test_a_list_of_clips_is_scored(trained: Path, clips: list[str], tmp_path: Path) -> None:
     arguments = ["evaluate/recognise.py", "--checkpoint", trained / "last.pt", "--reversed"]
-    arguments += ["--views.clips=2", "--crops.crops=3"]
+    arguments += ["--views.clips", "2", "--crops.crops=3"]
     printed = good(*arguments, "--out", tmp_path / "one")
     metrics = json.loads((tmp_path / "one/metrics.json").read_text())
     found = json.loads((tmp_path / "one/predictions.json").read_text())["results"]
@@ -562,9 +562,19 @@ def test_a_list_of_clips_is_scored(trained: Path, clips: list[str], tmp_path: Pa
         one, two = (json.loads((tmp_path / f"{x}/{file}").read_text()) for x in ("one", "two"))
         assert (one == two) if file == "metrics.json" else (one.keys() == two.keys())
 
+    # A few files of two of the classes are a list, too.
+    few = tmp_path / "few"
+    for name in list(found)[:5]:
+        put = few / "test" / Path(name).parent.name
+        put.mkdir(parents=True, exist_ok=True)
+        (put / Path(name).name).symlink_to(name)
+    good(*arguments, "--out", tmp_path / "few_out", "--data.annotations", few)
+    fewer = json.loads((tmp_path / "few_out/metrics.json").read_text())
+    assert fewer["clips"] == 5 and fewer["top1"] == pytest.approx(np.mean(right[:5]))
+
     # The same from Python, and from the script on a file.
     video = next(iter(found))
-    printed = good(*arguments[:3], "--views.clips=2", "--crops.crops=3", video)
+    printed = good(*arguments[:3], "--views.clips", "2", "--crops.crops", "3", video)
     saved = load_checkpoint(trained / "last.pt", Recognition)
     views = replace(saved.config.views, clips=2)
     wide = replace(saved.config, views=views, crops=replace(saved.config.crops, crops=3))
@@ -628,7 +638,7 @@ def test_wrong_uses_are_told_in_a_line(trained: Path, clips: list[str], tmp_path
                 *("train/recognise.py", "--config", DEMO, *QUICK, *clips, "--out", trained),
                 *("--resume", "--training.lr=0.5"),
             ],
-            "training.lr was 0.002, is 0.5",
+            "training.lr was 0.003, is 0.5",
         ),
         (
             ["train/recognise.py", "--config", DEMO, *clips, f"--out={tmp_path / 'n'}"]
