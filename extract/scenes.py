@@ -93,8 +93,8 @@ def random_scene(rng: np.random.Generator, duration: float, longest: float = 8.0
 def random_clip(rng: np.random.Generator, action: str, duration: float) -> Scene:
     """Draw a scene that is little longer than its one action, and looked at from nearer.
 
-    Turning shapes are bars that lie about level half-way: from any angle, the direction of a turn is
-    much harder to learn than all else. Behind every other action there is a distractor.
+    Turning shapes are bars that lie about level half-way: from any angle, the direction of a turn
+    is much harder to learn than all else. Behind every other action there is a distractor.
     """
     before, behind = (float(pause) for pause in rng.uniform(0.0, 0.3, 2))
     length = duration - before - behind
