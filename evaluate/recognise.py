@@ -24,8 +24,9 @@ from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 
 from configs.files import write_text
-from configs.load import dump, load, parse
-from evaluate.accuracy import Accuracy, label_sets, split_scores, within_pairs
+from configs.load import dump, field_names, load, parse
+from configs.text import first_of
+from evaluate.accuracy import Accuracy, flat_names, split_scores, within_pairs
 from evaluate.report import draw_confusion
 from train.checkpoint import RECOGNISER_FORMAT, format_of, load_checkpoint, refuse_other_kind
 from train.errors import EXPECTED, message
@@ -50,10 +51,7 @@ def main() -> None:
     parser.add_argument("--subset", help="which clips; default: the config's test subset")
     parser.add_argument("--reversed", action="store_true", help="test on turned clips as well")
     parser.add_argument("--out", type=Path, help="folder of results; default: beside the input")
-    args, overrides = parser.parse_known_args()
-    stray = [text for text in args.videos if str(text).startswith("-")]
-    if stray or (overrides and not overrides[0].startswith("--")):
-        parser.error(f"what is {(stray or overrides)[0]}?")
+    args, overrides = parser.parse_known_args(joined(sys.argv[1:]))
     if args.videos and (args.subset or args.reversed or args.out):
         parser.error("--subset, --reversed and --out go with a list of clips, not with videos")
     try:
@@ -64,6 +62,16 @@ def main() -> None:
             test(recogniser, args)
     except EXPECTED as error:
         sys.exit(message(error))
+
+
+def joined(arguments: list[str]) -> list[str]:
+    """Return arguments with settings and their values in one, so that no value seems a video."""
+    settings = {f"--{name}" for name in field_names(Recognition)} - {"--out"}
+    found, rest = list[str](), iter(arguments)
+    for argument in rest:
+        value = next(rest, None) if argument in settings else None
+        found.append(argument if value is None else f"{argument}={value}")
+    return found
 
 
 def read_recogniser(args: argparse.Namespace, overrides: list[str]) -> Recogniser:
@@ -119,12 +127,15 @@ def test(recogniser: Recogniser, args: argparse.Namespace) -> None:
         )
     subset = args.subset or config.data.test_subset
     clips = read_clips(config.data)
-    if label_sets(recogniser.classes, len(recogniser.sets) > 1) != clips.sets:
+    strangers = sorted(set(flat_names(clips.sets)) - set(recogniser.classes))
+    if strangers:
         raise ValueError(
-            f"{args.checkpoint} knows {len(recogniser.classes)} classes, "
-            f"{', '.join(recogniser.classes[:5])} …, but {config.data.annotations} has others: it "
-            "was trained on another dataset"
+            f"{args.checkpoint} knows {', '.join(first_of(recogniser.classes))}, but "
+            f"{config.data.annotations} also has {', '.join(first_of(strangers))}: it was "
+            "trained on another dataset"
         )
+    # A list of a few clips need not have all classes.
+    clips = clips._replace(sets=recogniser.sets)
     ((examples, skipped),) = load_examples(config.data, clips, [subset], accelerator)
     out = args.out or args.checkpoint.parent / "evaluation" / f"{args.checkpoint.stem}-{subset}"
     out.mkdir(parents=True, exist_ok=True)  # now, not after hours of testing

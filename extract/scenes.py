@@ -7,7 +7,7 @@ size; times are in seconds, so it can be drawn at any frame rate.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,7 @@ EXTENTS = {  # of a slide in short sides, of sizes as a share, of a turn in radi
     "blink": (0.5, 0.5),
     "still": (0.0, 0.0),
 }
+NEARER = 1.25  # shapes of clips to those of videos; turning ones twice
 LANES = (-0.23, 0.23)  # two rows, so that overlapping actions do not hide each other
 
 
@@ -90,13 +91,22 @@ def random_scene(rng: np.random.Generator, duration: float, longest: float = 8.0
 
 
 def random_clip(rng: np.random.Generator, action: str, duration: float) -> Scene:
-    """Draw a scene that is little longer than its one action; every other one has a distractor."""
-    lanes = [float(y) for y in rng.permutation(LANES)]
+    """Draw a scene that is little longer than its one action, and looked at from nearer.
+
+    Turning shapes are bars that lie about level half-way: from any angle, the direction of a turn
+    is much harder to learn than all else. Behind every other action there is a distractor.
+    """
     before, behind = (float(pause) for pause in rng.uniform(0.0, 0.3, 2))
     length = duration - before - behind
-    actors = [_random_actor(rng, True, lanes[0], before, length, 0.3, 0.3, action)]
+    actor = _random_actor(rng, True, 0.0, before, length, 0.3, 0.3, action)
+    actor = replace(actor, y=float(rng.uniform(-0.15, 0.15)), size=NEARER * actor.size)
+    if action.startswith("Turn"):
+        angle = float(rng.uniform(-0.4, 0.4))
+        actor = replace(actor, shape="bar", angle=angle, size=NEARER * actor.size)
+    actors = [actor]
     if rng.random() < 0.5:
-        actors.append(_random_actor(rng, False, lanes[1], before, length, 0.3, 0.3))
+        lane = float(rng.choice(LANES))
+        actors.insert(0, _random_actor(rng, False, lane, before, length, 0.3, 0.3))
     return Scene(duration, tuple(actors), _random_texture(rng), float(rng.uniform(2.0, 6.0)))
 
 

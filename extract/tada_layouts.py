@@ -23,6 +23,7 @@ SIGNS: dict[str, tuple[str, Names]] = {  # layouts by a tensor that only they ha
     "stages.0.0.adaptive.route.up.weight": (OURS, ()),
     "stages.0.0.route.scales.weight": (OURS, ()),
 }
+CLASSIFIER = "classifier."
 TASKS = ("head.linear1.", "head.linear2.")  # EPIC-Kitchens' verbs and nouns
 PUBLISHED = {
     TAda2DConfig(1): "TAda2D ResNet-50",
@@ -109,14 +110,16 @@ def load_tada(source: str | Path) -> TAda2D | TAdaConvNeXt:
 
 
 def load_tada_features(network: TAda2D | TAdaConvNeXt, source: str | Path) -> None:
-    """Load all of a file's network but its classifier, which stays as it is, strictly.
+    """Load all of a file's network but its classifier, strictly; one's own stays as it is.
 
     Raises:
         ValueError: the file cannot be read, or holds another network.
     """
     own = network.state_dict().items()
-    classifier = {name: tensor for name, tensor in own if name.startswith("classifier.")}
-    load_strictly(network, _only(source).tensors | classifier, source)
+    classifier = {name: tensor for name, tensor in own if name.startswith(CLASSIFIER)}
+    theirs = _only(source).tensors.items()
+    tensors = {name: tensor for name, tensor in theirs if not name.startswith(CLASSIFIER)}
+    load_strictly(network, tensors | classifier, source)
 
 
 def new_tada(config: Config) -> TAda2D | TAdaConvNeXt:

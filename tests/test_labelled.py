@@ -339,7 +339,7 @@ def test_pairs_of_labels() -> None:
         ([("a", "b"), ("b", "c")], "'b' stands in two pairs"),
     ):
         with pytest.raises(ValueError, match=message):
-            other_labels(pairs, sets, "data.mirrored")  # type: ignore[arg-type]
+            other_labels(pairs, sets, "data.mirrored")
 
 
 def test_an_unlabelled_file_is_an_example(video: Path) -> None:

@@ -71,6 +71,10 @@ def config_of(*overrides: object, file: Path = DEMO) -> Recognition:
     return load(Recognition, file, [*QUICK, *map(str, overrides)])
 
 
+def image_resnet(classes: int) -> nn.Module:
+    return ResNet(Bottleneck, (1, 1, 1, 1), num_classes=classes)  # type: ignore[arg-type]
+
+
 def examples_of(config: Recognition, *subsets: str) -> list[list[Example]]:
     return [part.kept for part in load_examples(config.data, read_clips(config.data), subsets)]
 
@@ -138,7 +142,7 @@ def test_wrong_settings_are_refused(overrides: list[str], message: str) -> None:
 def test_only_the_control_does_not_see_the_order_of_frames() -> None:
     clip = torch.randint(0, 256, (2, 3, 6, 32, 32), dtype=torch.uint8)
     for name in ("tada2d", "tada_convnextv2", "resnet"):
-        network = shaken(build_network(replace(SIZES, name=name), 5))  # type: ignore[arg-type]
+        network = shaken(build_network(replace(SIZES, name=name), 5))
         forward, back = network(clip), network(clip.flip(2))
         assert forward.shape == (2, 5)
         assert torch.allclose(forward, back, atol=1e-4) == (name == "resnet")
@@ -149,7 +153,7 @@ def test_only_the_control_does_not_see_the_order_of_frames() -> None:
 @torch.inference_mode()
 def test_the_control_is_timms_network_averaged_over_frames() -> None:
     network = shaken(build_network(NetworkConfig("resnet", (1, 1, 1, 1), 64), 3))
-    image = ResNet(Bottleneck, (1, 1, 1, 1), num_classes=0).eval()
+    image = image_resnet(0).eval()
     image.load_state_dict(network.resnet.state_dict())
     clip = torch.randint(0, 256, (1, 3, 4, 48, 48), dtype=torch.uint8)
     frames = (clip[0].transpose(0, 1) / 255 - 0.45) / 0.225
@@ -159,7 +163,7 @@ def test_the_control_is_timms_network_averaged_over_frames() -> None:
 
 @pytest.mark.parametrize("name", ["tada2d", "resnet"])
 def test_an_image_resnet_begins_both(tmp_path: Path, name: str) -> None:
-    image = ResNet(Bottleneck, (1, 1, 1, 1), num_classes=11)
+    image = image_resnet(11)
     save_file(image.state_dict(), tmp_path / "image.safetensors")
     sizes = replace(SIZES, name=name, width=64)  # type: ignore[arg-type]
     recogniser = Recogniser(replace(config_of(), network=sizes), SETS)
@@ -218,7 +222,7 @@ def test_wrong_weights_are_refused(tmp_path: Path) -> None:
     published(tmp_path / "k.pyth", tada.tada2d(6, (1, 2, 1, 1), 16))
     published(tmp_path / "c.pyth", tada.convnext(6, (1, 1, 1, 1), (8, 16, 32, 64)))
     save_file({"x": torch.zeros(3)}, tmp_path / "x.safetensors")
-    image = ResNet(Bottleneck, (1, 1, 1, 1), num_classes=11)
+    image = image_resnet(11)
     save_file(image.state_dict(), tmp_path / "image.safetensors")
     for name, message in (
         ("k.pyth", r"network.blocks \[1, 2, 1, 1\] and network.width 16"),
@@ -247,7 +251,7 @@ def test_a_published_checkpoint_is_used_as_it_is(tmp_path: Path) -> None:
     lists[1].write_text("cup\npan\nlid\n")
     named = adopt(path, config_of(), lists)
     assert named.classes == ("verb:take", "verb:put", "noun:cup", "noun:pan", "noun:lid")
-    with pytest.raises(ValueError, match="neither a checkpoint of train/recognise.py nor"):
+    with pytest.raises(ValueError, match="neither a checkpoint of train"):
         save_file({"x": torch.zeros(3)}, tmp_path / "x.safetensors")
         adopt(tmp_path / "x.safetensors", config_of(), ())
 
@@ -342,7 +346,7 @@ def test_a_broken_video_is_stood_in_for_or_stops(clips: list[str], tmp_path: Pat
     gone = replace(training[1], item=replace(training[1].item, path=tmp_path / "gone.mp4"))
     broken = [training[0], gone, training[2]]
     sets = read_clips(config.data).sets
-    with pytest.raises(ValueError, match="gone.mp4"):
+    with pytest.raises(ValueError, match=r"gone\.mp4"):
         TrainingViews(broken, config, sets)[(0, 1)]
     skipping = replace(config, data=replace(config.data, bad_videos="skip"))
     sample = TrainingViews(broken, skipping, sets)[(0, 1)]
@@ -543,7 +547,7 @@ def test_a_run_leaves_everything_behind(trained: Path) -> None:
 
 def test_a_list_of_clips_is_scored(trained: Path, clips: list[str], tmp_path: Path) -> None:
     arguments = ["evaluate/recognise.py", "--checkpoint", trained / "last.pt", "--reversed"]
-    arguments += ["--views.clips=2", "--crops.crops=3"]
+    arguments += ["--views.clips", "2", "--crops.crops=3"]
     printed = good(*arguments, "--out", tmp_path / "one")
     metrics = json.loads((tmp_path / "one/metrics.json").read_text())
     found = json.loads((tmp_path / "one/predictions.json").read_text())["results"]
@@ -562,9 +566,19 @@ def test_a_list_of_clips_is_scored(trained: Path, clips: list[str], tmp_path: Pa
         one, two = (json.loads((tmp_path / f"{x}/{file}").read_text()) for x in ("one", "two"))
         assert (one == two) if file == "metrics.json" else (one.keys() == two.keys())
 
+    # A few files of two of the classes are a list, too.
+    few = tmp_path / "few"
+    for name in list(found)[:5]:
+        put = few / "test" / Path(name).parent.name
+        put.mkdir(parents=True, exist_ok=True)
+        (put / Path(name).name).symlink_to(name)
+    good(*arguments, "--out", tmp_path / "few_out", "--data.annotations", few)
+    fewer = json.loads((tmp_path / "few_out/metrics.json").read_text())
+    assert fewer["clips"] == 5 and fewer["top1"] == pytest.approx(np.mean(right[:5]))
+
     # The same from Python, and from the script on a file.
     video = next(iter(found))
-    printed = good(*arguments[:3], "--views.clips=2", "--crops.crops=3", video)
+    printed = good(*arguments[:3], "--views.clips", "2", "--crops.crops", "3", video)
     saved = load_checkpoint(trained / "last.pt", Recognition)
     views = replace(saved.config.views, clips=2)
     wide = replace(saved.config, views=views, crops=replace(saved.config.crops, crops=3))
@@ -628,11 +642,13 @@ def test_wrong_uses_are_told_in_a_line(trained: Path, clips: list[str], tmp_path
                 *("train/recognise.py", "--config", DEMO, *QUICK, *clips, "--out", trained),
                 *("--resume", "--training.lr=0.5"),
             ],
-            "training.lr was 0.002, is 0.5",
+            "training.lr was 0.003, is 0.5",
         ),
         (
-            ["train/recognise.py", "--config", DEMO, *clips, f"--out={tmp_path / 'n'}"]
-            + ["--data.mirrored=[[Run, Jump]]"],
+            [
+                *("train/recognise.py", "--config", DEMO, *clips, f"--out={tmp_path / 'n'}"),
+                "--data.mirrored=[[Run, Jump]]",
+            ],
             "data.mirrored: there is no class 'Run'",
         ),
     ):

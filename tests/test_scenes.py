@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from evaluate.annotations import read_annotations, select
-from extract.demo import DemoConfig, exchange_annotations, write_dataset
-from extract.scenes import ACTIONS, Scene, action_map, random_scene, render
+from extract.demo import DemoConfig, exchange_annotations, write_clips, write_dataset
+from extract.scenes import ACTIONS, Scene, action_map, random_clip, random_scene, render
 from extract.video import VideoReader
 
 SMALL = DemoConfig(training=3, validation=2, test=1, shortest=4, longest=7)
@@ -134,3 +134,28 @@ def test_exchange_moves_training_truth_and_leaves_the_test_alone(tmp_path: Path)
     for video in moved.values():
         for entry in video["annotations"]:
             assert 0 <= entry["segment"][0] < entry["segment"][1] <= video["duration"]
+
+
+@pytest.mark.parametrize("action", ACTIONS)
+def test_a_clip_is_little_longer_than_its_one_action(action: str) -> None:
+    scenes = [random_clip(np.random.default_rng(seed), action, 2.0) for seed in range(30)]
+    for scene in scenes:
+        ((label, start, end),) = scene.actions()
+        assert label == action and 0 <= start <= 0.3 and 1.7 <= end <= 2.0
+    assert {len(scene.actors) for scene in scenes} == {1, 2}
+
+
+def test_clips_lie_in_class_folders_and_come_again_byte_for_byte(tmp_path: Path) -> None:
+    sizes = DemoConfig(training=2, validation=0, test=1, shortest=0.5, longest=0.8)
+    for folder in ("one", "two"):
+        write_clips(tmp_path / folder, sizes, processes=1)
+    files = sorted(p.relative_to(tmp_path / "one") for p in (tmp_path / "one").rglob("*.mp4"))
+    parts = [(file.parts[0], file.parts[1]) for file in files]
+    wanted = [("test", a) for a in sorted(ACTIONS)]
+    assert parts == wanted + [("training", a) for a in sorted(ACTIONS) for _ in range(2)]
+    for file in files:
+        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
+        reader = VideoReader(tmp_path / "one" / file)
+        assert 0.4 < len(reader) / reader.fps <= 0.8
+    with pytest.raises(ValueError, match="no demo dataset"):
+        write_clips(tmp_path, sizes, processes=1)

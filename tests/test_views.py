@@ -84,7 +84,7 @@ def test_training_goes_everywhere_and_without_jitter_stands_still() -> None:
         assert 12.5 * part - 0.5 <= low < 12.5 * part + 1
         assert 12.5 * (part + 1) - 1.5 < high <= 12.5 * (part + 1) + 0.5
     for method in ("interval", "segments"):
-        still = ViewConfig(method, jitter=False, clips=1)  # type: ignore[arg-type]
+        still = ViewConfig(method, jitter=False, clips=1)
         (middle,) = evaluation_clips(stretch, still)
         assert np.array_equal(training_clip(rng, stretch, still).frames, middle.frames)
 

@@ -25,8 +25,8 @@ def memory_advice(batch_setting: str) -> Iterator[None]:
     except torch.OutOfMemoryError as error:
         raise MemoryError(
             f"the device ran out of memory; lower {batch_setting} (training.accumulate makes up "
-            "for smaller training batches), set backbone.recompute full or "
-            "training.precision bf16, or lower sampling.window_size or pixels.size"
+            "for smaller training batches), set training.precision bf16, or lower the number of "
+            "frames or their size; detectors need less with backbone.recompute full, too"
         ) from error
 
 

@@ -13,6 +13,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from accelerate import DistributedType
+
 from configs.files import write_text
 from configs.load import dump, load
 from train.disk import claim_folder, refuse_full_disk
@@ -41,6 +43,11 @@ def main() -> None:
 def train(config: Recognition, resume: bool) -> None:
     """Train as the config says; leaves checkpoints, metrics and a picture in `config.out`."""
     accelerator = begin(config)
+    if accelerator.distributed_type == DistributedType.FSDP:
+        raise ValueError(
+            "recognition networks are small enough for every GPU, and sharding them (FSDP) is not "
+            "tested; launch with configs/accelerate/multi_gpu.yaml"
+        )
     out = Path(config.out)
     begun = has_begun(out, resume)
     clips = read_clips(config.data)
