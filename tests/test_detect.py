@@ -2,6 +2,7 @@
 
 import csv
 import json
+import multiprocessing
 import re
 import subprocess
 from dataclasses import replace
@@ -12,15 +13,18 @@ import av
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 
+from benchmarks import long_video
 from configs.load import load
+from evaluate import detect
 from evaluate.annotations import Detection
 from evaluate.exports import clock, csv_text, listing, srt, vtt
 from evaluate.predictions import read_predictions
 from extract.clips import Direction
-from extract.video import VideoReader
+from extract.video import VideoError, VideoReader
 from tests.conftest import REPOSITORY
-from tests.encodings import ENCODINGS, write_numbered
+from tests.encodings import ENCODINGS, read_numbers, write_numbered
 from tests.forks import script
 from tests.test_detector import small_experiment
 from train.actionformer import HeadOutput
@@ -325,3 +329,69 @@ def test_real_clips(folder: Path, shared: Path) -> None:
     assert "corrupted.mp4" in done.stderr.splitlines()[-1]
     for name in ("demo.mp4", "flipping_a_pancake.mkv", "h265_video.mp4", "part_0.mp4", "test.avi"):
         assert f"{name} (0:" in done.stdout
+
+
+def test_a_repeated_video_is_its_frames_again(tmp_path: Path) -> None:
+    """What the benchmark of long videos measures with."""
+    write_numbered(tmp_path / "once.mp4", 40)
+    long_video.repeat(tmp_path / "once.mp4", tmp_path / "again.mp4", 4.8)
+    reader = VideoReader(tmp_path / "again.mp4")
+    assert read_numbers(reader.frames(np.arange(len(reader)))) == list(range(40)) * 3
+    assert reader.times(np.array([0, 1, 40, 119])) == pytest.approx([0, 0.04, 1.6, 4.76])
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_video(folder: Path, tmp_path: Path) -> None:
+    """Ten times the length: a megabyte or two per thousand windows, not their frames."""
+    write_numbered(tmp_path / "once.mp4", 100)
+    peaks = []
+    for minutes in (1, 10):
+        path = tmp_path / f"{minutes}.mp4"
+        long_video.repeat(tmp_path / "once.mp4", path, 60 * minutes)
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            run = pool.apply(long_video.measure, (folder / "forward.pt", path, None))
+        assert run.duration_s == 60 * minutes
+        peaks.append(run.peak_mb)
+    # Of every frame its time is kept, of every window its strongest points.
+    assert peaks[1] < 1.1 * peaks[0]
+
+
+def in_process(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> str:
+    """Run the script here; returns how it ends."""
+    monkeypatch.setattr("sys.argv", ["detect.py", "--cpu", *map(str, arguments)])
+    with pytest.raises(SystemExit) as end:
+        detect.main()
+    return str(end.value)
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (RuntimeError("DataLoader worker (pid 3) exited unexpectedly"), "two.avi: cannot be dec"),
+        (VideoError("two.avi: broke in its middle"), "broke in its middle"),
+        (MemoryError("no memory"), "error: no memory"),
+    ],
+)
+def test_what_was_found_is_kept(
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    accelerator: Accelerator,
+    error: Exception,
+    told: str,
+) -> None:
+    """A video that breaks in its middle costs itself; what ends the run, what was not yet done."""
+    examine = Detector.examine
+
+    def breaking(self: Detector, item: Item, *more: Any) -> Any:
+        if item.name == "two":
+            raise error
+        return examine(self, item, *more)
+
+    monkeypatch.setattr(Detector, "examine", breaking)
+    videos = folder / "videos/one.mp4", folder / "videos/two.avi"
+    files = "--json", tmp_path / "a.json", "--page", tmp_path / "a.html"
+    checkpoint = "--checkpoint", folder / "forward.pt"
+    assert told in in_process(monkeypatch, *videos, *checkpoint, *files, "--threshold", 0)
+    assert read_predictions(tmp_path / "a.json").keys() == {"one"}
+    assert (tmp_path / "a.html").exists()
