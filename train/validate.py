@@ -26,6 +26,8 @@ from train.items import ACTION, Item
 from train.predict import Answers, Candidates, detections, predict
 
 Keep = Callable[[Batch, Sequence[Tensor]], None]
+Truth = Mapping[str, Sequence[Segment]]
+"""Per video what is annotated."""
 Found = dict[str, dict[str, list[Detection]]]
 """Per answer (`Detector.answers`) and video what was detected."""
 WAIT_FOR_OTHERS = timedelta(hours=2)  # processes look at and decode different videos
@@ -141,20 +143,24 @@ def _followed(
 
 def score(items: list[Item], found: dict[str, list[Detection]], detector: Detector) -> MeanAP:
     """Score detections against the truth at the config's tIoUs; videos not in `found` are out."""
-    truth = {item.name: item.truth for item in items if item.name in found}
-    if detector.config.data.class_agnostic and not detector.config.evaluation.video_scores:
-        truth = {
-            name: tuple(segment._replace(label=ACTION) for segment in segments)
-            for name, segments in truth.items()
-        }
+    truth: Truth = {item.name: item.truth for item in items if item.name in found}
+    truth = as_detected(truth, detector.config)
     if detector.config.evaluation.video_scores:
         _refuse_other_classes(truth, found)
     return mean_average_precision(truth, found, detector.config.evaluation.tious)
 
 
-def _refuse_other_classes(
-    truth: Mapping[str, Sequence[Segment]], found: Mapping[str, Sequence[Detection]]
-) -> None:
+def as_detected(truth: Truth, config: Experiment) -> Truth:
+    """Return truth with the labels that the experiment's detections have: one, or the classes."""
+    if not config.data.class_agnostic or config.evaluation.video_scores:
+        return truth
+    return {
+        name: tuple(segment._replace(label=ACTION) for segment in segments)
+        for name, segments in truth.items()
+    }
+
+
+def _refuse_other_classes(truth: Truth, found: Mapping[str, Sequence[Detection]]) -> None:
     """Raise ValueError if not one class of the video scores is annotated."""
     wanted = {segment.label for segments in truth.values() for segment in segments}
     given = {detection.label for detections in found.values() for detection in detections}
