@@ -66,7 +66,7 @@ def _draw_checks(axes: Any, checks: Sequence[Mapping[str, Any]]) -> None:
     for number, name in enumerate(names):
         values = [line["validation"].get(name, math.nan) for line in checks]
         if number:
-            colour = plt.get_cmap("viridis")(number / len(names))
+            colour = plt.get_cmap("viridis")(0.75 * number / len(names))
             axes.plot(steps, values, label=name, color=colour, linewidth=1, marker=".")
         else:
             label = name.replace("_", " ")
@@ -108,7 +108,7 @@ def draw_precision_recall(curves: Curves, path: Path) -> None:
     for number, (tiou, curve) in enumerate(
         zip(curves.tious, curves.precision.mean(axis=1), strict=True)
     ):
-        colour = plt.get_cmap("viridis")(0.9 * number / max(1, len(curves.tious) - 1))
+        colour = plt.get_cmap("viridis")(0.75 * number / max(1, len(curves.tious) - 1))
         axes.plot(RECALLS, curve, label=f"tIoU {tiou:g}", color=colour, linewidth=1.8)
     axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.03))
     _finish(axes)

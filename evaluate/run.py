@@ -54,6 +54,7 @@ from train.provenance import (
     files_section,
     left_out_section,
     repeat_section,
+    report_of,
     settings_section,
     time_section,
 )
@@ -252,7 +253,7 @@ def score_checkpoint(args: argparse.Namespace, overrides: list[str]) -> None:
         )
         truth = as_detected({item.name: item.truth for item in items if item.name in found}, config)
         title = f"{args.checkpoint} on '{subset}'"
-        more = _more(out, launch, dump(config), left_out)
+        more = _more(out, launch, dump(config), left_out, args.checkpoint.parent)
         leave_scores(out, title, truth, found, result, streams, len(left_out), more)
         print(f"report: {out / REPORT}")
         _tell_the_run(args.checkpoint.parent, out)
@@ -289,21 +290,28 @@ def write_results(
 
 
 def _more(
-    out: Path, launch: Launch, config: str = "", skipped: Mapping[str, str] = MappingProxyType({})
+    out: Path,
+    launch: Launch,
+    config: str = "",
+    skipped: Mapping[str, str] = MappingProxyType({}),
+    run: Path | None = None,
 ) -> list[Section]:
     """Return what a report has besides scores.
 
     Args:
         config: the resolved experiment, if there is one.
         skipped: videos that do not count, with causes.
+        run: the folder of the training run, if it is known.
     """
+    report = report_of(run, out) if run else None
+    above = [(report, "the report of the training run")] if report else []
     sections = [
         left_out_section(skipped),
         time_section([launch]),
         activations_section([launch]),
         repeat_section([launch]),
         settings_section(config) if config else None,
-        files_section(out),
+        files_section(out, above),
     ]
     return [section for section in sections if section]
 

@@ -1,6 +1,7 @@
 """Sections that every report ends with: where the time went, how to do it again, which files."""
 
 import os
+import shlex
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -83,7 +84,7 @@ def repeat_section(launches: Sequence[Launch]) -> Section:
     """Return the commands, and what they ran on."""
     commands = {
         "The exact command" if len(launches) == 1 else f"The exact command of launch {n}": (
-            f"cd {launch.folder}\n{launch.command}"
+            f"cd {shlex.quote(launch.folder)}\n{_lines(launch.command)}"
         )
         for n, launch in enumerate(launches, 1)
     }
@@ -100,6 +101,16 @@ def repeat_section(launches: Sequence[Launch]) -> Section:
         Table("versions", ("software", "version"), list(versions.items()), "Versions", note),
     ]
     return Section("How to do it again", tables=tables, texts=commands)
+
+
+def _lines(command: str) -> str:
+    """Return a command with each of its options on a line of its own; it can be typed as it is."""
+    words: list[list[str]] = [[]]
+    for word in shlex.split(command):
+        if word.startswith("--"):
+            words.append([])
+        words[-1].append(word)
+    return " \\\n    ".join(map(shlex.join, words))
 
 
 def files_section(out: Path, others: Iterable[tuple[str, str]] = ()) -> Section:
@@ -130,10 +141,10 @@ def left_out_section(skipped: Mapping[str, str]) -> Section | None:
 
 
 def report_of(folder: Path, seen_from: Path) -> str | None:
-    """Return the relative URL of a folder's report, if it has one."""
+    """Return the relative path of a folder's report, if it has one."""
     if not (folder / REPORT).is_file():
         return None
-    return quote(os.path.relpath((folder / REPORT).resolve(), seen_from.resolve()))
+    return os.path.relpath((folder / REPORT).resolve(), seen_from.resolve())
 
 
 def outcome(launch: Launch) -> str:

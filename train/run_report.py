@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import yaml
 
@@ -27,7 +28,7 @@ CURVES = "curves.png"
 EVALUATION = "Evaluation"  # the kind of the reports that a run's page links to
 ABOUT_CURVES = (
     "Over the steps of training. Above: the loss and its parts, which training lowers, and the "
-    "score on the validation videos, which it never learns from; the black line decides which "
+    "score on the validation videos, which it never learns from; the thick line decides which "
     "checkpoint is the best. Below: how far a step moves the weights, and how long it takes."
 )
 TERMS = (
@@ -184,15 +185,21 @@ def _validations(
     checks: Sequence[Mapping[str, Any]], best: Mapping[str, Any], epochs: Mapping[int, int]
 ) -> Section:
     names = list(checks[0]["validation"])
-    rows = [
-        (epochs.get(line["step"]), line["step"], *(line["validation"].get(n) for n in names))
-        for line in checks
-    ]
-    columns = ("epoch", "step", *map(_name, names))
+    recalls = [name for name in names if name.startswith("recall")]
     strong = [next(n for n, line in enumerate(checks) if line is best)]
+
+    def table(name: str, some: Sequence[str], note: str) -> Table:
+        rows = [
+            [epochs.get(line["step"]), line["step"], *(line["validation"].get(n) for n in some)]
+            for line in checks
+        ]
+        columns = ("epoch", "step", *map(_name, some))
+        return Table(name, columns, rows, note=note, strong=strong)
+
     note = "Bold: the best, which is best.pt. The terms are explained at the end."
-    table = Table("validations", columns, rows, note=note, strong=strong)
-    return Section("Validation scores", tables=[table])
+    tables = [table("validations", [name for name in names if name not in recalls], note)]
+    tables += [table("validation recall", recalls, "")] if recalls else []
+    return Section("Validation scores", tables=tables)
 
 
 def _scores(out: Path) -> Section | None:
@@ -200,12 +207,12 @@ def _scores(out: Path) -> Section | None:
     rows, links = [], {}
     for file in sorted([*out.glob(f"evaluation/*/{TABLES}"), *out.glob(f"*/{TABLES}")]):
         content = json.loads(file.read_text())
-        url = report_of(file.parent, out)
-        if content["kind"] != EVALUATION or not url:
+        report = report_of(file.parent, out)
+        if content["kind"] != EVALUATION or not report:
             continue
         facts = content["facts"]
         rows.append((file.parent.name, facts.get("average mAP"), facts.get("videos")))
-        links[file.parent.name] = url
+        links[file.parent.name] = quote(report)
     if not rows:
         return None
     table = Table("evaluations", ("evaluation", "average mAP", "videos"), rows, links=links)
