@@ -39,7 +39,8 @@ demo: $(READY)
 		--config configs/fusion/average.yaml --out runs/demo/fused --resume
 	$(DEMO_ENV) $(BIN)/python evaluate/run.py --checkpoint runs/demo/fused/last.pt --cache $(CACHE)
 	$(DEMO_ENV) $(BIN)/python cache/show.py $(CACHE)
-	@echo "Look at runs/demo/forward/curves.png and runs/demo/forward/evaluation/last-test/tious.png"
+	@echo "Reports of what has been done, for a browser: runs/demo/forward/report.html (training)"
+	@echo "and runs/demo/fused/evaluation/last-test/report.html (both directions, scored)"
 
 # The same run on annotations exchanged between videos: it must fail.
 control: $(READY)
