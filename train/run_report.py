@@ -103,7 +103,7 @@ def _rates(training: Mapping[str, Any]) -> dict[str, str]:
     for setting, what in (("lr", "heads"), ("backbone_lr", "adapters, backbone")):
         if setting in training:
             names.setdefault(f"{training[setting]:g}", []).append(what)
-    return {rate: ", ".join(what) for rate, what in names.items()}
+    return {rate: "all that learns" if len(what) > 1 else what[0] for rate, what in names.items()}
 
 
 def _epochs(lines: Sequence[Mapping[str, Any]]) -> dict[int, int]:
