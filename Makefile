@@ -43,8 +43,9 @@ demo: $(READY)
 	$(DEMO_ENV) $(BIN)/python evaluate/detect.py data/demo/videos/test_000.mp4 \
 		--checkpoint runs/demo/fused/last.pt --annotations data/demo/annotations.json \
 		--page runs/demo/page.html
-	@echo "Open runs/demo/page.html in a browser."
-	@echo "Look at runs/demo/forward/curves.png and runs/demo/forward/evaluation/last-test/tious.png"
+	@echo "For a browser: runs/demo/page.html (a video and what was found in it);"
+	@echo "reports of what has been done: runs/demo/forward/report.html (training)"
+	@echo "and runs/demo/fused/evaluation/last-test/report.html (both directions, scored)"
 
 # The same run on annotations exchanged between videos: it must fail.
 control: $(READY)

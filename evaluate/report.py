@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import matplotlib
@@ -10,38 +11,149 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
 from evaluate.compare import Estimate
 from evaluate.mean_ap import MeanAP
+from evaluate.precision_recall import RECALLS, Curves
 
 MOST_NAMES = 60  # more would be written over each other
+MOST_PANELS = 24
+STRIKING = 0.05  # differences of mAP from here on have the full colour
+WIDTH = 8.0  # inches: 800 pixels, which every figure fits into with letters that can be read
+APART = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#000000")  # Okabe and Ito's
+
+# What a line of metrics.jsonl holds besides the total loss and its parts.
+NO_LOSS = {"step", "epoch", "stand_ins", "lr", "learning_rates", "seconds_per_step"}
 
 
-def draw_curves(
-    metrics: Sequence[Mapping[str, Any]], path: Path, losses: Sequence[str], measure: str
-) -> None:
-    """Draw losses and a validation score over steps (lines of metrics.jsonl) into a PNG."""
-    steps = [line for line in metrics if "loss" in line]
+def draw_curves(metrics: Sequence[Mapping[str, Any]], rates: Mapping[str, str], path: Path) -> None:
+    """Draw losses, validation scores, learning rates and speed over steps into a PNG.
+
+    Args:
+        metrics: lines of metrics.jsonl.
+        rates: what learns with each of the learning rates, by its key in the lines.
+    """
+    lines = [line for line in metrics if "loss" in line]
     checks = [line for line in metrics if "validation" in line]
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    for name in ("loss", *losses):
-        left.plot([line["step"] for line in steps], [line[name] for line in steps], label=name)
-    left.set(xlabel="step", ylabel="loss", title="training")
-    left.legend()
-    scores = [line["validation"][measure] for line in checks]
-    right.plot([line["step"] for line in checks], scores, marker="o")
-    right.set(xlabel="step", ylabel=measure.replace("_", " "), title="validation", ylim=(0, 1))
+    figure, axes = plt.subplots(2, 2, figsize=(WIDTH, 6.4), layout="constrained")
+    (losses, scores), (lrs, speed) = axes
+    steps = [line["step"] for line in lines]
+    for name in [name for name in (lines[-1] if lines else ()) if name not in NO_LOSS]:
+        style = {"color": "black", "linewidth": 1.8} if name == "loss" else {"linewidth": 1.2}
+        label = "total" if name == "loss" else name
+        losses.plot(steps, [line.get(name, math.nan) for line in lines], label=label, **style)
+    losses.set(title="Training loss (lower is better)", xlabel="step", ylim=(0, None))
+    _draw_checks(scores, checks)
+    for name in (lines[-1] if lines else {}).get("learning_rates", {}):
+        values = [line.get("learning_rates", {}).get(name, math.nan) for line in lines]
+        lrs.plot(steps, values, label=rates.get(name, f"peak {name}"))
+    if not lrs.lines:
+        lrs.plot(steps, [line.get("lr", math.nan) for line in lines])
+    lrs.set(title="Learning rate", xlabel="step", ylim=(0, None))
+    speed.plot(steps, [line.get("seconds_per_step", math.nan) for line in lines], color="#555555")
+    speed.set(title="Seconds per step", xlabel="step", ylim=(0, None))
+    for axis in axes.flat:
+        _finish(axis)
     save(figure, path)
 
 
-def draw_tious(result: MeanAP, path: Path) -> None:
-    """Draw mAP over tIoU, the average as a line, into a PNG."""
-    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
-    axes.plot(list(result.per_tiou), list(result.per_tiou.values()), marker="o")
-    axes.axhline(result.average, linestyle="--", label=f"average {result.average:.3f}")
-    axes.set(xlabel="tIoU", ylabel="mAP", ylim=(0, 1))
-    axes.legend()
+def _draw_checks(axes: Any, checks: Sequence[Mapping[str, Any]]) -> None:
+    """Draw validation scores: the first of them, which decides, on top of the others."""
+    steps = [line["step"] for line in checks]
+    if not checks:
+        axes.text(0.5, 0.5, "nothing was validated", ha="center", transform=axes.transAxes)
+    names = [name for name in (checks[-1]["validation"] if checks else ()) if "recall" not in name]
+    for number, name in enumerate(names):
+        values = [line["validation"].get(name, math.nan) for line in checks]
+        if number:
+            colour = plt.get_cmap("viridis")(0.75 * number / len(names))
+            axes.plot(steps, values, label=name, color=colour, linewidth=1, marker=".")
+        else:
+            label = name.replace("_", " ")
+            style = {"color": "black", "linewidth": 2.2, "marker": "o", "zorder": 3}
+            axes.plot(steps, values, label=label, **style)
+    axes.set(title="Validation score (higher is better)", xlabel="step", ylim=(0, 1))
+
+
+def draw_tious(
+    result: MeanAP, path: Path, streams: Mapping[str, MeanAP] = MappingProxyType({})
+) -> None:
+    """Draw mAP over tIoU, the average as a line, into a PNG.
+
+    Args:
+        streams: the same of a detector's single streams, by name.
+    """
+    figure, axes = plt.subplots(figsize=(WIDTH, 3.6), layout="constrained")
+    whole = "both streams" if streams else "mAP"
+    every = {whole: result, **{f"{name} alone": alone for name, alone in streams.items()}}
+    for number, (name, one) in enumerate(every.items()):
+        style: dict[str, Any] = {"color": APART[number], "linewidth": 1.2 if number else 2.2}
+        label = f"{name} (average {one.average:.3f})"
+        axes.plot(list(one.per_tiou), list(one.per_tiou.values()), "o-", label=label, **style)
+    if not streams:
+        axes.axhline(result.average, linestyle="--", linewidth=1, color=APART[0])
+        for tiou, value in result.per_tiou.items():
+            place: dict[str, Any] = {"textcoords": "offset points", "ha": "center", "zorder": 4}
+            box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1}
+            axes.annotate(f"{value:.3f}", (tiou, value), (0, 9), bbox=box, **place)
+    axes.set(xlabel="tIoU that a detection must reach to count", ylabel="mAP", ylim=(0, 1.08))
+    axes.set_xticks(list(result.per_tiou))
+    _finish(axes)
+    save(figure, path)
+
+
+def draw_precision_recall(curves: Curves, path: Path) -> None:
+    """Draw precision over recall, the mean over all classes at every tIoU, into a PNG."""
+    figure, axes = plt.subplots(figsize=(WIDTH, 4.4), layout="constrained")
+    for number, (tiou, curve) in enumerate(
+        zip(curves.tious, curves.precision.mean(axis=1), strict=True)
+    ):
+        colour = plt.get_cmap("viridis")(0.75 * number / max(1, len(curves.tious) - 1))
+        axes.plot(RECALLS, curve, label=f"tIoU {tiou:g}", color=colour, linewidth=1.8)
+    axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.03))
+    _finish(axes)
+    save(figure, path)
+
+
+def draw_class_curves(
+    curves: Curves, tiou: float, precisions: Mapping[str, Mapping[float, float]], path: Path
+) -> None:
+    """Draw precision over recall, a panel for each class at one tIoU, into a PNG.
+
+    Args:
+        tiou: one of the curves'.
+        precisions: average precision by class and tIoU; of more than `MOST_PANELS` classes those
+            with the lowest are drawn.
+    """
+    order = sorted(curves.labels, key=lambda label: precisions[label][tiou])[:MOST_PANELS]
+    columns = min(4, len(order))
+    rows = -(-len(order) // columns)
+    figure, grid = plt.subplots(
+        rows,
+        columns,
+        figsize=(WIDTH, 0.5 + 1.9 * rows),
+        layout="constrained",
+        sharex=True,
+        sharey=True,
+        squeeze=False,
+    )
+    at = curves.precision[curves.tious.index(tiou)]
+    for axes, label in zip(grid.flat, order, strict=False):
+        number = curves.labels.index(label)
+        axes.fill_between(RECALLS, at[number], color=APART[0], alpha=0.18, linewidth=0)
+        axes.plot(RECALLS, at[number], color=APART[0], linewidth=1.6)
+        name = label if len(label) <= 22 else f"{label[:21]}…"
+        average, count = precisions[label][tiou], curves.truths[number]
+        axes.set_title(f"{name}\nAP {average:.3f}, {count} actions", fontsize=9, parse_math=False)
+        axes.set(xlim=(0, 1), ylim=(0, 1.03), xticks=(0, 0.5, 1), yticks=(0, 0.5, 1))
+        _finish(axes)
+    for place in range(len(order), grid.size):
+        grid.flat[place].set_axis_off()
+        grid.flat[place - columns].tick_params(labelbottom=True)  # nothing stands below it
+    figure.supxlabel("recall", fontsize=10)
+    figure.supylabel("precision", fontsize=10)
     save(figure, path)
 
 
@@ -51,27 +163,48 @@ def draw_rows(
     reference: str | None,
     path: Path,
 ) -> None:
-    """Draw rows of a study into a PNG: averages, and differences to one row over tIoU.
+    """Draw rows of a study into a PNG: averages, and differences to one row by tIoU.
 
     Args:
         averages: average mAP by row; `differences`: to the row `reference`, {row: {tIoU: mAP}}.
     """
-    figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.5), layout="constrained")
+    height = 1.3 + 0.3 * len(averages)
+    sides = (2, 3) if differences else (1, 0.001)
+    figure, (left, right) = plt.subplots(
+        1, 2, figsize=(WIDTH, height), width_ratios=sides, layout="constrained", sharey=True
+    )
     names = list(averages)
-    for place, (name, (mean, low, high)) in enumerate(averages.items()):
-        left.errorbar(mean, place, xerr=[[mean - low], [high - mean]], fmt="o", capsize=3)
-        right.plot([], [], label=name)  # the same colours on both sides
-        if name in differences:
-            tious = list(differences[name])
-            means, lows, highs = zip(*differences[name].values(), strict=True)
-            colour = f"C{place % 10}"
-            right.plot(tious, means, marker="o", color=colour)
-            right.fill_between(tious, lows, highs, color=colour, alpha=0.12)
-    left.set(xlabel="average mAP, 95 % over videos", yticks=range(len(names)), yticklabels=names)
-    left.invert_yaxis()
-    right.axhline(0, color="grey", linewidth=1)
-    right.set(xlabel="tIoU", ylabel="mAP", title=f"difference to {reference}" if reference else "")
-    right.legend(fontsize="small")
+    for place, (mean, low, high) in enumerate(averages.values()):
+        left.errorbar(
+            mean, place, xerr=[[mean - low], [high - mean]], fmt="o", capsize=3, color=APART[0]
+        )
+    left.set(title="average mAP", xlabel="with its 95 % interval", yticks=range(len(names)))
+    left.set_yticklabels(names, fontsize=9, parse_math=False)
+    left.set_ylim(len(names) - 0.5, -0.5)
+    left.grid(axis="x", alpha=0.3)
+    tious = list(next(iter(differences.values()), ()))
+    for place, name in enumerate(names):
+        for column, one in enumerate(differences.get(name, {}).values()):
+            sure = one.low > 0 or one.high < 0
+            shade = plt.get_cmap("RdBu")(0.5 + 0.35 * max(-1, min(1, one.mean / STRIKING)))
+            right.add_patch(Rectangle((column - 0.5, place - 0.5), 1, 1, color=shade))
+            right.text(
+                column,
+                place,
+                f"{one.mean:+.3f}".replace("0.", ".", 1),
+                ha="center",
+                va="center",
+                fontsize=9,
+                weight="bold" if sure else "normal",
+                color="black",
+            )
+    if differences:
+        right.set(title=f"mAP at each tIoU − {reference}", xlim=(-0.5, len(tious) - 0.5))
+        right.set_xticks(range(len(tious)), [f"{tiou:g}" for tiou in tious])
+        right.set_xlabel("bold: the 95 % interval does not hold 0")
+        right.tick_params(axis="y", left=False)
+    else:
+        right.set_axis_off()
     save(figure, path)
 
 
@@ -92,14 +225,19 @@ def draw_dataset(
             steps; the point in an action's middle has half its length to go.
         videos: (duration in seconds, frames per second) of each.
     """
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(16, 4.5), layout="constrained")
     names = list(next(iter(examples.values()), ()))
+    tall = min(12.0, max(3.0, 0.17 * min(len(names), MOST_NAMES)))
+    figure = plt.figure(figsize=(WIDTH, tall + 3.6), layout="constrained")
+    grid = figure.add_gridspec(2, 2, height_ratios=(tall, 3.6))
+    left, middle, right = (
+        figure.add_subplot(place) for place in (grid[0, :], grid[1, 0], grid[1, 1])
+    )
     height = 0.8 / max(1, len(examples))
     for number, (subset, counts) in enumerate(examples.items()):
         places = [place + number * height for place in range(len(names))]
         left.barh(places, [counts[name] for name in names], height, label=subset)
     left.set(xlabel="actions", title="classes", yticks=range(len(names)), yticklabels=names)
-    left.tick_params(axis="y", labelsize=8 if len(names) <= 30 else 4)
+    left.tick_params(axis="y", labelsize=9)
     if len(names) > MOST_NAMES:
         left.set(yticks=[])
     left.margins(x=0.3)  # room for the legend
@@ -156,6 +294,14 @@ def table(result: MeanAP) -> str:
         cells = "".join(f"  {number:6.4f}" for number in numbers)
         lines.append(f"{name:<{width}}{cells}   {sum(numbers) / len(numbers):.4f}")
     return "\n".join(lines)
+
+
+def _finish(axes: Any) -> None:
+    """Give a panel a faint grid, no frame and, of several lines, a legend."""
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    if axes.get_legend_handles_labels()[1]:
+        axes.legend(fontsize=9, framealpha=0.7)
 
 
 def save(figure: Any, path: Path) -> None:

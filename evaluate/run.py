@@ -7,8 +7,9 @@
 
 A checkpoint brings its config; --config is laid over it (an OpenTAD checkpoint needs one), and
 dotted overrides change single settings. With --predictions, --config supplies blocked videos, class
-list and tIoUs; several files are joined and suppressed anew. Prints a table; writes metrics.json,
-predictions.json and tious.png into --out, for a detector of two streams each stream's, too.
+list and tIoUs; several files are joined and suppressed anew. Prints a table; writes report.html,
+with its figures and, as report.json, its tables, metrics.json and predictions.json into --out, for
+a detector of two streams each stream's, too.
 """
 
 import argparse
@@ -26,7 +27,7 @@ from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 
 from configs.files import write_text
-from configs.load import load
+from configs.load import dump, load
 from evaluate.annotations import (
     Detection,
     Segment,
@@ -36,15 +37,38 @@ from evaluate.annotations import (
 from evaluate.mean_ap import MeanAP, mean_average_precision
 from evaluate.nms import NmsConfig, suppress
 from evaluate.predictions import cannot_score, read_predictions, write_predictions
-from evaluate.report import draw_tious, table
+from evaluate.report import table
+from evaluate.report_page import REPORT, TABLES, Section
+from evaluate.scores_report import PICTURES, leave_scores
+from extract.activations import Counts
 from train.cached import evaluation_spans, up_to_date
 from train.config import Experiment
 from train.detector import Detector
 from train.errors import EXPECTED, message
 from train.items import load_annotations, load_items, skipped_warning
+from train.launches import FINISHED, LAUNCHES, Launch, new_launch
+from train.loop import START_UP
+from train.provenance import (
+    activations_section,
+    files_section,
+    left_out_section,
+    repeat_section,
+    report_of,
+    settings_section,
+    time_section,
+)
+from train.run_report import leave_report
 from train.sources import config_of, read_source
-from train.start import WAIT_FOR_PASSES, activations_of, open_cache, with_cache
-from train.validate import WAIT_FOR_OTHERS, detect_all, score, window_loader
+from train.start import (
+    PASSES,
+    WAIT_FOR_PASSES,
+    activations_of,
+    device_names,
+    open_cache,
+    with_cache,
+)
+from train.stopwatch import Stopwatch
+from train.validate import WAIT_FOR_OTHERS, as_detected, detect_all, score, window_loader
 
 Predictions = dict[str, list[Detection]]
 Truth = dict[str, tuple[Segment, ...]]
@@ -105,7 +129,14 @@ def score_file(args: argparse.Namespace, overrides: list[str]) -> None:
         print(f"warning: {problem}")
     stems = "+".join(path.stem for path in args.predictions)
     out = args.out or args.predictions[0].parent / f"{stems}-{subset}"
-    write_results(out, found, mean_average_precision(truth, found, tious), {})
+    watch = Stopwatch("scoring")
+    launch = new_launch()
+    result = mean_average_precision(truth, found, tious)
+    write_results(out, found, result, {})
+    launch = replace(launch, outcome=FINISHED, seconds=watch.seconds())
+    title = f"{' + '.join(map(str, args.predictions))} on '{subset}'"
+    leave_scores(out, title, truth, found, result, {}, 0, _more(out, launch))
+    print(f"report: {out / REPORT}")
 
 
 def join(files: list[Predictions], nms: NmsConfig) -> Predictions:
@@ -129,6 +160,7 @@ def join(files: list[Predictions], nms: NmsConfig) -> Predictions:
 
 def score_checkpoint(args: argparse.Namespace, overrides: list[str]) -> None:
     """Detect in all videos of a subset; write the detections, then their score."""
+    watch = Stopwatch(START_UP)
     saved = read_source(args.checkpoint, args.config, overrides)
     config = config_of(args.config, saved, str(args.checkpoint), overrides)
     if len(config.directions) != len(saved.config.directions):
@@ -145,6 +177,7 @@ def score_checkpoint(args: argparse.Namespace, overrides: list[str]) -> None:
             InitProcessGroupKwargs(timeout=WAIT_FOR_PASSES if args.cache else WAIT_FOR_OTHERS)
         ],
     )
+    launch = new_launch(accelerator.num_processes, device_names(accelerator))
     annotations = load_annotations(config.data)
     imported = config.backbone.imported
     url = config.cache.url if imported else args.cache
@@ -167,16 +200,20 @@ def score_checkpoint(args: argparse.Namespace, overrides: list[str]) -> None:
     out.mkdir(parents=True, exist_ok=True)  # now, not after hours of detection
     detector = detector.to(accelerator.device)
     began = time.monotonic()
-    cached = None
+    counts, cached = Counts(), None
     if store is not None:
         activations = activations_of(detector, store, [args.checkpoint])
         overlap = config.sampling.test_overlap
         spans = [evaluation_spans(items, overlap, config, d) for d in config.directions]
-        cached = up_to_date(activations, spans, "features", [items], config, accelerator)
+        with watch.stage(PASSES):
+            cached = up_to_date(
+                activations, spans, "features", [items], config, accelerator, counts
+            )
     windows = window_loader(items, config.sampling.test_overlap, config, accelerator, cached)
-    answers, skipped = detect_all(
-        detector, items, windows, accelerator, "detecting", of_streams=len(detector.streams) > 1
-    )
+    with watch.stage("detecting"):
+        answers, skipped = detect_all(
+            detector, items, windows, accelerator, "detecting", of_streams=len(detector.streams) > 1
+        )
     if not accelerator.is_main_process:
         return
     if skipped:
@@ -186,13 +223,27 @@ def score_checkpoint(args: argparse.Namespace, overrides: list[str]) -> None:
     found = answers.pop(detector.answer)
     for name, others in answers.items():
         write_predictions(out / f"predictions-{name}.json", others)
+    left_out = items.skipped | skipped
     if any(item.truth for item in items):
-        streams = {name: score(items, others, detector) for name, others in answers.items()}
-        result = score(items, found, detector)
-        write_results(out, found, result, items.skipped | skipped, streams)
+        with watch.stage("scoring"):
+            streams = {name: score(items, others, detector) for name, others in answers.items()}
+            result = score(items, found, detector)
+            write_results(out, found, result, left_out, streams)
+        launch = replace(
+            launch,
+            outcome=FINISHED,
+            seconds=watch.seconds(),
+            activations={"detecting": [counts.hits, counts.partial, counts.full]} if store else {},
+        )
+        truth = as_detected({item.name: item.truth for item in items if item.name in found}, config)
+        title = f"{args.checkpoint} on '{subset}'"
+        more = _more(out, launch, dump(config), left_out, args.checkpoint.parent)
+        leave_scores(out, title, truth, found, result, streams, len(left_out), more)
+        print(f"report: {out / REPORT}")
+        _tell_the_run(args.checkpoint.parent, out)
     else:
         write_predictions(out / "predictions.json", found)
-        for stale in ("metrics.json", "tious.png"):
+        for stale in ("metrics.json", REPORT, TABLES, *PICTURES):
             (out / stale).unlink(missing_ok=True)
         print(f"no annotations to score against; detections in {out / 'predictions.json'}")
 
@@ -204,7 +255,7 @@ def write_results(
     skipped: dict[str, str],
     streams: Mapping[str, MeanAP] = MappingProxyType({}),
 ) -> None:
-    """Print the table and leave predictions, metrics and a picture in `out`.
+    """Print the table and leave predictions and metrics in `out`.
 
     Args:
         skipped: videos that could not be read and do not count, with causes.
@@ -216,11 +267,46 @@ def write_results(
     if streams:
         metrics["streams"] = {name: alone.as_dict() for name, alone in streams.items()}
     write_text(out / "metrics.json", json.dumps(metrics, indent=1) + "\n")
-    draw_tious(result, out / "tious.png")
     print(table(result))
     for name, alone in streams.items():
         print(f"{name} alone: average mAP {alone.average:.4f}")
     print(f"average mAP {result.average:.4f}; details in {out}")
+
+
+def _more(
+    out: Path,
+    launch: Launch,
+    config: str = "",
+    skipped: Mapping[str, str] = MappingProxyType({}),
+    run: Path | None = None,
+) -> list[Section]:
+    """Return what a report has besides scores.
+
+    Args:
+        config: the resolved experiment, if there is one.
+        skipped: videos that do not count, with causes.
+        run: the folder of the training run, if it is known.
+    """
+    report = report_of(run, out) if run else None
+    above = [(report, "the report of the training run")] if report else []
+    sections = [
+        left_out_section(skipped),
+        time_section([launch]),
+        activations_section([launch]),
+        repeat_section([launch]),
+        settings_section(config) if config else None,
+        files_section(out, above),
+    ]
+    return [section for section in sections if section]
+
+
+def _tell_the_run(run: Path, out: Path) -> None:
+    """Let the report of a training run, if there is one, show a score that is in its folder."""
+    if (run / LAUNCHES).exists() and out.resolve().is_relative_to(run.resolve()):
+        try:
+            leave_report(run)
+        except (OSError, ValueError) as error:
+            print(f"warning: {run / REPORT} does not show this score: {error}")
 
 
 if __name__ == "__main__":

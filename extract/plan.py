@@ -60,10 +60,14 @@ class Plan:
     frames: int = 0
     bytes: int = 0
 
+    @property
+    def partial(self) -> int:
+        """How many of the passes begin at a stored cut."""
+        return sum(todo.start is not None for todo in self.todo)
+
     def headline(self) -> str:
         """Return in one line what is there and what has to be computed."""
-        partial = sum(todo.start is not None for todo in self.todo)
-        full = len(self.todo) - partial
+        full = len(self.todo) - self.partial
         total = self.there + len(self.todo) + self.lost
         line = f"cache: {self.there:,} of {total:,} spans are there"
         if self.lost:
@@ -72,7 +76,7 @@ class Plan:
             return line
         changed = any(w.activations.changed(w.cuts) for w in self.wanted)
         why = " (the weights or settings have changed)" if changed else ""
-        return f"{line}{why}; {full:,} full and {partial:,} partial passes make the others"
+        return f"{line}{why}; {full:,} full and {self.partial:,} partial passes make the others"
 
     def span(self, todo: Todo) -> Span:
         """Return what a pass goes over."""

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from dataclasses import replace
@@ -17,12 +18,14 @@ from evaluate.predictions import read_predictions
 from extract.backbone import Mode
 from extract.video import VideoReader
 from tests.conftest import REPOSITORY
+from tests.test_report import read
 from train.checkpoint import Checkpoint, load_checkpoint, refuse_other_run
 from train.config import Experiment
 from train.detection import Detection
 from train.detector import Detector
 from train.errors import message
 from train.items import load_annotations, load_items
+from train.launches import read_launches
 from train.log import read_metrics
 from train.loop import TrainingRun
 from train.sources import new_detector
@@ -92,6 +95,15 @@ def test_a_run_leaves_everything_behind(trained: Path, data: list[str]) -> None:
         assert checkpoint.config == expected and len(checkpoint.classes) == 6
         assert bool(checkpoint.training) == (name == "last.pt")
     assert (trained / "curves.png").read_bytes().startswith(b"\x89PNG")
+    _, content = read(trained)
+    assert len(content["tables"]["validations"]["rows"]) == 2
+    (launch,) = read_launches(trained)
+    assert launch.outcome == "finished" and launch.about["classes"] == 6
+    assert {"steps", "waiting for data", "validation", "checkpoints"} < launch.seconds.keys()
+    command = ["-m", "accelerate.commands.launch", "--config_file", ONE_PROCESS[-1]]
+    expected_command = [*command, "train/e2e.py", "--resume", "--config", str(DEMO), *data, *QUICK]
+    expected_command += ["--training.workers=1", "--out", str(trained)]
+    assert shlex.split(launch.command)[1:] == expected_command
     assert any((trained / "tensorboard").iterdir())
     assert not list(trained.glob("*.part"))
 
@@ -104,6 +116,9 @@ def test_evaluation_scores_the_checkpoint_and_its_own_predictions(
     assert "all classes" in done.stdout and "average mAP" in done.stdout
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert (tmp_path / "tious.png").read_bytes().startswith(b"\x89PNG")
+    _, content = read(tmp_path)
+    assert content["facts"]["average mAP"] == metrics["average_mAP"]
+    assert str(trained / "last.pt") in " ".join(content["texts"]["The exact command"].split())
     again = script(
         "evaluate/run.py",
         *("--predictions", tmp_path / "predictions.json"),

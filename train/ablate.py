@@ -27,7 +27,7 @@ A grid lists the rows of the table; each is trained once for every seed, into <o
 What is done stays done until its settings, the content of its config or of a file that an override
 names, or the weights it builds on change; then it is done again into a cleaned folder. Runs that
 fail are told in the table, and tried again by the next call. Leaves table.txt, table.csv,
-table.json and table.png in `out`; each run's output is in its log.txt.
+table.json, table.png and report.html in `out`; each run's output is in its log.txt.
 """
 
 import argparse
@@ -41,6 +41,7 @@ from uuid import uuid4
 from train.grid import Grid, read_grid
 from train.pool import carry_out
 from train.records import is_current, look, refuse_foreign
+from train.stopwatch import Stopwatch
 
 
 def main() -> None:
@@ -76,6 +77,7 @@ def plan(grid: Grid) -> None:
 
 def ablate(grid: Grid, processes: int) -> bool:
     """Do what is left, and print the table; say whether all runs are done."""
+    watch = Stopwatch("runs")
     runs = grid.runs()
     main_process = os.environ.get("RANK", "0") == "0"
     refuse_foreign(grid, runs)
@@ -89,7 +91,9 @@ def ablate(grid: Grid, processes: int) -> bool:
     if not is_current(grid, failed):
         from train.table import leave_table  # only now: an unchanged table comes at once
 
-        leave_table(grid, failed)
+        with watch.stage("comparing"):
+            leave_table(grid, failed, watch)
+        print(f"report: {grid.out / 'report.html'}", file=sys.stderr)
     print((grid.out / "table.txt").read_text(), end="")
     return not failed
 

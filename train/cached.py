@@ -8,7 +8,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from configs.text import first_of
-from extract.activations import Activations, Cached
+from extract.activations import Activations, Cached, Counts
 from extract.backbone import Cut
 from extract.clips import Direction, Window, sliding_windows, truth_inside
 from extract.plan import Wanted, plan
@@ -81,6 +81,7 @@ def up_to_date(
     subsets: Sequence[Items],
     config: Experiment,
     accelerator: Accelerator,
+    counts: Counts | None = None,
 ) -> Streams:
     """Compute the activations that the cache lacks, on all processes together.
 
@@ -88,6 +89,8 @@ def up_to_date(
         activations: of every stream.
         spans: of every stream.
         subsets: whose spans these are; videos that turn out to be bad are moved to their skipped.
+        counts: to which spans that are there, and passes that are made, of all processes, are
+            added.
 
     Returns:
         Where all of the activations are.
@@ -102,6 +105,10 @@ def up_to_date(
     made = plan(wanted, accelerator, skip)
     if accelerator.is_main_process:
         print(made.headline())
+    if counts is not None:
+        counts.hits += made.there
+        counts.partial += made.partial
+        counts.full += len(made.todo) - made.partial
     with worker_advice(), memory_advice("sampling.window_size or pixels.size"):
         skipped = refresh(made, accelerator, config.training.workers, skip)
     if skipped and accelerator.is_main_process:

@@ -65,7 +65,7 @@ class Detection:
         self.config = config = detector.config
         self.model, self.classes = detector, detector.classes
         self.accelerator, self.validation = accelerator, validation
-        self.activations, self.counts = activations, Counts()
+        self.activations, self.counts, self.total = activations, Counts(), Counts()
         self.counting = cached is not None or bool(activations)
         self.levels = config.head.levels
         self.dataset = TrainingWindows(training, config, cached, kept)
@@ -145,9 +145,10 @@ class Detection:
             return
         of = self.counts
         mine = torch.tensor([of.hits, of.partial, of.full], device=self.accelerator.device)
-        hits, partial, full = self.accelerator.reduce(mine, "sum").tolist()
+        total = self.total
+        total.hits, total.partial, total.full = self.accelerator.reduce(mine, "sum").tolist()
         if self.accelerator.is_main_process:
-            tqdm.write(f"{when}: activations: {Counts(hits, partial, full)}")
+            tqdm.write(f"{when}: activations: {self.total}")
 
     def close(self) -> None:
         with self._by_the_way():

@@ -22,20 +22,21 @@ from train.detection import Detection
 from train.disk import claim_folder, refuse_full_disk
 from train.errors import EXPECTED, message
 from train.items import learned_classes, load_annotations, load_subsets
-from train.loop import TrainingRun
+from train.loop import START_UP, TrainingRun
 from train.sources import Source, init_from, new_detector, read_sources
 from train.start import (
     activations_of,
     begin,
     has_begun,
-    leave_curves,
     leave_record,
     open_cache,
     open_frame_cache,
     refuse_imported,
     refuse_unlabelled,
+    reported,
     with_cache,
 )
+from train.stopwatch import Stopwatch
 
 
 def main() -> None:
@@ -77,12 +78,13 @@ def train(
     source: str | None = None,
     streams: Sequence[Source] = (),
 ) -> None:
-    """Train as the config says; leaves checkpoints, metrics and a picture in `config.out`.
+    """Train as the config says; leaves checkpoints, metrics and a report in `config.out`.
 
     Args:
         source: checkpoint whose weights to start from; None for the pretrained backbone's.
         streams: checkpoint of each stream, instead.
     """
+    watch = Stopwatch(START_UP)
     accelerator = begin(config, cached=bool(config.cache.url))
     out = Path(config.out)
     begun = has_begun(out, resume)
@@ -106,12 +108,12 @@ def train(
     task = Detection(
         detector, training, validation, accelerator, activations=activations, kept=kept
     )
-    run = TrainingRun(task, accelerator, resume=begun)
-    if accelerator.is_main_process:
-        leave_record(out, detector, [training, *others], annotations)
-    run.go()
-    if accelerator.is_main_process:
-        leave_curves(out)
+    run = TrainingRun(task, accelerator, begun, watch)
+    with reported(out, accelerator, watch, begun) as notes:
+        notes.activations["training and validation"] = task.total
+        if accelerator.is_main_process:
+            notes.about = leave_record(out, detector, [training, *others], annotations)
+        run.go()
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
-from extract.activations import Activations, fingerprints, settings
+from extract.activations import Activations, Counts, fingerprints, settings
 from extract.backbone import Cut
 from train.cached import evaluation_spans, training_spans, up_to_date
 from train.calibrate import fit_class_weights
@@ -38,19 +38,21 @@ from train.detector import Detector
 from train.disk import claim_folder, refuse_full_disk
 from train.errors import EXPECTED, message
 from train.items import Items, learned_classes, load_annotations, load_subsets
-from train.loop import TrainingRun
+from train.loop import START_UP, TrainingRun
 from train.sources import Source, new_detector, one_experiment, read_sources
 from train.start import (
+    PASSES,
     activations_of,
     begin,
     has_begun,
     learning_only,
-    leave_curves,
     leave_record,
     open_cache,
     refuse_unlabelled,
+    reported,
     with_cache,
 )
+from train.stopwatch import Stopwatch
 from train.validate import window_loader
 
 
@@ -75,11 +77,12 @@ def main() -> None:
 
 
 def train(config: Experiment, sources: Sequence[Source], file: str, resume: bool) -> None:
-    """Train as the config says; leaves checkpoints, metrics and a picture in `config.out`.
+    """Train as the config says; leaves checkpoints, metrics and a report in `config.out`.
 
     Args:
         sources: whose streams to take; none takes the pretrained backbone of the config `file`.
     """
+    watch = Stopwatch(START_UP)
     accelerator = begin(config, cached=bool(config.cache.url))
     out = Path(config.out)
     begun = has_begun(out, resume)
@@ -111,9 +114,11 @@ def train(config: Experiment, sources: Sequence[Source], file: str, resume: bool
     if not any(p.requires_grad for p in detector.parameters()):
         if begun:
             _refuse_other_composition(out / "last.pt", config)
-        _compose(detector.eval(), activations_of(detector, store, origins), subsets[0], accelerator)
-        if accelerator.is_main_process:
-            leave_record(out, detector, subsets, annotations)
+        activations = activations_of(detector.eval(), store, origins)
+        with reported(out, accelerator, watch, begun) as notes:
+            _compose(detector, activations, subsets[0], accelerator)
+            if accelerator.is_main_process:
+                notes.about = leave_record(out, detector, subsets, annotations)
         return
     cut = config.backbone.learns_behind
     assert cut is not None
@@ -125,14 +130,16 @@ def train(config: Experiment, sources: Sequence[Source], file: str, resume: bool
         overlap = config.sampling.validation_overlap
         for some, direction in zip(spans, config.directions, strict=True):
             some += evaluation_spans(validation, overlap, config, direction)
-    cached = up_to_date(activations, spans, cut, subsets, config, accelerator)
+    before = Counts()
+    with watch.stage(PASSES):
+        cached = up_to_date(activations, spans, cut, subsets, config, accelerator, before)
     task = Detection(detector, subsets[0], subsets[1] if subset else None, accelerator, cached)
-    run = TrainingRun(task, accelerator, begun)
-    if accelerator.is_main_process:
-        leave_record(out, detector, subsets, annotations)
-    run.go()
-    if accelerator.is_main_process:
-        leave_curves(out)
+    run = TrainingRun(task, accelerator, begun, watch)
+    with reported(out, accelerator, watch, begun) as notes:
+        notes.activations = {"before training": before, "training and validation": task.total}
+        if accelerator.is_main_process:
+            notes.about = leave_record(out, detector, subsets, annotations)
+        run.go()
 
 
 def _refuse_other_composition(path: Path, config: Experiment) -> None:

@@ -25,8 +25,11 @@ from train.errors import memory_advice, worker_advice
 from train.log import MetricsLog
 from train.optim import Average, build_schedule, statistics
 from train.sharding import gathered, load_model, load_optimizer, prepare_sharding, whole
+from train.stopwatch import Stopwatch
 
 LOG_EVERY = 10  # updates between two lines of metrics
+START_UP = "starting up"
+WAITING, STEPS, VALIDATION, SAVING = "waiting for data", "steps", "validation", "checkpoints"
 SAVE_EVERY = 5  # epochs between two checkpoints where nothing is validated
 
 
@@ -134,10 +137,14 @@ class TrainingRun(Generic[T]):
     Args:
         task: what is trained; its model is moved to the accelerator's device, or sharded.
         resume: go on from last.pt.
+        watch: counts the time; by default from now on.
     """
 
-    def __init__(self, task: T, accelerator: Accelerator, resume: bool) -> None:
+    def __init__(
+        self, task: T, accelerator: Accelerator, resume: bool, watch: Stopwatch | None = None
+    ) -> None:
         self.task, self.accelerator = task, accelerator
+        self.watch = watch or Stopwatch(START_UP)
         settings: Trained = task.config
         self.config, self.training = task.config, settings.training
         self.out = Path(settings.out)
@@ -179,7 +186,7 @@ class TrainingRun(Generic[T]):
             FloatingPointError: a loss is not finite.
             OSError: something could not be written; what was written before is whole.
         """
-        with self.bar, closing(self.log):
+        with self.bar, closing(self.log), self.watch.stage(STEPS):
             if not self.validated:
                 self._validate()
             while self.epoch < self.training.stop_epoch:
@@ -208,7 +215,8 @@ class TrainingRun(Generic[T]):
         began, recent = time.monotonic(), list[MicroBatch]()
         with worker_advice(), memory_advice("training.batch_size"):
             updates = zip(*[iter(self.loader)] * self.training.accumulate, strict=True)
-            for step, batches in enumerate(updates, self.epoch * self.updates):
+            came = self.watch.waiting(updates, WAITING)
+            for step, batches in enumerate(came, self.epoch * self.updates):
                 self._warn_of_problems(batches)
                 for batch in batches:
                     self.task.saw(batch)
@@ -281,6 +289,9 @@ class TrainingRun(Generic[T]):
                 **dict(zip(self.task.losses, means, strict=True)),
                 stand_ins=int(stand_in_count),
                 lr=self.optimizer.param_groups[0]["lr"],
+                learning_rates={
+                    f"{group['initial_lr']:g}": group["lr"] for group in self.optimizer.param_groups
+                },
                 seconds_per_step=round((time.monotonic() - began) / updates, 4),
             )
 
@@ -301,7 +312,11 @@ class TrainingRun(Generic[T]):
     def _validate(self) -> None:
         """Score the averaged weights and keep them if they are the best so far."""
         self.model.eval()
-        with self.average.applied(self.model), gathered(self.model):
+        with (
+            self.watch.stage(VALIDATION),
+            self.average.applied(self.model),
+            gathered(self.model),
+        ):
             result, skipped = self.task.validate()
         with self._what_is_safe():
             self.log.write(
@@ -318,7 +333,11 @@ class TrainingRun(Generic[T]):
         self._save("last.pt")
 
     def _save(self, name: str) -> None:
-        """Write a checkpoint; all processes take part, for each may hold a share of the weights."""
+        with self.watch.stage(SAVING):
+            self._write_checkpoint(name)
+
+    def _write_checkpoint(self, name: str) -> None:
+        """Gather and write all; every process takes part: it may hold a share of the weights."""
         main, scaler = self.accelerator.is_main_process, self.accelerator.scaler
         resumable = name == "last.pt"
         model = whole(self.model.state_dict(), main)

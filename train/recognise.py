@@ -22,11 +22,12 @@ from train.errors import EXPECTED, message
 from train.examples import Examples, load_examples, read_clips
 from train.items import skipped_warning
 from train.labelled import LabelledClips
-from train.loop import TrainingRun
+from train.loop import START_UP, TrainingRun
 from train.recogniser import Recogniser
 from train.recognition import RecognitionTask
 from train.recognition_config import Recognition
-from train.start import begin, has_begun, leave_curves
+from train.start import begin, has_begun, reported
+from train.stopwatch import Stopwatch
 
 
 def main() -> None:
@@ -41,7 +42,8 @@ def main() -> None:
 
 
 def train(config: Recognition, resume: bool) -> None:
-    """Train as the config says; leaves checkpoints, metrics and a picture in `config.out`."""
+    """Train as the config says; leaves checkpoints, metrics and a report in `config.out`."""
+    watch = Stopwatch(START_UP)
     accelerator = begin(config)
     if accelerator.distributed_type == DistributedType.FSDP:
         raise ValueError(
@@ -68,12 +70,11 @@ def train(config: Recognition, resume: bool) -> None:
         claim_folder(out, begun)
         refuse_full_disk(out, recogniser.network, keeps_best=validation is not None)
     task = RecognitionTask(recogniser, training.kept, validation, accelerator)
-    run = TrainingRun(task, accelerator, resume=begun)
-    if accelerator.is_main_process:
-        leave_record(out, recogniser, [training, *others], clips, taken)
-    run.go()
-    if accelerator.is_main_process:
-        leave_curves(out, task.losses, "top1")
+    run = TrainingRun(task, accelerator, begun, watch)
+    with reported(out, accelerator, watch, begun):
+        if accelerator.is_main_process:
+            leave_record(out, recogniser, [training, *others], clips, taken)
+        run.go()
 
 
 def leave_record(

@@ -13,7 +13,7 @@ from extract.digest import video_digest as content_digest
 from train.grid import Grid, Run
 
 RECORD = "run.json"
-TABLES = ("table.txt", "table.csv", "table.png", "table.json")
+TABLES = ("table.txt", "table.csv", "table.png", "report.html", "table.json")
 RESULTS = ("metrics.json", "predictions.json")
 
 

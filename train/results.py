@@ -89,7 +89,9 @@ def gather(grid: Grid, failed: Mapping[Run, str]) -> Results:
         ValueError: results are malformed, or of runs that cannot be compared.
     """
     runs = [run for run in grid.runs() if run not in failed]
-    scores = {(run, subset): _metrics(grid, run, subset) for run in runs for subset in grid.subsets}
+    scores = {
+        (run, subset): metrics_of(grid, run, subset) for run in runs for subset in grid.subsets
+    }
     drawn, notes = _drawn(grid, {run: scores[run, grid.subset] for run in runs})
     found = _Found(grid, scores, drawn)
     single = found.best(grid.singles, grid.subset)
@@ -123,7 +125,7 @@ class _Found:
 
     def averages(self, name: str, subset: str) -> list[float]:
         """Average mAP of a row's runs."""
-        return [_average(self.scores[run, subset], self.grid) for run in self.runs(name)]
+        return [average_of(self.scores[run, subset], self.grid) for run in self.runs(name)]
 
     def best(self, names: Sequence[str], subset: str) -> str | None:
         """The row with the highest average on a subset."""
@@ -169,7 +171,7 @@ class _Found:
             selection=_spread(self.averages(name, grid.selection)),
             interval=estimate([self.bootstrap(run, grid.average) for run in runs]),
             streams={
-                stream: mean(_average(one["streams"][stream], grid) for one in measured)
+                stream: mean(average_of(one["streams"][stream], grid) for one in measured)
                 for stream in ("forward", "reversed")
                 if all(stream in one.get("streams", {}) for one in measured)
             },
@@ -252,7 +254,7 @@ def _drawn(
         found = read_predictions(grid.folder(run) / grid.subset / "predictions.json")
         found = {name: each for name, each in found.items() if name not in skipped}
         drawn[run] = resample(truth, found, grid.tious, RESAMPLES, SEED)
-        told = _average(measured[run], grid)
+        told = average_of(measured[run], grid)
         ours = float(_mean(drawn[run], grid, grid.average)[0])
         if not skipped and abs(told - ours) > TOLERANCE:
             notes.append(
@@ -268,7 +270,8 @@ def _mean(rows: Floats, grid: Grid, tious: Sequence[float]) -> Floats:
     return means
 
 
-def _metrics(grid: Grid, run: Run, subset: str) -> dict[str, Any]:
+def metrics_of(grid: Grid, run: Run, subset: str) -> dict[str, Any]:
+    """Return the scores of a run that is done; ValueError if they lack an overlap."""
     file = grid.folder(run) / subset / "metrics.json"
     metrics: dict[str, Any] = json.loads(file.read_text())
     missing = [tiou for tiou in grid.tious if f"mAP@{tiou:g}" not in metrics]
@@ -277,7 +280,8 @@ def _metrics(grid: Grid, run: Run, subset: str) -> dict[str, Any]:
     return metrics
 
 
-def _average(metrics: Mapping[str, float], grid: Grid) -> float:
+def average_of(metrics: Mapping[str, float], grid: Grid) -> float:
+    """Return the mean mAP over the grid's overlaps."""
     return mean(metrics[f"mAP@{tiou:g}"] for tiou in grid.average)
 
 

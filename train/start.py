@@ -1,16 +1,21 @@
 """How every run begins and ends: processes, a folder of its own, its cache, its record."""
 
 import json
-from collections.abc import Sequence
-from dataclasses import replace
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
+import torch
 from accelerate import Accelerator, DistributedType
 from accelerate.utils import (
     DistributedDataParallelKwargs,
     InitProcessGroupKwargs,
     broadcast_object_list,
+    gather_object,
     set_seed,
 )
 
@@ -18,17 +23,27 @@ from cache.store import Store
 from configs.files import write_text
 from configs.load import dump
 from evaluate.annotations import Annotations
-from evaluate.report import draw_curves
-from extract.activations import Activations
+from evaluate.report_page import REPORT
+from extract.activations import Activations, Counts
 from extract.frames import FrameCache
 from extract.strict import Coverage
 from extract.transforms import evaluation_transform, train_transform
 from train.config import Experiment, Trained
 from train.detector import Detector
+from train.errors import message
 from train.items import Item, Items, skipped_warning
-from train.log import METRICS, read_metrics
+from train.launches import (
+    FINISHED,
+    INTERRUPTED,
+    new_launch,
+    read_launches,
+    write_launches,
+)
+from train.run_report import leave_report
+from train.stopwatch import Stopwatch
 from train.validate import WAIT_FOR_OTHERS
 
+PASSES = "passes"  # the stage in which the cache is brought up to date
 WAIT_FOR_PASSES = timedelta(days=7)  # processes compute different videos' activations
 
 
@@ -102,10 +117,15 @@ def refuse_unlabelled(validation: list[Item] | None, subset: str | None) -> None
 
 def leave_record(
     out: Path, detector: Detector, subsets: Sequence[Items], annotations: Annotations
-) -> None:
-    """Write what is decided of a run before it begins, and say it: training videos come first."""
+) -> dict[str, Any]:
+    """Write what is decided of a run before it begins, and say it: training videos come first.
+
+    Returns:
+        What its report tells of it (`Notes.about`).
+    """
     write_text(out / "config.yaml", dump(detector.config))
-    counts = ", ".join(f"{name} {n:,}" for name, n in detector.parameter_counts().items())
+    weights = detector.parameter_counts()
+    counts = ", ".join(f"{name} {n:,}" for name, n in weights.items())
     windows = sum(bool(len(item.segments)) for item in subsets[0])
     print(f"{windows} training videos, {len(detector.classes)} classes; weights: {counts}")
     if detector.coverage is not None:
@@ -116,6 +136,7 @@ def leave_record(
     if skipped:
         print(skipped_warning(skipped, len(skipped) + sum(map(len, subsets))))
     write_text(out / "skipped_videos.json", json.dumps(skipped, indent=1) + "\n")
+    return {"training videos": windows, "classes": len(detector.classes), "weights": weights}
 
 
 def _record_weights(path: Path, detector: Detector, coverage: Coverage) -> None:
@@ -125,18 +146,62 @@ def _record_weights(path: Path, detector: Detector, coverage: Coverage) -> None:
     print(f"{coverage.source}: {coverage}; {len(new)} tensors are new")
 
 
-def leave_curves(
-    out: Path,
-    losses: Sequence[str] = ("classification", "regression"),
-    measure: str = "average_mAP",
-) -> None:
-    """Draw a finished run's losses and scores, and say where all that it leaves is.
+@dataclass
+class Notes:
+    """What is to stand in a run's report: what it works on, and how activations came about."""
+
+    about: dict[str, Any] = field(default_factory=dict)
+    activations: dict[str, Counts] = field(default_factory=dict)
+
+
+@contextmanager
+def reported(out: Path, accelerator: Accelerator, watch: Stopwatch, begun: bool) -> Iterator[Notes]:
+    """Keep a record of this launch in the run's folder, and leave a report, however it ends.
+
+    All processes enter. What cannot be written costs a warning, not the run.
 
     Args:
-        losses: their names in the metrics; `measure`: the score's.
+        begun: whether launches before this one belong to the run.
     """
-    draw_curves(read_metrics(out / METRICS), out / "curves.png", losses, measure)
-    print(f"done: {out / 'last.pt'}, {out / METRICS}, {out / 'curves.png'}")
+    notes = Notes()
+    devices = device_names(accelerator)
+    if not accelerator.is_main_process:
+        yield notes
+        return
+    before = read_launches(out) if begun else []
+    launch = new_launch(accelerator.num_processes, devices)
+    write_launches(out, [*before, launch])
+    outcome = FINISHED
+    try:
+        yield notes
+    except BaseException as error:
+        interrupted = isinstance(error, KeyboardInterrupt)
+        outcome = INTERRUPTED if interrupted else message(error).replace("error", "failed", 1)
+        raise
+    finally:
+        counts = {when: [c.hits, c.partial, c.full] for when, c in notes.activations.items()}
+        launch = replace(
+            launch,
+            outcome=outcome,
+            seconds=watch.seconds(),
+            about=notes.about,
+            activations={when: numbers for when, numbers in counts.items() if any(numbers)},
+        )
+        try:
+            write_launches(out, [*before, launch])
+            leave_report(out)
+            print(f"{outcome}; report: {out / REPORT}")
+        except (OSError, ValueError) as error:
+            print(f"warning: {out} has no report of this: {error}")
+
+
+def device_names(accelerator: Accelerator) -> list[str]:
+    """Return what every process runs on; all processes ask together."""
+    device = accelerator.device
+    cores = f"{device.type.upper()}, {os.cpu_count()} cores"
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else cores
+    names: list[str] = gather_object([name])
+    return names
 
 
 def activations_of(

@@ -4,24 +4,28 @@ import csv
 import io
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from configs.files import write_text
 from evaluate.compare import Estimate
 from evaluate.report import draw_rows
 from train.grid import Grid, Run
+from train.grid_report import leave_grid_report
+from train.launches import FINISHED, new_launch
 from train.records import made_from
 from train.results import AVERAGE, Results, RowResult, Spread, gather, sources
+from train.stopwatch import Stopwatch
 
 STRICT = ("0.8", "0.9")  # overlaps whose differences are printed
 
 
-def leave_table(grid: Grid, failed: Mapping[Run, str]) -> None:
-    """Write the table of all runs that are done as text, CSV, picture and JSON.
+def leave_table(grid: Grid, failed: Mapping[Run, str], watch: Stopwatch) -> None:
+    """Write the table of all runs that are done as text, CSV, picture, report and JSON.
 
     Args:
         failed: why the others are not done.
+        watch: has counted the time that they took.
 
     Raises:
         ValueError: their results are malformed or cannot be compared.
@@ -41,6 +45,8 @@ def leave_table(grid: Grid, failed: Mapping[Run, str]) -> None:
         results.best_single,
         grid.out / "table.png",
     )
+    launch = replace(new_launch(), outcome=FINISHED, seconds=watch.seconds())
+    leave_grid_report(grid, results, cells(grid, results), words(grid, results), launch)
     # Last: it says that all of them are there.
     content = json.dumps({"made_from": stamp} | asdict(results), indent=1)
     write_text(grid.out / "table.json", content + "\n")
@@ -48,6 +54,13 @@ def leave_table(grid: Grid, failed: Mapping[Run, str]) -> None:
 
 def as_text(grid: Grid, results: Results) -> str:
     """Return the table in Markdown, aligned, with what has failed and which fusion is best."""
+    failed = [f"failed: {run}: {cause}" for run, cause in results.failed.items()]
+    notes = [f"note: {note}" for note in results.notes]
+    return "\n".join([_aligned(cells(grid, results)), "", words(grid, results), *notes, *failed])
+
+
+def cells(grid: Grid, results: Results) -> list[list[str]]:
+    """Return the table as people read it, the heads of its columns first."""
     strict = [tiou for tiou in STRICT if tiou in map(_name, grid.tious)]
     single = results.best_single
     head = ["row", "seeds", *(f"@{tiou:g}" for tiou in grid.tious), "average"]
@@ -62,18 +75,20 @@ def as_text(grid: Grid, results: Results) -> str:
         if row is None:
             lines.append([name, "0", *[""] * (len(head) - 2)])
             continue
-        cells = [name, str(len(row.seeds)), *(_spread(row.per_tiou[_name(t)]) for t in grid.tious)]
-        cells += [_spread(row.average), _spread(row.selection)]
-        cells += [_number(row.streams.get(stream)) for stream in ("forward", "reversed")]
+        line = [name, str(len(row.seeds)), *(_spread(row.per_tiou[_name(t)]) for t in grid.tious)]
+        line += [_spread(row.average), _spread(row.selection)]
+        line += [_number(row.streams.get(stream)) for stream in ("forward", "reversed")]
         if single:
-            cells += [_estimate(row.differences.get(what)) for what in (AVERAGE, *strict)]
-        cells += ["" if row.parameters is None else f"{row.parameters:,}", f"{row.seconds:.0f}"]
-        lines.append(cells)
-    text = [_aligned(lines), "", _explained(grid)]
-    text += [_best(grid, results)] if results.best_fusion else []
-    text += [f"note: {note}" for note in results.notes]
-    text += [f"failed: {run}: {cause}" for run, cause in results.failed.items()]
-    return "\n".join(text)
+            line += [_estimate(row.differences.get(what)) for what in (AVERAGE, *strict)]
+        line += ["" if row.parameters is None else f"{row.parameters:,}", f"{row.seconds:.0f}"]
+        lines.append(line)
+    return lines
+
+
+def words(grid: Grid, results: Results) -> str:
+    """Return what is to be said of the table: what it shows, and which fusion is best."""
+    best = [_best(grid, results)] if results.best_fusion else []
+    return "\n".join([_explained(grid), *best])
 
 
 def as_csv(grid: Grid, results: Results) -> str:
