@@ -55,8 +55,8 @@ class TAdaConv(nn.Module):
     No weights are made for single frames: a factor of an input channel can as well scale what the
     channel holds, and one of an output channel what comes out. The sums are the same, frames stay
     one batch, and a TAda2D ResNet-50 takes about as long as with plain convolutions; with weights
-    for every frame, in a convolution of so many groups, it took 1.8 times as long
-    (benchmarks/tada.py, on a CPU).
+    for every frame, in a convolution of so many groups, it took 2 to 5 times as long (on a CPU:
+    benchmarks/tada.py).
 
     Args:
         conv: over frames, or over [T, H, W]; its weights are the base, its bias stays as it is.

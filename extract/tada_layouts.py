@@ -167,12 +167,12 @@ def _heads_together(tensors: dict[str, Tensor], config: Config) -> dict[str, Ten
     """
     if isinstance(config, TAda2DConfig):
         return tensors
-    ordered = dict(tensors)
+    ordered, head = dict(tensors), config.widths[0] // 2
     for name, tensor in tensors.items():
-        head = config.widths[0] // 2
-        if ".route.qkv." in name and tensor.numel() and _rows(tensor) % (3 * head) == 0:
-            rows = tensor.unflatten(0, (3, head, -1))
-            ordered[name] = rows.transpose(1, 2).flatten(0, 2)
+        rows = _rows(tensor) if tensor.numel() else 0
+        # One of another size stays as it is, for strict loading to complain.
+        if ".route.qkv." in name and rows and rows % (3 * head) == 0:
+            ordered[name] = tensor.unflatten(0, (3, head, -1)).transpose(1, 2).flatten(0, 2)
     return ordered
 
 
