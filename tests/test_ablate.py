@@ -22,6 +22,7 @@ from evaluate.mean_ap import Floats
 from evaluate.predictions import read_predictions
 from tests.conftest import REPOSITORY
 from tests.test_e2e import DEMO, ENVIRONMENT, QUICK, TWO_PROCESSES, script
+from tests.test_report import read
 from train.grid import Run, read_grid
 from train.results import RESAMPLES, SEED
 
@@ -291,6 +292,11 @@ def test_the_table_holds_what_the_runs_have_left(finished: Path) -> None:
     assert len({len(line) for line in text if line.startswith("|")}) == 1
     assert not any(line.startswith("note") for line in text)  # both ways to mAP agree
     assert (finished / "study/table.png").read_bytes().startswith(b"\x89PNG")
+    page, content = read(finished / "study")
+    printed_cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text[2:6]]
+    assert content["tables"]["rows"]["rows"] == printed_cells
+    assert "tuned/5/log.txt" in page.attributes("href")
+    assert "ablate.py" in content["texts"]["The exact command"]
 
 
 def test_an_unchanged_grid_returns_at_once(copy: Path) -> None:

@@ -34,6 +34,7 @@ def leave_grid_report(
     done = sum(len(row.seeds) for row in results.rows)
     best = results.best_fusion or results.best_single
     chosen = next((row for row in results.rows if row.row == best), None)
+    strong = [number for number, row in enumerate(cells[1:]) if row[0] == best]
     facts = [Fact("runs done", f"{done} of {len(grid.runs())}", "bad" if results.failed else "")]
     facts += [Fact(f"best row on {grid.selection}", chosen.row)] if chosen else []
     facts += [Fact(f"its average mAP on {grid.subset}", chosen.average.mean)] if chosen else []
@@ -42,7 +43,7 @@ def leave_grid_report(
         Section("Rows compared", figures=[Figure("table.png", ABOUT)]),
         Section(
             "The table",
-            tables=[Table("rows", cells[0], cells[1:])],
+            tables=[Table("rows", cells[0], cells[1:], strong=strong)],
             texts={"What it says": words},
         ),
         *([Section("Runs that are not done", tables=[failed])] if results.failed else []),
