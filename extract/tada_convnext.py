@@ -41,7 +41,7 @@ class TAdaConvNeXtConfig:
                 f"{self.classes} classes, depths {self.depths} and widths {self.widths}"
             )
         first = self.widths[0]
-        if first < 2 or first % 2 or any(width % first for width in self.widths):
+        if first < 2 or first % 2 or any(w < 1 or w % first for w in self.widths):
             raise ValueError(f"widths must be multiples of the first, even one, not {self.widths}")
         for name in ("drop_path", "dropout"):
             if not 0 <= getattr(self, name) < 1:

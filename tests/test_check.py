@@ -554,7 +554,7 @@ def test_the_file_and_the_picture_are_whole(data: Data) -> None:
     assert entry["numbers"] == {"start_s": 1, "end_s": 19, "steps": 225}
     picture = matplotlib.image.imread(data.folder / "check/check.png")
     height, width, _ = picture.shape
-    assert height > 300 and width > 900 and np.ptp(picture) == 1
+    assert height > 300 and width >= 800 and np.ptp(picture) == 1
     assert {file.name for file in (data.folder / "check").iterdir()} == {"check.json", "check.png"}
 
 

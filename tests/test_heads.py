@@ -274,7 +274,7 @@ def test_damage_is_told_by_workers_and_mended(study: Path, tmp_path: Path) -> No
 
     # Interrupted, it goes on; on another backbone it does not.
     resumed = [*heads, "--resume", "--training.epochs=4"]
-    assert "done: " in good(*resumed)
+    assert "finished; report: " in good(*resumed)
     other = tmp_path / "other.pt"
     checkpoint = load_checkpoint(study / "e2e/last.pt")
     checkpoint.ema["streams.0.backbone.adapters.0.gamma"] += 1

@@ -65,7 +65,7 @@ def test_killed_runs_end_as_if_they_had_not_been(
     for _ in range(kills):
         printed = run_and_kill(arguments, out, rng)
         # Near the end a run may finish before its kill; anything else it says is an error.
-        assert printed is None or "done: " in printed, printed
+        assert printed is None or "finished; report: " in printed, printed
     done = script(*arguments)
     assert done.returncode == 0, done.stdout + done.stderr
 

@@ -528,7 +528,7 @@ def trained(clips: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a finished run of the real script."""
     out = tmp_path_factory.mktemp("runs") / "run"
     printed = good("train/recognise.py", "--resume", "--config", DEMO, *QUICK, *clips, "--out", out)
-    assert "12 training clips, 6 classes" in printed and f"done: {out / 'last.pt'}" in printed
+    assert "12 training clips, 6 classes" in printed and f"report: {out / 'report.html'}" in printed
     return out
 
 
