@@ -147,10 +147,11 @@ def video_paths(given: Sequence[str]) -> list[Path]:
         elif path.exists():
             paths[path] = None
         else:
-            matching = [Path(match) for match in sorted(glob.glob(name, recursive=True))]
+            matches = map(Path, sorted(glob.glob(name, recursive=True)))
+            matching = [match for match in matches if not match.is_dir()]
             if not matching:
                 raise ValueError(f"{name}: there is no such file or folder, and nothing matches it")
-            paths |= dict.fromkeys(match for match in matching if not match.is_dir())
+            paths |= dict.fromkeys(matching)
     names: dict[str, Path] = {}
     for path in paths:
         if path.stem in names:
