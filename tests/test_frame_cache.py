@@ -632,6 +632,7 @@ def test_a_run_says_what_it_needs(
         open_frame_cache(there, training, validation, accelerator)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_kept_frames_as_the_same_run(
     data: list[str], tmp_path: Path, accelerator: Accelerator
 ) -> None:
