@@ -186,7 +186,7 @@ def draw_rows(
     for place, name in enumerate(names):
         for column, one in enumerate(differences.get(name, {}).values()):
             sure = one.low > 0 or one.high < 0
-            shade = plt.get_cmap("RdBu")(0.5 + 0.35 * max(-1, min(1, one.mean / STRIKING)))
+            shade = plt.get_cmap("RdBu")(0.5 + 0.25 * max(-1, min(1, one.mean / STRIKING)))
             right.add_patch(Rectangle((column - 0.5, place - 0.5), 1, 1, color=shade))
             right.text(
                 column,
