@@ -11,7 +11,7 @@ REVERSED := runs/demo/reversed/last.pt
 DEMO_ENV := OMP_NUM_THREADS=1
 LAUNCH := $(BIN)/accelerate launch --config_file configs/accelerate/one_process.yaml
 
-.PHONY: demo control study test test-all lint clean
+.PHONY: demo control study test test-all test-versions lint clean
 
 demo: $(READY)
 	$(BIN)/python extract/demo.py --out data/demo
@@ -73,10 +73,40 @@ test: $(READY)
 test-all: $(READY)
 	$(PYTEST) -m ""
 
+# The newest versions of all packages on every Python at hand, then the lowest that pyproject.toml
+# allows. TESTS=tests runs the whole suite; PYTHONS=3.12 LOWEST= only one of the environments.
+PYTHONS ?= 3.11 3.12 3.13
+LOWEST ?= 3.11
+TESTS ?= tests/test_video.py tests/test_store.py tests/test_detector.py tests/test_nms.py tests/test_configs.py
+
+test-versions: $(READY)
+	@for version in $(PYTHONS); do \
+		PYENV_VERSION=$$version $(BIN)/uv python find --quiet --no-python-downloads $$version 2>/dev/null \
+			|| { echo "== Python $$version is not here"; continue; }; \
+		echo "== Python $$version, newest versions"; \
+		$(MAKE) --no-print-directory test-one PYTHON=$$version RESOLUTION=highest || exit 1; \
+	done
+	@for version in $(LOWEST); do \
+		echo "== Python $$version, lowest versions"; \
+		$(MAKE) --no-print-directory test-one PYTHON=$$version RESOLUTION=lowest-direct || exit 1; \
+	done
+
+# pyenv hides all Pythons but the one that is asked for by name.
+ONE = $(VENV)-$(PYTHON)-$(RESOLUTION)
+test-one: export PYENV_VERSION = $(PYTHON)
+test-one:
+	test -x $(ONE)/bin/python || $(BIN)/uv venv --quiet --no-python-downloads --python $(PYTHON) $(ONE)
+	$(BIN)/uv pip install --quiet --resolution $(RESOLUTION) --python $(ONE)/bin/python --editable ".[dev]"
+	$(MAKE) --no-print-directory run-tests VENV=$(ONE)
+
+.PHONY: test-one run-tests
+run-tests:
+	$(PYTEST) $(TESTS)
+
 $(READY): pyproject.toml
 	test -x $(BIN)/python || python3 -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --editable ".[dev]"
 	touch $@
 
 clean:
-	rm -rf $(VENV) data/demo runs/demo
+	rm -rf $(VENV) $(VENV)-* data/demo runs/demo

@@ -81,7 +81,7 @@ def repeat(source: Path, target: Path, duration_s: float) -> None:
     with av.open(str(source)) as container, av.open(str(target), "w") as longer:
         stream: Any = container.streams.video[0]
         packets = [packet for packet in container.demux(stream) if packet.size]
-        copy = longer.add_stream_from_template(stream)
+        copy = longer.add_stream_from_template(stream, opaque=True)
         step = round(1 / (stream.average_rate * stream.time_base))
         times = [packet.pts or 0 for packet in packets]
         span = max(times) - min(times) + step

@@ -15,7 +15,7 @@ from functools import lru_cache
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import av
 import numpy as np
@@ -27,6 +27,10 @@ from extract.h264 import holds_idr, recovers_at_once, unit_length, units
 
 Access = Literal["decord", "seek", "sequence"]
 PROOF = 48  # frames decoded to see whether they carry their packets' times
+# Titles in other encodings than UTF-8; from 19 on PyAV reads them without being asked.
+OLD_TITLES: dict[str, Any] = (
+    {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
+)
 # Raise the number when an index of the same file comes to be another one.
 MEMOS = f"index-2-av{av.__version__}-decord{version('decord')}"
 
@@ -115,8 +119,8 @@ def video_index(path: str | Path, alive: Callable[[], None] = lambda: None) -> V
 
 
 def open_video(path: str | Path) -> av.container.InputContainer:
-    """Open a file for reading; titles need not be UTF-8, many old ones are not."""
-    return av.open(str(path), metadata_errors="replace")
+    """Open a file for reading, whatever the encoding of its titles."""
+    return av.open(str(path), mode="r", **OLD_TITLES)
 
 
 def refuse_unreadable(path: str | Path) -> tuple[int, int]:
@@ -170,7 +174,9 @@ def _read_index(file: _File) -> VideoIndex:
         if not container.streams.video:
             raise VideoError(f"{path}: cannot be read as video: it has no video stream")
         stream = container.streams.video[0]
-        time_base, length_bytes = stream.time_base, unit_length(stream.codec_context)
+        # From PyAV 19 on rational numbers are of a type of its own.
+        time_base = Fraction(stream.time_base or 0)
+        length_bytes = unit_length(stream.codec_context)
         is_h264 = stream.codec_context.name == "h264"
         # In other containers (FLV) decord's last frames are wrong ones.
         trusted = not {"mp4", "matroska"}.isdisjoint(container.format.name.split(","))
@@ -186,7 +192,7 @@ def _read_index(file: _File) -> VideoIndex:
                     if not is_h264 or holds_idr(parts) or recovers_at_once(parts):
                         keys.append(packet.pts)
     shown = _first_frames(path)
-    if not times or not shown or time_base is None:
+    if not times or not shown or not time_base:
         raise VideoError(f"{path}: cannot be read as video: it has no frames")
     pts = np.unique(np.array([t for t in times if t is not None], np.int64))
     rotation = shown[0][1] % 360

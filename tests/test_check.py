@@ -407,7 +407,7 @@ def remux(source: Path, target: Path, **options: str) -> None:
     """Put a file's packets into another container."""
     aside = source.rename(source.with_name("aside"))
     with av.open(str(aside)) as old, av.open(str(target), "w", options=options) as new:
-        stream = new.add_stream_from_template(old.streams.video[0])
+        stream = new.add_stream_from_template(old.streams.video[0], opaque=True)
         for packet in old.demux(video=0):
             if packet.dts is not None:
                 packet.stream = stream
