@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 import decord  # isort: skip
-from configs.load import load
+from configs.loader import load
 from extract.clips import SamplingConfig, Window, sliding_windows
 from extract.stream import arrange, window_frames
 from extract.transforms import PixelConfig, evaluation_transform

@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.decode import annotated, medians, synthetic
-from configs.load import load
+from configs.loader import load
 from extract.frames import FrameCache
 from extract.proxy import ProxyConfig, write_proxy
 from train.config import Experiment

@@ -34,7 +34,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from benchmarks.sizes import CLASSES, FILES, experiment, flops
-from configs.files import write_text
+from configs.atomic import write_text
 from extract.backbone import Backbone
 from extract.recompute import Recompute
 from train.batch import Batch

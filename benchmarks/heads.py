@@ -23,7 +23,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from benchmarks.step import CLASSES, CONFIG, FRAMES, SIZE
 from cache.store import Store
-from configs.load import load
+from configs.loader import load
 from tests.encodings import Encoding, write_numbered
 from train.batch import Batch, collate
 from train.cached import Streams, training_spans, up_to_date

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from configs.load import load
+from configs.loader import load
 from extract.adapters import TemporalAdapter
 from extract.backbone import Backbone
 from extract.videomae import TUBELET

@@ -31,7 +31,7 @@ import matplotlib
 import numpy as np
 import psutil
 
-from configs.files import write_text
+from configs.atomic import write_text
 from extract.demo import DemoConfig, write_dataset
 from train.log import METRICS, read_metrics
 

@@ -25,7 +25,7 @@ import torch
 from torch.nn.utils import clip_grad_norm_
 from torch.utils.flop_counter import FlopCounterMode
 
-from configs.load import load
+from configs.loader import load
 from train.config import Experiment
 from train.detector import Detector
 from train.losses import detection_losses

@@ -30,10 +30,11 @@ import zarr
 from numpy.typing import NDArray
 from zarr.codecs import BytesCodec, Crc32cCodec
 
-from cache import codec, shards
 from cache.address import Address, FingerprintInfo, VideoInfo
+from cache.format import arrays
+from cache.format.records import CHUNK, RECORD, ArrayInfo, Group, Table, Told, encode
+from cache.storage import codec
 from cache.store import Store
-from cache.table import CHUNK, RECORD, ArrayInfo, Group, Table, Told, encode
 
 SPANS_A_TABLE, ROWS, WIDTH = 900, 384, 384  # windows of 768 frames; 256 MB make a fold
 PRINT = "0123456789abcdef" * 2
@@ -124,7 +125,7 @@ def index(folder: Path, passes: int) -> None:
 
 def plain_zarr(folder: Path, rows: NDArray[np.float16], sharded: bool) -> "zarr.Array[Any]":
     """Write rows with plain zarr in the store's chunks, codecs and, if asked, shards."""
-    chunk, shard = shards.layout(len(rows), rows[0].nbytes)
+    chunk, shard = arrays.layout(len(rows), rows[0].nbytes)
     made = zarr.create_array(
         str(folder),
         shape=rows.shape,
@@ -132,7 +133,7 @@ def plain_zarr(folder: Path, rows: NDArray[np.float16], sharded: bool) -> "zarr.
         chunks=(chunk, *rows.shape[1:]),
         shards=(shard, *rows.shape[1:]) if sharded else None,
         serializer=BytesCodec(endian="little"),
-        compressors=[shards.blosc_codec("float16"), Crc32cCodec()],
+        compressors=[arrays.blosc_codec("float16"), Crc32cCodec()],
         filters=None,
     )
     made[:] = rows
@@ -185,7 +186,7 @@ def codecs(folder: Path, name: str, rows: NDArray[np.float16], passes: int) -> N
         "| codec, block | chunk | shard | size | fold | bulk read | one window |\n"
         "|---|---|---|---|---|---|---|"
     )
-    default = (codec.CODEC, shards.CHUNK_BYTES, shards.SHARD_BYTES)
+    default = (codec.CODEC, arrays.CHUNK_BYTES, arrays.SHARD_BYTES)
     tries = [default]
     tries += [
         (codec.Codec(*other), *default[1:])
@@ -204,8 +205,8 @@ def codecs(folder: Path, name: str, rows: NDArray[np.float16], passes: int) -> N
         here = folder / f"{name}-{number}".replace(" ", "-")
         with ExitStack() as stack:
             stack.enter_context(patch.object(codec, "CODEC", coding))
-            stack.enter_context(patch.object(shards, "CHUNK_BYTES", chunk))
-            stack.enter_context(patch.object(shards, "SHARD_BYTES", shard))
+            stack.enter_context(patch.object(arrays, "CHUNK_BYTES", chunk))
+            stack.enter_context(patch.object(arrays, "SHARD_BYTES", shard))
             block = f"{coding.block_bytes // 1024} KiB" if coding.block_bytes else "Blosc's"
             label = f"{coding.name} {coding.level} {coding.shuffle}, {block}"
             print(_one_try(here, rows, passes, label), flush=True)
@@ -252,7 +253,7 @@ def real_activations(videos: Path) -> dict[str, NDArray[np.float16]]:
 
     Weights of VideoMAE-S are not shipped: it gets random ones of the size that trained ones have.
     """
-    from configs.load import load
+    from configs.loader import load
     from extract.backbone import Backbone
     from extract.strict import load_trunk
     from extract.video import VideoReader

@@ -16,7 +16,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from configs.files import write_text
+from configs.atomic import write_text
 
 CONFIG = "configs/e2e/demo/forward.yaml"
 WAYS = {"scratch": "end to end from scratch", "warm": "head first, then end to end"}

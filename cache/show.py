@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Literal
 
 from cache.address import FingerprintInfo
-from cache.index import Summary
-from cache.prune import prune
+from cache.format.index import Summary
 from cache.store import Store
-from cache.verify import Problem, verify
+from cache.upkeep.prune import prune
+from cache.upkeep.verify import Problem, verify
 from extract.activations import fingerprints
 from train.checkpoint import is_checkpoint, load_checkpoint
 from train.detector import Detector

@@ -22,15 +22,15 @@ from typing import Any, Literal, NamedTuple
 import torch
 
 from cache.address import DTYPES, Address, FingerprintInfo, VideoInfo
-from cache.codec import Bytes, as_bytes
 from cache.errors import Damaged, Missing, StoreError
-from cache.files import Files, Range, files_at, read_whole
-from cache.fold import unpack
-from cache.index import PARTS, Index, Loaded, Summary, refreshed, summaries
-from cache.leases import Lease
-from cache.shards import Gone, Wanted
-from cache.table import Entry, Group, Told
-from cache.writer import Writer
+from cache.format.arrays import Gone, Wanted
+from cache.format.compaction import unpack
+from cache.format.index import PARTS, Index, Loaded, Summary, refreshed, summaries
+from cache.format.records import Entry, Group, Told
+from cache.format.writer import Writer
+from cache.storage.base import Files, Range, files_at, read_whole
+from cache.storage.codec import Bytes, as_bytes
+from cache.storage.leases import Lease
 
 __all__ = ["Damaged", "Missing", "Store", "StoreError"]
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from accelerate import Accelerator
 from tqdm import tqdm
 
-from configs.files import write_text
+from configs.atomic import write_text
 from evaluate.annotations import Annotations, Detection, Segment, read_annotations, with_duration
 from evaluate.exports import clock, csv_text, listing, srt, vtt
 from evaluate.page import PageVideo, embedded, linked, page, refuse_large

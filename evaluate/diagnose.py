@@ -18,8 +18,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from configs.files import write_text
-from configs.load import load
+from configs.atomic import write_text
+from configs.loader import load
 from evaluate.annotations import Video, read_annotations, select
 from evaluate.diagnosis import Diagnosis, diagnose
 from evaluate.diagnosis_report import MOST_DETECTORS, draw, text

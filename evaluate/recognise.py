@@ -23,8 +23,8 @@ import numpy as np
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 
-from configs.files import write_text
-from configs.load import dump, field_names, load, parse
+from configs.atomic import write_text
+from configs.loader import dump, field_names, load, parse
 from configs.text import first_of
 from evaluate.accuracy import Accuracy, flat_names, split_scores, within_pairs
 from evaluate.report import draw_confusion

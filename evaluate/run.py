@@ -26,8 +26,8 @@ import numpy as np
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 
-from configs.files import write_text
-from configs.load import dump, load
+from configs.atomic import write_text
+from configs.loader import dump, load
 from evaluate.annotations import (
     Detection,
     Segment,

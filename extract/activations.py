@@ -15,8 +15,8 @@ from tqdm import tqdm
 from cache.address import DTYPES, Address, Dtype, FingerprintInfo, VideoInfo
 from cache.errors import Damaged, Missing, StoreError
 from cache.fingerprint import chain
+from cache.format.writer import Writer
 from cache.store import Store
-from cache.writer import Writer
 from extract.backbone import ARITHMETIC, Backbone, BackboneConfig, Cut
 from extract.imported import about
 from extract.inputs import Piece, Task, job_pieces

@@ -11,7 +11,7 @@ from typing import Any
 import av
 import numpy as np
 
-from configs.files import written_aside
+from configs.atomic import written_aside
 from extract.digest import video_digest
 from extract.encode import (
     Way,

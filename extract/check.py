@@ -15,8 +15,8 @@ from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
 
-from configs.files import write_text
-from configs.load import load
+from configs.atomic import write_text
+from configs.loader import load
 from evaluate.report import draw_dataset
 from extract.findings import Finding, counts, document, exit_code, table
 from train import check_files, check_lengths, check_truth

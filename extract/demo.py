@@ -26,7 +26,7 @@ import av
 import numpy as np
 from tqdm import tqdm
 
-from configs.files import write_text
+from configs.atomic import write_text
 from extract.reversal import reverse_seconds
 from extract.scenes import ACTIONS, Scene, random_clip, random_scene, render
 

@@ -14,7 +14,7 @@ import torch
 from av.video.reformatter import ColorRange, Colorspace
 from torchvision.transforms.v2 import functional
 
-from configs.files import written_aside
+from configs.atomic import written_aside
 from extract.digest import video_digest
 from extract.encode import (
     Timeline,

@@ -24,7 +24,7 @@ from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list
 
 from cache.store import Store
-from configs.files import write_text
+from configs.atomic import write_text
 from extract.activations import Activations
 from extract.clips import Direction
 from extract.plan import Plan, Wanted, distinct_frames, estimate_s, plan, refuse_full_disk

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from configs.files import write_text
+from configs.atomic import write_text
 from evaluate.annotations import read_annotations
 from evaluate.checks import member, read_json
 from extract.backwards import is_finished, write_reversed

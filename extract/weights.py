@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from configs.files import written_aside
+from configs.atomic import written_aside
 from configs.text import first_of
 from extract.layouts import ADDED, KEPT, NORMALIZER, Network, counted, recognise
 from extract.names import ADAPTERS, MMACTION, head_to_opentad, renamed, turned

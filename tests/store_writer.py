@@ -14,8 +14,8 @@ import numpy as np
 import torch
 
 from cache.address import DTYPES, Address, Dtype, FingerprintInfo, VideoInfo
-from cache.prune import prune
 from cache.store import Missing, Store
+from cache.upkeep.prune import prune
 
 COUNT = 400
 PATIENCE_S = 200  # of a reader; a machine may be busy

@@ -15,7 +15,7 @@ import torch
 from accelerate import Accelerator
 from torch.utils.data import DataLoader, Dataset
 
-from configs.load import load
+from configs.loader import load
 from evaluate.predictions import read_predictions
 from extract import patience
 from extract.backbone import BackboneConfig

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from configs.load import load
+from configs.loader import load
 from evaluate.annotations import Annotations
 from extract import children
 from extract.check import check, judge, main

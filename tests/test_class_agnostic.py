@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from configs.load import dump, load
+from configs.loader import dump, load
 from evaluate.annotations import Detection, read_annotations
 from evaluate.predictions import read_predictions
 from evaluate.video_scores import classified, read_video_scores

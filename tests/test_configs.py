@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from configs.load import dump, field_names, load, parse
+from configs.loader import dump, field_names, load, parse
 from tests.conftest import REPOSITORY
 from train.config import Experiment
 from train.grid import read_grid

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torchvision.transforms import v2
 
-from configs.load import load
+from configs.loader import load
 from extract.clips import Direction, sliding_windows
 from extract.demo import DemoConfig, write_dataset
 from extract.transforms import PixelConfig, apply, evaluation_transform, train_transform

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from configs.load import load
+from configs.loader import load
 from evaluate.annotations import Annotations, Segment, read_annotations, select
 from evaluate.checks import Refused
 from evaluate.datasets.classes import read_classes

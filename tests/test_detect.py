@@ -16,7 +16,7 @@ import torch
 from accelerate import Accelerator
 
 from benchmarks import long_video
-from configs.load import load
+from configs.loader import load
 from evaluate import detect
 from evaluate.annotations import Detection
 from evaluate.exports import clock, csv_text, listing, srt, vtt

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from configs.load import load
+from configs.loader import load
 from extract.backbone import Backbone, BackboneConfig
 from extract.clips import Direction, SamplingConfig, sliding_windows
 from extract.layouts import read_networks

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from configs.load import load
+from configs.loader import load
 from evaluate.annotations import Detection, Segment, read_annotations, select
 from evaluate.calibration import reliability
 from evaluate.diagnosis import diagnose

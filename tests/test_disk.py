@@ -18,8 +18,8 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from configs.files import written_aside
-from configs.load import load
+from configs.atomic import written_aside
+from configs.loader import load
 from tests.conftest import REPOSITORY
 from tests.test_e2e import DEMO, ENVIRONMENT, QUICK, build, script, the_same_curve
 from train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint

@@ -13,7 +13,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from configs.load import load
+from configs.loader import load
 from evaluate.predictions import read_predictions
 from extract.backbone import Mode
 from extract.video import VideoReader

@@ -10,8 +10,8 @@ import torch
 from accelerate.state import AcceleratorState
 
 from cache.store import Store
-from cache.verify import verify
-from configs.load import load
+from cache.upkeep.verify import verify
+from configs.loader import load
 from extract.activations import Places, missing
 from extract.backbone import Cut
 from extract.spans import Span

@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from numpy.typing import NDArray
 
 from cache.store import Store
-from configs.load import dump, load
+from configs.loader import dump, load
 from extract import demo
 from extract.arrays import read_array
 from extract.backbone import Backbone

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchvision.transforms import v2
 
-from configs.load import load
+from configs.loader import load
 from extract import frames as module
 from extract.clips import (
     Direction,

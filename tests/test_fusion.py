@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from configs.load import load
+from configs.loader import load
 from extract.clips import Window
 from extract.reversal import Pairing, partners, reverse_segments
 from extract.reversal import pair as pair_up

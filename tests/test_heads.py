@@ -18,7 +18,7 @@ from torch import Tensor
 import train.dataset
 from cache.address import VideoInfo
 from cache.store import Store
-from configs.load import load
+from configs.loader import load
 from extract.clips import Direction, SamplingConfig, Window
 from extract.spans import Span, random_stretch, whole_video_window
 from extract.stream import arrange, window_frames

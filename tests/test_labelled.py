@@ -348,7 +348,7 @@ def test_an_unlabelled_file_is_an_example(video: Path) -> None:
 
 
 def test_nothing_to_learn_from_is_an_error(tmp_path: Path, video: Path) -> None:
-    from configs.load import load
+    from configs.loader import load
     from tests.conftest import REPOSITORY
     from train.recognition_config import Recognition
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 import train.detection
 import train.loop
-from configs.load import load
+from configs.loader import load
 from tests.test_e2e import DEMO, QUICK, build
 from tests.waits import Copies, Operations
 from train.actionformer import ActionFormer, HeadConfig

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW
 
-from configs.load import load
+from configs.loader import load
 from extract.backbone import BackboneConfig, Mode
 from extract.clips import SamplingConfig
 from extract.videomae import TrunkConfig

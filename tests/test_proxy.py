@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from cache.store import Store
-from configs.load import load
+from configs.loader import load
 from extract.digest import video_digest
 from extract.encode import Timeline, timeline
 from extract.index import VideoError, VideoIndex

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from timm.models.resnet import Bottleneck, ResNet
 from torch import Tensor, nn
 
-from configs.load import dump, field_names, load, parse
+from configs.loader import dump, field_names, load, parse
 from evaluate.accuracy import LabelSet
 from extract.demo import DemoConfig, write_clips
 from extract.networks import NetworkConfig, build_network

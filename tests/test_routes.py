@@ -19,7 +19,7 @@ from torchvision.transforms.v2 import functional
 import train.reading
 import train.trials
 from cache.store import Store
-from configs.load import load
+from configs.loader import load
 from extract.backbone import Cut
 from extract.plan import Wanted, plan
 from extract.proxy import ProxyConfig, write_proxy, write_sample

@@ -20,12 +20,12 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from cache.address import DTYPES, Address, Dtype, FingerprintInfo, VideoInfo
-from cache.codec import Codec
 from cache.errors import Damaged, Missing, StoreError
-from cache.files import LocalFiles
-from cache.prune import prune
+from cache.storage.base import LocalFiles
+from cache.storage.codec import Codec
 from cache.store import FORMAT, MARK, Mode, Store
-from cache.verify import verify
+from cache.upkeep.prune import prune
+from cache.upkeep.verify import verify
 from tests.store_writer import activation, described
 from tests.test_disk import files_end_at
 
@@ -299,7 +299,7 @@ def test_any_zarr_reads_the_arrays(tmp_path: Path) -> None:
 def test_it_is_flushed_by_size_and_by_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store, reader = Store.open(tmp_path, "a"), Store.open(tmp_path)
     now = [0.0]
-    monkeypatch.setattr("cache.writer.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("cache.format.writer.time.monotonic", lambda: now[0])
     with store.writer(flush_bytes=50_000) as writer:
         for number in range(10):
             writer.put(address(10, number), torch.randn(10, 1000))
@@ -357,8 +357,8 @@ HARMS: dict[str, Callable[[bytes, int], bytes | None]] = {
 def test_damage_anywhere_is_named_and_never_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, harm: str
 ) -> None:
-    monkeypatch.setattr("cache.shards.CHUNK_BYTES", 3000)  # several chunks and shards each
-    monkeypatch.setattr("cache.shards.SHARD_BYTES", 9000)
+    monkeypatch.setattr("cache.format.arrays.CHUNK_BYTES", 3000)  # several chunks and shards each
+    monkeypatch.setattr("cache.format.arrays.SHARD_BYTES", 9000)
     pairs = filled(tmp_path, 18)
     abandoned = Store.open(tmp_path, "a").writer()
     for number in range(18, 26):
@@ -409,10 +409,10 @@ def test_damage_anywhere_is_named_and_never_read(
 def test_shards_do_not_stand_in_for_each_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cache.shards.CHUNK_BYTES", 4000)
-    monkeypatch.setattr("cache.shards.SHARD_BYTES", 8000)
+    monkeypatch.setattr("cache.format.arrays.CHUNK_BYTES", 4000)
+    monkeypatch.setattr("cache.format.arrays.SHARD_BYTES", 8000)
     # Equal sizes: even their own indexes are the same.
-    monkeypatch.setattr("cache.codec.CODEC", Codec("lz4", 1, "shuffle", 2**20))
+    monkeypatch.setattr("cache.storage.codec.CODEC", Codec("lz4", 1, "shuffle", 2**20))
     rng = np.random.default_rng(0)
     noise = rng.integers(2**30, size=(8, 1000), dtype=np.int32).view(np.float32)
     with Store.open(tmp_path, "a").writer() as writer:

@@ -16,11 +16,11 @@ import pytest
 import torch
 
 from cache.address import Address
-from cache.files import LocalFiles
-from cache.leases import USERS
-from cache.prune import prune
+from cache.storage.base import LocalFiles
+from cache.storage.leases import USERS
 from cache.store import Store
-from cache.verify import verify
+from cache.upkeep.prune import prune
+from cache.upkeep.verify import verify
 from tests.conftest import REPOSITORY
 from tests.store_writer import COUNT, activation, described
 

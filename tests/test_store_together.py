@@ -15,14 +15,14 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from cache import leases
 from cache.address import FingerprintInfo
 from cache.errors import Missing, StoreError
-from cache.files import LocalFiles
-from cache.leases import USERS, users
-from cache.prune import prune
+from cache.storage import leases
+from cache.storage.base import LocalFiles
+from cache.storage.leases import USERS, users
 from cache.store import Store
-from cache.verify import verify
+from cache.upkeep.prune import prune
+from cache.upkeep.verify import verify
 from tests.store_writer import activation, described
 from tests.test_store import address, bits, filled, same
 from tests.test_store_kill import begin, complete, finish, go

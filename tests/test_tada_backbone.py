@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from cache.store import Store
-from configs.load import load
+from configs.loader import load
 from extract.activations import fingerprints, settings
 from extract.backbone import Backbone, BackboneConfig, Mode, TAdaSize
 from extract.tada_backbone import TAdaBackbone, load_tada_trunk

@@ -17,7 +17,7 @@ import numpy as np
 import psutil  # type: ignore[import-untyped]
 import pytest
 
-from configs.load import load
+from configs.loader import load
 from extract import backwards
 from extract.backwards import is_finished, write_reversed
 from extract.encode import timeline

@@ -12,7 +12,7 @@ import torch
 from accelerate import Accelerator
 
 from cache.store import Store
-from configs.load import load
+from configs.loader import load
 from evaluate.mean_ap import MeanAP
 from evaluate.predictions import read_predictions
 from tests.conftest import REPOSITORY

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from configs.load import dump, load
+from configs.loader import dump, load
 from extract.backbone import Backbone, BackboneConfig
 from extract.layouts import read_networks
 from extract.names import head_to_opentad

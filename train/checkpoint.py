@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from typing_extensions import TypeVar
 
-from configs.files import written_aside
-from configs.load import dump, flatten, parse
+from configs.atomic import written_aside
+from configs.loader import dump, flatten, parse
 from train.config import Experiment
 from train.recognition_config import Recognition
 

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
-from configs.load import load
+from configs.loader import load
 from extract.clips import Direction
 from train.config import Experiment
 from train.detection import Detection

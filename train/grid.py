@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import yaml
 
-from configs.load import UniqueKeys
+from configs.loader import UniqueKeys
 
 T = TypeVar("T")
 

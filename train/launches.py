@@ -13,7 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from configs.files import write_text
+from configs.atomic import write_text
 
 LAUNCHES = "launches.json"
 RUNNING = "running"

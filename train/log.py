@@ -9,7 +9,7 @@ from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
-from configs.files import write_text
+from configs.atomic import write_text
 
 METRICS = "metrics.jsonl"
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from tqdm import tqdm
 
-from configs.files import write_text
+from configs.atomic import write_text
 from extract.backbone import Backbone, BackboneConfig
 from extract.scenes import ACTIONS, action_map, random_scene, render
 from extract.videomae import CLIP_FRAMES, TUBELET, TrunkConfig

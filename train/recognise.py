@@ -15,8 +15,8 @@ from pathlib import Path
 
 from accelerate import DistributedType
 
-from configs.files import write_text
-from configs.load import dump, load
+from configs.atomic import write_text
+from configs.loader import dump, load
 from train.disk import claim_folder, refuse_full_disk
 from train.errors import EXPECTED, message
 from train.examples import Examples, load_examples, read_clips

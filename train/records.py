@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from configs.files import write_text
+from configs.atomic import write_text
 from extract.digest import video_digest as content_digest
 from train.grid import Grid, Run
 

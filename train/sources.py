@@ -8,7 +8,7 @@ import torch
 from accelerate.utils import set_seed
 from torch import Tensor
 
-from configs.load import dump, load, parse
+from configs.loader import dump, load, parse
 from evaluate.datasets.classes import read_classes
 from extract.layouts import Network, counted, read_networks
 from extract.strict import load_strictly, refuse_other_size

@@ -20,8 +20,8 @@ from accelerate.utils import (
 )
 
 from cache.store import Store
-from configs.files import write_text
-from configs.load import dump
+from configs.atomic import write_text
+from configs.loader import dump
 from evaluate.annotations import Annotations
 from evaluate.report_page import REPORT
 from extract.activations import Activations, Counts

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
-from configs.files import write_text
+from configs.atomic import write_text
 from evaluate.compare import Estimate
 from evaluate.report import draw_rows
 from train.grid import Grid, Run

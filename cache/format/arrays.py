@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec
 from zarr.storage import MemoryStore
 
-from cache import codec
 from cache.address import Dtype
-from cache.codec import Bytes, checksum, decompress, itemsize
 from cache.errors import Damaged
-from cache.files import Files
-from cache.table import CHUNK, ArrayInfo, Group, digest
+from cache.format.records import CHUNK, ArrayInfo, Group, digest
+from cache.storage import codec
+from cache.storage.base import Files
+from cache.storage.codec import Bytes, checksum, decompress, itemsize
 
 CHUNK_BYTES, SHARD_BYTES = 2**20, 2**26  # uncompressed; benchmarks/store.py has the table
 RANGE_BYTES = 2**22  # compressed, fetched at a time: some chunks, which the CPU's cache can hold

@@ -18,8 +18,8 @@ import fsspec
 import numpy as np
 from fsspec.core import url_to_fs
 
-from cache.codec import Bytes, buffer
 from cache.errors import StoreError
+from cache.storage.codec import Bytes, buffer
 
 Range = tuple[str, int, int]
 """A file's name and the bytes wanted of it: first, and one behind the last."""

@@ -6,15 +6,15 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from cache.codec import checksum
 from cache.errors import Damaged
-from cache.files import Files, read_whole
-from cache.fold import payload
-from cache.index import CONTENTS, PARTS, RETIRED, TABLE_NAME, load_tables, table_files
-from cache.shards import Array, Gone, Wanted, shard_name
+from cache.format.arrays import Array, Gone, Wanted, shard_name
+from cache.format.compaction import payload
+from cache.format.index import CONTENTS, PARTS, RETIRED, TABLE_NAME, load_tables, table_files
+from cache.format.records import Entry, Table, digest
+from cache.format.writer import read_contents
+from cache.storage.base import Files, read_whole
+from cache.storage.codec import checksum
 from cache.store import FORMAT, MARK, Store
-from cache.table import Entry, Table, digest
-from cache.writer import read_contents
 
 LIST_ONLY = (
     "; what it lists was checked all the same, except that a file which is lost, too, is not known "

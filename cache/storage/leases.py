@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cache.files import Files, read_whole
+from cache.storage.base import Files, read_whole
 
 USERS = "users"
 BEAT_S, DEAD_S = 30.0, 600.0

@@ -11,9 +11,9 @@ from tqdm import tqdm
 
 from cache.address import DIRECTIONS, SPANS, Address, FingerprintInfo, VideoInfo
 from cache.errors import Damaged
-from cache.files import Files
-from cache.shards import Array
-from cache.table import RECORD, Entry, Group, Records, Table, Told, begin_of, decode
+from cache.format.arrays import Array
+from cache.format.records import RECORD, Entry, Group, Records, Table, Told, begin_of, decode
+from cache.storage.base import Files
 
 PARTS = "parts"
 CONTENTS = "contents.json"

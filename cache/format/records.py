@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache.address import DIRECTIONS, SPANS, Dtype, FingerprintInfo, VideoInfo
-from cache.codec import Bytes, buffer, itemsize
 from cache.errors import Damaged
+from cache.storage.codec import Bytes, buffer, itemsize
 
 RECORD = np.dtype(
     [

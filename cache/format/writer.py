@@ -11,13 +11,10 @@ import torch
 from tqdm import tqdm
 
 from cache.address import DTYPES, Address, FingerprintInfo, VideoInfo
-from cache.codec import Bytes, as_bytes, checksum, compress, itemsize
 from cache.errors import Damaged, StoreError
-from cache.files import Content, Files
-from cache.fold import Placed, fold
-from cache.index import CONTENTS, PARTS, newest
-from cache.leases import Lease
-from cache.table import (
+from cache.format.compaction import Placed, fold
+from cache.format.index import CONTENTS, PARTS, newest
+from cache.format.records import (
     RECORD,
     Entry,
     Group,
@@ -28,6 +25,9 @@ from cache.table import (
     encode,
     span_number,
 )
+from cache.storage.base import Content, Files
+from cache.storage.codec import Bytes, as_bytes, checksum, compress, itemsize
+from cache.storage.leases import Lease
 
 if TYPE_CHECKING:
     from cache.store import Store

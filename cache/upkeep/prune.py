@@ -13,15 +13,15 @@ import numpy as np
 from tqdm import tqdm
 
 from cache.address import FingerprintInfo
-from cache.choice import Choice
 from cache.errors import Damaged, StoreError
-from cache.files import read_whole
-from cache.index import CONTENTS, PARTS, RETIRED, TABLE_NAME, Loaded
-from cache.leases import Lease, User, users
+from cache.format.index import CONTENTS, PARTS, RETIRED, TABLE_NAME, Loaded
+from cache.format.records import decode
+from cache.format.writer import Writer, contents
+from cache.storage.base import read_whole
+from cache.storage.leases import Lease, User, users
 from cache.store import Store
-from cache.table import decode
-from cache.verify import Problem
-from cache.writer import Writer, contents
+from cache.upkeep.retention import Choice
+from cache.upkeep.verify import Problem
 
 
 @dataclass

@@ -9,11 +9,11 @@ from numpy.typing import NDArray
 
 from cache.address import FingerprintInfo
 from cache.errors import Damaged
-from cache.files import Files
-from cache.fold import payload
-from cache.index import Index, Loaded
-from cache.shards import Gone, Wanted
-from cache.table import Entry, Told
+from cache.format.arrays import Gone, Wanted
+from cache.format.compaction import payload
+from cache.format.index import Index, Loaded
+from cache.format.records import Entry, Told
+from cache.storage.base import Files
 
 ToldKey = tuple[str, str, int]
 """Subject, name and time of something that was told."""

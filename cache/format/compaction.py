@@ -5,11 +5,11 @@ from itertools import pairwise
 
 import numpy as np
 
-from cache.codec import Bytes, checksum, decompress
 from cache.errors import Damaged
-from cache.files import Files
-from cache.shards import write_array
-from cache.table import RECORD, Entry, Group, Table, Told, encode
+from cache.format.arrays import write_array
+from cache.format.records import RECORD, Entry, Group, Table, Told, encode
+from cache.storage.base import Files
+from cache.storage.codec import Bytes, checksum, decompress
 
 Placed = tuple[str, Entry]
 """A segment's file and a record in it."""

@@ -1,0 +1,1 @@
+"""How activations lie in files: the journal, binary tables, zarr arrays, compaction."""

@@ -1,0 +1,1 @@
+"""Where a store's bytes lie: local folders and fsspec URLs alike, leases, compression."""

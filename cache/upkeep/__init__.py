@@ -1,0 +1,1 @@
+"""Looking after a store: reading every checksum, what may go, freeing it."""
