@@ -25,10 +25,10 @@ import torch
 
 import decord  # isort: skip
 from configs.loader import load
-from extract.clips import SamplingConfig, Window, sliding_windows
-from extract.stream import arrange, window_frames
-from extract.transforms import PixelConfig, evaluation_transform
-from extract.video import CHUNK, VideoReader
+from extract.sampling.transforms import PixelConfig, evaluation_transform
+from extract.sampling.window_frames import arrange, window_frames
+from extract.sampling.windows import SamplingConfig, Window, sliding_windows
+from extract.video.reader import CHUNK, VideoReader
 from train.config import Experiment
 from train.dataset import EpochSampler, TrainingWindows, training_loader
 from train.detector import Detector

@@ -23,8 +23,8 @@ import torch
 
 from benchmarks.decode import annotated, medians, synthetic
 from configs.loader import load
-from extract.frames import FrameCache
-from extract.proxy import ProxyConfig, write_proxy
+from extract.sampling.frame_cache import FrameCache
+from extract.transcoding.proxy import ProxyConfig, write_proxy
 from train.config import Experiment
 from train.dataset import TrainingWindows
 from train.items import identified, item_of

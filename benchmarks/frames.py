@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 from torch.nn.functional import adaptive_avg_pool2d
 from tqdm import tqdm
 
-from extract.clips import SamplingConfig, random_window
-from extract.video import VideoError, VideoReader
+from extract.sampling.windows import SamplingConfig, random_window
+from extract.video.reader import VideoError, VideoReader
 from tests.encodings import ENCODINGS, access_paths, turn, write_numbered
 from train.items import VIDEO_SUFFIXES
 

@@ -35,8 +35,8 @@ from torch import Tensor
 
 from benchmarks.sizes import CLASSES, FILES, experiment, flops
 from configs.atomic import write_text
-from extract.backbone import Backbone
-from extract.recompute import Recompute
+from extract.backbone.backbone import Backbone
+from extract.backbone.recompute import Recompute
 from train.batch import Batch
 from train.config import Experiment
 from train.detection import Detection

@@ -23,10 +23,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from benchmarks.sizes import FILES, HOME, experiment
-from extract.backbone import Backbone
-from extract.names import MMACTION, renamed, turned
-from extract.strict import load_trunk
-from extract.videomae import TUBELET, TrunkConfig, VideoMAE
+from extract.backbone.backbone import Backbone
+from extract.backbone.videomae import TUBELET, TrunkConfig, VideoMAE
+from extract.checkpoints.key_maps import MMACTION, renamed, turned
+from extract.checkpoints.strict import load_trunk
 
 CACHES = Path("/proc/sys/vm/drop_caches")
 PIECE = 2**24

@@ -23,9 +23,9 @@ from tqdm import tqdm
 
 from evaluate.annotations import Detection
 from evaluate.exports import clock
-from extract.stream import arrange, window_frames
-from extract.transforms import evaluation_transform
-from extract.video import VideoReader
+from extract.sampling.transforms import evaluation_transform
+from extract.sampling.window_frames import arrange, window_frames
+from extract.video.reader import VideoReader
 from train.batch import Sample, collate
 from train.detector import Detector
 from train.items import item_of

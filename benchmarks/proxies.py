@@ -4,11 +4,11 @@
 
 Without files, some are made: videos of the demo, drawn at 1280 × 720, and longer clips with fine
 detail and noise that move all the time; H.264 with B-frames and a keyframe every 250, as files from
-the web are. A model's input (every fourth frame) is read in one thread, by `extract/stream.py` with
-the project's evaluation transform, as one window in the middle of a file (what a training sample
-costs, the file's opening with it) and as the whole file. Originals and proxies take turns; numbers
-are medians of input frames per second (`made/s`: frames of the file). Ends with code 1 if the
-median gain of windows is below --aim.
+the web are. A model's input (every fourth frame) is read in one thread, by
+`extract/sampling/window_frames.py` with the project's evaluation transform, as one window in the
+middle of a file (what a training sample costs, the file's opening with it) and as the whole file.
+Originals and proxies take turns; numbers are medians of input frames per second (`made/s`: frames
+of the file). Ends with code 1 if the median gain of windows is below --aim.
 """
 
 import argparse
@@ -25,12 +25,12 @@ import torch
 from tqdm import tqdm
 
 from benchmarks.decode import medians, synthetic
-from extract.clips import SamplingConfig, Window, sliding_windows
-from extract.proxy import ProxyConfig, write_proxy
+from extract.sampling.transforms import PixelConfig, evaluation_transform
+from extract.sampling.window_frames import window_frames
+from extract.sampling.windows import SamplingConfig, Window, sliding_windows
 from extract.scenes import random_scene, render
-from extract.stream import window_frames
-from extract.transforms import PixelConfig, evaluation_transform
-from extract.video import VideoReader
+from extract.transcoding.proxy import ProxyConfig, write_proxy
+from extract.video.reader import VideoReader
 
 HEIGHT, WIDTH, FPS = 720, 1280, 24
 SAMPLING = SamplingConfig(window_size=96)

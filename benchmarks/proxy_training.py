@@ -27,7 +27,7 @@ import numpy as np
 from tqdm import tqdm
 
 from configs.atomic import write_text
-from extract.video import VideoReader
+from extract.video.reader import VideoReader
 
 DEMO = Path("data/demo")
 CONFIG = "configs/e2e/demo/forward.yaml"

@@ -17,9 +17,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from configs.loader import load
-from extract.adapters import TemporalAdapter
-from extract.backbone import Backbone
-from extract.videomae import TUBELET
+from extract.backbone.adapters import TemporalAdapter
+from extract.backbone.backbone import Backbone
+from extract.backbone.videomae import TUBELET
 from train.actionformer import ActionFormer
 from train.config import Experiment
 

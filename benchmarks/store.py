@@ -254,9 +254,9 @@ def real_activations(videos: Path) -> dict[str, NDArray[np.float16]]:
     Weights of VideoMAE-S are not shipped: it gets random ones of the size that trained ones have.
     """
     from configs.loader import load
-    from extract.backbone import Backbone
-    from extract.strict import load_trunk
-    from extract.video import VideoReader
+    from extract.backbone.backbone import Backbone
+    from extract.checkpoints.strict import load_trunk
+    from extract.video.reader import VideoReader
     from train.config import Experiment
 
     home = Path(__file__).resolve().parent.parent / "configs/e2e"

@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from extract.tada import TAdaConv, average_over_time
-from extract.tada2d import Bottleneck, TAda2D, TAda2DConfig
+from extract.tada.conv import TAdaConv, average_over_time
+from extract.tada.tada2d import Bottleneck, TAda2D, TAda2DConfig
 
 
 class PlainBlock(nn.Module):

@@ -21,7 +21,7 @@ from cache.format.index import Summary
 from cache.store import Store
 from cache.upkeep.prune import prune
 from cache.upkeep.verify import Problem, verify
-from extract.activations import fingerprints
+from extract.activations.activations import fingerprints
 from train.checkpoint import is_checkpoint, load_checkpoint
 from train.detector import Detector
 from train.errors import EXPECTED, message

@@ -26,8 +26,8 @@ from evaluate.annotations import Annotations, Detection, Segment, read_annotatio
 from evaluate.exports import clock, csv_text, listing, srt, vtt
 from evaluate.page import PageVideo, embedded, linked, page, refuse_large
 from evaluate.predictions import write_predictions
-from extract.probe import probe
-from extract.video import VideoError
+from extract.video.probe import probe
+from extract.video.reader import VideoError
 from train.detector import Detector, Examined
 from train.errors import EXPECTED, memory_advice, message
 from train.items import VIDEO_SUFFIXES, Item, as_item

@@ -40,7 +40,7 @@ from evaluate.predictions import cannot_score, read_predictions, write_predictio
 from evaluate.report import table
 from evaluate.report_page import REPORT, TABLES, Section
 from evaluate.scores_report import PICTURES, leave_scores
-from extract.activations import Counts
+from extract.activations.activations import Counts
 from train.cached import evaluation_spans, up_to_date
 from train.config import Experiment
 from train.detector import Detector

@@ -27,7 +27,7 @@ import numpy as np
 from tqdm import tqdm
 
 from configs.atomic import write_text
-from extract.reversal import reverse_seconds
+from extract.sampling.reversal import reverse_seconds
 from extract.scenes import ACTIONS, Scene, random_clip, random_scene, render
 
 FRAME_RATES = (15, 18, 20, 24)

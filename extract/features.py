@@ -26,13 +26,13 @@ from cache.address import DTYPES, FingerprintInfo, VideoInfo
 from cache.fingerprint import chain
 from configs.text import first_of
 from evaluate.annotations import Video, read_annotations
-from extract.activations import Cached
-from extract.arrays import SUFFIXES, read_array
-from extract.clips import SamplingConfig
-from extract.digest import video_digest
-from extract.imported import about, imported_name
-from extract.spans import Span, whole_video_window
-from extract.videomae import CLIP_FRAMES, TUBELET
+from extract.activations.activations import Cached
+from extract.backbone.imported import about, imported_name
+from extract.backbone.videomae import CLIP_FRAMES, TUBELET
+from extract.feature_files import SUFFIXES, read_array
+from extract.sampling.spans import Span, whole_video_window
+from extract.sampling.windows import SamplingConfig
+from extract.video.digest import video_digest
 from train.errors import EXPECTED, message
 from train.start import open_cache
 

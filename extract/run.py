@@ -25,12 +25,19 @@ from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list
 
 from cache.store import Store
 from configs.atomic import write_text
-from extract.activations import Activations
-from extract.clips import Direction
-from extract.plan import Plan, Wanted, distinct_frames, estimate_s, plan, refuse_full_disk
-from extract.refresh import refresh
-from extract.spans import Span
-from extract.videomae import CLIP_FRAMES
+from extract.activations.activations import Activations
+from extract.activations.plan import (
+    Plan,
+    Wanted,
+    distinct_frames,
+    estimate_s,
+    plan,
+    refuse_full_disk,
+)
+from extract.activations.refresh import refresh
+from extract.backbone.videomae import CLIP_FRAMES
+from extract.sampling.spans import Span
+from extract.sampling.windows import Direction
 from train.cached import evaluation_spans, training_spans
 from train.checkpoint import Checkpoint
 from train.choose import compared, not_comparable

@@ -29,14 +29,14 @@ import numpy as np
 from configs.atomic import write_text
 from evaluate.annotations import read_annotations
 from evaluate.checks import member, read_json
-from extract.backwards import is_finished, write_reversed
-from extract.encode import SUFFIX
-from extract.index import VideoError
-from extract.probe import probe
-from extract.proxy import ProxyConfig, is_current, write_proxy
-from extract.reversal import reverse_seconds
-from extract.savings import Savings, savings
-from extract.workers import Job, make_all
+from extract.sampling.reversal import reverse_seconds
+from extract.transcoding.encode import SUFFIX
+from extract.transcoding.proxy import ProxyConfig, is_current, write_proxy
+from extract.transcoding.reverse import is_finished, write_reversed
+from extract.transcoding.savings import Savings, savings
+from extract.transcoding.workers import Job, make_all
+from extract.video.index import VideoError
+from extract.video.probe import probe
 from train.errors import EXPECTED, message
 
 if TYPE_CHECKING:  # imported where it is used: each process would spend seconds on accelerate

@@ -20,12 +20,12 @@ from torch import Tensor
 
 from configs.atomic import written_aside
 from configs.text import first_of
-from extract.layouts import ADDED, KEPT, NORMALIZER, Network, counted, recognise
-from extract.names import ADAPTERS, MMACTION, head_to_opentad, renamed, turned
-from extract.strict import trunk_settings
-from extract.tada_layouts import TAdaNetwork, new_tada, recognise_tada
-from extract.tensors import Content, read, sha256
-from extract.videomae import TUBELET, TrunkConfig, VideoMAE
+from extract.backbone.videomae import TUBELET, TrunkConfig, VideoMAE
+from extract.checkpoints.key_maps import ADAPTERS, MMACTION, head_to_opentad, renamed, turned
+from extract.checkpoints.layouts import ADDED, KEPT, NORMALIZER, Network, counted, recognise
+from extract.checkpoints.strict import trunk_settings
+from extract.checkpoints.tensor_files import Content, read, sha256
+from extract.tada.pretrained import TAdaNetwork, new_tada, recognise_tada
 from train.errors import EXPECTED, message
 
 OPENTAD = "backbone.model.backbone."

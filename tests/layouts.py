@@ -1,13 +1,14 @@
 """Files of weights as other programs write them, made of a small network of ours.
 
-The names are spelled out here a second time, so that a wrong table in extract/names.py shows.
+The names are spelled out here a second time, so that a wrong table in
+extract/checkpoints/key_maps.py shows.
 """
 
 import torch
 from torch import Tensor
 
-from extract.backbone import Backbone, BackboneConfig
-from extract.videomae import TrunkConfig
+from extract.backbone.backbone import Backbone, BackboneConfig
+from extract.backbone.videomae import TrunkConfig
 
 SMALL = TrunkConfig(width=32, depth=3, heads=2, image_size=32)
 LAYER = {  # Hugging Face's names of the same, but for queries, keys and values

@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from extract.names import head_from_opentad, head_to_opentad
-from extract.strict import load_strictly
-from extract.tensors import read
+from extract.checkpoints.key_maps import head_from_opentad, head_to_opentad
+from extract.checkpoints.strict import load_strictly
+from extract.checkpoints.tensor_files import read
 from tests.conftest import GOLDEN
 from train.actionformer import ActionFormer, HeadConfig
 from train.attention import local_attention

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from cache.address import Dtype, VideoInfo
 from cache.store import Store
-from extract.activations import (
+from extract.activations.activations import (
     Activations,
     CacheConfig,
     Precision,
@@ -22,15 +22,15 @@ from extract.activations import (
     fingerprints,
     settings,
 )
-from extract.adapters import TemporalAdapter
-from extract.backbone import Backbone, BackboneConfig, Cut
-from extract.clips import Direction, SamplingConfig, sliding_windows
-from extract.digest import video_digest
-from extract.inputs import Task, job_pieces
-from extract.spans import Span, SpanKind, whole_video_window
-from extract.transforms import PixelConfig, apply, evaluation_transform
-from extract.video import VideoError, VideoReader
-from extract.videomae import TrunkConfig
+from extract.activations.inputs import Task, job_pieces
+from extract.backbone.adapters import TemporalAdapter
+from extract.backbone.backbone import Backbone, BackboneConfig, Cut
+from extract.backbone.videomae import TrunkConfig
+from extract.sampling.spans import Span, SpanKind, whole_video_window
+from extract.sampling.transforms import PixelConfig, apply, evaluation_transform
+from extract.sampling.windows import Direction, SamplingConfig, sliding_windows
+from extract.video.digest import video_digest
+from extract.video.reader import VideoError, VideoReader
 from tests.encodings import ENCODINGS, write_numbered
 from tests.test_backbone import relative
 from tests.test_detector import golden_detector

@@ -8,13 +8,13 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-import extract.backbone
-from extract.adapters import TemporalAdapter
-from extract.backbone import Backbone, BackboneConfig, Mode
-from extract.layouts import read_networks
-from extract.recompute import Recompute
-from extract.strict import load_strictly
-from extract.videomae import Block, TrunkConfig
+import extract.backbone.backbone
+from extract.backbone.adapters import TemporalAdapter
+from extract.backbone.backbone import Backbone, BackboneConfig, Mode
+from extract.backbone.recompute import Recompute
+from extract.backbone.videomae import Block, TrunkConfig
+from extract.checkpoints.layouts import read_networks
+from extract.checkpoints.strict import load_strictly
 from tests.conftest import GOLDEN
 
 
@@ -165,7 +165,7 @@ def test_clips_run_in_parts_as_they_do_at_once(monkeypatch: pytest.MonkeyPatch, 
     backbone = shaken(Backbone(BackboneConfig(SMALL))).train()
     found = []
     for elements in (2**20, clips * 32 * 32):
-        monkeypatch.setattr(extract.backbone, "CPU_ELEMENTS", elements)
+        monkeypatch.setattr(extract.backbone.backbone, "CPU_ELEMENTS", elements)
         torch.manual_seed(3)
         features = backbone(frames(length=64))
         gradients = torch.autograd.grad(

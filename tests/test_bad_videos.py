@@ -17,14 +17,14 @@ from torch.utils.data import DataLoader, Dataset
 
 from configs.loader import load
 from evaluate.predictions import read_predictions
-from extract import patience
-from extract.backbone import BackboneConfig
-from extract.clips import SamplingConfig, sliding_windows
+from extract.backbone.backbone import BackboneConfig
+from extract.backbone.videomae import TrunkConfig
 from extract.demo import DemoConfig, write_dataset
-from extract.stream import window_frames
-from extract.transforms import PixelConfig, evaluation_transform
-from extract.video import VideoError
-from extract.videomae import TrunkConfig
+from extract.sampling.transforms import PixelConfig, evaluation_transform
+from extract.sampling.window_frames import window_frames
+from extract.sampling.windows import SamplingConfig, sliding_windows
+from extract.video import watchdog
+from extract.video.reader import VideoError
 from tests.conftest import REPOSITORY
 from tests.test_e2e import TWO_PROCESSES, script
 from train.actionformer import HeadConfig
@@ -251,7 +251,7 @@ class HangingWindows(Dataset[int]):
         return 1
 
     def __getitem__(self, position: int) -> int:
-        patience.PATIENCE_S = 0.2
+        watchdog.PATIENCE_S = 0.2
         (window,) = sliding_windows(32, 0.0, SamplingConfig(window_size=16))
         reader: Any = HangingReader()
         return len(next(window_frames(reader, [window], evaluation_transform(PixelConfig(32)))))

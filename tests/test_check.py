@@ -18,13 +18,13 @@ from hypothesis import strategies as st
 
 from configs.loader import load
 from evaluate.annotations import Annotations
-from extract import children
 from extract.check import check, judge, main
-from extract.clips import SamplingConfig
 from extract.demo import DemoConfig, write_dataset
 from extract.findings import exit_code
-from extract.header import announced_frames
-from extract.index import video_index
+from extract.sampling.windows import SamplingConfig
+from extract.video import probe_pool
+from extract.video.header import announced_frames
+from extract.video.index import video_index
 from tests.encodings import ENCODINGS, write_numbered
 from tests.test_e2e import DEMO, script
 from tests.test_probe import ACTOR, spoil_the_end
@@ -107,7 +107,7 @@ def hanging(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the decoder of every video of the name "hangs" hang."""
     (tmp_path / "actors").mkdir()
     command = [sys.executable, "-c", ACTOR, str(tmp_path / "actors")]
-    monkeypatch.setattr(children, "COMMAND", command)
+    monkeypatch.setattr(probe_pool, "COMMAND", command)
 
 
 def look(data: Data) -> tuple[int, dict[str, Any]]:

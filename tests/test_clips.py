@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from extract.clips import (
+from extract.sampling.reversal import reverse_seconds, reverse_segments
+from extract.sampling.windows import (
     SamplingConfig,
     random_window,
     seconds_to_frames,
@@ -15,7 +16,6 @@ from extract.clips import (
     truth_inside,
     whole_video,
 )
-from extract.reversal import reverse_seconds, reverse_segments
 
 factors = st.sampled_from([(1, 1), (1, 4), (2, 4), (4, 4), (2, 2)])
 

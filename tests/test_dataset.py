@@ -11,9 +11,9 @@ import torch
 from torchvision.transforms import v2
 
 from configs.loader import load
-from extract.clips import Direction, sliding_windows
 from extract.demo import DemoConfig, write_dataset
-from extract.transforms import PixelConfig, apply, evaluation_transform, train_transform
+from extract.sampling.transforms import PixelConfig, apply, evaluation_transform, train_transform
+from extract.sampling.windows import Direction, sliding_windows
 from tests.conftest import REPOSITORY
 from train.config import DataConfig, Experiment
 from train.dataset import (

@@ -21,8 +21,8 @@ from evaluate import detect
 from evaluate.annotations import Detection
 from evaluate.exports import clock, csv_text, listing, srt, vtt
 from evaluate.predictions import read_predictions
-from extract.clips import Direction
-from extract.video import VideoError, VideoReader
+from extract.sampling.windows import Direction
+from extract.video.reader import VideoError, VideoReader
 from tests.conftest import REPOSITORY
 from tests.encodings import ENCODINGS, read_numbers, write_numbered
 from tests.forks import script

@@ -11,11 +11,11 @@ import torch
 from safetensors.torch import load_file
 
 from configs.loader import load
-from extract.backbone import Backbone, BackboneConfig
-from extract.clips import Direction, SamplingConfig, sliding_windows
-from extract.layouts import read_networks
-from extract.tensors import read
-from extract.videomae import TrunkConfig
+from extract.backbone.backbone import Backbone, BackboneConfig
+from extract.backbone.videomae import TrunkConfig
+from extract.checkpoints.layouts import read_networks
+from extract.checkpoints.tensor_files import read
+from extract.sampling.windows import Direction, SamplingConfig, sliding_windows
 from tests.conftest import GOLDEN, REPOSITORY
 from train.actionformer import HeadConfig, HeadOutput
 from train.batch import Batch

@@ -15,8 +15,8 @@ from accelerate import Accelerator
 
 from configs.loader import load
 from evaluate.predictions import read_predictions
-from extract.backbone import Mode
-from extract.video import VideoReader
+from extract.backbone.backbone import Mode
+from extract.video.reader import VideoReader
 from tests.conftest import REPOSITORY
 from tests.test_report import read
 from train.checkpoint import Checkpoint, load_checkpoint, refuse_other_run

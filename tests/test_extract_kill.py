@@ -12,9 +12,9 @@ from accelerate.state import AcceleratorState
 from cache.store import Store
 from cache.upkeep.verify import verify
 from configs.loader import load
-from extract.activations import Places, missing
-from extract.backbone import Cut
-from extract.spans import Span
+from extract.activations.activations import Places, missing
+from extract.backbone.backbone import Cut
+from extract.sampling.spans import Span
 from tests.forks import Script, script
 from tests.test_e2e import DEMO, QUICK
 from train.cached import evaluation_spans, training_spans

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from cache.store import Store
 from configs.loader import dump, load
 from extract import demo
-from extract.arrays import read_array
-from extract.backbone import Backbone
+from extract.backbone.backbone import Backbone
+from extract.backbone.imported import Imported
 from extract.demo import DemoConfig
-from extract.imported import Imported
+from extract.feature_files import read_array
 from tests.forks import good, script
 from tests.test_e2e import DEMO, QUICK
 from train.cached import evaluation_spans, training_spans

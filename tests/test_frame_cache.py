@@ -26,20 +26,20 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from configs.loader import load
-from extract import frames as module
-from extract.clips import (
+from extract.demo import DemoConfig, write_dataset
+from extract.sampling import frame_cache as module
+from extract.sampling.frame_cache import FrameCache
+from extract.sampling.transforms import PixelConfig, Shrink, evaluation_transform, train_transform
+from extract.sampling.window_frames import shrunk_chunks
+from extract.sampling.windows import (
     Direction,
     SamplingConfig,
     random_window,
     sampled_frames,
     sliding_windows,
 )
-from extract.demo import DemoConfig, write_dataset
-from extract.digest import video_digest
-from extract.frames import FrameCache
-from extract.stream import shrunk_chunks
-from extract.transforms import PixelConfig, Shrink, evaluation_transform, train_transform
-from extract.video import CHUNK, VideoError, VideoReader
+from extract.video.digest import video_digest
+from extract.video.reader import CHUNK, VideoError, VideoReader
 from tests.encodings import ENCODINGS, turn, write_numbered
 from tests.test_bad_videos import SPOILERS, damage, vanish
 from tests.test_disk import files_end_at

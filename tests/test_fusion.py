@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from configs.loader import load
-from extract.clips import Window
-from extract.reversal import Pairing, partners, reverse_segments
-from extract.reversal import pair as pair_up
-from extract.stream import arrange
+from extract.sampling.reversal import Pairing, partners, reverse_segments
+from extract.sampling.reversal import pair as pair_up
+from extract.sampling.window_frames import arrange
+from extract.sampling.windows import Window
 from tests.conftest import REPOSITORY
 from train.actionformer import HeadOutput
 from train.config import Experiment

@@ -19,11 +19,11 @@ import train.dataset
 from cache.address import VideoInfo
 from cache.store import Store
 from configs.loader import load
-from extract.clips import Direction, SamplingConfig, Window
-from extract.spans import Span, random_stretch, whole_video_window
-from extract.stream import arrange, window_frames
-from extract.transforms import evaluation_transform
-from extract.video import VideoReader
+from extract.sampling.spans import Span, random_stretch, whole_video_window
+from extract.sampling.transforms import evaluation_transform
+from extract.sampling.window_frames import arrange, window_frames
+from extract.sampling.windows import Direction, SamplingConfig, Window
+from extract.video.reader import VideoReader
 from tests.conftest import REPOSITORY
 from tests.forks import script
 from tests.test_e2e import DEMO, QUICK, TWO_PROCESSES

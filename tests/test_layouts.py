@@ -10,11 +10,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from extract.layouts import read_networks, recognise
-from extract.names import head_to_opentad
-from extract.strict import load_trunk, refuse_other_size, trunk_settings
-from extract.tensors import Content
-from extract.videomae import TrunkConfig, VideoMAE
+from extract.backbone.videomae import TrunkConfig, VideoMAE
+from extract.checkpoints.key_maps import head_to_opentad
+from extract.checkpoints.layouts import read_networks, recognise
+from extract.checkpoints.strict import load_trunk, refuse_other_size, trunk_settings
+from extract.checkpoints.tensor_files import Content
 from tests.layouts import (
     SMALL,
     hugging_face,

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 
 from configs.loader import load
-from extract.backbone import BackboneConfig, Mode
-from extract.clips import SamplingConfig
-from extract.videomae import TrunkConfig
+from extract.backbone.backbone import BackboneConfig, Mode
+from extract.backbone.videomae import TrunkConfig
+from extract.sampling.windows import SamplingConfig
 from tests.conftest import REPOSITORY
 from train.actionformer import HeadConfig
 from train.config import Experiment, TrainingConfig

@@ -14,18 +14,19 @@ import av
 import numpy as np
 import pytest
 
-from extract import children, index, memo
-from extract.digest import remembered_digest, video_digest
-from extract.index import VideoError, VideoIndex, video_index
-from extract.look import _look
-from extract.probe import _share_of_cores, probe
+from extract.video import index, probe_pool, user_cache
+from extract.video.digest import remembered_digest, video_digest
+from extract.video.index import VideoError, VideoIndex, video_index
+from extract.video.probe import _share_of_cores, probe
+from extract.video.probe_worker import _look
 from tests.encodings import ENCODINGS, write_numbered
 
-# Stands in for extract/look.py: its decoder does what the file's name says. Leaves its process id.
+# Stands in for extract/video/probe_worker.py: its decoder does what the file's name says. Leaves
+# its process id.
 ACTOR = """
 import os, pickle, resource, signal, socket, sys, time
 from pathlib import Path
-from extract.index import VideoError, video_index
+from extract.video.index import VideoError, video_index
 
 resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 Path(sys.argv[1], str(os.getpid())).touch()
@@ -66,7 +67,7 @@ def actors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with the ids of all processes that looked at files, as ACTOR does."""
     folder = tmp_path / "actors"
     folder.mkdir()
-    monkeypatch.setattr(children, "COMMAND", [sys.executable, "-c", ACTOR, str(folder)])
+    monkeypatch.setattr(probe_pool, "COMMAND", [sys.executable, "-c", ACTOR, str(folder)])
     return folder
 
 
@@ -74,7 +75,7 @@ def actors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def no_child(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """Call it to make every process that would look at files fail."""
     command = [sys.executable, "-c", "raise SystemExit('nobody may look')"]
-    return lambda: monkeypatch.setattr(children, "COMMAND", command)
+    return lambda: monkeypatch.setattr(probe_pool, "COMMAND", command)
 
 
 def good(path: Path, frames: int = 12) -> Path:
@@ -143,8 +144,8 @@ def test_an_interrupt_ends_the_children(tmp_path: Path, actors: Path) -> None:
     code = (
         # A shell that started the tests in the background has made it ignored.
         "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        "from extract import children\nfrom extract.probe import probe\n"
-        f"children.COMMAND = {children.COMMAND!r}\nprobe([{str(path)!r}] * 3, 500, 2)"
+        "from extract.video import probe_pool\nfrom extract.video.probe import probe\n"
+        f"probe_pool.COMMAND = {probe_pool.COMMAND!r}\nprobe([{str(path)!r}] * 3, 500, 2)"
     )
     process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE)
     wait_for(lambda: len(list(actors.iterdir())) == 2)
@@ -156,7 +157,7 @@ def test_an_interrupt_ends_the_children(tmp_path: Path, actors: Path) -> None:
 
 def test_a_child_ends_with_a_parent_that_is_killed() -> None:
     code = (
-        "import time\nfrom extract.children import _Child\nchild = _Child()\n"
+        "import time\nfrom extract.video.probe_pool import _Child\nchild = _Child()\n"
         "child.wait_until_ready()\nprint(child.process.pid, flush=True)\ntime.sleep(600)"
     )
     parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
@@ -170,7 +171,7 @@ def test_a_child_ends_with_a_parent_that_is_killed() -> None:
 
 def test_a_child_that_hangs_without_a_parent_ends_itself() -> None:
     code = (
-        "import time\nfrom extract.look import _heartbeat\n"
+        "import time\nfrom extract.video.probe_worker import _heartbeat\n"
         "alive = _heartbeat(0.2, lambda: print('alive', flush=True))\n"
         "for _ in range(8):\n    time.sleep(0.1)\n    alive()\ntime.sleep(600)"
     )
@@ -368,8 +369,8 @@ def test_memos_are_whole_while_many_write_them(cache: Path) -> None:
     contents = [bytes([number]) * 100_000 for number in range(16)]
 
     def write_and_read(content: bytes) -> bytes | None:
-        memo.write("one", content)
-        return memo.read("one")
+        user_cache.write("one", content)
+        return user_cache.read("one")
 
     with ThreadPoolExecutor(8) as pool:
         assert all(read in contents for read in pool.map(write_and_read, contents * 8))
@@ -382,7 +383,7 @@ def test_memos_lie_in_the_home_folder_by_default(
     monkeypatch.setenv("HOME", str(tmp_path))
     for setting in ("", "relative/folder"):
         monkeypatch.setenv("XDG_CACHE_HOME", setting)
-        memo.write("name", setting.encode() or b"empty")
+        user_cache.write("name", setting.encode() or b"empty")
         expected = setting or "empty"
         assert (tmp_path / ".cache/palindrome/videos/name").read_text() == expected
 

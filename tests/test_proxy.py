@@ -25,12 +25,12 @@ from numpy.typing import NDArray
 
 from cache.store import Store
 from configs.loader import load
-from extract.digest import video_digest
-from extract.encode import Timeline, timeline
-from extract.index import VideoError, VideoIndex
-from extract.proxy import ProxyConfig, is_current, proxy_size, write_proxy
-from extract.video import VideoReader
-from extract.workers import Job, make_all
+from extract.transcoding.encode import Timeline, timeline
+from extract.transcoding.proxy import ProxyConfig, is_current, proxy_size, write_proxy
+from extract.transcoding.workers import Job, make_all
+from extract.video.digest import video_digest
+from extract.video.index import VideoError, VideoIndex
+from extract.video.reader import VideoReader
 from tests.conftest import REPOSITORY
 from tests.encodings import ENCODINGS, access_paths, read_numbers, turn, write_numbered
 from tests.test_activations import fresh, info_of, new_backbone, seam, spans_of
@@ -235,7 +235,7 @@ def test_times_that_mp4_cannot_hold_are_told(
         line = timeline(index, backwards)
         return replace(line, times=line.times * 2**31)  # gaps have 32 bits (ISO 14496-12, 8.6.1)
 
-    monkeypatch.setattr("extract.proxy.timeline", late)
+    monkeypatch.setattr("extract.transcoding.proxy.timeline", late)
     with pytest.raises(ValueError):
         write_proxy(source, target, SMALL)
     assert [path.name for path in tmp_path.iterdir()] == ["clip.mp4"]

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from configs.loader import dump, field_names, load, parse
 from evaluate.accuracy import LabelSet
 from extract.demo import DemoConfig, write_clips
-from extract.networks import NetworkConfig, build_network
 from extract.scenes import ACTIONS
+from extract.tada.networks import NetworkConfig, build_network
 from tests import tada
 from tests.conftest import REPOSITORY
 from tests.forks import good, script

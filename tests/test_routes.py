@@ -20,10 +20,10 @@ import train.reading
 import train.trials
 from cache.store import Store
 from configs.loader import load
-from extract.backbone import Cut
-from extract.plan import Wanted, plan
-from extract.proxy import ProxyConfig, write_proxy, write_sample
-from extract.video import VideoReader
+from extract.activations.plan import Wanted, plan
+from extract.backbone.backbone import Cut
+from extract.transcoding.proxy import ProxyConfig, write_proxy, write_sample
+from extract.video.reader import VideoReader
 from tests.conftest import REPOSITORY
 from tests.encodings import read_numbers
 from tests.forks import script

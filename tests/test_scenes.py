@@ -10,7 +10,7 @@ import pytest
 from evaluate.annotations import read_annotations, select
 from extract.demo import DemoConfig, exchange_annotations, write_clips, write_dataset
 from extract.scenes import ACTIONS, Scene, action_map, random_clip, random_scene, render
-from extract.video import VideoReader
+from extract.video.reader import VideoReader
 
 SMALL = DemoConfig(training=3, validation=2, test=1, shortest=4, longest=7)
 

@@ -11,11 +11,11 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from extract.backbone import Backbone, BackboneConfig
-from extract.layouts import recognise
-from extract.strict import load_strictly
-from extract.tensors import Content
-from extract.videomae import TrunkConfig
+from extract.backbone.backbone import Backbone, BackboneConfig
+from extract.backbone.videomae import TrunkConfig
+from extract.checkpoints.layouts import recognise
+from extract.checkpoints.strict import load_strictly
+from extract.checkpoints.tensor_files import Content
 from tests.test_backbone import relative
 
 PREFIX = "backbone.model.backbone."

@@ -10,10 +10,10 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from extract.clips import SamplingConfig, Window, sliding_windows
-from extract.stream import arrange, window_frames
-from extract.transforms import PixelConfig, apply, evaluation_transform, train_transform
-from extract.video import CHUNK, VideoReader
+from extract.sampling.transforms import PixelConfig, apply, evaluation_transform, train_transform
+from extract.sampling.window_frames import arrange, window_frames
+from extract.sampling.windows import SamplingConfig, Window, sliding_windows
+from extract.video.reader import CHUNK, VideoReader
 from tests.conftest import REPOSITORY
 from tests.encodings import ENCODINGS, write_numbered
 
@@ -107,10 +107,10 @@ import sys
 from itertools import cycle, islice
 import numpy as np
 import torch  # before decord
-from extract.clips import SamplingConfig, random_window, sliding_windows
-from extract.stream import arrange, window_frames
-from extract.transforms import PixelConfig, evaluation_transform, train_transform
-from extract.video import VideoReader
+from extract.sampling.windows import SamplingConfig, random_window, sliding_windows
+from extract.sampling.window_frames import arrange, window_frames
+from extract.sampling.transforms import PixelConfig, evaluation_transform, train_transform
+from extract.video.reader import VideoReader
 
 torch.set_num_threads(1)
 count, paths = int(sys.argv[1]), sys.argv[2:]

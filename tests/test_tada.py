@@ -19,18 +19,12 @@ from torch import Tensor, nn
 from torchvision.models import video
 
 from benchmarks import tada as benchmark
-from extract.strict import load_strictly
-from extract.tada import Calibrates, Route, TAdaConv, average_over_time, calibrate_convs
-from extract.tada2d import Bottleneck, TAda2D, TAda2DConfig, lift_resnet
-from extract.tada_convnext import Block, TAdaConvNeXt, TAdaConvNeXtConfig
-from extract.tada_layouts import (
-    Config,
-    load_tada,
-    load_tada_features,
-    new_tada,
-    recognise_tada,
-)
-from extract.tensors import Content
+from extract.checkpoints.strict import load_strictly
+from extract.checkpoints.tensor_files import Content
+from extract.tada.conv import Calibrates, Route, TAdaConv, average_over_time, calibrate_convs
+from extract.tada.convnext import Block, TAdaConvNeXt, TAdaConvNeXtConfig
+from extract.tada.pretrained import Config, load_tada, load_tada_features, new_tada, recognise_tada
+from extract.tada.tada2d import Bottleneck, TAda2D, TAda2DConfig, lift_resnet
 from extract.weights import main as weights_main
 from tests.conftest import GOLDEN
 from tests.tada import convnext, drawn, tada2d, two_tasks

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from cache.store import Store
 from configs.loader import load
-from extract.activations import fingerprints, settings
-from extract.backbone import Backbone, BackboneConfig, Mode, TAdaSize
-from extract.tada_backbone import TAdaBackbone, load_tada_trunk
-from extract.transforms import PixelConfig
-from extract.videomae import TrunkConfig
-from extract.wavefront import Wavefront
+from extract.activations.activations import fingerprints, settings
+from extract.backbone.backbone import Backbone, BackboneConfig, Mode, TAdaSize
+from extract.backbone.streaming import Wavefront
+from extract.backbone.tada_backbone import TAdaBackbone, load_tada_trunk
+from extract.backbone.videomae import TrunkConfig
+from extract.sampling.transforms import PixelConfig
 from tests.test_e2e import DEMO, QUICK
 from tests.test_heads import loaded
 from train.cached import evaluation_spans, training_spans, up_to_date

@@ -18,13 +18,13 @@ import psutil  # type: ignore[import-untyped]
 import pytest
 
 from configs.loader import load
-from extract import backwards
-from extract.backwards import is_finished, write_reversed
-from extract.encode import timeline
-from extract.index import VideoError, VideoIndex
-from extract.reversal import reverse_segments
+from extract.sampling.reversal import reverse_segments
 from extract.transcode import main, mirrored, reversed_annotations
-from extract.video import VideoReader
+from extract.transcoding import reverse
+from extract.transcoding.encode import timeline
+from extract.transcoding.reverse import is_finished, write_reversed
+from extract.video.index import VideoError, VideoIndex
+from extract.video.reader import VideoReader
 from tests.conftest import REPOSITORY
 from tests.encodings import ENCODINGS, read_numbers, turn, write_numbered
 from tests.test_e2e import DEMO, ENVIRONMENT
@@ -41,7 +41,7 @@ EXACT_PLANES = {
 
 @pytest.fixture(autouse=True)
 def short_stretches(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backwards, "STRETCH", (8, 16))  # several in a short file
+    monkeypatch.setattr(reverse, "STRETCH", (8, 16))  # several in a short file
 
 
 def check_reversed(source: Path, target: Path, within_s: float = 1e-9) -> None:
@@ -231,7 +231,7 @@ def test_a_killed_run_goes_on(tmp_path: Path) -> None:
 def test_memory_does_not_grow_with_the_video(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(backwards, "HELD_BYTES", 8 * 1024**2)
+    monkeypatch.setattr(reverse, "HELD_BYTES", 8 * 1024**2)
     size = replace(ENCODINGS["B-frames, long GOP"], size=(360, 640))
     write_numbered(tmp_path / "warm.mp4", 60, size)
     write_numbered(tmp_path / "long.mp4", 450, size)  # 155 MB of planes

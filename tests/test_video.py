@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from extract.index import VideoIndex
-from extract.video import VideoError, VideoReader, _by_time
+from extract.video.index import VideoIndex
+from extract.video.reader import VideoError, VideoReader, _by_time
 from tests.encodings import (
     ENCODINGS,
     access_paths,

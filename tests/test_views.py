@@ -9,8 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from extract.video import VideoReader
-from extract.views import (
+from extract.sampling.views import (
     Clip,
     CropConfig,
     Stretch,
@@ -22,6 +21,7 @@ from extract.views import (
     training_clip,
     training_view,
 )
+from extract.video.reader import VideoReader
 from tests.encodings import ENCODINGS, Encoding, read_numbers, write_numbered
 
 K400 = ViewConfig("interval", frames=8, interval=8, fps=30.0, clips=10)

@@ -18,12 +18,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from configs.loader import dump, load
-from extract.backbone import Backbone, BackboneConfig
-from extract.layouts import read_networks
-from extract.names import head_to_opentad
-from extract.strict import load_trunk
-from extract.tensors import read, sha256
-from extract.videomae import TrunkConfig, VideoMAE
+from extract.backbone.backbone import Backbone, BackboneConfig
+from extract.backbone.videomae import TrunkConfig, VideoMAE
+from extract.checkpoints.key_maps import head_to_opentad
+from extract.checkpoints.layouts import read_networks
+from extract.checkpoints.strict import load_trunk
+from extract.checkpoints.tensor_files import read, sha256
 from extract.weights import main as weights_main
 from tests.conftest import GOLDEN, REPOSITORY
 from tests.forks import good

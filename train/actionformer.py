@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from timm.layers import DropPath, LayerScale
 from torch import Tensor, nn
 
-from extract.videomae import sine_positions
+from extract.backbone.videomae import sine_positions
 from train.attention import ConvAttention, linear
 
 PRIOR = 0.01  # probability of every class before training; keeps the first focal losses small

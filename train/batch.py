@@ -6,8 +6,8 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from extract.backbone import Cut
-from extract.clips import Window
+from extract.backbone.backbone import Cut
+from extract.sampling.windows import Window
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,13 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from configs.text import first_of
-from extract.activations import Activations, Cached, Counts
-from extract.backbone import Cut
-from extract.clips import Direction, Window, sliding_windows, truth_inside
-from extract.plan import Wanted, plan
-from extract.refresh import refresh
-from extract.spans import Span, random_stretch, whole_video_window
-from extract.videomae import CLIP_FRAMES, TUBELET
+from extract.activations.activations import Activations, Cached, Counts
+from extract.activations.plan import Wanted, plan
+from extract.activations.refresh import refresh
+from extract.backbone.backbone import Cut
+from extract.backbone.videomae import CLIP_FRAMES, TUBELET
+from extract.sampling.spans import Span, random_stretch, whole_video_window
+from extract.sampling.windows import Direction, Window, sliding_windows, truth_inside
 from train.config import Experiment
 from train.errors import memory_advice, worker_advice
 from train.items import Item, Items, skipped_warning

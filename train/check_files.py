@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from extract.children import HANGS
 from extract.findings import Finding, Kind
+from extract.video.probe_pool import HANGS
 from train.survey import Survey
 
 LEAVE_OUT = "list the video under data.blocked"

@@ -9,8 +9,8 @@ import torch
 from numpy.typing import NDArray
 
 from evaluate.annotations import Segment
-from extract.clips import Window, sliding_windows, strided_window, truth_inside
 from extract.findings import Finding, Kind
+from extract.sampling.windows import Window, sliding_windows, strided_window, truth_inside
 from train.items import Item
 from train.points import assign, pyramid_points
 from train.survey import Survey, subsets

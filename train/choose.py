@@ -5,9 +5,9 @@ from collections.abc import Sequence
 
 from accelerate import Accelerator
 
-from extract.activations import Activations
-from extract.backbone import Cut
-from extract.plan import Wanted, plan
+from extract.activations.activations import Activations
+from extract.activations.plan import Wanted, plan
+from extract.backbone.backbone import Cut
 from train.cached import evaluation_spans, training_spans
 from train.detector import Detector
 from train.items import Item

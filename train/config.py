@@ -4,11 +4,11 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from evaluate.nms import NmsConfig
-from extract.activations import CacheConfig
-from extract.backbone import BackboneConfig
-from extract.clips import Direction, SamplingConfig
-from extract.transforms import PixelConfig
-from extract.videomae import TUBELET
+from extract.activations.activations import CacheConfig
+from extract.backbone.backbone import BackboneConfig
+from extract.backbone.videomae import TUBELET
+from extract.sampling.transforms import PixelConfig
+from extract.sampling.windows import Direction, SamplingConfig
 from train.actionformer import HeadConfig
 from train.fusion import FusionConfig
 

@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from extract.reversal import reverse_segments
+from extract.sampling.reversal import reverse_segments
 from train.actionformer import HeadOutput
 from train.batch import Batch
 from train.items import Item

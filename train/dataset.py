@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, get_worker_info
 
-from extract.backbone import Cut
-from extract.clips import Window, random_window, sliding_windows, truth_inside
-from extract.frames import FrameCache
-from extract.reversal import reverse_segments
-from extract.stream import arrange, known_reader, window_frames
-from extract.transforms import Transform, evaluation_transform, train_transform
-from extract.video import VideoError
+from extract.backbone.backbone import Cut
+from extract.sampling.frame_cache import FrameCache
+from extract.sampling.reversal import reverse_segments
+from extract.sampling.transforms import Transform, evaluation_transform, train_transform
+from extract.sampling.window_frames import arrange, known_reader, window_frames
+from extract.sampling.windows import Window, random_window, sliding_windows, truth_inside
+from extract.video.reader import VideoError
 from train.batch import Sample, collate
 from train.cached import Streams, draw_inputs, read_windows
 from train.config import Experiment

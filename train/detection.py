@@ -12,8 +12,8 @@ from tqdm import tqdm
 
 from cache.errors import StoreError
 from evaluate.mean_ap import MeanAP
-from extract.activations import Activations, Counts
-from extract.frames import FrameCache
+from extract.activations.activations import Activations, Counts
+from extract.sampling.frame_cache import FrameCache
 from train.batch import Batch, Sample
 from train.cached import Streams, window_span
 from train.dataset import EpochSampler, TrainingWindows, training_loader

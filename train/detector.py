@@ -10,13 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from evaluate.annotations import Detection
-from extract.backbone import Backbone, Cut
-from extract.clips import Window, sliding_windows
-from extract.imported import Imported
-from extract.strict import Coverage, load_strictly, load_trunk
-from extract.tada2d import TAda2D
-from extract.tada_backbone import TAdaBackbone, load_tada_trunk
-from extract.videomae import VideoMAE
+from extract.backbone.backbone import Backbone, Cut
+from extract.backbone.imported import Imported
+from extract.backbone.tada_backbone import TAdaBackbone, load_tada_trunk
+from extract.backbone.videomae import VideoMAE
+from extract.checkpoints.strict import Coverage, load_strictly, load_trunk
+from extract.sampling.windows import Window, sliding_windows
+from extract.tada.tada2d import TAda2D
 from train.actionformer import ActionFormer, HeadOutput
 from train.batch import Batch
 from train.checkpoint import Checkpoint, load_checkpoint

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import get_args
 
 from configs.loader import load
-from extract.clips import Direction
+from extract.sampling.windows import Direction
 from train.config import Experiment
 from train.detection import Detection
 from train.disk import claim_folder, refuse_full_disk

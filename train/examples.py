@@ -18,11 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from evaluate.accuracy import LabelSet
 from evaluate.checks import did_you_mean
-from extract.clips import Direction
-from extract.probe import probe
-from extract.stream import known_reader
-from extract.video import VideoError
-from extract.views import (
+from extract.sampling.views import (
     Stretch,
     evaluation_clips,
     evaluation_views,
@@ -30,6 +26,10 @@ from extract.views import (
     training_clip,
     training_view,
 )
+from extract.sampling.window_frames import known_reader
+from extract.sampling.windows import Direction
+from extract.video.probe import probe
+from extract.video.reader import VideoError
 from train.dataset import EpochSampler, stood_in, worker_options
 from train.items import VIDEO_SUFFIXES, Item, as_item
 from train.labelled import Labelled, LabelledClips, read_labelled

@@ -1,8 +1,9 @@
 """Two streams, one answer: fusions of predictions, point by point, and of features.
 
-A stream predicts in its own time; `extract.reversal` says which points of both meet, and where. A
-fusion never starts worse than its parts: before training, those of predictions equal the streams'
-aligned mean, those of features the first stream. What they learn is added to that and begins at 0.
+A stream predicts in its own time; `extract.sampling.reversal` says which points of both meet, and
+where. A fusion never starts worse than its parts: before training, those of predictions equal the
+streams' aligned mean, those of features the first stream. What they learn is added to that and
+begins at 0.
 """
 
 import math
@@ -14,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from extract.clips import Direction
-from extract.reversal import Pairing, flip, pair, partners, reverse_distances
+from extract.sampling.reversal import Pairing, flip, pair, partners, reverse_distances
+from extract.sampling.windows import Direction
 from train.actionformer import ActionFormer, HeadConfig, HeadOutput
 
 Method = Literal[
@@ -48,7 +49,7 @@ class FusionConfig:
             features: both side by side (`early`), the second through a gate (`gated`) or looked up
             by the first (`attention`).
         partner: direction of the second stream.
-        pairing: which points meet, see `extract.reversal.Pairing`.
+        pairing: which points meet, see `extract.sampling.reversal.Pairing`.
         axis: what fully connected layers and the convolution run over: the points of one `level`
             after another, or of `all` levels in a row.
     """

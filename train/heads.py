@@ -21,8 +21,8 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
-from extract.activations import Activations, Counts, fingerprints, settings
-from extract.backbone import Cut
+from extract.activations.activations import Activations, Counts, fingerprints, settings
+from extract.backbone.backbone import Cut
 from train.cached import evaluation_spans, training_spans, up_to_date
 from train.calibrate import fit_class_weights
 from train.checkpoint import (

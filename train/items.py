@@ -24,11 +24,11 @@ from evaluate.annotations import (
     with_duration,
 )
 from evaluate.checks import Refused
-from extract.clips import seconds_to_frames
-from extract.digest import video_digest
-from extract.imported import imported_name
-from extract.index import VideoError, VideoIndex
-from extract.probe import probe
+from extract.backbone.imported import imported_name
+from extract.sampling.windows import seconds_to_frames
+from extract.video.digest import video_digest
+from extract.video.index import VideoError, VideoIndex
+from extract.video.probe import probe
 from train.config import DataConfig
 
 ACTION = "action"  # any

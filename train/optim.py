@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from extract.networks import VideoNetwork
+from extract.tada.networks import VideoNetwork
 from train.config import TrainingConfig
 from train.detector import Detector
 from train.recognition_config import RecognitionTraining

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from evaluate.annotations import Detection
 from evaluate.nms import suppress
-from extract.clips import Direction, Window
-from extract.reversal import reverse_segments
+from extract.sampling.reversal import reverse_segments
+from extract.sampling.windows import Direction, Window
 from train.actionformer import HeadOutput
 from train.batch import Batch
 from train.config import EvaluationConfig

@@ -23,9 +23,9 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from tqdm import tqdm
 
 from configs.atomic import write_text
-from extract.backbone import Backbone, BackboneConfig
+from extract.backbone.backbone import Backbone, BackboneConfig
+from extract.backbone.videomae import CLIP_FRAMES, TUBELET, TrunkConfig
 from extract.scenes import ACTIONS, action_map, random_scene, render
-from extract.videomae import CLIP_FRAMES, TUBELET, TrunkConfig
 
 TINY = TrunkConfig(width=96, depth=6, heads=3, image_size=64, drop_path=0.0)
 FRAME_RATES = (15.0, 18.0, 20.0, 24.0)

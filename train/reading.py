@@ -11,11 +11,11 @@ import torch
 from numpy.typing import NDArray
 from torchvision.transforms import v2
 
-from extract.clips import Window, random_window
-from extract.proxy import ProxyConfig, write_sample
-from extract.stream import window_frames
-from extract.transforms import PixelConfig, apply, evaluation_transform, train_transform
-from extract.video import CHUNK, VideoReader
+from extract.sampling.transforms import PixelConfig, apply, evaluation_transform, train_transform
+from extract.sampling.window_frames import window_frames
+from extract.sampling.windows import Window, random_window
+from extract.transcoding.proxy import ProxyConfig, write_sample
+from extract.video.reader import CHUNK, VideoReader
 from train.config import Experiment
 from train.items import Item
 from train.workload import stored_size

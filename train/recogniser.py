@@ -11,13 +11,13 @@ from torch import Tensor
 
 from evaluate.accuracy import LabelSet, flat_names, label_sets, split_scores
 from evaluate.datasets.classes import read_classes
-from extract.frame_resnet import FrameResNet, load_image_resnet
-from extract.networks import NetworkConfig, build_network
-from extract.strict import load_strictly
-from extract.tada2d import TAda2D, TAda2DConfig, lift_resnet
-from extract.tada_convnext import TAdaConvNeXt, TAdaConvNeXtConfig
-from extract.tada_layouts import recognise_tada
-from extract.tensors import Content, read
+from extract.checkpoints.strict import load_strictly
+from extract.checkpoints.tensor_files import Content, read
+from extract.tada.convnext import TAdaConvNeXt, TAdaConvNeXtConfig
+from extract.tada.frame_resnet import FrameResNet, load_image_resnet
+from extract.tada.networks import NetworkConfig, build_network
+from extract.tada.pretrained import recognise_tada
+from extract.tada.tada2d import TAda2D, TAda2DConfig, lift_resnet
 from train.checkpoint import Checkpoint, load_checkpoint
 from train.examples import EvaluationViews, Views, evaluation_loader, example_of
 from train.labelled import set_names

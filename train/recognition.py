@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from evaluate.accuracy import Accuracy, LabelSet, accuracy
-from extract.video import VideoError
+from extract.video.reader import VideoError
 from train.dataset import EpochSampler
 from train.errors import memory_advice, worker_advice
 from train.examples import EvaluationViews, Example, TrainingViews, Views, evaluation_loader

@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from extract.clips import Direction
-from extract.networks import FEWEST_FRAMES, NetworkConfig
-from extract.views import CropConfig, ViewConfig
+from extract.sampling.views import CropConfig, ViewConfig
+from extract.sampling.windows import Direction
+from extract.tada.networks import FEWEST_FRAMES, NetworkConfig
 from train.config import TrainingConfig
 
 Pair = tuple[str | int, str | int]

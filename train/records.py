@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from configs.atomic import write_text
-from extract.digest import video_digest as content_digest
+from extract.video.digest import video_digest as content_digest
 from train.grid import Grid, Run
 
 RECORD = "run.json"

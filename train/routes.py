@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from extract.backbone import Cut
+from extract.backbone.backbone import Cut
 from train.reading import Reading
 from train.trials import Passes, Trials
 from train.workload import Filling, Workload

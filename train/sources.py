@@ -10,8 +10,8 @@ from torch import Tensor
 
 from configs.loader import dump, load, parse
 from evaluate.datasets.classes import read_classes
-from extract.layouts import Network, counted, read_networks
-from extract.strict import load_strictly, refuse_other_size
+from extract.checkpoints.layouts import Network, counted, read_networks
+from extract.checkpoints.strict import load_strictly, refuse_other_size
 from train.checkpoint import (
     Checkpoint,
     differences,

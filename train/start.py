@@ -24,10 +24,10 @@ from configs.atomic import write_text
 from configs.loader import dump
 from evaluate.annotations import Annotations
 from evaluate.report_page import REPORT
-from extract.activations import Activations, Counts
-from extract.frames import FrameCache
-from extract.strict import Coverage
-from extract.transforms import evaluation_transform, train_transform
+from extract.activations.activations import Activations, Counts
+from extract.checkpoints.strict import Coverage
+from extract.sampling.frame_cache import FrameCache
+from extract.sampling.transforms import evaluation_transform, train_transform
 from train.config import Experiment, Trained
 from train.detector import Detector
 from train.errors import message

@@ -6,7 +6,7 @@ from statistics import median
 
 import numpy as np
 
-from extract.videomae import CLIP_FRAMES
+from extract.backbone.videomae import CLIP_FRAMES
 from train.survey import Survey
 
 # With THUMOS-14's actions and 30 frames a second this gives the published stride of 4.

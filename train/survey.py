@@ -9,10 +9,10 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from evaluate.annotations import Annotations, Video, with_duration
-from extract.digest import video_digest
-from extract.header import announced_frames
-from extract.index import VideoError, VideoIndex
-from extract.probe import probe
+from extract.video.digest import video_digest
+from extract.video.header import announced_frames
+from extract.video.index import VideoError, VideoIndex
+from extract.video.probe import probe
 from train.config import Experiment
 from train.items import Item, as_item, files_by_name, load_annotations, with_truth
 

@@ -14,10 +14,10 @@ from torch import nn
 from torch.nn.utils import clip_grad_norm_
 from tqdm import tqdm
 
-from extract.backbone import Backbone, Cut
-from extract.proxy import ProxyConfig
-from extract.video import VideoError
-from extract.videomae import CLIP_FRAMES, CLIP_STEPS
+from extract.backbone.backbone import Backbone, Cut
+from extract.backbone.videomae import CLIP_FRAMES, CLIP_STEPS
+from extract.transcoding.proxy import ProxyConfig
+from extract.video.reader import VideoError
 from train.detector import Detector
 from train.errors import memory_advice
 from train.items import Item

@@ -14,8 +14,8 @@ from configs.text import first_of
 from evaluate.annotations import Detection, Segment
 from evaluate.mean_ap import MeanAP, mean_average_precision
 from evaluate.video_scores import classified, read_video_scores
-from extract.frames import FrameCache
-from extract.video import VideoError
+from extract.sampling.frame_cache import FrameCache
+from extract.video.reader import VideoError
 from train.batch import Batch, Sample
 from train.cached import Streams
 from train.config import Experiment

@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from extract.clips import sliding_windows, whole_video
-from extract.encode import upright_size
-from extract.index import open_video, video_index
-from extract.plan import Plan, full_clips, needed_bytes
-from extract.proxy import SHORT_SIDES
-from extract.transforms import PixelConfig
-from extract.videomae import CLIP_FRAMES
+from extract.activations.plan import Plan, full_clips, needed_bytes
+from extract.backbone.videomae import CLIP_FRAMES
+from extract.sampling.transforms import PixelConfig
+from extract.sampling.windows import sliding_windows, whole_video
+from extract.transcoding.encode import upright_size
+from extract.transcoding.proxy import SHORT_SIDES
+from extract.video.index import open_video, video_index
 from train.config import Experiment
 from train.dataset import EpochSampler
 from train.items import Item

@@ -1,0 +1,5 @@
+"""Activations at any cut: from the cache if it is true, else computed and stored."""
+
+from extract.activations.activations import Activations, CacheConfig, Cached, Counts
+
+__all__ = ["Activations", "CacheConfig", "Cached", "Counts"]

@@ -1,0 +1,415 @@
+"""The one seam: an activation from the cache if it is there and true, else computed and written."""
+
+import hashlib
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
+
+from cache.address import DTYPES, Address, Dtype, FingerprintInfo, VideoInfo
+from cache.errors import Damaged, Missing, StoreError
+from cache.fingerprint import chain
+from cache.format.writer import Writer
+from cache.store import Store
+from extract.activations.inputs import Piece, Task, job_pieces
+from extract.backbone.backbone import ARITHMETIC, Backbone, BackboneConfig, Cut
+from extract.backbone.imported import about
+from extract.backbone.streaming import Wavefront
+from extract.sampling.spans import Span, SpanKind
+from extract.sampling.transforms import PixelConfig
+from extract.video.reader import VideoError
+
+Precision = Literal["fp32", "bf16", "fp16"]
+BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+COLUMNS = 1024
+Watch = Callable[[Cut, Tensor], None]
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class CacheConfig:
+    """Which activations are kept, and where.
+
+    Args:
+        url: folder or fsspec URL of the store; null keeps nothing.
+        dtype: of the stored numbers; only float32 is exact.
+        span: what heads are trained on: windows cut at random out of whole `video` spans, or the
+            test plan's `window` spans that hold an action.
+        blocks: cuts that are kept beside the features.
+        flush_s: seconds of work that a kill may cost at most; 64 MB of activations are the other
+            bound.
+    """
+
+    url: str | None = None
+    dtype: Dtype = "float16"
+    span: SpanKind = "video"
+    blocks: tuple[int, ...] = ()
+    flush_s: float = 30.0
+
+    def __post_init__(self) -> None:
+        if self.flush_s < 0:
+            raise ValueError("cache.flush_s must not be negative")
+
+
+@dataclass
+class Counts:
+    """How activations came about: read, computed from a stored block, or from pixels."""
+
+    hits: int = 0
+    partial: int = 0
+    full: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.hits:,} cached, {self.partial:,} partial and {self.full:,} full passes"
+
+
+@dataclass(frozen=True)
+class Cached:
+    """Activations at one cut as a store has them; small enough to be sent to loader workers."""
+
+    store: Store
+    cut: Cut
+    fingerprint: str
+    dtype: Dtype
+
+    def address(self, span: Span) -> Address:
+        """Return where the span's activation is, or would be."""
+        return Address(
+            fingerprint=self.fingerprint,
+            dtype=self.dtype,
+            video=span.video.digest,
+            direction=span.direction,
+            span=span.kind,
+            frames=span.frames,
+            rows=span.rows,
+        )
+
+    def has(self, span: Span) -> bool:
+        """Say whether the whole activation is there."""
+        return self.store.has(self.address(span))
+
+    def read(self, span: Span, rows: slice = slice(None)) -> Tensor:
+        """Return an activation, or rows of it: features [n, C] or tokens [n, P, C], as stored.
+
+        Raises:
+            Missing, Damaged: it is not there, or not what was written.
+        """
+        return self.store.read(self.address(span), rows.start or 0, rows.stop)
+
+    def read_all(self, spans: Sequence[Span]) -> Iterator[Tensor]:
+        """Yield whole activations; see `read`. Neighbours in the store are read in one go."""
+        # Features of a thousand windows are small; one window's tokens may fill a gigabyte.
+        together = 64 if self.cut == "features" else 1
+        for first in range(0, len(spans), together):
+            addresses = [self.address(span) for span in spans[first : first + together]]
+            yield from self.store.read_many(addresses)
+
+
+def settings(config: BackboneConfig, pixels: PixelConfig, precision: Precision) -> dict[str, Any]:
+    """Return all that an activation depends on besides the frames and the weights, for JSON."""
+    if config.mode == "imported":
+        return about(str(config.imported), config.imported_width or 0)
+    if config.network == "tada2d":
+        trunk = {"network": config.network, **asdict(config.tada)}
+    else:
+        trunk = asdict(config.trunk)
+        del trunk["drop_path"]  # no part of a pass in eval mode
+    return {
+        "arithmetic": ARITHMETIC,
+        "pixels": {"size": pixels.size, "take": "short side, centre"},
+        "mean": list(config.mean),
+        "std": list(config.std),
+        "precision": precision,
+        "trunk": trunk,
+    }
+
+
+def fingerprints(backbone: Backbone, of: dict[str, Any]) -> dict[Cut, str]:
+    """Return the fingerprint of every cut.
+
+    Args:
+        of: what `settings` returned.
+    """
+    if backbone.config.mode == "imported":  # of weights that nobody here knows
+        return {"features": chain(of, [{}])[0]}
+    depth, cuts = backbone.config.depth, backbone.config.cuts
+    stages: dict[Cut, dict[str, Tensor]] = {k: {} for k in range(depth)}
+    if "ladder" in cuts:  # other numbers than any other cut's, of the same weights
+        stages["ladder"] = {"ladder.blocks": torch.tensor(backbone.config.with_adapter)}
+    stages["features"] = {}
+    for name, tensor in backbone.state_dict(keep_vars=True).items():
+        part, number, *_ = *name.removeprefix("trunk.").split("."), ""
+        block = int(number) if part in ("blocks", "adapters", "second") else 0
+        stages["features" if part == "ladder" else block][name] = tensor
+    names = dict(zip(stages, chain(of, stages.values()), strict=True))
+    return {cut: names[cut] for cut in cuts}
+
+
+Places = dict[Cut, Cached]
+"""Where the activations of one backbone are, by cut, for its weights at one moment."""
+
+
+def missing(places: Places, span: Span, cuts: Iterable[Cut]) -> list[Cut]:
+    """Return which of the cuts are not stored for a span, in the order of a pass."""
+    absent = {cut for cut in cuts if not places[cut].has(span)}
+    return [cut for cut in places if cut in absent]
+
+
+def deepest(places: Places, span: Span, cut: Cut) -> Cut | None:
+    """Return the last cut before `cut` whose activation is stored; None for pixels."""
+    found = None
+    for earlier, place in places.items():
+        if earlier == cut:
+            break
+        if place.fingerprint in place.store.fingerprints and place.has(span):
+            found = earlier
+    return found
+
+
+class Activations:
+    """A backbone's activations, stored or computed; what is computed is stored (see `close`).
+
+    Args:
+        store: open for writing, if anything may have to be computed.
+        backbone: in eval mode, on its device. It may change: the next call sees it.
+        origin: file of the weights, for people who look at the store.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        backbone: Backbone,
+        pixels: PixelConfig,
+        precision: Precision,
+        config: CacheConfig,
+        origin: str,
+    ) -> None:
+        self.store, self.backbone, self.pixels = store, backbone, pixels
+        self.precision, self.config, self.origin = precision, config, origin
+        self.counts = Counts()
+        self._known: tuple[object, Places] = None, {}
+        self._writer: Writer | None = None
+        self._described: set[str] = set()
+        self._videos: set[VideoInfo] = set()
+        self._put: set[bytes] = set()
+
+    def places(self) -> Places:
+        """Return where activations are, or would be, for the weights as they are now."""
+        state = _glance(self.backbone)
+        if state != self._known[0]:
+            of = settings(self.backbone.config, self.pixels, self.precision)
+            names = fingerprints(self.backbone, of)
+            dtype = self.config.dtype
+            places = {cut: Cached(self.store, cut, name, dtype) for cut, name in names.items()}
+            self._known = state, places
+        return self._known[1]
+
+    def autocast(self) -> torch.autocast:
+        """Return the context of `precision` for a pass."""
+        dtype = AUTOCAST.get(self.precision)
+        return torch.autocast(self.backbone.mean.device.type, dtype, enabled=dtype is not None)
+
+    def get(self, span: Span, cut: Cut = "features") -> Tensor:
+        """Return features [T/2, C] or tokens [T/2, P, C] of a span, in the dtype of the store.
+
+        Raises:
+            ValueError: the backbone has no such cut.
+            VideoError: it has to be computed, but the video cannot be read.
+        """
+        places = self.places()
+        if cut not in places:
+            raise ValueError(
+                f"the backbone has no cut {cut!r}; its cuts are {', '.join(map(str, places))}"
+            )
+        if places[cut].address(span).key in self._put:
+            self.flush()
+        try:
+            found = places[cut].read(span)
+            self.counts.hits += 1
+            return found
+        except Missing:
+            pass
+        except Damaged as error:
+            tqdm.write(f"warning: {error}; it is computed again")
+        return self._computed(places, span, cut).to("cpu", DTYPES[self.config.dtype])
+
+    def _computed(self, places: Places, span: Span, cut: Cut) -> Tensor:
+        done: list[Tensor] = []
+        run: Pass | None = None
+        start = deepest(places, span, cut)
+        task = Task(0, span, None if start is None else places[start])
+        try:
+            for piece in job_pieces([task], self.pixels):
+                if run is None:
+                    start = None if piece.window else start
+                    run = self.begin(places, span, start, [cut], lambda _, rows: done.append(rows))
+                run.push(piece)
+        except VideoError as error:
+            raise VideoError(
+                f"{error}; its activation is not in {self.store.url} either: bring the video back "
+                "and run `python extract/run.py`"
+            ) from error
+        return torch.cat(done[::-1] if run is not None and run.backwards else done)
+
+    def changed(self, cuts: Iterable[Cut]) -> bool:
+        """Say whether the store knows one of the cuts, but only for other weights of this file."""
+        places = self.places()
+        stored = self.store.fingerprints
+        others = {
+            info.cut for info in stored.values() if self.origin in info.checkpoint.split("\n")
+        }
+        return any(cut in others and places[cut].fingerprint not in stored for cut in cuts)
+
+    def begin(
+        self,
+        places: Places,
+        span: Span,
+        start: Cut | None,
+        cuts: Sequence[Cut],
+        watch: Watch = lambda cut, rows: None,
+    ) -> "Pass":
+        """Begin a pass over a span, from a stored cut or from pixels, that stores these cuts.
+
+        Args:
+            places: for the weights of the pass.
+            cuts: in the order of a pass.
+            watch: is given what is stored, in the order in which it is finished.
+        """
+        if start is None:
+            self.counts.full += 1
+        else:
+            self.counts.partial += 1
+        return Pass(self, places, span, start, cuts, watch)
+
+    def put(self, place: Cached, span: Span, rows: Tensor, first: int = 0) -> None:
+        """Store an activation, or rows of it from `first` on: [n, C] or [n, P, C]."""
+        writer, address = self._writing(), place.address(span)
+        self.describe_fingerprint(place)
+        self.describe(span.video)
+        writer.put(address, rows, first)
+        self._put.add(address.key)
+
+    def describe_fingerprint(self, place: Cached) -> None:
+        """Let the store know that the weights are also those of this file, unless it does."""
+        if place.fingerprint in self._described:
+            return
+        self._described.add(place.fingerprint)
+        known = self.store.fingerprints.get(place.fingerprint)
+        files = known.checkpoint.split("\n") if known else []
+        if self.origin not in files:
+            about = settings(self.backbone.config, self.pixels, self.precision)
+            origins = "\n".join([*files, self.origin])
+            info = FingerprintInfo(place.fingerprint, place.cut, origins, about)
+            self._writing().describe(info)
+
+    def describe(self, video: VideoInfo) -> None:
+        """Let the store know a video by its name, unless it does."""
+        if self.store.names.get(video.name) != video and video not in self._videos:
+            self._videos.add(video)
+            self._writing().describe(video)
+
+    def flush(self) -> None:
+        """Make what was put so far survive a kill; from then on everybody sees it."""
+        if self._writer is not None:
+            self._writer.flush()
+            self._put.clear()
+            self.store.refresh()
+
+    def close(self) -> None:
+        """Flush, and put what was written in its lasting form."""
+        if self._writer is not None:
+            self._end.detach()
+            self._writer.close()
+            self._writer, self._described, self._videos = None, set(), set()
+            self._put.clear()
+            self.store.refresh()
+
+    def _writing(self) -> Writer:
+        if self._writer is None:
+            self._writer = self.store.writer(flush_seconds=self.config.flush_s)
+            # A script that ends without `close` loses nothing either.
+            self._end = weakref.finalize(self, _close, self._writer)
+        return self._writer
+
+
+class Pass:
+    """One pass over one span, whose inputs come in pieces and whose activations are stored.
+
+    Attributes:
+        start: the cut whose activation the pieces are; None for pixels.
+        backwards: activations come from the end of the span to its beginning.
+    """
+
+    def __init__(
+        self,
+        activations: Activations,
+        places: Places,
+        span: Span,
+        start: Cut | None,
+        cuts: Sequence[Cut],
+        watch: Watch,
+    ) -> None:
+        self.activations, self.span, self.start, self.cuts = activations, span, start, cuts
+        self.places, self.watch = places, watch
+        video = span.kind == "video"
+        self.backwards = video and start is None and span.direction == "reversed"
+        backbone = activations.backbone
+        if backbone.training:
+            raise ValueError("activations are taken in eval mode; call .eval() first")
+        self._front = Wavefront(backbone, cuts, start, self.backwards) if video else None
+        self._row = dict.fromkeys(cuts, span.rows if self.backwards else 0)
+
+    @torch.no_grad()
+    def push(self, piece: Piece) -> None:
+        """Run the next piece as far as it goes; store what that finishes."""
+        backbone = self.activations.backbone
+        device = backbone.mean.device
+        inputs = piece.arranged(self.span).to(device, non_blocking=True).unsqueeze(0)
+        with self.activations.autocast():
+            if self._front is not None:
+                self._store(self._front.push(inputs))
+                if piece.last:
+                    self._store(self._front.finish())
+                return
+            x = inputs
+            at: Cut | None = self.start
+            for cut in self.cuts:
+                x, at = backbone(x, at, cut), cut
+                self._store({cut: x})
+
+    def _store(self, found: dict[Cut, Tensor]) -> None:
+        for cut, activation in found.items():
+            (rows,) = activation.mT if cut == "features" else activation
+            if self.backwards:
+                self._row[cut] -= len(rows)
+            self.activations.put(self.places[cut], self.span, rows, self._row[cut])
+            if not self.backwards:
+                self._row[cut] += len(rows)
+            self.watch(cut, rows)
+
+
+def _close(writer: Writer) -> None:
+    with suppress(OSError, StoreError):
+        writer.close()
+
+
+def _glance(backbone: Backbone) -> object:
+    """Return what is another object if any weight changed, without hashing them all.
+
+    Not every change raises a tensor's version (fused optimizers and `.data` do not): sums of the
+    values' bits, over rows and columns so that places count, are looked at, too.
+    """
+    tensors = [tensor.detach() for tensor in backbone.state_dict(keep_vars=True).values()]
+    seen = [(tensor.data_ptr(), tensor._version) for tensor in tensors]
+    sums = [torch.zeros(0, dtype=torch.int64)]  # imported features have no weights
+    for tensor in tensors:
+        bits = tensor.contiguous().view(BITS[tensor.element_size()]).flatten()
+        grid = F.pad(bits, (0, -len(bits) % COLUMNS)).view(-1, COLUMNS)
+        sums += [grid.sum(0), grid.sum(1)]
+    return seen, hashlib.blake2b(torch.cat(sums).cpu().numpy().data).digest()

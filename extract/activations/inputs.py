@@ -1,0 +1,171 @@
+"""What passes over spans begin with: frames of one decode, or a stored block's activation.
+
+A video's spans share its decode: overlapping windows do, and so do both directions.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import IterableDataset, get_worker_info
+
+from cache.errors import Damaged, Missing, StoreError
+from extract.backbone.videomae import CLIP_FRAMES, CLIP_STEPS
+from extract.sampling.spans import Span
+from extract.sampling.transforms import PixelConfig, evaluation_transform
+from extract.sampling.window_frames import known_reader, refuse_replaced, window_frames
+from extract.sampling.windows import Window
+from extract.video.reader import VideoError
+
+GROUP = 8  # clips of a video span that come at a time
+
+
+class Stored(Protocol):
+    """Stored activations at one cut (`extract.activations.activations.Cached`)."""
+
+    def read(self, span: Span, rows: slice = ...) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Task:
+    """A pass that needs inputs.
+
+    Args:
+        number: for whoever asks.
+        source: the stored activations where the pass starts; None for pixels.
+    """
+
+    number: int
+    span: Span
+    source: Stored | None
+
+
+Job = Sequence[Task]
+"""Passes over spans of one video, whose inputs are made together."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Some input of one or two passes: those that see the same frames.
+
+    Args:
+        numbers: of the tasks whose passes take it.
+        window: whose valid frames these are; None for rows of a stored activation.
+        inputs: uint8 frames [3, S, size, size] in the order of the file, or tokens [n, P, C].
+        last: nothing more comes for these passes.
+        problem: why the video cannot be read; the inputs then mean nothing.
+    """
+
+    numbers: tuple[int, ...]
+    window: Window | None
+    inputs: Tensor
+    last: bool = True
+    problem: str | None = None
+
+    def clips(self, span: Span) -> int:
+        """Return how many clips of a span this is."""
+        if span.kind == "window":
+            return span.window.samples // CLIP_FRAMES
+        return (
+            self.inputs.shape[1] // CLIP_FRAMES if self.window else len(self.inputs) // CLIP_STEPS
+        )
+
+    def arranged(self, span: Span) -> Tensor:
+        """Return the inputs as the span's direction has them, padded."""
+        if self.window is None:
+            return self.inputs
+        if span.kind == "video":
+            return self.inputs if span.direction == "forward" else self.inputs.flip(1)
+        places = np.searchsorted(self.window.frames, span.frames)
+        return self.inputs[:, torch.from_numpy(places)]
+
+
+def job_pieces(job: Job, pixels: PixelConfig) -> Iterator[Piece]:
+    """Yield all inputs of a job; each pass's pieces come in its order.
+
+    Where the stored activation cannot be read, a pass gets pixels.
+
+    Raises:
+        VideoError: the video cannot be read.
+        Damaged: a stored activation cannot, in its middle.
+    """
+    decoded = []
+    for task in job:
+        pieces = _stored_pieces(task) if task.source is not None else iter(())
+        try:
+            first = next(pieces, None)
+        except (Missing, Damaged):
+            first = None
+        if first is None:
+            decoded.append(task)
+        else:
+            yield first
+            yield from pieces
+    for kind in ("window", "video"):
+        same = [task for task in decoded if task.span.kind == kind]
+        if same:
+            yield from _decoded_pieces(same, pixels)
+
+
+def _stored_pieces(task: Task) -> Iterator[Piece]:
+    assert task.source is not None
+    total = task.span.rows
+    step = GROUP * CLIP_STEPS if task.span.kind == "video" else total
+    for first in range(0, total, step):
+        rows = task.source.read(task.span, slice(first, min(first + step, total)))
+        yield Piece((task.number,), None, rows.float(), last=first + step >= total)
+
+
+def _decoded_pieces(tasks: Sequence[Task], pixels: PixelConfig) -> Iterator[Piece]:
+    """Decode once for all these tasks of one video and one kind of span."""
+    windows: list[Window] = []
+    takers: list[tuple[int, ...]] = []
+    lasts: list[bool] = []
+    for _, group in groupby(sorted(tasks, key=_extent), key=_extent):
+        same = list(group)
+        window = same[0].span.window
+        parts = _groups(window) if same[0].span.kind == "video" else [window]
+        windows += parts
+        takers += [tuple(task.number for task in same)] * len(parts)
+        lasts += [False] * (len(parts) - 1) + [True]
+    video, path = tasks[0].span.video, tasks[0].span.path
+    reader = known_reader(path, video.frames, video.digest)
+    frames = window_frames(reader, windows, evaluation_transform(pixels))
+    for window, numbers, last, some in zip(windows, takers, lasts, frames, strict=True):
+        refuse_replaced(path, video.digest)  # what is stored now is stored for good
+        yield Piece(numbers, window, torch.stack(some, 1), last)
+
+
+def _extent(task: Task) -> tuple[int, int, bytes]:
+    frames = task.span.window.frames
+    return int(frames[0]), int(frames[-1]), frames.tobytes()
+
+
+def _groups(window: Window) -> list[Window]:
+    """Cut a whole video, padding included, into groups of clips."""
+    padded, step = window.indices("forward"), GROUP * CLIP_FRAMES
+    return [replace(window, frames=padded[a : a + step]) for a in range(0, len(padded), step)]
+
+
+class JobInputs(IterableDataset[Piece]):
+    """The pieces of many jobs, decoded ahead; each worker takes every n-th job.
+
+    A video that cannot be read gives one piece with a `problem` in place of the rest of its job.
+    """
+
+    def __init__(self, jobs: Sequence[Job], pixels: PixelConfig) -> None:
+        self.jobs, self.pixels = jobs, pixels
+
+    def __iter__(self) -> Iterator[Piece]:
+        info = get_worker_info()
+        worker, workers = (info.id, info.num_workers) if info else (0, 1)
+        for job in self.jobs[worker::workers]:
+            try:
+                yield from job_pieces(job, self.pixels)
+            except (VideoError, StoreError) as error:
+                numbers = tuple(task.number for task in job)
+                yield Piece(numbers, None, torch.zeros(0), problem=str(error))

@@ -1,0 +1,144 @@
+"""Makes the passes of a plan, shared out over processes, decoding ahead of the backbone."""
+
+from contextlib import suppress
+from itertools import groupby
+
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from extract.activations.activations import Pass, Places
+from extract.activations.inputs import Job, JobInputs, Piece, Task
+from extract.activations.plan import Plan, refuse_full_disk
+from extract.backbone.videomae import CLIP_FRAMES
+from extract.video.reader import VideoError
+
+
+def refresh(
+    made: Plan, accelerator: Accelerator, workers: int, skip_bad: bool = False
+) -> dict[str, str]:
+    """Make the passes of a plan, shared out over all processes; what is made is stored at once.
+
+    Args:
+        workers: decoding processes of each process.
+        skip_bad: leave out videos that cannot be read.
+
+    Returns:
+        Why videos were left out, by name.
+
+    Raises:
+        ValueError: a video cannot be read.
+    """
+    refuse_full_disk(made)
+    jobs = _jobs(made)
+    mine = _share(made, jobs, accelerator.process_index, accelerator.num_processes)
+    if accelerator.is_main_process:
+        _tell_names(made)
+    try:
+        skipped = _work(made, mine, accelerator, workers, skip_bad)
+    except BaseException:
+        # What is done is done.
+        for request in made.wanted:
+            with suppress(OSError):
+                request.activations.flush()
+        raise
+    for request in made.wanted:
+        request.activations.close()
+    skipped |= made.gone
+    for others in gather_object([skipped]):
+        skipped |= others
+    accelerator.wait_for_everyone()
+    for request in made.wanted:
+        request.activations.store.refresh()
+    return skipped
+
+
+def _tell_names(made: Plan) -> None:
+    """Let the store know weights and videos by their names of today, also where nothing is made."""
+    for request in made.wanted:
+        places = request.activations.places()
+        for cut in request.cuts:
+            if places[cut].fingerprint in request.activations.store.fingerprints:
+                request.activations.describe_fingerprint(places[cut])
+        for span in request.spans:
+            request.activations.describe(span.video)
+
+
+def _jobs(made: Plan) -> list[list[int]]:
+    """Return the numbers of the passes of each video."""
+    numbers = range(len(made.todo))
+    video = [made.span(todo).video.digest for todo in made.todo]
+    ordered = sorted(numbers, key=lambda n: (video[n], n))
+    return [list(same) for _, same in groupby(ordered, key=lambda n: video[n])]
+
+
+def _share(made: Plan, jobs: list[list[int]], rank: int, processes: int) -> list[list[int]]:
+    """Return one process's jobs: the longest first, each to whoever has least to do."""
+
+    def cost(job: list[int]) -> int:
+        return sum(made.span(made.todo[n]).window.samples for n in job)
+
+    loads, mine = [0] * processes, []
+    for job in sorted(jobs, key=cost, reverse=True):
+        least = loads.index(min(loads))
+        loads[least] += cost(job)
+        if least == rank:
+            mine.append(job)
+    return mine
+
+
+def _work(
+    made: Plan, jobs: list[list[int]], accelerator: Accelerator, workers: int, skip_bad: bool
+) -> dict[str, str]:
+    skipped: dict[str, str] = {}
+    passes: dict[int, Pass] = {}
+    places = [request.activations.places() for request in made.wanted]
+    names: dict[str, set[str]] = {}
+    for span in (span for request in made.wanted for span in request.spans):
+        names.setdefault(span.video.digest, set()).add(span.video.name)
+    clips = sum(made.span(made.todo[n]).window.samples for job in jobs for n in job) // CLIP_FRAMES
+    bar = tqdm(
+        total=clips, desc="passes", unit="clip", disable=not jobs or not accelerator.is_main_process
+    )
+    with bar:
+        for piece in _loader(made, jobs, places, workers) if jobs else ():
+            if piece.problem:
+                if not skip_bad:
+                    raise VideoError(piece.problem)
+                for number in piece.numbers:
+                    passes.pop(number, None)
+                    digest = made.span(made.todo[number]).video.digest
+                    skipped |= dict.fromkeys(names[digest], piece.problem)
+                continue
+            for number in piece.numbers:
+                if number not in passes:
+                    todo = made.todo[number]
+                    activations = made.wanted[todo.wanted].activations
+                    span, at = made.span(todo), places[todo.wanted]
+                    # Pixels may have come in place of a stored activation that is damaged.
+                    start = None if piece.window else todo.start
+                    passes[number] = activations.begin(at, span, start, todo.cuts)
+                passes[number].push(piece)
+                bar.update(piece.clips(passes[number].span))
+                if piece.last:
+                    del passes[number]
+    return skipped
+
+
+def _loader(
+    made: Plan, jobs: list[list[int]], places: list[Places], workers: int
+) -> "DataLoader[Piece]":
+    def task(number: int) -> Task:
+        todo = made.todo[number]
+        source = None if todo.start is None else places[todo.wanted][todo.start]
+        return Task(number, made.span(todo), source)
+
+    tasks: list[Job] = [[task(number) for number in job] for job in jobs]
+    workers = min(workers, len(jobs))
+    return DataLoader(
+        JobInputs(tasks, made.wanted[0].activations.pixels),
+        batch_size=None,
+        num_workers=workers,
+        multiprocessing_context="spawn" if workers else None,
+    )

@@ -1,0 +1,316 @@
+"""From pixels to features: the VideoMAE trunk with its adapters, run over a whole span."""
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from timm.layers import drop_path
+from torch import Tensor, nn
+
+from extract.backbone.adapters import Ladder, TemporalAdapter
+from extract.backbone.recompute import Recompute, run
+from extract.backbone.videomae import CLIP_FRAMES, CLIP_STEPS, TUBELET, TrunkConfig, VideoMAE
+
+Cut = int | Literal["ladder", "features"]
+"""Where an activation is taken: behind block k and its adapter; what a ladder looks at; or the
+features at the end."""
+
+Mode = Literal["adapter", "frozen", "full", "side", "imported"]
+KindOfNetwork = Literal["videomae", "tada2d"]
+
+ARITHMETIC = 1
+"""Raise it when the same weights and frames come to give other numbers: all caches then miss."""
+
+CPU_ELEMENTS = 2**20
+"""Numbers that a CPU reads at a time: some clips, whose activations its cache can hold."""
+
+
+@dataclass(frozen=True)
+class TAdaSize:
+    """Sizes of TAda2D; those of ResNet-50 unless told otherwise (extract/tada/tada2d.py).
+
+    Args:
+        blocks: in each stage.
+        width: channels of the stem; the features have 4 · 2^(stages − 1) times as many.
+    """
+
+    blocks: tuple[int, ...] = (3, 4, 6, 3)
+    width: int = 64
+
+    @property
+    def features(self) -> int:
+        """Channels of the features."""
+        return 4 * self.width * 2 ** (len(self.blocks) - 1)
+
+
+@dataclass(frozen=True)
+class BackboneConfig:
+    """What runs over the pixels and which part of it learns.
+
+    Args:
+        trunk: sizes of the transformer.
+        network: `videomae`, the transformer, or `tada2d`, the convolutional network whose sizes
+            are in `tada`: one block without adapters, frozen or trained in full.
+        mode: `adapter` trains adapters behind the blocks of a frozen transformer, `side` a ladder
+            of them beside it, `frozen` trains nothing, `full` trains the transformer and has no
+            adapters. With `imported` there is none: features that other networks computed are read
+            from the cache (extract/features.py), and mapped to the trunk's width if need be.
+        weights: checkpoint of the pretrained transformer; None starts from random weights.
+        recompute: activations that the backward pass computes anew, to save memory.
+        trainable_from_block: blocks and adapters below this one are frozen and run in eval mode;
+            at the trunk's depth, nothing but the head learns.
+        mean, std: pixel normalisation, RGB, 0 to 255.
+        adapter_ratio: hidden width of an adapter over the trunk's width.
+        adapters_from_block: the first block that has an adapter; all behind it have one, too.
+        second_from_block: from this block on a second adapter stands behind the first, and only the
+            second ones learn (Experiment 2); null has none.
+        imported: the name that features were imported under; `imported_width`: their channels.
+    """
+
+    trunk: TrunkConfig
+    network: KindOfNetwork = "videomae"
+    tada: TAdaSize = TAdaSize()
+    mode: Mode = "adapter"
+    weights: str | None = None
+    recompute: Recompute = "none"
+    trainable_from_block: int = 0
+    mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
+    std: tuple[float, float, float] = (58.395, 57.12, 57.375)
+    adapter_ratio: float = 0.25
+    adapters_from_block: int = 0
+    second_from_block: int | None = None
+    imported: str | None = None
+    imported_width: int | None = None
+
+    def __post_init__(self) -> None:
+        given = self.imported is not None, (self.imported_width or 0) > 0
+        if given != (self.mode == "imported",) * 2:
+            raise ValueError(
+                "backbone.mode imported goes with backbone.imported, the features' name, and "
+                "backbone.imported_width, their channels; other modes have neither"
+            )
+        if min(self.std) <= 0:
+            raise ValueError(f"backbone.std must be above 0, not {self.std}")
+        if self.network == "tada2d" and (
+            self.mode not in ("frozen", "full") or self.recompute != "none"
+        ):
+            raise ValueError(
+                "backbone.network tada2d has no adapters, and nothing of it is computed anew: set "
+                f"backbone.mode frozen or full, not {self.mode}, and backbone.recompute none"
+            )
+        if int(self.trunk.width * self.adapter_ratio) < 1:
+            raise ValueError(f"backbone.adapter_ratio {self.adapter_ratio} leaves no channel")
+        if not 0 <= self.adapters_from_block < self.depth:
+            raise ValueError(
+                f"backbone.adapters_from_block must be a block from 0 to {self.depth - 1}, "
+                f"not {self.adapters_from_block}"
+            )
+        if not 0 <= self.trainable_from_block <= self.depth:
+            raise ValueError(
+                f"backbone.trainable_from_block must lie in 0 to {self.depth}, the number of "
+                f"blocks, not {self.trainable_from_block}"
+            )
+        second = self.second_from_block
+        if second is not None and (self.mode != "adapter" or not 0 <= second < self.depth):
+            raise ValueError(
+                "backbone.second_from_block needs backbone.mode adapter and a block from 0 to "
+                f"{self.depth - 1}, not mode {self.mode} and block {second}"
+            )
+
+    @property
+    def depth(self) -> int:
+        """Blocks of the network."""
+        return self.trunk.depth if self.network == "videomae" else 1
+
+    @property
+    def width(self) -> int:
+        """Channels of a token and of the features."""
+        return self.trunk.width if self.network == "videomae" else self.tada.features
+
+    @property
+    def first_learning(self) -> int:
+        """The first block that learns, or whose adapter does; the depth if none does."""
+        if self.mode in ("frozen", "imported"):
+            return self.depth
+        return max(self.trainable_from_block, self.second_from_block or 0)
+
+    @property
+    def learns(self) -> bool:
+        """Whether any of it does."""
+        return self.first_learning < self.depth
+
+    @property
+    def learns_behind(self) -> "Cut | None":
+        """The last cut that training does not move; None where all blocks learn."""
+        first = self.first_learning
+        if not self.learns:
+            return "features"
+        if self.mode == "side":
+            return "ladder" if first else None
+        return first - 1 if first else None
+
+    @property
+    def with_adapter(self) -> range:
+        """The blocks that have an adapter, behind them or beside them."""
+        count = self.depth if self.mode in ("adapter", "side") else 0
+        return range(min(self.adapters_from_block, count), count)
+
+    @property
+    def cuts(self) -> tuple[Cut, ...]:
+        """All cuts that a pass can start from or stop at, in its order."""
+        if self.mode == "imported" or self.network == "tada2d":
+            return ("features",)
+        if self.mode == "side":  # a pass from behind a block that the ladder looks at lacks that
+            return (*range(self.adapters_from_block), "ladder", "features")
+        return (*range(self.depth), "features")
+
+
+class Backbone(nn.Module):
+    """A transformer trunk and its adapters.
+
+    Args:
+        trunk: of another backbone, to be shared; None makes one: of random numbers, or, where the
+            config names weights, without any memory until `load_strictly` fills it.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, config: BackboneConfig, trunk: VideoMAE | None = None) -> None:
+        super().__init__()
+        self.config = config
+        if trunk is None:
+            # Random numbers for it would take longer than reading those of the file.
+            with torch.device("meta") if config.weights else nullcontext():
+                trunk = VideoMAE(config.trunk)
+        self.trunk = trunk
+        width, ratio, second = config.trunk.width, config.adapter_ratio, config.second_from_block
+        beside = config.mode == "side"
+        behind = () if beside else config.with_adapter
+        self.adapters = nn.ModuleDict({str(k): TemporalAdapter(width, ratio) for k in behind})
+        again = range(config.trunk.depth)[second:] if second is not None else ()
+        self.second = nn.ModuleDict({str(k): TemporalAdapter(width, ratio) for k in again})
+        self.ladder = Ladder(config.with_adapter if beside else (), width, ratio)
+        first = config.first_learning
+        self.trunk.requires_grad_(config.mode == "full" and not first)
+        for k, block in enumerate(self.trunk.blocks):
+            block.requires_grad_(config.mode == "full" and k >= first)
+        for name, adapter in (*self.adapters.items(), *self.ladder.adapters.items()):
+            adapter.requires_grad_(int(name) >= first and second is None)
+        for name, adapter in self.second.items():
+            adapter.requires_grad_(int(name) >= first)
+        self.keep_pixel_scale()
+
+    def keep_pixel_scale(self) -> None:
+        """Keep what pixels are normalised by where the network is."""
+        shape = (1, 3, 1, 1, 1)
+        self.register_buffer("mean", torch.tensor(self.config.mean).view(shape), persistent=False)
+        self.register_buffer("std", torch.tensor(self.config.std).view(shape), persistent=False)
+
+    @property
+    def width(self) -> int:
+        """Channels of a token and of the features."""
+        return self.config.width
+
+    def forward(self, x: Tensor, start: Cut | None = None, stop: Cut = "features") -> Tensor:
+        """Run from pixels or from a cut to a cut.
+
+        Args:
+            x: uint8 frames [B, 3, T, H, W] where `start` is None, else the activation at `start`.
+            start: the cut at which `x` was taken; None for pixels.
+            stop: the cut at which to stop.
+
+        Returns:
+            Tokens [B, T/2, h·w, C] for a block, those of n blocks [B, T/2, h·w, n·C] for a ladder,
+            features [B, C, T/2] otherwise.
+
+        Raises:
+            ValueError: T is no multiple of 16, or the cuts are out of order.
+        """
+        blocks, recompute = self.blocks(start, stop), self.config.recompute
+        if start == stop:
+            return x
+        tokens = self.embed(x) if start is None else x
+        beside = []
+        for k in blocks:
+            tokens = self.run_block(k, tokens)
+            for adapter in self.behind(k):
+                tokens = adapter(tokens, recompute)
+            if self.looks_at(k):
+                beside.append(tokens)
+        if stop == "ladder":
+            return torch.cat(beside, -1)
+        if beside:
+            tokens = self.ladder.climb(beside, recompute)
+        elif start == "ladder":
+            tokens = self.ladder(tokens, recompute)
+        return self.pool(tokens) if stop == "features" else tokens
+
+    def blocks(self, start: Cut | None, stop: Cut) -> range:
+        """Return the blocks that lie between two cuts.
+
+        Raises:
+            ValueError: the cuts are out of order.
+        """
+        depth, cuts = self.config.depth, (None, *self.config.cuts)
+        if start not in cuts or stop not in cuts or cuts.index(start) > cuts.index(stop):
+            raise ValueError(f"cannot run from cut {start} to cut {stop} of {depth} blocks")
+        first = 0 if start is None else start + 1 if isinstance(start, int) else depth
+        return range(first, stop + 1 if isinstance(stop, int) else depth)
+
+    def behind(self, k: int) -> list[nn.Module]:
+        """Return the adapters behind block k, in their order: none, one or two."""
+        name = str(k)
+        return [adapters[name] for adapters in (self.adapters, self.second) if name in adapters]
+
+    def looks_at(self, k: int) -> bool:
+        """Say whether a ladder looks at what block k gives."""
+        return str(k) in self.ladder.adapters
+
+    def embed(self, frames: Tensor) -> Tensor:
+        """Turn uint8 frames [B, 3, T, H, W] into tokens [B, T/2, h·w, C] before block 0."""
+        batch, length = len(frames), frames.shape[2]
+        if length % CLIP_FRAMES:
+            raise ValueError(
+                f"{length} frames do not divide into clips of {CLIP_FRAMES}; pad the span"
+            )
+        clips = frames.unflatten(2, (-1, CLIP_FRAMES)).transpose(1, 2).flatten(0, 1)
+        learns = self.trunk.patch_embed.weight.requires_grad
+        with torch.set_grad_enabled(torch.is_grad_enabled() and learns):
+            tokens = torch.cat(
+                [self.trunk.embed((part - self.mean) / self.std) for part in parts(clips)]
+            )
+        return tokens.view(batch, length // TUBELET, -1, tokens.shape[-1])
+
+    def run_block(self, k: int, tokens: Tensor) -> Tensor:
+        """Map tokens [B, T/2, h·w, C] to the same shape: block k, without its adapter.
+
+        Attention sees one clip; the adapter looks across clips over the whole span.
+        """
+        clips = tokens.unflatten(1, (-1, CLIP_STEPS)).flatten(0, 1).flatten(1, 2)
+        shares, rate = parts(clips), self.trunk.drop_rates[k]
+        scales: Sequence[Tensor | None] = [None] * len(shares)
+        # Beside a ladder the transformer runs as in eval mode.
+        learns = self.config.mode != "side" and k >= self.config.first_learning
+        if self.training and rate and learns:
+            # Drawn for all clips, outside of what may be computed again.
+            ones = torch.ones(2 * len(clips), 1, 1, device=clips.device)
+            kept = drop_path(ones, rate, True).unflatten(0, (-1, 2))
+            scales = kept.split([len(part) for part in shares])
+        recompute = self.config.recompute
+        block = self.trunk.blocks[k]
+        done = [run(block, recompute, *inputs) for inputs in zip(shares, scales, strict=True)]
+        return (done[0] if len(done) == 1 else torch.cat(done)).view_as(tokens)
+
+    def pool(self, tokens: Tensor) -> Tensor:
+        """Average tokens [B, T/2, h·w, C] over space: features [B, C, T/2]."""
+        return tokens.mean(2).transpose(1, 2)
+
+
+def parts(clips: Tensor) -> Sequence[Tensor]:
+    """Split [N, …] into what is worked on together: on a CPU, what its cache can hold."""
+    if clips.device.type != "cpu":
+        return [clips]
+    return clips.split(max(1, CPU_ELEMENTS // max(clips[0].numel(), 1)))

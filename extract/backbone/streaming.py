@@ -1,0 +1,142 @@
+"""A span of any length through the backbone, in memory that does not grow with it.
+
+Attention looks at one clip, an adapter at one tubelet to each side. So behind each block only the
+newest clip has to wait for its next neighbour, together with one tubelet of the clip before. Clips
+pass through the blocks as a wavefront, and each is computed once.
+"""
+
+from collections.abc import Iterable
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from extract.backbone.backbone import Backbone, Cut
+from extract.backbone.videomae import CLIP_FRAMES, CLIP_STEPS
+
+
+class Wavefront:
+    """One pass over one span, whose clips come group by group; equal to `Backbone.forward` on all.
+
+    Args:
+        backbone: in eval mode.
+        cuts: where activations are wanted, at least one; no block runs behind the last of them.
+        start: what is pushed: uint8 frames (None) or the activation at this cut.
+        backwards: groups come from the end of the span to its beginning, each of them in the order
+            of the span. One decode forward in time thus serves the reversed direction, too.
+
+    Raises:
+        ValueError: no cut, cuts out of order, or a backbone in training mode.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        cuts: Iterable[Cut],
+        start: Cut | None = None,
+        backwards: bool = False,
+    ) -> None:
+        self.backbone = backbone
+        self.cuts = frozenset(cuts)
+        self.start = start
+        self.backwards = backwards
+        self.held: dict[nn.Module, Tensor] = {}
+        """Per adapter what waits in front of it: at most 9 tubelets."""
+        self._state: Literal["empty", "open", "closed"] = "empty"
+        if not self.cuts:
+            raise ValueError("name at least one cut where activations are wanted")
+        if start == "features":
+            raise ValueError("features are the last cut: no block runs behind them")
+        if backbone.training:
+            raise ValueError("a span is run group by group in eval mode only; call .eval() first")
+        self._blocks = max((backbone.blocks(start, cut) for cut in self.cuts), key=len)
+
+    @torch.no_grad()  # a graph would hold the whole span
+    def push(self, group: Tensor) -> dict[Cut, Tensor]:
+        """Take the next clips and return what they finish.
+
+        Args:
+            group: g ≥ 1 clips: uint8 frames [1, 3, 16·g, H, W], or tokens [1, 8·g, h·w, C], those
+                of n blocks [1, 8·g, h·w, n·C] for a ladder.
+
+        Returns:
+            Per cut the next n tubelets: tokens [1, n, h·w, C] or features [1, C, n]. A cut where
+            nothing was finished is left out. `backwards`, they belong in front of the earlier ones.
+
+        Raises:
+            ValueError: the group does not consist of whole clips.
+            RuntimeError: the span is finished, or a push has failed.
+        """
+        if self._state == "closed":
+            raise RuntimeError("this span is over; start a new Wavefront")
+        pixels = self.start is None
+        length, clip = (group.shape[2], CLIP_FRAMES) if pixels else (group.shape[1], CLIP_STEPS)
+        if not length or length % clip:
+            unit = "frames" if pixels else "tubelets"
+            raise ValueError(f"{length} {unit} are no whole clips of {clip}; pad the span")
+        self._state = "closed"  # a failure leaves some blocks ahead of others
+        found = self._run(self.backbone.embed(group) if pixels else group, last=False)
+        self._state = "open"
+        return found
+
+    @torch.no_grad()
+    def finish(self) -> dict[Cut, Tensor]:
+        """Return the rest, as `push` does: the last clip has no neighbour to wait for.
+
+        What waits is swept along: behind the last of n adapters up to n clips run together.
+
+        Raises:
+            RuntimeError: nothing was pushed, the span is finished already, or a push has failed.
+        """
+        if self._state == "empty":
+            raise RuntimeError("nothing was pushed; a span holds at least one clip")
+        if self._state == "closed":
+            raise RuntimeError("this span is over; start a new Wavefront")
+        self._state = "closed"
+        return self._run(None, last=True)
+
+    def _run(self, tokens: Tensor | None, last: bool) -> dict[Cut, Tensor]:
+        """Run the blocks, each over what the one before it has finished; None is nothing."""
+        found: dict[Cut, Tensor] = {}
+        if tokens is not None and self.start in self.cuts:
+            found[self.start] = tokens
+        beside = []
+        for k in self._blocks:
+            if tokens is not None:
+                tokens = self.backbone.run_block(k, tokens)
+            for adapter in self.backbone.behind(k):
+                tokens = self._adapt(adapter, tokens, last)
+            if tokens is not None and k in self.cuts:
+                found[k] = tokens
+            if tokens is not None and self.backbone.looks_at(k):
+                beside.append(tokens)
+        if beside:
+            tokens = torch.cat(beside, -1)
+            if "ladder" in self.cuts:
+                found["ladder"] = tokens
+        if self.backbone.config.mode == "side" and "features" in self.cuts:
+            tokens = self._adapt(self.backbone.ladder, tokens, last)
+        if tokens is not None and "features" in self.cuts:
+            found["features"] = self.backbone.pool(tokens)
+        return found
+
+    def _adapt(self, adapter: nn.Module, tokens: Tensor | None, last: bool) -> Tensor | None:
+        """Return an adapter's clips whose neighbours are all known; hold the newest one."""
+        if tokens is None and not last:
+            return None
+        parts = [part for part in (self.held.pop(adapter, None), tokens) if part is not None]
+        known = torch.cat(parts[::-1] if self.backwards else parts, 1)
+        # One tubelet of the clip before is only seen; without one the adapter pads with zeros,
+        # as it does at the ends of a whole span.
+        seen = known.shape[1] % CLIP_STEPS
+        if last:
+            return self._trim(adapter(known), seen, 0)
+        # A copy, not a view: it would keep the whole group in memory.
+        self.held[adapter] = self._trim(known, max(0, known.shape[1] - CLIP_STEPS - 1), 0).clone()
+        done = self._trim(adapter(self._trim(known, 0, CLIP_STEPS - 1)), seen, 1)
+        return done if done.shape[1] else None
+
+    def _trim(self, tokens: Tensor, oldest: int, newest: int) -> Tensor:
+        """Drop so many tubelets of [1, T, P, C] where they came first and where they came last."""
+        first, last = (newest, oldest) if self.backwards else (oldest, newest)
+        return tokens[:, first : tokens.shape[1] - last]

@@ -1,0 +1,110 @@
+"""TAda2D as a backbone: clips of 16 frames, each by itself, to features per tubelet."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from extract.backbone.adapters import Ladder
+from extract.backbone.backbone import Backbone, BackboneConfig, parts
+from extract.backbone.videomae import CLIP_FRAMES, TUBELET
+from extract.checkpoints.strict import Coverage
+from extract.checkpoints.tensor_files import read
+from extract.tada.pretrained import load_tada_features, recognise_tada
+from extract.tada.tada2d import TAda2D, TAda2DConfig, lift_resnet
+
+IMAGE = "layer1.0.conv1.weight"  # only ResNets for images have it
+
+
+class TAdaBackbone(Backbone):
+    """A TAda2D network in place of the transformer: one block, one position in space.
+
+    It sees a clip at a time, as the transformer's attention does, so that spans of any length, both
+    directions and the cache are the same. Running statistics of its norms stay as pretrained.
+
+    Args:
+        config: of network `tada2d`.
+        trunk: of another backbone, to be shared.
+    """
+
+    def __init__(self, config: BackboneConfig, trunk: TAda2D | None = None) -> None:
+        nn.Module.__init__(self)  # nothing of a transformer
+        self.config = config
+        if trunk is None:
+            trunk = TAda2D(TAda2DConfig(1, config.tada.blocks, config.tada.width))
+            trunk.classifier = nn.Identity()  # type: ignore[assignment]
+        self.trunk = trunk  # type: ignore[assignment]
+        self.adapters, self.second = nn.ModuleDict(), nn.ModuleDict()
+        self.ladder = Ladder((), self.width, config.adapter_ratio)
+        trunk.requires_grad_(config.learns)
+        self.keep_pixel_scale()
+
+    def train(self, mode: bool = True) -> "TAdaBackbone":
+        """Train, or not; a few windows of neighbouring frames are no sample for batch norms."""
+        super().train(mode)
+        for module in self.trunk.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
+        return self
+
+    def forward(
+        self, x: Tensor, start: int | str | None = None, stop: int | str = "features"
+    ) -> Tensor:
+        """Map uint8 frames [B, 3, T, H, W] to features [B, C, T/2]; features pass as they are.
+
+        Raises:
+            ValueError: T is no multiple of 16, or there is no such cut.
+        """
+        if start not in (None, "features") or stop != "features":
+            raise ValueError(f"TAda2D has no cut between {start} and {stop}, only its features")
+        return x if start == stop else self.pool(self.run_block(0, self.embed(x)))
+
+    def embed(self, frames: Tensor) -> Tensor:
+        """Normalise uint8 frames [B, 3, T, H, W].
+
+        Raises:
+            ValueError: T is no multiple of 16.
+        """
+        if frames.shape[2] % CLIP_FRAMES:
+            raise ValueError(
+                f"{frames.shape[2]} frames do not divide into clips of {CLIP_FRAMES}; pad the span"
+            )
+        return (frames - self.mean) / self.std
+
+    def run_block(self, k: int, tokens: Tensor) -> Tensor:
+        """Map normalised frames [B, 3, T, H, W] to one token a tubelet [B, T/2, 1, C].
+
+        A tubelet's token is the mean of its frames' features.
+        """
+        clips = tokens.unflatten(2, (-1, CLIP_FRAMES)).transpose(1, 2).flatten(0, 1)
+        network: TAda2D = self.trunk  # type: ignore[assignment]
+        done = torch.cat([network.features(part) for part in parts(clips)])
+        pairs = done.unflatten(2, (-1, TUBELET)).mean(-1)
+        return pairs.transpose(1, 2).unflatten(0, (len(tokens), -1)).flatten(1, 2).unsqueeze(2)
+
+
+def load_tada_trunk(trunk: TAda2D, source: str | Path) -> Coverage:
+    """Load a pretrained TAda2D network, or lift a ResNet-50 for images, strictly.
+
+    Raises:
+        ValueError: the file cannot be read, or holds another network.
+    """
+    content = read(source)
+    size = f"TAda2D of {sum(trunk.config.blocks)} blocks, {trunk.config.width} wide"
+    if IMAGE in content.tensors:
+        lift_resnet(trunk, content.tensors, source)
+        used = [name for name in content.tensors if not name.startswith("fc.")]
+        layout = "ResNet for images"
+    else:
+        found = recognise_tada(content, source)
+        if found is None:
+            raise ValueError(f"{source} holds neither a TAda2D network nor a ResNet for images")
+        load_tada_features(trunk, source)
+        used = [name for name in found.tensors if not name.startswith("classifier.")]
+        layout = found.layout
+    dropped = {
+        name: "a classifier of whole clips"
+        for name in content.tensors
+        if name.startswith(("fc.", "head.", "classifier."))
+    }
+    return Coverage(str(source), content.files, layout, size, tuple(used), (), dropped)

@@ -1,0 +1,145 @@
+"""The VideoMAE encoder (Tong et al., NeurIPS 2022): a plain transformer over 16-frame clips."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from timm.layers import Mlp
+from torch import Tensor, nn
+
+CLIP_FRAMES = 16
+TUBELET = 2
+CLIP_STEPS = CLIP_FRAMES // TUBELET
+
+
+@dataclass(frozen=True)
+class TrunkConfig:
+    """Sizes of the transformer.
+
+    Args:
+        width: channels of a token.
+        depth: number of blocks.
+        heads: attention heads; `width` must divide by it.
+        mlp_ratio: hidden width of the MLP over `width`.
+        patch: side of a spatial patch in pixels.
+        image_size: side in pixels of the frames that the position table was made for.
+        drop_path: stochastic depth of the last block; earlier ones rise linearly from 0.
+    """
+
+    width: int
+    depth: int
+    heads: int
+    mlp_ratio: float = 4.0
+    patch: int = 16
+    image_size: int = 224
+    drop_path: float = 0.1
+
+    def __post_init__(self) -> None:
+        for name in ("width", "depth", "heads", "patch", "image_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"trunk.{name} must be at least 1, not {getattr(self, name)}")
+        if not 0 <= self.drop_path < 1:
+            raise ValueError(f"trunk.drop_path is a probability below 1, not {self.drop_path}")
+        if self.width % self.heads:
+            raise ValueError(f"trunk.width {self.width} does not divide by {self.heads} heads")
+        if self.image_size % self.patch:
+            raise ValueError(
+                f"trunk.image_size {self.image_size} is no multiple of trunk.patch {self.patch}"
+            )
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention; queries and values have a bias, keys have none."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.q_bias = nn.Parameter(torch.zeros(width))
+        self.v_bias = nn.Parameter(torch.zeros(width))
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map tokens [N, L, C] to [N, L, C]."""
+        n, length, width = x.shape
+        bias = torch.cat((self.q_bias, torch.zeros_like(self.v_bias), self.v_bias))
+        qkv = F.linear(x, self.qkv.weight, bias).view(n, length, 3, self.heads, -1)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4)
+        mixed = F.scaled_dot_product_attention(query, key, value)
+        return self.proj(mixed.transpose(1, 2).reshape(n, length, width))
+
+
+class Block(nn.Module):
+    """A pre-norm transformer block."""
+
+    def __init__(self, config: TrunkConfig) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(config.width, eps=1e-6)
+        self.attn = Attention(config.width, config.heads)
+        self.norm2 = nn.LayerNorm(config.width, eps=1e-6)
+        # Rounded as the published v2-g does: its 48/11 ratio gives 6144 of 1408 channels.
+        self.mlp = Mlp(config.width, hidden_features=round(config.width * config.mlp_ratio))
+
+    def forward(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
+        """Map tokens [N, L, C] to [N, L, C].
+
+        Args:
+            scale: factors of the two branches per sequence [N, 2, 1, 1] (drop path); None for 1.
+        """
+        if scale is None:
+            x = x + self.attn(self.norm1(x))
+            return x + self.mlp(self.norm2(x))
+        x = torch.addcmul(x, self.attn(self.norm1(x)), scale[:, 0])
+        return torch.addcmul(x, self.mlp(self.norm2(x)), scale[:, 1])
+
+
+class VideoMAE(nn.Module):
+    """Patch embedding, fixed positions and the blocks; `Backbone` runs them."""
+
+    positions: Tensor
+
+    def __init__(self, config: TrunkConfig) -> None:
+        super().__init__()
+        self.config = config
+        grid = config.image_size // config.patch
+        self.patch_embed = nn.Linear(3 * TUBELET * config.patch**2, config.width)
+        self.register_buffer("positions", sine_positions(CLIP_STEPS * grid**2, config.width))
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
+        # Numbers, not weights: there also where a module is built without any, on `meta`.
+        self.drop_rates = torch.linspace(0, config.drop_path, config.depth, device="cpu").tolist()
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    def embed(self, clips: Tensor) -> Tensor:
+        """Turn normalised clips [N, 3, 16, H, W] into tokens [N, 8·h·w, C], h = ⌊H / patch⌋."""
+        n, channels, frames, height, width = clips.shape
+        patch = self.config.patch
+        h, w = height // patch, width // patch
+        if not h * w:
+            raise ValueError(f"frames of {height}x{width} px hold no patch of {patch} px")
+        # As a convolution with such a stride: what is left at the lower right edges is not seen.
+        clips = clips[..., : h * patch, : w * patch]
+        cubes = clips.reshape(n, channels, frames // TUBELET, TUBELET, h, patch, w, patch)
+        # A convolution whose stride is its kernel is a matrix product over unfolded patches.
+        flat = cubes.permute(0, 2, 4, 6, 1, 3, 5, 7).reshape(n, -1, self.patch_embed.in_features)
+        return self.patch_embed(flat) + self._positions_for(h, w)
+
+    def _positions_for(self, h: int, w: int) -> Tensor:
+        grid = self.config.image_size // self.config.patch
+        if (h, w) == (grid, grid):
+            return self.positions
+        table = self.positions.view(CLIP_STEPS, grid, grid, -1).permute(0, 3, 1, 2)
+        table = F.interpolate(table, size=(h, w), mode="bicubic", align_corners=False)
+        return table.permute(0, 2, 3, 1).reshape(1, CLIP_STEPS * h * w, -1)
+
+
+def sine_positions(count: int, width: int) -> Tensor:
+    """Return the fixed sine-cosine table [1, count, width] (Vaswani et al. 2017, section 3.5)."""
+    channel = torch.arange(width, dtype=torch.float64)
+    rate = 10000 ** (-2 * torch.div(channel, 2, rounding_mode="floor") / width)
+    angle = torch.arange(count, dtype=torch.float64)[:, None] * rate
+    table = torch.where(channel % 2 == 0, angle.sin(), angle.cos())
+    return table.float()[None]

@@ -1,0 +1,1 @@
+"""Files of weights in anybody's layout: recognised, renamed, read without running code."""

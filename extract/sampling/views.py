@@ -1,0 +1,179 @@
+"""Which frames and which pixels of a trimmed clip a recognition network sees.
+
+In training one random view a clip; in testing several clips along time and several crops along the
+long side of each, as in the published protocols of Kinetics and Something-Something.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torchvision.transforms import v2
+from torchvision.transforms.v2.functional import horizontal_flip
+
+from extract.sampling.transforms import Shrink, Transform
+from extract.sampling.window_frames import window_frames
+from extract.sampling.windows import Direction
+from extract.video.reader import VideoReader
+
+
+@dataclass(frozen=True)
+class ViewConfig:
+    """Which frames are taken.
+
+    Args:
+        method: `interval` takes frames at an even distance from somewhere in the stretch;
+            `segments` takes one of each of equal parts of the whole stretch.
+        frames: that the network sees.
+        interval: from one frame to the next, counted at `fps` frames a second, whatever the video
+            has (`interval` only).
+        jitter: in training, begin at random and take random frames of the parts; without it
+            training sees what a test with one clip does.
+        clips: in testing, along time.
+    """
+
+    method: Literal["interval", "segments"] = "interval"
+    frames: int = 8
+    interval: int = 8
+    fps: float = 30.0
+    jitter: bool = True
+    clips: int = 10
+
+    def __post_init__(self) -> None:
+        for name in ("frames", "interval", "clips"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"views.{name} must be at least 1, not {getattr(self, name)}")
+        if self.fps <= 0:
+            raise ValueError(f"views.fps must be above 0, not {self.fps}")
+
+
+@dataclass(frozen=True)
+class CropConfig:
+    """Which pixels are taken.
+
+    Args:
+        train_short_side: range that a training clip's short side is resized to, at random.
+        train_size: side of the random square that is cut out of it.
+        flip: probability that a training clip is mirrored, left and right; see `data.mirrored`.
+        test_short_side, test_size: the same in testing.
+        crops: squares side by side along the long side, from end to end; 1 takes the middle.
+    """
+
+    train_short_side: tuple[int, int] = (224, 340)
+    train_size: int = 224
+    flip: float = 0.5
+    test_short_side: int = 256
+    test_size: int = 256
+    crops: int = 3
+
+    def __post_init__(self) -> None:
+        low, high = self.train_short_side
+        if not 0 < self.train_size <= low <= high:
+            raise ValueError(
+                f"crops.train_short_side must be two rising sizes, not below crops.train_size "
+                f"{self.train_size}, not {self.train_short_side}"
+            )
+        if not 0 < self.test_size <= self.test_short_side:
+            raise ValueError(
+                f"crops.test_short_side {self.test_short_side} must not be below crops.test_size "
+                f"{self.test_size}"
+            )
+        if not 0 <= self.flip <= 1:
+            raise ValueError(f"crops.flip is a probability, not {self.flip}")
+        if self.crops < 1:
+            raise ValueError(f"crops.crops must be at least 1, not {self.crops}")
+
+
+class Stretch(NamedTuple):
+    """Consecutive frames of a video: the first one's number, how many, and how many a second."""
+
+    first: int
+    length: int
+    fps: float
+
+
+class Clip(NamedTuple):
+    """Frames of a video, by number [F], not falling; frames may repeat."""
+
+    frames: NDArray[np.int64]
+
+
+def evaluation_clips(stretch: Stretch, config: ViewConfig) -> list[Clip]:
+    """Return the clips of a test, in order: clip i of N begins i/N of the way to the last start.
+
+    Of segments, clip i of N takes the frame that lies (i + 1)/N into each. A single clip lies in
+    the middle.
+    """
+    shares = (np.arange(config.clips) + (config.method == "segments")) / config.clips
+    if config.clips == 1:
+        shares = np.array([0.5])
+    if config.method == "interval":
+        return [_at_intervals(stretch, share, config) for share in shares]
+    return [_of_segments(stretch, np.full(config.frames, share)) for share in shares]
+
+
+def training_clip(rng: np.random.Generator, stretch: Stretch, config: ViewConfig) -> Clip:
+    """Draw a training clip."""
+    if config.method == "interval":
+        return _at_intervals(stretch, rng.uniform() if config.jitter else 0.5, config)
+    shares = rng.uniform(size=config.frames) if config.jitter else np.full(config.frames, 0.5)
+    return _of_segments(stretch, shares)
+
+
+def training_view(
+    reader: VideoReader, clip: Clip, config: CropConfig, flipped: bool, seed: int
+) -> Tensor:
+    """Return a training view uint8 [3, F, train_size, train_size], one draw for all its frames."""
+    low, high = config.train_short_side
+    short_side = int(np.random.default_rng(seed).integers(low, high + 1))
+    transform = Transform(Shrink(short_side, square=False), v2.RandomCrop(config.train_size))
+    (frames,) = window_frames(reader, [clip], transform, seed)
+    view = torch.stack(frames, 1)
+    return horizontal_flip(view) if flipped else view
+
+
+def evaluation_views(
+    reader: VideoReader, clips: list[Clip], config: CropConfig
+) -> Iterator[Tensor]:
+    """Yield test views uint8 [3, F, test_size, test_size]: all crops of a clip, then the next's."""
+    transform = Transform(Shrink(config.test_short_side, square=False), v2.Identity())
+    for frames in window_frames(reader, clips, transform):
+        whole = torch.stack(frames, 1)
+        for top, left in crop_corners(whole.shape[-2], whole.shape[-1], config):
+            yield whole[..., top : top + config.test_size, left : left + config.test_size]
+
+
+def crop_corners(height: int, width: int, config: CropConfig) -> list[tuple[int, int]]:
+    """Return the upper left corners (top, left) of the crops of a resized frame."""
+    room = height - config.test_size, width - config.test_size
+    middle = room[0] // 2, room[1] // 2
+    if config.crops == 1:
+        return [middle]
+    steps = config.crops - 1
+    along = [max(room) * step // steps for step in range(config.crops)]
+    if width >= height:
+        return [(middle[0], left) for left in along]
+    return [(top, middle[1]) for top in along]
+
+
+def in_direction(view: Tensor, direction: Direction) -> Tensor:
+    """Return a view [3, F, H, W] in the order of a direction of time."""
+    return view if direction == "forward" else view.flip(1)
+
+
+def _at_intervals(stretch: Stretch, share: float, config: ViewConfig) -> Clip:
+    """Take frames at an even distance; their start lies a share of the way to the last one."""
+    span = config.frames * config.interval * stretch.fps / config.fps
+    start = share * max(stretch.length - span, 0)
+    places = np.linspace(start, start + span - 1, config.frames)
+    return Clip(stretch.first + np.clip(places, 0, stretch.length - 1).astype(np.int64))
+
+
+def _of_segments(stretch: Stretch, shares: NDArray[np.float64]) -> Clip:
+    """Take the frame at a share of each of as many equal parts."""
+    places = (np.arange(len(shares)) + shares) * stretch.length / len(shares)
+    return Clip(stretch.first + np.clip(places, 0, stretch.length - 1).round().astype(np.int64))

@@ -1,0 +1,129 @@
+"""The frames of many windows of one video from one sequential decode; small from the beginning."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from extract.sampling.transforms import Shrink, Transform, finished, shrunk
+from extract.sampling.windows import Direction, Window
+from extract.video.digest import video_digest
+from extract.video.reader import CHUNK, VideoError, VideoReader
+from extract.video.watchdog import patience
+
+
+class Taken(Protocol):
+    """What is taken of a video: frame numbers, not falling; a `Window` is one."""
+
+    @property
+    def frames(self) -> NDArray[np.int64]: ...
+
+
+def known_reader(path: Path, frames: int, digest: str | None = None) -> VideoReader:
+    """Open a video that was looked at before.
+
+    Args:
+        frames: how many it had; `digest`: of what it held then, if that matters.
+
+    Raises:
+        VideoError: it cannot be read, or is another one now.
+    """
+    with patience(path, frames):
+        reader = VideoReader(path)
+    if len(reader) != frames:
+        raise VideoError(
+            f"{path}: was replaced during the run: it has {len(reader)} frames and had {frames}"
+        )
+    refuse_replaced(path, digest)
+    return reader
+
+
+def refuse_replaced(path: Path, digest: str | None) -> None:
+    """Raise VideoError if a file holds another content than it did; None matches all."""
+    try:
+        same = digest is None or video_digest(path) == digest
+    except OSError as error:
+        raise VideoError(f"{path}: vanished during the run: {error.strerror}") from error
+    if not same:
+        raise VideoError(f"{path}: was replaced during the run: its content is another one")
+
+
+def window_frames(
+    reader: VideoReader, windows: Sequence[Taken], transform: Transform, seed: int = 0
+) -> Iterator[list[Tensor]]:
+    """Yield per window its valid frames, uint8 [3, h, w] each, in the order of the file.
+
+    Each frame is decoded and transformed once, however many windows share it, and kept as long as
+    a later window needs it.
+
+    Args:
+        windows: of this video; each begins and ends no earlier than the one before.
+        seed: of the augmentation; one draw for all of them.
+
+    Raises:
+        IndexError, VideoError: as `VideoReader.frames`, when the decoder gets there.
+    """
+    chunks = shrunk_chunks(reader, wanted_frames(windows), transform.shrink)
+    yield from dealt(windows, chunks, transform, seed)
+
+
+def wanted_frames(windows: Sequence[Taken]) -> NDArray[np.int64]:
+    """Return the numbers of the frames that windows of a video ask for, rising, each once."""
+    return np.unique(np.concatenate([window.frames for window in windows]))
+
+
+def shrunk_chunks(
+    reader: VideoReader, wanted: NDArray[np.int64], to: Shrink
+) -> Iterator[NDArray[np.uint8]]:
+    """Yield frames uint8 [n, h, w, 3] at rising indices, made small as soon as they are decoded.
+
+    Every n but the last is CHUNK.
+
+    Raises:
+        IndexError, VideoError: as `VideoReader.frames`.
+    """
+    chunks = reader.chunks(wanted)
+    for start in range(0, len(wanted), CHUNK):
+        part = wanted[start : start + CHUNK]
+        with patience(reader.path, reader.effort(int(part[0]), int(part[-1]))):
+            chunk = next(chunks)
+        small = shrunk(chunk, to)
+        del chunk  # the big frames must not wait until the small ones are used up
+        yield small
+
+
+def dealt(
+    windows: Sequence[Taken],
+    chunks: Iterable[NDArray[np.uint8]],
+    transform: Transform,
+    seed: int = 0,
+) -> Iterator[list[Tensor]]:
+    """Put small frames through what is drawn and deal them to the windows, as `window_frames`.
+
+    Args:
+        chunks: uint8 [n, h, w, 3], all frames that the windows want, in the order of the file.
+    """
+    wanted = wanted_frames(windows)
+    frames = (frame for small in chunks for frame in finished(small, transform, seed).unbind(1))
+    held: list[Tensor] = []
+    first = 0  # held[0] is frame wanted[first]
+    for window in windows:
+        places = np.searchsorted(wanted, window.frames)
+        held = held[places[0] - first :]
+        first = places[0]
+        held += islice(frames, int(places[-1]) + 1 - first - len(held))
+        yield [held[place - first] for place in places]
+
+
+def arrange(frames: Sequence[Tensor], window: Window, direction: Direction) -> Tensor:
+    """Stack a window's valid frames into its padded input uint8 [3, F, size, size].
+
+    Reversed is another order in memory: one decode serves both directions.
+    """
+    places = np.searchsorted(window.frames, window.indices(direction))
+    return torch.stack([frames[place] for place in places], 1)

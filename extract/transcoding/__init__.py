@@ -1,0 +1,1 @@
+"""Videos written anew: small (proxies), reversed, or both, frame for frame."""

@@ -1,0 +1,189 @@
+"""A proxy of a video: the same frames at the same times, small and quick to decode from anywhere.
+
+What the project sees in the source is what is written: its reader decodes, upright, and the resize
+is the one that frames meet on their way to the backbone.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import av
+import numpy as np
+import torch
+from av.video.reformatter import ColorRange, Colorspace
+from torchvision.transforms.v2 import functional
+
+from configs.atomic import written_aside
+from extract.transcoding.encode import (
+    Timeline,
+    Way,
+    made_of,
+    stretches,
+    timeline,
+    upright_chunks,
+    upright_size,
+    write_mp4,
+)
+from extract.video.digest import video_digest
+from extract.video.index import VideoError, open_video, video_index
+from extract.video.reader import VideoReader
+from extract.video.watchdog import patience
+
+SHORT_SIDES = 112, 182  # from the smallest input in use to what training crops 160 px from
+# Raise the number when the same settings come to give other files.
+STAMP = "palindrome: proxy"
+VERSION = 1
+# As fast to write as can be: slower presets save nothing in groups this short, and neither
+# B-frames nor x264's "fastdecode" make them faster to read. Without lookahead (which reads memory
+# beside frames of some widths) the same source gives the same bytes, so that the activations of a
+# proxy that was deleted and is made anew are still found.
+OPTIONS = {"preset": "veryfast", "x264-params": "mbtree=0:rc-lookahead=0"}
+TAGS = {"colorspace": Colorspace.ITU601.value, "color_range": ColorRange.MPEG.value}
+
+
+@dataclass(frozen=True)
+class ProxyConfig:
+    """What proxies are like.
+
+    Args:
+        short_side: in pixels, even; smaller videos keep their size.
+        gop: frames from one keyframe to the next.
+        crf: x264's quality, 1 (best) to 51.
+        reverse: turn the frames round.
+    """
+
+    short_side: int
+    gop: int = 8
+    crf: int = 20
+    reverse: bool = False
+
+    def __post_init__(self) -> None:
+        least, most = SHORT_SIDES
+        if not least <= self.short_side <= most or self.short_side % 2:
+            raise ValueError(
+                f"--short_side: {self.short_side} is not an even number from {least} to {most}"
+            )
+        if not 1 <= self.gop <= 250:
+            raise ValueError(f"--gop: {self.gop} is not 1 to 250 frames")
+        if not 1 <= self.crf <= 51:
+            raise ValueError(f"--crf: {self.crf} is not 1 (best) to 51 (worst)")
+
+
+def is_current(source: Path, target: Path, config: ProxyConfig) -> bool:
+    """Say whether `target` is what `write_proxy` makes of the source as it is now.
+
+    Raises:
+        ValueError: it is no proxy at all, and so not ours to replace.
+        OSError: the source cannot be read.
+    """
+    if not target.exists():
+        return False
+    made = made_of(target) or ""
+    if not made.startswith(STAMP):
+        raise ValueError(
+            f"{target}: is no proxy and would be replaced; remove it or choose another --out"
+        )
+    return made == _stamp(source, config)
+
+
+def proxy_size(width: int, height: int, short_side: int) -> tuple[int, int]:
+    """Return a proxy's width and height: even, as H.264 with halved colours needs them."""
+    short = min(width, height)
+    wanted = min(short, short_side)
+    across, down = (max(2, side * wanted // short // 2 * 2) for side in (width, height))
+    return across, down
+
+
+def write_proxy(
+    source: Path,
+    target: Path,
+    config: ProxyConfig,
+    tell: Callable[[int], None] = lambda frames: None,
+) -> None:
+    """Write a video small, upright and without sound; aside, then renamed.
+
+    Frame i of the proxy is frame i of sequential decoding at the same time from the first one;
+    with `reverse` it is frame N − 1 − i at t_last − t.
+
+    Args:
+        target: an .mp4 file.
+        tell: called with the number of frames that were done.
+
+    Raises:
+        VideoError: the source cannot be decoded, or mp4 cannot hold its times.
+        OSError: the file cannot be written.
+    """
+    reader = _reader(source)
+    size = _upright_size(reader)
+    way = _way(size, config)
+    line = timeline(reader.index, config.reverse)
+    # Turned round, the first stretch becomes the last: the shorter one, in either direction.
+    first = len(reader) % config.gop if config.reverse else 0
+    parts = stretches(_pictures(reader, size, way), config.gop, source, first)
+    with written_aside(target) as aside:
+        write_mp4(aside, parts, way, line, _stamp(source, config), config.reverse, tell=tell)
+        _refuse_inexact(source, aside, line)
+
+
+def write_sample(source: Path, target: Path, config: ProxyConfig, frames: range) -> None:
+    """Write what a proxy would hold of some frames in a row, to see what all of it would cost.
+
+    Raises:
+        VideoError: the source cannot be decoded.
+        OSError: the file cannot be written.
+    """
+    reader = _reader(source)
+    size = _upright_size(reader)
+    way = _way(size, config)
+    whole = timeline(reader.index, backwards=False)
+    line = replace(whole, times=whole.times[: len(frames)])
+    parts = stretches(_pictures(reader, size, way, frames), config.gop, source)
+    write_mp4(target, parts, way, line, "a sample of a proxy", backwards=False)
+
+
+def _reader(source: Path) -> VideoReader:
+    with patience(source, 0):
+        return VideoReader(source)
+
+
+def _upright_size(reader: VideoReader) -> tuple[int, int]:
+    with open_video(reader.path) as container:
+        return upright_size(reader.index, container.streams.video[0].codec_context)
+
+
+def _way(size: tuple[int, int], config: ProxyConfig) -> Way:
+    width, height = proxy_size(*size, config.short_side)
+    return Way("libx264", "yuv420p", width, height, OPTIONS | {"crf": str(config.crf)}, TAGS)
+
+
+def _stamp(source: Path, config: ProxyConfig) -> str:
+    settings = f"short side {config.short_side}, gop {config.gop}, crf {config.crf}"
+    turned = ", reversed" if config.reverse else ""
+    digest, size = video_digest(source), source.stat().st_size
+    return f"{STAMP} {VERSION}, {settings}{turned}, of {digest}, {size} bytes"
+
+
+def _pictures(
+    reader: VideoReader, size: tuple[int, int], way: Way, frames: range | None = None
+) -> Iterator[av.VideoFrame]:
+    for chunk in upright_chunks(reader, *size, frames):
+        video = torch.from_numpy(chunk).permute(0, 3, 1, 2)
+        small = functional.resize(video, [way.height, way.width], antialias=True)
+        for picture in small.permute(0, 2, 3, 1).contiguous().numpy():
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            yield frame.reformat(
+                format=way.pixels,
+                dst_colorspace=Colorspace.ITU601,
+                dst_color_range=ColorRange.MPEG,
+            )
+
+
+def _refuse_inexact(source: Path, made: Path, line: Timeline) -> None:
+    """Raise VideoError unless the file has these times and the fast reader is trusted with it."""
+    index = video_index(made)
+    ticks = line.unit / index.time_base
+    times = line.times * ticks.numerator
+    exact = ticks.denominator == 1 and np.array_equal(index.pts - index.pts[0], times)
+    if not exact or index.access != "decord":
+        raise VideoError(f"{source}: its frames' times do not fit an mp4 file")

@@ -1,0 +1,189 @@
+"""A video file turned round: its frames in the opposite order, its times mirrored.
+
+One sequential decode, so nothing depends on where a decoder can begin. A stretch of frames at a
+time is held, encoded backwards and put on disk; then the stretches are joined, the last one first.
+"""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+
+from configs.atomic import written_aside
+from extract.transcoding.encode import (
+    Way,
+    made_of,
+    stretches,
+    timeline,
+    upright_chunks,
+    upright_size,
+    write_mp4,
+)
+from extract.video.digest import video_digest
+from extract.video.index import VideoIndex, open_video
+from extract.video.reader import VideoReader
+from extract.video.watchdog import patience
+
+HELD_BYTES = 128 * 1024**2  # of decoded frames
+STRETCH = 8, 128  # frames from one keyframe to the next, fewest and most, as HELD_BYTES allows
+PLANES = {  # what libx264 keeps exactly
+    *(f"yuv{kind}p{bits}" for kind in ("420", "422", "444") for bits in ("", "10le")),
+    *("yuvj420p", "yuvj422p", "yuvj444p", "gray", "gray10le"),
+}
+LOSSLESS = {"qp": "0", "preset": "ultrafast"}
+
+
+class _InexactError(Exception):
+    """These planes would not come back as the pictures that the project sees in the source."""
+
+
+def is_finished(source: Path, target: Path, crf: int | None) -> bool:
+    """Say whether `target` is this source reversed in this way; False if there is no such file.
+
+    Raises:
+        ValueError: it is something else, which is not ours to replace.
+        OSError: the source cannot be read.
+    """
+    if not target.exists():
+        return False
+    if made_of(target) != _stamp(source, crf):
+        raise ValueError(
+            f"{target}: is no reversed {source} of these settings; "
+            "remove it or choose another --out"
+        )
+    return True
+
+
+def write_reversed(
+    source: Path,
+    target: Path,
+    crf: int | None = None,
+    threads: int = 1,
+    tell: Callable[[int], None] = lambda frames: None,
+) -> bool:
+    """Write a video's frames in the opposite order, upright and without sound.
+
+    Frame i of the new file is frame N − 1 − i of the old one, at t_last − t. The file is written
+    aside and renamed; while it is made, its packets lie on the same disk a second time.
+
+    Args:
+        target: an .mp4 file.
+        crf: quality of x264, 1 to 51 (worst); None: every pixel as VideoReader gives it.
+        threads: of the decoder and of the encoder.
+        tell: called with the number of frames that were done; below 0 if they are done again.
+
+    Returns:
+        Whether the file holds RGB: where VideoReader would convert the planes of an H.264 file in
+        another way than the source's (it reads that with another decoder), or they are rotated.
+
+    Raises:
+        VideoError: the source cannot be decoded.
+        OSError: the file cannot be written.
+    """
+    with patience(source, 0):
+        reader = VideoReader(source)
+    told = 0
+
+    def count(frames: int) -> None:
+        nonlocal told
+        told += frames
+        tell(frames)
+
+    def write(aside: Path, frames: Iterator[av.VideoFrame], way: Way) -> None:
+        size = _bytes_of(av.VideoFormat(way.pixels, way.width, way.height))
+        length = int(np.clip(HELD_BYTES // size, *STRETCH))
+        parts, line = stretches(frames, length, source), timeline(reader.index, backwards=True)
+        write_mp4(aside, parts, way, line, _stamp(source, crf), True, threads, count)
+
+    with open_video(source) as container:
+        context = container.streams.video[0].codec_context
+        planes, rgb = _ways(reader, context, crf)
+    if planes is not None:
+        try:
+            with written_aside(target) as aside:
+                write(aside, _planes(source, reader.index, threads), planes)
+                if crf is None:
+                    _refuse_different(reader, aside)
+            return False
+        except _InexactError:
+            tell(-told)
+    with written_aside(target) as aside:
+        write(aside, _upright(reader, rgb), rgb)
+    return True
+
+
+def _stamp(source: Path, crf: int | None) -> str:
+    quality = "lossless" if crf is None else f"crf {crf}"
+    return f"palindrome: reversed, {quality}, of {video_digest(source)}"
+
+
+def _ways(reader: VideoReader, context: Any, crf: int | None) -> tuple[Way | None, Way]:
+    """Return how to write the source's own planes, if that may be exact, and its pictures."""
+    width, height = context.width, context.height
+    whole = "444" in (context.pix_fmt or "") or not (width % 2 or height % 2)
+    planes = None
+    # An unrotated H.264 mp4 file with IDR pictures is what decord is trusted with.
+    exact = reader.index.access == "decord" or crf is not None
+    if exact and not reader.index.rotation and context.pix_fmt in PLANES and whole:
+        names = ("color_range", "colorspace", "color_primaries", "color_trc", "sample_aspect_ratio")
+        tags = {name: getattr(context, name) for name in names}
+        planes = Way("libx264", context.pix_fmt, width, height, _options(crf), tags)
+    width, height = upright_size(reader.index, context)
+    if crf is None:
+        return planes, Way("libx264rgb", "rgb24", width, height, _options(crf))
+    pixels = "yuv444p" if width % 2 or height % 2 else "yuv420p"
+    return planes, Way("libx264", pixels, width, height, _options(crf))
+
+
+def _options(crf: int | None) -> dict[str, str]:
+    return LOSSLESS if crf is None else {"crf": str(crf), "preset": "veryfast"}
+
+
+def _planes(path: Path, index: VideoIndex, threads: int) -> Iterator[av.VideoFrame]:
+    """Yield the frames as they are decoded; _InexactError where they are not those of the index."""
+    number = -1
+    with open_video(path) as container:
+        stream: Any = container.streams.video[0]
+        stream.thread_count, stream.thread_type = threads, "AUTO"
+        size = stream.codec_context.width, stream.codec_context.height, stream.codec_context.pix_fmt
+        try:
+            for number, frame in enumerate(container.decode(stream)):
+                known = number < len(index.pts) and frame.pts == index.pts[number]
+                same = (frame.width, frame.height, frame.format.name) == size
+                # What stands in for damaged parts differs from decoder to decoder.
+                if not (known and same) or frame.is_corrupt:
+                    raise _InexactError
+                yield frame
+        except av.FFmpegError as error:
+            raise _InexactError from error
+    if number + 1 < len(index.pts):
+        raise _InexactError
+
+
+def _upright(reader: VideoReader, way: Way) -> Iterator[av.VideoFrame]:
+    """Yield the frames as the project sees them, in the pixels of `way`."""
+    for chunk in upright_chunks(reader, way.width, way.height):
+        for picture in chunk:
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
+            yield frame if way.pixels == "rgb24" else frame.reformat(format=way.pixels)
+
+
+def _bytes_of(pixels: av.VideoFormat) -> int:
+    """Return the size of a decoded frame."""
+    bits = sum(
+        component.width * component.height * (16 if component.bits > 8 else 8)
+        for component in pixels.components
+    )
+    return max(1, bits // 8)
+
+
+def _refuse_different(reader: VideoReader, path: Path) -> None:
+    """Raise _InexactError unless the new file's ends and middle are the source's, backwards."""
+    made, last = VideoReader(path), len(reader) - 1
+    if len(made) != len(reader) or made.index.access != reader.index.access:
+        raise _InexactError
+    places = np.array([0, last // 2, last])
+    if not np.array_equal(made.frames(places), reader.frames(last - places)):
+        raise _InexactError
