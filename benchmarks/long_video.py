@@ -22,7 +22,7 @@ import torch
 from tqdm import tqdm
 
 from evaluate.annotations import Detection
-from evaluate.exports import clock
+from evaluate.files.subtitles import clock
 from extract.sampling.transforms import evaluation_transform
 from extract.sampling.window_frames import arrange, window_frames
 from extract.video.reader import VideoReader

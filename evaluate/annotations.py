@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from evaluate.checks import (
+from evaluate.datasets.classes import ClassList, read_classes
+from evaluate.datasets.fields import (
     Refused,
     did_you_mean,
     member,
@@ -18,7 +19,6 @@ from evaluate.checks import (
     times,
     whole,
 )
-from evaluate.datasets.classes import ClassList, read_classes
 from evaluate.datasets.read import read_dataset
 from evaluate.datasets.records import Record
 

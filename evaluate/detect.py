@@ -23,9 +23,9 @@ from tqdm import tqdm
 
 from configs.atomic import write_text
 from evaluate.annotations import Annotations, Detection, Segment, read_annotations, with_duration
-from evaluate.exports import clock, csv_text, listing, srt, vtt
-from evaluate.page import PageVideo, embedded, linked, page, refuse_large
-from evaluate.predictions import write_predictions
+from evaluate.files.predictions import write_predictions
+from evaluate.files.subtitles import clock, csv_text, listing, srt, vtt
+from evaluate.files.timeline import PageVideo, embedded, linked, page, refuse_large
 from extract.video.probe import probe
 from extract.video.reader import VideoError
 from train.detector import Detector, Examined

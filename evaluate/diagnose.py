@@ -21,9 +21,9 @@ from tqdm import tqdm
 from configs.atomic import write_text
 from configs.loader import load
 from evaluate.annotations import Video, read_annotations, select
-from evaluate.diagnosis import Diagnosis, diagnose
-from evaluate.diagnosis_report import MOST_DETECTORS, draw, text
-from evaluate.predictions import cannot_score, read_predictions
+from evaluate.diagnosis.diagnosis import Diagnosis, diagnose
+from evaluate.files.predictions import cannot_score, read_predictions
+from evaluate.reports.diagnosis import MOST_DETECTORS, draw, text
 from train.config import Experiment
 from train.errors import EXPECTED, message
 from train.items import load_annotations

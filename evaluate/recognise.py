@@ -26,8 +26,8 @@ from accelerate.utils import InitProcessGroupKwargs
 from configs.atomic import write_text
 from configs.loader import dump, field_names, load, parse
 from configs.text import first_of
-from evaluate.accuracy import Accuracy, flat_names, split_scores, within_pairs
-from evaluate.report import draw_confusion
+from evaluate.metrics.accuracy import Accuracy, flat_names, split_scores, within_pairs
+from evaluate.reports.figures import draw_confusion
 from train.checkpoint import RECOGNISER_FORMAT, format_of, load_checkpoint, refuse_other_kind
 from train.errors import EXPECTED, message
 from train.examples import Example, load_examples, other_labels, read_clips

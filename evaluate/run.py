@@ -34,21 +34,14 @@ from evaluate.annotations import (
     read_annotations,
     select,
 )
+from evaluate.files.predictions import cannot_score, read_predictions, write_predictions
 from evaluate.mean_ap import MeanAP, mean_average_precision
 from evaluate.nms import NmsConfig, suppress
-from evaluate.predictions import cannot_score, read_predictions, write_predictions
-from evaluate.report import table
-from evaluate.report_page import REPORT, TABLES, Section
-from evaluate.scores_report import PICTURES, leave_scores
-from extract.activations.activations import Counts
-from train.cached import evaluation_spans, up_to_date
-from train.config import Experiment
-from train.detector import Detector
-from train.errors import EXPECTED, message
-from train.items import load_annotations, load_items, skipped_warning
-from train.launches import FINISHED, LAUNCHES, Launch, new_launch
-from train.loop import START_UP
-from train.provenance import (
+from evaluate.reports.figures import table
+from evaluate.reports.launches import FINISHED, LAUNCHES, Launch, new_launch
+from evaluate.reports.page import REPORT, TABLES, Section
+from evaluate.reports.scores import PICTURES, leave_scores
+from evaluate.reports.sections import (
     activations_section,
     files_section,
     left_out_section,
@@ -57,7 +50,14 @@ from train.provenance import (
     settings_section,
     time_section,
 )
-from train.run_report import leave_report
+from evaluate.reports.training import leave_report
+from extract.activations.activations import Counts
+from train.cached import evaluation_spans, up_to_date
+from train.config import Experiment
+from train.detector import Detector
+from train.errors import EXPECTED, message
+from train.items import load_annotations, load_items, skipped_warning
+from train.loop import START_UP
 from train.sources import config_of, read_source
 from train.start import (
     PASSES,

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from configs.atomic import write_text
 from configs.loader import load
-from evaluate.report import draw_dataset
+from evaluate.reports.figures import draw_dataset
 from extract.findings import Finding, counts, document, exit_code, table
 from train import check_files, check_lengths, check_truth
 from train.config import Experiment

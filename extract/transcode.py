@@ -28,7 +28,7 @@ import numpy as np
 
 from configs.atomic import write_text
 from evaluate.annotations import read_annotations
-from evaluate.checks import member, read_json
+from evaluate.datasets.fields import member, read_json
 from extract.sampling.reversal import reverse_seconds
 from extract.transcoding.encode import SUFFIX
 from extract.transcoding.proxy import ProxyConfig, is_current, write_proxy

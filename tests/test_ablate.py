@@ -17,9 +17,9 @@ import pytest
 import yaml
 
 from evaluate.annotations import Segment, read_annotations, select
-from evaluate.compare import resample
+from evaluate.files.predictions import read_predictions
 from evaluate.mean_ap import Floats
-from evaluate.predictions import read_predictions
+from evaluate.metrics.bootstrap import resample
 from tests.conftest import REPOSITORY
 from tests.test_e2e import DEMO, ENVIRONMENT, QUICK, TWO_PROCESSES, script
 from tests.test_report import read
@@ -67,7 +67,7 @@ The score of a detection is its tIoU, so average precision is the share of the f
 import argparse, json, random
 from pathlib import Path
 from evaluate.annotations import Detection, read_annotations, select
-from evaluate.predictions import write_predictions
+from evaluate.files.predictions import write_predictions
 parser = argparse.ArgumentParser(allow_abbrev=False)
 for name in ("checkpoint", "cache", "subset", "out"):
     parser.add_argument(f"--{name}")

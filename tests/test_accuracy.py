@@ -5,7 +5,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evaluate.accuracy import LabelSet, accuracy, flat_names, label_sets, rank_of, within_pairs
+from evaluate.metrics.accuracy import (
+    LabelSet,
+    accuracy,
+    flat_names,
+    label_sets,
+    rank_of,
+    within_pairs,
+)
 
 ONE = (LabelSet("", tuple("abcdefg")),)
 TWO = (LabelSet("verb", ("take", "roll")), LabelSet("noun", ("cup", "roll", "x", "y", "z")))

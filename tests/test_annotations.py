@@ -20,7 +20,7 @@ from evaluate.annotations import (
     read_annotations,
     select,
 )
-from evaluate.predictions import read_predictions, write_predictions
+from evaluate.files.predictions import read_predictions, write_predictions
 
 RUN = {"segment": [1.0, 2.5], "label": "run"}
 

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from configs.loader import dump, load
 from evaluate.annotations import Detection, read_annotations
-from evaluate.predictions import read_predictions
-from evaluate.video_scores import classified, read_video_scores
+from evaluate.files.predictions import read_predictions
+from evaluate.files.video_scores import classified, read_video_scores
 from tests.forks import good, script
 from tests.test_e2e import DEMO, QUICK
 from train.actionformer import ActionFormer, HeadConfig, HeadOutput

@@ -5,10 +5,10 @@ import time
 import numpy as np
 import pytest
 
-import evaluate.compare
+import evaluate.metrics.bootstrap
 from evaluate.annotations import Detection, Segment
-from evaluate.compare import Estimate, difference, estimate, resample
 from evaluate.mean_ap import mean_average_precision
+from evaluate.metrics.bootstrap import Estimate, difference, estimate, resample
 from tests.test_mean_ap import HIT, MISS, ONE
 
 Truth = dict[str, list[Segment]]
@@ -57,14 +57,14 @@ def copied(truth: Truth, found: Predictions, times: list[int]) -> tuple[Truth, P
 def test_equals_the_score_of_the_copied_dataset(
     seed: int, block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(evaluate.compare, "BLOCK_BYTES", block)
+    monkeypatch.setattr(evaluate.metrics.bootstrap, "BLOCK_BYTES", block)
     # Few truths: some draws lack a class, and some would lack all truth.
     truth, found = dataset(seed, videos=5, truths=3 if seed else 1, detections=12)
     if seed == 1:
         del found["video 2"]  # nothing was found there
     rows = resample(truth, found, TIOUS, 60, seed)
     counts = [len(segments) for segments in truth.values()]
-    times = evaluate.compare._draws(np.array(counts, np.intp), 60, seed).T.tolist()
+    times = evaluate.metrics.bootstrap._draws(np.array(counts, np.intp), 60, seed).T.tolist()
     assert times[0] == [1] * 5 and {sum(each) for each in times} == {5}
     classes = set()
     for row, each in zip(rows, times, strict=True):

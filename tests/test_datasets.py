@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from configs.loader import load
 from evaluate.annotations import Annotations, Segment, read_annotations, select
-from evaluate.checks import Refused
 from evaluate.datasets.classes import read_classes
+from evaluate.datasets.fields import Refused
 from evaluate.datasets.read import annotation_files
 from tests import published
 from tests.conftest import REPOSITORY

@@ -19,8 +19,8 @@ from benchmarks import long_video
 from configs.loader import load
 from evaluate import detect
 from evaluate.annotations import Detection
-from evaluate.exports import clock, csv_text, listing, srt, vtt
-from evaluate.predictions import read_predictions
+from evaluate.files.predictions import read_predictions
+from evaluate.files.subtitles import clock, csv_text, listing, srt, vtt
 from extract.sampling.windows import Direction
 from extract.video.reader import VideoError, VideoReader
 from tests.conftest import REPOSITORY

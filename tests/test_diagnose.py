@@ -16,13 +16,13 @@ from hypothesis import strategies as st
 
 from configs.loader import load
 from evaluate.annotations import Detection, Segment, read_annotations, select
-from evaluate.calibration import reliability
-from evaluate.diagnosis import diagnose
-from evaluate.diagnosis_report import MOST_DETECTORS, draw
-from evaluate.false_positives import KINDS, kinds_of
+from evaluate.diagnosis.calibration import reliability
+from evaluate.diagnosis.diagnosis import diagnose
+from evaluate.diagnosis.false_positives import KINDS, kinds_of
+from evaluate.diagnosis.sensitivity import bins_of
+from evaluate.files.predictions import write_predictions
 from evaluate.mean_ap import match, mean_average_precision
-from evaluate.predictions import write_predictions
-from evaluate.sensitivity import bins_of
+from evaluate.reports.diagnosis import MOST_DETECTORS, draw
 from tests.forks import good, script
 from tests.test_e2e import DEMO
 from tests.test_mean_ap import Predictions, Truth, detections, overlap, predicted, truths

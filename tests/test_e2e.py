@@ -14,7 +14,8 @@ import torch
 from accelerate import Accelerator
 
 from configs.loader import load
-from evaluate.predictions import read_predictions
+from evaluate.files.predictions import read_predictions
+from evaluate.reports.launches import read_launches
 from extract.backbone.backbone import Mode
 from extract.video.reader import VideoReader
 from tests.conftest import REPOSITORY
@@ -25,7 +26,6 @@ from train.detection import Detection
 from train.detector import Detector
 from train.errors import message
 from train.items import load_annotations, load_items
-from train.launches import read_launches
 from train.log import read_metrics
 from train.loop import TrainingRun
 from train.sources import new_detector

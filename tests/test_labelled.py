@@ -8,8 +8,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from evaluate.accuracy import LabelSet
 from evaluate.datasets.classes import read_classes
+from evaluate.metrics.accuracy import LabelSet
 from tests.encodings import write_numbered
 from train.examples import (
     Examples,

@@ -13,8 +13,8 @@ from evaluate.annotations import (
     read_annotations,
     select,
 )
+from evaluate.files.predictions import read_predictions
 from evaluate.mean_ap import RECALL_KS, mean_average_precision
-from evaluate.predictions import read_predictions
 from tests.conftest import GOLDEN
 
 Truth = dict[str, list[Segment]]

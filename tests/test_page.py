@@ -16,7 +16,7 @@ from matplotlib import image
 from numpy.typing import NDArray
 
 from evaluate.annotations import Detection, Segment
-from evaluate.page import PageVideo, embedded, linked, page, refuse_large
+from evaluate.files.timeline import PageVideo, embedded, linked, page, refuse_large
 from tests.encodings import ENCODINGS, read_numbers, write_numbered
 
 CLASSES = ("jump", "run", "fall", "wave", "idle")

@@ -16,7 +16,7 @@ from timm.models.resnet import Bottleneck, ResNet
 from torch import Tensor, nn
 
 from configs.loader import dump, field_names, load, parse
-from evaluate.accuracy import LabelSet
+from evaluate.metrics.accuracy import LabelSet
 from extract.demo import DemoConfig, write_clips
 from extract.scenes import ACTIONS
 from extract.tada.networks import NetworkConfig, build_network

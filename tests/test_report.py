@@ -14,11 +14,11 @@ import pytest
 
 from evaluate.annotations import Detection, Segment
 from evaluate.mean_ap import mean_average_precision
-from evaluate.precision_recall import RECALLS, precision_recall
-from evaluate.report_page import Fact, Figure, Report, Section, Table, write_report
-from evaluate.scores_report import PICTURES, leave_scores
-from train.launches import Launch, command, new_launch, read_launches, write_launches
-from train.run_report import leave_report
+from evaluate.metrics.precision_recall import RECALLS, precision_recall
+from evaluate.reports.launches import Launch, command, new_launch, read_launches, write_launches
+from evaluate.reports.page import Fact, Figure, Report, Section, Table, write_report
+from evaluate.reports.scores import PICTURES, leave_scores
+from evaluate.reports.training import leave_report
 from train.stopwatch import Stopwatch
 
 EVIL = "</script><b>&amp;\"' onload=x"

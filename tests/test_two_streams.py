@@ -13,8 +13,8 @@ from accelerate import Accelerator
 
 from cache.store import Store
 from configs.loader import load
+from evaluate.files.predictions import read_predictions
 from evaluate.mean_ap import MeanAP
-from evaluate.predictions import read_predictions
 from tests.conftest import REPOSITORY
 from tests.forks import good, script
 from tests.test_e2e import DEMO, QUICK, TWO_PROCESSES

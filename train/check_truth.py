@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from evaluate.annotations import Video
-from evaluate.checks import Refused
+from evaluate.datasets.fields import Refused
 from extract.findings import Finding, Kind
 from train.survey import Note, Survey, subsets
 

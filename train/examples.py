@@ -16,8 +16,8 @@ from accelerate.utils import gather_object
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from evaluate.accuracy import LabelSet
-from evaluate.checks import did_you_mean
+from evaluate.datasets.fields import did_you_mean
+from evaluate.metrics.accuracy import LabelSet
 from extract.sampling.views import (
     Stretch,
     evaluation_clips,

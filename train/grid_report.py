@@ -8,11 +8,11 @@ from urllib.parse import quote
 
 import yaml
 
-from evaluate.report_page import REPORT, Cell, Fact, Figure, Report, Section, Table, write_report
+from evaluate.reports.launches import Launch
+from evaluate.reports.page import REPORT, Cell, Fact, Figure, Report, Section, Table, write_report
+from evaluate.reports.sections import duration, files_section, repeat_section, time_section
 from train.grid import Grid, Run
-from train.launches import Launch
 from train.pool import LOG
-from train.provenance import duration, files_section, repeat_section, time_section
 from train.records import read_record
 from train.results import Results, average_of, metrics_of
 

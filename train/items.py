@@ -23,7 +23,7 @@ from evaluate.annotations import (
     stop,
     with_duration,
 )
-from evaluate.checks import Refused
+from evaluate.datasets.fields import Refused
 from extract.backbone.imported import imported_name
 from extract.sampling.windows import seconds_to_frames
 from extract.video.digest import video_digest

@@ -7,14 +7,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from evaluate.accuracy import LabelSet
 from evaluate.annotations import read_annotations
-from evaluate.checks import Refused, did_you_mean, member, number, read_json, shown
 from evaluate.datasets import epic
 from evaluate.datasets.classes import ClassList, read_classes
+from evaluate.datasets.fields import Refused, did_you_mean, member, number, read_json, shown
 from evaluate.datasets.read import holds_annotations
 from evaluate.datasets.records import subset_in
 from evaluate.datasets.tables import TEST_SHARE, Table, cell, read_table, seconds
+from evaluate.metrics.accuracy import LabelSet
 from train.items import VIDEO_SUFFIXES
 
 OWN = frozenset({"video", "label"})

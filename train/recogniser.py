@@ -9,8 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from evaluate.accuracy import LabelSet, flat_names, label_sets, split_scores
 from evaluate.datasets.classes import read_classes
+from evaluate.metrics.accuracy import LabelSet, flat_names, label_sets, split_scores
 from extract.checkpoints.strict import load_strictly
 from extract.checkpoints.tensor_files import Content, read
 from extract.tada.convnext import TAdaConvNeXt, TAdaConvNeXtConfig

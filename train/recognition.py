@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from evaluate.accuracy import Accuracy, LabelSet, accuracy
+from evaluate.metrics.accuracy import Accuracy, LabelSet, accuracy
 from extract.video.reader import VideoError
 from train.dataset import EpochSampler
 from train.errors import memory_advice, worker_advice

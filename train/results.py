@@ -13,10 +13,10 @@ import yaml
 from tqdm import tqdm
 
 from evaluate.annotations import Segment, read_annotations, select
-from evaluate.compare import Estimate, difference, estimate, resample
 from evaluate.datasets.read import annotation_files
+from evaluate.files.predictions import read_predictions
 from evaluate.mean_ap import Floats
-from evaluate.predictions import read_predictions
+from evaluate.metrics.bootstrap import Estimate, difference, estimate, resample
 from train.grid import Grid, Run
 from train.records import RECORD, read_record
 

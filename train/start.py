@@ -23,7 +23,15 @@ from cache.store import Store
 from configs.atomic import write_text
 from configs.loader import dump
 from evaluate.annotations import Annotations
-from evaluate.report_page import REPORT
+from evaluate.reports.launches import (
+    FINISHED,
+    INTERRUPTED,
+    new_launch,
+    read_launches,
+    write_launches,
+)
+from evaluate.reports.page import REPORT
+from evaluate.reports.training import leave_report
 from extract.activations.activations import Activations, Counts
 from extract.checkpoints.strict import Coverage
 from extract.sampling.frame_cache import FrameCache
@@ -32,14 +40,6 @@ from train.config import Experiment, Trained
 from train.detector import Detector
 from train.errors import message
 from train.items import Item, Items, skipped_warning
-from train.launches import (
-    FINISHED,
-    INTERRUPTED,
-    new_launch,
-    read_launches,
-    write_launches,
-)
-from train.run_report import leave_report
 from train.stopwatch import Stopwatch
 from train.validate import WAIT_FOR_OTHERS
 

@@ -8,11 +8,11 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from configs.atomic import write_text
-from evaluate.compare import Estimate
-from evaluate.report import draw_rows
+from evaluate.metrics.bootstrap import Estimate
+from evaluate.reports.figures import draw_rows
+from evaluate.reports.launches import FINISHED, new_launch
 from train.grid import Grid, Run
 from train.grid_report import leave_grid_report
-from train.launches import FINISHED, new_launch
 from train.records import made_from
 from train.results import AVERAGE, Results, RowResult, Spread, gather, sources
 from train.stopwatch import Stopwatch

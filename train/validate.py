@@ -12,8 +12,8 @@ from tqdm import tqdm
 
 from configs.text import first_of
 from evaluate.annotations import Detection, Segment
+from evaluate.files.video_scores import classified, read_video_scores
 from evaluate.mean_ap import MeanAP, mean_average_precision
-from evaluate.video_scores import classified, read_video_scores
 from extract.sampling.frame_cache import FrameCache
 from extract.video.reader import VideoError
 from train.batch import Batch, Sample

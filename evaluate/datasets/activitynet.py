@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from evaluate.checks import member
+from evaluate.datasets.fields import member
 from evaluate.datasets.records import Dataset, Record, Source
 
 

@@ -5,7 +5,7 @@ from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
-from evaluate.checks import number, read_json, read_text, shown
+from evaluate.datasets.fields import number, read_json, read_text, shown
 from evaluate.datasets.tables import Table, cell, read_table
 
 _CODED = re.compile(r"(c?)(\d+)\s+(\S.*)")

@@ -7,7 +7,7 @@ taxonomy count; clips without any, and clips whose frame rate is impossible, are
 
 from typing import Any
 
-from evaluate.checks import member, number
+from evaluate.datasets.fields import member, number
 from evaluate.datasets.records import Dataset, Record, Source
 
 POSSIBLE_FPS = (10, 100)

@@ -4,8 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from evaluate.checks import read_json, read_text
 from evaluate.datasets import activitynet, charades, ego4d, epic, tables, text
+from evaluate.datasets.fields import read_json, read_text
 from evaluate.datasets.records import Dataset, Source, subset_in
 from evaluate.datasets.tables import Table, read_table
 

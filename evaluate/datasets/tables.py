@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from evaluate.checks import read_text
+from evaluate.datasets.fields import read_text
 from evaluate.datasets.records import Dataset, Source, subset_of
 
 OWN = frozenset({"video", "start", "end", "label"})

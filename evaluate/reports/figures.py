@@ -14,9 +14,9 @@ import numpy as np
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
-from evaluate.compare import Estimate
 from evaluate.mean_ap import MeanAP
-from evaluate.precision_recall import RECALLS, Curves
+from evaluate.metrics.bootstrap import Estimate
+from evaluate.metrics.precision_recall import RECALLS, Curves
 
 MOST_NAMES = 60  # more would be written over each other
 MOST_PANELS = 24

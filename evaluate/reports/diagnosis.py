@@ -9,10 +9,10 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from evaluate.diagnosis import Diagnosis
-from evaluate.false_positives import KINDS, SLICES
-from evaluate.report import MOST_NAMES, save
-from evaluate.sensitivity import Bin
+from evaluate.diagnosis.diagnosis import Diagnosis
+from evaluate.diagnosis.false_positives import KINDS, SLICES
+from evaluate.diagnosis.sensitivity import Bin
+from evaluate.reports.figures import MOST_NAMES, save
 
 Diagnoses = Mapping[str, Diagnosis]
 """By the detector's name, in the order of drawing; all of the same truth."""

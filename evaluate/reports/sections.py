@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
-from evaluate.report_page import REPORT, TABLES, Section, Table
-from train.launches import LAUNCHES, RUNNING, Launch
+from evaluate.reports.launches import LAUNCHES, RUNNING, Launch
+from evaluate.reports.page import REPORT, TABLES, Section, Table
 
 FILES = {
     "last.pt": "checkpoint of the last epoch; --resume goes on from it",

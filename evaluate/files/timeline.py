@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from evaluate.annotations import Detection, Segment
 
 LARGEST_EMBEDDED = 100_000_000  # bytes; browsers stop somewhere behind that
-TEMPLATES = Path(__file__).parent / "templates"
+TEMPLATES = Path(__file__).parents[1] / "templates"
 
 
 @dataclass(frozen=True)

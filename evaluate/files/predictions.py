@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from evaluate.annotations import Detection
-from evaluate.checks import member, number, read_json, shown, times
+from evaluate.datasets.fields import member, number, read_json, shown, times
 
 
 def read_predictions(path: Path) -> dict[str, list[Detection]]:

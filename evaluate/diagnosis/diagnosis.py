@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from evaluate.annotations import Detection, Segment
-from evaluate.calibration import Reliability, reliability
-from evaluate.false_positives import (
+from evaluate.diagnosis.calibration import Reliability, reliability
+from evaluate.diagnosis.false_positives import (
     BACKGROUND_TIOU,
     KINDS,
     Cost,
@@ -17,14 +17,14 @@ from evaluate.false_positives import (
     mended,
     profile,
 )
-from evaluate.mean_ap import Floats, Integers, Matches, match
-from evaluate.sensitivity import (
+from evaluate.diagnosis.sensitivity import (
     Bin,
     characteristics,
     found_truths,
     normalised,
     sensitivity,
 )
+from evaluate.mean_ap import Floats, Integers, Matches, match
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-TEMPLATES = Path(__file__).parent / "templates"
+TEMPLATES = Path(__file__).parents[1] / "templates"
 REPORT = "report.html"
 TABLES = "report.json"
 LONGEST_TILE = 12  # letters that fit into a tile in large print

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from evaluate.annotations import Detection
-from evaluate.checks import member, number, read_json, shown
+from evaluate.datasets.fields import member, number, read_json, shown
 
 VideoScores = Mapping[str, Sequence[tuple[str, float]]]
 """Per video the classes and their scores, best first."""

@@ -8,11 +8,10 @@ from urllib.parse import quote
 
 import yaml
 
-from evaluate.report import draw_curves
-from evaluate.report_page import TABLES, Fact, Figure, Report, Section, Table, write_report
-from train.launches import FINISHED, RUNNING, Launch, read_launches
-from train.log import METRICS, read_metrics
-from train.provenance import (
+from evaluate.reports.figures import draw_curves
+from evaluate.reports.launches import FINISHED, RUNNING, Launch, read_launches
+from evaluate.reports.page import TABLES, Fact, Figure, Report, Section, Table, write_report
+from evaluate.reports.sections import (
     activations_section,
     duration,
     files_section,
@@ -23,6 +22,7 @@ from train.provenance import (
     settings_section,
     time_section,
 )
+from train.log import METRICS, read_metrics
 
 CURVES = "curves.png"
 EVALUATION = "Evaluation"  # the kind of the reports that a run's page links to

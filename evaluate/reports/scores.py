@@ -5,9 +5,14 @@ from pathlib import Path
 
 from evaluate.annotations import Detection, Segment
 from evaluate.mean_ap import MeanAP
-from evaluate.precision_recall import precision_recall
-from evaluate.report import MOST_PANELS, draw_class_curves, draw_precision_recall, draw_tious
-from evaluate.report_page import Fact, Figure, Report, Section, Table, write_report
+from evaluate.metrics.precision_recall import precision_recall
+from evaluate.reports.figures import (
+    MOST_PANELS,
+    draw_class_curves,
+    draw_precision_recall,
+    draw_tious,
+)
+from evaluate.reports.page import Fact, Figure, Report, Section, Table, write_report
 
 TIOUS = "tious.png"
 CURVES = "precision_recall.png"

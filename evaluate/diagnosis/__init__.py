@@ -1,0 +1,1 @@
+"""What goes wrong: kinds of mistakes, actions that are missed, what scores mean."""

@@ -1,0 +1,1 @@
+"""Numbers beside mAP: precision and recall, accuracy, bootstrap intervals."""

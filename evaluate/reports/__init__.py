@@ -1,0 +1,1 @@
+"""Reports of runs and evaluations, as one HTML file and as JSON."""
