@@ -30,9 +30,9 @@ from extract.sampling.window_frames import arrange, window_frames
 from extract.sampling.windows import SamplingConfig, Window, sliding_windows
 from extract.video.reader import CHUNK, VideoReader
 from train.config import Experiment
-from train.dataset import EpochSampler, TrainingWindows, training_loader
-from train.detector import Detector
-from train.items import Item, item_of
+from train.data.videos import Item, item_of
+from train.data.windows import EpochSampler, TrainingWindows, training_loader
+from train.detector.model import Detector
 
 DEMO = Path(__file__).parent.parent / "configs/e2e/demo/forward.yaml"
 STEPS = 20

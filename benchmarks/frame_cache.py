@@ -3,8 +3,8 @@
     OMP_NUM_THREADS=1 python -m benchmarks.frame_cache [FILE ...] [--repeats 9]
 
 Without files, one is made: H.264 with B-frames and a keyframe every 250, fine detail with a little
-noise that moves all the time. A sample is what `train/dataset.py` gives a THUMOS-14 run, one random
-window in one thread: with the whole published augmentation, and with the random crop and the flip
+noise that moves all the time. A sample is what `train/data/windows.py` gives a THUMOS-14 run, one
+random window in one thread: with the whole published augmentation, and with the random crop and the flip
 alone. The ways take turns on the same windows; numbers are medians of input frames per second
 (`filled/s`: of the first time, when a video's frames are decoded and kept). Ends with code 1 where
 the frames cannot be kept.
@@ -26,8 +26,8 @@ from configs.loader import load
 from extract.sampling.frame_cache import FrameCache
 from extract.transcoding.proxy import ProxyConfig, write_proxy
 from train.config import Experiment
-from train.dataset import TrainingWindows
-from train.items import identified, item_of
+from train.data.videos import identified, item_of
+from train.data.windows import TrainingWindows
 
 CONFIG = Path(__file__).parent.parent / "configs/e2e/thumos14/videomae_s_adapter_forward.yaml"
 

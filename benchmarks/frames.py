@@ -26,7 +26,7 @@ from tqdm import tqdm
 from extract.sampling.windows import SamplingConfig, random_window
 from extract.video.reader import VideoError, VideoReader
 from tests.encodings import ENCODINGS, access_paths, turn, write_numbered
-from train.items import VIDEO_SUFFIXES
+from train.data.videos import VIDEO_SUFFIXES
 
 PATHS = tuple(access_paths(2))
 

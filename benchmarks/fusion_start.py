@@ -16,16 +16,16 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from train.actionformer import HeadOutput
-from train.cached import training_spans, up_to_date
-from train.checkpoint import load_checkpoint
-from train.dataset import EpochSampler, TrainingWindows, training_loader
-from train.fusion import FusionConfig, PredictionFusion, align
-from train.items import load_annotations, load_subsets
-from train.losses import detection_losses, positive_points
-from train.points import assign_batch, pyramid_mask, pyramid_points
-from train.sources import new_detector, one_experiment
-from train.start import activations_of, open_cache, with_cache
+from train.data.cached import training_spans, up_to_date
+from train.data.videos import load_annotations, load_subsets
+from train.data.windows import EpochSampler, TrainingWindows, training_loader
+from train.detector.sources import new_detector, one_experiment
+from train.engine.checkpoint import load_checkpoint
+from train.engine.session import activations_of, open_cache, with_cache
+from train.modeling.actionformer import HeadOutput
+from train.modeling.fusion import FusionConfig, PredictionFusion, align
+from train.modeling.losses import detection_losses, positive_points
+from train.modeling.points import assign_batch, pyramid_mask, pyramid_points
 
 STEPS = 60
 Pair = tuple[HeadOutput, HeadOutput, Tensor]

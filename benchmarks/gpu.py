@@ -4,8 +4,8 @@
     python -m benchmarks.gpu --device cpu --sizes tiny      # only tries the script
 
 In bf16, on windows of 768 frames of 160 px (or as a size has them) that are on the GPU already:
-decoding and copying are not timed. A training step is a whole update as `train/loop.py` makes it;
-extraction is the backbone in eval mode, from pixels to features. Compiled means that every block of
+decoding and copying are not timed. A training step is a whole update as `train/engine/loop.py`
+makes it; extraction is the backbone in eval mode, from pixels to features. Compiled means that every block of
 the transformer went through `torch.compile`. Weights are random.
 
 The share says how much of the card is used: the products and convolutions that a step needs, each
@@ -37,14 +37,14 @@ from benchmarks.sizes import CLASSES, FILES, experiment, flops
 from configs.atomic import write_text
 from extract.backbone.backbone import Backbone
 from extract.backbone.recompute import Recompute
-from train.batch import Batch
 from train.config import Experiment
-from train.detection import Detection
-from train.detector import Detector
-from train.items import Item
-from train.loop import TrainingRun
-from train.losses import detection_losses
-from train.points import assign_batch, pyramid_points
+from train.data.batch import Batch
+from train.data.videos import Item
+from train.detector.model import Detector
+from train.detector.training import Detection
+from train.engine.loop import TrainingRun
+from train.modeling.losses import detection_losses
+from train.modeling.points import assign_batch, pyramid_points
 
 RESULTS = Path(__file__).resolve().parent / "results"
 NAMES = tuple(f"class {i}" for i in range(CLASSES))

@@ -25,16 +25,16 @@ from benchmarks.step import CLASSES, CONFIG, FRAMES, SIZE
 from cache.store import Store
 from configs.loader import load
 from tests.encodings import Encoding, write_numbered
-from train.batch import Batch, collate
-from train.cached import Streams, training_spans, up_to_date
 from train.config import Experiment
-from train.dataset import EpochSampler, TrainingWindows, training_loader
-from train.detector import Detector
-from train.items import Item, identified, item_of
-from train.losses import detection_losses
-from train.optim import build_optimizer
-from train.points import assign_batch, pyramid_points
-from train.start import activations_of
+from train.data.batch import Batch, collate
+from train.data.cached import Streams, training_spans, up_to_date
+from train.data.videos import Item, identified, item_of
+from train.data.windows import EpochSampler, TrainingWindows, training_loader
+from train.detector.model import Detector
+from train.engine.optim import build_optimizer
+from train.engine.session import activations_of
+from train.modeling.losses import detection_losses
+from train.modeling.points import assign_batch, pyramid_points
 
 DEPTH, BLOCK = 12, 9
 HEAD_BATCH = 2

@@ -26,10 +26,10 @@ from evaluate.files.subtitles import clock
 from extract.sampling.transforms import evaluation_transform
 from extract.sampling.window_frames import arrange, window_frames
 from extract.video.reader import VideoReader
-from train.batch import Sample, collate
-from train.detector import Detector
-from train.items import item_of
-from train.predict import detections, predict
+from train.data.batch import Sample, collate
+from train.data.videos import item_of
+from train.detector.model import Detector
+from train.detector.postprocess import detections, predict
 
 
 class Measured(NamedTuple):

@@ -20,8 +20,8 @@ from configs.loader import load
 from extract.backbone.adapters import TemporalAdapter
 from extract.backbone.backbone import Backbone
 from extract.backbone.videomae import TUBELET
-from train.actionformer import ActionFormer
 from train.config import Experiment
+from train.modeling.actionformer import ActionFormer
 
 HOME = Path(__file__).resolve().parent.parent / "configs/e2e"
 CLASSES = 20

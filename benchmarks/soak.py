@@ -33,7 +33,7 @@ import psutil
 
 from configs.atomic import write_text
 from extract.demo import DemoConfig, write_dataset
-from train.log import METRICS, read_metrics
+from train.engine.metrics_log import METRICS, read_metrics
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt

@@ -27,10 +27,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from configs.loader import load
 from train.config import Experiment
-from train.detector import Detector
-from train.losses import detection_losses
-from train.optim import build_optimizer
-from train.points import assign_batch, pyramid_points
+from train.detector.model import Detector
+from train.engine.optim import build_optimizer
+from train.modeling.losses import detection_losses
+from train.modeling.points import assign_batch, pyramid_points
 
 CONFIG = Path(__file__).resolve().parent.parent / (
     "configs/e2e/thumos14/videomae_s_adapter_forward.yaml"

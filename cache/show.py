@@ -22,8 +22,8 @@ from cache.store import Store
 from cache.upkeep.prune import prune
 from cache.upkeep.verify import Problem, verify
 from extract.activations.activations import fingerprints
-from train.checkpoint import is_checkpoint, load_checkpoint
-from train.detector import Detector
+from train.detector.model import Detector
+from train.engine.checkpoint import is_checkpoint, load_checkpoint
 from train.errors import EXPECTED, message
 
 State = Literal["true", "stale", "unknown"]

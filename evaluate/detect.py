@@ -28,10 +28,10 @@ from evaluate.files.subtitles import clock, csv_text, listing, srt, vtt
 from evaluate.files.timeline import PageVideo, embedded, linked, page, refuse_large
 from extract.video.probe import probe
 from extract.video.reader import VideoError
-from train.detector import Detector, Examined
+from train.data.videos import VIDEO_SUFFIXES, Item, as_item
+from train.detector.model import Detector, Examined
+from train.detector.sources import config_of, read_source
 from train.errors import EXPECTED, memory_advice, message
-from train.items import VIDEO_SUFFIXES, Item, as_item
-from train.sources import config_of, read_source
 
 TRUTH = "ground truth"
 

@@ -25,10 +25,10 @@ from evaluate.diagnosis.diagnosis import Diagnosis, diagnose
 from evaluate.files.predictions import cannot_score, read_predictions
 from evaluate.reports.diagnosis import MOST_DETECTORS, draw, text
 from train.config import Experiment
+from train.data.videos import load_annotations
+from train.detector.evaluation import Truth, as_detected
+from train.detector.sources import config_of, read_source
 from train.errors import EXPECTED, message
-from train.items import load_annotations
-from train.sources import config_of, read_source
-from train.validate import Truth, as_detected
 
 
 def main() -> None:

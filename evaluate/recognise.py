@@ -28,14 +28,14 @@ from configs.loader import dump, field_names, load, parse
 from configs.text import first_of
 from evaluate.metrics.accuracy import Accuracy, flat_names, split_scores, within_pairs
 from evaluate.reports.figures import draw_confusion
-from train.checkpoint import RECOGNISER_FORMAT, format_of, load_checkpoint, refuse_other_kind
+from train.data.videos import skipped_warning
+from train.detector.evaluation import WAIT_FOR_OTHERS
+from train.engine.checkpoint import RECOGNISER_FORMAT, format_of, load_checkpoint, refuse_other_kind
 from train.errors import EXPECTED, message
-from train.examples import Example, load_examples, other_labels, read_clips
-from train.items import skipped_warning
-from train.recogniser import Recogniser, adopt
-from train.recognition import Scores, labelled, score, score_all, share_loader
-from train.recognition_config import Recognition
-from train.validate import WAIT_FOR_OTHERS
+from train.recognition.config import Recognition
+from train.recognition.dataset import Example, load_examples, other_labels, read_clips
+from train.recognition.recogniser import Recogniser, adopt
+from train.recognition.training import Scores, labelled, score, score_all, share_loader
 
 TOP = 5
 

@@ -52,14 +52,14 @@ from evaluate.reports.sections import (
 )
 from evaluate.reports.training import leave_report
 from extract.activations.activations import Counts
-from train.cached import evaluation_spans, up_to_date
 from train.config import Experiment
-from train.detector import Detector
-from train.errors import EXPECTED, message
-from train.items import load_annotations, load_items, skipped_warning
-from train.loop import START_UP
-from train.sources import config_of, read_source
-from train.start import (
+from train.data.cached import evaluation_spans, up_to_date
+from train.data.videos import load_annotations, load_items, skipped_warning
+from train.detector.evaluation import WAIT_FOR_OTHERS, as_detected, detect_all, score, window_loader
+from train.detector.model import Detector
+from train.detector.sources import config_of, read_source
+from train.engine.loop import START_UP
+from train.engine.session import (
     PASSES,
     WAIT_FOR_PASSES,
     activations_of,
@@ -67,8 +67,8 @@ from train.start import (
     open_cache,
     with_cache,
 )
-from train.stopwatch import Stopwatch
-from train.validate import WAIT_FOR_OTHERS, as_detected, detect_all, score, window_loader
+from train.engine.stopwatch import Stopwatch
+from train.errors import EXPECTED, message
 
 Predictions = dict[str, list[Detection]]
 Truth = dict[str, tuple[Segment, ...]]

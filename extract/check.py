@@ -18,27 +18,27 @@ from pathlib import Path
 from configs.atomic import write_text
 from configs.loader import load
 from evaluate.reports.figures import draw_dataset
-from extract.findings import Finding, counts, document, exit_code, table
-from train import check_files, check_lengths, check_truth
 from train.config import Experiment
+from train.dataset_check import annotations, files, lengths
+from train.dataset_check.findings import Finding, counts, document, exit_code, table
+from train.dataset_check.survey import Survey, subsets, survey
 from train.errors import EXPECTED, message
-from train.points import regression_ranges
+from train.modeling.points import regression_ranges
 from train.suggest import Suggestion, suggest
-from train.survey import Survey, subsets, survey
 
 CHECKS = (
-    check_files.absent,
-    check_files.unreadable,
-    check_files.duplicates,
-    check_files.measures,
-    check_files.readers,
-    check_truth.entries,
-    check_truth.used_subsets,
-    check_truth.classes,
-    check_truth.flips,
-    check_lengths.actions,
-    check_lengths.windows,
-    check_lengths.frame_rates,
+    files.absent,
+    files.unreadable,
+    files.duplicates,
+    files.measures,
+    files.readers,
+    annotations.entries,
+    annotations.used_subsets,
+    annotations.classes,
+    annotations.flips,
+    lengths.actions,
+    lengths.windows,
+    lengths.frame_rates,
 )
 
 
@@ -86,7 +86,7 @@ def judge(seen: Survey) -> list[Finding]:
 def draw(seen: Survey, path: Path) -> None:
     """Draw classes, lengths of actions and videos."""
     config = seen.config
-    examples = {subset: check_truth.examples(seen, subset) for subset in subsets(config)}
+    examples = {subset: annotations.examples(seen, subset) for subset in subsets(config)}
     draw_dataset(
         {
             subset: {name: count[name] for name in seen.annotations.classes}
@@ -95,7 +95,7 @@ def draw(seen: Survey, path: Path) -> None:
         [
             float(length)
             for item in seen.items(config.data.train_subset)
-            for length in check_lengths.lengths(item, seen)
+            for length in lengths.lengths(item, seen)
         ],
         regression_ranges(config.head.levels),
         config.sampling.window_size,

@@ -33,8 +33,8 @@ from extract.feature_files import SUFFIXES, read_array
 from extract.sampling.spans import Span, whole_video_window
 from extract.sampling.windows import SamplingConfig
 from extract.video.digest import video_digest
+from train.engine.session import open_cache
 from train.errors import EXPECTED, message
-from train.start import open_cache
 
 Layout = Literal["tc", "ct"]
 UNEQUAL = 2

@@ -38,13 +38,10 @@ from extract.activations.refresh import refresh
 from extract.backbone.videomae import CLIP_FRAMES
 from extract.sampling.spans import Span
 from extract.sampling.windows import Direction
-from train.cached import evaluation_spans, training_spans
-from train.checkpoint import Checkpoint
-from train.choose import compared, not_comparable
 from train.config import Experiment
-from train.detector import Detector
-from train.errors import EXPECTED, memory_advice, message, worker_advice
-from train.items import (
+from train.cost.compare import compared, not_comparable
+from train.data.cached import evaluation_spans, training_spans
+from train.data.videos import (
     Item,
     Items,
     learned_classes,
@@ -52,8 +49,10 @@ from train.items import (
     load_subsets,
     skipped_warning,
 )
-from train.sources import config_of, new_detector, read_sources
-from train.start import (
+from train.detector.model import Detector
+from train.detector.sources import config_of, new_detector, read_sources
+from train.engine.checkpoint import Checkpoint
+from train.engine.session import (
     WAIT_FOR_PASSES,
     activations_of,
     open_cache,
@@ -61,6 +60,7 @@ from train.start import (
     refuse_imported,
     with_cache,
 )
+from train.errors import EXPECTED, memory_advice, message, worker_advice
 
 PURPOSES = ("train", "validation", "test")
 

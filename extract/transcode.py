@@ -40,7 +40,7 @@ from extract.video.probe import probe
 from train.errors import EXPECTED, message
 
 if TYPE_CHECKING:  # imported where it is used: each process would spend seconds on accelerate
-    from train.items import Item
+    from train.data.videos import Item
 
 TINY = 1e-6  # frames
 REPORT = "proxies.json"
@@ -164,7 +164,7 @@ def _checked(args: argparse.Namespace) -> ProxyConfig | None:
 
 def _sources(folder: Path) -> dict[str, Path]:
     """Return the video files of a folder by name; raise ValueError if there are none."""
-    from train.items import VIDEO_SUFFIXES, video_files
+    from train.data.videos import VIDEO_SUFFIXES, video_files
 
     if not folder.is_dir():
         raise ValueError(f"--videos: there is no folder {folder}")
@@ -188,7 +188,7 @@ def _report(
 
 def _write_annotations(args: argparse.Namespace, done: Sequence[Path]) -> None:
     """Write the annotation file for the videos that were written: mirrored, or as it is."""
-    from train.items import item_of
+    from train.data.videos import item_of
 
     text = args.annotations.read_text(encoding="utf-8-sig")
     if args.reverse:

@@ -23,8 +23,8 @@ from evaluate.metrics.bootstrap import resample
 from tests.conftest import REPOSITORY
 from tests.test_e2e import DEMO, ENVIRONMENT, QUICK, TWO_PROCESSES, script
 from tests.test_report import read
-from train.grid import Run, read_grid
-from train.results import RESAMPLES, SEED
+from train.ablation.grid import Run, read_grid
+from train.ablation.results import RESAMPLES, SEED
 
 TIOUS = [0.3, 0.5, 0.8, 0.9]
 
@@ -304,7 +304,7 @@ def test_an_unchanged_grid_returns_at_once(copy: Path) -> None:
     done = ablate(copy, PYTHONPROFILEIMPORTTIME="1")
     assert done.returncode == 0 and done.stdout == (copy / "study/table.txt").read_text()
     imported = {line.split("|")[-1].strip() for line in done.stderr.splitlines() if "|" in line}
-    assert "train.pool" in imported and not imported & {"torch", "numpy", "matplotlib"}
+    assert "train.ablation.runner" in imported and not imported & {"torch", "numpy", "matplotlib"}
     assert not calls(copy) and (copy / "study/table.json").stat().st_mtime_ns == before
     assert "8 of 8 runs are done" in good(copy, "--plan")
 

@@ -13,9 +13,9 @@ from extract.checkpoints.key_maps import head_from_opentad, head_to_opentad
 from extract.checkpoints.strict import load_strictly
 from extract.checkpoints.tensor_files import read
 from tests.conftest import GOLDEN
-from train.actionformer import ActionFormer, HeadConfig
-from train.attention import local_attention
-from train.points import decode, pyramid_points
+from train.modeling.actionformer import ActionFormer, HeadConfig
+from train.modeling.attention import local_attention
+from train.modeling.points import decode, pyramid_points
 
 SMALL = HeadConfig(width=16, heads=2, levels=4)
 CPU = torch.device("cpu")

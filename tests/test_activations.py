@@ -34,8 +34,8 @@ from extract.video.reader import VideoError, VideoReader
 from tests.encodings import ENCODINGS, write_numbered
 from tests.test_backbone import relative
 from tests.test_detector import golden_detector
-from train.checkpoint import Checkpoint, save_checkpoint
-from train.detector import Detector
+from train.detector.model import Detector
+from train.engine.checkpoint import Checkpoint, save_checkpoint
 
 DEPTH = 3
 TRUNK = TrunkConfig(width=32, depth=DEPTH, heads=2, image_size=32)

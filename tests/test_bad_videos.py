@@ -27,18 +27,18 @@ from extract.video import watchdog
 from extract.video.reader import VideoError
 from tests.conftest import REPOSITORY
 from tests.test_e2e import TWO_PROCESSES, script
-from train.actionformer import HeadConfig
-from train.checkpoint import Checkpoint, save_checkpoint
 from train.config import Experiment
-from train.dataset import EvaluationWindows, TrainingWindows, evaluation_loader
-from train.detection import Detection
-from train.disk import claim_folder
+from train.data.videos import load_annotations, load_items
+from train.data.windows import EvaluationWindows, TrainingWindows, evaluation_loader
+from train.detector.evaluation import detect_all, score, window_loader
+from train.detector.sources import new_detector
+from train.detector.training import Detection
+from train.engine.checkpoint import Checkpoint, save_checkpoint
+from train.engine.loop import TrainingRun
+from train.engine.metrics_log import METRICS, read_metrics
+from train.engine.run_folder import claim_folder
 from train.errors import message, worker_advice
-from train.items import load_annotations, load_items
-from train.log import METRICS, read_metrics
-from train.loop import TrainingRun
-from train.sources import new_detector
-from train.validate import detect_all, score, window_loader
+from train.modeling.actionformer import HeadConfig
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,6 @@ from configs.loader import load
 from evaluate.annotations import Annotations
 from extract.check import check, judge, main
 from extract.demo import DemoConfig, write_dataset
-from extract.findings import exit_code
 from extract.sampling.windows import SamplingConfig
 from extract.video import probe_pool
 from extract.video.header import announced_frames
@@ -28,11 +27,12 @@ from extract.video.index import video_index
 from tests.encodings import ENCODINGS, write_numbered
 from tests.test_e2e import DEMO, script
 from tests.test_probe import ACTOR, spoil_the_end
-from train.actionformer import HeadConfig
-from train.check_lengths import complete, unseen
 from train.config import Experiment
-from train.items import Item
-from train.survey import Survey, survey
+from train.data.videos import Item
+from train.dataset_check.findings import exit_code
+from train.dataset_check.lengths import complete, unseen
+from train.dataset_check.survey import Survey, survey
+from train.modeling.actionformer import HeadConfig
 
 CLASSES = ("run", "jump", "throw")
 FRAMES, FPS = 500, 25  # of the first video; 25 is what write_numbered writes

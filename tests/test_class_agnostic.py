@@ -17,10 +17,10 @@ from evaluate.files.predictions import read_predictions
 from evaluate.files.video_scores import classified, read_video_scores
 from tests.forks import good, script
 from tests.test_e2e import DEMO, QUICK
-from train.actionformer import ActionFormer, HeadConfig, HeadOutput
 from train.config import Experiment
-from train.losses import detection_losses, sigmoid_focal_loss
-from train.points import Targets
+from train.modeling.actionformer import ActionFormer, HeadConfig, HeadOutput
+from train.modeling.losses import detection_losses, sigmoid_focal_loss
+from train.modeling.points import Targets
 
 AGNOSTIC = (
     "--data.class_agnostic=true",

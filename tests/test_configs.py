@@ -8,8 +8,8 @@ import yaml
 
 from configs.loader import dump, field_names, load, parse
 from tests.conftest import REPOSITORY
+from train.ablation.grid import read_grid
 from train.config import Experiment
-from train.grid import read_grid
 
 FILES = sorted(
     file for room in ("e2e", "features") for file in (REPOSITORY / "configs" / room).rglob("*.yaml")

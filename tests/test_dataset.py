@@ -16,7 +16,8 @@ from extract.sampling.transforms import PixelConfig, apply, evaluation_transform
 from extract.sampling.windows import Direction, sliding_windows
 from tests.conftest import REPOSITORY
 from train.config import DataConfig, Experiment
-from train.dataset import (
+from train.data.videos import load_annotations, load_items
+from train.data.windows import (
     EpochSampler,
     EvaluationWindows,
     TrainingWindows,
@@ -24,7 +25,6 @@ from train.dataset import (
     evaluation_loader,
     training_loader,
 )
-from train.items import load_annotations, load_items
 
 
 @pytest.fixture(scope="module")

@@ -27,14 +27,14 @@ from tests.conftest import REPOSITORY
 from tests.encodings import ENCODINGS, read_numbers, write_numbered
 from tests.forks import script
 from tests.test_detector import small_experiment
-from train.actionformer import HeadOutput
-from train.checkpoint import Checkpoint, save_checkpoint
 from train.config import Experiment
-from train.curves import MOST_BINS, Curves, step_scores
-from train.detector import Detector
-from train.fusion import FusionConfig
-from train.items import Item, item_of
-from train.predict import Candidates, detections, strongest
+from train.data.videos import Item, item_of
+from train.detector.curves import MOST_BINS, Curves, step_scores
+from train.detector.model import Detector
+from train.detector.postprocess import Candidates, detections, strongest
+from train.engine.checkpoint import Checkpoint, save_checkpoint
+from train.modeling.actionformer import HeadOutput
+from train.modeling.fusion import FusionConfig
 
 CLASSES = ("wave", "</script>jump", "fall --> over")
 

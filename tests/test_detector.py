@@ -17,14 +17,14 @@ from extract.checkpoints.layouts import read_networks
 from extract.checkpoints.tensor_files import read
 from extract.sampling.windows import Direction, SamplingConfig, sliding_windows
 from tests.conftest import GOLDEN, REPOSITORY
-from train.actionformer import HeadConfig, HeadOutput
-from train.batch import Batch
-from train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from train.config import Experiment
-from train.detector import Detector
-from train.items import Item
-from train.predict import Answers, Candidates, detections, predict, strongest
-from train.sources import adopt
+from train.data.batch import Batch
+from train.data.videos import Item
+from train.detector.model import Detector
+from train.detector.postprocess import Answers, Candidates, detections, predict, strongest
+from train.detector.sources import adopt
+from train.engine.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from train.modeling.actionformer import HeadConfig, HeadOutput
 
 CLASSES = ("a", "b", "c", "d", "e")
 

@@ -26,8 +26,8 @@ from evaluate.reports.diagnosis import MOST_DETECTORS, draw
 from tests.forks import good, script
 from tests.test_e2e import DEMO
 from tests.test_mean_ap import Predictions, Truth, detections, overlap, predicted, truths
-from train.checkpoint import Checkpoint, save_checkpoint
 from train.config import Experiment
+from train.engine.checkpoint import Checkpoint, save_checkpoint
 
 TIOU = 0.5
 PICTURES = {"costs", "profiles", "sensitivity", "classes", "reliability"}

@@ -22,10 +22,10 @@ from configs.atomic import written_aside
 from configs.loader import load
 from tests.conftest import REPOSITORY
 from tests.test_e2e import DEMO, ENVIRONMENT, QUICK, build, script, the_same_curve
-from train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from train.config import Experiment
-from train.disk import LOCK, claim_folder, refuse_full_disk
-from train.log import MetricsLog, read_metrics
+from train.engine.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from train.engine.metrics_log import MetricsLog, read_metrics
+from train.engine.run_folder import LOCK, claim_folder, refuse_full_disk
 
 
 @contextmanager
@@ -63,7 +63,8 @@ def test_a_folder_is_really_written_to(tmp_path: Path) -> None:
 def test_one_run_at_a_time_writes_into_a_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    code = "from pathlib import Path; from train.disk import *; claim_folder(Path({!r}), False)"
+    code = "from pathlib import Path; from train.engine.run_folder import *; "
+    code += "claim_folder(Path({!r}), False)"
     code = f"{code.format(str(tmp_path))}; print('claimed', flush=True); input()"
     other = subprocess.Popen(
         [sys.executable, "-c", code],

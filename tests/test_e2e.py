@@ -20,15 +20,15 @@ from extract.backbone.backbone import Mode
 from extract.video.reader import VideoReader
 from tests.conftest import REPOSITORY
 from tests.test_report import read
-from train.checkpoint import Checkpoint, load_checkpoint, refuse_other_run
 from train.config import Experiment
-from train.detection import Detection
-from train.detector import Detector
+from train.data.videos import load_annotations, load_items
+from train.detector.model import Detector
+from train.detector.sources import new_detector
+from train.detector.training import Detection
+from train.engine.checkpoint import Checkpoint, load_checkpoint, refuse_other_run
+from train.engine.loop import TrainingRun
+from train.engine.metrics_log import read_metrics
 from train.errors import message
-from train.items import load_annotations, load_items
-from train.log import read_metrics
-from train.loop import TrainingRun
-from train.sources import new_detector
 
 DEMO = REPOSITORY / "configs/e2e/demo/forward.yaml"
 QUICK = [

@@ -17,11 +17,11 @@ from extract.backbone.backbone import Cut
 from extract.sampling.spans import Span
 from tests.forks import Script, script
 from tests.test_e2e import DEMO, QUICK
-from train.cached import evaluation_spans, training_spans
 from train.config import Experiment
-from train.items import load_annotations, load_subsets
-from train.sources import new_detector
-from train.start import activations_of
+from train.data.cached import evaluation_spans, training_spans
+from train.data.videos import load_annotations, load_subsets
+from train.detector.sources import new_detector
+from train.engine.session import activations_of
 
 CUTS: tuple[Cut, ...] = (2, "features")
 

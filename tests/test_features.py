@@ -21,13 +21,13 @@ from extract.demo import DemoConfig
 from extract.feature_files import read_array
 from tests.forks import good, script
 from tests.test_e2e import DEMO, QUICK
-from train.cached import evaluation_spans, training_spans
-from train.checkpoint import load_checkpoint
 from train.config import Experiment
-from train.detector import Detector
-from train.items import load_annotations, load_items
-from train.sources import init_from, new_detector
-from train.start import activations_of
+from train.data.cached import evaluation_spans, training_spans
+from train.data.videos import load_annotations, load_items
+from train.detector.model import Detector
+from train.detector.sources import init_from, new_detector
+from train.engine.checkpoint import load_checkpoint
+from train.engine.session import activations_of
 
 FPS, SECONDS, STRIDE = 24, 16, 4
 ROWS = FPS * SECONDS // STRIDE

@@ -44,11 +44,11 @@ from tests.encodings import ENCODINGS, turn, write_numbered
 from tests.test_bad_videos import SPOILERS, damage, vanish
 from tests.test_disk import files_end_at
 from tests.test_e2e import DEMO, QUICK, build, script, the_same_curve
-from train.batch import Sample
 from train.config import Experiment
-from train.dataset import EvaluationWindows, TrainingWindows, evaluation_loader
-from train.items import Item, identified, item_of, load_annotations, load_items
-from train.start import open_frame_cache
+from train.data.batch import Sample
+from train.data.videos import Item, identified, item_of, load_annotations, load_items
+from train.data.windows import EvaluationWindows, TrainingWindows, evaluation_loader
+from train.engine.session import open_frame_cache
 
 WINDOW = SamplingConfig(window_size=32, snippet_stride=2)
 RESIZE = SamplingConfig("resize", window_size=32)

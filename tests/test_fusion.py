@@ -14,10 +14,10 @@ from extract.sampling.reversal import pair as pair_up
 from extract.sampling.window_frames import arrange
 from extract.sampling.windows import Window
 from tests.conftest import REPOSITORY
-from train.actionformer import HeadOutput
 from train.config import Experiment
-from train.detector import Detector
-from train.fusion import (
+from train.detector.model import Detector
+from train.modeling.actionformer import HeadOutput
+from train.modeling.fusion import (
     FEATURE_METHODS,
     MIXING_METHODS,
     FeatureFusion,
@@ -26,8 +26,8 @@ from train.fusion import (
     PredictionFusion,
     align,
 )
-from train.losses import detection_losses
-from train.points import Targets, decode, pyramid_points
+from train.modeling.losses import detection_losses
+from train.modeling.points import Targets, decode, pyramid_points
 
 SIZE, LEVELS, CLASSES = 64, 5, 3
 POINTS = [SIZE // 2**level for level in range(LEVELS)]
@@ -362,7 +362,7 @@ def test_all_methods_are_built() -> None:
 
 def test_decoded_fused_segments_never_end_before_they_start() -> None:
     from train.config import EvaluationConfig
-    from train.predict import strongest
+    from train.detector.postprocess import strongest
 
     crossed = outputs(SIZE, 4)
     crossed = HeadOutput(

@@ -20,10 +20,10 @@ from torch import Tensor
 from extract.demo import DemoConfig, write_dataset
 from tests.conftest import REPOSITORY
 from tests.test_e2e import the_same_curve
-from train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from train.detector import Detector
-from train.log import read_metrics
-from train.optim import build_optimizer
+from train.detector.model import Detector
+from train.engine.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from train.engine.metrics_log import read_metrics
+from train.engine.optim import build_optimizer
 
 UPDATES = 3  # six of the ten training videos have an action
 SETTINGS = [

@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import Tensor
 
-import train.dataset
+import train.data.windows
 from cache.address import VideoInfo
 from cache.store import Store
 from configs.loader import load
@@ -28,16 +28,16 @@ from tests.conftest import REPOSITORY
 from tests.forks import script
 from tests.test_e2e import DEMO, QUICK, TWO_PROCESSES
 from tests.test_e2e import script as launched
-from train.cached import evaluation_spans, training_spans, training_windows, up_to_date
-from train.checkpoint import load_checkpoint, save_checkpoint
 from train.config import Experiment
-from train.detection import Detection
-from train.detector import Detector
-from train.items import Item, Items, load_annotations, load_items
-from train.log import read_metrics
-from train.loop import TrainingRun
-from train.start import activations_of, learning_only
-from train.validate import detect_all, window_loader
+from train.data.cached import evaluation_spans, training_spans, training_windows, up_to_date
+from train.data.videos import Item, Items, load_annotations, load_items
+from train.detector.evaluation import detect_all, window_loader
+from train.detector.model import Detector
+from train.detector.training import Detection
+from train.engine.checkpoint import load_checkpoint, save_checkpoint
+from train.engine.loop import TrainingRun
+from train.engine.metrics_log import read_metrics
+from train.engine.session import activations_of, learning_only
 
 
 @pytest.mark.parametrize("direction", ["forward", "reversed"])
@@ -147,7 +147,7 @@ def test_losses_on_the_cache_are_those_of_an_end_to_end_run(
                 spans = [training_spans(items, config, d) for d in config.directions]
                 cached = up_to_date(activations, spans, cut, [items], config, accelerator)
             else:
-                monkeypatch.setattr(train.dataset, "draw_inputs", from_pixels)
+                monkeypatch.setattr(train.data.windows, "draw_inputs", from_pixels)
             (tmp_path / name).mkdir()
             task = Detection(detector, items, None, accelerator, cached)
             run = TrainingRun(task, accelerator, resume=False)

@@ -62,10 +62,10 @@ def test_imports_go_one_way() -> None:
 
 def test_the_rule_catches_offenders() -> None:
     scripts = {"train.e2e"}
-    assert violations("extract.video.reader", False, {"train.loop"}, scripts)
-    assert violations("evaluate.nms", False, {"train.loop"}, scripts)
-    assert violations("train.loop", False, {"train.e2e"}, scripts)
-    assert not violations("evaluate.run", True, {"train.loop"}, scripts)
+    assert violations("extract.video.reader", False, {"train.engine.loop"}, scripts)
+    assert violations("evaluate.nms", False, {"train.engine.loop"}, scripts)
+    assert violations("train.engine.loop", False, {"train.e2e"}, scripts)
+    assert not violations("evaluate.run", True, {"train.engine.loop"}, scripts)
 
 
 def test_our_evaluate_is_imported() -> None:

@@ -12,9 +12,9 @@ import pytest
 from evaluate.annotations import Annotations, Video
 from tests.encodings import ENCODINGS, irregular_time, write_numbered
 from tests.test_e2e import DEMO, QUICK, TWO_PROCESSES, script
-from train import items
 from train.config import DataConfig
-from train.items import load_annotations, load_items
+from train.data import videos
+from train.data.videos import load_annotations, load_items
 
 
 def write_annotations(folder: Path, names: list[str]) -> DataConfig:
@@ -126,10 +126,10 @@ def test_what_is_bad_for_one_process_is_left_out_by_all(
         write_numbered(tmp_path / f"videos/{name}.mp4", 25)
     annotations = load_annotations(data)
     other = {"two": "two.mp4: its decoder hangs"}
-    monkeypatch.setattr(items, "gather_object", lambda mine: [*mine, other])
+    monkeypatch.setattr(videos, "gather_object", lambda mine: [*mine, other])
     process: Any = SimpleNamespace(is_main_process=False)
 
-    def load(data: DataConfig, annotations: Annotations) -> items.Items:
+    def load(data: DataConfig, annotations: Annotations) -> videos.Items:
         return load_items(data, annotations, "all", process)
 
     found = load(data, annotations)

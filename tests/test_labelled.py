@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 from evaluate.datasets.classes import read_classes
 from evaluate.metrics.accuracy import LabelSet
 from tests.encodings import write_numbered
-from train.examples import (
+from train.recognition.clip_lists import BY_CHANCE, Labelled, read_labelled
+from train.recognition.config import LabelledData
+from train.recognition.dataset import (
     Examples,
     TrainingViews,
     example_of,
@@ -19,8 +21,6 @@ from train.examples import (
     other_labels,
     read_clips,
 )
-from train.labelled import BY_CHANCE, Labelled, read_labelled
-from train.recognition_config import LabelledData
 
 
 @pytest.fixture(scope="module")
@@ -350,7 +350,7 @@ def test_an_unlabelled_file_is_an_example(video: Path) -> None:
 def test_nothing_to_learn_from_is_an_error(tmp_path: Path, video: Path) -> None:
     from configs.loader import load
     from tests.conftest import REPOSITORY
-    from train.recognition_config import Recognition
+    from train.recognition.config import Recognition
 
     config = load(Recognition, REPOSITORY / "configs/recognition/demo.yaml")
     with pytest.raises(ValueError, match="no clip of subset 'training' has a label"):

@@ -24,7 +24,7 @@ from tests.layouts import (
     random_backbone,
     videomae,
 )
-from train.actionformer import ActionFormer, HeadConfig
+from train.modeling.actionformer import ActionFormer, HeadConfig
 
 LAYOUTS: dict[str, Callable[[dict[str, Tensor]], dict[str, Tensor]]] = {
     "mmaction2 VideoMAE": mmaction,

@@ -10,20 +10,20 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import Tensor
 
-import train.detection
-import train.loop
+import train.detector.training
+import train.engine.loop
 from configs.loader import load
 from tests.test_e2e import DEMO, QUICK, build
 from tests.waits import Copies, Operations
-from train.actionformer import ActionFormer, HeadConfig
-from train.batch import Batch
-from train.checkpoint import load_checkpoint
 from train.config import Experiment
-from train.detection import Detection
-from train.log import read_metrics
-from train.loop import TrainingRun, _seed
-from train.losses import Losses, detection_losses
-from train.points import Targets, pyramid_mask
+from train.data.batch import Batch
+from train.detector.training import Detection
+from train.engine.checkpoint import load_checkpoint
+from train.engine.loop import TrainingRun, _seed
+from train.engine.metrics_log import read_metrics
+from train.modeling.actionformer import ActionFormer, HeadConfig
+from train.modeling.losses import Losses, detection_losses
+from train.modeling.points import Targets, pyramid_mask
 
 ONE_EPOCH = ["--training.stop_epoch=1", "--data.validation_subset=null"]
 SINGLE = [*ONE_EPOCH, "--training.batch_size=1"]
@@ -88,7 +88,7 @@ def test_an_update_that_waits_is_found(
         READS[read](losses.regression.detach())
         return losses
 
-    monkeypatch.setattr(train.detection, "detection_losses", curious)
+    monkeypatch.setattr(train.detector.training, "detection_losses", curious)
     assert watched_update(prepare(data, tmp_path, accelerator, *SINGLE)) != []
 
 
@@ -120,7 +120,7 @@ def test_a_line_of_metrics_is_the_mean_since_the_last_one(
 ) -> None:
     """Lines alone change nothing in what is learned: only how many updates share one."""
     prepare(data, tmp_path / "rare", accelerator, *SINGLE).go()
-    monkeypatch.setattr(train.loop, "LOG_EVERY", 1)
+    monkeypatch.setattr(train.engine.loop, "LOG_EVERY", 1)
     prepare(data, tmp_path / "often", accelerator, *SINGLE).go()
     rare, *rest = read_metrics(tmp_path / "rare/metrics.jsonl")
     often = read_metrics(tmp_path / "often/metrics.jsonl")
@@ -168,7 +168,7 @@ def test_the_first_bad_micro_batch_is_named(
         poison = Tensor([torch.nan if len(calls) >= 3 else 1.0])[0]
         return Losses(*(loss * poison for loss in detection_losses(output, targets, *of)))
 
-    monkeypatch.setattr(train.detection, "detection_losses", diverging)
+    monkeypatch.setattr(train.detector.training, "detection_losses", diverging)
     with pytest.raises(FloatingPointError, match=f"on windows of {names[2]};"):
         run.go()
     assert len(calls) == 4 and not (tmp_path / "last.pt").exists()

@@ -10,15 +10,15 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tests.conftest import GOLDEN
-from train.actionformer import HeadOutput
-from train.losses import (
+from train.modeling.actionformer import HeadOutput
+from train.modeling.losses import (
     PositivesAverage,
     detection_losses,
     diou_loss,
     positive_points,
     sigmoid_focal_loss,
 )
-from train.points import Targets, assign_batch, pyramid_points
+from train.modeling.points import Targets, assign_batch, pyramid_points
 
 CPU = torch.device("cpu")
 

@@ -15,10 +15,10 @@ from extract.backbone.backbone import BackboneConfig, Mode
 from extract.backbone.videomae import TrunkConfig
 from extract.sampling.windows import SamplingConfig
 from tests.conftest import REPOSITORY
-from train.actionformer import HeadConfig
 from train.config import Experiment, TrainingConfig
-from train.detector import Detector
-from train.optim import Average, build_optimizer, build_schedule
+from train.detector.model import Detector
+from train.engine.optim import Average, build_optimizer, build_schedule
+from train.modeling.actionformer import HeadConfig
 
 MODES: tuple[Mode, ...] = ("adapter", "frozen", "full")
 LEARNING = {

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tests.conftest import GOLDEN
-from train.points import (
+from train.modeling.points import (
     Targets,
     assign,
     assign_batch,

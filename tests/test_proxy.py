@@ -37,8 +37,8 @@ from tests.test_activations import fresh, info_of, new_backbone, seam, spans_of
 from tests.test_e2e import DEMO, ENVIRONMENT
 from tests.test_transcode import end_of_main
 from train.config import DataConfig, Experiment
-from train.dataset import TrainingWindows
-from train.items import load_annotations, load_items
+from train.data.videos import load_annotations, load_items
+from train.data.windows import TrainingWindows
 
 COUNT = 50  # no multiple of the groups of frames
 SMALL = ProxyConfig(112)

@@ -25,16 +25,16 @@ from tests.conftest import REPOSITORY
 from tests.forks import good, script
 from tests.test_configs import leaves
 from tests.test_gradients import run
-from train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from train.config import Experiment
-from train.dataset import EpochSampler
-from train.examples import Example, TrainingViews, collate, load_examples, read_clips
-from train.log import read_metrics
-from train.loop import TrainingRun
-from train.optim import Average, recognition_optimizer, statistics
-from train.recogniser import Recogniser, adopt
-from train.recognition import RecognitionTask, score_all, share_loader
-from train.recognition_config import Recognition, RecognitionTraining
+from train.data.windows import EpochSampler
+from train.engine.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from train.engine.loop import TrainingRun
+from train.engine.metrics_log import read_metrics
+from train.engine.optim import Average, recognition_optimizer, statistics
+from train.recognition.config import Recognition, RecognitionTraining
+from train.recognition.dataset import Example, TrainingViews, collate, load_examples, read_clips
+from train.recognition.recogniser import Recogniser, adopt
+from train.recognition.training import RecognitionTask, score_all, share_loader
 
 CONFIGS = sorted((REPOSITORY / "configs/recognition").glob("*.yaml"))
 DEMO = REPOSITORY / "configs/recognition/demo.yaml"

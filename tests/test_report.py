@@ -19,7 +19,7 @@ from evaluate.reports.launches import Launch, command, new_launch, read_launches
 from evaluate.reports.page import Fact, Figure, Report, Section, Table, write_report
 from evaluate.reports.scores import PICTURES, leave_scores
 from evaluate.reports.training import leave_report
-from train.stopwatch import Stopwatch
+from train.engine.stopwatch import Stopwatch
 
 EVIL = "</script><b>&amp;\"' onload=x"
 
@@ -338,7 +338,7 @@ def test_this_process_is_described(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_every_moment_belongs_to_one_stage(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
-    monkeypatch.setattr("train.stopwatch.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("train.engine.stopwatch.time.monotonic", lambda: now[0])
 
     def pass_by(seconds: float) -> None:
         now[0] += seconds

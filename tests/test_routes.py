@@ -16,8 +16,8 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torchvision.transforms.v2 import functional
 
-import train.reading
-import train.trials
+import train.cost.measure_network
+import train.cost.measure_reading
 from cache.store import Store
 from configs.loader import load
 from extract.activations.plan import Wanted, plan
@@ -29,17 +29,12 @@ from tests.encodings import read_numbers
 from tests.forks import script
 from tests.test_e2e import DEMO, QUICK
 from tests.test_proxy import numbered
-from train.cached import evaluation_spans, training_spans, up_to_date
-from train.choose import not_comparable
 from train.config import Experiment
-from train.detector import Detector
-from train.items import Items, learned_classes, load_annotations, load_items
-from train.reading import Making, Reading, read, training_window
-from train.routes import Place, Routes, compare
-from train.sources import new_detector
-from train.start import activations_of
-from train.trials import Network, Passes, Trials, measure
-from train.workload import (
+from train.cost.compare import not_comparable
+from train.cost.measure_network import Network, Passes, Trials, measure
+from train.cost.measure_reading import Making, Reading, read, training_window
+from train.cost.routes import Place, Routes, compare
+from train.cost.workload import (
     Filling,
     Workload,
     count,
@@ -50,6 +45,11 @@ from train.workload import (
     validations,
     with_block,
 )
+from train.data.cached import evaluation_spans, training_spans, up_to_date
+from train.data.videos import Items, learned_classes, load_annotations, load_items
+from train.detector.model import Detector
+from train.detector.sources import new_detector
+from train.engine.session import activations_of
 
 COLUMNS = 7
 WORK = Workload(
@@ -422,7 +422,7 @@ def test_long_windows_are_not_read_to_their_end(
     whole = read(item.path, window.frames, config.pixels)
     assert len(chunks) == 2 * (1 + 4) and whole.drawn_s > 0 < whole.plain_s
     chunks.clear()
-    monkeypatch.setattr(train.reading, "ENOUGH_S", 0.0)
+    monkeypatch.setattr(train.cost.measure_reading, "ENOUGH_S", 0.0)
     first = read(item.path, window.frames, config.pixels)
     assert len(chunks) == 2 * (1 + 1) and first.begin_s == 0 < first.drawn_s
 
@@ -448,8 +448,8 @@ def test_every_kind_of_experiment_can_be_tried(
     monkeypatch: pytest.MonkeyPatch,
     settings: tuple[str, ...],
 ) -> None:
-    monkeypatch.setattr(train.trials, "ENOUGH_S", 0.01)
-    monkeypatch.setattr(train.reading, "ENOUGH_S", 0.01)
+    monkeypatch.setattr(train.cost.measure_network, "ENOUGH_S", 0.01)
+    monkeypatch.setattr(train.cost.measure_reading, "ENOUGH_S", 0.01)
     config = experiment(data, *settings)
     detector = detector_of(config)
     threads = torch.get_num_threads()

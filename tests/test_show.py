@@ -8,7 +8,7 @@ import torch
 
 from tests.forks import script
 from tests.test_e2e import DEMO, QUICK
-from train.checkpoint import load_checkpoint, save_checkpoint
+from train.engine.checkpoint import load_checkpoint, save_checkpoint
 
 
 @pytest.fixture(scope="module")

@@ -20,13 +20,13 @@ from extract.backbone.videomae import TrunkConfig
 from extract.sampling.transforms import PixelConfig
 from tests.test_e2e import DEMO, QUICK
 from tests.test_heads import loaded
-from train.cached import evaluation_spans, training_spans, up_to_date
 from train.config import Experiment
-from train.detection import Detection
-from train.detector import Detector
-from train.loop import TrainingRun
-from train.start import activations_of
-from train.validate import detect_all, window_loader
+from train.data.cached import evaluation_spans, training_spans, up_to_date
+from train.detector.evaluation import detect_all, window_loader
+from train.detector.model import Detector
+from train.detector.training import Detection
+from train.engine.loop import TrainingRun
+from train.engine.session import activations_of
 
 SMALL = TAdaSize((1, 1), 8)
 TINY = TrunkConfig(32, 1, 2)

@@ -29,8 +29,8 @@ from tests.conftest import REPOSITORY
 from tests.encodings import ENCODINGS, read_numbers, turn, write_numbered
 from tests.test_e2e import DEMO, ENVIRONMENT
 from train.config import DataConfig, Experiment
-from train.dataset import TrainingWindows
-from train.items import Item, item_of, load_annotations, load_items
+from train.data.videos import Item, item_of, load_annotations, load_items
+from train.data.windows import TrainingWindows
 
 COUNT = 50
 EXACT_PLANES = {

@@ -19,22 +19,22 @@ from tests.conftest import REPOSITORY
 from tests.forks import good, script
 from tests.test_e2e import DEMO, QUICK, TWO_PROCESSES
 from tests.test_e2e import script as launched
-from train.cached import evaluation_spans, up_to_date
-from train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from train.config import Experiment
-from train.detector import Detector
-from train.fusion import (
+from train.data.cached import evaluation_spans, up_to_date
+from train.data.videos import load_annotations, load_items
+from train.detector.evaluation import detect_all, score, window_loader
+from train.detector.model import Detector
+from train.detector.sources import new_detector, one_experiment
+from train.engine.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from train.engine.metrics_log import read_metrics
+from train.engine.session import activations_of
+from train.modeling.fusion import (
     FEATURE_METHODS,
     MIXING_METHODS,
     ClassWeights,
     Method,
     PredictionFusion,
 )
-from train.items import load_annotations, load_items
-from train.log import read_metrics
-from train.sources import new_detector, one_experiment
-from train.start import activations_of
-from train.validate import detect_all, score, window_loader
 
 CONFIGS = REPOSITORY / "configs/fusion"
 BOTH = REPOSITORY / "configs/e2e/demo/both.yaml"

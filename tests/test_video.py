@@ -21,7 +21,7 @@ from tests.encodings import (
     turn,
     write_numbered,
 )
-from train.items import item_of
+from train.data.videos import item_of
 
 
 def difference(left: NDArray[np.uint8], right: NDArray[np.uint8]) -> float:

@@ -28,12 +28,12 @@ from extract.weights import main as weights_main
 from tests.conftest import GOLDEN, REPOSITORY
 from tests.forks import good
 from tests.layouts import SMALL, hugging_face, mmaction, opentad, random_backbone, videomae
-from train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from train.config import Experiment
-from train.detector import Detector
-from train.items import Items
-from train.sources import adopt, new_detector, one_experiment, read_source
-from train.start import leave_record
+from train.data.videos import Items
+from train.detector.model import Detector
+from train.detector.sources import adopt, new_detector, one_experiment, read_source
+from train.engine.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from train.engine.session import leave_record
 
 GOLDEN_FILE = GOLDEN / "opentad_checkpoint.pth"
 

@@ -38,10 +38,10 @@ from pathlib import Path
 from types import FrameType
 from uuid import uuid4
 
-from train.grid import Grid, read_grid
-from train.pool import carry_out
-from train.records import is_current, look, refuse_foreign
-from train.stopwatch import Stopwatch
+from train.ablation.grid import Grid, read_grid
+from train.ablation.records import is_current, look, refuse_foreign
+from train.ablation.runner import carry_out
+from train.engine.stopwatch import Stopwatch
 
 
 def main() -> None:
@@ -89,7 +89,7 @@ def ablate(grid: Grid, processes: int) -> bool:
     if len(failed) == len(runs):
         raise ValueError(f"no run is done; the first, {runs[0]}: {failed[runs[0]]}")
     if not is_current(grid, failed):
-        from train.table import leave_table  # only now: an unchanged table comes at once
+        from train.ablation.table import leave_table  # only now: an unchanged table comes at once
 
         with watch.stage("comparing"):
             leave_table(grid, failed, watch)

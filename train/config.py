@@ -9,8 +9,8 @@ from extract.backbone.backbone import BackboneConfig
 from extract.backbone.videomae import TUBELET
 from extract.sampling.transforms import PixelConfig
 from extract.sampling.windows import Direction, SamplingConfig
-from train.actionformer import HeadConfig
-from train.fusion import FusionConfig
+from train.modeling.actionformer import HeadConfig
+from train.modeling.fusion import FusionConfig
 
 
 @dataclass(frozen=True)

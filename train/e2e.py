@@ -18,13 +18,12 @@ from typing import get_args
 from configs.loader import load
 from extract.sampling.windows import Direction
 from train.config import Experiment
-from train.detection import Detection
-from train.disk import claim_folder, refuse_full_disk
-from train.errors import EXPECTED, message
-from train.items import learned_classes, load_annotations, load_subsets
-from train.loop import START_UP, TrainingRun
-from train.sources import Source, init_from, new_detector, read_sources
-from train.start import (
+from train.data.videos import learned_classes, load_annotations, load_subsets
+from train.detector.sources import Source, init_from, new_detector, read_sources
+from train.detector.training import Detection
+from train.engine.loop import START_UP, TrainingRun
+from train.engine.run_folder import claim_folder, refuse_full_disk
+from train.engine.session import (
     activations_of,
     begin,
     has_begun,
@@ -36,7 +35,8 @@ from train.start import (
     reported,
     with_cache,
 )
-from train.stopwatch import Stopwatch
+from train.engine.stopwatch import Stopwatch
+from train.errors import EXPECTED, message
 
 
 def main() -> None:

@@ -23,24 +23,24 @@ from accelerate import Accelerator
 
 from extract.activations.activations import Activations, Counts, fingerprints, settings
 from extract.backbone.backbone import Cut
-from train.cached import evaluation_spans, training_spans, up_to_date
-from train.calibrate import fit_class_weights
-from train.checkpoint import (
+from train.config import Experiment
+from train.data.cached import evaluation_spans, training_spans, up_to_date
+from train.data.videos import Items, learned_classes, load_annotations, load_subsets
+from train.detector.calibrate import fit_class_weights
+from train.detector.evaluation import window_loader
+from train.detector.model import Detector
+from train.detector.sources import Source, new_detector, one_experiment, read_sources
+from train.detector.training import Detection
+from train.engine.checkpoint import (
     Checkpoint,
     differences,
     load_checkpoint,
     refuse_other_run,
     save_checkpoint,
 )
-from train.config import Experiment
-from train.detection import Detection
-from train.detector import Detector
-from train.disk import claim_folder, refuse_full_disk
-from train.errors import EXPECTED, message
-from train.items import Items, learned_classes, load_annotations, load_subsets
-from train.loop import START_UP, TrainingRun
-from train.sources import Source, new_detector, one_experiment, read_sources
-from train.start import (
+from train.engine.loop import START_UP, TrainingRun
+from train.engine.run_folder import claim_folder, refuse_full_disk
+from train.engine.session import (
     PASSES,
     activations_of,
     begin,
@@ -52,8 +52,8 @@ from train.start import (
     reported,
     with_cache,
 )
-from train.stopwatch import Stopwatch
-from train.validate import window_loader
+from train.engine.stopwatch import Stopwatch
+from train.errors import EXPECTED, message
 
 
 def main() -> None:

@@ -17,17 +17,17 @@ from accelerate import DistributedType
 
 from configs.atomic import write_text
 from configs.loader import dump, load
-from train.disk import claim_folder, refuse_full_disk
+from train.data.videos import skipped_warning
+from train.engine.loop import START_UP, TrainingRun
+from train.engine.run_folder import claim_folder, refuse_full_disk
+from train.engine.session import begin, has_begun, reported
+from train.engine.stopwatch import Stopwatch
 from train.errors import EXPECTED, message
-from train.examples import Examples, load_examples, read_clips
-from train.items import skipped_warning
-from train.labelled import LabelledClips
-from train.loop import START_UP, TrainingRun
-from train.recogniser import Recogniser
-from train.recognition import RecognitionTask
-from train.recognition_config import Recognition
-from train.start import begin, has_begun, reported
-from train.stopwatch import Stopwatch
+from train.recognition.clip_lists import LabelledClips
+from train.recognition.config import Recognition
+from train.recognition.dataset import Examples, load_examples, read_clips
+from train.recognition.recogniser import Recogniser
+from train.recognition.training import RecognitionTask
 
 
 def main() -> None:

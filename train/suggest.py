@@ -7,7 +7,7 @@ from statistics import median
 import numpy as np
 
 from extract.backbone.videomae import CLIP_FRAMES
-from train.survey import Survey
+from train.dataset_check.survey import Survey
 
 # With THUMOS-14's actions and 30 frames a second this gives the published stride of 4.
 STEPS_OF_SHORT = 6  # feature steps that a short action (the 10th percentile) should span

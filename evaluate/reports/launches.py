@@ -20,7 +20,7 @@ RUNNING = "running"
 FINISHED = "finished"
 INTERRUPTED = "interrupted"
 PACKAGES = ("palindrome", "torch", "accelerate", "torchvision", "timm", "numpy", "av", "decord")
-REPOSITORY = Path(__file__).resolve().parent.parent
+REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from evaluate.reports.sections import (
     settings_section,
     time_section,
 )
-from train.log import METRICS, read_metrics
+from train.engine.metrics_log import METRICS, read_metrics
 
 CURVES = "curves.png"
 EVALUATION = "Evaluation"  # the kind of the reports that a run's page links to

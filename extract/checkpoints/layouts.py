@@ -1,7 +1,7 @@
 """Whose layout a file of weights has, recognised by its tensors; its networks, named as ours.
 
 Our names are those of `extract.backbone.Backbone` (`trunk.…`, `adapters.…`, `ladder.…`) and,
-behind `head.`, those of `train.actionformer.ActionFormer`.
+behind `head.`, those of `train.modeling.actionformer.ActionFormer`.
 """
 
 import re

@@ -1,0 +1,1 @@
+"""A grid of runs: its file, running it, its table and report."""

@@ -1,0 +1,183 @@
+"""What is known of a grid's runs: a small file in each run's folder, digests of what made it."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from configs.atomic import write_text
+from extract.video.digest import video_digest as content_digest
+from train.ablation.grid import Grid, Run
+
+RECORD = "run.json"
+TABLES = ("table.txt", "table.csv", "table.png", "report.html", "table.json")
+RESULTS = ("metrics.json", "predictions.json")
+
+
+@dataclass(frozen=True)
+class Record:
+    """How far a run has come.
+
+    Args:
+        training: digest of what decides its training; `trained`: whether that is done.
+        seconds: that training took, without goes that were killed.
+        scored: digest of what decided its scores, empty before there are any.
+        error: why it failed; `session`: the launch in which it did.
+    """
+
+    training: str
+    trained: bool = False
+    seconds: float = 0.0
+    scored: str = ""
+    error: str = ""
+    session: str = ""
+
+
+def read_record(folder: Path) -> Record | None:
+    """Return what is known of a run; None if nothing is."""
+    try:
+        return Record(**json.loads((folder / RECORD).read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def write_record(folder: Path, record: Record) -> None:
+    """Note how far a run has come."""
+    write_text(folder / RECORD, json.dumps(asdict(record), indent=1) + "\n")
+
+
+def training_digest(grid: Grid, run: Run) -> str:
+    """Name what decides a run's weights; the runs it builds on must be done.
+
+    Names of folders and the cache do not count: a study that was moved is the same study.
+    """
+    row = grid.rows[run.row]
+    inputs = {
+        option: [content_digest(grid.folder(each) / "last.pt") for each in runs]
+        for option, runs in grid.inputs(run).items()
+    }
+    files = [value for value in row.overrides.values() if isinstance(value, str)]
+    return _digest(
+        script=row.script,
+        config=content_digest(row.config) if row.config else None,
+        overrides=row.overrides,
+        # Annotations may change under the same name.
+        files=[content_digest(file) for file in files if Path(file).is_file()],
+        seed=run.seed,
+        inputs=inputs,
+    )
+
+
+def scoring_digest(grid: Grid, run: Run) -> str:
+    """Name what decides the scores of a run that is trained."""
+    checkpoint = content_digest(grid.folder(run) / "last.pt")
+    return _digest(checkpoint=checkpoint, subsets=grid.subsets, tious=grid.tious)
+
+
+def left_to_do(grid: Grid, run: Run, training: str) -> str:
+    """Say in words what a run whose inputs are done still needs; nothing if it is done.
+
+    Args:
+        training: its `training_digest`.
+    """
+    folder = grid.folder(run)
+    record = read_record(folder)
+    if record is None:
+        return "new"
+    if anew := _anew(folder, record, training):
+        return anew
+    if not record.trained:
+        return f"once more: {record.error}" if record.error else "goes on"
+    there = all((folder / subset / name).is_file() for subset in grid.subsets for name in RESULTS)
+    if not there or record.scored != scoring_digest(grid, run):
+        return f"scores, once more: {record.error}" if record.error else "scores"
+    return ""
+
+
+def look(grid: Grid, runs: Sequence[Run]) -> dict[Run, str]:
+    """Say in words what each run needs, those that others build on first; nothing if done."""
+    words: dict[Run, str] = {}
+    for run in runs:
+        waits = [
+            str(each) for inputs in grid.inputs(run).values() for each in inputs if words[each]
+        ]
+        words[run] = (
+            f"after {', '.join(waits)}"
+            if waits
+            else left_to_do(grid, run, training_digest(grid, run))
+        )
+    return words
+
+
+def refuse_foreign(grid: Grid, runs: Sequence[Run]) -> None:
+    """Raise ValueError if a run's folder holds what no grid has left there."""
+    for folder in map(grid.folder, runs):
+        if folder.exists() and not folder.is_dir():
+            raise ValueError(f"{folder} is a file, but a run's folder in this grid; choose `out`")
+        found = [file for file in folder.glob("*") if file.name != f"{RECORD}.part"]
+        if found and read_record(folder) is None:
+            raise ValueError(
+                f"{folder} holds a run that this script did not make (it has no {RECORD}); move it "
+                "away, or choose another `out`"
+            )
+
+
+def prepare(grid: Grid, run: Run, training: str) -> Record:
+    """Make a run's folder ready to begin or go on; what was made of other inputs goes away."""
+    folder = grid.folder(run)
+    folder.mkdir(parents=True, exist_ok=True)
+    record = read_record(folder)
+    if record is None or _anew(folder, record, training):
+        # The old record goes last: if this is interrupted, it is begun again.
+        for path in folder.iterdir():
+            if path.name != RECORD:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        record = Record(training)
+    record = Record(training, record.trained, record.seconds)
+    for subset in grid.subsets:
+        shutil.rmtree(folder / subset, ignore_errors=True)
+    write_record(folder, record)
+    return record
+
+
+def _anew(folder: Path, record: Record, training: str) -> str:
+    """Say in words why a run cannot go on from what its folder holds; nothing if it can."""
+    if record.training != training:
+        return "anew: its settings or what it builds on have changed"
+    if record.trained and not (folder / "last.pt").is_file():
+        return "anew: its last.pt is gone"
+    return ""
+
+
+def made_from(grid: Grid, failed: Mapping[Run, str], files: Sequence[Path]) -> dict[str, Any]:
+    """Return what a table was made from: the grid, why runs are not done, states of files."""
+    settings = json.loads(json.dumps(asdict(grid), default=str))
+    causes = {str(run): cause for run, cause in failed.items()}
+    return {
+        "grid": settings,
+        "failed": causes,
+        "files": {str(file): _state(file) for file in files},
+    }
+
+
+def is_current(grid: Grid, failed: Mapping[Run, str]) -> bool:
+    """Say whether a grid's table is there and nothing has changed since."""
+    if not all((grid.out / name).is_file() for name in TABLES):
+        return False
+    try:
+        kept = json.loads((grid.out / "table.json").read_text())["made_from"]
+        return bool(kept == made_from(grid, failed, [Path(file) for file in kept["files"]]))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False  # whatever it is, it is made anew
+
+
+def _state(file: Path) -> list[int]:
+    status = file.stat()
+    return [status.st_size, status.st_mtime_ns]
+
+
+def _digest(**parts: Any) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,93 @@
+"""The report of a grid of runs: its table, and the way to every run's own report."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from urllib.parse import quote
+
+import yaml
+
+from evaluate.reports.launches import Launch
+from evaluate.reports.page import REPORT, Cell, Fact, Figure, Report, Section, Table, write_report
+from evaluate.reports.sections import duration, files_section, repeat_section, time_section
+from train.ablation.grid import Grid, Run
+from train.ablation.records import read_record
+from train.ablation.results import Results, average_of, metrics_of
+from train.ablation.runner import LOG
+
+ABOUT = (
+    "Left: average mAP of each row's runs, with the interval that holds 95 % of its values when "
+    "the videos are drawn anew. Right: how much higher (blue) or lower (red) mAP is than that of "
+    "the best single stream, at each tIoU, the overlap from which on a detection counts as right."
+)
+
+
+def leave_grid_report(
+    grid: Grid, results: Results, cells: Sequence[Sequence[str]], words: str, launch: Launch
+) -> None:
+    """Write report.html and report.json beside a grid's table and its picture.
+
+    Args:
+        cells: of the table, the heads of its columns first; `words`: what else it says.
+    """
+    done = sum(len(row.seeds) for row in results.rows)
+    best = results.best_fusion or results.best_single
+    chosen = next((row for row in results.rows if row.row == best), None)
+    strong = [number for number, row in enumerate(cells[1:]) if row[0] == best]
+    facts = [Fact("runs done", f"{done} of {len(grid.runs())}", "bad" if results.failed else "")]
+    facts += [Fact(f"best row on {grid.selection}", chosen.row)] if chosen else []
+    facts += [Fact(f"its average mAP on {grid.subset}", chosen.average.mean)] if chosen else []
+    failed = Table("failed", ("run", "why"), list(results.failed.items()))
+    sections = [
+        Section("Rows compared", figures=[Figure("table.png", ABOUT)]),
+        Section(
+            "The table",
+            tables=[Table("rows", cells[0], cells[1:], strong=strong)],
+            texts={"What it says": words},
+        ),
+        *([Section("Runs that are not done", tables=[failed])] if results.failed else []),
+        Section("Runs", tables=[_runs(grid, results)]),
+        time_section([launch]),
+        repeat_section([launch]),
+        Section("Settings", texts={"The resolved grid": _settings(grid)}, folded=True),
+        files_section(grid.out),
+    ]
+    report = Report(
+        kind="Grid of runs",
+        title=str(grid.out),
+        summary=(
+            f"{len(grid.rows)} rows, each trained with seeds {', '.join(map(str, grid.seeds))}, "
+            f"scored on '{grid.subset}'."
+        ),
+        facts=facts,
+        sections=sections,
+        warnings=[*results.notes, *(f"{run}: {why}" for run, why in results.failed.items())],
+    )
+    write_report(report, grid.out)
+
+
+def _settings(grid: Grid) -> str:
+    plain = json.loads(json.dumps(asdict(grid), default=str))
+    return yaml.safe_dump(plain, sort_keys=False)
+
+
+def _runs(grid: Grid, results: Results) -> Table:
+    rows: list[list[Cell]] = []
+    links = {}
+    for run in grid.runs():
+        if str(run) in results.failed:
+            continue
+        record = read_record(grid.folder(run))
+        took = duration(record.seconds) if record else ""
+        rows.append([str(run), average_of(metrics_of(grid, run, grid.subset), grid), took])
+        if file := _told(grid, run):
+            links[str(run)] = quote(str(file.relative_to(grid.out)))
+    note = "Each run's own report opens with a click; runs without one open their log."
+    columns = ("row/seed", f"average mAP on {grid.subset}", "training took")
+    return Table("runs", columns, rows, note=note, links=links)
+
+
+def _told(grid: Grid, run: Run) -> Path | None:
+    files = [grid.folder(run) / name for name in (REPORT, LOG)]
+    return next((file for file in files if file.is_file()), None)

@@ -1,0 +1,300 @@
+"""What a grid of runs has found: means over seeds, and differences with bootstrap intervals."""
+
+import json
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any, NamedTuple
+
+import yaml
+from tqdm import tqdm
+
+from evaluate.annotations import Segment, read_annotations, select
+from evaluate.datasets.read import annotation_files
+from evaluate.files.predictions import read_predictions
+from evaluate.mean_ap import Floats
+from evaluate.metrics.bootstrap import Estimate, difference, estimate, resample
+from train.ablation.grid import Grid, Run
+from train.ablation.records import RECORD, read_record
+
+Truth = dict[str, tuple[Segment, ...]]
+
+RESAMPLES = 1000
+SEED = 0  # of the draws
+AVERAGE = "average"
+TOLERANCE = 1e-6  # between two ways to the same mAP
+
+
+class Spread(NamedTuple):
+    """Mean and standard deviation over seeds; of one seed there is no deviation."""
+
+    mean: float
+    deviation: float | None
+
+
+@dataclass(frozen=True)
+class RowResult:
+    """What the runs of one row have found, over the seeds that are done; mAP in [0, 1].
+
+    Args:
+        kind: single, fusion or control.
+        selection: average mAP on the subset that chooses; all others are on the scored one.
+        per_tiou: by text of the overlap.
+        interval: of the average, over videos.
+        streams: average mAP of single streams inside, as far as the runs tell.
+        differences: to the best single, of the average and by text of the overlap.
+        parameters: how many weights learn; `seconds`: that training took, mean.
+    """
+
+    row: str
+    kind: str
+    seeds: tuple[int, ...]
+    per_tiou: dict[str, Spread]
+    average: Spread
+    selection: Spread
+    interval: Estimate
+    streams: dict[str, float]
+    differences: dict[str, Estimate]
+    parameters: int | None
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Results:
+    """A whole table.
+
+    Args:
+        best_single: the row that is hardest to beat: the best on the scored subset.
+        best_fusion: the row that is the best on the subset that chooses.
+        to_singles_and_controls: how much better the best fusion is than each of these rows, of the
+            average and by text of the overlap.
+        failed: why runs are not done, by row and seed; `notes`: what else to know.
+    """
+
+    rows: list[RowResult]
+    best_single: str | None
+    best_fusion: str | None
+    to_singles_and_controls: dict[str, dict[str, Estimate]]
+    failed: dict[str, str]
+    notes: list[str]
+
+
+def gather(grid: Grid, failed: Mapping[Run, str]) -> Results:
+    """Read what all runs that are done have left, and compare their rows.
+
+    Raises:
+        ValueError: results are malformed, or of runs that cannot be compared.
+    """
+    runs = [run for run in grid.runs() if run not in failed]
+    scores = {
+        (run, subset): metrics_of(grid, run, subset) for run in runs for subset in grid.subsets
+    }
+    drawn, notes = _drawn(grid, {run: scores[run, grid.subset] for run in runs})
+    found = _Found(grid, scores, drawn)
+    single = found.best(grid.singles, grid.subset)
+    fusion = found.best(grid.fusions, grid.selection)
+    return Results(
+        rows=[found.row(name, single) for name in grid.rows if found.runs(name)],
+        best_single=single,
+        best_fusion=fusion,
+        to_singles_and_controls={
+            name: differences
+            for name in (*grid.singles, *grid.controls)
+            if fusion and (differences := found.differences(fusion, name))
+        },
+        failed={str(run): cause for run, cause in failed.items()},
+        notes=notes,
+    )
+
+
+@dataclass(frozen=True)
+class _Found:
+    """The scores of all runs that are done, by run and subset, and their bootstrap by run."""
+
+    grid: Grid
+    scores: dict[tuple[Run, str], dict[str, Any]]
+    drawn: dict[Run, Floats]
+
+    def runs(self, name: str) -> list[Run]:
+        """The runs of a row that are done."""
+        runs = [Run(name, seed) for seed in self.grid.seeds]
+        return [run for run in runs if run in self.drawn]
+
+    def averages(self, name: str, subset: str) -> list[float]:
+        """Average mAP of a row's runs."""
+        return [average_of(self.scores[run, subset], self.grid) for run in self.runs(name)]
+
+    def best(self, names: Sequence[str], subset: str) -> str | None:
+        """The row with the highest average on a subset."""
+        there = [name for name in names if self.runs(name)]
+        return max(there, key=lambda name: mean(self.averages(name, subset)), default=None)
+
+    def differences(self, name: str, other: str) -> dict[str, Estimate]:
+        """How much higher a row's average is than another's, and its mAP at every overlap."""
+        what = {AVERAGE: self.grid.average} | {f"{tiou:g}": (tiou,) for tiou in self.grid.tious}
+        found = {text: self.difference(name, other, tious) for text, tious in what.items()}
+        return {text: one for text, one in found.items() if one is not None}
+
+    def difference(self, name: str, other: str, tious: Sequence[float]) -> Estimate | None:
+        """How much higher one row's mAP is than another's, over the seeds that both have."""
+        seeds = {run.seed for run in self.runs(name)} & {run.seed for run in self.runs(other)}
+        if not seeds:
+            return None
+        a, b = (
+            [self.bootstrap(Run(row, s), tious) for s in sorted(seeds)] for row in (name, other)
+        )
+        return difference(a, b)
+
+    def bootstrap(self, run: Run, tious: Sequence[float]) -> Floats:
+        """Mean mAP [1 + resamples] of a run over some of the overlaps."""
+        return _mean(self.drawn[run], self.grid, tious)
+
+    def row(self, name: str, single: str | None) -> RowResult:
+        """Return what a row's runs have found, and the differences to the best single stream."""
+        grid, runs = self.grid, self.runs(name)
+        measured = [self.scores[run, grid.subset] for run in runs]
+        folders = [grid.folder(run) for run in runs]
+        records = [record for folder in folders if (record := read_record(folder))]
+        single_or_control = "single" if name in grid.singles else "control"
+        return RowResult(
+            row=name,
+            kind="fusion" if name in grid.fusions else single_or_control,
+            seeds=tuple(run.seed for run in runs),
+            per_tiou={
+                f"{tiou:g}": _spread([one[f"mAP@{tiou:g}"] for one in measured])
+                for tiou in grid.tious
+            },
+            average=_spread(self.averages(name, grid.subset)),
+            selection=_spread(self.averages(name, grid.selection)),
+            interval=estimate([self.bootstrap(run, grid.average) for run in runs]),
+            streams={
+                stream: mean(average_of(one["streams"][stream], grid) for one in measured)
+                for stream in ("forward", "reversed")
+                if all(stream in one.get("streams", {}) for one in measured)
+            },
+            differences={} if single in (None, name) else self.differences(name, str(single)),
+            parameters=learning_parameters(folders[0] / "last.pt"),
+            seconds=mean(record.seconds for record in records),
+        )
+
+
+def sources(grid: Grid, runs: Sequence[Run]) -> list[Path]:
+    """The files that a table of these runs is made from."""
+    files: list[Path] = []
+    for run in runs:
+        folder = grid.folder(run)
+        files += [
+            folder / "config.yaml",
+            folder / RECORD,
+            folder / grid.subset / "predictions.json",
+        ]
+        files += [folder / subset / "metrics.json" for subset in grid.subsets]
+        files += _data(folder).annotation_files
+    return list(dict.fromkeys(files))
+
+
+class _Data(NamedTuple):
+    """Where a run's truth is from."""
+
+    annotations: str
+    classes: str | None
+    info_csv: tuple[str, ...]
+    blocked: tuple[str, ...]
+
+    @property
+    def annotation_files(self) -> list[Path]:
+        others = [*([self.classes] if self.classes else []), *self.info_csv]
+        return [*annotation_files(Path(self.annotations)), *map(Path, others)]
+
+
+def _data(folder: Path) -> _Data:
+    # Not as an Experiment: that would bring torch and all for four settings.
+    data = yaml.safe_load((folder / "config.yaml").read_text())["data"]
+    return _Data(
+        data["annotations"],
+        data.get("classes"),
+        tuple(data.get("info_csv", ())),
+        tuple(data.get("blocked", ())),
+    )
+
+
+@lru_cache
+def _truth(data: _Data, subset: str) -> Truth:
+    annotations = read_annotations(
+        Path(data.annotations),
+        classes=Path(data.classes) if data.classes else None,
+        info_csv=[Path(path) for path in data.info_csv],
+        blocked=data.blocked,
+    )
+    return {video.name: video.segments for video in select(annotations, subset)}
+
+
+def _drawn(
+    grid: Grid, measured: Mapping[Run, Mapping[str, Any]]
+) -> tuple[dict[Run, Floats], list[str]]:
+    """mAP [1 + RESAMPLES, tious] of each run, over the same draws; and what is to be said."""
+    notes: list[str] = []
+    truths = {run: _truth(_data(grid.folder(run)), grid.subset) for run in measured}
+    (first, agreed), *others = truths.items()
+    for run, truth in others:
+        if truth != agreed:
+            raise ValueError(
+                f"{run} and {first} have other truth in subset '{grid.subset}', so they cannot be "
+                "compared; give both rows annotations that agree there"
+            )
+    skipped = {name for metrics in measured.values() for name in metrics.get("skipped_videos", ())}
+    if skipped:
+        notes.append(f"{len(skipped)} videos that a run has skipped are left out of differences")
+    truth = {name: each for name, each in agreed.items() if name not in skipped}
+    drawn = {}
+    for run in tqdm(measured, desc="bootstrap", unit="run", leave=False):
+        found = read_predictions(grid.folder(run) / grid.subset / "predictions.json")
+        found = {name: each for name, each in found.items() if name not in skipped}
+        drawn[run] = resample(truth, found, grid.tious, RESAMPLES, SEED)
+        told = average_of(measured[run], grid)
+        ours = float(_mean(drawn[run], grid, grid.average)[0])
+        if not skipped and abs(told - ours) > TOLERANCE:
+            notes.append(
+                f"{run} scored {told:.4f}, but {ours:.4f} on its annotation file: durations that "
+                "are not in the file may have clipped its truth; differences are by the file"
+            )
+    return drawn, notes
+
+
+def _mean(rows: Floats, grid: Grid, tious: Sequence[float]) -> Floats:
+    """The mean [1 + resamples] over some of the overlaps."""
+    means: Floats = rows[:, [grid.tious.index(tiou) for tiou in tious]].mean(axis=1)
+    return means
+
+
+def metrics_of(grid: Grid, run: Run, subset: str) -> dict[str, Any]:
+    """Return the scores of a run that is done; ValueError if they lack an overlap."""
+    file = grid.folder(run) / subset / "metrics.json"
+    metrics: dict[str, Any] = json.loads(file.read_text())
+    missing = [tiou for tiou in grid.tious if f"mAP@{tiou:g}" not in metrics]
+    if missing:
+        raise ValueError(f"{file} has no mAP@{missing[0]:g}; delete the file to score anew")
+    return metrics
+
+
+def average_of(metrics: Mapping[str, float], grid: Grid) -> float:
+    """Return the mean mAP over the grid's overlaps."""
+    return mean(metrics[f"mAP@{tiou:g}"] for tiou in grid.average)
+
+
+def _spread(values: Sequence[float]) -> Spread:
+    return Spread(mean(values), stdev(values) if len(values) > 1 else None)
+
+
+def learning_parameters(checkpoint: Path) -> int | None:
+    """Return how many weights a run's optimizer moved; None if the file does not tell."""
+    if not zipfile.is_zipfile(checkpoint):
+        return None
+    import torch  # seconds, and only a new table needs it
+
+    fields = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+    state = fields["training"].get("optimizer", {}).get("state")
+    return None if state is None else sum(each["exp_avg"].numel() for each in state.values())

@@ -1,0 +1,173 @@
+"""A grid's results for people, spreadsheets and programs."""
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+from configs.atomic import write_text
+from evaluate.metrics.bootstrap import Estimate
+from evaluate.reports.figures import draw_rows
+from evaluate.reports.launches import FINISHED, new_launch
+from train.ablation.grid import Grid, Run
+from train.ablation.records import made_from
+from train.ablation.report import leave_grid_report
+from train.ablation.results import AVERAGE, Results, RowResult, Spread, gather, sources
+from train.engine.stopwatch import Stopwatch
+
+STRICT = ("0.8", "0.9")  # overlaps whose differences are printed
+
+
+def leave_table(grid: Grid, failed: Mapping[Run, str], watch: Stopwatch) -> None:
+    """Write the table of all runs that are done as text, CSV, picture, report and JSON.
+
+    Args:
+        failed: why the others are not done.
+        watch: has counted the time that they took.
+
+    Raises:
+        ValueError: their results are malformed or cannot be compared.
+    """
+    # Before anything is read: what changes meanwhile makes another table.
+    stamp = made_from(grid, failed, sources(grid, [r for r in grid.runs() if r not in failed]))
+    results = gather(grid, failed)
+    write_text(grid.out / "table.txt", as_text(grid, results) + "\n")
+    write_text(grid.out / "table.csv", as_csv(grid, results))
+    draw_rows(
+        {row.row: row.interval for row in results.rows},
+        {
+            row.row: {float(tiou): row.differences[tiou] for tiou in row.per_tiou}
+            for row in results.rows
+            if row.differences
+        },
+        results.best_single,
+        grid.out / "table.png",
+    )
+    launch = replace(new_launch(), outcome=FINISHED, seconds=watch.seconds())
+    leave_grid_report(grid, results, cells(grid, results), words(grid, results), launch)
+    # Last: it says that all of them are there.
+    content = json.dumps({"made_from": stamp} | asdict(results), indent=1)
+    write_text(grid.out / "table.json", content + "\n")
+
+
+def as_text(grid: Grid, results: Results) -> str:
+    """Return the table in Markdown, aligned, with what has failed and which fusion is best."""
+    failed = [f"failed: {run}: {cause}" for run, cause in results.failed.items()]
+    notes = [f"note: {note}" for note in results.notes]
+    return "\n".join([_aligned(cells(grid, results)), "", words(grid, results), *notes, *failed])
+
+
+def cells(grid: Grid, results: Results) -> list[list[str]]:
+    """Return the table as people read it, the heads of its columns first."""
+    strict = [tiou for tiou in STRICT if tiou in map(_name, grid.tious)]
+    single = results.best_single
+    head = ["row", "seeds", *(f"@{tiou:g}" for tiou in grid.tious), "average"]
+    head += [f"on {grid.selection}", "forward stream", "reversed stream"]
+    head += [f"average − {single}"] if single else []
+    head += [f"@{tiou} − {single}" for tiou in strict] if single else []
+    head += ["learning", "s a run"]
+    found = {row.row: row for row in results.rows}
+    lines = [head]
+    for name in grid.rows:
+        row = found.get(name)
+        if row is None:
+            lines.append([name, "0", *[""] * (len(head) - 2)])
+            continue
+        line = [name, str(len(row.seeds)), *(_spread(row.per_tiou[_name(t)]) for t in grid.tious)]
+        line += [_spread(row.average), _spread(row.selection)]
+        line += [_number(row.streams.get(stream)) for stream in ("forward", "reversed")]
+        if single:
+            line += [_estimate(row.differences.get(what)) for what in (AVERAGE, *strict)]
+        line += ["" if row.parameters is None else f"{row.parameters:,}", f"{row.seconds:.0f}"]
+        lines.append(line)
+    return lines
+
+
+def words(grid: Grid, results: Results) -> str:
+    """Return what is to be said of the table: what it shows, and which fusion is best."""
+    best = [_best(grid, results)] if results.best_fusion else []
+    return "\n".join([_explained(grid), *best])
+
+
+def as_csv(grid: Grid, results: Results) -> str:
+    """Return one line a row with every number; what there is not stays empty."""
+    lines = {name: {"row": name, "failed": ""} for name in grid.rows}
+    for run, cause in results.failed.items():
+        line = lines[run.rpartition("/")[0]]
+        line["failed"] += f"{'; ' if line['failed'] else ''}{run}: {cause}"
+    for row in results.rows:
+        lines[row.row] |= _flat(row)
+    columns = dict.fromkeys(name for line in lines.values() for name in line)
+    file = io.StringIO()
+    writer = csv.DictWriter(file, list(columns), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines.values())
+    return file.getvalue()
+
+
+def _flat(row: RowResult) -> dict[str, Any]:
+    flat: dict[str, Any] = {"kind": row.kind, "seeds": " ".join(map(str, row.seeds))}
+    spreads = {f"mAP@{tiou}": spread for tiou, spread in row.per_tiou.items()}
+    for name, spread in (spreads | {AVERAGE: row.average, "selection": row.selection}).items():
+        flat |= {name: spread.mean, f"{name} sd": spread.deviation}
+    flat |= {f"{AVERAGE} low": row.interval.low, f"{AVERAGE} high": row.interval.high}
+    flat |= {f"{stream} stream": average for stream, average in row.streams.items()}
+    for what, (mean, low, high) in row.differences.items():
+        name = f"difference {what}"
+        flat |= {name: mean, f"{name} low": low, f"{name} high": high}
+    return flat | {"parameters": row.parameters, "seconds": row.seconds}
+
+
+def _explained(grid: Grid) -> str:
+    average = ", ".join(_name(tiou) for tiou in grid.average)
+    return (
+        f"mAP on '{grid.subset}', mean ± standard deviation over seeds; average: tIoU {average};"
+        "\ndifferences: of means over seeds, with 95 % bootstrap intervals over videos"
+    )
+
+
+def _best(grid: Grid, results: Results) -> str:
+    """The lines that answer the study's question."""
+    (best,) = (row for row in results.rows if row.row == results.best_fusion)
+    lines = [
+        f"best fusion on '{grid.selection}': {best.row} ({_spread(best.selection)}); on "
+        f"'{grid.subset}' {_spread(best.average)}"
+    ]
+    for name, found in results.to_singles_and_controls.items():
+        kind = "single stream" if name in grid.singles else "control"
+        strict = "".join(f"; @{tiou} {_estimate(found[tiou])}" for tiou in STRICT if tiou in found)
+        lines.append(f"  {_estimate(found[AVERAGE])} to {name} ({kind}){strict}")
+    return "\n".join(lines)
+
+
+def _aligned(lines: Sequence[Sequence[str]]) -> str:
+    """A Markdown table whose columns line up in plain text, too."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    ruled = [lines[0], ["-" * width for width in widths], *lines[1:]]
+    return "\n".join(
+        "| " + " | ".join(f"{cell:<{n}}" for cell, n in zip(line, widths, strict=True)) + " |"
+        for line in ruled
+    )
+
+
+def _name(tiou: float) -> str:
+    return f"{tiou:g}"
+
+
+def _number(value: float | None, sign: str = "") -> str:
+    """Three digits without the zero before the point."""
+    return "" if value is None else f"{value:{sign}.3f}".replace("0.", ".", 1)
+
+
+def _spread(spread: Spread) -> str:
+    deviation = "" if spread.deviation is None else f" ± {_number(spread.deviation)}"
+    return _number(spread.mean) + deviation
+
+
+def _estimate(estimate: Estimate | None) -> str:
+    if estimate is None:
+        return ""
+    mean, low, high = (_number(value, "+") for value in estimate)
+    return f"{mean} [{low}, {high}]"

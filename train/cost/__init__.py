@@ -1,0 +1,1 @@
+"""What a run goes through and takes, counted and measured before it begins."""

@@ -1,0 +1,158 @@
+"""What is wrong with the annotations of an experiment."""
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+
+from evaluate.annotations import Video
+from evaluate.datasets.fields import Refused
+from train.dataset_check.findings import Finding, Kind
+from train.dataset_check.survey import Note, Survey, subsets
+
+FEW = 10  # examples of a class; with fewer, what is learned is mostly chance
+OUTSIDE = "outside the video"
+REFUSED = "correct the file, or list the video under data.blocked; training would stop there"
+TOLERATED = "handled as said; correct the file if that is not what it means"
+HARMLESS = {"segments clipped to the end of their video"}  # rounding
+
+UNIT = Kind(
+    "times in another unit",
+    "error",
+    "times are in seconds: divide frame numbers by the frame rate, milliseconds by 1000",
+)
+NO_SUBSET = Kind(
+    "subset that no video is in", "error", "correct the setting or the annotations' subsets"
+)
+UNUSED = Kind("subset that is not used", "info", "nothing; no setting under data names this subset")
+SHARED = Kind(
+    "one subset to train and to test on",
+    "warning",
+    "results say nothing about other videos; name another data.test_subset",
+)
+NO_ACTION = Kind("subset without an action", "error", "annotate it, or name another subset")
+IDLE = Kind("training video without an action", "info", "nothing; training leaves it out")
+UNTRAINED = Kind(
+    "class without a training example",
+    "warning",
+    "it can never be found: annotate examples, or take it off the class list",
+)
+ONLY_TESTED = Kind(
+    "class that is tested but never trained",
+    "warning",
+    "its average precision will be about 0 and lower the mean: move videos to the training subset",
+)
+FEW_EXAMPLES = Kind(
+    "class with few training examples", "warning", f"aim at {FEW} or more; more is better"
+)
+MIRRORED = Kind(
+    "flips exchange left and right",
+    "warning",
+    "set pixels.flip 0, or these classes are trained on each other's pictures",
+)
+
+
+def entries(survey: Survey) -> Iterator[Finding]:
+    """What reading the annotations refused or tolerated, and times that are not in seconds."""
+    far: dict[str, list[float]] = {}
+    for note in survey.notes:
+        if isinstance(note.problem, Refused) and note.problem.end_s is not None:
+            far.setdefault(note.video, []).append(note.problem.end_s)
+    units = {}
+    for name, ends in far.items():
+        video = survey.annotations.videos[name]
+        unit = _unit(video, ends, survey)
+        if unit:
+            units[name] = unit
+            text = f"{name}: {len(ends)} actions end far behind the video; the times look like "
+            numbers = {"latest_end": max(ends), "actions": len(ends)}
+            yield Finding(UNIT, text + unit, name, numbers=numbers)
+    for note in survey.notes:
+        if note.video not in units or not _is_outside(note):
+            yield _finding(note)
+
+
+def _finding(note: Note) -> Finding:
+    if isinstance(note.problem, str):
+        harmless = note.problem in HARMLESS or note.problem.endswith("annotations dropped")
+        kind = Kind(note.problem, "info" if harmless else "warning", TOLERATED)
+        place = "" if note.entry is None else f", entry {note.entry}"
+        return Finding(kind, f"video {note.video!r}{place}", note.video, note.entry)
+    name = note.problem.kind if isinstance(note.problem, Refused) else "malformed annotation"
+    return Finding(Kind(name, "error", REFUSED), str(note.problem), note.video, note.entry)
+
+
+def _is_outside(note: Note) -> bool:
+    if isinstance(note.problem, str):
+        return "video" in note.problem and note.entry is not None
+    return isinstance(note.problem, Refused) and note.problem.kind == OUTSIDE
+
+
+def _unit(video: Video, ends: list[float], survey: Survey) -> str | None:
+    """Return what the times of a video seem to be counted in, if not in seconds.
+
+    A single slip of the pen is no other unit: most of the video's actions end far behind it.
+    """
+    file = survey.files.get(video.name)
+    duration_s = file.frames / file.index.fps if file else video.duration_s
+    frames = file.frames if file else video.frames
+    kept = sum(segment.end_s <= 2 * (duration_s or 0) for segment in video.segments)
+    if duration_s is None or kept > len(ends):
+        return None
+    if frames and max(ends) <= 1.05 * frames:
+        return f"frame numbers (of {frames})"
+    return "milliseconds" if max(ends) <= 1050 * duration_s else None
+
+
+def used_subsets(survey: Survey) -> Iterator[Finding]:
+    """Subsets that are empty, without actions, unused, or used twice."""
+    config, data = survey.config, survey.config.data
+    there = Counter(video.subset for video in survey.annotations.videos.values())
+    listed = ", ".join(map(repr, there)) or "none"
+    for subset, setting in subsets(config).items():
+        if subset not in there:
+            text = f"{setting}: no video is in {subset!r}; the annotations have {listed}"
+            yield Finding(NO_SUBSET, text)
+        elif not any(video.segments for video in survey.videos(subset)):
+            yield Finding(NO_ACTION, f"{setting}: no video of {subset!r} has an action")
+    for subset, count in there.items():
+        if subset not in subsets(config):
+            numbers = {"videos": count}
+            yield Finding(UNUSED, f"{subset!r} with {count} videos", numbers=numbers)
+    if data.train_subset == data.test_subset:
+        yield Finding(SHARED, f"data.train_subset and data.test_subset are {data.test_subset!r}")
+    for video in survey.videos(data.train_subset):
+        if not video.segments:
+            yield Finding(IDLE, video.name, video.name)
+
+
+def classes(survey: Survey) -> Iterator[Finding]:
+    """Classes with too few examples to learn from."""
+    data, names = survey.config.data, survey.annotations.classes
+    trained, tested = (examples(survey, s) for s in (data.train_subset, data.test_subset))
+    for name in names:
+        numbers = {"training": trained[name], "test": tested[name]}
+        if not trained[name]:
+            kind = ONLY_TESTED if tested[name] else UNTRAINED
+            where = f", {tested[name]} test examples" if tested[name] else ""
+            yield Finding(kind, f"{name}: no training example{where}", numbers=numbers)
+        elif trained[name] < FEW:
+            yield Finding(FEW_EXAMPLES, f"{name}: {trained[name]} examples", numbers=numbers)
+
+
+def examples(survey: Survey, subset: str) -> Counter[str]:
+    """Return how many actions of each class a subset has."""
+    return Counter(s.label for video in survey.videos(subset) for s in video.segments)
+
+
+def flips(survey: Survey) -> Iterator[Finding]:
+    """Classes that name a side, where training mirrors pictures."""
+    flip = survey.config.pixels.flip
+    for name in survey.annotations.classes if flip > 0 else ():
+        if {"left", "right"} & set(_words(name)):
+            text = f"{name}: {flip:.0%} of the training windows are mirrored (pixels.flip {flip})"
+            yield Finding(MIRRORED, text, numbers={"flip": flip})
+
+
+def _words(label: str) -> list[str]:
+    """Return the words of a label, whether it is written likeThis, like_this or like this."""
+    return [word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])", label)]

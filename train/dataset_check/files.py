@@ -1,0 +1,132 @@
+"""What is wrong with the videos of an experiment."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from extract.video.probe_pool import HANGS
+from train.dataset_check.findings import Finding, Kind
+from train.dataset_check.survey import Survey
+
+LEAVE_OUT = "list the video under data.blocked"
+MISSING = Kind(
+    "missing video", "error", f"bring the file, correct the name in the annotations, or {LEAVE_OUT}"
+)
+UNREADABLE = Kind("unreadable video", "error", f"copy or convert the file again, or {LEAVE_OUT}")
+HANGING = Kind(
+    "hanging video",
+    "error",
+    f"its decoder never comes back: convert the file again, or {LEAVE_OUT}",
+)
+CUT = Kind(
+    "truncated video",
+    "error",
+    f"its header tells of more frames than there are: copy the file again, or {LEAVE_OUT}",
+)
+TWO_FILES = Kind("two files of one name", "error", "remove or rename all but one")
+LEAKED = Kind(
+    "training video again in another subset",
+    "error",
+    "the same content is trained on and tested: results would mean nothing; remove one",
+)
+DUPLICATE = Kind("duplicate video", "warning", "the same content counts twice; remove one")
+READER = Kind(
+    "read by the slower reader", "info", "nothing; an H.264 mp4 with closed GOPs would be faster"
+)
+UNEVEN = Kind("frames at uneven times", "info", "nothing; truth is mapped by the frames' own times")
+UNNAMED = Kind("file without annotations", "info", "nothing, unless its name is misspelt somewhere")
+FRAMES = Kind(
+    "another number of frames than annotated",
+    "warning",
+    "the file is believed; check that it is the video that was annotated",
+)
+RATE = Kind(
+    "another frame rate than annotated",
+    "warning",
+    "the file is believed; check that it is the video that was annotated",
+)
+
+
+def absent(survey: Survey) -> Iterator[Finding]:
+    """Videos without a file, names with two files, and files without annotations."""
+    folder = Path(survey.config.data.videos)
+    for video in survey.used:
+        if video.name not in survey.folder:
+            twin = Path(video.name).stem in survey.folder
+            hint = "; leave out the extension in the annotations" if twin else ""
+            text = f"{video.name}: no such file in {folder}{hint}"
+            yield Finding(_unless_skipped(MISSING, survey), text, video.name)
+    for name, paths in survey.folder.items():
+        if len(paths) > 1:
+            text = f"{name}: {' and '.join(path.name for path in paths)}"
+            yield Finding(TWO_FILES, text, name, numbers={"files": len(paths)})
+    # A video whose record cannot be read is named all the same.
+    named = {*survey.annotations.videos, *survey.config.data.blocked}
+    named |= {note.video for note in survey.notes}
+    for name, paths in survey.folder.items():
+        if name not in named:
+            yield Finding(UNNAMED, f"{paths[0].name}: no annotation names it", name)
+
+
+def unreadable(survey: Survey) -> Iterator[Finding]:
+    """Videos that do not decode, that hang their decoder, or whose end is missing."""
+    for name, error in survey.unreadable.items():
+        kind = HANGING if HANGS in str(error) else UNREADABLE
+        yield Finding(_unless_skipped(kind, survey), str(error), name)
+    for name, file in survey.files.items():
+        if file.announced > file.frames:
+            text = f"{file.path}: {file.frames} of {file.announced} frames are there"
+            numbers = {"frames": file.frames, "announced": file.announced}
+            yield Finding(CUT, text, name, numbers=numbers)
+
+
+def _unless_skipped(kind: Kind, survey: Survey) -> Kind:
+    """Where bad videos are skipped, they do not stop training."""
+    skips = survey.config.data.bad_videos == "skip"
+    return replace(kind, severity="warning") if skips else kind
+
+
+def readers(survey: Survey) -> Iterator[Finding]:
+    """Videos that decord cannot be trusted with, and those of a variable frame rate."""
+    for name, file in survey.files.items():
+        if file.index.access != "decord":
+            how = "from its keyframes" if file.index.access == "seek" else "in sequence"
+            turned = f", turned by {file.index.rotation}°" if file.index.rotation else ""
+            text = f"{file.path.name}: PyAV reads it {how}{turned}, frame-exact"
+            yield Finding(READER, text, name)
+        if file.item is not None and file.item.times_s is not None:
+            text = f"{file.path.name}: {file.index.fps:.2f} frames/s on average, not evenly"
+            yield Finding(UNEVEN, text, name, numbers={"fps": file.index.fps})
+
+
+def duplicates(survey: Survey) -> Iterator[Finding]:
+    """Videos of the same content under two names; across subsets that is leakage."""
+    data = survey.config.data
+    first: dict[str, str] = {}
+    for name, file in survey.files.items():
+        twin = first.setdefault(file.digest, name)
+        if twin == name:
+            continue
+        here, there = (survey.annotations.videos[n].subset for n in (name, twin))
+        leaked = here != there and data.train_subset in (here, there)
+        text = f"{name} ({here}) has the content of {twin} ({there})"
+        yield Finding(LEAKED if leaked else DUPLICATE, text, name)
+
+
+def measures(survey: Survey) -> Iterator[Finding]:
+    """Frame counts and rates in the annotations that are not the file's."""
+    for name, file in survey.files.items():
+        video, whole = survey.annotations.videos[name], file.announced == file.frames
+        if video.frames is not None and whole and _differ(video.frames, file.frames, 0.02):
+            text = f"{name}: {file.frames} frames, but {video.frames} in the annotations"
+            numbers = {"frames": file.frames, "annotated": video.frames}
+            yield Finding(FRAMES, text, name, numbers=numbers)
+        if video.fps is not None and whole and _differ(video.fps, file.index.fps, 0.02):
+            text = f"{name}: {file.index.fps:.2f} frames/s, but {video.fps:.2f} in the annotations"
+            rates = {"fps": file.index.fps, "annotated": video.fps}
+            yield Finding(RATE, text, name, numbers=rates)
+
+
+def _differ(one: float, other: float, share: float) -> bool:
+    """Say whether two numbers differ by more than rounding or another tool's way of counting."""
+    return abs(one - other) > share * max(one, other)

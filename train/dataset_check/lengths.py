@@ -1,0 +1,149 @@
+"""What is unwise about windows and feature steps, given the videos and their actions."""
+
+import math
+from collections.abc import Iterator
+from statistics import median
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from evaluate.annotations import Segment
+from extract.sampling.windows import Window, sliding_windows, strided_window, truth_inside
+from train.data.videos import Item
+from train.dataset_check.findings import Finding, Kind
+from train.dataset_check.survey import Survey, subsets
+from train.modeling.points import assign, pyramid_points
+
+UNLIKE = 1.75  # times the usual frame rate: a fixed stride then means quite another motion
+MOSTLY = 0.5  # share of windows that may be padding
+MOST = 95  # per cent of the actions that a window should be able to hold
+
+INCOMPLETE = Kind(
+    "action that no training window holds",
+    "warning",
+    "it is never learned: raise sampling.window_size or snippet_stride, or lower min_completeness",
+)
+UNSEEN = Kind(
+    "action that no point learns",
+    "warning",
+    "it lies between two feature steps: lower sampling.snippet_stride",
+)
+SHORT = Kind(
+    "action shorter than a feature step",
+    "warning",
+    "its boundaries cannot be told apart: lower sampling.snippet_stride",
+)
+NARROW = Kind(
+    "window shorter than ordinary actions",
+    "warning",
+    "raise sampling.window_size or snippet_stride",
+)
+PADDED = Kind(
+    "windows are mostly padding",
+    "warning",
+    "time and memory are spent on nothing: lower sampling.window_size",
+)
+RATES = Kind(
+    "unusual frame rate",
+    "warning",
+    "a feature step lasts much longer or shorter here: convert the video, or choose resize",
+)
+
+
+def actions(survey: Survey) -> Iterator[Finding]:
+    """Actions that are too long or too short to be learned, or to be told from a moment."""
+    for subset in subsets(survey.config):
+        for item in survey.items(subset):
+            steps = lengths(item, survey)
+            kinds: list[Kind | None] = [SHORT if length < 1 else None for length in steps]
+            if subset == survey.config.data.train_subset:
+                for place in np.flatnonzero(unseen(item, survey)):
+                    kinds[place] = UNSEEN
+                for place in np.flatnonzero(~complete(item, survey)):
+                    kinds[place] = INCOMPLETE
+            entries = survey.entries(item.name, len(item.truth))
+            for kind, truth, entry, length in zip(kinds, item.truth, entries, steps, strict=True):
+                if kind is not None:
+                    yield _of_action(kind, item.name, truth, entry, float(length))
+
+
+def _of_action(kind: Kind, video: str, truth: Segment, entry: int, steps: float) -> Finding:
+    label, start_s, end_s = truth
+    text = f"{video}: {label} [{start_s:g}, {end_s:g}] s, {steps:.2f} feature steps"
+    numbers = {"start_s": start_s, "end_s": end_s, "steps": steps}
+    return Finding(kind, text, video, entry, numbers)
+
+
+def lengths(item: Item, survey: Survey) -> NDArray[np.floating]:
+    """Return the lengths of a video's actions in feature steps, [G]."""
+    steps = _windows(item, survey)[0].to_steps(item.segments)
+    return steps[:, 1] - steps[:, 0]
+
+
+def complete(item: Item, survey: Survey) -> NDArray[np.bool_]:
+    """Return which of a video's actions some training window holds completely enough, [G]."""
+    sampling = survey.config.sampling
+    held = lengths(item, survey) <= sampling.window_size
+    last = _windows(item, survey)[-1]
+    for place in np.flatnonzero(~held):
+        # No window holds more of a long action than the one that begins with it.
+        begin = min(math.ceil(item.segments[place, 0] / last.step), int(last.start / last.step))
+        window = strided_window(item.frames, begin, sampling.window_size, sampling)
+        held[place] = place in truth_inside(window, item.segments, sampling.min_completeness)[1]
+    return held
+
+
+def unseen(item: Item, survey: Survey) -> NDArray[np.bool_]:
+    """Return which of a video's actions lie within a window, but no point learns, [G]."""
+    missed = np.zeros(len(item.segments), np.bool_)
+    windows = _windows(item, survey)
+    middles = np.array([w.to_frames(np.array(w.valid / 2)) for w in windows])
+    nearest = np.abs(item.segments.mean(1)[:, None] - middles).argmin(1)
+    head = survey.config.head
+    points = pyramid_points(survey.config.sampling.window_size, head.levels, torch.device("cpu"))
+    for number in np.unique(nearest):
+        mine = np.flatnonzero(nearest == number)
+        steps = windows[number].to_steps(item.segments[mine])
+        inside = (steps[:, 0] >= 0) & (steps[:, 1] <= windows[number].valid)
+        # Each alone: another that is shorter takes points, but then they learn that one.
+        alone = torch.from_numpy(steps[inside]).unsqueeze(1)
+        targets = assign(points, alone, torch.zeros(len(alone), 1, dtype=torch.long), 1)
+        missed[mine[inside]] = ~targets.classes.bool().any(-1).any(-1).numpy()
+    return missed
+
+
+def windows(survey: Survey) -> Iterator[Finding]:
+    """Windows that are too short for the actions or too long for the videos."""
+    sampling, items = survey.config.sampling, survey.items(survey.config.data.train_subset)
+    steps = np.concatenate([np.zeros(0), *(lengths(item, survey) for item in items)])
+    size = sampling.window_size
+    if len(steps) and np.percentile(steps, MOST) > size:
+        share = float((steps > size).mean())
+        text = f"sampling.window_size {size}: {share:.0%} of the training actions are longer"
+        yield Finding(NARROW, text, numbers={"window_size": size, "share": share})
+    valid = [_windows(item, survey)[0].valid for item in items]
+    if valid and (padding := 1 - float(np.mean(valid)) / size) > MOSTLY:
+        text = f"sampling.window_size {size}: {padding:.0%} of the training windows is padding"
+        yield Finding(PADDED, text, numbers={"window_size": size, "padding": padding})
+
+
+def frame_rates(survey: Survey) -> Iterator[Finding]:
+    """Videos in which a fixed stride means quite another time than in most."""
+    if survey.config.sampling.method == "resize" or not survey.files:
+        return
+    usual = median(file.index.fps for file in survey.files.values())
+    stride = survey.config.sampling.snippet_stride
+    for name, file in survey.files.items():
+        fps = file.index.fps
+        if not 1 / UNLIKE < fps / usual < UNLIKE:
+            text = (
+                f"{name}: {fps:.2f} frames/s, a feature step is {stride / fps:.3f} s; "
+                f"usually {usual:.2f} frames/s and {stride / usual:.3f} s"
+            )
+            numbers = {"fps": fps, "usual_fps": usual, "step_s": stride / fps}
+            yield Finding(RATES, text, name, numbers=numbers)
+
+
+def _windows(item: Item, survey: Survey) -> list[Window]:
+    return sliding_windows(item.frames, 0.5, survey.config.sampling)

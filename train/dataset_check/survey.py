@@ -1,0 +1,157 @@
+"""An experiment's whole data, looked at once and to the end, for those who judge it."""
+
+from collections import Counter
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+from tqdm import tqdm
+
+from evaluate.annotations import Annotations, Video, with_duration
+from extract.video.digest import video_digest
+from extract.video.header import announced_frames
+from extract.video.index import VideoError, VideoIndex
+from extract.video.probe import probe
+from train.config import Experiment
+from train.data.videos import Item, as_item, files_by_name, load_annotations, with_truth
+
+
+class Note(NamedTuple):
+    """What reading the annotations met: see `evaluate.annotations.Notice`."""
+
+    video: str
+    entry: int | None
+    problem: str | ValueError
+
+
+@dataclass(frozen=True)
+class File:
+    """A readable video file.
+
+    Args:
+        announced: frames that its header tells of.
+        item: with its truth; None where the two do not fit.
+    """
+
+    path: Path
+    index: VideoIndex
+    digest: str
+    announced: int
+    item: Item | None
+
+    @property
+    def frames(self) -> int:
+        """Frames that are there."""
+        return len(self.index.pts)
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What there is: annotations, what was wrong with them, and files.
+
+    Args:
+        folder: all video files by name, also those that no annotation names.
+        files: those of used videos that can be read, by name; `unreadable`: the others' causes.
+    """
+
+    config: Experiment
+    annotations: Annotations
+    notes: list[Note]
+    folder: dict[str, list[Path]]
+    files: dict[str, File]
+    unreadable: dict[str, VideoError]
+
+    @cached_property
+    def used(self) -> list[Video]:
+        """The videos of all subsets that the config names."""
+        return [v for v in self.annotations.videos.values() if v.subset in subsets(self.config)]
+
+    def notice(self, video: str, entry: int | None, problem: str | ValueError) -> None:
+        """Note a problem; see `evaluate.annotations.Notice`."""
+        self.notes.append(Note(video, entry, problem))
+
+    def entries(self, name: str, kept: int) -> list[int]:
+        """Return where the `kept` segments of a video stand in its whole list of annotations."""
+        gone = {n.entry for n in self.notes if n.video == name and _drops(n.problem)}
+        every = range(kept + len(gone - {None}))
+        return [entry for entry in every if entry not in gone]
+
+    def videos(self, subset: str | None) -> list[Video]:
+        """The videos of one subset; unlike `select` without a complaint if there are none."""
+        return [video for video in self.used if video.subset == subset]
+
+    def items(self, subset: str | None) -> list[Item]:
+        """The videos of a subset whose files can be read and fit their annotations."""
+        files = [self.files[v.name] for v in self.videos(subset) if v.name in self.files]
+        return [file.item for file in files if file.item is not None]
+
+
+def _drops(problem: str | ValueError) -> bool:
+    return isinstance(problem, ValueError) or problem.endswith("dropped")
+
+
+def subsets(config: Experiment) -> dict[str, str]:
+    """Return the subsets that an experiment names, each with the setting that does."""
+    data = config.data
+    named: dict[str, str] = {}
+    for setting in ("train_subset", "validation_subset", "test_subset"):
+        if (subset := getattr(data, setting)) is not None:
+            named.setdefault(subset, f"data.{setting}")
+    return named
+
+
+def survey(config: Experiment, timeout_s: float = 60.0) -> Survey:
+    """Read the annotations, and look at all videos of the subsets in use.
+
+    Args:
+        timeout_s: a decoder that shows no progress for so long hangs.
+
+    Raises:
+        ValueError: a file of the experiment or the folder of videos is absent, or an annotation
+            file cannot be read at all.
+    """
+    notes: list[Note] = []
+    annotations = load_annotations(config.data, lambda *note: notes.append(Note(*note)))
+    videos = Path(config.data.videos)
+    if not videos.is_dir():
+        raise ValueError(f"data.videos: there is no folder {videos}")
+    found = Survey(config, annotations, notes, files_by_name(videos), {}, {})
+    present = [video for video in found.used if video.name in found.folder]
+    paths = [found.folder[video.name][0] for video in present]
+    looked_at = zip(present, paths, probe(paths, timeout_s), strict=True)
+    for video, path, index in tqdm(looked_at, "headers", len(paths), delay=2, leave=False):
+        try:
+            found.files[video.name] = _file(video, path, index, found)
+        except VideoError as error:
+            found.unreadable[video.name] = error
+        except OSError as error:
+            cause = f"{path}: cannot be read as video: {error.strerror}"
+            found.unreadable[video.name] = VideoError(cause)
+    return found
+
+
+def _file(video: Video, path: Path, index: VideoIndex | VideoError, found: Survey) -> File:
+    """Return what there is to know of a file, with its truth; what does not fit is noted."""
+    item = as_item(path, index)
+    assert isinstance(index, VideoIndex)
+    digest, announced = video_digest(path), announced_frames(path, index)
+    if video.duration_s is None:
+        # Every segment that is far outside is noted, and then left out.
+        entries = found.entries(video.name, len(video.segments))
+
+        def notice(name: str, place: int | None, problem: str | ValueError) -> None:
+            found.notice(name, None if place is None else entries[place], problem)
+
+        video = with_duration(video, item.duration_s, Counter(), notice)
+    met, with_its_truth = Counter[str](), None
+    try:
+        classes = found.annotations.classes
+        with_its_truth = with_truth(item, video, found.config.data, classes, met)
+        problems: list[str | ValueError] = [*met]
+    except ValueError as error:
+        problems = [error]
+    if announced == item.frames:  # a file that was cut is too short for that reason
+        for problem in problems:
+            found.notice(video.name, None, problem)
+    return File(path, index, digest, announced, with_its_truth)

@@ -1,0 +1,66 @@
+"""Class scores over the time of one video, gathered from the windows as they are predicted."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from extract.sampling.reversal import reverse_segments
+from train.data.batch import Batch
+from train.data.videos import Item
+from train.detector.postprocess import Answer
+from train.modeling.actionformer import HeadOutput
+
+MOST_BINS = 2000  # more than a screen has columns; memory does not grow with the video
+
+
+@dataclass(frozen=True)
+class Curves:
+    """The highest score of every class in equally many frames each.
+
+    Args:
+        times_s: the bins' edges, [N + 1].
+        scores: in [0, 1], [K, N]; `add` raises them.
+        frames: of the video.
+    """
+
+    times_s: NDArray[np.floating]
+    scores: NDArray[np.float32]
+    frames: int = field(repr=False)
+
+    @classmethod
+    def of(cls, item: Item, step: float, classes: int) -> "Curves":
+        """Begin at 0, with bins of at least `step` frames, a feature step."""
+        bins = max(1, min(MOST_BINS, int(item.frames / step)))
+        edges = np.linspace(0, item.frames, bins + 1)
+        return cls(item.to_seconds(edges), np.zeros((classes, bins), np.float32), item.frames)
+
+    def add(self, answer: Answer, batch: Batch) -> None:
+        """Take in what one result says about a batch of windows, all of this video."""
+        bins = self.scores.shape[1]
+        for output, direction in answer:
+            for scores, window in zip(
+                step_scores(output).cpu().numpy(), batch.windows, strict=True
+            ):
+                steps = np.arange(window.valid)[:, None] + (-0.5, 0.5)
+                if direction == "reversed":
+                    steps = reverse_segments(steps, window.reflection)
+                places = np.floor(window.to_frames(steps) * bins / self.frames).astype(np.int64)
+                for place in places.clip(0, bins - 1).T:  # a step touches two bins at most
+                    np.maximum.at(self.scores.T, place, scores[:, : window.valid].T)
+
+
+def step_scores(output: HeadOutput) -> Tensor:
+    """Return every class's score at each feature step, [B, K, T] float32.
+
+    Of all levels the highest score at the point nearest to the step; 0 outside the video.
+    """
+    steps = torch.arange(output.masks[0].shape[-1], device=output.masks[0].device)
+    best = torch.zeros_like(output.logits[0], dtype=torch.float32)
+    for level, (logits, valid) in enumerate(zip(output.logits, output.masks, strict=True)):
+        nearest = ((steps + 2**level // 2) // 2**level).clamp(max=valid.shape[-1] - 1)
+        scores = logits.float().sigmoid().masked_fill(~valid.unsqueeze(1), 0.0)
+        best = torch.maximum(best, scores[..., nearest])
+    return best.masked_fill(~output.masks[0].unsqueeze(1), 0.0)

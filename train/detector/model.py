@@ -1,0 +1,323 @@
+"""Backbone and head as one detector; from a checkpoint to a model and to segments."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from evaluate.annotations import Detection
+from extract.backbone.backbone import Backbone, Cut
+from extract.backbone.imported import Imported
+from extract.backbone.tada_backbone import TAdaBackbone, load_tada_trunk
+from extract.backbone.videomae import VideoMAE
+from extract.checkpoints.strict import Coverage, load_strictly, load_trunk
+from extract.sampling.windows import Window, sliding_windows
+from extract.tada.tada2d import TAda2D
+from train.config import Experiment
+from train.data.batch import Batch
+from train.data.videos import Item, item_of
+from train.data.windows import EvaluationWindows, evaluation_loader
+from train.detector.curves import Curves
+from train.detector.postprocess import Answer, Answers, detections, predict
+from train.engine.checkpoint import Checkpoint, load_checkpoint
+from train.modeling.actionformer import ActionFormer, HeadOutput
+from train.modeling.fusion import FEATURE_METHODS, FeatureFusion, PredictionFusion
+
+Trunk = VideoMAE | TAda2D
+
+
+class Stream(nn.Module):
+    """One direction's network: a backbone and a head.
+
+    Args:
+        config: the experiment whose backbone and head to build.
+        classes: number of classes.
+        trunk: another stream's network, to be shared.
+    """
+
+    def __init__(self, config: Experiment, classes: int, trunk: Trunk | None = None) -> None:
+        super().__init__()
+        if config.backbone.mode == "imported":
+            self.backbone: Backbone = Imported(config.backbone)
+        elif config.backbone.network == "tada2d":
+            assert not isinstance(trunk, VideoMAE)
+            self.backbone = TAdaBackbone(config.backbone, trunk)
+        else:
+            assert not isinstance(trunk, TAda2D)
+            self.backbone = Backbone(config.backbone, trunk)
+        self.head = ActionFormer(self.backbone.width, classes, config.head)
+
+
+class Examined(NamedTuple):
+    """What a detector finds in one video.
+
+    Attributes:
+        detections: by the results' names (`Detector.answers`), best first.
+        curves: scores of the detector's own result over time, classes as in `Detector.classes`.
+    """
+
+    detections: dict[str, list[Detection]]
+    curves: Curves
+
+
+class Detector(nn.Module):
+    """A temporal action detector of one stream or two: pixels to raw predictions per pyramid point.
+
+    Args:
+        config: the experiment to build.
+        classes: names in the order of the logits.
+
+    Attributes:
+        streams: the networks, in the order of `config.directions`. A transformer that stays as it
+            is they share.
+        fusion: what makes one answer of two streams.
+        learned: how many outputs `forward` has.
+        answer: name of the result, among those of `answers`.
+        coverage: what became of the pretrained weights' tensors; None where there are none.
+    """
+
+    streams: Sequence[Stream]
+    fusion: PredictionFusion | FeatureFusion | None
+    coverage: Coverage | None = None
+
+    def __init__(self, config: Experiment, classes: tuple[str, ...]) -> None:
+        super().__init__()
+        self.config, self.classes = config, classes
+        streams = [Stream(config, len(classes))]
+        trunk = None if config.backbone.mode == "full" else streams[0].backbone.trunk
+        streams += [Stream(config, len(classes), trunk) for _ in config.directions[1:]]
+        self.streams = nn.ModuleList(streams)  # type: ignore[assignment]
+        self.fusion = None
+        method, width = config.fusion.method, streams[0].backbone.width
+        if method in FEATURE_METHODS:
+            self.fusion = FeatureFusion(config.fusion, width, len(classes), config.head)
+            self.start_fusion()
+            for stream in streams:  # nothing is learned from what their own heads say
+                stream.head.requires_grad_(False).learns = False
+        elif method not in ("none", "segments"):
+            size = config.sampling.window_size
+            points = [size // 2**level for level in range(config.head.levels)]
+            self.fusion = PredictionFusion(config.fusion, points, len(classes))
+        self.learned = 1 if method in FEATURE_METHODS else len(streams)
+        self.answer = "fused" if len(streams) > 1 else config.direction
+
+    @classmethod
+    def from_checkpoint(cls, path: str | Path) -> "Detector":
+        """Build the detector that a run left in a file."""
+        return cls.restore(load_checkpoint(path), path)
+
+    @classmethod
+    def restore(cls, checkpoint: Checkpoint, source: str | Path) -> "Detector":
+        """Build the detector that a run was evaluated with: its averaged weights, eval mode."""
+        detector = cls(checkpoint.config, checkpoint.classes)
+        load_strictly(detector, checkpoint.ema, source)
+        return detector.eval()
+
+    def load_pretrained(self) -> None:
+        """Load the trunk's pretrained weights that the config names, if any."""
+        source = self.config.backbone.weights
+        if source:
+            for trunk in {stream.backbone.trunk: None for stream in self.streams}:
+                load = load_tada_trunk if isinstance(trunk, TAda2D) else load_trunk
+                self.coverage = load(trunk, source)
+
+    def start_fusion(self) -> None:
+        """Let a fusion of features begin where the first stream's head is."""
+        if isinstance(self.fusion, FeatureFusion):
+            self.fusion.start_from(self.streams[0].head)
+
+    def forward(
+        self,
+        inputs: Sequence[Tensor],
+        mask: Tensor,
+        reflection: Tensor,
+        start: Cut | None = None,
+    ) -> tuple[HeadOutput, ...]:
+        """Predict what is learned from: output i in the time of stream i.
+
+        Args:
+            inputs: of every stream: uint8 frames [B, 3, F, H, W], or the activation at a cut.
+            mask: bool [B, T].
+            reflection: R of every window, [B].
+            start: the cut of the inputs; None for pixels.
+        """
+        features = self.features(inputs, start)
+        if isinstance(self.fusion, FeatureFusion):
+            return (self._joined(self.fusion, features, mask, reflection),)
+        outputs = self.outputs(features, mask)
+        if isinstance(self.fusion, PredictionFusion) and self.fusion.mix is not None:
+            fused: tuple[HeadOutput, ...] = self.fusion(*outputs, self.between(reflection))
+            return fused
+        return outputs
+
+    def features(self, inputs: Sequence[Tensor], start: Cut | None) -> tuple[Tensor, ...]:
+        """Return every stream's features [B, C, F/2] in its own time."""
+        return tuple(
+            stream.backbone(x, start) for stream, x in zip(self.streams, inputs, strict=True)
+        )
+
+    def answers(
+        self,
+        features: Sequence[Tensor],
+        mask: Tensor,
+        reflection: Tensor,
+        of_streams: bool = False,
+    ) -> Answers:
+        """Return by name whose predictions, together, are a result: the detector's own `answer`.
+
+        Args:
+            of_streams: the single streams' results, too, by `names`.
+        """
+        answers: Answers = {}
+        if isinstance(self.fusion, FeatureFusion):
+            fused = self._joined(self.fusion, features, mask, reflection)
+            answers[self.answer] = ((fused, self.config.direction),)
+            if not (of_streams and self.names):
+                return answers
+        outputs = self.outputs(features, mask)
+        alone: Answer = tuple(zip(outputs, self.config.directions, strict=True))
+        if isinstance(self.fusion, PredictionFusion):
+            first, second = outputs
+            fused = self.fusion.fuse(first, second, self.between(reflection), 0)
+            answers[self.answer] = ((fused, self.config.direction),)
+        elif self.fusion is None:
+            answers[self.answer] = alone
+        if of_streams:
+            answers |= {name: (one,) for name, one in zip(self.names, alone, strict=True)}
+        return answers
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What the results of the streams alone are called.
+
+        There are none where adapters learn for a fusion of features: heads of the streams' own know
+        nothing of it.
+        """
+        directions = self.config.directions
+        if isinstance(self.fusion, FeatureFusion) and self.config.backbone.learns:
+            return ()
+        return directions if len(set(directions)) == len(directions) else ("first", "second")
+
+    def outputs(self, features: Sequence[Tensor], mask: Tensor) -> tuple[HeadOutput, ...]:
+        """Return what every stream predicts by itself, in its own time."""
+        return tuple(
+            stream.head(_per_step(x, mask), mask)
+            for stream, x in zip(self.streams, features, strict=True)
+        )
+
+    def _joined(
+        self, fusion: FeatureFusion, features: Sequence[Tensor], mask: Tensor, reflection: Tensor
+    ) -> HeadOutput:
+        first, second = (_per_step(x, mask) for x in features)
+        fused: HeadOutput = fusion(first, second, mask, self.between(reflection))
+        return fused
+
+    def between(self, reflection: Tensor) -> Tensor | None:
+        """Return R where the streams run in opposite directions."""
+        return reflection if len(set(self.config.directions)) > 1 else None
+
+    def run(self, batch: Batch, of_streams: bool = False) -> Answers:
+        """Predict for a batch, whatever its inputs are; see `answers`."""
+        features = self.features(batch.inputs, batch.start)
+        return self.answers(features, batch.mask, batch.reflection, of_streams)
+
+    def detect(self, path: str | Path) -> list[Detection]:
+        """Find the actions in one video file, best first, times in seconds.
+
+        Raises:
+            VideoError: the file cannot be read.
+        """
+        return self.examine(item_of(path)).detections[self.answer]
+
+    def examine(
+        self,
+        item: Item,
+        of_streams: bool = False,
+        workers: int = 0,
+        done: Callable[[int], None] = lambda windows: None,
+    ) -> Examined:
+        """Find the actions in one video, and the scores behind them, in one pass.
+
+        Windows are decoded, predicted and forgotten one batch after another: what stays of each is
+        its strongest points (20 bytes each, at most `evaluation.max_per_window`).
+
+        Args:
+            of_streams: the single streams' results, too, by `names`.
+            workers: decoding processes; 0 decodes in this one.
+            done: is told how many windows were finished, batch by batch.
+
+        Raises:
+            VideoError: the file cannot be read.
+            ValueError: the detector does not read pixels.
+        """
+        if self.config.backbone.mode == "imported":
+            raise ValueError(
+                f"this detector reads features ({self.config.backbone.imported}), not videos; "
+                "evaluate/run.py --cache scores it on features that were imported"
+            )
+        # There is nothing else to go on with if this one is bad.
+        config = replace(self.config, data=replace(self.config.data, bad_videos="stop"))
+        windows = EvaluationWindows([item], config.sampling.test_overlap, config)
+        curves = Curves.of(item, self.windows(item)[0].step, len(self.classes))
+
+        def run(batch: Batch) -> Answers:
+            answers = self.run(batch, of_streams)
+            curves.add(answers[self.answer], batch)
+            return answers
+
+        loader = evaluation_loader(windows, config, workers)
+        device = next(self.parameters()).device
+        found = predict(run, _told(loader, done), config.evaluation, device)
+        return Examined(
+            {
+                name: detections(videos[item.name], item, self.classes, config.evaluation)
+                for name, videos in found.items()
+            },
+            curves,
+        )
+
+    def windows(self, item: Item) -> list[Window]:
+        """Return the windows of a video that `examine` runs over."""
+        sampling = self.config.sampling
+        return sliding_windows(item.frames, sampling.test_overlap, sampling)
+
+    @torch.no_grad()
+    def parameter_counts(self) -> dict[str, int]:
+        """Return how many weights the parts have and how many of all learn."""
+        parts: dict[str, list[nn.Module]] = {
+            "trunk": list({stream.backbone.trunk for stream in self.streams}),
+            "adapters": [
+                part
+                for stream in self.streams
+                for part in (
+                    stream.backbone.adapters,
+                    stream.backbone.second,
+                    stream.backbone.ladder,
+                )
+            ],
+            "heads": [stream.head for stream in self.streams],
+            "fusion": [] if self.fusion is None else [self.fusion],
+        }
+        counts = {
+            name: sum(p.numel() for module in modules for p in module.parameters())
+            for name, modules in parts.items()
+        }
+        learning = sum(p.numel() for p in self.parameters() if p.requires_grad)
+        return counts | {"learning": learning}
+
+
+def _told(batches: Iterable[Batch], done: Callable[[int], None]) -> Iterator[Batch]:
+    """Pass batches through; tell of each that it is finished."""
+    for batch in batches:
+        yield batch
+        done(len(batch.videos))
+
+
+def _per_step(features: Tensor, mask: Tensor) -> Tensor:
+    """Stretch features [B, C, F/2] to one per feature step of mask [B, T]."""
+    # F/2 tubelets become T feature steps, whatever the number of samples per step.
+    return F.interpolate(features, size=mask.shape[1], mode="linear", align_corners=False)

@@ -1,0 +1,99 @@
+"""From raw predictions of windows to the detections of whole videos."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from evaluate.annotations import Detection
+from evaluate.nms import suppress
+from extract.sampling.reversal import reverse_segments
+from extract.sampling.windows import Direction, Window
+from train.config import EvaluationConfig
+from train.data.batch import Batch
+from train.data.videos import Item
+from train.modeling.actionformer import HeadOutput
+from train.modeling.points import decode, pyramid_points
+
+Answer = tuple[tuple[HeadOutput, Direction], ...]
+"""Raw predictions that make up one result together, each in the time of its direction."""
+
+Answers = dict[str, Answer]
+Model = Callable[[Batch], Answers]
+
+
+class Candidates(NamedTuple):
+    """Scored segments of one window or video: [N, 2] (unit: see the maker), [N], [N]."""
+
+    segments: NDArray[np.float32]
+    scores: NDArray[np.float32]
+    labels: NDArray[np.int64]
+
+
+def strongest(output: HeadOutput, config: EvaluationConfig) -> list[Candidates]:
+    """Return per window the best-scored segments, in feature steps of the window's direction."""
+    logits, distances, valid = output.flat()
+    scores = logits.float().sigmoid().masked_fill(~valid.unsqueeze(-1), 0.0)
+    points = pyramid_points(output.masks[0].shape[-1], len(output.masks), logits.device)
+    segments = decode(points, distances)
+    count = min(config.max_per_window, scores[0].numel())
+    best, where = scores.flatten(1).topk(count)
+    point, label = where // scores.shape[-1], where % scores.shape[-1]
+    chosen = segments.gather(1, point.unsqueeze(-1).expand(-1, -1, 2))
+    # Fused boundaries may have passed each other.
+    kept = (best > config.min_score) & (chosen[..., 0] <= chosen[..., 1])
+    return [
+        Candidates(*(part[choice].numpy() for part in parts))
+        for *parts, choice in zip(chosen.cpu(), best.cpu(), label.cpu(), kept.cpu(), strict=True)
+    ]
+
+
+def predict(
+    model: Model, batches: Iterable[Batch], config: EvaluationConfig, device: torch.device
+) -> dict[str, dict[str, list[Candidates]]]:
+    """Run all windows; return per answer and video its windows' candidates, in forward frames.
+
+    Samples with a problem are left out; `Batch.problems` says which.
+    """
+    found: dict[str, dict[str, list[Candidates]]] = defaultdict(lambda: defaultdict(list))
+    for batch in batches:
+        batch = batch.to(device)
+        with torch.inference_mode():
+            answers = {
+                name: [(strongest(output, config), direction) for output, direction in answer]
+                for name, answer in model(batch).items()
+            }
+        for name, parts in answers.items():
+            for windows, direction in parts:
+                for row, candidates in enumerate(windows):
+                    if row not in batch.problems:
+                        forward = _forward_frames(candidates, batch.windows[row], direction)
+                        found[name][batch.videos[row]].append(forward)
+    return found
+
+
+def _forward_frames(found: Candidates, window: Window, direction: Direction) -> Candidates:
+    segments = found.segments
+    if direction == "reversed":
+        segments = reverse_segments(segments, window.reflection)
+    return found._replace(segments=window.to_frames(segments).astype(np.float32))
+
+
+def detections(
+    windows: Sequence[Candidates], item: Item, classes: Sequence[str], config: EvaluationConfig
+) -> list[Detection]:
+    """Join the windows of one video and let overlapping segments give way to the best."""
+    joined = Candidates(*(np.concatenate(parts) for parts in zip(*windows, strict=True)))
+    seconds = item.to_seconds(joined.segments).astype(np.float32)
+    try:
+        segments, scores, labels = suppress(seconds, joined.scores, joined.labels, config.nms)
+    except ValueError as error:
+        raise ValueError(f"video {item.name}: {error}") from error
+    return [
+        Detection(classes[label], float(start), float(end), float(score))
+        for (start, end), score, label in zip(segments, scores, labels, strict=True)
+        if end > start  # an empty segment overlaps nothing
+    ]

@@ -1,0 +1,302 @@
+"""What a run starts from: streams of checkpoints, or the pretrained transformer; their settings."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from accelerate.utils import set_seed
+from torch import Tensor
+
+from configs.loader import dump, load, parse
+from evaluate.datasets.classes import read_classes
+from extract.checkpoints.layouts import Network, counted, read_networks
+from extract.checkpoints.strict import load_strictly, refuse_other_size
+from train.config import Experiment
+from train.data.videos import ACTION
+from train.detector.model import Detector
+from train.engine.checkpoint import (
+    Checkpoint,
+    differences,
+    format_of,
+    is_checkpoint,
+    load_checkpoint,
+    refuse_other_kind,
+)
+
+Source = tuple[str, Checkpoint]
+"""A checkpoint and its file."""
+
+TRUNK = "backbone.trunk."
+SEEN = (  # settings that give other numbers, or other meanings, with the same weights
+    *("sampling.window_size", "sampling.scale_factor", "sampling.snippet_stride"),
+    *("sampling.method", "pixels.size", "backbone.mean", "backbone.std", "backbone.mode"),
+    *(
+        "backbone.trunk.",
+        "backbone.network",
+        "backbone.tada.",
+        "head.heads",
+        "head.attention_window",
+    ),
+)
+
+
+def new_detector(
+    config: Experiment, classes: tuple[str, ...], sources: Sequence[Source] = ()
+) -> Detector:
+    """Return a detector whose streams are from checkpoints, or as pretrained.
+
+    A detector of one stream takes the backbone and has a new head; one of two takes both streams
+    whole, and its fusion is new. Without checkpoints the same seed gives the same adapters, which
+    the cache can tell.
+
+    Raises:
+        ValueError: the weights do not fit, or there are not as many streams as directions.
+    """
+    set_seed(config.training.seed)
+    detector = Detector(config, classes)
+    if not sources:
+        detector.load_pretrained()
+        return detector
+    given = [(path, tensors) for path, saved in sources for tensors in _streams(saved)]
+    if len(given) != len(detector.streams):
+        raise ValueError(
+            f"--checkpoint: {len(given)} streams are given, but fusion.method "
+            f"{config.fusion.method} needs {len(detector.streams)}; give one checkpoint for each "
+            "stream, or set --fusion.method"
+        )
+    single = len(given) == 1
+    if not single:
+        _refuse_strangers(config, classes, sources)
+    for stream, (path, tensors) in zip(detector.streams, given, strict=True):
+        own = stream.state_dict()
+        # Second adapters begin where the checkpoint has none.
+        tensors |= {n: t for n, t in own.items() if ".second." in n and n not in tensors}
+        trunk = {n: t for n, t in tensors.items() if n.startswith(TRUNK)}
+        if stream is not detector.streams[0] and config.backbone.mode != "full":
+            _refuse_other_trunk(own, trunk, path)
+        if single:
+            tensors = {n: t for n, t in tensors.items() if n.startswith("backbone.")}
+            tensors |= {n: t for n, t in own.items() if n.startswith("head.")}
+        load_strictly(stream, tensors, path)
+    detector.start_fusion()
+    return detector
+
+
+def _refuse_strangers(
+    config: Experiment, classes: tuple[str, ...], sources: Sequence[Source]
+) -> None:
+    """Raise ValueError unless checkpoints' streams see and predict what the experiment's do."""
+    directions = [direction for _, saved in sources for direction in saved.config.directions]
+    if tuple(directions) != config.directions:
+        raise ValueError(
+            f"the checkpoints' streams are {' and '.join(directions)}, but the experiment's are "
+            f"{' and '.join(config.directions)}; name them in this order, or set --direction and "
+            "--fusion.partner"
+        )
+    for path, saved in sources:
+        _refuse_other_classes(path, saved, classes)
+        lines = [line for line in differences(saved.config, config) if line.startswith(SEEN)]
+        if lines:
+            raise ValueError(f"{path} was trained on other settings: {'; '.join(lines)}")
+
+
+def _streams(saved: Checkpoint) -> list[dict[str, Tensor]]:
+    """Return the averaged weights of every stream of a checkpoint."""
+    return [
+        {
+            name.removeprefix(f"streams.{number}."): tensor
+            for name, tensor in saved.ema.items()
+            if name.startswith(f"streams.{number}.")
+        }
+        for number, _ in enumerate(saved.config.directions)
+    ]
+
+
+def _refuse_other_trunk(ours: dict[str, Tensor], theirs: dict[str, Tensor], path: str) -> None:
+    """Raise ValueError unless a second stream's transformer is the one that both are to share."""
+    if any(n in ours and not torch.equal(ours[n].cpu(), t.cpu()) for n, t in theirs.items()):
+        raise ValueError(
+            f"{path} has another transformer than the first stream's checkpoint; streams share "
+            "one, unless backbone.mode is full"
+        )
+
+
+def one_experiment(
+    file: str | None, sources: Sequence[Source], overrides: Sequence[str]
+) -> Experiment:
+    """Return what a run on checkpoints' streams is: the first one's experiment, the file over it.
+
+    Where checkpoints have no settings of their own, the file is the experiment that they come from.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    if not sources:
+        assert file is not None
+        return load(Experiment, file, overrides)
+    path, first = sources[0]
+    if file is not None and not all(is_checkpoint(path) for path, _ in sources):
+        first, file = first._replace(config=load(Experiment, file, overrides)), None
+    for _, saved in sources[1:]:
+        fusion = replace(first.config.fusion, partner=saved.config.direction)
+        first = first._replace(config=replace(first.config, fusion=fusion))
+    if sum(len(saved.config.directions) for _, saved in sources) > 1:
+        # What was trained already stays as it is, unless the file or the overrides say otherwise.
+        head = replace(first.config.head, learns=False)
+        depth = first.config.backbone.depth
+        backbone = replace(first.config.backbone, trainable_from_block=depth)
+        first = first._replace(config=replace(first.config, head=head, backbone=backbone))
+    return config_of(file, first, path, overrides)
+
+
+def read_sources(paths: Sequence[str], file: str | None, overrides: Sequence[str]) -> list[Source]:
+    """Read checkpoints, other people's as the streams of the experiment in their order."""
+    return [(path, read_source(path, file, overrides, number)) for number, path in enumerate(paths)]
+
+
+def read_source(
+    path: str | Path, file: str | None, overrides: Sequence[str] = (), number: int = 0
+) -> Checkpoint:
+    """Read a checkpoint of this project or of another one.
+
+    Args:
+        file: YAML file of the whole experiment that other people's detectors come from.
+        overrides: of its settings.
+        number: which of that experiment's streams theirs is.
+
+    Raises:
+        ValueError: it cannot be read, or does not fit the experiment.
+    """
+    if is_checkpoint(path) or not Path(path).exists():
+        return load_checkpoint(path)
+    refuse_other_kind(path, format_of(path))
+    networks = read_networks(path)
+    if file is None:
+        raise ValueError(
+            f"{path} has the layout '{networks[0].layout}', which brings no settings: add --config "
+            "with the whole experiment that it comes from"
+        )
+    return adopt(networks[0], load(Experiment, file, overrides), path, number)
+
+
+def adopt(network: Network, config: Experiment, path: str | Path, number: int = 0) -> Checkpoint:
+    """Return another project's detector as a checkpoint of one stream.
+
+    Args:
+        config: the experiment that it comes from; `number`: which of its streams it is.
+
+    Raises:
+        ValueError: it is no detector, or not that experiment's.
+    """
+    directions = config.directions
+    if number >= len(directions):
+        raise ValueError(
+            f"{path} would be stream {number + 1}, but with fusion.method {config.fusion.method} "
+            f"there are {len(directions)}; set --fusion.method"
+        )
+    if not network.head:
+        raise ValueError(
+            f"{path} ({network.layout}) is no detector: it has a transformer, but no head; name it "
+            "as backbone.weights instead"
+        )
+    refuse_other_size(network, config.backbone.trunk, path)
+    mode = config.backbone.mode if config.backbone.mode in ("adapter", "side") else "none"
+    if network.mode != mode:
+        raise ValueError(
+            f"{path} is of mode {network.mode} ({_where(network)}), but backbone.mode is "
+            f"{config.backbone.mode}; set it to {_modes(network)}"
+        )
+    tensors = {f"backbone.{name}": tensor for name, tensor in network.backbone.items()}
+    tensors |= {f"head.{name}": tensor for name, tensor in network.head.items()}
+    weights = {f"streams.0.{name}": tensor.float() for name, tensor in tensors.items()}
+    alone = replace(
+        config, direction=directions[number], fusion=replace(config.fusion, method="none")
+    )
+    return Checkpoint(alone, _classes(network, config, path), weights, weights, training={})
+
+
+def _where(network: Network) -> str:
+    blocks = network.adapted
+    return f"adapters at blocks {blocks[0]} to {blocks[-1]}" if blocks else "no adapters"
+
+
+def _modes(network: Network) -> str:
+    return "frozen or full" if network.mode == "none" else network.mode
+
+
+def _classes(network: Network, config: Experiment, path: str | Path) -> tuple[str, ...]:
+    """Return the names of a detector's classes: its own, or those of the list it was trained with.
+
+    Raises:
+        ValueError: there is no list, or one of another length.
+    """
+    if network.classes is not None:
+        return network.classes
+    if config.data.class_agnostic and network.outputs == 1:
+        return (ACTION,)
+    file = config.data.classes
+    if file is None:
+        raise ValueError(
+            f"{path} does not name its {network.outputs} classes: set data.classes to the "
+            "category_idx.txt that it was trained with"
+        )
+    if not Path(file).is_file():
+        raise ValueError(f"data.classes: there is no file {file}")
+    classes = read_classes(Path(file)).names
+    if len(classes) != network.outputs:
+        raise ValueError(
+            f"{path} tells apart {counted(network.outputs or 0)}, but {file} names "
+            f"{len(classes)}: set data.classes to the category_idx.txt that it was trained with"
+        )
+    return classes
+
+
+def init_from(detector: Detector, path: str | Path) -> None:
+    """Start from another run's averaged weights, backbone and head.
+
+    Raises:
+        ValueError: they do not fit, or the classes are others.
+    """
+    if is_checkpoint(path):
+        other = load_checkpoint(path)
+    else:
+        other = adopt(read_networks(path)[0], detector.config, path)
+    _refuse_other_classes(path, other, detector.classes)
+    if other.config.backbone.mode == "imported":
+        _warm_heads(detector, other, path)
+        return
+    load_strictly(detector, other.ema, path)
+    detector.coverage = None  # nothing is left of what was loaded before
+
+
+def _warm_heads(detector: Detector, other: Checkpoint, path: str | Path) -> None:
+    """Take the head that was trained on imported features; the backbone stays as pretrained."""
+    head = {
+        name.removeprefix("streams.0.head."): tensor
+        for name, tensor in other.ema.items()
+        if name.startswith("streams.0.head.")
+    }
+    for stream in detector.streams:
+        load_strictly(stream.head, head, path)
+
+
+def config_of(
+    file: str | None, saved: Checkpoint | None, source: str, overrides: Sequence[str]
+) -> Experiment:
+    """Return the experiment of the checkpoint `source`, with that of a YAML file laid over it.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    if file is not None:
+        return load(Experiment, file, overrides, saved and saved.config)
+    assert saved is not None
+    return parse(Experiment, dump(saved.config), overrides, source)
+
+
+def _refuse_other_classes(path: str | Path, saved: Checkpoint, classes: tuple[str, ...]) -> None:
+    if saved.classes != classes:
+        raise ValueError(
+            f"{path} knows {', '.join(saved.classes)}, but the data have {', '.join(classes)}"
+        )

@@ -1,0 +1,194 @@
+"""What a training run does when it trains a detector: its losses, its validation, its cache."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from cache.errors import StoreError
+from evaluate.mean_ap import MeanAP
+from extract.activations.activations import Activations, Counts
+from extract.sampling.frame_cache import FrameCache
+from train.data.batch import Batch, Sample
+from train.data.cached import Streams, window_span
+from train.data.videos import Item, skipped_warning
+from train.data.windows import EpochSampler, TrainingWindows, training_loader
+from train.detector.evaluation import Keep, detect_all, score, window_loader
+from train.detector.model import Detector
+from train.engine.optim import build_optimizer
+from train.modeling.losses import PositivesAverage, detection_losses, positive_points
+from train.modeling.points import Targets, assign_batch, pyramid_mask, pyramid_points
+
+
+class Weighed(NamedTuple):
+    """A micro-batch on the device, what each output should be, and what its losses count.
+
+    Attributes:
+        weight: of the losses of every output [outputs], the same in all micro-batches of an update.
+    """
+
+    batch: Batch
+    targets: list[Targets]
+    weight: Tensor
+
+
+class Detection:
+    """The task of a detector; `train.engine.loop.Task` says what its members are for.
+
+    Args:
+        detector: as built and initialised.
+        training, validation: videos; validation None trains without looking.
+        cached: stored activations of every stream to train on and validate with; None decodes
+            videos.
+        activations: where validation leaves every stream's features; none to keep none.
+        kept: where the videos' small frames are kept for the next epochs.
+    """
+
+    losses = ("classification", "regression")
+    measure = "mAP"
+
+    def __init__(
+        self,
+        detector: Detector,
+        training: list[Item],
+        validation: list[Item] | None,
+        accelerator: Accelerator,
+        cached: Streams | None = None,
+        activations: Sequence[Activations] = (),
+        kept: FrameCache | None = None,
+    ) -> None:
+        self.config = config = detector.config
+        self.model, self.classes = detector, detector.classes
+        self.accelerator, self.validation = accelerator, validation
+        self.activations, self.counts, self.total = activations, Counts(), Counts()
+        self.counting = cached is not None or bool(activations)
+        self.levels = config.head.levels
+        self.dataset = TrainingWindows(training, config, cached, kept)
+        self.videos = [item.name for item in self.dataset.items]
+        if validation is not None:
+            # Kept: starting decoding workers anew would cost every validation some seconds.
+            overlap = config.sampling.validation_overlap
+            self.windows = window_loader(validation, overlap, config, accelerator, cached, kept)
+        self.normaliser = PositivesAverage(detector.learned, config.training.positives)
+        self.normaliser.to(accelerator.device)
+        self.optimizer = build_optimizer(detector, config.training)
+
+    @property
+    def validates(self) -> bool:
+        return self.validation is not None
+
+    @property
+    def clipped(self) -> Sequence[nn.Module]:
+        parts = (*self.model.streams, self.model.fusion)
+        return [part for part in parts if part is not None]
+
+    def loader(self, sampler: EpochSampler) -> "DataLoader[Sample]":
+        return training_loader(self.dataset, sampler, self.config)
+
+    def prepare(self, batches: Sequence[Batch]) -> list[Weighed]:
+        accelerator = self.accelerator
+        batches = [batch.to(accelerator.device) for batch in batches]
+        targets = [self.targets(batch) for batch in batches]
+        # Known before the network runs, so that all micro-batches divide by the same number.
+        positives = sum(
+            torch.stack([positive_points(t, pyramid_mask(b.mask, self.levels)).sum() for t in of])
+            for of, b in zip(targets, batches, strict=True)
+        )
+        assert isinstance(positives, Tensor)
+        self.normaliser.update(accelerator.reduce(positives.float(), "sum"))
+        # Gradients are averaged over processes, but positives were summed: undo the average.
+        weight = accelerator.num_processes / self.normaliser.value
+        return [Weighed(b, t, weight) for b, t in zip(batches, targets, strict=True)]
+
+    def loss(self, network: nn.Module, weighed: Weighed) -> Tensor:
+        batch, targets, weight = weighed
+        with self.accelerator.autocast():
+            outputs = network(batch.inputs, batch.mask, batch.reflection, batch.start)
+        pairs = zip(outputs, targets, strict=True)
+        of = self.config.training.label_smoothing, self.config.training.boundary_weight
+        each = torch.stack([torch.stack(detection_losses(o, t, *of)) for o, t in pairs])
+        return (each * weight[:, None]).sum(0)
+
+    def targets(self, batch: Batch) -> list[Targets]:
+        """Return what each output should be."""
+        points = pyramid_points(batch.mask.shape[1], self.levels, batch.mask.device)
+        return [
+            assign_batch(points, segments, batch.labels, len(self.classes))
+            for segments in batch.segments[: self.model.learned]
+        ]
+
+    def validate(self) -> tuple[MeanAP, int]:
+        assert self.validation is not None
+        found, skipped = detect_all(
+            self.model, self.validation, self.windows, self.accelerator, "validation", self._keep()
+        )
+        with self._by_the_way():
+            for activations in self.activations:
+                activations.flush()
+        if skipped and self.accelerator.is_main_process:
+            tqdm.write(skipped_warning(skipped, len(self.validation)))
+        return score(self.validation, found[self.model.answer], self.model), len(skipped)
+
+    def saw(self, batch: Batch) -> None:
+        if batch.start is None:
+            self.counts.full += len(batch.videos)
+        else:
+            self.counts.hits += len(batch.videos)
+
+    def tell(self, when: str) -> None:
+        if not self.counting:
+            return
+        of = self.counts
+        mine = torch.tensor([of.hits, of.partial, of.full], device=self.accelerator.device)
+        total = self.total
+        total.hits, total.partial, total.full = self.accelerator.reduce(mine, "sum").tolist()
+        if self.accelerator.is_main_process:
+            tqdm.write(f"{when}: activations: {self.total}")
+
+    def close(self) -> None:
+        with self._by_the_way():
+            for activations in self.activations:
+                activations.close()
+
+    def state(self) -> dict[str, Any]:
+        return {"normaliser": self.normaliser.state_dict()}
+
+    def load(self, state: dict[str, Any]) -> None:
+        self.normaliser.load_state_dict(state["normaliser"])
+
+    def _keep(self) -> Keep:
+        """Return what counts validated windows and puts their features into the cache."""
+        assert self.validation is not None
+        items = {item.name: item for item in self.validation}
+        # Of the averaged weights, which are in place and do not move meanwhile.
+        places = [activations.places()["features"] for activations in self.activations]
+
+        def keep(batch: Batch, features: Sequence[Tensor]) -> None:
+            self.saw(batch)
+            rows = enumerate(zip(batch.videos, batch.windows, strict=True))
+            for row, (video, window) in rows:
+                if not self.activations or row in batch.problems:
+                    continue
+                with self._by_the_way():
+                    for activations, place, direction, of_all in zip(
+                        self.activations, places, self.config.directions, features, strict=True
+                    ):
+                        span = window_span(items[video], window, direction)
+                        if not place.has(span):
+                            activations.put(place, span, of_all[row].mT)
+
+        return keep
+
+    @contextmanager
+    def _by_the_way(self) -> Iterator[None]:
+        """Give the cache up, not the run, if it cannot be written."""
+        try:
+            yield
+        except (OSError, StoreError) as error:
+            self.activations = ()
+            tqdm.write(f"warning: {error}; training goes on without the cache")

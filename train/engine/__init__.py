@@ -1,0 +1,1 @@
+"""The training run, whatever it trains: session, loop, optimizer, checkpoints, logs."""

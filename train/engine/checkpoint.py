@@ -1,0 +1,164 @@
+"""Checkpoints: one file a run can go on from and a detector can be built from."""
+
+import os
+import zipfile
+from pathlib import Path
+from typing import Any, Generic, NamedTuple
+
+import torch
+from torch import Tensor
+from typing_extensions import TypeVar
+
+from configs.atomic import written_aside
+from configs.loader import dump, flatten, parse
+from train.config import Experiment
+from train.recognition.config import Recognition
+
+FORMAT = "palindrome-2"
+RECOGNISER_FORMAT = "palindrome-recogniser-1"
+FREE_TO_CHANGE = {  # settings that decide where, how long and how closely watched, not what
+    "out",
+    "cache.url",
+    "cache.blocks",
+    "cache.flush_s",
+    "data.bad_videos",
+    "data.frame_cache",
+    "data.frame_cache_gb",
+    "training.stop_epoch",
+    "training.validate_every",
+    "training.validate_from",
+    "training.workers",
+    "evaluation.batch_size",
+}
+
+
+C = TypeVar("C", default=Experiment)
+
+
+class Checkpoint(NamedTuple, Generic[C]):
+    """What a run leaves behind.
+
+    Attributes:
+        config: the resolved experiment; `classes`: names in the order of the logits.
+        model, ema: tensors of the detector as trained and as averaged.
+        training: state that only resuming needs (optimizer, epoch, …); empty in `best`.
+    """
+
+    config: C
+    classes: tuple[str, ...]
+    model: dict[str, Tensor]
+    ema: dict[str, Tensor]
+    training: dict[str, Any]
+
+
+def save_checkpoint(path: Path, content: Checkpoint[Any]) -> None:
+    """Write a file that appears whole or not at all.
+
+    Raises:
+        OSError: it could not be written; the previous file is as it was.
+    """
+    fields = content._asdict() | {
+        "config": dump(content.config),
+        "format": _format(type(content.config)),
+    }
+    with written_aside(path) as aside, aside.open("wb") as file:
+        try:
+            # Tensors that the average shares with the model (the frozen trunk) are stored once.
+            torch.save(fields, file)
+        except RuntimeError as error:
+            # torch's complaint about its unfinished archive hides the failed write behind it.
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def differences(saved: Any, config: Any) -> list[str]:
+    """Return which settings that shape a run differ, in words."""
+    ours, theirs = flatten(config), flatten(saved)
+    return [
+        f"{name} was {theirs[name]}, is {ours[name]}"
+        for name in ours
+        if ours[name] != theirs[name] and name not in FREE_TO_CHANGE
+    ]
+
+
+def refuse_other_run(
+    path: Path, saved: Checkpoint[Any], config: Any, classes: tuple[str, ...], processes: int
+) -> None:
+    """Stop with a list of differences unless `saved` can be gone on from with these settings.
+
+    Raises:
+        ValueError: settings that shape the run, the classes or the number of processes differ.
+    """
+    if not saved.training:
+        raise ValueError(f"{path} has weights but no training state (a best.pt?); it cannot resume")
+    lines = differences(saved.config, config)
+    if saved.classes != classes:
+        lines.append(f"classes were {', '.join(saved.classes)}, are {', '.join(classes)}")
+    if saved.training["processes"] != processes:
+        lines.append(f"processes were {saved.training['processes']}, are {processes}")
+    if lines:
+        raise ValueError(
+            f"{path} belongs to another run: {'; '.join(lines)}. Resume with the settings in its "
+            "config.yaml, or start anew in another `out`"
+        )
+
+
+def is_checkpoint(path: str | Path) -> bool:
+    """Say whether a file is a detector's checkpoint, without reading its tensors."""
+    return format_of(path) == FORMAT
+
+
+def format_of(path: str | Path) -> object:
+    """Return which of this project's formats a checkpoint has, without reading its tensors."""
+    try:
+        fields = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception:
+        return None  # whoever loads it in earnest says why
+    return fields.get("format") if isinstance(fields, dict) else None
+
+
+def refuse_other_kind(path: str | Path, found: object) -> None:
+    """Raise ValueError if a file's format is one of ours, which then is not the wanted one."""
+    if found == FORMAT:
+        raise ValueError(f"{path} is a detector's checkpoint; evaluate/run.py is for those")
+    if found == RECOGNISER_FORMAT:
+        raise ValueError(
+            f"{path} is an action recogniser's checkpoint; evaluate/recognise.py is for those"
+        )
+
+
+def _format(kind: type) -> str:
+    return RECOGNISER_FORMAT if issubclass(kind, Recognition) else FORMAT
+
+
+def load_checkpoint(path: str | Path, kind: type[C] = Experiment) -> Checkpoint[C]:  # type: ignore[assignment]
+    """Read a checkpoint of this project; pickled code is never run.
+
+    Args:
+        kind: of experiment that it is to be of.
+
+    Raises:
+        ValueError: the file is missing, damaged or of another program.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"no checkpoint at {path}; train/e2e.py writes last.pt into its `out`")
+    try:
+        fields = torch.load(path, map_location="cpu", weights_only=True)
+        damaged = zipfile.ZipFile(path).testzip()  # torch itself checks no sums
+    except Exception as error:
+        raise ValueError(f"{path} is damaged or no checkpoint ({type(error).__name__})") from error
+    if damaged:
+        raise ValueError(f"{path} is damaged: its part {damaged} has a wrong checksum")
+    wanted, found = _format(kind), fields.get("format") if isinstance(fields, dict) else None
+    if found != wanted:
+        refuse_other_kind(path, found)
+        raise ValueError(f"{path} is not a checkpoint of this project (format {wanted})")
+    del fields["format"]
+    if fields.keys() != set(Checkpoint._fields) or not isinstance(fields["config"], str):
+        raise ValueError(f"{path} is of another version: its fields are {', '.join(fields)}")
+    config = parse(kind, fields.pop("config"), source=str(path))
+    return Checkpoint(config, classes=tuple(fields.pop("classes")), **fields)

@@ -1,0 +1,412 @@
+"""The training loop: steps, validation, checkpoints, and going on after an interruption."""
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any, Generic, NamedTuple, NoReturn, Protocol, TypeVar
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import Tensor, nn
+from torch.nn.utils import clip_grad_norm_
+from torch.optim import Optimizer
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from configs.text import first_of
+from train.config import Trained
+from train.data.windows import EpochSampler
+from train.engine.checkpoint import Checkpoint, load_checkpoint, refuse_other_run, save_checkpoint
+from train.engine.metrics_log import MetricsLog
+from train.engine.optim import Average, build_schedule, statistics
+from train.engine.sharding import gathered, load_model, load_optimizer, prepare_sharding, whole
+from train.engine.stopwatch import Stopwatch
+from train.errors import memory_advice, worker_advice
+
+LOG_EVERY = 10  # updates between two lines of metrics
+START_UP = "starting up"
+WAITING, STEPS, VALIDATION, SAVING = "waiting for data", "steps", "validation", "checkpoints"
+SAVE_EVERY = 5  # epochs between two checkpoints where nothing is validated
+
+
+class Score(Protocol):
+    """How good a model is: one number to choose by, in [0, 1], and all numbers by name."""
+
+    @property
+    def average(self) -> float: ...
+
+    def as_dict(self) -> dict[str, float]: ...
+
+
+class Task(Protocol):
+    """What is trained, how wrong it is and how good: `train.detector.training.Detection` is one.
+
+    Attributes:
+        config: the resolved experiment; `classes`: names in the order of the logits.
+        model: on the accelerator's device after the run has prepared it, or sharded.
+        optimizer: of the model's weights.
+        clipped: parts whose gradients are bounded, each for itself.
+        losses: their names; the sum of all is minimised.
+        measure: name of the score's average.
+        videos: what is trained on, by position.
+        validates: whether there is something to validate with.
+    """
+
+    @property
+    def config(self) -> Any: ...
+
+    @property
+    def classes(self) -> tuple[str, ...]: ...
+
+    @property
+    def model(self) -> nn.Module: ...
+
+    @property
+    def optimizer(self) -> Optimizer: ...
+
+    @property
+    def losses(self) -> tuple[str, ...]: ...
+
+    @property
+    def measure(self) -> str: ...
+
+    @property
+    def videos(self) -> Sequence[str]: ...
+
+    @property
+    def clipped(self) -> Sequence[nn.Module]: ...
+
+    @property
+    def validates(self) -> bool: ...
+
+    def loader(self, sampler: EpochSampler) -> "DataLoader[Any]":
+        """Return a loader of training batches, which tell their `videos` and `problems`."""
+
+    def prepare(self, batches: Sequence[Any]) -> Sequence[Any]:
+        """Bring all micro-batches of an update to the device; return what `loss` wants of each.
+
+        Nothing here or in `loss` may make the host wait for the device.
+        """
+
+    def loss(self, network: nn.Module, prepared: Any) -> Tensor:
+        """Run the network on a micro-batch; return its losses [len(losses)]."""
+
+    def validate(self) -> tuple[Score, int]:
+        """Score the model as it is; return the score and how many videos were skipped."""
+
+    def saw(self, batch: Any) -> None:
+        """Take note of a batch before it is trained on."""
+
+    def tell(self, when: str) -> None:
+        """Say what was noted."""
+
+    def close(self) -> None:
+        """Let go of what the run held."""
+
+    def state(self) -> dict[str, Any]:
+        """Return what going on needs beside weights and optimizer."""
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on from a state."""
+
+
+T = TypeVar("T", bound=Task)
+
+
+class MicroBatch(NamedTuple):
+    """What is remembered of a micro-batch until its update is logged.
+
+    Attributes:
+        videos: whose windows it held.
+        losses: the task's [n], still on the device.
+        stand_ins: windows that stand in for those of videos that cannot be read.
+    """
+
+    videos: tuple[str, ...]
+    losses: Tensor
+    stand_ins: int
+
+
+class TrainingRun(Generic[T]):
+    """What one run holds together; `go` trains to the end and leaves its files in `config.out`.
+
+    Args:
+        task: what is trained; its model is moved to the accelerator's device, or sharded.
+        resume: go on from last.pt.
+        watch: counts the time; by default from now on.
+    """
+
+    def __init__(
+        self, task: T, accelerator: Accelerator, resume: bool, watch: Stopwatch | None = None
+    ) -> None:
+        self.task, self.accelerator = task, accelerator
+        self.watch = watch or Stopwatch(START_UP)
+        settings: Trained = task.config
+        self.config, self.training = task.config, settings.training
+        self.out = Path(settings.out)
+        self.epoch, self.saved_epoch, self.best = 0, 0, -1.0
+        self.validated = True  # nothing to make up for
+        self.problems: set[str] = set()  # causes that were told
+        self.sampler = EpochSampler(
+            len(task.videos),
+            self.training.batch_size,
+            accelerator.process_index,
+            accelerator.num_processes,
+            self.training.seed,
+            self.training.accumulate,
+        )
+        self.updates = self.sampler.steps // self.training.accumulate
+        self.loader = task.loader(self.sampler)
+        self.schedule = build_schedule(task.optimizer, self.training, self.updates)
+        prepare_sharding(accelerator)
+        self.model = task.model
+        self.wrapped, self.optimizer = accelerator.prepare(task.model, task.optimizer)
+        # Behind `prepare`, which may have moved or sharded the weights.
+        self.average = Average(self.model, self.training.ema_decay)
+        if resume:
+            self._resume()
+        first_step = self.epoch * self.updates
+        self.log = MetricsLog(self.out, accelerator.is_main_process, first_step, self.validated)
+        self.bar: tqdm[Any] = tqdm(
+            total=self.training.stop_epoch * self.updates,
+            initial=first_step,
+            unit="step",
+            desc="training",
+            disable=not accelerator.is_main_process,
+        )
+
+    def go(self) -> None:
+        """Train to the last epoch.
+
+        Raises:
+            FloatingPointError: a loss is not finite.
+            OSError: something could not be written; what was written before is whole.
+        """
+        with self.bar, closing(self.log), self.watch.stage(STEPS):
+            if not self.validated:
+                self._validate()
+            while self.epoch < self.training.stop_epoch:
+                self._train_epoch()
+                self._share_statistics()
+                self.epoch += 1
+                self._end_epoch()
+            self.task.tell("in all")
+            self.task.close()
+
+    def _end_epoch(self) -> None:
+        settings = self.training
+        last = self.epoch == settings.stop_epoch
+        due = self.epoch >= settings.validate_from and self.epoch % settings.validate_every == 0
+        self.validated = not self.task.validates or not (due or last)
+        if due or last or self.epoch % SAVE_EVERY == 0:
+            # Before validating, too: what goes wrong there must not cost the epoch.
+            self._save("last.pt")
+        if not self.validated:
+            self._validate()
+            self.task.tell(f"up to epoch {self.epoch}")
+
+    def _train_epoch(self) -> None:
+        self.wrapped.train()
+        self.sampler.epoch = self.epoch
+        began, recent = time.monotonic(), list[MicroBatch]()
+        with worker_advice(), memory_advice("training.batch_size"):
+            updates = zip(*[iter(self.loader)] * self.training.accumulate, strict=True)
+            came = self.watch.waiting(updates, WAITING)
+            for step, batches in enumerate(came, self.epoch * self.updates):
+                self._warn_of_problems(batches)
+                for batch in batches:
+                    self.task.saw(batch)
+                recent += self._update(step, batches)
+                self.bar.update()
+                if (step + 1) % LOG_EVERY == 0 or (step + 1) % self.updates == 0:
+                    self._report(step + 1, recent, began)
+                    began, recent = time.monotonic(), []
+
+    def _share_statistics(self) -> None:
+        """Give all processes the mean of what their batch norms have counted.
+
+        Each normalises by its own batches, and the running statistics are linear in theirs: to
+        average them once an epoch is to average them in every step.
+        """
+        for tensors in (statistics(self.model), self._average_statistics()):
+            for tensor in tensors.values():
+                tensor.copy_(self.accelerator.reduce(tensor, "mean"))
+
+    def _average_statistics(self) -> dict[str, Tensor]:
+        return {name: self.average.tensors[name] for name in statistics(self.model)}
+
+    def _update(self, step: int, batches: Sequence[Any]) -> list[MicroBatch]:
+        """Move the weights once. Nothing here may make the host wait for the device."""
+        settings, accelerator = self.training, self.accelerator
+        self.schedule.step_update(step)
+        done = []
+        for number, (batch, prepared) in enumerate(
+            zip(batches, self.task.prepare(batches), strict=True)
+        ):
+            # Drop path needs no state of its own to be resumed.
+            torch.manual_seed(_seed(settings.seed, step, number, accelerator.process_index))
+            last = number + 1 == len(batches)
+            with nullcontext() if last else accelerator.no_sync(self.wrapped):
+                losses = self.task.loss(self.wrapped, prepared)
+                accelerator.backward(losses.sum())
+            done.append(MicroBatch(batch.videos, losses.detach(), len(batch.problems)))
+        accelerator.unscale_gradients()
+        for part in self.task.clipped:
+            clip_grad_norm_(part.parameters(), settings.clip_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.average.update(self.model)
+        return done
+
+    def _warn_of_problems(self, batches: Sequence[Any]) -> None:
+        """Say once per video that it cannot be read and that others stand in for it."""
+        for cause in (cause for batch in batches for cause in batch.problems.values()):
+            if cause not in self.problems:
+                self.problems.add(cause)
+                tqdm.write(f"warning: {cause}; another video is trained on in its place")
+
+    def _report(self, step: int, recent: list[MicroBatch], began: float) -> None:
+        """Look at the losses since the last line; write their mean over updates and processes."""
+        updates = len(recent) // self.training.accumulate
+        losses = torch.stack([batch.losses for batch in recent])
+        stand_ins = losses.new_tensor([sum(batch.stand_ins for batch in recent)])
+        sums = self.accelerator.reduce(torch.cat([losses.sum(0) / updates, stand_ins]), "sum")
+        # The host waits here for all that it asked of the device since the last line.
+        *losses_of_all, stand_in_count = sums.tolist()
+        means = [x / self.accelerator.num_processes for x in losses_of_all]
+        if not math.isfinite(loss := sum(means)):
+            self._refuse_nan(recent, losses)
+        self.bar.set_postfix(epoch=self.epoch + 1, loss=f"{loss:.3f}")
+        with self._what_is_safe():
+            self.log.write(
+                step,
+                epoch=self.epoch + 1,
+                loss=loss,
+                **dict(zip(self.task.losses, means, strict=True)),
+                stand_ins=int(stand_in_count),
+                lr=self.optimizer.param_groups[0]["lr"],
+                learning_rates={
+                    f"{group['initial_lr']:g}": group["lr"] for group in self.optimizer.param_groups
+                },
+                seconds_per_step=round((time.monotonic() - began) / updates, 4),
+            )
+
+    def _refuse_nan(self, recent: list[MicroBatch], losses: Tensor) -> NoReturn:
+        """Stop all processes with the videos of the micro-batch where it began."""
+        bad = [
+            (index, float(row.sum()), recent[index].videos)
+            for index, row in enumerate(losses.cpu())
+            if not row.isfinite().all()
+        ]
+        _, loss, videos = min(gather_object(bad[:1]))
+        raise FloatingPointError(
+            f"the loss became {loss} on windows of {', '.join(videos)}; "
+            "lower training.lr or training.backbone_lr, or set training.precision to fp32. "
+            f"What was saved before stands in {self.out}"
+        )
+
+    def _validate(self) -> None:
+        """Score the averaged weights and keep them if they are the best so far."""
+        self.model.eval()
+        with (
+            self.watch.stage(VALIDATION),
+            self.average.applied(self.model),
+            gathered(self.model),
+        ):
+            result, skipped = self.task.validate()
+        with self._what_is_safe():
+            self.log.write(
+                self.epoch * self.updates, validation=result.as_dict(), skipped_videos=skipped
+            )
+        if self.accelerator.is_main_process:
+            self.bar.write(
+                f"epoch {self.epoch}: validation {self.task.measure} {result.average:.4f}"
+            )
+        self.validated = True
+        if result.average > self.best:
+            self.best = result.average
+            self._save("best.pt")
+        self._save("last.pt")
+
+    def _save(self, name: str) -> None:
+        with self.watch.stage(SAVING):
+            self._write_checkpoint(name)
+
+    def _write_checkpoint(self, name: str) -> None:
+        """Gather and write all; every process takes part: it may hold a share of the weights."""
+        main, scaler = self.accelerator.is_main_process, self.accelerator.scaler
+        resumable = name == "last.pt"
+        model = whole(self.model.state_dict(), main)
+        average = whole(self.average.tensors, main)
+        optimizer = whole(self.optimizer.state_dict(), main) if resumable else {}
+        if not main:
+            return
+        training = {
+            "epoch": self.epoch,
+            "validated": self.validated,
+            "best": self.best,
+            "processes": self.accelerator.num_processes,
+            "videos": list(self.task.videos),
+            "optimizer": optimizer,
+            "scaler": scaler.state_dict() if scaler else None,
+        } | self.task.state()
+        checkpoint = Checkpoint(
+            config=self.config,
+            classes=self.task.classes,
+            model=model,
+            ema=model | average,
+            training=training if resumable else {},
+        )
+        with self._what_is_safe():
+            save_checkpoint(self.out / name, checkpoint)
+        if resumable:
+            self.saved_epoch = self.epoch
+
+    @contextmanager
+    def _what_is_safe(self) -> Iterator[None]:
+        """Say what a failed write did not cost, and how to go on."""
+        try:
+            yield
+        except OSError as error:
+            safe = (
+                f"last.pt of epoch {self.saved_epoch} and all before it is safe"
+                if self.saved_epoch
+                else "no epoch was saved yet"
+            )
+            raise OSError(
+                f"cannot write into {self.out}: {error.strerror or error}; {safe}. Make room, then "
+                "go on with --resume"
+            ) from error
+
+    def _resume(self) -> None:
+        path = self.out / "last.pt"
+        checkpoint = load_checkpoint(path, type(self.config))
+        refuse_other_run(
+            path, checkpoint, self.config, self.task.classes, self.accelerator.num_processes
+        )
+        state = checkpoint.training
+        load_model(self.model, checkpoint.model)
+        self.average.load({name: checkpoint.ema[name] for name in self.average.tensors})
+        load_optimizer(self.optimizer, state["optimizer"])
+        self.task.load(state)
+        if self.accelerator.scaler:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        self.epoch = self.saved_epoch = state["epoch"]
+        self.best, self.validated = state["best"], state["validated"]
+        if self.accelerator.is_main_process and set(state["videos"]) != set(self.task.videos):
+            gone = sorted(set(state["videos"]) - set(self.task.videos))
+            new = sorted(set(self.task.videos) - set(state["videos"]))
+            tqdm.write(
+                f"warning: goes on with other training videos than {path} was trained on, so it "
+                "will not end as it would have:\n  "
+                + "\n  ".join(first_of([f"without {n}" for n in gone] + [f"with {n}" for n in new]))
+            )
+
+
+def _seed(*numbers: int) -> int:
+    """Return a seed that shares nothing with those of neighbouring numbers."""
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])

@@ -1,0 +1,1 @@
+"""Features to predictions, as plain modules: pyramid, heads, points, losses, fusions."""

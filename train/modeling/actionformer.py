@@ -1,0 +1,246 @@
+"""ActionFormer's head: features -> raw class scores and boundary distances.
+
+Source: ActionFormer (Zhang et al., ECCV 2022), section 3; AdaTAD (Liu et al., CVPR 2024) trains it
+end to end with global attention. Activations travel as [B, T, C] inside, so that norms,
+linear layers and attention need no copies; the public methods speak [B, C, T].
+
+Every parameter that weight decay must spare (biases, norms, scales) has at most one axis.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from timm.layers import DropPath, LayerScale
+from torch import Tensor, nn
+
+from extract.backbone.videomae import sine_positions
+from train.modeling.attention import ConvAttention, linear
+
+PRIOR = 0.01  # probability of every class before training; keeps the first focal losses small
+SCALE_START = 1e-4  # of the residual branches: deep blocks start close to the identity
+MLP_RATIO = 4
+
+
+@dataclass(frozen=True)
+class HeadConfig:
+    """Sizes of the head; the defaults are the ones published for THUMOS-14.
+
+    Attributes:
+        width: channels behind the first convolution.
+        heads: attention heads; divides `width`.
+        embed_convs: convolutions in front of the transformer.
+        stem_blocks: transformer blocks at full resolution.
+        levels: pyramid levels; each one halves the resolution of the level below.
+        drop_path: probability of skipping a residual branch of a sample while training.
+        tower_convs: convolutions in front of each of the two predictors.
+        input_dropout: probability of blanking a feature channel of a window while training; the
+            published runs on frozen features use 0.2.
+        learns: false keeps the head as it is, in eval mode.
+        attention_window: how many steps a step attends to, at every level; null for all. The
+            published runs on features of 2304 steps use 19.
+        positions: add fixed sine-cosine positions behind the first convolutions, as the published
+            runs on whole resized videos do.
+    """
+
+    width: int = 512
+    heads: int = 4
+    embed_convs: int = 2
+    stem_blocks: int = 2
+    levels: int = 6
+    drop_path: float = 0.1
+    tower_convs: int = 2
+    input_dropout: float = 0.0
+    learns: bool = True
+    attention_window: int | None = None
+    positions: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("width", "heads", "embed_convs", "levels"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"head: {name} must be at least 1, not {getattr(self, name)}")
+        for name in ("stem_blocks", "tower_convs"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"head: {name} must not be negative, but is {getattr(self, name)}")
+        if self.width % self.heads:
+            raise ValueError(f"head: width {self.width} is not a multiple of heads {self.heads}")
+        for name in ("drop_path", "input_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"head: {name} must lie in [0, 1), but is {getattr(self, name)}")
+        if self.attention_window is not None and (
+            self.attention_window < 1 or not self.attention_window % 2
+        ):
+            raise ValueError(
+                f"head: attention_window {self.attention_window} must be odd, with the step itself "
+                "in the middle, or null"
+            )
+
+
+class HeadOutput(NamedTuple):
+    """Predictions per pyramid level l, a point every 2^l feature steps.
+
+    Attributes:
+        logits: class scores before the sigmoid, [B, K, T_l].
+        distances: from a point back to the start and on to the end, in strides, [B, 2, T_l]; fused
+            ones may be negative.
+        masks: True where a point lies inside the video, [B, T_l].
+    """
+
+    logits: tuple[Tensor, ...]
+    distances: tuple[Tensor, ...]
+    masks: tuple[Tensor, ...]
+
+    def flat(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return logits [B, P, K], distances [B, P, 2] and mask [B, P] of all P points."""
+        logits = torch.cat(self.logits, -1).transpose(1, 2)
+        distances = torch.cat(self.distances, -1).transpose(1, 2)
+        return logits, distances, torch.cat(self.masks, -1)
+
+
+class ConvNorm(nn.Module):
+    """Convolution over three steps, LayerNorm, ReLU; zero where a step is not valid."""
+
+    def __init__(self, in_channels: int, width: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(in_channels, width, 3, padding=1, bias=False)
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+
+    def forward(self, x: Tensor, valid: Tensor) -> Tensor:
+        """Map x [B, T, in_channels] and valid [B, T, 1] to [B, T, width]."""
+        return F.relu(self.norm(self.conv(x.mT).mT)) * valid
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block; with stride 2 it halves the resolution."""
+
+    def __init__(self, config: HeadConfig, stride: int) -> None:
+        super().__init__()
+        width = config.width
+        self.stride = stride
+        self.attention_norm = nn.LayerNorm(width)
+        self.attention = ConvAttention(width, config.heads, stride, config.attention_window)
+        self.attention_path = _residual(config)
+        self.mlp_norm = nn.LayerNorm(width)
+        self.mlp = nn.Sequential(
+            linear(width, MLP_RATIO * width), nn.GELU(), linear(MLP_RATIO * width, width)
+        )
+        self.mlp_path = _residual(config)
+
+    def forward(self, x: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+        """Map x [B, T, C] and valid [B, T, 1] to their like with T / stride steps."""
+        skip = x
+        if self.stride > 1:
+            skip = F.max_pool1d(x.mT, 3, self.stride, padding=1).mT
+            # Point i stands at step i · stride: of V valid steps, ceil(V / stride) points remain.
+            valid = valid[:, :: self.stride]
+        attended = self.attention(self.attention_norm(x), valid)
+        x = skip * valid + self.attention_path(attended * valid)
+        x = x + self.mlp_path(self.mlp(self.mlp_norm(x)) * valid)
+        return x, valid
+
+
+def _residual(config: HeadConfig) -> nn.Sequential:
+    """Return what a residual branch passes before it is added: a learned scale, then drop path."""
+    return nn.Sequential(LayerScale(config.width, SCALE_START), DropPath(config.drop_path))
+
+
+class ActionFormer(nn.Module):
+    """A pyramid over time and two predictors shared by its levels.
+
+    Args:
+        in_channels: channels C of the features.
+        classes: number of action classes K.
+        config: all other sizes.
+    """
+
+    def __init__(self, in_channels: int, classes: int, config: HeadConfig) -> None:
+        super().__init__()
+        if in_channels < 1 or classes < 1:
+            raise ValueError(f"head: {in_channels} channels and {classes} classes; need 1 or more")
+        width, towers = config.width, range(config.tower_convs)
+        self.divisor, self.learns = 2 ** (config.levels - 1), config.learns
+        self.positions = config.positions
+        self.input_dropout = nn.Dropout1d(config.input_dropout)
+        self.embed = nn.ModuleList(
+            ConvNorm(width if i else in_channels, width) for i in range(config.embed_convs)
+        )
+        self.stem = nn.ModuleList(Block(config, 1) for _ in range(config.stem_blocks))
+        self.branch = nn.ModuleList(Block(config, 2) for _ in range(config.levels - 1))
+        self.norms = nn.ModuleList(nn.LayerNorm(width, eps=1e-6) for _ in range(config.levels))
+        self.class_tower = nn.ModuleList(ConvNorm(width, width) for _ in towers)
+        self.distance_tower = nn.ModuleList(ConvNorm(width, width) for _ in towers)
+        self.class_out = nn.Conv1d(width, classes, 3, padding=1)
+        self.distance_out = nn.Conv1d(width, 2, 3, padding=1)
+        self.scales = nn.ModuleList(LayerScale(1, 1.0) for _ in range(config.levels))
+        nn.init.constant_(self.class_out.bias, -math.log((1 - PRIOR) / PRIOR))  # type: ignore[arg-type]
+        self.requires_grad_(config.learns)
+
+    def train(self, mode: bool = True) -> "ActionFormer":
+        """Switch drop path and dropout on, but not in a head that does not learn."""
+        return super().train(mode and self.learns)
+
+    def forward(self, features: Tensor, mask: Tensor) -> HeadOutput:
+        """Predict from features [B, C, T] and mask [B, T], True where a step is valid.
+
+        Valid steps come first and every window has at least one. T must be a multiple of
+        2^(levels - 1). Of the padding, only the step next to the last valid one can touch the
+        result: the first convolution sees it, as in the reference, which pads pixels by repeating
+        the last frame. Without such a frame, pass zeros.
+
+        Raises:
+            ValueError: T is not a multiple of 2^(levels - 1).
+        """
+        return self.predict(*self.pyramid(features, mask))
+
+    def pyramid(
+        self, features: Tensor, mask: Tensor
+    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """Return per level l the normed features [B, width, T / 2^l] and their mask [B, T / 2^l].
+
+        Arguments and errors are those of `forward`.
+        """
+        if features.shape[-1] % self.divisor:
+            raise ValueError(
+                f"windows of {features.shape[-1]} steps do not fit a pyramid of "
+                f"{len(self.norms)} levels: pad them, and their mask, to a multiple of "
+                f"{self.divisor}"
+            )
+        x, valid = self.input_dropout(features).mT, mask.unsqueeze(-1)
+        for conv in self.embed:
+            x = conv(x, valid)
+        if self.positions:
+            with x.device:
+                places = sine_positions(*x.shape[1:]) / math.sqrt(x.shape[-1])
+            x = x + places * valid
+        for block in self.stem:
+            x, valid = block(x, valid)
+        levels, masks = [x], [valid]
+        for block in self.branch:
+            x, valid = block(x, valid)
+            levels.append(x)
+            masks.append(valid)
+        normed = tuple(norm(x).mT for norm, x in zip(self.norms, levels, strict=True))
+        return normed, tuple(valid.squeeze(-1) for valid in masks)
+
+    def predict(self, levels: tuple[Tensor, ...], masks: tuple[Tensor, ...]) -> HeadOutput:
+        """Turn what `pyramid` returns into predictions."""
+        # All levels pass the towers as one sequence. One blank step behind each level is the
+        # zero padding its convolutions would see on their own.
+        lengths = [level.shape[-1] + 1 for level in levels]
+        x = torch.cat([F.pad(level, (0, 1)) for level in levels], -1).mT
+        valid = torch.cat([F.pad(mask, (0, 1)) for mask in masks], -1).unsqueeze(-1)
+        y = x
+        for class_conv, distance_conv in zip(self.class_tower, self.distance_tower, strict=True):
+            x, y = class_conv(x, valid), distance_conv(y, valid)
+        logits = self.class_out(x.mT).split(lengths, -1)
+        raw = self.distance_out(y.mT).split(lengths, -1)
+        return HeadOutput(
+            logits=tuple(level[..., :-1] for level in logits),
+            distances=tuple(
+                F.relu(scale(level[..., :-1]))
+                for scale, level in zip(self.scales, raw, strict=True)
+            ),
+            masks=masks,
+        )

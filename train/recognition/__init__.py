@@ -1,0 +1,1 @@
+"""Action recognition: clips, the recogniser, its training."""

@@ -1,0 +1,105 @@
+"""An action recognition experiment as one typed object; configs/recognition/ spells it out."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from extract.sampling.views import CropConfig, ViewConfig
+from extract.sampling.windows import Direction
+from extract.tada.networks import FEWEST_FRAMES, NetworkConfig
+from train.config import TrainingConfig
+
+Pair = tuple[str | int, str | int]
+
+
+@dataclass(frozen=True)
+class LabelledData:
+    """Where the trimmed clips and their labels are.
+
+    Args:
+        annotations: folder of class folders, or a file or folder of any layout that
+            `train.recognition.clip_lists` reads.
+        videos: folder of the videos, whatever folders they lie in there; null: the annotations'.
+        train_subset, validation_subset, test_subset: names as the annotations have them;
+            validation null trains without looking.
+        classes: files with one class a line, in the order of the logits, or as datasets publish
+            them. None sorts the labels; two are two label sets, as EPIC-Kitchens' verbs and nouns.
+        blocked: videos left out everywhere.
+        bad_videos: `stop` at files that are missing or cannot be read, or `skip` them, counted.
+        mirrored: pairs of classes, by name or number, that are each other's mirror image: a
+            flipped training clip gets the other one's label.
+        reversed_labels: pairs that are each other's time reversal, for `--reversed`; a class that
+            is its own reversal stands there twice, `[a, a]`.
+    """
+
+    annotations: str
+    videos: str | None
+    train_subset: str
+    validation_subset: str | None
+    test_subset: str
+    classes: tuple[str, ...] = ()
+    blocked: tuple[str, ...] = ()
+    bad_videos: Literal["stop", "skip"] = "stop"
+    mirrored: tuple[Pair, ...] = ()
+    reversed_labels: tuple[Pair, ...] = ()
+
+
+@dataclass(frozen=True)
+class RecognitionTraining(TrainingConfig):
+    """How a recognition network's weights move.
+
+    `lr` is the classifier's rate, `backbone_lr` all other weights'.
+
+    Args:
+        optimizer: AdamW, or SGD with Nesterov's momentum.
+        momentum: of SGD.
+    """
+
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    momentum: float = 0.9
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.momentum < 1:
+            raise ValueError("training.momentum must be above 0 and below 1")
+
+
+@dataclass(frozen=True)
+class RecognitionEvaluation:
+    """How networks are tested; `views` and `crops` say with what.
+
+    Args:
+        batch_size: views per forward pass.
+    """
+
+    batch_size: int = 8
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ValueError("evaluation.batch_size must be at least 1")
+
+
+@dataclass(frozen=True)
+class Recognition:
+    """Everything that decides a run; saved whole beside its results.
+
+    Args:
+        direction: that clips are seen in.
+    """
+
+    out: str
+    direction: Direction
+    data: LabelledData
+    views: ViewConfig
+    crops: CropConfig
+    network: NetworkConfig
+    training: RecognitionTraining
+    evaluation: RecognitionEvaluation
+
+    def __post_init__(self) -> None:
+        if not self.out.strip():
+            raise ValueError("out: give the run a folder")
+        fewest = FEWEST_FRAMES[self.network.name]
+        if self.views.frames < fewest:
+            raise ValueError(
+                f"views.frames {self.views.frames}: {self.network.name} needs at least {fewest}"
+            )

@@ -1,0 +1,393 @@
+"""Labelled clips with their files, and views of them as samples.
+
+A training view depends on the seed, the epoch and its position alone, never on which worker or
+process makes it.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from evaluate.datasets.fields import did_you_mean
+from evaluate.metrics.accuracy import LabelSet
+from extract.sampling.views import (
+    Stretch,
+    evaluation_clips,
+    evaluation_views,
+    in_direction,
+    training_clip,
+    training_view,
+)
+from extract.sampling.window_frames import known_reader
+from extract.sampling.windows import Direction
+from extract.video.probe import probe
+from extract.video.reader import VideoError
+from train.data.videos import VIDEO_SUFFIXES, Item, as_item
+from train.data.windows import EpochSampler, stood_in, worker_options
+from train.recognition.clip_lists import Labelled, LabelledClips, read_labelled
+from train.recognition.config import LabelledData, Pair, Recognition
+
+
+@dataclass(frozen=True)
+class Example:
+    """A clip of a video file with its class in every label set; none where nobody knows."""
+
+    name: str
+    item: Item
+    stretch: Stretch
+    labels: tuple[int, ...] = ()
+
+
+class Examples(NamedTuple):
+    """The examples of a subset; `skipped` names those that were left out, with causes."""
+
+    kept: list[Example]
+    skipped: dict[str, str]
+
+
+def read_clips(data: LabelledData) -> LabelledClips:
+    """Read the experiment's list of clips and its classes.
+
+    Raises:
+        ValueError: a file is missing or malformed.
+    """
+    return read_labelled(Path(data.annotations), [Path(file) for file in data.classes])
+
+
+def load_examples(
+    data: LabelledData,
+    clips: LabelledClips,
+    subsets: Sequence[str],
+    accelerator: Accelerator | None = None,
+) -> list[Examples]:
+    """Match the clips of subsets with their files.
+
+    Args:
+        accelerator: of a run of several processes, which all go on with the same examples.
+
+    Raises:
+        ValueError: a subset has no clips, or files are missing or unreadable (with
+            `data.bad_videos` skip: all of a subset); those of all subsets are listed at once.
+    """
+    folder = Path(data.videos if data.videos is not None else data.annotations)
+    if not folder.is_dir():
+        raise ValueError(f"data.videos: there is no folder {folder}")
+    chosen = [_of_subset(data, clips, subset) for subset in subsets]
+    files = _Files(folder)
+    found = {
+        name: path
+        for part in chosen
+        for clip in part
+        for name in clip.video
+        if (path := files.find(name)) is not None
+    }
+    paths = sorted(set(found.values()))
+    looks = probe(paths, progress=accelerator is None or accelerator.is_main_process)
+    looked_at = dict(zip(paths, looks, strict=True))
+    parts = []
+    for part in chosen:
+        kept, problems = list[Example](), dict[str, str]()
+        for clip in part:
+            name = _name(clip)
+            try:
+                path = next((found[n] for n in clip.video if n in found), None)
+                if path is None:
+                    wanted = " or ".join(dict.fromkeys(clip.video))
+                    raise ValueError(f"{clip.place}: {wanted}: no such file in {folder}")
+                kept.append(_example(clip, name, as_item(path, looked_at[path]), clips.sets))
+            except ValueError as error:
+                problems[name] = str(error)
+        if accelerator is not None:
+            # A file may be bad, or too slow, for one process alone.
+            for others in gather_object([problems]):
+                problems = others | problems
+            kept = [example for example in kept if example.name not in problems]
+        parts.append(Examples(kept, problems))
+    _refuse_problems(data, parts, subsets)
+    return parts
+
+
+def example_of(path: str | Path) -> Example:
+    """Return a whole video file without labels as an example.
+
+    Raises:
+        VideoError: it cannot be read.
+    """
+    (found,) = probe([path], progress=False)
+    item = as_item(Path(path), found)
+    return Example(str(path), item, _whole(item))
+
+
+def other_labels(pairs: Sequence[Pair], sets: Sequence[LabelSet], setting: str) -> dict[int, int]:
+    """Return which class of the first label set each class of a pair is exchanged for.
+
+    Raises:
+        ValueError: a class is not in the set, or in two pairs; `setting` is where the pairs are.
+    """
+    classes = sets[0].classes
+    found: dict[int, int] = {}
+    for pair in pairs:
+        one, two = (_index(name, classes, setting) for name in pair)
+        for a, b in {(one, two), (two, one)}:
+            if a in found:
+                raise ValueError(f"{setting}: {classes[a]!r} stands in two pairs; remove one")
+            found[a] = b
+    return found
+
+
+def _index(name: str | int, classes: tuple[str, ...], setting: str) -> int:
+    if isinstance(name, int):
+        if not 0 <= name < len(classes):
+            raise ValueError(f"{setting}: class {name}, but there are {len(classes)}, from 0 on")
+        return name
+    if name not in classes:
+        raise ValueError(f"{setting}: there is no class {name!r}{did_you_mean(name, classes)}")
+    return classes.index(name)
+
+
+def _of_subset(data: LabelledData, clips: LabelledClips, subset: str) -> list[Labelled]:
+    chosen = [clip for clip in clips.clips if clip.subset == subset]
+    if not chosen:
+        subsets = sorted({clip.subset for clip in clips.clips})
+        raise ValueError(
+            f"no clip is in subset {subset!r}; {data.annotations} has "
+            f"{', '.join(subsets) or 'none'}{did_you_mean(subset, subsets)}"
+        )
+    blocked = set(data.blocked)
+    return [
+        clip
+        for clip in chosen
+        if not blocked & {each for name in clip.video for each in (name, Path(name).stem)}
+    ]
+
+
+def _name(clip: Labelled) -> str:
+    """What a clip is called: its video, and where in it the clip is."""
+    name = clip.video[0]
+    return name if clip.span_s is None else f"{name}, {clip.span_s[0]:g}-{clip.span_s[1]:g} s"
+
+
+class _Files:
+    """The videos of a folder and of all folders in it, by any name that is sure."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._by_name: dict[str, list[Path]] | None = None
+
+    def find(self, name: str) -> Path | None:
+        """Return the video of a name, with or without its extension and folders.
+
+        Raises:
+            ValueError: several files have it.
+        """
+        exact = self._folder / name
+        if exact.suffix.lower() in VIDEO_SUFFIXES and exact.is_file():
+            return exact
+        paths = self._names().get(name, [])
+        if len(paths) > 1:
+            raise ValueError(
+                f"data.videos: {paths[0]} and {paths[1]} share the name {name}; remove one, or "
+                "write the folder in front of the name"
+            )
+        return paths[0] if paths else None
+
+    def _names(self) -> dict[str, list[Path]]:
+        if self._by_name is None:
+            self._by_name = {}
+            for path in sorted(self._folder.rglob("*")):
+                if path.suffix.lower() in VIDEO_SUFFIXES:
+                    inside = path.relative_to(self._folder).with_suffix("").as_posix()
+                    for name in {path.name, path.stem, inside}:
+                        self._by_name.setdefault(name, []).append(path)
+        return self._by_name
+
+
+def _whole(item: Item) -> Stretch:
+    return Stretch(0, item.frames, item.frames / item.duration_s)
+
+
+def _example(clip: Labelled, name: str, item: Item, sets: Sequence[LabelSet]) -> Example:
+    labels = tuple(
+        each.classes.index(label) for each, label in zip(sets, clip.labels, strict=False)
+    )
+    whole = _whole(item)
+    if clip.span_s is None:
+        return Example(name, item, whole, labels)
+    if clip.span_s[0] >= item.duration_s:
+        raise ValueError(
+            f"{clip.place}: begins at {clip.span_s[0]:g} s, but {item.path} ends at "
+            f"{item.duration_s:.1f} s; is it another video?"
+        )
+    begin, end = item.to_frames(np.array(clip.span_s))
+    first = min(int(begin), item.frames - 1)
+    last = min(max(int(np.ceil(end)), first + 1), item.frames)
+    return Example(name, item, whole._replace(first=first, length=last - first), labels)
+
+
+def _refuse_problems(data: LabelledData, parts: Sequence[Examples], subsets: Sequence[str]) -> None:
+    problems = {name: cause for part in parts for name, cause in part.skipped.items()}
+    nothing_left = any(part.skipped and not part.kept for part in parts)
+    if problems and (data.bad_videos == "stop" or nothing_left):
+        count = sum(len(part.kept) + len(part.skipped) for part in parts)
+        names = " and ".join(f"'{subset}'" for subset in subsets)
+        shown = "\n  ".join(list(problems.values())[:20])
+        way_on = "" if nothing_left else ", or leave them out with --data.bad_videos skip"
+        raise ValueError(
+            f"{len(problems)} of {count} clips of {names} cannot be used; mend them or list them "
+            f"under data.blocked{way_on}:\n  {shown}"
+        )
+
+
+@dataclass(frozen=True)
+class Views:
+    """Views of one clip, or of a batch of clips.
+
+    Args:
+        videos: names of the clips.
+        views: uint8 [B, V, 3, F, S, S]; in training V is 1.
+        labels: [B, sets], or [B, 0] where there are none.
+        problems: why clips could not be read, by their place in the batch. In training others
+            stand in for them; in testing their views mean nothing.
+    """
+
+    videos: tuple[str, ...]
+    views: Tensor
+    labels: Tensor
+    problems: dict[int, str] = field(default_factory=dict)
+
+    def to(self, device: torch.device) -> "Views":
+        """Return the batch with its tensors on `device`, copied without waiting."""
+        return self._mapped(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> "Views":
+        """Return the batch in page-locked memory, for copies in the background (for DataLoader)."""
+        return self._mapped(Tensor.pin_memory)
+
+    def _mapped(self, change: Callable[[Tensor], Tensor]) -> "Views":
+        return replace(self, views=change(self.views), labels=change(self.labels))
+
+
+def collate(samples: Sequence[Views]) -> Views:
+    """Stack samples of one clip each."""
+    return Views(
+        videos=tuple(sample.videos[0] for sample in samples),
+        views=torch.cat([sample.views for sample in samples]),
+        labels=torch.cat([sample.labels for sample in samples]),
+        problems={row: sample.problems[0] for row, sample in enumerate(samples) if sample.problems},
+    )
+
+
+class TrainingViews(Dataset[Views]):
+    """One random view per clip and epoch; indexed by (epoch, position).
+
+    Where bad videos are skipped, the next position's view of the same epoch stands in for one that
+    cannot be read.
+
+    Raises:
+        ValueError: no example has labels, or `data.mirrored` names what is no class.
+    """
+
+    def __init__(
+        self, examples: Sequence[Example], config: Recognition, sets: Sequence[LabelSet]
+    ) -> None:
+        self.examples = [example for example in examples if example.labels]
+        if not self.examples:
+            raise ValueError(f"no clip of subset '{config.data.train_subset}' has a label")
+        self.config = config
+        self.mirrored = other_labels(config.data.mirrored, sets, "data.mirrored")
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, key: tuple[int, int]) -> Views:
+        epoch, first = key
+        skips = self.config.data.bad_videos == "skip"
+        return stood_in(lambda *at: self._draw(epoch, *at), first, len(self), skips)
+
+    def _draw(self, epoch: int, position: int, problem: str | None) -> Views:
+        example, config = self.examples[position], self.config
+        rng = np.random.default_rng((config.training.seed, epoch, position, 1))
+        clip = training_clip(rng, example.stretch, config.views)
+        flipped = rng.uniform() < config.crops.flip
+        seed = int(rng.integers(2**31))
+        reader = known_reader(example.item.path, example.item.frames)
+        view = training_view(reader, clip, config.crops, flipped, seed)
+        first, *others = example.labels
+        labels = (self.mirrored.get(first, first) if flipped else first, *others)
+        return _sample(example, in_direction(view, config.direction)[None], labels, problem)
+
+
+class EvaluationViews(Dataset[Views]):
+    """All test views of a process's share of the clips, indexed by position in the share.
+
+    Where bad videos are skipped, a sample with a problem stands for one that cannot be read.
+
+    Args:
+        direction: that clips are seen in.
+        rank, processes: which share, of how many.
+    """
+
+    def __init__(
+        self,
+        examples: Sequence[Example],
+        config: Recognition,
+        direction: Direction,
+        rank: int = 0,
+        processes: int = 1,
+    ) -> None:
+        self.examples = examples[rank::processes]
+        self.config, self.direction = config, direction
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, position: int) -> Views:
+        example, config = self.examples[position], self.config
+        try:
+            reader = known_reader(example.item.path, example.item.frames)
+            clips = evaluation_clips(example.stretch, config.views)
+            seen = evaluation_views(reader, clips, config.crops)
+            views = torch.stack([in_direction(view, self.direction) for view in seen])
+        except VideoError as error:
+            if config.data.bad_videos == "stop":
+                raise
+            size = config.crops.test_size
+            count = config.views.clips * config.crops.crops
+            nothing = torch.zeros((count, 3, config.views.frames, size, size), dtype=torch.uint8)
+            return _sample(example, nothing, example.labels, str(error))
+        return _sample(example, views, example.labels)
+
+
+def _sample(
+    example: Example, views: Tensor, labels: tuple[int, ...], problem: str | None = None
+) -> Views:
+    numbers = torch.tensor([labels], dtype=torch.int64)
+    return Views((example.name,), views[None], numbers, {0: problem} if problem else {})
+
+
+def training_loader(
+    dataset: TrainingViews, sampler: EpochSampler, config: Recognition
+) -> "DataLoader[Any]":
+    """Return a loader of training batches; `sampler.epoch` chooses the epoch of the next pass."""
+    return DataLoader(
+        dataset,
+        batch_size=config.training.batch_size,
+        sampler=sampler,
+        **worker_options(config.training.workers, collate),
+    )
+
+
+def evaluation_loader(
+    dataset: EvaluationViews, config: Recognition, workers: int
+) -> "DataLoader[Any]":
+    """Return a loader of the share's clips, so many at once as give a forward pass's views."""
+    clips = max(1, config.evaluation.batch_size // (config.views.clips * config.crops.crops))
+    return DataLoader(dataset, batch_size=clips, **worker_options(workers, collate))

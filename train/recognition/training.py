@@ -1,0 +1,209 @@
+"""What a training run does when it trains a recognition network: its losses and its validation."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from evaluate.metrics.accuracy import Accuracy, LabelSet, accuracy
+from extract.video.reader import VideoError
+from train.data.videos import skipped_warning
+from train.data.windows import EpochSampler
+from train.engine.optim import recognition_optimizer
+from train.errors import memory_advice, worker_advice
+from train.recognition.dataset import (
+    EvaluationViews,
+    Example,
+    TrainingViews,
+    Views,
+    evaluation_loader,
+)
+from train.recognition.dataset import training_loader as views_loader
+from train.recognition.recogniser import Recogniser
+
+
+class Shared(NamedTuple):
+    """A micro-batch on the device, and the share of the update that it is."""
+
+    batch: Views
+    share: float
+
+
+class RecognitionTask:
+    """The task of a recogniser; `train.engine.loop.Task` says what its members are for.
+
+    Args:
+        recogniser: as built and initialised.
+        training, validation: clips; validation None trains without looking.
+    """
+
+    measure = "top-1"
+
+    def __init__(
+        self,
+        recogniser: Recogniser,
+        training: Sequence[Example],
+        validation: Sequence[Example] | None,
+        accelerator: Accelerator,
+    ) -> None:
+        self.recogniser, self.accelerator = recogniser, accelerator
+        self.config = config = recogniser.config
+        self.classes, self.model = recogniser.classes, recogniser.network
+        self.sizes = [len(each.classes) for each in recogniser.sets]
+        self.losses = loss_names(recogniser.sets)
+        self.dataset = TrainingViews(training, config, recogniser.sets)
+        self.videos = [example.name for example in self.dataset.examples]
+        self.validation = validation
+        if validation is not None:
+            # Kept: starting decoding workers anew would cost every validation some seconds.
+            self.views = share_loader(recogniser, validation, accelerator)
+        self.optimizer = recognition_optimizer(self.model, config.training)
+
+    @property
+    def validates(self) -> bool:
+        return self.validation is not None
+
+    @property
+    def clipped(self) -> Sequence[nn.Module]:
+        return [self.model]
+
+    def loader(self, sampler: EpochSampler) -> "DataLoader[Any]":
+        return views_loader(self.dataset, sampler, self.config)
+
+    def prepare(self, batches: Sequence[Views]) -> list[Shared]:
+        device = self.accelerator.device
+        return [Shared(batch.to(device), 1 / len(batches)) for batch in batches]
+
+    def loss(self, network: nn.Module, shared: Shared) -> Tensor:
+        batch, share = shared
+        with self.accelerator.autocast():
+            logits = network(batch.views[:, 0])
+        smoothing = self.config.training.label_smoothing
+        parts = zip(logits.float().split(self.sizes, 1), batch.labels.unbind(1), strict=True)
+        each = [F.cross_entropy(part, of, label_smoothing=smoothing) for part, of in parts]
+        return share * torch.stack(each)
+
+    def validate(self) -> tuple[Accuracy, int]:
+        assert self.validation is not None
+        examples, main = self.validation, self.accelerator.is_main_process
+        scores, skipped = score_all(
+            self.recogniser, examples, self.views, self.accelerator, "validation"
+        )
+        if skipped and main:
+            tqdm.write(skipped_warning(skipped, len(examples)))
+        return score(self.recogniser.sets, examples, scores), len(skipped)
+
+    def saw(self, batch: Views) -> None:
+        pass
+
+    def tell(self, when: str) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+    def state(self) -> dict[str, Any]:
+        return {}
+
+    def load(self, state: dict[str, Any]) -> None:
+        pass
+
+
+Scores = dict[int, NDArray[np.float64]]
+"""Per example, by its position, the scores of all classes [K]."""
+
+
+def loss_names(sets: Sequence[LabelSet]) -> tuple[str, ...]:
+    """Return what the losses of label sets are called."""
+    return tuple(each.name or "classification" for each in sets)
+
+
+def share_loader(
+    recogniser: Recogniser,
+    examples: Sequence[Example],
+    accelerator: Accelerator,
+    turned: bool = False,
+) -> "DataLoader[Any]":
+    """Return a loader of the test views of this process's share of the examples.
+
+    Args:
+        turned: see them in the other direction of time than the network was trained in.
+    """
+    config = recogniser.config
+    forward = (config.direction == "forward") != turned
+    rank, count = accelerator.process_index, accelerator.num_processes
+    views = EvaluationViews(examples, config, "forward" if forward else "reversed", rank, count)
+    return evaluation_loader(views, config, config.training.workers)
+
+
+def score_all(
+    recogniser: Recogniser,
+    examples: Sequence[Example],
+    views: "DataLoader[Any]",
+    accelerator: Accelerator,
+    what: str,
+) -> tuple[Scores, dict[str, str]]:
+    """Score all examples, each once; every process returns the same.
+
+    Args:
+        recogniser: in eval mode, on the accelerator's device.
+        views: this process's share of them (`share_loader`).
+        what: name of the progress bar.
+
+    Returns:
+        Scores by the example's position, and why others were skipped, by name.
+
+    Raises:
+        VideoError: no video could be read, or one could not and `data.bad_videos` is `stop`.
+    """
+    rank, count = accelerator.process_index, accelerator.num_processes
+    positions = iter(range(rank, len(examples), count))
+    quiet = not accelerator.is_main_process
+    found: Scores = {}
+    dropped: dict[str, str] = {}
+    total = len(range(rank, len(examples), count))
+    with (
+        accelerator.autocast(),
+        memory_advice("evaluation.batch_size"),
+        worker_advice(),
+        tqdm(total=total, desc=what, unit="clip", leave=False, disable=quiet) as bar,
+    ):
+        for position, (name, scores, problem) in zip(
+            positions, recogniser.score(views), strict=True
+        ):
+            bar.update()
+            if problem:
+                dropped[name] = problem
+            else:
+                found[position] = scores
+    everyone: Scores = {}
+    skipped: dict[str, str] = {}
+    for mine, bad in gather_object([(found, dropped)]):
+        everyone |= mine
+        skipped |= bad
+    if not everyone:
+        raise VideoError(f"not one video can be read; for one, {next(iter(skipped.values()))}")
+    return dict(sorted(everyone.items())), skipped
+
+
+def score(sets: Sequence[LabelSet], examples: Sequence[Example], scores: Scores) -> Accuracy:
+    """Score what was found of the examples that have labels."""
+    labels, values = labelled(examples, scores)
+    return accuracy(sets, labels, values)
+
+
+def labelled(
+    examples: Sequence[Example], scores: Scores
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Return labels [N, sets] and scores [N, K] of the examples that have both."""
+    rows = [position for position in scores if examples[position].labels]
+    labels = np.array([examples[position].labels for position in rows], np.int64)
+    return labels, np.array([scores[position] for position in rows])
