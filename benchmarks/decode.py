@@ -30,8 +30,9 @@ from extract.sampling.window_frames import arrange, window_frames
 from extract.sampling.windows import SamplingConfig, Window, sliding_windows
 from extract.video.reader import CHUNK, VideoReader
 from train.config import Experiment
+from train.data.loading import EpochSampler
 from train.data.videos import Item, item_of
-from train.data.windows import EpochSampler, TrainingWindows, training_loader
+from train.data.windows import TrainingWindows, training_loader
 from train.detector.model import Detector
 
 DEMO = Path(__file__).parent.parent / "configs/e2e/demo/forward.yaml"

@@ -4,11 +4,10 @@
 
 Without files, one is made: H.264 with B-frames and a keyframe every 250, fine detail with a little
 noise that moves all the time. A sample is what `train/data/windows.py` gives a THUMOS-14 run, one
-random window in one thread: with the whole published augmentation, and with the random crop and the flip
-alone. The ways take turns on the same windows; numbers are medians of input frames per second
-(`filled/s`: of the first time, when a video's frames are decoded and kept). Ends with code 1 where
-the frames cannot be kept.
-"""
+random window in one thread: with the whole published augmentation, and with the random crop and
+the flip alone. The ways take turns on the same windows; numbers are medians of input frames per
+second (`filled/s`: of the first time, when a video's frames are decoded and kept). Ends with code
+1 where the frames cannot be kept."""
 
 import argparse
 import sys

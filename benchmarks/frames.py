@@ -24,9 +24,9 @@ from torch.nn.functional import adaptive_avg_pool2d
 from tqdm import tqdm
 
 from extract.sampling.windows import SamplingConfig, random_window
+from extract.video.files import VIDEO_SUFFIXES
 from extract.video.reader import VideoError, VideoReader
 from tests.encodings import ENCODINGS, access_paths, turn, write_numbered
-from train.data.videos import VIDEO_SUFFIXES
 
 PATHS = tuple(access_paths(2))
 

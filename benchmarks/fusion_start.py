@@ -16,12 +16,16 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from cache.store import open_cache
+from train.config import Experiment
 from train.data.cached import training_spans, up_to_date
+from train.data.loading import EpochSampler
 from train.data.videos import load_annotations, load_subsets
-from train.data.windows import EpochSampler, TrainingWindows, training_loader
+from train.data.windows import TrainingWindows, training_loader
+from train.detector.setup import activations_of
 from train.detector.sources import new_detector, one_experiment
 from train.engine.checkpoint import load_checkpoint
-from train.engine.session import activations_of, open_cache, with_cache
+from train.engine.session import with_cache
 from train.modeling.actionformer import HeadOutput
 from train.modeling.fusion import FusionConfig, PredictionFusion, align
 from train.modeling.losses import detection_losses, positive_points
@@ -85,7 +89,7 @@ def main() -> None:
     parser.add_argument("--cache", required=True)
     parser.add_argument("--lr", type=float, default=1e-3)
     args = parser.parse_args()
-    sources = [(path, load_checkpoint(path)) for path in args.checkpoints]
+    sources = [(path, load_checkpoint(path, Experiment)) for path in args.checkpoints]
     config = one_experiment(None, sources, with_cache(["--fusion.method=average"], args.cache))
     config = replace(config, training=replace(config.training, workers=0))
     accelerator = Accelerator(cpu=True)

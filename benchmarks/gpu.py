@@ -5,8 +5,8 @@
 
 In bf16, on windows of 768 frames of 160 px (or as a size has them) that are on the GPU already:
 decoding and copying are not timed. A training step is a whole update as `train/engine/loop.py`
-makes it; extraction is the backbone in eval mode, from pixels to features. Compiled means that every block of
-the transformer went through `torch.compile`. Weights are random.
+makes it; extraction is the backbone in eval mode, from pixels to features. Compiled means that
+every block of the transformer went through `torch.compile`. Weights are random.
 
 The share says how much of the card is used: the products and convolutions that a step needs, each
 counted once even if it is computed anew, per second, of what a product of 8192³ reaches on the same

@@ -28,11 +28,12 @@ from tests.encodings import Encoding, write_numbered
 from train.config import Experiment
 from train.data.batch import Batch, collate
 from train.data.cached import Streams, training_spans, up_to_date
+from train.data.loading import EpochSampler
 from train.data.videos import Item, identified, item_of
-from train.data.windows import EpochSampler, TrainingWindows, training_loader
+from train.data.windows import TrainingWindows, training_loader
 from train.detector.model import Detector
-from train.engine.optim import build_optimizer
-from train.engine.session import activations_of
+from train.detector.setup import activations_of
+from train.detector.training import build_optimizer
 from train.modeling.losses import detection_losses
 from train.modeling.points import assign_batch, pyramid_points
 

@@ -24,9 +24,10 @@ from torch import Tensor
 
 from benchmarks.sizes import FILES, HOME, experiment
 from extract.backbone.backbone import Backbone
-from extract.backbone.videomae import TUBELET, TrunkConfig, VideoMAE
+from extract.backbone.pretrained import load_trunk
+from extract.backbone.videomae import TrunkConfig, VideoMAE
 from extract.checkpoints.key_maps import MMACTION, renamed, turned
-from extract.checkpoints.strict import load_trunk
+from extract.sampling.units import TUBELET
 
 CACHES = Path("/proc/sys/vm/drop_caches")
 PIECE = 2**24

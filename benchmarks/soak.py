@@ -32,8 +32,8 @@ import numpy as np
 import psutil
 
 from configs.atomic import write_text
+from evaluate.reports.metrics_file import METRICS, read_metrics
 from extract.demo import DemoConfig, write_dataset
-from train.engine.metrics_log import METRICS, read_metrics
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt

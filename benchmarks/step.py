@@ -28,7 +28,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from configs.loader import load
 from train.config import Experiment
 from train.detector.model import Detector
-from train.engine.optim import build_optimizer
+from train.detector.training import build_optimizer
 from train.modeling.losses import detection_losses
 from train.modeling.points import assign_batch, pyramid_points
 

@@ -255,7 +255,7 @@ def real_activations(videos: Path) -> dict[str, NDArray[np.float16]]:
     """
     from configs.loader import load
     from extract.backbone.backbone import Backbone
-    from extract.checkpoints.strict import load_trunk
+    from extract.backbone.pretrained import load_trunk
     from extract.video.reader import VideoReader
     from train.config import Experiment
 

@@ -21,10 +21,11 @@ from cache.format.index import Summary
 from cache.store import Store
 from cache.upkeep.prune import prune
 from cache.upkeep.verify import Problem, verify
-from extract.activations.activations import fingerprints
+from configs.messages import EXPECTED, message
+from extract.activations.fingerprints import fingerprints
+from train.config import Experiment
 from train.detector.model import Detector
 from train.engine.checkpoint import is_checkpoint, load_checkpoint
-from train.errors import EXPECTED, message
 
 State = Literal["true", "stale", "unknown"]
 HEADER = ("cut", "fingerprint", "dtype", "direction", "span", "spans", "MB", "age", "weights")
@@ -95,15 +96,17 @@ def _states(store: Store) -> Callable[[FingerprintInfo], State]:
                 return "true"
         # Gone, or of a kind that cannot be asked (a config's pretrained backbone): it may be only
         # elsewhere, and what was computed from it stays true.
-        return "stale" if all(map(is_checkpoint, origins)) else "unknown"
+        return (
+            "stale" if all(is_checkpoint(origin, Experiment) for origin in origins) else "unknown"
+        )
 
     return state
 
 
 def _fingerprints_now(path: Path, info: FingerprintInfo) -> set[str]:
-    if not is_checkpoint(path):
+    if not is_checkpoint(path, Experiment):
         return set()
-    saved = load_checkpoint(path)
+    saved = load_checkpoint(path, Experiment)
     streams = Detector.restore(saved, path).streams
     return {name for s in streams for name in fingerprints(s.backbone, info.about).values()}
 

@@ -28,9 +28,10 @@ from cache.format.compaction import unpack
 from cache.format.index import PARTS, Index, Loaded, Summary, refreshed, summaries
 from cache.format.records import Entry, Group, Told
 from cache.format.writer import Writer
-from cache.storage.base import Files, Range, files_at, read_whole
+from cache.storage.base import Files, Range, read_whole
 from cache.storage.codec import Bytes, as_bytes
 from cache.storage.leases import Lease
+from cache.storage.open import files_at
 
 __all__ = ["Damaged", "Missing", "Store", "StoreError"]
 
@@ -157,7 +158,7 @@ class Store:
         """Return a new writer with a part of its own; `options` are those of `Writer`."""
         if self.mode != "a":
             raise StoreError(f'{self.url} is open for reading; open it with mode "a" to write')
-        return Writer(self, **options)
+        return Writer(self.files, lambda: self._index, **options)
 
     def _check_mark(self) -> None:
         found = read_whole(self.files, MARK, None)
@@ -307,3 +308,18 @@ def _batch(sizes: Sequence[int], limit: int) -> int:
         if count and total > limit:
             return count
     return len(sizes)
+
+
+def open_cache(url: str) -> Store:
+    """Open a store for writing, or make one.
+
+    Raises:
+        ValueError: that is impossible there.
+    """
+    try:
+        return Store.open(url, "a")
+    except OSError as error:
+        raise ValueError(
+            f"--cache: cannot keep activations in {url}: {error.strerror or error}; choose a "
+            "folder that can be written"
+        ) from error

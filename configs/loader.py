@@ -112,7 +112,9 @@ def flatten(config: Any) -> dict[str, Any]:
 def field_names(kind: type, prefix: str = "") -> list[str]:
     """Return the dotted names of all fields of a dataclass, groups included."""
     names = []
-    for name, hint in get_type_hints(kind).items():
+    hints = get_type_hints(kind)
+    for field in dataclasses.fields(kind):
+        name, hint = field.name, hints[field.name]
         names.append(prefix + name)
         if dataclasses.is_dataclass(hint):
             names += field_names(hint, f"{prefix}{name}.")  # type: ignore[arg-type]

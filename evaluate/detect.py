@@ -22,16 +22,18 @@ from accelerate import Accelerator
 from tqdm import tqdm
 
 from configs.atomic import write_text
+from configs.messages import EXPECTED, message
 from evaluate.annotations import Annotations, Detection, Segment, read_annotations, with_duration
 from evaluate.files.predictions import write_predictions
 from evaluate.files.subtitles import clock, csv_text, listing, srt, vtt
 from evaluate.files.timeline import PageVideo, embedded, linked, page, refuse_large
+from extract.video.files import VIDEO_SUFFIXES
 from extract.video.probe import probe
 from extract.video.reader import VideoError
-from train.data.videos import VIDEO_SUFFIXES, Item, as_item
+from train.data.videos import Item, as_item
 from train.detector.model import Detector, Examined
 from train.detector.sources import config_of, read_source
-from train.errors import EXPECTED, memory_advice, message
+from train.errors import memory_advice
 
 TRUTH = "ground truth"
 

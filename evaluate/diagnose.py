@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from configs.atomic import write_text
 from configs.loader import load
+from configs.messages import EXPECTED, message
 from evaluate.annotations import Video, read_annotations, select
 from evaluate.diagnosis.diagnosis import Diagnosis, diagnose
 from evaluate.files.predictions import cannot_score, read_predictions
@@ -28,7 +29,6 @@ from train.config import Experiment
 from train.data.videos import load_annotations
 from train.detector.evaluation import Truth, as_detected
 from train.detector.sources import config_of, read_source
-from train.errors import EXPECTED, message
 
 
 def main() -> None:

@@ -25,13 +25,12 @@ from accelerate.utils import InitProcessGroupKwargs
 
 from configs.atomic import write_text
 from configs.loader import dump, field_names, load, parse
-from configs.text import first_of
+from configs.messages import EXPECTED, first_of, message
 from evaluate.metrics.accuracy import Accuracy, flat_names, split_scores, within_pairs
 from evaluate.reports.figures import draw_confusion
 from train.data.videos import skipped_warning
-from train.detector.evaluation import WAIT_FOR_OTHERS
-from train.engine.checkpoint import RECOGNISER_FORMAT, format_of, load_checkpoint, refuse_other_kind
-from train.errors import EXPECTED, message
+from train.engine.checkpoint import format_of, is_checkpoint, load_checkpoint, refuse_other_kind
+from train.engine.session import WAIT_FOR_OTHERS
 from train.recognition.config import Recognition
 from train.recognition.dataset import Example, load_examples, other_labels, read_clips
 from train.recognition.recogniser import Recogniser, adopt
@@ -77,7 +76,7 @@ def joined(arguments: list[str]) -> list[str]:
 def read_recogniser(args: argparse.Namespace, overrides: list[str]) -> Recogniser:
     """Return what the checkpoint holds, with the settings of the command line."""
     path = args.checkpoint
-    if path.exists() and format_of(path) != RECOGNISER_FORMAT:
+    if path.exists() and not is_checkpoint(path, Recognition):
         refuse_other_kind(path, format_of(path))
         if args.config is None:
             raise ValueError(

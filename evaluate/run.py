@@ -26,8 +26,10 @@ import numpy as np
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 
+from cache.store import open_cache
 from configs.atomic import write_text
 from configs.loader import dump, load
+from configs.messages import EXPECTED, message
 from evaluate.annotations import (
     Detection,
     Segment,
@@ -51,24 +53,17 @@ from evaluate.reports.sections import (
     time_section,
 )
 from evaluate.reports.training import leave_report
-from extract.activations.activations import Counts
+from extract.activations.stored import Counts
 from train.config import Experiment
 from train.data.cached import evaluation_spans, up_to_date
 from train.data.videos import load_annotations, load_items, skipped_warning
-from train.detector.evaluation import WAIT_FOR_OTHERS, as_detected, detect_all, score, window_loader
+from train.detector.evaluation import as_detected, detect_all, score, window_loader
 from train.detector.model import Detector
+from train.detector.setup import activations_of
 from train.detector.sources import config_of, read_source
 from train.engine.loop import START_UP
-from train.engine.session import (
-    PASSES,
-    WAIT_FOR_PASSES,
-    activations_of,
-    device_names,
-    open_cache,
-    with_cache,
-)
+from train.engine.session import PASSES, WAIT_FOR_OTHERS, WAIT_FOR_PASSES, device_names, with_cache
 from train.engine.stopwatch import Stopwatch
-from train.errors import EXPECTED, message
 
 Predictions = dict[str, list[Detection]]
 Truth = dict[str, tuple[Segment, ...]]

@@ -17,14 +17,14 @@ from pathlib import Path
 
 from configs.atomic import write_text
 from configs.loader import load
+from configs.messages import EXPECTED, message
 from evaluate.reports.figures import draw_dataset
 from train.config import Experiment
 from train.dataset_check import annotations, files, lengths
 from train.dataset_check.findings import Finding, counts, document, exit_code, table
+from train.dataset_check.lengths import Suggestion, suggest
 from train.dataset_check.survey import Survey, subsets, survey
-from train.errors import EXPECTED, message
 from train.modeling.points import regression_ranges
-from train.suggest import Suggestion, suggest
 
 CHECKS = (
     files.absent,

@@ -24,17 +24,16 @@ from tqdm import tqdm
 
 from cache.address import DTYPES, FingerprintInfo, VideoInfo
 from cache.fingerprint import chain
-from configs.text import first_of
+from cache.store import open_cache
+from configs.messages import EXPECTED, first_of, message
 from evaluate.annotations import Video, read_annotations
-from extract.activations.activations import Cached
+from extract.activations.stored import Cached
 from extract.backbone.imported import about, imported_name
-from extract.backbone.videomae import CLIP_FRAMES, TUBELET
 from extract.feature_files import SUFFIXES, read_array
 from extract.sampling.spans import Span, whole_video_window
+from extract.sampling.units import CLIP_FRAMES, TUBELET
 from extract.sampling.windows import SamplingConfig
 from extract.video.digest import video_digest
-from train.engine.session import open_cache
-from train.errors import EXPECTED, message
 
 Layout = Literal["tc", "ct"]
 UNEQUAL = 2

@@ -23,8 +23,9 @@ from typing import get_args
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list
 
-from cache.store import Store
+from cache.store import Store, open_cache
 from configs.atomic import write_text
+from configs.messages import EXPECTED, message
 from extract.activations.activations import Activations
 from extract.activations.plan import (
     Plan,
@@ -35,8 +36,8 @@ from extract.activations.plan import (
     refuse_full_disk,
 )
 from extract.activations.refresh import refresh
-from extract.backbone.videomae import CLIP_FRAMES
 from extract.sampling.spans import Span
+from extract.sampling.units import CLIP_FRAMES
 from extract.sampling.windows import Direction
 from train.config import Experiment
 from train.cost.compare import compared, not_comparable
@@ -50,17 +51,11 @@ from train.data.videos import (
     skipped_warning,
 )
 from train.detector.model import Detector
+from train.detector.setup import activations_of, refuse_imported
 from train.detector.sources import config_of, new_detector, read_sources
 from train.engine.checkpoint import Checkpoint
-from train.engine.session import (
-    WAIT_FOR_PASSES,
-    activations_of,
-    open_cache,
-    refuse_fp16_without_gpu,
-    refuse_imported,
-    with_cache,
-)
-from train.errors import EXPECTED, memory_advice, message, worker_advice
+from train.engine.session import WAIT_FOR_PASSES, refuse_fp16_without_gpu, with_cache
+from train.errors import memory_advice, worker_advice
 
 PURPOSES = ("train", "validation", "test")
 
@@ -97,7 +92,7 @@ def main() -> None:
 
 def run(args: argparse.Namespace, overrides: list[str]) -> None:
     """Plan, say the plan and carry it out."""
-    sources: list[tuple[str, Checkpoint | None]] = [(args.config, None)]
+    sources: list[tuple[str, Checkpoint[Experiment] | None]] = [(args.config, None)]
     if args.checkpoint:
         sources = [*read_sources(args.checkpoint, args.config, overrides)]
     backbones = [
@@ -167,7 +162,7 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
 
 
 def _config(
-    file: str | None, saved: Checkpoint | None, source: str, overrides: list[str]
+    file: str | None, saved: Checkpoint[Experiment] | None, source: str, overrides: list[str]
 ) -> Experiment:
     if file and saved:
         # One config for several checkpoints: the direction stays each one's own.

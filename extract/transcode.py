@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from configs.atomic import write_text
+from configs.messages import EXPECTED, message
 from evaluate.annotations import read_annotations
 from evaluate.datasets.fields import member, read_json
 from extract.sampling.reversal import reverse_seconds
@@ -35,9 +36,9 @@ from extract.transcoding.proxy import ProxyConfig, is_current, write_proxy
 from extract.transcoding.reverse import is_finished, write_reversed
 from extract.transcoding.savings import Savings, savings
 from extract.transcoding.workers import Job, make_all
+from extract.video.files import VIDEO_SUFFIXES, video_files
 from extract.video.index import VideoError
 from extract.video.probe import probe
-from train.errors import EXPECTED, message
 
 if TYPE_CHECKING:  # imported where it is used: each process would spend seconds on accelerate
     from train.data.videos import Item
@@ -164,8 +165,6 @@ def _checked(args: argparse.Namespace) -> ProxyConfig | None:
 
 def _sources(folder: Path) -> dict[str, Path]:
     """Return the video files of a folder by name; raise ValueError if there are none."""
-    from train.data.videos import VIDEO_SUFFIXES, video_files
-
     if not folder.is_dir():
         raise ValueError(f"--videos: there is no folder {folder}")
     files = video_files(folder, "--videos")

@@ -19,14 +19,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from configs.atomic import written_aside
-from configs.text import first_of
-from extract.backbone.videomae import TUBELET, TrunkConfig, VideoMAE
+from configs.messages import EXPECTED, first_of, message
+from extract.backbone.pretrained import trunk_settings
+from extract.backbone.videomae import TrunkConfig, VideoMAE
 from extract.checkpoints.key_maps import ADAPTERS, MMACTION, head_to_opentad, renamed, turned
 from extract.checkpoints.layouts import ADDED, KEPT, NORMALIZER, Network, counted, recognise
-from extract.checkpoints.strict import trunk_settings
 from extract.checkpoints.tensor_files import Content, read, sha256
+from extract.sampling.units import TUBELET
 from extract.tada.pretrained import TAdaNetwork, new_tada, recognise_tada
-from train.errors import EXPECTED, message
 
 OPENTAD = "backbone.model.backbone."
 FINAL_NORM = f"{OPENTAD}fc_norm."

@@ -14,15 +14,10 @@ from torch import Tensor
 
 from cache.address import Dtype, VideoInfo
 from cache.store import Store
-from extract.activations.activations import (
-    Activations,
-    CacheConfig,
-    Precision,
-    deepest,
-    fingerprints,
-    settings,
-)
+from extract.activations.activations import Activations, CacheConfig
+from extract.activations.fingerprints import Precision, fingerprints, settings
 from extract.activations.inputs import Task, job_pieces
+from extract.activations.stored import deepest
 from extract.backbone.adapters import TemporalAdapter
 from extract.backbone.backbone import Backbone, BackboneConfig, Cut
 from extract.backbone.videomae import TrunkConfig

@@ -16,7 +16,9 @@ from accelerate import Accelerator
 from torch.utils.data import DataLoader, Dataset
 
 from configs.loader import load
+from configs.messages import message
 from evaluate.files.predictions import read_predictions
+from evaluate.reports.metrics_file import METRICS, read_metrics
 from extract.backbone.backbone import BackboneConfig
 from extract.backbone.videomae import TrunkConfig
 from extract.demo import DemoConfig, write_dataset
@@ -35,9 +37,8 @@ from train.detector.sources import new_detector
 from train.detector.training import Detection
 from train.engine.checkpoint import Checkpoint, save_checkpoint
 from train.engine.loop import TrainingRun
-from train.engine.metrics_log import METRICS, read_metrics
 from train.engine.run_folder import claim_folder
-from train.errors import message, worker_advice
+from train.errors import worker_advice
 from train.modeling.actionformer import HeadConfig
 
 

@@ -16,12 +16,11 @@ from extract.sampling.transforms import PixelConfig, apply, evaluation_transform
 from extract.sampling.windows import Direction, sliding_windows
 from tests.conftest import REPOSITORY
 from train.config import DataConfig, Experiment
+from train.data.loading import EpochSampler, cuts_between
 from train.data.videos import load_annotations, load_items
 from train.data.windows import (
-    EpochSampler,
     EvaluationWindows,
     TrainingWindows,
-    cuts_between,
     evaluation_loader,
     training_loader,
 )

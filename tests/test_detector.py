@@ -165,29 +165,29 @@ def test_checkpoint_brings_back_the_averaged_detector(tmp_path: Path) -> None:
     assert loaded.classes == CLASSES and loaded.config == config and not loaded.training
     for name, tensor in loaded.state_dict().items():
         assert torch.equal(tensor, averaged.state_dict()[name])
-    assert load_checkpoint(path).classes == CLASSES
+    assert load_checkpoint(path, Experiment).classes == CLASSES
 
 
 def test_bad_checkpoints_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no checkpoint at"):
-        load_checkpoint(tmp_path / "absent.pt")
+        load_checkpoint(tmp_path / "absent.pt", Experiment)
     config = small_experiment(tmp_path)
     state = Detector(config, CLASSES).state_dict()
     save_checkpoint(tmp_path / "good.pt", Checkpoint(config, CLASSES, state, state, {}))
     (tmp_path / "noise.pt").write_bytes(b"\x00" * 100)
     with pytest.raises(ValueError, match=r"noise\.pt is damaged"):
-        load_checkpoint(tmp_path / "noise.pt")
+        load_checkpoint(tmp_path / "noise.pt", Experiment)
     content = bytearray((tmp_path / "good.pt").read_bytes())
     content[len(content) // 2] ^= 1
     (tmp_path / "flipped.pt").write_bytes(content)
     with pytest.raises(ValueError, match=r"flipped\.pt is damaged"):
-        load_checkpoint(tmp_path / "flipped.pt")
+        load_checkpoint(tmp_path / "flipped.pt", Experiment)
     torch.save({"format": "palindrome-2", "config": 3}, tmp_path / "version.pt")
     with pytest.raises(ValueError, match="of another version"):
-        load_checkpoint(tmp_path / "version.pt")
+        load_checkpoint(tmp_path / "version.pt", Experiment)
     torch.save({"state_dict": {}}, tmp_path / "other.pt")
     with pytest.raises(ValueError, match="not a checkpoint of this project"):
-        load_checkpoint(tmp_path / "other.pt")
+        load_checkpoint(tmp_path / "other.pt", Experiment)
 
 
 def test_pretrained_trunk_is_loaded_from_the_config(tmp_path: Path) -> None:

@@ -14,8 +14,10 @@ import torch
 from accelerate import Accelerator
 
 from configs.loader import load
+from configs.messages import message
 from evaluate.files.predictions import read_predictions
 from evaluate.reports.launches import read_launches
+from evaluate.reports.metrics_file import read_metrics
 from extract.backbone.backbone import Mode
 from extract.video.reader import VideoReader
 from tests.conftest import REPOSITORY
@@ -27,8 +29,6 @@ from train.detector.sources import new_detector
 from train.detector.training import Detection
 from train.engine.checkpoint import Checkpoint, load_checkpoint, refuse_other_run
 from train.engine.loop import TrainingRun
-from train.engine.metrics_log import read_metrics
-from train.errors import message
 
 DEMO = REPOSITORY / "configs/e2e/demo/forward.yaml"
 QUICK = [
@@ -91,7 +91,7 @@ def test_a_run_leaves_everything_behind(trained: Path, data: list[str]) -> None:
     checks = [line["validation"]["average_mAP"] for line in metrics if "validation" in line]
     assert len(checks) == 2 and all(0 <= value <= 1 for value in checks)
     for name in ("last.pt", "best.pt"):
-        checkpoint = load_checkpoint(trained / name)
+        checkpoint = load_checkpoint(trained / name, Experiment)
         assert checkpoint.config == expected and len(checkpoint.classes) == 6
         assert bool(checkpoint.training) == (name == "last.pt")
     assert (trained / "curves.png").read_bytes().startswith(b"\x89PNG")
@@ -170,7 +170,7 @@ def build(
 def the_same_curve(one: Path, two: Path) -> list[dict[str, Any]]:
     """Assert that two finished runs are bit for bit the same; return their common metrics."""
     for file in ("last.pt", "best.pt"):
-        left, right = (load_checkpoint(folder / file) for folder in (one, two))
+        left, right = (load_checkpoint(folder / file, Experiment) for folder in (one, two))
         for part in ("model", "ema"):
             for name, tensor in getattr(left, part).items():
                 assert torch.equal(tensor, getattr(right, part)[name]), f"{file} {part} {name}"
@@ -339,7 +339,7 @@ def test_only_what_should_learn_moves(
     # What is frozen has no average of its own, in memory or in the file.
     learning = {name for name, p in run.task.model.named_parameters() if p.requires_grad}
     assert run.average.tensors.keys() == learning
-    checkpoint = load_checkpoint(tmp_path / "last.pt")
+    checkpoint = load_checkpoint(tmp_path / "last.pt", Experiment)
     name = "streams.0.backbone.trunk.patch_embed.weight"
     shared = checkpoint.ema[name].data_ptr() == checkpoint.model[name].data_ptr()
     assert shared == (name not in learning) == (mode != "full")
@@ -354,7 +354,7 @@ def test_training_runs_in_bfloat16_reversed_with_recomputation(
         *("--backbone.recompute=selective", "--training.stop_epoch=1"),
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert load_checkpoint(tmp_path / "run/last.pt").config.direction == "reversed"
+    assert load_checkpoint(tmp_path / "run/last.pt", Experiment).config.direction == "reversed"
 
 
 def test_a_diverged_run_names_the_videos(

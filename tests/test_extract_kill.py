@@ -12,7 +12,7 @@ from accelerate.state import AcceleratorState
 from cache.store import Store
 from cache.upkeep.verify import verify
 from configs.loader import load
-from extract.activations.activations import Places, missing
+from extract.activations.stored import Places, missing
 from extract.backbone.backbone import Cut
 from extract.sampling.spans import Span
 from tests.forks import Script, script
@@ -20,8 +20,8 @@ from tests.test_e2e import DEMO, QUICK
 from train.config import Experiment
 from train.data.cached import evaluation_spans, training_spans
 from train.data.videos import load_annotations, load_subsets
+from train.detector.setup import activations_of
 from train.detector.sources import new_detector
-from train.engine.session import activations_of
 
 CUTS: tuple[Cut, ...] = (2, "features")
 

@@ -25,9 +25,9 @@ from train.config import Experiment
 from train.data.cached import evaluation_spans, training_spans
 from train.data.videos import load_annotations, load_items
 from train.detector.model import Detector
+from train.detector.setup import activations_of
 from train.detector.sources import init_from, new_detector
 from train.engine.checkpoint import load_checkpoint
-from train.engine.session import activations_of
 
 FPS, SECONDS, STRIDE = 24, 16, 4
 ROWS = FPS * SECONDS // STRIDE
@@ -139,7 +139,7 @@ def experiment(folder: Path, *more: str) -> Experiment:
 def exported(study: Path, out: Path, accelerator: Accelerator) -> None:
     """Write what the frozen run was trained and scored on as files, as other programs would."""
     out.mkdir()
-    saved = load_checkpoint(study / "frozen/last.pt")
+    saved = load_checkpoint(study / "frozen/last.pt", Experiment)
     config = saved.config
     with Store.open(study / "cache", "a") as store:
         detector = Detector.restore(saved, "last.pt")
@@ -241,7 +241,7 @@ def test_features_of_another_width_are_mapped_and_warm_an_end_to_end_start(
             assert np.allclose(item.to_seconds(item.to_frames(seconds)), seconds)
     (tmp_path / "imported.yaml").write_text(dump(config))
     good("train/heads.py", "--config", tmp_path / "imported.yaml")
-    saved = load_checkpoint(tmp_path / "head/last.pt")
+    saved = load_checkpoint(tmp_path / "head/last.pt", Experiment)
     start = new_detector(saved.config, saved.classes)
     (stream,) = Detector.restore(saved, "last.pt").streams
     assert isinstance(stream.backbone, Imported)

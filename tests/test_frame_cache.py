@@ -48,7 +48,7 @@ from train.config import Experiment
 from train.data.batch import Sample
 from train.data.videos import Item, identified, item_of, load_annotations, load_items
 from train.data.windows import EvaluationWindows, TrainingWindows, evaluation_loader
-from train.engine.session import open_frame_cache
+from train.detector.setup import open_frame_cache
 
 WINDOW = SamplingConfig(window_size=32, snippet_stride=2)
 RESIZE = SamplingConfig("resize", window_size=32)

@@ -17,13 +17,14 @@ from accelerate.commands.launch import _validate_launch_command, launch_command_
 from accelerate.utils.launch import prepare_multi_gpu_env
 from torch import Tensor
 
+from evaluate.reports.metrics_file import read_metrics
 from extract.demo import DemoConfig, write_dataset
 from tests.conftest import REPOSITORY
 from tests.test_e2e import the_same_curve
+from train.config import Experiment
 from train.detector.model import Detector
+from train.detector.training import build_optimizer
 from train.engine.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from train.engine.metrics_log import read_metrics
-from train.engine.optim import build_optimizer
 
 UPDATES = 3  # six of the ten training videos have an action
 SETTINGS = [
@@ -152,7 +153,7 @@ def other(
     return out
 
 
-def moments(run: Checkpoint) -> dict[str, Tensor]:
+def moments(run: Checkpoint[Experiment]) -> dict[str, Tensor]:
     """AdamW's average of the gradients, per name of a learning tensor."""
     detector = Detector(run.config, run.classes)
     names = {parameter: name for name, parameter in detector.named_parameters()}
@@ -170,7 +171,7 @@ def test_gradients_are_those_of_the_common_batch(one: Path, other: Path) -> None
     AdamW divides by the gradient's own size. The weights therefore hardly show a factor that all
     gradients have in common, and blow up the rounding of those that are next to nothing.
     """
-    ours, theirs = (moments(load_checkpoint(out / "last.pt")) for out in (one, other))
+    ours, theirs = (moments(load_checkpoint(out / "last.pt", Experiment)) for out in (one, other))
     constant = {name for name in ours if name.endswith(NO_GRADIENT)}
     largest = max(float(moment.norm()) for moment in ours.values())
     for name in constant:
@@ -186,7 +187,7 @@ def test_gradients_are_those_of_the_common_batch(one: Path, other: Path) -> None
 
 
 def test_weights_and_normaliser_are_those_of_the_common_batch(one: Path, other: Path) -> None:
-    ours, theirs = (load_checkpoint(out / "last.pt") for out in (one, other))
+    ours, theirs = (load_checkpoint(out / "last.pt", Experiment) for out in (one, other))
     count, same = (run.training["normaliser"] for run in (ours, theirs))
     assert count.keys() == same.keys() and len(count) == 1
     for name, value in count.items():
@@ -229,7 +230,7 @@ def test_a_sharded_run_resumes(arguments: list[str], tmp_path: Path) -> None:
     sharded(tmp_path / "whole", [*random, *validated, "--training.stop_epoch=2"])
     sharded(tmp_path / "broken", [*random, *validated])
     path = tmp_path / "broken/last.pt"
-    saved = load_checkpoint(path)
+    saved = load_checkpoint(path, Experiment)
     unvalidated = saved.training | {"validated": False, "best": -1.0}
     save_checkpoint(path, saved._replace(training=unvalidated))
     sharded(tmp_path / "broken", [*random, *validated, "--training.stop_epoch=2", "--resume"])

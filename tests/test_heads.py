@@ -19,6 +19,7 @@ import train.data.windows
 from cache.address import VideoInfo
 from cache.store import Store
 from configs.loader import load
+from evaluate.reports.metrics_file import read_metrics
 from extract.sampling.spans import Span, random_stretch, whole_video_window
 from extract.sampling.transforms import evaluation_transform
 from extract.sampling.window_frames import arrange, window_frames
@@ -33,11 +34,10 @@ from train.data.cached import evaluation_spans, training_spans, training_windows
 from train.data.videos import Item, Items, load_annotations, load_items
 from train.detector.evaluation import detect_all, window_loader
 from train.detector.model import Detector
+from train.detector.setup import activations_of, learning_only
 from train.detector.training import Detection
 from train.engine.checkpoint import load_checkpoint, save_checkpoint
 from train.engine.loop import TrainingRun
-from train.engine.metrics_log import read_metrics
-from train.engine.session import activations_of, learning_only
 
 
 @pytest.mark.parametrize("direction", ["forward", "reversed"])
@@ -153,7 +153,7 @@ def test_losses_on_the_cache_are_those_of_an_end_to_end_run(
             run = TrainingRun(task, accelerator, resume=False)
             run.go()
         curves.append([line["loss"] for line in read_metrics(tmp_path / name / "metrics.jsonl")])
-        weights.append(load_checkpoint(tmp_path / name / "last.pt").model)
+        weights.append(load_checkpoint(tmp_path / name / "last.pt", Experiment).model)
         AcceleratorState._reset_state(reset_partial_state=True)
         accelerator = Accelerator(cpu=True)
     assert len(curves[0]) > 3 and curves[0] == curves[1]
@@ -220,7 +220,10 @@ def test_validation_leaves_features_that_heads_find(study: Path, tmp_path: Path)
     config = tmp_path / "head/config.yaml"
     tuned = ["--backbone.trainable_from_block=0", "--training.stop_epoch=1", "--cache.url=null"]
     good("train/e2e.py", "--config", config, "--init-from", head, *tuned, "--out", tmp_path / "e2e")
-    start, end = load_checkpoint(head), load_checkpoint(tmp_path / "e2e/last.pt")
+    start, end = (
+        load_checkpoint(head, Experiment),
+        load_checkpoint(tmp_path / "e2e/last.pt", Experiment),
+    )
     name = "streams.0.head.class_out.weight"
     assert 0 < (start.ema[name] - end.model[name]).abs().max() < 0.05
 
@@ -231,7 +234,7 @@ def test_changed_adapters_fall_back_to_passes(study: Path, tmp_path: Path) -> No
     shutil.copy(study / "e2e/last.pt", changed)
     arguments = ["--checkpoint", changed, "--cache", cache, "--cache.blocks=[1]"]
     good("extract/run.py", *arguments)
-    checkpoint = load_checkpoint(changed)
+    checkpoint = load_checkpoint(changed, Experiment)
     for number, (name, expected) in enumerate(
         {
             "adapters.4.gamma": "0 full and 7 partial",
@@ -276,7 +279,7 @@ def test_damage_is_told_by_workers_and_mended(study: Path, tmp_path: Path) -> No
     resumed = [*heads, "--resume", "--training.epochs=4"]
     assert "finished; report: " in good(*resumed)
     other = tmp_path / "other.pt"
-    checkpoint = load_checkpoint(study / "e2e/last.pt")
+    checkpoint = load_checkpoint(study / "e2e/last.pt", Experiment)
     checkpoint.ema["streams.0.backbone.adapters.0.gamma"] += 1
     save_checkpoint(other, checkpoint)
     done = script(*[other if a == study / "e2e/last.pt" else a for a in resumed])
@@ -386,7 +389,9 @@ def test_a_ladder_learns_from_the_cache_alone(data: list[str], tmp_path: Path) -
     start = ["--checkpoint", tmp_path / "e2e/last.pt", *cache]
     learn = ["--backbone.trainable_from_block=4", "--training.stop_epoch=2"]
     good("train/heads.py", *start, *learn, "--out", tmp_path / "run")
-    before, after = (load_checkpoint(tmp_path / f"{run}/last.pt").ema for run in ("e2e", "run"))
+    before, after = (
+        load_checkpoint(tmp_path / f"{run}/last.pt", Experiment).ema for run in ("e2e", "run")
+    )
     moved = {key for key in after if not torch.equal(before[key], after[key])}
     assert {key.split(".backbone.")[1][:9] for key in moved if ".backbone." in key} == {"ladder.ad"}
     again = good("train/heads.py", *start, *learn, "--out", tmp_path / "again")

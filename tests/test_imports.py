@@ -1,24 +1,55 @@
-"""The one-way rule: a stage imports what stands to its left; nobody imports a script."""
+"""Who may import whom: stages, rooms and files one way, scripts by nobody."""
 
 import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
+
+import pytest
 
 import evaluate
 from tests.conftest import REPOSITORY
 
-PACKAGES = ("configs", "cache", "extract", "train", "evaluate")
-ALLOWED = {
-    "configs": set[str](),
-    "cache": {"configs"},
-    "extract": {"configs", "cache"},
+# What stands before others may be imported by them. A file of a stage's own folder is a room here.
+STAGES = {
+    "configs": [],
+    "cache": ["configs"],
+    "extract": ["configs", "cache"],
+    "evaluate": ["configs"],
     # Training validates itself: it may use the library modules of evaluate.
-    "train": {"configs", "cache", "extract", "evaluate"},
-    "evaluate": set[str](),
+    "train": ["configs", "cache", "extract", "evaluate"],
+}
+ROOMS = {
+    "configs": ["messages", "atomic", "loader"],
+    "cache": [
+        *("errors", "address", "fingerprint"),
+        *("storage", "format", "store", "upkeep"),
+    ],
+    "extract": [
+        *("video", "sampling", "transcoding", "checkpoints", "tada", "backbone", "activations"),
+        *("feature_files", "scenes"),
+    ],
+    "evaluate": [
+        *("datasets", "annotations", "nms", "mean_ap"),
+        *("metrics", "diagnosis", "files", "reports"),
+    ],
+    "train": [
+        *("errors", "modeling", "config", "data"),
+        *("engine", "dataset_check", "detector", "recognition", "ablation", "cost"),
+    ],
+}
+MOST_FILES = 12
+# Imports that a function makes when it is called: they would cost every start seconds.
+AT_CALL = {
+    ("extract.transcode", "train.data.videos"),
+    ("train.ablate", "train.ablation.table"),
 }
 
 
 def modules() -> dict[str, Path]:
-    files = [file for package in PACKAGES for file in (REPOSITORY / package).rglob("*.py")]
+    files = [file for stage in STAGES for file in (REPOSITORY / stage).rglob("*.py")]
     return {".".join(f.relative_to(REPOSITORY).with_suffix("").parts): f for f in files}
 
 
@@ -26,46 +57,131 @@ def is_script(file: Path) -> bool:
     return '__name__ == "__main__"' in file.read_text()
 
 
-def imports(file: Path) -> set[str]:
-    found = set()
-    for node in ast.walk(ast.parse(file.read_text())):
+def imports(code: ast.AST, names: set[str]) -> Iterator[tuple[str, bool]]:
+    """Yield the modules among `names` that code imports, and whether inside a function."""
+    inside = {
+        id(node)
+        for function in ast.walk(code)
+        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
+        for node in ast.walk(function)
+    }
+    for node in ast.walk(code):
+        found: list[str] = []
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            found = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module:
-            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
-    return {name for name in found if name.split(".")[0] in PACKAGES}
+            whole = [f"{node.module}.{alias.name}" for alias in node.names]
+            found = [name if name in names else node.module for name in whole]
+        for name in found:
+            for module in (name, f"{name}.__init__"):
+                if module in names:
+                    yield module, id(node) in inside
 
 
-def violations(importer: str, script: bool, imported: set[str], scripts: set[str]) -> list[str]:
-    stage = importer.split(".")[0]
-    wrong = [f"{importer} imports the script {name}" for name in imported & scripts]
-    if not script:
-        allowed = ALLOWED[stage] | {stage}
-        wrong += [
-            f"{importer} imports {name}, which stands to its right"
-            for name in imported
-            if name.split(".")[0] not in allowed
-        ]
-    return wrong
+def room(module: str) -> tuple[str, str]:
+    """Return a module's stage and its room in it: `train.data.batch` is in (train, data)."""
+    stage, _, rest = module.partition(".")
+    return stage, rest.split(".")[0]
 
 
-def test_imports_go_one_way() -> None:
+def violations(importer: str, script: bool, imported: str, scripts: set[str]) -> Iterator[str]:
+    """Yield what is wrong with one module's import of another."""
+    if imported in scripts:
+        yield f"{importer} imports the script {imported}"
+    if script:
+        return
+    (stage, here), (other, there) = room(importer), room(imported)
+    if stage != other:
+        if other not in STAGES[stage]:
+            yield f"{importer} imports {imported}, of a stage to its right"
+    elif "__init__" in (here, there):
+        return
+    elif here != there:
+        order = ROOMS[stage]
+        missing = {here, there} - set(order)
+        if missing:
+            yield f"{importer} imports {imported}: {missing} stand in no order of {stage}"
+        elif order.index(here) < order.index(there):
+            yield f"{importer} imports {imported}, of a room to its right"
+    elif imported.endswith(".__init__"):
+        yield f"{importer} imports its own room; import from the file"
+
+
+@pytest.fixture(scope="module")
+def arrows() -> list[tuple[str, str, bool]]:
+    """Return (importer, imported, whether in a function) for all of the code."""
     files = modules()
-    scripts = {name for name, file in files.items() if is_script(file)}
+    return [
+        (name, imported, hidden)
+        for name, file in files.items()
+        for imported, hidden in imports(ast.parse(file.read_text()), set(files))
+    ]
+
+
+def test_imports_go_one_way(arrows: list[tuple[str, str, bool]]) -> None:
+    scripts = {name for name, file in modules().items() if is_script(file)}
     wrong = [
         line
-        for name, file in files.items()
-        for line in violations(name, name in scripts, imports(file), scripts)
+        for importer, imported, _ in arrows
+        for line in violations(importer, importer in scripts, imported, scripts)
     ]
-    assert not wrong, "\n".join(wrong)
+    assert not wrong, "\n".join(sorted(set(wrong)))
 
 
-def test_the_rule_catches_offenders() -> None:
+def test_no_import_is_hidden_in_a_function(arrows: list[tuple[str, str, bool]]) -> None:
+    hidden = {(importer, imported) for importer, imported, at_call in arrows if at_call}
+    assert hidden == AT_CALL
+
+
+def test_no_circle_of_files(arrows: list[tuple[str, str, bool]]) -> None:
+    graph: dict[str, set[str]] = {}
+    for importer, imported, _ in arrows:
+        graph.setdefault(importer, set()).add(imported)
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(" -> ".join(error.args[1]))
+
+
+def test_rooms_are_small() -> None:
+    folders = {file.parent for file in modules().values()}
+    sizes = {f: len([p for p in f.glob("*.py") if p.name != "__init__.py"]) for f in folders}
+    assert max(sizes.values()) <= MOST_FILES, sizes
+
+
+def test_the_rules_catch_offenders() -> None:
     scripts = {"train.e2e"}
-    assert violations("extract.video.reader", False, {"train.engine.loop"}, scripts)
-    assert violations("evaluate.nms", False, {"train.engine.loop"}, scripts)
-    assert violations("train.engine.loop", False, {"train.e2e"}, scripts)
-    assert not violations("evaluate.run", True, {"train.engine.loop"}, scripts)
+
+    def wrong(importer: str, imported: str) -> list[str]:
+        return list(violations(importer, False, imported, scripts))
+
+    assert wrong("extract.video.reader", "train.engine.loop")
+    assert wrong("extract.video.reader", "extract.backbone.backbone")
+    assert wrong("evaluate.nms", "train.engine.loop")
+    assert wrong("train.engine.loop", "train.e2e")
+    assert wrong("train.engine.loop", "train.unheard_of")
+    assert wrong("extract.video.reader", "extract.video.__init__")
+    assert not wrong("train.detector.model", "train.modeling.fusion")
+    assert not list(violations("evaluate.run", True, "train.engine.loop", scripts))
+
+
+def test_imports_in_functions_are_found() -> None:
+    code = ast.parse("import train.a\ndef f():\n    from train import b\n    from train.c import d")
+    names = {"train.a", "train.b", "train.c"}
+    assert set(imports(code, names)) == {("train.a", False), ("train.b", True), ("train.c", True)}
+
+
+def test_documented_names_are_where_they_are_documented() -> None:
+    code = (
+        "from extract.video import VideoReader, VideoError\n"
+        "from extract.backbone import Backbone, BackboneConfig, Cut\n"
+        "from extract.activations import Activations, CacheConfig, Cached, Counts\n"
+        "from extract.tada import TAdaConv, calibrate_convs\n"
+        "from train.detector import Detector\n"
+        "from cache.store import Store\n"
+        "from evaluate.mean_ap import mean_average_precision"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=REPOSITORY)
 
 
 def test_our_evaluate_is_imported() -> None:
@@ -76,8 +192,6 @@ def test_our_evaluate_is_imported() -> None:
 
 def test_no_module_hides_the_standard_library() -> None:
     """`python extract/run.py` puts extract/ first on the path: `import random` must stay safe."""
-    import sys
-
-    names = {file.stem for file in modules().values()} - {"__init__"}
+    names = {part for name in modules() for part in name.split(".")[1:]} - {"__init__"}
     assert not names & set(sys.stdlib_module_names)
-    assert not names & set(PACKAGES)
+    assert not {room(name)[1] for name in modules()} & set(STAGES)

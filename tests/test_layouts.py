@@ -10,10 +10,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from extract.backbone.pretrained import load_trunk, refuse_other_size, trunk_settings
 from extract.backbone.videomae import TrunkConfig, VideoMAE
 from extract.checkpoints.key_maps import head_to_opentad
 from extract.checkpoints.layouts import read_networks, recognise
-from extract.checkpoints.strict import load_trunk, refuse_other_size, trunk_settings
 from extract.checkpoints.tensor_files import Content
 from tests.layouts import (
     SMALL,

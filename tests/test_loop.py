@@ -13,6 +13,7 @@ from torch import Tensor
 import train.detector.training
 import train.engine.loop
 from configs.loader import load
+from evaluate.reports.metrics_file import read_metrics
 from tests.test_e2e import DEMO, QUICK, build
 from tests.waits import Copies, Operations
 from train.config import Experiment
@@ -20,7 +21,6 @@ from train.data.batch import Batch
 from train.detector.training import Detection
 from train.engine.checkpoint import load_checkpoint
 from train.engine.loop import TrainingRun, _seed
-from train.engine.metrics_log import read_metrics
 from train.modeling.actionformer import ActionFormer, HeadConfig
 from train.modeling.losses import Losses, detection_losses
 from train.modeling.points import Targets, pyramid_mask
@@ -180,5 +180,7 @@ def test_workers_change_nothing_that_is_learned(
     for workers in (0, 2):
         chosen = f"--training.workers={workers}"
         prepare(data, tmp_path / str(workers), accelerator, *ONE_EPOCH, chosen).go()
-    one, two = (load_checkpoint(tmp_path / name / "last.pt").model for name in ("0", "2"))
+    one, two = (
+        load_checkpoint(tmp_path / name / "last.pt", Experiment).model for name in ("0", "2")
+    )
     assert all(torch.equal(tensor, two[name]) for name, tensor in one.items())

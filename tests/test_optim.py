@@ -17,7 +17,8 @@ from extract.sampling.windows import SamplingConfig
 from tests.conftest import REPOSITORY
 from train.config import Experiment, TrainingConfig
 from train.detector.model import Detector
-from train.engine.optim import Average, build_optimizer, build_schedule
+from train.detector.training import build_optimizer
+from train.engine.optim import Average, build_schedule
 from train.modeling.actionformer import HeadConfig
 
 MODES: tuple[Mode, ...] = ("adapter", "frozen", "full")

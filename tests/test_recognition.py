@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from configs.loader import dump, field_names, load, parse
 from evaluate.metrics.accuracy import LabelSet
+from evaluate.reports.metrics_file import read_metrics
 from extract.demo import DemoConfig, write_clips
 from extract.scenes import ACTIONS
 from extract.tada.networks import NetworkConfig, build_network
@@ -26,15 +27,19 @@ from tests.forks import good, script
 from tests.test_configs import leaves
 from tests.test_gradients import run
 from train.config import Experiment
-from train.data.windows import EpochSampler
+from train.data.loading import EpochSampler
 from train.engine.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from train.engine.loop import TrainingRun
-from train.engine.metrics_log import read_metrics
-from train.engine.optim import Average, recognition_optimizer, statistics
+from train.engine.optim import Average, statistics
 from train.recognition.config import Recognition, RecognitionTraining
 from train.recognition.dataset import Example, TrainingViews, collate, load_examples, read_clips
 from train.recognition.recogniser import Recogniser, adopt
-from train.recognition.training import RecognitionTask, score_all, share_loader
+from train.recognition.training import (
+    RecognitionTask,
+    recognition_optimizer,
+    score_all,
+    share_loader,
+)
 
 CONFIGS = sorted((REPOSITORY / "configs/recognition").glob("*.yaml"))
 DEMO = REPOSITORY / "configs/recognition/demo.yaml"

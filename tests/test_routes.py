@@ -48,8 +48,8 @@ from train.cost.workload import (
 from train.data.cached import evaluation_spans, training_spans, up_to_date
 from train.data.videos import Items, learned_classes, load_annotations, load_items
 from train.detector.model import Detector
+from train.detector.setup import activations_of
 from train.detector.sources import new_detector
-from train.engine.session import activations_of
 
 COLUMNS = 7
 WORK = Workload(

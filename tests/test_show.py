@@ -8,6 +8,7 @@ import torch
 
 from tests.forks import script
 from tests.test_e2e import DEMO, QUICK
+from train.config import Experiment
 from train.engine.checkpoint import load_checkpoint, save_checkpoint
 
 
@@ -27,7 +28,7 @@ def test_the_table_tells_what_is_stale_and_prune_frees_it(study: Path, tmp_path:
     assert done.returncode == 0 and "all is well" in done.stdout, done.stderr
     rows = [line for line in done.stdout.splitlines() if line.startswith("features")]
     states = sorted(row.split()[-2] for row in rows)
-    best, last = (load_checkpoint(study / f"run/{n}.pt") for n in ("best", "last"))
+    best, last = (load_checkpoint(study / f"run/{n}.pt", Experiment) for n in ("best", "last"))
     same = all(torch.equal(best.ema[key], last.ema[key]) for key in best.ema)
     assert states == (["stale:", "true:"] if same else ["true:", "true:"])
     assert all("run/last.pt" in row and " forward " in row and " window " in row for row in rows)

@@ -21,8 +21,8 @@ from hypothesis import strategies as st
 
 from cache.address import DTYPES, Address, Dtype, FingerprintInfo, VideoInfo
 from cache.errors import Damaged, Missing, StoreError
-from cache.storage.base import LocalFiles
 from cache.storage.codec import Codec
+from cache.storage.local import LocalFiles
 from cache.store import FORMAT, MARK, Mode, Store
 from cache.upkeep.prune import prune
 from cache.upkeep.verify import verify

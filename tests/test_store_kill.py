@@ -16,8 +16,8 @@ import pytest
 import torch
 
 from cache.address import Address
-from cache.storage.base import LocalFiles
 from cache.storage.leases import USERS
+from cache.storage.local import LocalFiles
 from cache.store import Store
 from cache.upkeep.prune import prune
 from cache.upkeep.verify import verify

@@ -18,8 +18,8 @@ from torch.utils.data import DataLoader, Dataset
 from cache.address import FingerprintInfo
 from cache.errors import Missing, StoreError
 from cache.storage import leases
-from cache.storage.base import LocalFiles
 from cache.storage.leases import USERS, users
+from cache.storage.local import LocalFiles
 from cache.store import Store
 from cache.upkeep.prune import prune
 from cache.upkeep.verify import verify

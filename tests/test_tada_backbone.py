@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from cache.store import Store
 from configs.loader import load
-from extract.activations.activations import fingerprints, settings
+from extract.activations.fingerprints import fingerprints, settings
 from extract.backbone.backbone import Backbone, BackboneConfig, Mode, TAdaSize
 from extract.backbone.streaming import Wavefront
 from extract.backbone.tada_backbone import TAdaBackbone, load_tada_trunk
@@ -24,9 +24,9 @@ from train.config import Experiment
 from train.data.cached import evaluation_spans, training_spans, up_to_date
 from train.detector.evaluation import detect_all, window_loader
 from train.detector.model import Detector
+from train.detector.setup import activations_of
 from train.detector.training import Detection
 from train.engine.loop import TrainingRun
-from train.engine.session import activations_of
 
 SMALL = TAdaSize((1, 1), 8)
 TINY = TrunkConfig(32, 1, 2)

@@ -15,6 +15,7 @@ from cache.store import Store
 from configs.loader import load
 from evaluate.files.predictions import read_predictions
 from evaluate.mean_ap import MeanAP
+from evaluate.reports.metrics_file import read_metrics
 from tests.conftest import REPOSITORY
 from tests.forks import good, script
 from tests.test_e2e import DEMO, QUICK, TWO_PROCESSES
@@ -24,10 +25,9 @@ from train.data.cached import evaluation_spans, up_to_date
 from train.data.videos import load_annotations, load_items
 from train.detector.evaluation import detect_all, score, window_loader
 from train.detector.model import Detector
+from train.detector.setup import activations_of
 from train.detector.sources import new_detector, one_experiment
 from train.engine.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from train.engine.metrics_log import read_metrics
-from train.engine.session import activations_of
 from train.modeling.fusion import (
     FEATURE_METHODS,
     MIXING_METHODS,
@@ -99,7 +99,7 @@ def test_averaging_needs_no_training_and_tells_of_each_stream(
         assert one == (out / f"predictions-{direction}.json").read_bytes()
 
     # Late fusion of files: their segments together, as the fusion that does so before suppression.
-    truth = load_checkpoint(streams / "forward.pt").config.data
+    truth = load_checkpoint(streams / "forward.pt", Experiment).config.data
     files = [out / f"predictions-{direction}.json" for direction in ("forward", "reversed")]
     annotated = ["--annotations", truth.annotations, "--subset", "test"]
     good("evaluate/run.py", "--predictions", *files, *annotated, "--out", tmp_path / "late")
@@ -114,7 +114,10 @@ def test_averaging_needs_no_training_and_tells_of_each_stream(
 
 def test_untrained_fusions_score_as_their_parts(streams: Path, accelerator: Accelerator) -> None:
     """Before training every fusion's mAP is that of the mean, or of the first stream, exactly."""
-    sources = [(str(streams / f"{d}.pt"), load_checkpoint(streams / f"{d}.pt")) for d in DIRECTIONS]
+    sources = [
+        (str(streams / f"{d}.pt"), load_checkpoint(streams / f"{d}.pt", Experiment))
+        for d in DIRECTIONS
+    ]
     scores: dict[str, MeanAP] = {}
     with Store.open(streams / "cache", "a") as store:
         for method in (m for m in get_args(Method) if m != "none"):
@@ -168,9 +171,9 @@ def test_fusions_learn_from_the_cache(
     found, still = losses(tmp_path / "run"), untrained[name in FEATURE_METHODS]
     assert len(found) == 8 and np.isfinite(found).all()
     assert found[-1] < still[-1]
-    trained = load_checkpoint(tmp_path / "run/last.pt")
+    trained = load_checkpoint(tmp_path / "run/last.pt", Experiment)
     for number, direction in enumerate(("forward", "reversed")):
-        before = load_checkpoint(streams / f"{direction}.pt").ema
+        before = load_checkpoint(streams / f"{direction}.pt", Experiment).ema
         for key, tensor in before.items():
             assert torch.equal(trained.ema[key.replace("streams.0", f"streams.{number}")], tensor)
     assert not trained.config.head.learns
@@ -190,8 +193,8 @@ def test_second_adapters_learn_behind_frozen_ones(streams: Path, tmp_path: Path)
     quick = ["--training.epochs=2", "--training.stop_epoch=2"]
     told = fused(streams, tmp_path / "run", "--config", config, *quick)
     assert "full and" in told and "0 partial" in told  # block 3 was not stored
-    found = load_checkpoint(tmp_path / "run/last.pt")
-    before = load_checkpoint(streams / "forward.pt").ema
+    found = load_checkpoint(tmp_path / "run/last.pt", Experiment)
+    before = load_checkpoint(streams / "forward.pt", Experiment).ema
     for key, tensor in found.ema.items():
         if ".second." in key:
             assert key.split(".")[4] in ("4", "5")
@@ -209,13 +212,15 @@ def test_joint_training_is_two_trainings(data: list[str], tmp_path: Path) -> Non
     plain = [*data, *QUICK, "--head.drop_path=0", "--training.epochs=2", "--training.stop_epoch=2"]
     joint = ["train/e2e.py", "--config", BOTH, *plain]
     good(*joint, "--out", tmp_path / "both", "--cache", tmp_path / "cache")
-    both = load_checkpoint(tmp_path / "both/last.pt")
+    both = load_checkpoint(tmp_path / "both/last.pt", Experiment)
     for number, direction in enumerate(("forward", "reversed")):
         _begin(both, number, tmp_path / f"{direction}.pt")
         alone = ["--config", DEMO, *plain, f"--direction={direction}"]
         start = ["--init-from", tmp_path / f"{direction}.pt"]
         good("train/e2e.py", *alone, *start, "--out", tmp_path / direction)
-        for key, tensor in load_checkpoint(tmp_path / direction / "last.pt").ema.items():
+        for key, tensor in load_checkpoint(
+            tmp_path / direction / "last.pt", Experiment
+        ).ema.items():
             theirs = both.ema[key.replace("streams.0", f"streams.{number}")]
             assert torch.allclose(tensor, theirs, atol=2e-5), key
     # Its validations have left both streams' features.
@@ -228,7 +233,7 @@ def test_joint_training_is_two_trainings(data: list[str], tmp_path: Path) -> Non
     tuned += ["--reversed-from", tmp_path / "reversed/last.pt"]
     still = ["--training.lr=0", "--training.backbone_lr=0"]
     good(*joint, *tuned, *still, "--out", tmp_path / "tuned")
-    same = load_checkpoint(tmp_path / "tuned/last.pt").ema
+    same = load_checkpoint(tmp_path / "tuned/last.pt", Experiment).ema
     for key, tensor in both.ema.items():
         assert torch.allclose(same[key], tensor, atol=2e-5), key
 
@@ -242,7 +247,9 @@ def test_processes_and_interruptions_change_nothing(data: list[str], tmp_path: P
     for part in ("--training.stop_epoch=1", "--resume"):
         done = launched(*shared, part, launcher=TWO_PROCESSES)
         assert done.returncode == 0, done.stdout + done.stderr
-    whole, parts = (load_checkpoint(tmp_path / f"{run}/last.pt").ema for run in ("whole", "parts"))
+    whole, parts = (
+        load_checkpoint(tmp_path / f"{run}/last.pt", Experiment).ema for run in ("whole", "parts")
+    )
     assert whole.keys() == parts.keys()
     for key, tensor in whole.items():
         assert torch.allclose(tensor, parts[key], atol=5e-5), key
@@ -257,9 +264,9 @@ def test_heads_learn_on_through_a_fusion_from_stored_windows_in_bfloat16(
     good("train/heads.py", *both, *config, *stored, "--out", tmp_path / "run")
     found = losses(tmp_path / "run")
     assert np.isfinite(found).all() and found[-1] < found[0]
-    trained = load_checkpoint(tmp_path / "run/last.pt").ema
+    trained = load_checkpoint(tmp_path / "run/last.pt", Experiment).ema
     for number, direction in enumerate(DIRECTIONS):
-        for key, tensor in load_checkpoint(streams / f"{direction}.pt").ema.items():
+        for key, tensor in load_checkpoint(streams / f"{direction}.pt", Experiment).ema.items():
             same = torch.equal(trained[key.replace("streams.0", f"streams.{number}")], tensor)
             assert same or ".head." in key
     moved = {key.split(".")[1] for key in trained if ".head.class_out.weight" in key}
@@ -273,9 +280,9 @@ def test_second_adapters_everywhere_learn_end_to_end_for_a_fusion_of_features(
     quick = [*data, *QUICK, "--training.epochs=2", "--training.stop_epoch=2"]
     method = ["--fusion.method=early", *SECOND_EVERYWHERE, "--out", tmp_path / "run"]
     good("train/e2e.py", "--config", BOTH, *both, *quick, *method)
-    trained = load_checkpoint(tmp_path / "run/last.pt").ema
+    trained = load_checkpoint(tmp_path / "run/last.pt", Experiment).ema
     for number, direction in enumerate(DIRECTIONS):
-        for key, tensor in load_checkpoint(streams / f"{direction}.pt").ema.items():
+        for key, tensor in load_checkpoint(streams / f"{direction}.pt", Experiment).ema.items():
             assert torch.equal(trained[key.replace("streams.0", f"streams.{number}")], tensor)
     for number in range(2):
         of = f"streams.{number}.backbone.second."
@@ -286,7 +293,7 @@ def test_second_adapters_everywhere_learn_end_to_end_for_a_fusion_of_features(
     assert "streams" not in json.loads((out / "metrics.json").read_text())
 
 
-def _begin(both: Checkpoint, number: int, path: Path) -> None:
+def _begin(both: Checkpoint[Experiment], number: int, path: Path) -> None:
     """Write the weights with which a stream of a joint run began."""
     pair = new_detector(both.config, both.classes)
     prefix = f"streams.{number}."

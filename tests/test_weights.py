@@ -19,10 +19,10 @@ from torch import Tensor
 
 from configs.loader import dump, load
 from extract.backbone.backbone import Backbone, BackboneConfig
+from extract.backbone.pretrained import load_trunk
 from extract.backbone.videomae import TrunkConfig, VideoMAE
 from extract.checkpoints.key_maps import head_to_opentad
 from extract.checkpoints.layouts import read_networks
-from extract.checkpoints.strict import load_trunk
 from extract.checkpoints.tensor_files import read, sha256
 from extract.weights import main as weights_main
 from tests.conftest import GOLDEN, REPOSITORY
@@ -31,9 +31,9 @@ from tests.layouts import SMALL, hugging_face, mmaction, opentad, random_backbon
 from train.config import Experiment
 from train.data.videos import Items
 from train.detector.model import Detector
+from train.detector.setup import leave_record
 from train.detector.sources import adopt, new_detector, one_experiment, read_source
 from train.engine.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from train.engine.session import leave_record
 
 GOLDEN_FILE = GOLDEN / "opentad_checkpoint.pth"
 
@@ -365,7 +365,7 @@ def test_scripts_take_detectors_of_opentad(tmp_path: Path, data: list[str]) -> N
     cache = ("--cache", tmp_path / "cache")
     said = good("train/heads.py", "--checkpoint", *files, *full, "--fusion.method=average", *cache)
     assert "nothing to train" in said
-    saved = load_checkpoint(tmp_path / "run/last.pt")
+    saved = load_checkpoint(tmp_path / "run/last.pt", Experiment)
     for number, detector in enumerate(detectors):
         for name, tensor in detector.state_dict().items():
             found = saved.ema[name.replace("streams.0.", f"streams.{number}.")]

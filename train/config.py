@@ -1,13 +1,13 @@
 """A whole experiment as one typed object; the YAML files in configs/ spell it out."""
 
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import ClassVar, Literal, Protocol
 
 from evaluate.nms import NmsConfig
 from extract.activations.activations import CacheConfig
 from extract.backbone.backbone import BackboneConfig
-from extract.backbone.videomae import TUBELET
 from extract.sampling.transforms import PixelConfig
+from extract.sampling.units import TUBELET
 from extract.sampling.windows import Direction, SamplingConfig
 from train.modeling.actionformer import HeadConfig
 from train.modeling.fusion import FusionConfig
@@ -184,6 +184,8 @@ class Experiment:
     Args:
         direction: of the first stream, or the only one (`fusion`).
     """
+
+    checkpoint_format: ClassVar = "palindrome-2"
 
     out: str
     direction: Direction

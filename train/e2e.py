@@ -15,28 +15,25 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
+from cache.store import open_cache
 from configs.loader import load
+from configs.messages import EXPECTED, message
 from extract.sampling.windows import Direction
 from train.config import Experiment
 from train.data.videos import learned_classes, load_annotations, load_subsets
+from train.detector.setup import (
+    activations_of,
+    leave_record,
+    open_frame_cache,
+    refuse_imported,
+    refuse_unlabelled,
+)
 from train.detector.sources import Source, init_from, new_detector, read_sources
 from train.detector.training import Detection
 from train.engine.loop import START_UP, TrainingRun
 from train.engine.run_folder import claim_folder, refuse_full_disk
-from train.engine.session import (
-    activations_of,
-    begin,
-    has_begun,
-    leave_record,
-    open_cache,
-    open_frame_cache,
-    refuse_imported,
-    refuse_unlabelled,
-    reported,
-    with_cache,
-)
+from train.engine.session import begin, has_begun, reported, with_cache
 from train.engine.stopwatch import Stopwatch
-from train.errors import EXPECTED, message
 
 
 def main() -> None:

@@ -5,17 +5,6 @@ from contextlib import contextmanager
 
 import torch
 
-EXPECTED = (ValueError, FloatingPointError, MemoryError, OSError)
-"""Errors whose text is meant for the user; anything else is a bug and keeps its traceback."""
-
-
-def message(error: BaseException) -> str:
-    """Return an error's text as one `error: …` line, without a worker process's traceback."""
-    text = str(error)
-    if text.startswith("Caught ") and "Traceback" in text:
-        text = text.rstrip().splitlines()[-1].split(": ", 1)[-1]
-    return f"error: {text}"
-
 
 @contextmanager
 def memory_advice(batch_setting: str) -> Iterator[None]:

@@ -21,7 +21,11 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
-from extract.activations.activations import Activations, Counts, fingerprints, settings
+from cache.store import open_cache
+from configs.messages import EXPECTED, message
+from extract.activations.activations import Activations
+from extract.activations.fingerprints import fingerprints, settings
+from extract.activations.stored import Counts
 from extract.backbone.backbone import Cut
 from train.config import Experiment
 from train.data.cached import evaluation_spans, training_spans, up_to_date
@@ -29,6 +33,7 @@ from train.data.videos import Items, learned_classes, load_annotations, load_sub
 from train.detector.calibrate import fit_class_weights
 from train.detector.evaluation import window_loader
 from train.detector.model import Detector
+from train.detector.setup import activations_of, learning_only, leave_record, refuse_unlabelled
 from train.detector.sources import Source, new_detector, one_experiment, read_sources
 from train.detector.training import Detection
 from train.engine.checkpoint import (
@@ -40,20 +45,8 @@ from train.engine.checkpoint import (
 )
 from train.engine.loop import START_UP, TrainingRun
 from train.engine.run_folder import claim_folder, refuse_full_disk
-from train.engine.session import (
-    PASSES,
-    activations_of,
-    begin,
-    has_begun,
-    learning_only,
-    leave_record,
-    open_cache,
-    refuse_unlabelled,
-    reported,
-    with_cache,
-)
+from train.engine.session import PASSES, begin, has_begun, reported, with_cache
 from train.engine.stopwatch import Stopwatch
-from train.errors import EXPECTED, message
 
 
 def main() -> None:
@@ -144,7 +137,7 @@ def train(config: Experiment, sources: Sequence[Source], file: str, resume: bool
 
 def _refuse_other_composition(path: Path, config: Experiment) -> None:
     """Raise ValueError if something else is there than what this run would leave."""
-    kept = load_checkpoint(path)
+    kept = load_checkpoint(path, Experiment)
     if kept.training or differences(kept.config, config):
         raise ValueError(f"{path} belongs to another run; choose another --out")
 
@@ -174,7 +167,7 @@ def _refuse_other_backbone(
     path: Path, detector: Detector, cut: Cut, origins: Sequence[str], accelerator: Accelerator
 ) -> None:
     """Raise ValueError unless the run can go on, with the backbones that it began with."""
-    config, kept = detector.config, load_checkpoint(path)
+    config, kept = detector.config, load_checkpoint(path, Experiment)
     refuse_other_run(path, kept, config, detector.classes, accelerator.num_processes)
     about = settings(config.backbone, config.pixels, config.training.precision)
     then = Detector.restore(kept, path)

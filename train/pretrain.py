@@ -24,7 +24,8 @@ from tqdm import tqdm
 
 from configs.atomic import write_text
 from extract.backbone.backbone import Backbone, BackboneConfig
-from extract.backbone.videomae import CLIP_FRAMES, TUBELET, TrunkConfig
+from extract.backbone.videomae import TrunkConfig
+from extract.sampling.units import CLIP_FRAMES, TUBELET
 from extract.scenes import ACTIONS, action_map, random_scene, render
 
 TINY = TrunkConfig(width=96, depth=6, heads=3, image_size=64, drop_path=0.0)

@@ -17,12 +17,12 @@ from accelerate import DistributedType
 
 from configs.atomic import write_text
 from configs.loader import dump, load
+from configs.messages import EXPECTED, message
 from train.data.videos import skipped_warning
 from train.engine.loop import START_UP, TrainingRun
 from train.engine.run_folder import claim_folder, refuse_full_disk
 from train.engine.session import begin, has_begun, reported
 from train.engine.stopwatch import Stopwatch
-from train.errors import EXPECTED, message
 from train.recognition.clip_lists import LabelledClips
 from train.recognition.config import Recognition
 from train.recognition.dataset import Examples, load_examples, read_clips

@@ -3,8 +3,7 @@
 import json
 import secrets
 import time
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -13,7 +12,7 @@ from tqdm import tqdm
 from cache.address import DTYPES, Address, FingerprintInfo, VideoInfo
 from cache.errors import Damaged, StoreError
 from cache.format.compaction import Placed, fold
-from cache.format.index import CONTENTS, PARTS, newest
+from cache.format.index import CONTENTS, PARTS, Index, newest
 from cache.format.records import (
     RECORD,
     Entry,
@@ -28,9 +27,6 @@ from cache.format.records import (
 from cache.storage.base import Content, Files
 from cache.storage.codec import Bytes, as_bytes, checksum, compress, itemsize
 from cache.storage.leases import Lease
-
-if TYPE_CHECKING:
-    from cache.store import Store
 
 FLUSH_BYTES, FLUSH_SECONDS = 2**26, 30.0
 FOLD_BYTES, FOLD_SEGMENTS = 2**28, 64
@@ -53,17 +49,22 @@ def read_contents(data: Bytes) -> dict[str, int] | None:
 
 
 class Writer:
-    """Owns one part of a store, a folder that nobody else writes into."""
+    """Owns one part of a store, a folder that nobody else writes into.
+
+    Args:
+        files: where the store is.
+        index: returns what the store's owner knows of it at the moment.
+    """
 
     def __init__(
         self,
-        store: "Store",
+        files: Files,
+        index: Callable[[], Index],
         flush_bytes: int = FLUSH_BYTES,
         flush_seconds: float = FLUSH_SECONDS,
         fold_bytes: int = FOLD_BYTES,
     ) -> None:
-        self.store = store
-        self.files: Files = store.files
+        self.files, self.index = files, index
         self.part = f"{time.strftime('%Y%m%d')}-{secrets.token_hex(5)}"
         self._here = f"{PARTS}/{self.part}"
         self.flush_bytes, self.flush_seconds = flush_bytes, flush_seconds
@@ -101,9 +102,9 @@ class Writer:
         """Say what a digest or a fingerprint stands for; written with the next flush."""
         known: VideoInfo | FingerprintInfo | None
         if isinstance(info, VideoInfo):
-            name, known = f"video {info.name}", self.store.names.get(info.name)
+            name, known = f"video {info.name}", self.index().names.get(info.name)
         else:
-            name, known = info.fingerprint, self.store.fingerprints.get(info.fingerprint)
+            name, known = info.fingerprint, self.index().fingerprints.get(info.fingerprint)
         if self._described.get(name, known) != info:
             self.tell(Told(self._now(), info))
         self._described[name] = info
@@ -125,7 +126,7 @@ class Writer:
             OSError: it was time to flush, and that failed; the rows are kept for the next flush.
         """
         if self.closed:
-            raise StoreError(f"{self.store.url}: this writer is closed; take a new one")
+            raise StoreError(f"{self.files.url}: this writer is closed; take a new one")
         rows = self._checked(address, rows, start)
         group = Group(address.fingerprint, address.dtype, tuple(rows.shape[1:]))
         at_once = max(PAYLOAD_BYTES // group.row_bytes, 1)
@@ -199,14 +200,14 @@ class Writer:
                 self.files.delete(f"{self._here}/{name}.idx")
                 self.files.delete(f"{self._here}/{name}")
             if isinstance(error, Damaged):
-                damage = Damaged(error.file, error.what, self.store.url)
+                damage = Damaged(error.file, error.what, self.files.url)
                 tqdm.write(f"warning: {damage} (the rest of the journal is folded)")
                 del self._segments[error.file.rpartition("/")[2]]
                 self.fold()
                 return
             tqdm.write(
                 f"warning: {self._cannot_write(error)}; nothing is lost, the journal is just not "
-                f"folded into arrays yet (`python cache/show.py {self.store.url} --prune` does it "
+                f"folded into arrays yet (`python cache/show.py {self.files.url} --prune` does it "
                 "later)"
             )
             self._fold_at = self.fold_bytes + self._journal_bytes
@@ -290,7 +291,7 @@ class Writer:
         """Return what was told of digests and fingerprints, here or by others."""
         found: list[Told] = []
         for name in sorted(names):
-            if name not in self._told and (told := self.store.told(name)):
+            if name not in self._told and (told := self.index().told.get(name)):
                 self._told[name] = list(told)
             found += newest(self._told.get(name, [])).values()
         return found
@@ -357,7 +358,7 @@ class Writer:
     def _cannot_write(self, error: OSError) -> OSError:
         waits = f"{self.waiting / 1e6:.1f} MB wait in memory, " if self.waiting else ""
         text = (
-            f"cannot write into {self.store.url}: {error.strerror or error}; what was committed "
+            f"cannot write into {self.files.url}: {error.strerror or error}; what was committed "
             f"before is good; {waits}make room and flush again"
         )
         return OSError(error.errno, text) if error.errno else OSError(text)

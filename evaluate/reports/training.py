@@ -10,6 +10,7 @@ import yaml
 
 from evaluate.reports.figures import draw_curves
 from evaluate.reports.launches import FINISHED, RUNNING, Launch, read_launches
+from evaluate.reports.metrics_file import METRICS, read_metrics
 from evaluate.reports.page import TABLES, Fact, Figure, Report, Section, Table, write_report
 from evaluate.reports.sections import (
     activations_section,
@@ -22,7 +23,6 @@ from evaluate.reports.sections import (
     settings_section,
     time_section,
 )
-from train.engine.metrics_log import METRICS, read_metrics
 
 CURVES = "curves.png"
 EVALUATION = "Evaluation"  # the kind of the reports that a run's page links to

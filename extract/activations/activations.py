@@ -2,30 +2,28 @@
 
 import hashlib
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from cache.address import DTYPES, Address, Dtype, FingerprintInfo, VideoInfo
+from cache.address import DTYPES, Dtype, FingerprintInfo, VideoInfo
 from cache.errors import Damaged, Missing, StoreError
-from cache.fingerprint import chain
 from cache.format.writer import Writer
 from cache.store import Store
+from extract.activations.fingerprints import Precision, fingerprints, settings
 from extract.activations.inputs import Piece, Task, job_pieces
-from extract.backbone.backbone import ARITHMETIC, Backbone, BackboneConfig, Cut
-from extract.backbone.imported import about
+from extract.activations.stored import Cached, Counts, Places, deepest
+from extract.backbone.backbone import Backbone, Cut
 from extract.backbone.streaming import Wavefront
 from extract.sampling.spans import Span, SpanKind
 from extract.sampling.transforms import PixelConfig
 from extract.video.reader import VideoError
 
-Precision = Literal["fp32", "bf16", "fp16"]
 BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 COLUMNS = 1024
 Watch = Callable[[Cut, Tensor], None]
@@ -55,121 +53,6 @@ class CacheConfig:
     def __post_init__(self) -> None:
         if self.flush_s < 0:
             raise ValueError("cache.flush_s must not be negative")
-
-
-@dataclass
-class Counts:
-    """How activations came about: read, computed from a stored block, or from pixels."""
-
-    hits: int = 0
-    partial: int = 0
-    full: int = 0
-
-    def __str__(self) -> str:
-        return f"{self.hits:,} cached, {self.partial:,} partial and {self.full:,} full passes"
-
-
-@dataclass(frozen=True)
-class Cached:
-    """Activations at one cut as a store has them; small enough to be sent to loader workers."""
-
-    store: Store
-    cut: Cut
-    fingerprint: str
-    dtype: Dtype
-
-    def address(self, span: Span) -> Address:
-        """Return where the span's activation is, or would be."""
-        return Address(
-            fingerprint=self.fingerprint,
-            dtype=self.dtype,
-            video=span.video.digest,
-            direction=span.direction,
-            span=span.kind,
-            frames=span.frames,
-            rows=span.rows,
-        )
-
-    def has(self, span: Span) -> bool:
-        """Say whether the whole activation is there."""
-        return self.store.has(self.address(span))
-
-    def read(self, span: Span, rows: slice = slice(None)) -> Tensor:
-        """Return an activation, or rows of it: features [n, C] or tokens [n, P, C], as stored.
-
-        Raises:
-            Missing, Damaged: it is not there, or not what was written.
-        """
-        return self.store.read(self.address(span), rows.start or 0, rows.stop)
-
-    def read_all(self, spans: Sequence[Span]) -> Iterator[Tensor]:
-        """Yield whole activations; see `read`. Neighbours in the store are read in one go."""
-        # Features of a thousand windows are small; one window's tokens may fill a gigabyte.
-        together = 64 if self.cut == "features" else 1
-        for first in range(0, len(spans), together):
-            addresses = [self.address(span) for span in spans[first : first + together]]
-            yield from self.store.read_many(addresses)
-
-
-def settings(config: BackboneConfig, pixels: PixelConfig, precision: Precision) -> dict[str, Any]:
-    """Return all that an activation depends on besides the frames and the weights, for JSON."""
-    if config.mode == "imported":
-        return about(str(config.imported), config.imported_width or 0)
-    if config.network == "tada2d":
-        trunk = {"network": config.network, **asdict(config.tada)}
-    else:
-        trunk = asdict(config.trunk)
-        del trunk["drop_path"]  # no part of a pass in eval mode
-    return {
-        "arithmetic": ARITHMETIC,
-        "pixels": {"size": pixels.size, "take": "short side, centre"},
-        "mean": list(config.mean),
-        "std": list(config.std),
-        "precision": precision,
-        "trunk": trunk,
-    }
-
-
-def fingerprints(backbone: Backbone, of: dict[str, Any]) -> dict[Cut, str]:
-    """Return the fingerprint of every cut.
-
-    Args:
-        of: what `settings` returned.
-    """
-    if backbone.config.mode == "imported":  # of weights that nobody here knows
-        return {"features": chain(of, [{}])[0]}
-    depth, cuts = backbone.config.depth, backbone.config.cuts
-    stages: dict[Cut, dict[str, Tensor]] = {k: {} for k in range(depth)}
-    if "ladder" in cuts:  # other numbers than any other cut's, of the same weights
-        stages["ladder"] = {"ladder.blocks": torch.tensor(backbone.config.with_adapter)}
-    stages["features"] = {}
-    for name, tensor in backbone.state_dict(keep_vars=True).items():
-        part, number, *_ = *name.removeprefix("trunk.").split("."), ""
-        block = int(number) if part in ("blocks", "adapters", "second") else 0
-        stages["features" if part == "ladder" else block][name] = tensor
-    names = dict(zip(stages, chain(of, stages.values()), strict=True))
-    return {cut: names[cut] for cut in cuts}
-
-
-Places = dict[Cut, Cached]
-"""Where the activations of one backbone are, by cut, for its weights at one moment."""
-
-
-def missing(places: Places, span: Span, cuts: Iterable[Cut]) -> list[Cut]:
-    """Return which of the cuts are not stored for a span, in the order of a pass."""
-    absent = {cut for cut in cuts if not places[cut].has(span)}
-    return [cut for cut in places if cut in absent]
-
-
-def deepest(places: Places, span: Span, cut: Cut) -> Cut | None:
-    """Return the last cut before `cut` whose activation is stored; None for pixels."""
-    found = None
-    for earlier, place in places.items():
-        if earlier == cut:
-            break
-        if place.fingerprint in place.store.fingerprints and place.has(span):
-            found = earlier
-    return found
 
 
 class Activations:

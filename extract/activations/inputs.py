@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from cache.errors import Damaged, Missing, StoreError
-from extract.backbone.videomae import CLIP_FRAMES, CLIP_STEPS
 from extract.sampling.spans import Span
 from extract.sampling.transforms import PixelConfig, evaluation_transform
+from extract.sampling.units import CLIP_FRAMES, CLIP_STEPS
 from extract.sampling.window_frames import known_reader, refuse_replaced, window_frames
 from extract.sampling.windows import Window
 from extract.video.reader import VideoError

@@ -12,11 +12,12 @@ from accelerate.utils import broadcast_object_list
 from numpy.typing import NDArray
 
 from cache.address import DTYPES
-from configs.text import first_of
-from extract.activations.activations import Activations, deepest, missing
+from configs.messages import first_of
+from extract.activations.activations import Activations
+from extract.activations.stored import deepest, missing
 from extract.backbone.backbone import Cut
-from extract.backbone.videomae import CLIP_FRAMES
 from extract.sampling.spans import Span
+from extract.sampling.units import CLIP_FRAMES
 from extract.video.reader import VideoError, VideoReader
 
 JOURNAL_BYTES = 2**29  # what folding the journal needs beside the lasting form

@@ -8,10 +8,11 @@ from accelerate.utils import gather_object
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from extract.activations.activations import Pass, Places
+from extract.activations.activations import Pass
 from extract.activations.inputs import Job, JobInputs, Piece, Task
 from extract.activations.plan import Plan, refuse_full_disk
-from extract.backbone.videomae import CLIP_FRAMES
+from extract.activations.stored import Places
+from extract.sampling.units import CLIP_FRAMES
 from extract.video.reader import VideoError
 
 

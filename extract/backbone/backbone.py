@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from extract.backbone.adapters import Ladder, TemporalAdapter
 from extract.backbone.recompute import Recompute, run
-from extract.backbone.videomae import CLIP_FRAMES, CLIP_STEPS, TUBELET, TrunkConfig, VideoMAE
+from extract.backbone.videomae import TrunkConfig, VideoMAE
+from extract.sampling.units import CLIP_FRAMES, CLIP_STEPS, TUBELET
 
 Cut = int | Literal["ladder", "features"]
 """Where an activation is taken: behind block k and its adapter; what a ladder looks at; or the

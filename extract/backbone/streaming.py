@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from extract.backbone.backbone import Backbone, Cut
-from extract.backbone.videomae import CLIP_FRAMES, CLIP_STEPS
+from extract.sampling.units import CLIP_FRAMES, CLIP_STEPS
 
 
 class Wavefront:

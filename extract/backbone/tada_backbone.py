@@ -7,9 +7,9 @@ from torch import Tensor, nn
 
 from extract.backbone.adapters import Ladder
 from extract.backbone.backbone import Backbone, BackboneConfig, parts
-from extract.backbone.videomae import CLIP_FRAMES, TUBELET
 from extract.checkpoints.strict import Coverage
 from extract.checkpoints.tensor_files import read
+from extract.sampling.units import CLIP_FRAMES, TUBELET
 from extract.tada.pretrained import load_tada_features, recognise_tada
 from extract.tada.tada2d import TAda2D, TAda2DConfig, lift_resnet
 

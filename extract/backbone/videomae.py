@@ -7,9 +7,7 @@ import torch.nn.functional as F
 from timm.layers import Mlp
 from torch import Tensor, nn
 
-CLIP_FRAMES = 16
-TUBELET = 2
-CLIP_STEPS = CLIP_FRAMES // TUBELET
+from extract.sampling.units import CLIP_STEPS, TUBELET
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from extract.backbone.videomae import CLIP_FRAMES, TUBELET
 from extract.checkpoints.key_maps import ADAPTERS, TRUNKS, Names, head_from_opentad, renamed
 from extract.checkpoints.tensor_files import Content, read
+from extract.sampling.units import CLIP_FRAMES, TUBELET
 
 HEAD_PARTS = ("projection.", "neck.", "rpn_head.")  # of OpenTAD's detectors
 NORMALIZER = "rpn_head.loss_normalizer"

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache.address import VideoInfo
-from extract.backbone.videomae import CLIP_FRAMES, TUBELET
+from extract.sampling.units import CLIP_FRAMES, TUBELET
 from extract.sampling.windows import Direction, SamplingConfig, Window, random_window
 
 SpanKind = Literal["window", "video"]

@@ -10,8 +10,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from extract.backbone.videomae import CLIP_FRAMES
 from extract.sampling.reversal import reflection, reverse_valid
+from extract.sampling.units import CLIP_FRAMES
 
 Direction = Literal["forward", "reversed"]
 TRIES = 200  # random windows drawn until one holds an action, as the peers do

@@ -15,7 +15,7 @@ from torch.nn.utils import clip_grad_norm_
 from tqdm import tqdm
 
 from extract.backbone.backbone import Backbone, Cut
-from extract.backbone.videomae import CLIP_FRAMES, CLIP_STEPS
+from extract.sampling.units import CLIP_FRAMES, CLIP_STEPS
 from extract.transcoding.proxy import ProxyConfig
 from extract.video.reader import VideoError
 from train.cost.measure_reading import (
@@ -30,7 +30,8 @@ from train.cost.measure_reading import (
 from train.cost.workload import proxy_side, with_block
 from train.data.videos import Item
 from train.detector.model import Detector
-from train.engine.optim import Average, build_optimizer
+from train.detector.training import build_optimizer
+from train.engine.optim import Average
 from train.errors import memory_advice
 from train.modeling.losses import detection_losses
 from train.modeling.points import assign_batch, pyramid_points

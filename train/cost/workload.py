@@ -10,15 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from extract.activations.plan import Plan, full_clips, needed_bytes
-from extract.backbone.videomae import CLIP_FRAMES
 from extract.sampling.transforms import PixelConfig
+from extract.sampling.units import CLIP_FRAMES
 from extract.sampling.windows import sliding_windows, whole_video
 from extract.transcoding.encode import upright_size
 from extract.transcoding.proxy import SHORT_SIDES
 from extract.video.index import open_video, video_index
 from train.config import Experiment
+from train.data.loading import EpochSampler
 from train.data.videos import Item
-from train.data.windows import EpochSampler
 
 NPY_HEADER = 128  # bytes in front of a .npy file's numbers
 

@@ -7,13 +7,14 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor
 
-from configs.text import first_of
-from extract.activations.activations import Activations, Cached, Counts
+from configs.messages import first_of
+from extract.activations.activations import Activations
 from extract.activations.plan import Wanted, plan
 from extract.activations.refresh import refresh
+from extract.activations.stored import Cached, Counts
 from extract.backbone.backbone import Cut
-from extract.backbone.videomae import CLIP_FRAMES, TUBELET
 from extract.sampling.spans import Span, random_stretch, whole_video_window
+from extract.sampling.units import CLIP_FRAMES, TUBELET
 from extract.sampling.windows import Direction, Window, sliding_windows, truth_inside
 from train.config import Experiment
 from train.data.videos import Item, Items, skipped_warning

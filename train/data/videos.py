@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from cache.address import VideoInfo
 from cache.store import Store
-from configs.text import first_of
+from configs.messages import first_of
 from evaluate.annotations import (
     Annotations,
     Notice,
@@ -27,12 +27,12 @@ from evaluate.datasets.fields import Refused
 from extract.backbone.imported import imported_name
 from extract.sampling.windows import seconds_to_frames
 from extract.video.digest import video_digest
+from extract.video.files import video_files
 from extract.video.index import VideoError, VideoIndex
 from extract.video.probe import probe
 from train.config import DataConfig
 
 ACTION = "action"  # any
-VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".wmv")
 
 
 @dataclass(frozen=True)
@@ -145,28 +145,6 @@ def load_annotations(data: DataConfig, notice: Notice = stop) -> Annotations:
 def learned_classes(data: DataConfig, annotations: Annotations) -> tuple[str, ...]:
     """Return what a detector tells apart: the annotated classes, or actions from nothing."""
     return (ACTION,) if data.class_agnostic else annotations.classes
-
-
-def video_files(folder: Path, setting: str) -> dict[str, Path]:
-    """Return the video files of a folder by name without extension, in order.
-
-    Raises:
-        ValueError: two of them would get the same name; `setting` is what named the folder.
-    """
-    files = files_by_name(folder)
-    for paths in files.values():
-        if len(paths) > 1:
-            raise ValueError(f"{setting}: {paths[0]} and {paths[1]} share a name; remove one")
-    return {name: path for name, (path,) in files.items()}
-
-
-def files_by_name(folder: Path) -> dict[str, list[Path]]:
-    """Return all video files of a folder by name without extension, in order."""
-    files: dict[str, list[Path]] = {}
-    for path in sorted(folder.iterdir()):
-        if path.suffix.lower() in VIDEO_SUFFIXES:
-            files.setdefault(path.stem, []).append(path)
-    return files
 
 
 def load_items(

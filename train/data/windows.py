@@ -4,14 +4,12 @@ A training sample depends on the seed, the epoch and its index alone, never on w
 process makes it: runs are reproducible with any number of them.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeVar
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, get_worker_info
+from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
 from extract.backbone.backbone import Cut
 from extract.sampling.frame_cache import FrameCache
@@ -23,9 +21,8 @@ from extract.video.reader import VideoError
 from train.config import Experiment
 from train.data.batch import Sample, collate
 from train.data.cached import Streams, draw_inputs, read_windows
+from train.data.loading import EpochSampler, cuts_between, stood_in, worker_options
 from train.data.videos import Item
-
-T = TypeVar("T")
 
 
 class TrainingWindows(Dataset[Sample]):
@@ -141,39 +138,6 @@ class EvaluationWindows(IterableDataset[Sample]):
             yield _sample(item, windows[0], inputs, self.config, str(error))
 
 
-def stood_in(draw: Callable[[int, str | None], T], first: int, positions: int, skips: bool) -> T:
-    """Return the sample of a position or, where it cannot be read, of the next that can.
-
-    Args:
-        draw: makes the sample of a position, which is told why another one is missing.
-        skips: whether others may stand in.
-
-    Raises:
-        VideoError: the first one cannot be read and nothing may stand in, or none can be read.
-    """
-    problem: str | None = None
-    for position in (*range(first, positions), *range(first)):
-        try:
-            return draw(position, problem)
-        except VideoError as error:
-            if not skips:
-                raise
-            problem = problem or str(error)
-    raise VideoError(f"not one training video can be read; for one, {problem}")
-
-
-def cuts_between(counts: Sequence[int], parts: int) -> NDArray[np.int64]:
-    """Return where to cut the windows of all videos, counted through, into runs: [parts + 1].
-
-    The runs are about equally long. A cut falls between two videos if one ends nearby, because the
-    windows on both sides of a cut share frames that are then decoded twice.
-    """
-    ends = np.cumsum([0, *counts])
-    even = np.linspace(0, ends[-1], parts + 1).round().astype(np.int64)
-    nearest = ends[np.abs(ends[:, None] - even).argmin(0)]
-    return np.where(np.abs(nearest - even) <= ends[-1] / parts / 4, nearest, even)
-
-
 def _frames(
     item: Item,
     windows: Sequence[Window],
@@ -213,38 +177,6 @@ def _sample(
     )
 
 
-class EpochSampler(Sampler[tuple[int, int]]):
-    """This process's share of every epoch's shuffled keys.
-
-    Each step takes consecutive keys of one global order, so that the data of a step is the same
-    for any number of processes with the same global batch. What does not fill a step is left for
-    another epoch.
-    """
-
-    def __init__(
-        self, length: int, batch: int, rank: int, processes: int, seed: int, accumulate: int = 1
-    ) -> None:
-        self.length, self.batch, self.rank, self.processes = length, batch, rank, processes
-        self.seed, self.accumulate, self.epoch = seed, accumulate, 0
-
-    @property
-    def steps(self) -> int:
-        """Batches per process and epoch: whole updates, so that no gradient crosses epochs."""
-        updates = self.length // (self.batch * self.processes * self.accumulate)
-        return max(1, updates) * self.accumulate
-
-    def __len__(self) -> int:
-        return self.steps * self.batch
-
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        # The last number keeps this stream apart from those of the samples.
-        order = np.random.default_rng((self.seed, self.epoch, 0, 2)).permutation(self.length)
-        # Fewer videos than a global batch holds: go round again.
-        order = np.resize(order, self.steps * self.batch * self.processes)
-        mine = order.reshape(self.steps, self.processes, self.batch)[:, self.rank].ravel()
-        return iter([(self.epoch, int(position)) for position in mine])
-
-
 def training_loader(
     dataset: TrainingWindows, sampler: EpochSampler, config: Experiment
 ) -> "DataLoader[Sample]":
@@ -264,16 +196,3 @@ def evaluation_loader(
     return DataLoader(
         dataset, batch_size=config.evaluation.batch_size, **worker_options(workers, collate)
     )
-
-
-def worker_options(workers: int, collate: Callable[[Any], Any]) -> dict[str, Any]:
-    """Return what all loaders have in common."""
-    options: dict[str, Any] = {
-        "collate_fn": collate,
-        "num_workers": workers,
-        "pin_memory": torch.cuda.is_available(),
-    }
-    if workers:
-        # Spawned, so that no decoder crosses a fork; kept, because starting one takes seconds.
-        options |= {"multiprocessing_context": "spawn", "persistent_workers": True}
-    return options

@@ -10,11 +10,12 @@ from tqdm import tqdm
 
 from evaluate.annotations import Annotations, Video, with_duration
 from extract.video.digest import video_digest
+from extract.video.files import files_by_name
 from extract.video.header import announced_frames
 from extract.video.index import VideoError, VideoIndex
 from extract.video.probe import probe
 from train.config import Experiment
-from train.data.videos import Item, as_item, files_by_name, load_annotations, with_truth
+from train.data.videos import Item, as_item, load_annotations, with_truth
 
 
 class Note(NamedTuple):

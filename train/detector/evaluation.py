@@ -1,7 +1,6 @@
 """Detections and scores of a whole subset, its windows shared out over all processes."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from datetime import timedelta
 from typing import Any
 
 from accelerate import Accelerator
@@ -10,7 +9,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from configs.text import first_of
+from configs.messages import first_of
 from evaluate.annotations import Detection, Segment
 from evaluate.files.video_scores import classified, read_video_scores
 from evaluate.mean_ap import MeanAP, mean_average_precision
@@ -30,7 +29,6 @@ Truth = Mapping[str, Sequence[Segment]]
 """Per video what is annotated."""
 Found = dict[str, dict[str, list[Detection]]]
 """Per answer (`Detector.answers`) and video what was detected."""
-WAIT_FOR_OTHERS = timedelta(hours=2)  # processes look at and decode different videos
 
 
 def window_loader(

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from evaluate.annotations import Detection
 from extract.backbone.backbone import Backbone, Cut
 from extract.backbone.imported import Imported
+from extract.backbone.pretrained import load_trunk
 from extract.backbone.tada_backbone import TAdaBackbone, load_tada_trunk
 from extract.backbone.videomae import VideoMAE
-from extract.checkpoints.strict import Coverage, load_strictly, load_trunk
+from extract.checkpoints.strict import Coverage, load_strictly
 from extract.sampling.windows import Window, sliding_windows
 from extract.tada.tada2d import TAda2D
 from train.config import Experiment
@@ -108,10 +109,10 @@ class Detector(nn.Module):
     @classmethod
     def from_checkpoint(cls, path: str | Path) -> "Detector":
         """Build the detector that a run left in a file."""
-        return cls.restore(load_checkpoint(path), path)
+        return cls.restore(load_checkpoint(path, Experiment), path)
 
     @classmethod
-    def restore(cls, checkpoint: Checkpoint, source: str | Path) -> "Detector":
+    def restore(cls, checkpoint: Checkpoint[Experiment], source: str | Path) -> "Detector":
         """Build the detector that a run was evaluated with: its averaged weights, eval mode."""
         detector = cls(checkpoint.config, checkpoint.classes)
         load_strictly(detector, checkpoint.ema, source)

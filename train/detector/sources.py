@@ -10,8 +10,9 @@ from torch import Tensor
 
 from configs.loader import dump, load, parse
 from evaluate.datasets.classes import read_classes
+from extract.backbone.pretrained import refuse_other_size
 from extract.checkpoints.layouts import Network, counted, read_networks
-from extract.checkpoints.strict import load_strictly, refuse_other_size
+from extract.checkpoints.strict import load_strictly
 from train.config import Experiment
 from train.data.videos import ACTION
 from train.detector.model import Detector
@@ -24,7 +25,7 @@ from train.engine.checkpoint import (
     refuse_other_kind,
 )
 
-Source = tuple[str, Checkpoint]
+Source = tuple[str, Checkpoint[Experiment]]
 """A checkpoint and its file."""
 
 TRUNK = "backbone.trunk."
@@ -101,7 +102,7 @@ def _refuse_strangers(
             raise ValueError(f"{path} was trained on other settings: {'; '.join(lines)}")
 
 
-def _streams(saved: Checkpoint) -> list[dict[str, Tensor]]:
+def _streams(saved: Checkpoint[Experiment]) -> list[dict[str, Tensor]]:
     """Return the averaged weights of every stream of a checkpoint."""
     return [
         {
@@ -136,7 +137,7 @@ def one_experiment(
         assert file is not None
         return load(Experiment, file, overrides)
     path, first = sources[0]
-    if file is not None and not all(is_checkpoint(path) for path, _ in sources):
+    if file is not None and not all(is_checkpoint(path, Experiment) for path, _ in sources):
         first, file = first._replace(config=load(Experiment, file, overrides)), None
     for _, saved in sources[1:]:
         fusion = replace(first.config.fusion, partner=saved.config.direction)
@@ -157,7 +158,7 @@ def read_sources(paths: Sequence[str], file: str | None, overrides: Sequence[str
 
 def read_source(
     path: str | Path, file: str | None, overrides: Sequence[str] = (), number: int = 0
-) -> Checkpoint:
+) -> Checkpoint[Experiment]:
     """Read a checkpoint of this project or of another one.
 
     Args:
@@ -168,8 +169,8 @@ def read_source(
     Raises:
         ValueError: it cannot be read, or does not fit the experiment.
     """
-    if is_checkpoint(path) or not Path(path).exists():
-        return load_checkpoint(path)
+    if is_checkpoint(path, Experiment) or not Path(path).exists():
+        return load_checkpoint(path, Experiment)
     refuse_other_kind(path, format_of(path))
     networks = read_networks(path)
     if file is None:
@@ -180,7 +181,9 @@ def read_source(
     return adopt(networks[0], load(Experiment, file, overrides), path, number)
 
 
-def adopt(network: Network, config: Experiment, path: str | Path, number: int = 0) -> Checkpoint:
+def adopt(
+    network: Network, config: Experiment, path: str | Path, number: int = 0
+) -> Checkpoint[Experiment]:
     """Return another project's detector as a checkpoint of one stream.
 
     Args:
@@ -258,8 +261,8 @@ def init_from(detector: Detector, path: str | Path) -> None:
     Raises:
         ValueError: they do not fit, or the classes are others.
     """
-    if is_checkpoint(path):
-        other = load_checkpoint(path)
+    if is_checkpoint(path, Experiment):
+        other = load_checkpoint(path, Experiment)
     else:
         other = adopt(read_networks(path)[0], detector.config, path)
     _refuse_other_classes(path, other, detector.classes)
@@ -270,7 +273,7 @@ def init_from(detector: Detector, path: str | Path) -> None:
     detector.coverage = None  # nothing is left of what was loaded before
 
 
-def _warm_heads(detector: Detector, other: Checkpoint, path: str | Path) -> None:
+def _warm_heads(detector: Detector, other: Checkpoint[Experiment], path: str | Path) -> None:
     """Take the head that was trained on imported features; the backbone stays as pretrained."""
     head = {
         name.removeprefix("streams.0.head."): tensor
@@ -282,7 +285,7 @@ def _warm_heads(detector: Detector, other: Checkpoint, path: str | Path) -> None
 
 
 def config_of(
-    file: str | None, saved: Checkpoint | None, source: str, overrides: Sequence[str]
+    file: str | None, saved: Checkpoint[Experiment] | None, source: str, overrides: Sequence[str]
 ) -> Experiment:
     """Return the experiment of the checkpoint `source`, with that of a YAML file laid over it.
 
@@ -295,7 +298,9 @@ def config_of(
     return parse(Experiment, dump(saved.config), overrides, source)
 
 
-def _refuse_other_classes(path: str | Path, saved: Checkpoint, classes: tuple[str, ...]) -> None:
+def _refuse_other_classes(
+    path: str | Path, saved: Checkpoint[Experiment], classes: tuple[str, ...]
+) -> None:
     if saved.classes != classes:
         raise ValueError(
             f"{path} knows {', '.join(saved.classes)}, but the data have {', '.join(classes)}"

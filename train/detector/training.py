@@ -6,21 +6,25 @@ from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
+from timm.optim import param_groups_weight_decay
 from torch import Tensor, nn
+from torch.optim import AdamW
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from cache.errors import StoreError
 from evaluate.mean_ap import MeanAP
-from extract.activations.activations import Activations, Counts
+from extract.activations.activations import Activations
+from extract.activations.stored import Counts
 from extract.sampling.frame_cache import FrameCache
+from train.config import TrainingConfig
 from train.data.batch import Batch, Sample
 from train.data.cached import Streams, window_span
+from train.data.loading import EpochSampler
 from train.data.videos import Item, skipped_warning
-from train.data.windows import EpochSampler, TrainingWindows, training_loader
+from train.data.windows import TrainingWindows, training_loader
 from train.detector.evaluation import Keep, detect_all, score, window_loader
 from train.detector.model import Detector
-from train.engine.optim import build_optimizer
 from train.modeling.losses import PositivesAverage, detection_losses, positive_points
 from train.modeling.points import Targets, assign_batch, pyramid_mask, pyramid_points
 
@@ -192,3 +196,24 @@ class Detection:
         except (OSError, StoreError) as error:
             self.activations = ()
             tqdm.write(f"warning: {error}; training goes on without the cache")
+
+
+def build_optimizer(detector: Detector, config: TrainingConfig) -> AdamW:
+    """AdamW with a learning rate each for heads and backbones; no decay on biases, norms, scales.
+
+    Every stream, and the fusion, has groups of its own.
+    """
+    groups = []
+    parts: list[tuple[nn.Module, float]] = [
+        part
+        for stream in detector.streams
+        for part in ((stream.head, config.lr), (stream.backbone, config.backbone_lr))
+    ]
+    if detector.fusion is not None:
+        parts.append((detector.fusion, config.lr))
+    for module, lr in parts:
+        for group in param_groups_weight_decay(module, config.weight_decay):
+            if group["params"]:
+                groups.append(group | {"lr": lr})
+    # Fused, it learns on the device whether fp16 gradients overflowed; otherwise the host asks.
+    return AdamW(groups, fused=True)

@@ -3,19 +3,21 @@
 import os
 import zipfile
 from pathlib import Path
-from typing import Any, Generic, NamedTuple
+from typing import Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
-from typing_extensions import TypeVar
 
 from configs.atomic import written_aside
 from configs.loader import dump, flatten, parse
-from train.config import Experiment
-from train.recognition.config import Recognition
 
-FORMAT = "palindrome-2"
-RECOGNISER_FORMAT = "palindrome-recogniser-1"
+# What a file is by its format, for whoever gives it to the wrong script.
+KINDS = {
+    "palindrome-2": "a detector's checkpoint; evaluate/run.py is for those",
+    "palindrome-recogniser-1": (
+        "an action recogniser's checkpoint; evaluate/recognise.py is for those"
+    ),
+}
 FREE_TO_CHANGE = {  # settings that decide where, how long and how closely watched, not what
     "out",
     "cache.url",
@@ -32,7 +34,13 @@ FREE_TO_CHANGE = {  # settings that decide where, how long and how closely watch
 }
 
 
-C = TypeVar("C", default=Experiment)
+class Kind(Protocol):
+    """A class of experiments, whose checkpoints have a format of their own."""
+
+    checkpoint_format: ClassVar[str]
+
+
+C = TypeVar("C", bound=Kind)
 
 
 class Checkpoint(NamedTuple, Generic[C]):
@@ -59,7 +67,7 @@ def save_checkpoint(path: Path, content: Checkpoint[Any]) -> None:
     """
     fields = content._asdict() | {
         "config": dump(content.config),
-        "format": _format(type(content.config)),
+        "format": content.config.checkpoint_format,
     }
     with written_aside(path) as aside, aside.open("wb") as file:
         try:
@@ -106,9 +114,9 @@ def refuse_other_run(
         )
 
 
-def is_checkpoint(path: str | Path) -> bool:
-    """Say whether a file is a detector's checkpoint, without reading its tensors."""
-    return format_of(path) == FORMAT
+def is_checkpoint(path: str | Path, kind: type[Kind]) -> bool:
+    """Return whether a file is a checkpoint of this kind, without reading its tensors."""
+    return format_of(path) == kind.checkpoint_format
 
 
 def format_of(path: str | Path) -> object:
@@ -122,23 +130,15 @@ def format_of(path: str | Path) -> object:
 
 def refuse_other_kind(path: str | Path, found: object) -> None:
     """Raise ValueError if a file's format is one of ours, which then is not the wanted one."""
-    if found == FORMAT:
-        raise ValueError(f"{path} is a detector's checkpoint; evaluate/run.py is for those")
-    if found == RECOGNISER_FORMAT:
-        raise ValueError(
-            f"{path} is an action recogniser's checkpoint; evaluate/recognise.py is for those"
-        )
+    if isinstance(found, str) and found in KINDS:
+        raise ValueError(f"{path} is {KINDS[found]}")
 
 
-def _format(kind: type) -> str:
-    return RECOGNISER_FORMAT if issubclass(kind, Recognition) else FORMAT
-
-
-def load_checkpoint(path: str | Path, kind: type[C] = Experiment) -> Checkpoint[C]:  # type: ignore[assignment]
+def load_checkpoint(path: str | Path, kind: type[C]) -> Checkpoint[C]:
     """Read a checkpoint of this project; pickled code is never run.
 
     Args:
-        kind: of experiment that it is to be of.
+        kind: the class of its experiment.
 
     Raises:
         ValueError: the file is missing, damaged or of another program.
@@ -153,10 +153,12 @@ def load_checkpoint(path: str | Path, kind: type[C] = Experiment) -> Checkpoint[
         raise ValueError(f"{path} is damaged or no checkpoint ({type(error).__name__})") from error
     if damaged:
         raise ValueError(f"{path} is damaged: its part {damaged} has a wrong checksum")
-    wanted, found = _format(kind), fields.get("format") if isinstance(fields, dict) else None
-    if found != wanted:
+    found = fields.get("format") if isinstance(fields, dict) else None
+    if found != kind.checkpoint_format:
         refuse_other_kind(path, found)
-        raise ValueError(f"{path} is not a checkpoint of this project (format {wanted})")
+        raise ValueError(
+            f"{path} is not a checkpoint of this project (format {kind.checkpoint_format})"
+        )
     del fields["format"]
     if fields.keys() != set(Checkpoint._fields) or not isinstance(fields["config"], str):
         raise ValueError(f"{path} is of another version: its fields are {', '.join(fields)}")

@@ -17,9 +17,9 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from configs.text import first_of
+from configs.messages import first_of
 from train.config import Trained
-from train.data.windows import EpochSampler
+from train.data.loading import EpochSampler
 from train.engine.checkpoint import Checkpoint, load_checkpoint, refuse_other_run, save_checkpoint
 from train.engine.metrics_log import MetricsLog
 from train.engine.optim import Average, build_schedule, statistics

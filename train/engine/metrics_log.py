@@ -10,8 +10,7 @@ from typing import Any
 from torch.utils.tensorboard import SummaryWriter
 
 from configs.atomic import write_text
-
-METRICS = "metrics.jsonl"
+from evaluate.reports.metrics_file import METRICS, read_metrics
 
 
 class MetricsLog:
@@ -61,17 +60,6 @@ class MetricsLog:
         except OSError as error:
             self.board = None
             print(f"warning: TensorBoard's curves end here: {error}; {self.file} goes on")
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Return the lines of a metrics file; a last line cut off by a kill is left out."""
-    lines = []
-    for line in path.read_text().splitlines():
-        try:
-            lines.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return lines
 
 
 def _append(path: Path, line: str) -> None:

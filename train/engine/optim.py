@@ -4,54 +4,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from timm.optim import param_groups_weight_decay
 from timm.scheduler import CosineLRScheduler
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.optim import SGD, AdamW, Optimizer
+from torch.optim import Optimizer
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from extract.tada.networks import VideoNetwork
 from train.config import TrainingConfig
-from train.detector.model import Detector
 from train.engine.sharding import spread
-from train.recognition.config import RecognitionTraining
-
-
-def build_optimizer(detector: Detector, config: TrainingConfig) -> AdamW:
-    """AdamW with a learning rate each for heads and backbones; no decay on biases, norms, scales.
-
-    Every stream, and the fusion, has groups of its own.
-    """
-    groups = []
-    parts: list[tuple[nn.Module, float]] = [
-        part
-        for stream in detector.streams
-        for part in ((stream.head, config.lr), (stream.backbone, config.backbone_lr))
-    ]
-    if detector.fusion is not None:
-        parts.append((detector.fusion, config.lr))
-    for module, lr in parts:
-        for group in param_groups_weight_decay(module, config.weight_decay):
-            if group["params"]:
-                groups.append(group | {"lr": lr})
-    # Fused, it learns on the device whether fp16 gradients overflowed; otherwise the host asks.
-    return AdamW(groups, fused=True)
-
-
-def recognition_optimizer(network: VideoNetwork, config: RecognitionTraining) -> Optimizer:
-    """AdamW or SGD with a rate each for the classifier and all else; decay as for detectors."""
-    head = set(network.classifier.parameters())
-    groups = []
-    for group in param_groups_weight_decay(network, config.weight_decay):
-        for lr, of_head in ((config.lr, True), (config.backbone_lr, False)):
-            chosen = [p for p in group["params"] if (p in head) == of_head]
-            if chosen:
-                groups.append(group | {"params": chosen, "lr": lr})
-    groups.sort(key=lambda group: group["params"][0] not in head)  # logged is the head's rate
-    if config.optimizer == "sgd":
-        return SGD(groups, momentum=config.momentum, nesterov=True, fused=True)
-    return AdamW(groups, fused=True)
 
 
 def build_schedule(

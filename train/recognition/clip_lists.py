@@ -15,7 +15,7 @@ from evaluate.datasets.read import holds_annotations
 from evaluate.datasets.records import subset_in
 from evaluate.datasets.tables import TEST_SHARE, Table, cell, read_table, seconds
 from evaluate.metrics.accuracy import LabelSet
-from train.data.videos import VIDEO_SUFFIXES
+from extract.video.files import VIDEO_SUFFIXES
 
 OWN = frozenset({"video", "label"})
 KINETICS = frozenset({"label", "youtube_id", "time_start", "time_end"})

@@ -1,7 +1,7 @@
 """An action recognition experiment as one typed object; configs/recognition/ spells it out."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from extract.sampling.views import CropConfig, ViewConfig
 from extract.sampling.windows import Direction
@@ -85,6 +85,8 @@ class Recognition:
     Args:
         direction: that clips are seen in.
     """
+
+    checkpoint_format: ClassVar = "palindrome-recogniser-1"
 
     out: str
     direction: Direction

@@ -28,10 +28,11 @@ from extract.sampling.views import (
 )
 from extract.sampling.window_frames import known_reader
 from extract.sampling.windows import Direction
+from extract.video.files import VIDEO_SUFFIXES
 from extract.video.probe import probe
 from extract.video.reader import VideoError
-from train.data.videos import VIDEO_SUFFIXES, Item, as_item
-from train.data.windows import EpochSampler, stood_in, worker_options
+from train.data.loading import EpochSampler, stood_in, worker_options
+from train.data.videos import Item, as_item
 from train.recognition.clip_lists import Labelled, LabelledClips, read_labelled
 from train.recognition.config import LabelledData, Pair, Recognition
 

@@ -9,16 +9,19 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from numpy.typing import NDArray
+from timm.optim import param_groups_weight_decay
 from torch import Tensor, nn
+from torch.optim import SGD, AdamW, Optimizer
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from evaluate.metrics.accuracy import Accuracy, LabelSet, accuracy
+from extract.tada.networks import VideoNetwork
 from extract.video.reader import VideoError
+from train.data.loading import EpochSampler
 from train.data.videos import skipped_warning
-from train.data.windows import EpochSampler
-from train.engine.optim import recognition_optimizer
 from train.errors import memory_advice, worker_advice
+from train.recognition.config import RecognitionTraining
 from train.recognition.dataset import (
     EvaluationViews,
     Example,
@@ -207,3 +210,18 @@ def labelled(
     rows = [position for position in scores if examples[position].labels]
     labels = np.array([examples[position].labels for position in rows], np.int64)
     return labels, np.array([scores[position] for position in rows])
+
+
+def recognition_optimizer(network: VideoNetwork, config: RecognitionTraining) -> Optimizer:
+    """AdamW or SGD with a rate each for the classifier and all else; decay as for detectors."""
+    head = set(network.classifier.parameters())
+    groups = []
+    for group in param_groups_weight_decay(network, config.weight_decay):
+        for lr, of_head in ((config.lr, True), (config.backbone_lr, False)):
+            chosen = [p for p in group["params"] if (p in head) == of_head]
+            if chosen:
+                groups.append(group | {"params": chosen, "lr": lr})
+    groups.sort(key=lambda group: group["params"][0] not in head)  # logged is the head's rate
+    if config.optimizer == "sgd":
+        return SGD(groups, momentum=config.momentum, nesterov=True, fused=True)
+    return AdamW(groups, fused=True)

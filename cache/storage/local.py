@@ -1,0 +1,148 @@
+"""A store on a local or mounted disk."""
+
+import os
+import secrets
+import shutil
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cache.storage.base import Content, Range
+from cache.storage.codec import Bytes, buffer
+
+
+class LocalFiles:
+    """A folder of a local or mounted disk."""
+
+    batch_bytes = 2**22
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder.expanduser()
+        self.url = str(folder)
+
+    def read(self, ranges: Sequence[Range]) -> list[Bytes | None]:
+        found: list[Bytes | None] = []
+        opened, name = -1, None
+        try:
+            for wanted, start, stop in ranges:
+                if wanted != name:
+                    if opened >= 0:
+                        os.close(opened)
+                    opened, name = -1, wanted
+                    with suppress(FileNotFoundError, NotADirectoryError):
+                        opened = os.open(self.folder / wanted, os.O_RDONLY)
+                found.append(None if opened < 0 else _read_at(opened, start, stop))
+        finally:
+            if opened >= 0:
+                os.close(opened)
+        return found
+
+    def size(self, name: str) -> int | None:
+        try:
+            return (self.folder / name).stat().st_size
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    def write(self, name: str, content: Content, durable: bool = True) -> None:
+        path = self.folder / name
+        self._make(path.parent)
+        # A name of its own: two processes may write the same file of equal content.
+        aside = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
+        try:
+            with open(aside, "wb") as file:
+                for piece in content:
+                    file.write(buffer(piece))
+                if durable:
+                    file.flush()
+                    os.fsync(file.fileno())
+            os.replace(aside, path)
+        except BaseException:
+            with suppress(OSError):
+                aside.unlink()
+            raise
+        if durable:
+            _sync_folder(path.parent)
+
+    def move(self, old: str, new: str) -> None:
+        os.replace(self.folder / old, self.folder / new)
+        _sync_folder((self.folder / new).parent)
+
+    def delete(self, name: str) -> None:
+        path = self.folder / name
+        try:
+            path.unlink()
+        except FileNotFoundError:
+            pass
+        except (IsADirectoryError, PermissionError):
+            shutil.rmtree(path, onerror=_unless_gone)
+
+    def children(self, folder: str) -> dict[str, int | None]:
+        try:
+            with os.scandir(self.folder / folder) as entries:
+                return dict(sorted(filter(None, map(_entry, entries))))
+        except (FileNotFoundError, NotADirectoryError):
+            return {}
+
+    def grandchildren(self, folder: str) -> dict[str, dict[str, int | None]]:
+        names = [name for name, size in self.children(folder).items() if size is None]
+        return {name: self.children(f"{folder}/{name}") for name in names}
+
+    def usage(self, folder: str) -> int:
+        return sum(
+            self.usage(f"{folder}/{name}") if size is None else size
+            for name, size in self.children(folder).items()
+        )
+
+    def free_bytes(self) -> int | None:
+        folder = self.folder.absolute()
+        while not folder.exists():
+            folder = folder.parent
+        return shutil.disk_usage(folder).free
+
+    def _make(self, folder: Path) -> None:
+        if not folder.is_dir():
+            if folder != folder.parent:
+                self._make(folder.parent)
+            folder.mkdir(exist_ok=True)
+            _sync_folder(folder.parent)
+
+
+def _read_at(opened: int, start: int, stop: int) -> Bytes:
+    """Read a range of an open file; shorter where the file ends."""
+    size = min(stop, os.fstat(opened).st_size) - start
+    data = np.empty(max(size, 0), np.uint8)
+    done = 0
+    while done < len(data):
+        count = os.preadv(opened, [data[done:].data], start + done)
+        if not count:
+            break
+        done += count
+    return data[:done]
+
+
+def _entry(entry: "os.DirEntry[str]") -> tuple[str, int | None] | None:
+    """Name and size; None if it was deleted while the folder was listed."""
+    try:
+        return entry.name, None if entry.is_dir() else entry.stat().st_size
+    except FileNotFoundError:
+        return None
+
+
+def _unless_gone(function: object, path: object, why: Any) -> None:
+    """Let another process delete the same folder."""
+    if not issubclass(why[0], FileNotFoundError):
+        raise why[1]
+
+
+def _sync_folder(folder: Path) -> None:
+    """Force the names in a folder to the disk."""
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    except OSError:
+        pass  # some mounted disks cannot sync folders
+    finally:
+        os.close(opened)

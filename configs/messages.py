@@ -1,0 +1,23 @@
+"""Texts for people: errors as one line, lists that are not too long to read."""
+
+from collections.abc import Sequence
+
+EXPECTED = (ValueError, FloatingPointError, MemoryError, OSError)
+"""Errors whose text is meant for the user; anything else is a bug and keeps its traceback."""
+
+
+def message(error: BaseException) -> str:
+    """Return an error's text as one `error: …` line, without a worker process's traceback."""
+    text = str(error)
+    if text.startswith("Caught ") and "Traceback" in text:
+        text = text.rstrip().splitlines()[-1].split(": ", 1)[-1]
+    return f"error: {text}"
+
+
+MOST = 20
+
+
+def first_of(lines: Sequence[str]) -> list[str]:
+    """Return the first lines of a list too long to read, and how many more there are."""
+    more = len(lines) - MOST
+    return [*lines[:MOST], *([f"… and {more} more"] if more > 0 else [])]

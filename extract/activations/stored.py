@@ -1,0 +1,86 @@
+"""Activations that are in a store, and how many were read or computed."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from cache.address import Address, Dtype
+from cache.store import Store
+from extract.backbone.backbone import Cut
+from extract.sampling.spans import Span
+
+
+@dataclass
+class Counts:
+    """How activations came about: read, computed from a stored block, or from pixels."""
+
+    hits: int = 0
+    partial: int = 0
+    full: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.hits:,} cached, {self.partial:,} partial and {self.full:,} full passes"
+
+
+@dataclass(frozen=True)
+class Cached:
+    """Activations at one cut as a store has them; small enough to be sent to loader workers."""
+
+    store: Store
+    cut: Cut
+    fingerprint: str
+    dtype: Dtype
+
+    def address(self, span: Span) -> Address:
+        """Return where the span's activation is, or would be."""
+        return Address(
+            fingerprint=self.fingerprint,
+            dtype=self.dtype,
+            video=span.video.digest,
+            direction=span.direction,
+            span=span.kind,
+            frames=span.frames,
+            rows=span.rows,
+        )
+
+    def has(self, span: Span) -> bool:
+        """Say whether the whole activation is there."""
+        return self.store.has(self.address(span))
+
+    def read(self, span: Span, rows: slice = slice(None)) -> Tensor:
+        """Return an activation, or rows of it: features [n, C] or tokens [n, P, C], as stored.
+
+        Raises:
+            Missing, Damaged: it is not there, or not what was written.
+        """
+        return self.store.read(self.address(span), rows.start or 0, rows.stop)
+
+    def read_all(self, spans: Sequence[Span]) -> Iterator[Tensor]:
+        """Yield whole activations; see `read`. Neighbours in the store are read in one go."""
+        # Features of a thousand windows are small; one window's tokens may fill a gigabyte.
+        together = 64 if self.cut == "features" else 1
+        for first in range(0, len(spans), together):
+            addresses = [self.address(span) for span in spans[first : first + together]]
+            yield from self.store.read_many(addresses)
+
+
+Places = dict[Cut, Cached]
+"""Where the activations of one backbone are, by cut, for its weights at one moment."""
+
+
+def missing(places: Places, span: Span, cuts: Iterable[Cut]) -> list[Cut]:
+    """Return which of the cuts are not stored for a span, in the order of a pass."""
+    absent = {cut for cut in cuts if not places[cut].has(span)}
+    return [cut for cut in places if cut in absent]
+
+
+def deepest(places: Places, span: Span, cut: Cut) -> Cut | None:
+    """Return the last cut before `cut` whose activation is stored; None for pixels."""
+    found = None
+    for earlier, place in places.items():
+        if earlier == cut:
+            break
+        if place.fingerprint in place.store.fingerprints and place.has(span):
+            found = earlier
+    return found

@@ -1,0 +1,147 @@
+"""What a run of a detector needs before it begins: checks, record, caches."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+from cache.store import Store
+from configs.atomic import write_text
+from configs.loader import dump
+from evaluate.annotations import Annotations
+from extract.activations.activations import Activations
+from extract.checkpoints.strict import Coverage
+from extract.sampling.frame_cache import FrameCache
+from extract.sampling.transforms import evaluation_transform, train_transform
+from train.config import Experiment
+from train.data.videos import Item, Items, skipped_warning
+from train.detector.model import Detector
+
+
+def refuse_imported(config: Experiment) -> None:
+    """Raise ValueError where pixels are needed, but there are none."""
+    if config.backbone.mode == "imported":
+        raise ValueError(
+            "backbone.mode imported: features come from elsewhere, and nothing is computed from "
+            "pixels; train on them with train/heads.py"
+        )
+
+
+def refuse_unlabelled(validation: list[Item] | None, subset: str | None) -> None:
+    """Raise ValueError if there are videos to validate with, but no action in them."""
+    if validation is not None and not any(item.truth for item in validation):
+        raise ValueError(
+            f"no video of subset '{subset}' has an action, so nothing can be validated; set "
+            "data.validation_subset to another one or to null"
+        )
+
+
+def leave_record(
+    out: Path, detector: Detector, subsets: Sequence[Items], annotations: Annotations
+) -> dict[str, Any]:
+    """Write what is decided of a run before it begins, and say it: training videos come first.
+
+    Returns:
+        What its report tells of it (`Notes.about`).
+    """
+    write_text(out / "config.yaml", dump(detector.config))
+    weights = detector.parameter_counts()
+    counts = ", ".join(f"{name} {n:,}" for name, n in weights.items())
+    windows = sum(bool(len(item.segments)) for item in subsets[0])
+    print(f"{windows} training videos, {len(detector.classes)} classes; weights: {counts}")
+    if detector.coverage is not None:
+        _record_weights(out / "weights.json", detector, detector.coverage)
+    for what, count in annotations.warnings.items():
+        print(f"warning: annotations: {what}: {count}")
+    skipped = {name: cause for items in subsets for name, cause in items.skipped.items()}
+    if skipped:
+        print(skipped_warning(skipped, len(skipped) + sum(map(len, subsets))))
+    write_text(out / "skipped_videos.json", json.dumps(skipped, indent=1) + "\n")
+    return {"training videos": windows, "classes": len(detector.classes), "weights": weights}
+
+
+def _record_weights(path: Path, detector: Detector, coverage: Coverage) -> None:
+    """Write, and say, what pretrained weights a run begins with and which tensors are new."""
+    new = [name for name, _ in detector.named_parameters() if ".backbone.trunk." not in name]
+    write_text(path, json.dumps(coverage.record() | {"new": new}, indent=1) + "\n")
+    print(f"{coverage.source}: {coverage}; {len(new)} tensors are new")
+
+
+def activations_of(
+    detector: Detector, store: Store, origins: Sequence[str | Path]
+) -> tuple[Activations, ...]:
+    """Return the activations of every stream's backbone as the detector's config has them.
+
+    Args:
+        origins: files that the weights are from, for people who look at the store: one for every
+            stream, or one for all.
+    """
+    config, count = detector.config, len(detector.streams)
+    origins = origins if len(origins) == count else [origins[0]] * count
+    return tuple(
+        Activations(
+            store,
+            stream.backbone,
+            config.pixels,
+            config.training.precision,
+            config.cache,
+            # Whole: it is looked for again from other folders.
+            str(Path(origin).resolve()),
+        )
+        for stream, origin in zip(detector.streams, origins, strict=True)
+    )
+
+
+def open_frame_cache(
+    config: Experiment,
+    training: Sequence[Item],
+    validation: Sequence[Item],
+    accelerator: Accelerator,
+) -> FrameCache | None:
+    """Return where a run keeps its videos' frames, if it does, and say what they will take.
+
+    Raises:
+        ValueError: there can be no such folder.
+    """
+    if config.data.frame_cache is None:
+        return None
+    folder = Path(config.data.frame_cache)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(
+            f"data.frame_cache: cannot make the folder {folder}: {error.strerror}; choose another"
+        ) from error
+    kept = FrameCache(folder, config.sampling, config.data.frame_cache_gb)
+    if accelerator.is_main_process:
+        kept.tidy()
+        learned = [item for item in training if len(item.segments)]
+        test, train = evaluation_transform(config.pixels), train_transform(config.pixels)
+        print(
+            kept.forecast(
+                (item.path, item.info, transform.shrink)
+                for items, transform in ((learned, train), (validation, test))
+                for item in items
+            )
+        )
+    return kept
+
+
+def learning_only(config: Experiment) -> Experiment:
+    """Return the config of a run on cached activations: by default only the head learns.
+
+    Raises:
+        ValueError: what learns stands behind nothing that could be cached.
+    """
+    if config.backbone.learns_behind is not None:
+        return config
+    if config.backbone.second_from_block is not None:
+        raise ValueError(
+            "backbone.second_from_block 0 trains an adapter in front of all that could be cached; "
+            "train it with train/e2e.py, or choose a later block"
+        )
+    depth = config.backbone.depth
+    return replace(config, backbone=replace(config.backbone, trainable_from_block=depth))
