@@ -21,7 +21,7 @@ from cache.format.index import Summary
 from cache.store import Store
 from cache.upkeep.prune import prune
 from cache.upkeep.verify import Problem, verify
-from configs.messages import EXPECTED, message
+from configs import cli
 from extract.activations.fingerprints import fingerprints
 from train.config import Experiment
 from train.detector.model import Detector
@@ -40,10 +40,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.budget is not None and not (args.prune and args.budget >= 0):
         parser.error("--budget is a number of GB, 0 or more, and goes with --prune")
-    try:
-        problems = show(args)
-    except EXPECTED as error:
-        sys.exit(message(error))
+    problems = show(args)
     sys.exit(1 if problems and not args.prune else 0)
 
 
@@ -147,4 +144,4 @@ def _table(store: Store, state_of: Callable[[FingerprintInfo], State]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main)

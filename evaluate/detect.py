@@ -21,8 +21,9 @@ from pathlib import Path
 from accelerate import Accelerator
 from tqdm import tqdm
 
+from configs import cli
 from configs.atomic import write_text
-from configs.messages import EXPECTED, message
+from configs.messages import message
 from evaluate.annotations import Annotations, Detection, Segment, read_annotations, with_duration
 from evaluate.files.predictions import write_predictions
 from evaluate.files.subtitles import clock, csv_text, listing, srt, vtt
@@ -68,10 +69,7 @@ def main() -> None:
         parser.error("--workers must not be negative")
     if (args.embed or args.annotations) and not args.page:
         parser.error("--embed and --annotations go with --page")
-    try:
-        bad = detect(args, overrides)
-    except EXPECTED as error:
-        sys.exit(message(error))
+    bad = detect(args, overrides)
     if bad:
         lines = "\n  ".join(bad.values())
         sys.exit(f"error: {len(bad)} of the videos could not be read:\n  {lines}")
@@ -273,4 +271,4 @@ def write_files(
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main)

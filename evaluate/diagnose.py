@@ -12,15 +12,14 @@ profiles.png, sensitivity.png, classes.png and reliability.png into --out.
 
 import argparse
 import json
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 from tqdm import tqdm
 
+from configs import cli
 from configs.atomic import write_text
 from configs.loader import load
-from configs.messages import EXPECTED, message
 from evaluate.annotations import Video, read_annotations, select
 from evaluate.diagnosis.diagnosis import Diagnosis, diagnose
 from evaluate.files.predictions import cannot_score, read_predictions
@@ -52,10 +51,7 @@ def main() -> None:
         parser.error("--names goes with --predictions")
     if args.annotations:
         overrides.append(f"--data.annotations={args.annotations}")
-    try:
-        run(args, overrides)
-    except EXPECTED as error:
-        sys.exit(message(error))
+    run(args, overrides)
 
 
 def run(args: argparse.Namespace, overrides: list[str]) -> None:
@@ -181,4 +177,4 @@ def write(
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main)

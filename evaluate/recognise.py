@@ -23,9 +23,10 @@ import numpy as np
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 
+from configs import cli
 from configs.atomic import write_text
 from configs.loader import dump, field_names, load, parse
-from configs.messages import EXPECTED, first_of, message
+from configs.messages import first_of
 from evaluate.metrics.accuracy import Accuracy, flat_names, split_scores, within_pairs
 from evaluate.reports.figures import draw_confusion
 from train.data.videos import skipped_warning
@@ -53,14 +54,11 @@ def main() -> None:
     args, overrides = parser.parse_known_args(joined(sys.argv[1:]))
     if args.videos and (args.subset or args.reversed or args.out):
         parser.error("--subset, --reversed and --out go with a list of clips, not with videos")
-    try:
-        recogniser = read_recogniser(args, overrides)
-        if args.videos:
-            name_actions(recogniser, args.videos)
-        else:
-            test(recogniser, args)
-    except EXPECTED as error:
-        sys.exit(message(error))
+    recogniser = read_recogniser(args, overrides)
+    if args.videos:
+        name_actions(recogniser, args.videos)
+    else:
+        test(recogniser, args)
 
 
 def joined(arguments: list[str]) -> list[str]:
@@ -232,4 +230,4 @@ def table(result: Accuracy) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main)

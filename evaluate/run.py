@@ -14,7 +14,6 @@ a detector of two streams each stream's, too.
 
 import argparse
 import json
-import sys
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -27,9 +26,9 @@ from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 
 from cache.store import open_cache
+from configs import cli
 from configs.atomic import write_text
 from configs.loader import dump, load
-from configs.messages import EXPECTED, message
 from evaluate.annotations import (
     Detection,
     Segment,
@@ -96,13 +95,10 @@ def main() -> None:
         overrides.append(f"--data.annotations={args.annotations}")
     if args.tious:
         overrides.append(f"--evaluation.tious={args.tious}")
-    try:
-        if args.predictions:
-            score_file(args, overrides)
-        else:
-            score_checkpoint(args, overrides)
-    except EXPECTED as error:
-        sys.exit(message(error))
+    if args.predictions:
+        score_file(args, overrides)
+    else:
+        score_checkpoint(args, overrides)
 
 
 def score_file(args: argparse.Namespace, overrides: list[str]) -> None:
@@ -305,4 +301,4 @@ def _tell_the_run(run: Path, out: Path) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main)

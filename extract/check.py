@@ -15,9 +15,9 @@ from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
 
+from configs import cli
 from configs.atomic import write_text
 from configs.loader import load
-from configs.messages import EXPECTED, message
 from evaluate.reports.figures import draw_dataset
 from train.config import Experiment
 from train.dataset_check import annotations, files, lengths
@@ -52,11 +52,8 @@ def main() -> None:
         args, overrides = parser.parse_known_args()
     except SystemExit as error:
         sys.exit(min(int(error.code or 0), 1))  # argparse's own 2 would mean "warnings only"
-    try:
-        config = load(Experiment, args.config, overrides)
-        sys.exit(check(config, args.out or Path(config.out) / "check"))
-    except EXPECTED as error:
-        sys.exit(message(error))
+    config = load(Experiment, args.config, overrides)
+    sys.exit(check(config, args.out or Path(config.out) / "check"))
 
 
 def check(config: Experiment, out: Path) -> int:
@@ -125,4 +122,4 @@ def tell(seen: Survey, findings: list[Finding], proposal: Suggestion | None, out
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main)

@@ -14,7 +14,6 @@ arguments give the same bytes. A folder that is already complete is left alone.
 import argparse
 import json
 import shutil
-import sys
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
@@ -26,6 +25,7 @@ import av
 import numpy as np
 from tqdm import tqdm
 
+from configs import cli
 from configs.atomic import write_text
 from extract.sampling.reversal import reverse_seconds
 from extract.scenes import ACTIONS, Scene, random_clip, random_scene, render
@@ -247,13 +247,10 @@ def main() -> None:
     out, processes = args.pop("out"), args.pop("processes")
     preset = args.pop("preset")
     write = write_clips if preset == CLIPS else write_dataset
-    try:
-        given = {name: value for name, value in args.items() if value is not None}
-        write(out, replace(PRESETS[preset], **given), processes)
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+    given = {name: value for name, value in args.items() if value is not None}
+    write(out, replace(PRESETS[preset], **given), processes)
     print(f"demo dataset: {out}")
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main)

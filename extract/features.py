@@ -10,7 +10,6 @@ there already is kept. Nothing can be trained end to end on them: the pixels are
 
 import argparse
 import hashlib
-import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -25,7 +24,8 @@ from tqdm import tqdm
 from cache.address import DTYPES, FingerprintInfo, VideoInfo
 from cache.fingerprint import chain
 from cache.store import open_cache
-from configs.messages import EXPECTED, first_of, message
+from configs import cli
+from configs.messages import first_of
 from evaluate.annotations import Video, read_annotations
 from extract.activations.stored import Cached
 from extract.backbone.imported import about, imported_name
@@ -64,10 +64,7 @@ def main() -> None:
     parser.add_argument("--key", help="name of the array in files that hold several")
     parser.add_argument("--dtype", choices=DTYPES, default="float16")
     args = parser.parse_args()
-    try:
-        run(args)
-    except EXPECTED as error:
-        sys.exit(message(error))
+    run(args)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -232,4 +229,4 @@ def padded(rows: NDArray[np.floating], length: int) -> torch.Tensor:
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main)

@@ -12,7 +12,6 @@ interrupted run just goes on.
 
 import argparse
 import json
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -24,8 +23,8 @@ from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list
 
 from cache.store import Store, open_cache
+from configs import cli
 from configs.atomic import write_text
-from configs.messages import EXPECTED, message
 from extract.activations.activations import Activations
 from extract.activations.plan import (
     Plan,
@@ -81,13 +80,7 @@ def main() -> None:
     args, overrides = parser.parse_known_args()
     if not (args.checkpoint or args.config):
         parser.error("give --checkpoint, --config or both")
-    try:
-        run(args, with_cache(overrides, args.cache))
-    except EXPECTED as error:
-        sys.exit(message(error))
-    except KeyboardInterrupt:
-        print("interrupted; what was computed is kept, and the same command goes on")
-        sys.exit(130)
+    run(args, with_cache(overrides, args.cache))
 
 
 def run(args: argparse.Namespace, overrides: list[str]) -> None:
@@ -260,4 +253,4 @@ def _not_needed(items: Items, config: Experiment) -> tuple[int, int]:
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main, "what was computed is kept, and the same command goes on")

@@ -26,8 +26,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from configs import cli
 from configs.atomic import write_text
-from configs.messages import EXPECTED, message
 from evaluate.annotations import read_annotations
 from evaluate.datasets.fields import member, read_json
 from extract.sampling.reversal import reverse_seconds
@@ -65,13 +65,7 @@ def main() -> None:
         "--processes", type=int, default=len(os.sched_getaffinity(0)), help="files at once"
     )
     args = parser.parse_args()
-    try:
-        problems = run(args)
-    except EXPECTED as error:
-        sys.exit(message(error))
-    except KeyboardInterrupt:
-        print("interrupted; what is finished is kept, and the same command goes on")
-        sys.exit(130)
+    problems = run(args)
     if problems:
         causes = "\n  ".join(problems)
         what = "reversed" if args.reverse else "made small"
@@ -277,4 +271,4 @@ def mirrored(
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main, "what is finished is kept, and the same command goes on")

@@ -10,7 +10,6 @@ told by their content. No code in them is run. TAdaConv networks convert to Pali
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,8 +17,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from configs import cli
 from configs.atomic import written_aside
-from configs.messages import EXPECTED, first_of, message
+from configs.messages import first_of
 from extract.backbone.pretrained import trunk_settings
 from extract.backbone.videomae import TrunkConfig, VideoMAE
 from extract.checkpoints.key_maps import ADAPTERS, MMACTION, head_to_opentad, renamed, turned
@@ -37,19 +37,16 @@ def main() -> None:
     parser.add_argument("file", type=Path, help="file or Hugging Face folder")
     parser.add_argument("--convert", type=Path, metavar="OUT", help=".safetensors or .pth to write")
     args = parser.parse_args()
-    try:
-        content = read(args.file)
-        if tada := recognise_tada(content, args.file):
-            describe_tada(args.file, content, tada)
-            if args.convert:
-                convert_tada(args.file, tada, args.convert)
-            return
-        networks = recognise(content, args.file)
-        describe(args.file, content, networks)
+    content = read(args.file)
+    if tada := recognise_tada(content, args.file):
+        describe_tada(args.file, content, tada)
         if args.convert:
-            convert(args.file, networks, args.convert)
-    except EXPECTED as error:
-        sys.exit(message(error))
+            convert_tada(args.file, tada, args.convert)
+        return
+    networks = recognise(content, args.file)
+    describe(args.file, content, networks)
+    if args.convert:
+        convert(args.file, networks, args.convert)
 
 
 def describe_file(path: Path, content: Content, what: str) -> None:
@@ -227,4 +224,4 @@ def _kept(network: Network) -> dict[str, Tensor]:
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main)

@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from configs import cli
 from configs.loader import load
 from evaluate.annotations import Annotations
 from extract.check import check, judge, main
@@ -671,7 +672,7 @@ def test_a_wrong_setting_is_one_line(
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["check.py", f"--out={tmp_path}", *map(str, arguments)])
     with pytest.raises(SystemExit, match=f"^error: [^\n]*{message}[^\n]*$"):
-        main()
+        cli.run(main)
 
 
 @pytest.mark.parametrize(("arguments", "code"), [([], 1), (["--config"], 1), (["--help"], 0)])
@@ -684,6 +685,6 @@ def test_wrong_usage_is_no_warning(
     """argparse itself would end with 2."""
     monkeypatch.setattr(sys, "argv", ["check.py", *arguments])
     with pytest.raises(SystemExit) as ended:
-        main()
+        cli.run(main)
     assert ended.value.code == code
     assert ("2 warnings only" in capsys.readouterr().out) == (code == 0)  # --help tells the codes

@@ -16,6 +16,7 @@ import torch
 from accelerate import Accelerator
 
 from benchmarks import long_video
+from configs import cli
 from configs.loader import load
 from evaluate import detect
 from evaluate.annotations import Detection
@@ -360,7 +361,7 @@ def in_process(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> str:
     """Run the script here; returns how it ends."""
     monkeypatch.setattr("sys.argv", ["detect.py", "--cpu", *map(str, arguments)])
     with pytest.raises(SystemExit) as end:
-        detect.main()
+        cli.run(detect.main)
     return str(end.value)
 
 

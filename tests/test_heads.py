@@ -18,6 +18,7 @@ from torch import Tensor
 import train.data.windows
 from cache.address import VideoInfo
 from cache.store import Store
+from configs import cli
 from configs.loader import load
 from evaluate.reports.metrics_file import read_metrics
 from extract.sampling.spans import Span, random_stretch, whole_video_window
@@ -377,7 +378,7 @@ def test_a_plan_that_does_not_fit_is_refused(
     monkeypatch.chdir(REPOSITORY)
     AcceleratorState._reset_state(reset_partial_state=True)
     with pytest.raises(SystemExit, match=r"activations need up to .* GB free; make room"):
-        extract.run.main()
+        cli.run(extract.run.main)
 
 
 def test_a_ladder_learns_from_the_cache_alone(data: list[str], tmp_path: Path) -> None:

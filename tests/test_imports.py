@@ -22,7 +22,7 @@ STAGES = {
     "train": ["configs", "cache", "extract", "evaluate"],
 }
 ROOMS = {
-    "configs": ["messages", "atomic", "loader"],
+    "configs": ["messages", "cli", "atomic", "loader"],
     "cache": [
         *("errors", "address", "fingerprint"),
         *("storage", "format", "store", "upkeep"),

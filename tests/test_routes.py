@@ -19,6 +19,7 @@ from torchvision.transforms.v2 import functional
 import train.cost.measure_network
 import train.cost.measure_reading
 from cache.store import Store
+from configs import cli
 from configs.loader import load
 from extract.activations.plan import Wanted, plan
 from extract.backbone.backbone import Cut
@@ -531,7 +532,7 @@ def test_a_full_disk_is_told_in_the_table_and_by_the_exit_code(
     monkeypatch.chdir(REPOSITORY)
     AcceleratorState._reset_state(reset_partial_state=True)
     with pytest.raises(SystemExit, match="activations need up to"):
-        extract.run.main()
+        cli.run(extract.run.main)
     AcceleratorState._reset_state(reset_partial_state=True)
     table = capsys.readouterr().out
     assert ["TOO SMALL" in row[2] for row in cells(table)] == [False, True, True, True, True]

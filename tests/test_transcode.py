@@ -17,6 +17,7 @@ import numpy as np
 import psutil  # type: ignore[import-untyped]
 import pytest
 
+from configs import cli
 from configs.loader import load
 from extract.sampling.reversal import reverse_segments
 from extract.transcode import main, mirrored, reversed_annotations
@@ -157,7 +158,7 @@ def end_of_main(arguments: list[str]) -> str:
     """Run the script in this process (others take seconds to start); return its last words."""
     with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as caught:
         patch.setattr(sys, "argv", ["extract/transcode.py", *arguments])
-        main()
+        cli.run(main)
         sys.exit("")
     return str(caught.value)
 

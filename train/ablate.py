@@ -38,6 +38,7 @@ from pathlib import Path
 from types import FrameType
 from uuid import uuid4
 
+from configs import cli
 from train.ablation.grid import Grid, read_grid
 from train.ablation.records import is_current, look, refuse_foreign
 from train.ablation.runner import carry_out
@@ -53,17 +54,11 @@ def main() -> None:
     if args.processes < 1:
         parser.error("--processes must be at least 1")
     signal.signal(signal.SIGTERM, _interrupt)  # launchers send it, and runs must not outlive us
-    try:
-        grid = read_grid(args.grid)
-        if args.plan:
-            plan(grid)
-        elif not ablate(grid, args.processes):
-            sys.exit(1)
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on")
-        sys.exit(130)
+    grid = read_grid(args.grid)
+    if args.plan:
+        plan(grid)
+    elif not ablate(grid, args.processes):
+        sys.exit(1)
 
 
 def plan(grid: Grid) -> None:
@@ -118,4 +113,4 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main, "the same command goes on")

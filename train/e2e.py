@@ -10,14 +10,13 @@ Any setting of the config can be overridden by its dotted name.
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
 from cache.store import open_cache
+from configs import cli
 from configs.loader import load
-from configs.messages import EXPECTED, message
 from extract.sampling.windows import Direction
 from train.config import Experiment
 from train.data.videos import learned_classes, load_annotations, load_subsets
@@ -47,17 +46,14 @@ def main() -> None:
             f"--{direction}-from", help=f"checkpoint of the {direction} stream, of two"
         )
     args, overrides = parser.parse_known_args()
-    try:
-        config = load(Experiment, args.config, with_cache(overrides, args.cache))
-        refuse_imported(config)
-        named = {"forward": args.forward_from, "reversed": args.reversed_from}
-        if any(named.values()):
-            _refuse_single(config, named, args.init_from)
-        paths = [path for path in map(named.get, config.directions) if path]
-        sources = read_sources(paths, args.config, overrides)
-        train(config, args.resume, args.init_from, sources)
-    except EXPECTED as error:
-        sys.exit(message(error))
+    config = load(Experiment, args.config, with_cache(overrides, args.cache))
+    refuse_imported(config)
+    named = {"forward": args.forward_from, "reversed": args.reversed_from}
+    if any(named.values()):
+        _refuse_single(config, named, args.init_from)
+    paths = [path for path in map(named.get, config.directions) if path]
+    sources = read_sources(paths, args.config, overrides)
+    train(config, args.resume, args.init_from, sources)
 
 
 def _refuse_single(config: Experiment, named: dict[str, str | None], source: str | None) -> None:
@@ -114,4 +110,4 @@ def train(
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main, "--resume goes on from last.pt")

@@ -15,14 +15,13 @@ activations behind block k − 1. What comes out is a whole detector.
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from accelerate import Accelerator
 
 from cache.store import open_cache
-from configs.messages import EXPECTED, message
+from configs import cli
 from extract.activations.activations import Activations
 from extract.activations.fingerprints import fingerprints, settings
 from extract.activations.stored import Counts
@@ -60,13 +59,10 @@ def main() -> None:
     args, overrides = parser.parse_known_args()
     if not (args.checkpoint or args.config):
         parser.error("give --checkpoint, --config or both")
-    try:
-        overrides = with_cache(overrides, args.cache)
-        sources = read_sources(args.checkpoint, args.config, overrides)
-        config = one_experiment(args.config, sources, overrides)
-        train(learning_only(config), sources, args.config or "", args.resume)
-    except EXPECTED as error:
-        sys.exit(message(error))
+    overrides = with_cache(overrides, args.cache)
+    sources = read_sources(args.checkpoint, args.config, overrides)
+    config = one_experiment(args.config, sources, overrides)
+    train(learning_only(config), sources, args.config or "", args.resume)
 
 
 def train(config: Experiment, sources: Sequence[Source], file: str, resume: bool) -> None:
@@ -180,4 +176,4 @@ def _refuse_other_backbone(
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main, "--resume goes on from last.pt")

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from tqdm import tqdm
 
+from configs import cli
 from configs.atomic import write_text
 from extract.backbone.backbone import Backbone, BackboneConfig
 from extract.backbone.videomae import TrunkConfig
@@ -134,4 +135,4 @@ def save(
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main)

@@ -9,15 +9,14 @@ Any setting of the config can be overridden by its dotted name.
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from accelerate import DistributedType
 
+from configs import cli
 from configs.atomic import write_text
 from configs.loader import dump, load
-from configs.messages import EXPECTED, message
 from train.data.videos import skipped_warning
 from train.engine.loop import START_UP, TrainingRun
 from train.engine.run_folder import claim_folder, refuse_full_disk
@@ -35,10 +34,7 @@ def main() -> None:
     parser.add_argument("--config", required=True, help="YAML file of the experiment")
     parser.add_argument("--resume", action="store_true", help="go on from last.pt, if there is one")
     args, overrides = parser.parse_known_args()
-    try:
-        train(load(Recognition, args.config, overrides), args.resume)
-    except EXPECTED as error:
-        sys.exit(message(error))
+    train(load(Recognition, args.config, overrides), args.resume)
 
 
 def train(config: Recognition, resume: bool) -> None:
@@ -102,4 +98,4 @@ def leave_record(
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main, "--resume goes on from last.pt")
