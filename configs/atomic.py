@@ -1,26 +1,75 @@
 """Files that appear whole or not at all."""
 
+import errno
+import fcntl
+import os
+import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
+
+NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
 
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file aside and rename it."""
-    with written_aside(path) as aside:
+    with atomic_path(path) as aside:
         aside.write_text(text, encoding="utf-8")
 
 
 @contextmanager
-def written_aside(path: Path) -> Iterator[Path]:
+def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a path to write to, renamed to `path` in the end, removed if that fails.
 
-    A kill leaves the previous file or the new one, never half of one.
+    A kill leaves the previous file or the new one, never half of one. Any number of threads and
+    processes may write the same file: each has a path of its own, and the last to end wins.
     """
-    aside = path.with_name(path.name + ".part")
+    aside, lock = _locked_beside(path)
     try:
         yield aside
-        aside.replace(path)
+        os.replace(aside, path)
     except BaseException:
-        aside.unlink(missing_ok=True)
+        with suppress(OSError):
+            aside.unlink()
         raise
+    finally:
+        os.close(lock)
+
+
+def _locked_beside(path: Path) -> tuple[Path, int]:
+    """Return an empty file beside `path` that nobody else writes, and what holds its lock.
+
+    The kernel ends the lock with its process: what a killed one left is written anew here, where
+    random names would pile up.
+    """
+    for number in count():
+        aside = path.with_name(f"{path.name}{f'.{number}' if number else ''}.part")
+        try:
+            lock = os.open(aside, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        except PermissionError:
+            if not aside.exists():
+                raise
+            continue  # somebody else's
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Its writer may have renamed or removed it in between.
+            if os.path.samestat(os.fstat(lock), os.stat(aside)):
+                os.ftruncate(lock, 0)
+                return aside, lock
+        except (BlockingIOError, FileNotFoundError):
+            pass
+        except OSError as error:
+            os.close(lock)
+            if error.errno not in NO_LOCKS:
+                raise
+            aside.unlink(missing_ok=True)
+            return _random_beside(path)
+        os.close(lock)
+    raise AssertionError("count() has no end")
+
+
+def _random_beside(path: Path) -> tuple[Path, int]:
+    """Return the same where the file system knows no locks."""
+    aside = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
+    return aside, os.open(aside, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)

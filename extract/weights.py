@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from configs import cli
-from configs.atomic import written_aside
+from configs.atomic import atomic_path
 from configs.messages import first_of
 from extract.backbone.pretrained import trunk_settings
 from extract.backbone.videomae import TrunkConfig, VideoMAE
@@ -135,7 +135,7 @@ def convert_tada(path: Path, network: TAdaNetwork, out: Path) -> None:
     if out.suffix != ".safetensors":
         raise ValueError(f"--convert: a TAdaConv network becomes a .safetensors file, not {out}")
     refuse_conversion(path, out, tada_problems(network))
-    with written_aside(out) as aside:
+    with atomic_path(out) as aside:
         state = {name: tensor.contiguous() for name, tensor in network.tensors.items()}
         save_file(state, aside, {"format": "pt"})
     print(f"{out}: {len(state)} tensors, {out.stat().st_size / 1e6:,.1f} MB")
@@ -163,7 +163,7 @@ def convert(path: Path, networks: tuple[Network, ...], out: Path) -> None:
         raise ValueError(f"{path} has {len(networks)} streams; only a single one can be converted")
     (network,) = networks
     refuse_conversion(path, out, problems(network))
-    with written_aside(out) as aside:
+    with atomic_path(out) as aside:
         if out.suffix == ".pth":
             state = to_opentad(network)
             torch.save({"epoch": 0, "state_dict": state, "state_dict_ema": state}, aside)

@@ -18,7 +18,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from configs.atomic import written_aside
+from configs.atomic import atomic_path
 from configs.loader import load
 from evaluate.reports.metrics_file import read_metrics
 from tests.conftest import REPOSITORY
@@ -142,7 +142,7 @@ def test_a_checkpoint_that_does_not_fit_leaves_the_last_one(tmp_path: Path) -> N
 
 
 def test_what_is_not_finished_is_removed(tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt), written_aside(tmp_path / "a") as aside:
+    with pytest.raises(KeyboardInterrupt), atomic_path(tmp_path / "a") as aside:
         aside.touch()
         raise KeyboardInterrupt
     assert not list(tmp_path.iterdir())

@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from tqdm import tqdm
 
 from configs import cli
-from configs.atomic import write_text
+from configs.atomic import atomic_path, write_text
 from extract.backbone.backbone import Backbone, BackboneConfig
 from extract.backbone.videomae import TrunkConfig
 from extract.sampling.units import CLIP_FRAMES, TUBELET
@@ -118,9 +118,8 @@ def save(
     args: argparse.Namespace, backbone: Backbone, curve: list[dict[str, float]], seconds: float
 ) -> None:
     """Write the trunk and its training record, each aside and renamed."""
-    aside = args.out.with_suffix(".part")
-    save_file({k: v.half() for k, v in backbone.state_dict().items()}, aside)
-    aside.replace(args.out)
+    with atomic_path(args.out) as aside:
+        save_file({k: v.half() for k, v in backbone.state_dict().items()}, aside)
     record = {
         "command": f"python train/pretrain.py --out {args.out.name} --steps {args.steps} "
         f"--batch {args.batch} --lr {args.lr} --seed {args.seed}",

@@ -1,7 +1,6 @@
 """A store on a local or mounted disk."""
 
 import os
-import secrets
 import shutil
 from collections.abc import Sequence
 from contextlib import suppress
@@ -12,6 +11,7 @@ import numpy as np
 
 from cache.storage.base import Content, Range
 from cache.storage.codec import Bytes, buffer
+from configs.atomic import atomic_path
 
 
 class LocalFiles:
@@ -49,20 +49,12 @@ class LocalFiles:
     def write(self, name: str, content: Content, durable: bool = True) -> None:
         path = self.folder / name
         self._make(path.parent)
-        # A name of its own: two processes may write the same file of equal content.
-        aside = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
-        try:
-            with open(aside, "wb") as file:
-                for piece in content:
-                    file.write(buffer(piece))
-                if durable:
-                    file.flush()
-                    os.fsync(file.fileno())
-            os.replace(aside, path)
-        except BaseException:
-            with suppress(OSError):
-                aside.unlink()
-            raise
+        with atomic_path(path) as aside, open(aside, "wb") as file:
+            for piece in content:
+                file.write(buffer(piece))
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
         if durable:
             _sync_folder(path.parent)
 

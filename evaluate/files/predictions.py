@@ -1,11 +1,11 @@
 """Prediction files in ActivityNet's layout ↔ typed detections."""
 
 import json
-import os
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from configs.atomic import write_text
 from evaluate.annotations import Detection
 from evaluate.datasets.fields import member, number, read_json, shown, times
 
@@ -36,12 +36,7 @@ def write_predictions(path: Path, predictions: Mapping[str, Iterable[Detection]]
     text = json.dumps({"version": "VERSION 1.3", "results": results, "external_data": {}})
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        aside.write_text(text, encoding="utf-8")
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
+    write_text(path, text)
 
 
 def cannot_score(

@@ -14,6 +14,7 @@ import numpy as np
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
+from configs.atomic import atomic_path
 from evaluate.mean_ap import MeanAP
 from evaluate.metrics.bootstrap import Estimate
 from evaluate.metrics.precision_recall import RECALLS, Curves
@@ -306,7 +307,6 @@ def _finish(axes: Any) -> None:
 
 def save(figure: Any, path: Path) -> None:
     """Write a figure as PNG with 100 pixels an inch, aside first, and close it."""
-    aside = path.with_suffix(".part")
-    figure.savefig(aside, dpi=100, format="png")
-    aside.replace(path)
+    with atomic_path(path) as aside:
+        figure.savefig(aside, dpi=100, format="png")
     plt.close(figure)

@@ -10,6 +10,8 @@ from urllib.parse import quote
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from configs.atomic import write_text
+
 TEMPLATES = Path(__file__).parents[1] / "templates"
 REPORT = "report.html"
 TABLES = "report.json"
@@ -153,8 +155,8 @@ def write_report(report: Report, out: Path) -> None:
     }
     page = environment.get_template("report.html.j2").render(report=report)
     content = json.dumps(report.as_dict(), indent=1, ensure_ascii=False)
-    _write(out / TABLES, content + "\n")
-    _write(out / REPORT, page)
+    write_text(out / TABLES, content + "\n")
+    write_text(out / REPORT, page)
 
 
 def _shown(cell: Cell, digits: int) -> str:
@@ -177,9 +179,3 @@ def _size(picture: Path) -> tuple[int, int]:
     """Width and height of a PNG in pixels, which its header begins with."""
     header = picture.read_bytes()[:24]
     return int.from_bytes(header[16:20]), int.from_bytes(header[20:24])
-
-
-def _write(path: Path, text: str) -> None:
-    aside = path.with_name(path.name + ".part")
-    aside.write_text(text, encoding="utf-8")
-    aside.replace(path)

@@ -6,7 +6,6 @@ or not there. Files are read in place: all processes share the system's copy in 
 """
 
 import os
-import secrets
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -26,6 +25,7 @@ from tqdm import tqdm
 
 from cache.address import VideoInfo
 from cache.fingerprint import HEX, chain
+from configs.atomic import atomic_path
 from extract.sampling.transforms import Shrink, Transform, shrunk
 from extract.sampling.window_frames import (
     dealt,
@@ -200,20 +200,15 @@ class FrameCache:
         reader = known_reader(path, video.frames, video.digest)
         numbers = sampled_frames(video.frames, self.sampling)
         chunks = shrunk_chunks(reader, numbers, to)
-        # Two processes may make the same file.
-        aside = file.with_name(f"{file.stem}.{secrets.token_hex(4)}.part")
         try:
             first = next(chunks)
             shape = (len(numbers), *first.shape[1:])
-            if self._written(aside, shape, joined([first], chunks)):
+            with atomic_path(file) as aside:
+                if not self._written(aside, shape, joined([first], chunks)):
+                    raise _NoRoomError
                 refuse_replaced(path, video.digest)
-                os.replace(aside, file)
-                return
-        except VideoError:
-            pass  # the window that is asked for may still be read
-        finally:
-            aside.unlink(missing_ok=True)
-        self._given_up.add(file)
+        except (VideoError, _NoRoomError):
+            self._given_up.add(file)  # the window that is asked for may still be read
 
     def _written(
         self, aside: Path, shape: tuple[int, ...], chunks: Iterable[NDArray[np.uint8]]
@@ -243,6 +238,10 @@ class FrameCache:
         if cause not in self._told:
             self._told.add(cause)
             tqdm.write(f"warning: {cause}")
+
+
+class _NoRoomError(Exception):
+    """A video's frames cannot be kept."""
 
 
 def _fits(found: NDArray[np.generic], count: int, to: Shrink) -> bool:

@@ -14,7 +14,7 @@ import torch
 from av.video.reformatter import ColorRange, Colorspace
 from torchvision.transforms.v2 import functional
 
-from configs.atomic import written_aside
+from configs.atomic import atomic_path
 from extract.transcoding.encode import (
     Timeline,
     Way,
@@ -121,7 +121,7 @@ def write_proxy(
     # Turned round, the first stretch becomes the last: the shorter one, in either direction.
     first = len(reader) % config.gop if config.reverse else 0
     parts = stretches(_pictures(reader, size, way), config.gop, source, first)
-    with written_aside(target) as aside:
+    with atomic_path(target) as aside:
         write_mp4(aside, parts, way, line, _stamp(source, config), config.reverse, tell=tell)
         _refuse_inexact(source, aside, line)
 

@@ -11,7 +11,7 @@ from typing import Any
 import av
 import numpy as np
 
-from configs.atomic import written_aside
+from configs.atomic import atomic_path
 from extract.transcoding.encode import (
     Way,
     made_of,
@@ -102,14 +102,14 @@ def write_reversed(
         planes, rgb = _ways(reader, context, crf)
     if planes is not None:
         try:
-            with written_aside(target) as aside:
+            with atomic_path(target) as aside:
                 write(aside, _planes(source, reader.index, threads), planes)
                 if crf is None:
                     _refuse_different(reader, aside)
             return False
         except _InexactError:
             tell(-told)
-    with written_aside(target) as aside:
+    with atomic_path(target) as aside:
         write(aside, _upright(reader, rgb), rgb)
     return True
 

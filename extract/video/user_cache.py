@@ -3,7 +3,8 @@
 import os
 from contextlib import suppress
 from pathlib import Path
-from tempfile import NamedTemporaryFile
+
+from configs.atomic import atomic_path
 
 
 def read(name: str) -> bytes | None:
@@ -19,15 +20,8 @@ def write(name: str, content: bytes) -> None:
     with suppress(OSError, RuntimeError):
         path = _folder() / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        # A name of its own: many processes write at once.
-        with NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as aside:
-            try:
-                aside.write(content)
-                aside.close()
-                os.replace(aside.name, path)
-            except BaseException:
-                os.unlink(aside.name)
-                raise
+        with atomic_path(path) as aside:
+            aside.write_bytes(content)
 
 
 def _folder() -> Path:

@@ -112,12 +112,17 @@ def look(grid: Grid, runs: Sequence[Run]) -> dict[Run, str]:
     return words
 
 
+def _is_unfinished(name: str) -> bool:
+    """Return whether a file is a record that a killed process did not finish."""
+    return name.startswith(f"{RECORD}.") and name.endswith(".part")
+
+
 def refuse_foreign(grid: Grid, runs: Sequence[Run]) -> None:
     """Raise ValueError if a run's folder holds what no grid has left there."""
     for folder in map(grid.folder, runs):
         if folder.exists() and not folder.is_dir():
             raise ValueError(f"{folder} is a file, but a run's folder in this grid; choose `out`")
-        found = [file for file in folder.glob("*") if file.name != f"{RECORD}.part"]
+        found = [file for file in folder.glob("*") if not _is_unfinished(file.name)]
         if found and read_record(folder) is None:
             raise ValueError(
                 f"{folder} holds a run that this script did not make (it has no {RECORD}); move it "

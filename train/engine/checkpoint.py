@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from configs.atomic import written_aside
+from configs.atomic import atomic_path
 from configs.loader import dump, flatten, parse
 
 # What a file is by its format, for whoever gives it to the wrong script.
@@ -69,7 +69,7 @@ def save_checkpoint(path: Path, content: Checkpoint[Any]) -> None:
         "config": dump(content.config),
         "format": content.config.checkpoint_format,
     }
-    with written_aside(path) as aside, aside.open("wb") as file:
+    with atomic_path(path) as aside, aside.open("wb") as file:
         try:
             # Tensors that the average shares with the model (the frozen trunk) are stored once.
             torch.save(fields, file)
