@@ -19,13 +19,14 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data import IterableDataset, get_worker_info
 from tqdm import tqdm
 
 from configs import cli
 from configs.atomic import atomic_path, write_text
 from extract.backbone.backbone import Backbone, BackboneConfig
 from extract.backbone.videomae import TrunkConfig
+from extract.sampling.loader import make_loader
 from extract.sampling.units import CLIP_FRAMES, TUBELET
 from extract.scenes import ACTIONS, action_map, random_scene, render
 
@@ -81,13 +82,7 @@ def main() -> None:
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, args.lr, args.steps, pct_start=0.05, cycle_momentum=False
     )
-    clips = DataLoader(
-        EndlessClips(args.seed),
-        batch_size=args.batch,
-        num_workers=1,
-        multiprocessing_context="spawn",
-        prefetch_factor=8,
-    )
+    clips = make_loader(EndlessClips(args.seed), args.batch, workers=1, prefetch_factor=8)
     began = time.monotonic()
     curve: list[dict[str, float]] = []
     recent: list[tuple[float, float]] = []

@@ -12,6 +12,7 @@ from extract.activations.activations import Pass
 from extract.activations.inputs import Job, JobInputs, Piece, Task
 from extract.activations.plan import Plan, refuse_full_disk
 from extract.activations.stored import Places
+from extract.sampling.loader import make_loader
 from extract.sampling.units import CLIP_FRAMES
 from extract.video.reader import VideoError
 
@@ -136,10 +137,5 @@ def _loader(
         return Task(number, made.span(todo), source)
 
     tasks: list[Job] = [[task(number) for number in job] for job in jobs]
-    workers = min(workers, len(jobs))
-    return DataLoader(
-        JobInputs(tasks, made.wanted[0].activations.pixels),
-        batch_size=None,
-        num_workers=workers,
-        multiprocessing_context="spawn" if workers else None,
-    )
+    inputs = JobInputs(tasks, made.wanted[0].activations.pixels)
+    return make_loader(inputs, batch_size=None, workers=min(workers, len(jobs)))

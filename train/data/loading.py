@@ -6,8 +6,9 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.utils.data import Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
+from extract.sampling.loader import make_loader
 from extract.video.reader import VideoError
 
 T = TypeVar("T")
@@ -78,14 +79,24 @@ class EpochSampler(Sampler[tuple[int, int]]):
         return iter([(self.epoch, int(position)) for position in mine])
 
 
-def worker_options(workers: int, collate: Callable[[Any], Any]) -> dict[str, Any]:
-    """Return what all loaders have in common."""
-    options: dict[str, Any] = {
-        "collate_fn": collate,
-        "num_workers": workers,
-        "pin_memory": torch.cuda.is_available(),
-    }
-    if workers:
-        # Spawned, so that no decoder crosses a fork; kept, because starting one takes seconds.
-        options |= {"multiprocessing_context": "spawn", "persistent_workers": True}
-    return options
+def batch_loader(
+    dataset: "Dataset[Any]",
+    batch_size: int,
+    workers: int,
+    collate: Callable[[Any], Any],
+    sampler: EpochSampler | None = None,
+) -> "DataLoader[Any]":
+    """Return a loader of batches for the network, whose workers live as long as it does.
+
+    Args:
+        sampler: chooses keys and their order; None for those of the dataset.
+    """
+    return make_loader(
+        dataset,
+        batch_size,
+        workers,
+        sampler=sampler,
+        collate_fn=collate,
+        pin_memory=torch.cuda.is_available(),
+        persistent_workers=workers > 0,  # starting one takes seconds
+    )

@@ -21,7 +21,7 @@ from extract.video.reader import VideoError
 from train.config import Experiment
 from train.data.batch import Sample, collate
 from train.data.cached import Streams, draw_inputs, read_windows
-from train.data.loading import EpochSampler, cuts_between, stood_in, worker_options
+from train.data.loading import EpochSampler, batch_loader, cuts_between, stood_in
 from train.data.videos import Item
 
 
@@ -181,18 +181,12 @@ def training_loader(
     dataset: TrainingWindows, sampler: EpochSampler, config: Experiment
 ) -> "DataLoader[Sample]":
     """Return a loader of training batches; `sampler.epoch` chooses the epoch of the next pass."""
-    return DataLoader(
-        dataset,
-        batch_size=config.training.batch_size,
-        sampler=sampler,
-        **worker_options(config.training.workers, collate),
-    )
+    training = config.training
+    return batch_loader(dataset, training.batch_size, training.workers, collate, sampler)
 
 
 def evaluation_loader(
     dataset: EvaluationWindows, config: Experiment, workers: int
 ) -> "DataLoader[Sample]":
     """Return a loader of batches of this process's test windows, each exactly once."""
-    return DataLoader(
-        dataset, batch_size=config.evaluation.batch_size, **worker_options(workers, collate)
-    )
+    return batch_loader(dataset, config.evaluation.batch_size, workers, collate)

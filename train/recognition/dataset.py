@@ -31,7 +31,7 @@ from extract.sampling.windows import Direction
 from extract.video.files import VIDEO_SUFFIXES
 from extract.video.probe import probe
 from extract.video.reader import VideoError
-from train.data.loading import EpochSampler, stood_in, worker_options
+from train.data.loading import EpochSampler, batch_loader, stood_in
 from train.data.videos import Item, as_item
 from train.recognition.clip_lists import Labelled, LabelledClips, read_labelled
 from train.recognition.config import LabelledData, Pair, Recognition
@@ -378,12 +378,8 @@ def training_loader(
     dataset: TrainingViews, sampler: EpochSampler, config: Recognition
 ) -> "DataLoader[Any]":
     """Return a loader of training batches; `sampler.epoch` chooses the epoch of the next pass."""
-    return DataLoader(
-        dataset,
-        batch_size=config.training.batch_size,
-        sampler=sampler,
-        **worker_options(config.training.workers, collate),
-    )
+    training = config.training
+    return batch_loader(dataset, training.batch_size, training.workers, collate, sampler)
 
 
 def evaluation_loader(
@@ -391,4 +387,4 @@ def evaluation_loader(
 ) -> "DataLoader[Any]":
     """Return a loader of the share's clips, so many at once as give a forward pass's views."""
     clips = max(1, config.evaluation.batch_size // (config.views.clips * config.crops.crops))
-    return DataLoader(dataset, batch_size=clips, **worker_options(workers, collate))
+    return batch_loader(dataset, clips, workers, collate)
