@@ -125,6 +125,29 @@ def test_nearest_points_stand_nearer() -> None:
             assert torch.equal(met.gather(1, partner)[met], met[met])
 
 
+@pytest.mark.parametrize(
+    ("stride", "ratio", "total"),
+    [(2, 0.5, 0), (2, 1.5, 1), (2, 2.5, 2), (4, 30.5, 30), (2, 1.25, 1), (4, 1.75, 2), (8, 3.0, 3)],
+)
+def test_pairs_add_up_to_the_rounded_reflection(stride: int, ratio: float, total: int) -> None:
+    """i + j = round(R / r); a tie goes down, always: neither up nor to the even number."""
+    reflection, points = torch.tensor([ratio * stride]), torch.tensor([99])
+    found, offset = pair_up(reflection, stride, points, "nearest")
+    assert found.tolist() == [total] and offset.tolist() == [ratio - total]
+
+
+@pytest.mark.parametrize("level", range(1, LEVELS))
+def test_ties_leave_no_point_alone(level: int) -> None:
+    """Where R / r lies halfway between two sums, the greater one would leave point 0 alone."""
+    stride = 2**level
+    for count in range(1, SIZE // stride + 1):
+        valid = (count - 1) * stride + stride // 2 + 1  # R / r = count − 1/2
+        mask = masks(valid)[level]
+        assert int(mask.sum()) == count
+        total, _ = pair_up(torch.tensor([valid - 1.0]), stride, mask.sum(-1), "nearest")
+        assert partners(total, mask)[1].sum() == count
+
+
 @pytest.mark.parametrize("pairing", RIGHT)
 @pytest.mark.parametrize("axis", ["level", "all"])
 @pytest.mark.parametrize("method", METHODS)

@@ -1,5 +1,6 @@
 """What an update does, sees and says: its seeds, its losses, and that it never waits."""
 
+from dataclasses import dataclass
 from itertools import islice, product
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,17 @@ from train.engine.loop import TrainingRun, _seed
 from train.modeling.actionformer import ActionFormer, HeadConfig
 from train.modeling.losses import Losses, detection_losses
 from train.modeling.points import Targets, pyramid_mask
+
+
+@dataclass(frozen=True)
+class _Score:
+    """Stands in for what a validation returns."""
+
+    average: float
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"average": self.average}
+
 
 ONE_EPOCH = ["--training.stop_epoch=1", "--data.validation_subset=null"]
 SINGLE = [*ONE_EPOCH, "--training.batch_size=1"]
@@ -184,3 +196,21 @@ def test_workers_change_nothing_that_is_learned(
         load_checkpoint(tmp_path / name / "last.pt", Experiment).model for name in ("0", "2")
     )
     assert all(torch.equal(tensor, two[name]) for name, tensor in one.items())
+
+
+def test_only_a_better_validation_replaces_the_best(
+    data: list[str], tmp_path: Path, accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of equal ones the earlier stays: that which took less training."""
+    run = prepare(data, tmp_path, accelerator)
+    scores = iter([0.25, 0.25, 0.125, 0.5])
+    monkeypatch.setattr(run.task, "validate", lambda: (_Score(next(scores)), 0))
+    kept = []
+    for weight in range(4):
+        for tensor in run.average.tensors.values():
+            tensor.fill_(weight)
+        run._validate()
+        best = load_checkpoint(tmp_path / "best.pt", Experiment).ema
+        (values,) = {float(best[name].flatten()[0]) for name in run.average.tensors}
+        kept.append(values)
+    assert kept == [0, 0, 0, 3] and run.best == 0.5
