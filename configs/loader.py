@@ -4,7 +4,7 @@ import dataclasses
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
 from jsonargparse import ArgumentError as ParserError
@@ -63,8 +63,29 @@ def parse(
         raise ValueError(f"{source}: not valid YAML: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{source}: expected a mapping of settings at the top level")
+    return _build(kind, content, overrides, source, base)
+
+
+def _build(
+    kind: type[T], content: dict[str, Any], overrides: Sequence[str], source: str, base: T | None
+) -> T:
     valid = field_names(kind)
-    _refuse_unknown(_leaves(content), valid, source)
+    # Below a field that is a dict stand names of the user's.
+    below = tuple(f"{name}." for name in _entries(kind))
+    names = [name for name in _leaves(content) if not name.startswith(below)]
+    _refuse_unknown(names, valid, source)
+    for name, entry in _entries(kind).items():
+        if not isinstance(content.get(name), dict):
+            continue
+        if isinstance(entry, type) and dataclasses.is_dataclass(entry):
+            # One by one, so that an error names the entry it is in.
+            built_entries = {}
+            for key, value in content[name].items():
+                where = f"{source}: {name}.{key}"
+                if not isinstance(value, dict):
+                    raise ValueError(f"{where}: expected a mapping of settings, not {value!r}")
+                built_entries[key] = _build(entry, value, (), where, None)
+            content = content | {name: built_entries}
     # Sorted, an outer group stands before those within it.
     for name in sorted({name.rpartition(".")[0] for name in valid} - {""}):
         value = content
@@ -119,6 +140,12 @@ def field_names(kind: type, prefix: str = "") -> list[str]:
         if dataclasses.is_dataclass(hint):
             names += field_names(hint, f"{prefix}{name}.")  # type: ignore[arg-type]
     return names
+
+
+def _entries(kind: type) -> dict[str, Any]:
+    """Return what the values of a dataclass's fields `dict[str, …]` are, by the field."""
+    hints = get_type_hints(kind)
+    return {name: get_args(hint)[1] for name, hint in hints.items() if get_origin(hint) is dict}
 
 
 def _over(under: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:

@@ -461,11 +461,14 @@ def test_two_processes_share_the_runs(place: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        ({"seed": [1]}, "the grid: 'seed' is unknown; did you mean 'seeds'?"),
-        ({"out": None}, "out: expected a text, not None"),
-        ({"seeds": [1, "2"]}, "seeds: expected whole numbers from 0 on, not '2'"),
+        ({"seed": [1]}, "unknown setting 'seed'; did you mean 'seeds'?"),
+        ({"out": None}, "required: out"),
+        ({"cache": " "}, "cache: expected a text, not ' '"),
+        ({"seeds": [1, "x"]}, "\"seeds\": Expected a <class 'int'>. Got value: x"),
+        ({"seeds": [1, -2]}, "seeds: expected whole numbers from 0 on, not -2"),
+        ({"seeds": []}, "seeds: expected at least one"),
         ({"seeds": [1, 1]}, "names something twice"),
-        ({"tious": 0.5}, "tious: expected a list, not 0.5"),
+        ({"tious": 0.5}, "\"tious\": Expected a <class 'tuple'>. Got value: 0.5"),
         ({"tious": [0.5, 1.5]}, "tious: expected overlaps in"),
         ({"average": [0.4]}, "average: only overlaps that are among 'tious'"),
         ({"singles": ["forwards"]}, "singles: 'forwards' is unknown; did you mean 'forward'?"),
@@ -474,8 +477,13 @@ def test_two_processes_share_the_runs(place: Path) -> None:
         ({"overrides": {"data": {"a": 1}}}, "'data' cannot be {'a': 1}; write one dotted name"),
         ({"cache": "study/forward"}, "is the folder of runs, too"),
         ({"seeds": [1]}, "rows.control.checkpoint: 'forward+1' is 'forward' of the same"),
-        ({"rows": []}, "rows: expected names with values"),
-        ({"rows": {"a/b": {}}}, "rows: 'a/b' names a folder"),
+        ({"rows": []}, "\"rows\": Expected a <class 'dict'>. Got value: []"),
+        ({"rows": {"forward": 3}}, "rows.forward: expected a mapping of settings, not 3"),
+        ({"rows": {"a": {}}}, "rows.a: the following arguments are required: script"),
+        (
+            {"rows": {"a/b": {"script": "stand_in.py", "config": "config.yaml"}}},
+            "rows: 'a/b' names a folder",
+        ),
     ],
 )
 def test_wrong_grids_are_refused(place: Path, change: dict[str, Any], expected: str) -> None:
@@ -488,11 +496,14 @@ def test_wrong_grids_are_refused(place: Path, change: dict[str, Any], expected: 
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        ({"confg": "x"}, "rows.forward: 'confg' is unknown; did you mean 'config'?"),
+        ({"confg": "x"}, "rows.forward: unknown setting 'confg'; did you mean 'config'?"),
         ({"checkpoint": ["reverse"]}, "'reverse' is unknown; did you mean 'reversed'?"),
-        ({"checkpoint": "reversed+x"}, "behind the + stands how many seeds further"),
+        (
+            {"checkpoint": "reversed+x"},
+            "rows.forward: checkpoint: 'reversed+x': behind the + stands how many seeds further",
+        ),
         ({"checkpoint": "tuned"}, "rows: tuned, control, forward wait for each other"),
-        ({"forward_from": 3}, "rows.forward.forward_from: expected a text, not 3"),
+        ({"forward_from": 3}, 'rows.forward: Parser key "forward_from"'),
         ({"script": "no.py"}, "rows.forward.script: there is no file no.py in /"),
         ({"config": None}, "rows.forward: give 'config', 'checkpoint' or both"),
     ],

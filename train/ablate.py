@@ -88,8 +88,8 @@ def ablate(grid: Grid, processes: int) -> bool:
 
         with watch.stage("comparing"):
             leave_table(grid, failed, watch)
-        print(f"report: {grid.out / 'report.html'}", file=sys.stderr)
-    print((grid.out / "table.txt").read_text(), end="")
+        print(f"report: {grid.root / 'report.html'}", file=sys.stderr)
+    print((grid.root / "table.txt").read_text(), end="")
     return not failed
 
 

@@ -3,26 +3,18 @@
 import difflib
 import json
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
-import yaml
+from configs.loader import load
 
-from configs.loader import UniqueKeys
-
-T = TypeVar("T")
+Scalar = str | int | float | bool | None
+Setting = Scalar | list[Scalar | list[Scalar]] | dict[str, Any]
 
 SCORING = "evaluate/run.py"
 SET_BY_GRID = ("out", "training.seed", "cache.url")
-
-
-class Reference(NamedTuple):
-    """The run of another row with the same seed, or with that `shift` places further (cyclic)."""
-
-    row: str
-    shift: int
 
 
 class Run(NamedTuple):
@@ -41,26 +33,38 @@ class Row:
 
     Args:
         script: trains; `config`: its YAML file, None where the checkpoints bring it.
-        checkpoint, forward_from, reversed_from: runs whose last.pt it builds on.
-        overrides: values of settings by their dotted names, those for all rows included.
+        checkpoint, forward_from, reversed_from: rows whose last.pt it builds on, of the same seed,
+            or with `+n` behind the name of the seed n places further (cyclic).
+        overrides: values of settings by their dotted names; they win over those of all rows.
     """
 
     script: str
     config: str | None = None
-    checkpoint: tuple[Reference, ...] = ()
-    forward_from: Reference | None = None
-    reversed_from: Reference | None = None
-    overrides: dict[str, Any] = field(default_factory=dict)
+    checkpoint: str | tuple[str, ...] = ()
+    forward_from: str | None = None
+    reversed_from: str | None = None
+    overrides: dict[str, Setting] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.config is None and not self.checkpoint:
+            raise ValueError("give 'config', 'checkpoint' or both")
+        _check_overrides(self.overrides)
+        _ = self.inputs  # raises ValueError if one of them is not a reference
 
     @property
-    def inputs(self) -> dict[str, tuple[Reference, ...]]:
-        """What it builds on by the option that is given it, without those that are not."""
-        options = {
-            "--checkpoint": self.checkpoint,
-            "--forward-from": (self.forward_from,) if self.forward_from else (),
-            "--reversed-from": (self.reversed_from,) if self.reversed_from else (),
+    def inputs(self) -> dict[str, list[tuple[str, int]]]:
+        """The rows it builds on and how many seeds further, by the option that is given them."""
+        checkpoint = (self.checkpoint,) if isinstance(self.checkpoint, str) else self.checkpoint
+        options: dict[str, tuple[str | None, ...]] = {
+            "--checkpoint": checkpoint,
+            "--forward-from": (self.forward_from,),
+            "--reversed-from": (self.reversed_from,),
         }
-        return {option: found for option, found in options.items() if found}
+        found = {
+            option: [_parse_reference(text, option) for text in texts if text is not None]
+            for option, texts in options.items()
+        }
+        return {option: references for option, references in found.items() if references}
 
 
 @dataclass(frozen=True)
@@ -71,11 +75,12 @@ class Grid:
         out: a folder per run stands in it, `<row>/<seed>`; `cache`: the store they share.
         subset: is scored; `selection`: is scored, too, and says which fusion is best.
         tious: overlaps to print; `average`: those of them that are averaged.
+        overrides: values of settings for all rows, by their dotted names.
         singles: rows that are single streams; `controls`: rows that must not be better for their
             fusion; all others are fusions.
     """
 
-    out: Path
+    out: str
     cache: str
     seeds: tuple[int, ...]
     subset: str
@@ -83,8 +88,57 @@ class Grid:
     tious: tuple[float, ...]
     average: tuple[float, ...]
     rows: dict[str, Row]
-    singles: tuple[str, ...]
-    controls: tuple[str, ...]
+    overrides: dict[str, Setting] = field(default_factory=dict)
+    singles: tuple[str, ...] = ()
+    controls: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("out", "cache", "subset", "selection"):
+            if not getattr(self, name).strip():
+                raise ValueError(f"{name}: expected a text, not {getattr(self, name)!r}")
+        for name in ("seeds", "tious", "average", "singles", "controls"):
+            values = getattr(self, name)
+            if not values and name not in ("singles", "controls"):
+                raise ValueError(f"{name}: expected at least one")
+            if len(set(values)) < len(values):
+                raise ValueError(f"{name}: {list(values)} names something twice")
+        if min(self.seeds) < 0:
+            raise ValueError(f"seeds: expected whole numbers from 0 on, not {min(self.seeds)}")
+        if not all(0 < tiou <= 1 for tiou in self.tious):
+            raise ValueError(f"tious: expected overlaps in (0, 1], not {list(self.tious)}")
+        if not set(self.average) <= set(self.tious):
+            raise ValueError("average: only overlaps that are among 'tious' can be averaged")
+        _check_overrides(self.overrides)
+        for row in self.rows:
+            if not isinstance(row, str) or not re.fullmatch(r"[A-Za-z0-9_-]+", row):
+                raise ValueError(f"rows: '{row}' names a folder; use letters, digits, '_' and '-'")
+        self._check_names()
+        self.runs()
+        if Path(self.cache) in {self.root, *(self.root / row for row in self.rows)}:
+            raise ValueError(f"cache: {self.cache} is the folder of runs, too; choose another")
+
+    def _check_names(self) -> None:
+        """Raise ValueError if a name of a row is unknown or stands where it cannot."""
+        for where in ("singles", "controls"):
+            for name in getattr(self, where):
+                _check_known(name, self.rows, where)
+        if both := set(self.singles) & set(self.controls):
+            raise ValueError(f"'{min(both)}' is among singles and controls; it can be one of them")
+        for row, settings in self.rows.items():
+            for option, references in settings.inputs.items():
+                where = f"rows.{row}.{_key_of(option)}"
+                for name, shift in references:
+                    _check_known(name, self.rows, where)
+                    if shift and shift % len(self.seeds) == 0:
+                        raise ValueError(
+                            f"{where}: '{name}+{shift}' is '{name}' of the same seed, for of seeds "
+                            f"there are {len(self.seeds)}; give more of them or another number"
+                        )
+
+    @property
+    def root(self) -> Path:
+        """The folder of the table and of all runs."""
+        return Path(self.out)
 
     @property
     def subsets(self) -> tuple[str, ...]:
@@ -97,24 +151,30 @@ class Grid:
         return [name for name in self.rows if name not in (*self.singles, *self.controls)]
 
     def runs(self) -> list[Run]:
-        """All runs, those that others build on first, otherwise as in the file."""
+        """Return all runs, those that others build on first, otherwise as in the file."""
+        needed = {
+            name: {each for references in row.inputs.values() for each, _ in references}
+            for name, row in self.rows.items()
+        }
         ordered: list[str] = []
-        while len(ordered) < len(self.rows):  # a cycle was refused when the file was read
-            ordered.append(
-                next(
-                    name
-                    for name, row in self.rows.items()
-                    if name not in ordered and _needed(row) <= set(ordered)
-                )
-            )
+        while waiting := [name for name in self.rows if name not in ordered]:
+            first = next((name for name in waiting if needed[name] <= set(ordered)), None)
+            if first is None:
+                names = ", ".join(waiting)
+                raise ValueError(f"rows: {names} wait for each other; none can be the first")
+            ordered.append(first)
         return [Run(name, seed) for name in ordered for seed in self.seeds]
 
     def folder(self, run: Run) -> Path:
-        """Where a run leaves its results."""
-        return self.out / run.row / str(run.seed)
+        """Return where a run leaves its results."""
+        return self.root / run.row / str(run.seed)
+
+    def settings(self, run: Run) -> dict[str, Setting]:
+        """Return the overrides of a run, those for all rows included."""
+        return self.overrides | self.rows[run.row].overrides
 
     def inputs(self, run: Run) -> dict[str, list[Run]]:
-        """The runs that a run builds on, by the option that names their checkpoints."""
+        """Return the runs that a run builds on, by the option that names their checkpoints."""
         place = self.seeds.index(run.seed)
         return {
             option: [
@@ -125,18 +185,20 @@ class Grid:
         }
 
     def training(self, run: Run) -> list[str]:
-        """The command that trains a run, without the interpreter."""
+        """Return the command that trains a run, without the interpreter."""
         row = self.rows[run.row]
         words = [row.script, *(["--config", row.config] if row.config else []), "--resume"]
         words += ["--out", str(self.folder(run)), "--training.seed", str(run.seed)]
         words += ["--cache", self.cache]
         for option, inputs in self.inputs(run).items():
             words += [option, *(str(self.folder(each) / "last.pt") for each in inputs)]
-        # One word each: a value may begin with a minus.
-        return words + [f"--{name}={_text_of(value)}" for name, value in row.overrides.items()]
+        for name, value in self.settings(run).items():
+            # One word each: a value may begin with a minus.
+            words.append(f"--{name}={value if isinstance(value, str) else json.dumps(value)}")
+        return words
 
     def scoring(self, run: Run, subset: str) -> list[str]:
-        """The command that scores a trained run, without the interpreter."""
+        """Return the command that scores a trained run, without the interpreter."""
         folder = self.folder(run)
         words = [SCORING, "--checkpoint", str(folder / "last.pt"), "--cache", self.cache]
         words += ["--subset", subset, "--tious", *(f"{tiou:g}" for tiou in self.tious)]
@@ -147,197 +209,46 @@ def read_grid(path: Path) -> Grid:
     """Read a grid file; what it looks like stands on top of train/ablate.py.
 
     Raises:
-        ValueError: it is missing or malformed; a key or row is unknown (the nearest right name is
-            given), a value has the wrong type, rows wait for each other, a file is not there.
+        ValueError: it is missing or malformed (see `configs.loader.load`), a row is unknown, rows
+            wait for each other, a file that it names is not there.
     """
     if not path.is_file():
         raise ValueError(f"no grid at {path}; train/ablate.py says what one looks like")
-    try:
-        content = yaml.load(path.read_text(encoding="utf-8"), UniqueKeys)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not valid YAML: {error}") from error
-    try:
-        grid = _grid(content)
-        _refuse_cycles(grid)
-        _refuse_same_folders(grid)
-        _refuse_missing_files(grid)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-    return grid
-
-
-def _grid(content: Any) -> Grid:
-    required = ("out", "cache", "seeds", "subset", "selection", "tious", "average", "rows")
-    settings = _mapping(content, "the grid", (*required, "overrides", "singles", "controls"))
-    for name in required:
-        if name not in settings:
-            raise ValueError(f"'{name}' is missing")
-    rows = _mapping(settings["rows"], "rows")
-    for name in rows:
-        if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
-            raise ValueError(f"rows: '{name}' names a folder; use letters, digits, '_' and '-'")
-    overrides = _overrides(settings.get("overrides", {}), "overrides")
-    tious = _distinct(settings["tious"], "tious", _tiou)
-    average = _distinct(settings["average"], "average", _tiou)
-    if not set(average) <= set(tious):
-        raise ValueError("average: only overlaps that are among 'tious' can be averaged")
-    seeds = _distinct(settings["seeds"], "seeds", _seed)
-    singles, controls = (
-        _distinct(settings.get(name, []), name, lambda value, where: _known(value, rows, where))
-        if settings.get(name)
-        else ()
-        for name in ("singles", "controls")
-    )
-    both = set(singles) & set(controls)
-    if both:
-        raise ValueError(f"'{min(both)}' is among singles and controls; it can be one of them")
-    return Grid(
-        out=Path(_text(settings["out"], "out")),
-        cache=_text(settings["cache"], "cache"),
-        seeds=seeds,
-        subset=_text(settings["subset"], "subset"),
-        selection=_text(settings["selection"], "selection"),
-        tious=tious,
-        average=average,
-        rows={
-            name: _row(row, f"rows.{name}", rows, seeds, overrides) for name, row in rows.items()
-        },
-        singles=singles,
-        controls=controls,
-    )
-
-
-def _row(
-    content: Any, where: str, rows: Collection[str], seeds: Sequence[int], common: dict[str, Any]
-) -> Row:
-    keys = ("script", "config", "checkpoint", "forward_from", "reversed_from", "overrides")
-    settings = _mapping(content, where, keys)
-    if "script" not in settings:
-        raise ValueError(f"{where}: 'script' is missing; it trains the row's runs")
-
-    def reference(key: str) -> Reference | None:
-        value = settings.get(key)
-        return None if value is None else _reference(value, f"{where}.{key}", rows, seeds)
-
-    checkpoint = settings.get("checkpoint", [])
-    if not isinstance(checkpoint, list):
-        checkpoint = [checkpoint]
-    config = settings.get("config")
-    if config is None and not checkpoint:
-        raise ValueError(f"{where}: give 'config', 'checkpoint' or both")
-    return Row(
-        script=_text(settings["script"], f"{where}.script"),
-        config=None if config is None else _text(config, f"{where}.config"),
-        checkpoint=tuple(
-            _reference(each, f"{where}.checkpoint", rows, seeds) for each in checkpoint
-        ),
-        forward_from=reference("forward_from"),
-        reversed_from=reference("reversed_from"),
-        overrides=common | _overrides(settings.get("overrides", {}), f"{where}.overrides"),
-    )
-
-
-def _reference(value: Any, where: str, rows: Collection[str], seeds: Sequence[int]) -> Reference:
-    name, plus, shift = _text(value, where).partition("+")
-    if plus and not shift.isdecimal():
-        raise ValueError(f"{where}: '{value}': behind the + stands how many seeds further")
-    row = _known(name, rows, where)
-    if plus and int(shift) % len(seeds) == 0:
-        raise ValueError(
-            f"{where}: '{value}' is '{row}' of the same seed, for of seeds there are {len(seeds)}; "
-            "give more of them or another number"
-        )
-    return Reference(row, int(shift or 0))
-
-
-def _overrides(value: Any, where: str) -> dict[str, Any]:
-    overrides = _mapping(value, where)
-    for name, setting in overrides.items():
-        if name in SET_BY_GRID:
-            raise ValueError(f"{where}: '{name}' cannot be overridden: the grid sets it")
-        if not isinstance(setting, str | int | float | list | None):
-            raise ValueError(
-                f"{where}: '{name}' cannot be {setting!r:.60}; write one dotted name a line"
-            )
-    return overrides
-
-
-def _refuse_cycles(grid: Grid) -> None:
-    waiting = {name: _needed(row) for name, row in grid.rows.items()}
-    while ready := [name for name, needed in waiting.items() if not needed & waiting.keys()]:
-        for name in ready:
-            del waiting[name]
-    if waiting:
-        raise ValueError(f"rows: {', '.join(waiting)} wait for each other; none can be the first")
-
-
-def _refuse_same_folders(grid: Grid) -> None:
-    taken = {grid.out / name for name in grid.rows}
-    if Path(grid.cache) in {grid.out, *taken}:
-        raise ValueError(f"cache: {grid.cache} is the folder of runs, too; choose another")
-
-
-def _refuse_missing_files(grid: Grid) -> None:
+    grid = load(Grid, path)
+    here = Path.cwd()
     if not Path(SCORING).is_file():
-        raise ValueError(f"there is no {SCORING} in {Path.cwd()}; go to the repository's root")
+        raise ValueError(f"{path}: there is no {SCORING} in {here}; go to the repository's root")
     for name, row in grid.rows.items():
         for key, file in (("script", row.script), ("config", row.config)):
             if file is not None and not Path(file).is_file():
-                raise ValueError(f"rows.{name}.{key}: there is no file {file}{_from_where(file)}")
+                where = "" if Path(file).is_absolute() else f" in {here}"
+                raise ValueError(f"{path}: rows.{name}.{key}: there is no file {file}{where}")
+    return grid
 
 
-def _from_where(file: str) -> str:
-    return "" if Path(file).is_absolute() else f" in {Path.cwd()}"
+def _parse_reference(text: str, option: str) -> tuple[str, int]:
+    name, plus, shift = text.partition("+")
+    if plus and not shift.isdecimal():
+        raise ValueError(f"{_key_of(option)}: '{text}': behind the + stands how many seeds further")
+    return name, int(shift or 0)
 
 
-def _needed(row: Row) -> set[str]:
-    return {name for references in row.inputs.values() for name, _ in references}
+def _key_of(option: str) -> str:
+    return option.removeprefix("--").replace("-", "_")
 
 
-def _mapping(value: Any, where: str, valid: Collection[str] | None = None) -> dict[str, Any]:
-    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
-        raise ValueError(f"{where}: expected names with values, not {value!r:.60}")
-    for key in value:
-        if valid is not None:
-            _known(key, valid, where)
-    return value
+def _check_overrides(overrides: dict[str, Setting]) -> None:
+    for name, value in overrides.items():
+        if name in SET_BY_GRID:
+            raise ValueError(f"overrides: '{name}' cannot be overridden: the grid sets it")
+        if isinstance(value, dict):
+            raise ValueError(
+                f"overrides: '{name}' cannot be {value!r:.60}; write one dotted name a line"
+            )
 
 
-def _known(name: Any, valid: Collection[str], where: str) -> str:
-    if not isinstance(name, str) or name not in valid:
-        near = difflib.get_close_matches(str(name), valid, n=1, cutoff=0)
+def _check_known(name: str, rows: Collection[str], where: str) -> None:
+    if name not in rows:
+        near = difflib.get_close_matches(name, rows, n=1, cutoff=0)
         hint = f"; did you mean '{near[0]}'?" if near else ""
         raise ValueError(f"{where}: '{name}' is unknown{hint}")
-    return name
-
-
-def _distinct(value: Any, where: str, item: Callable[[Any, str], T]) -> tuple[T, ...]:
-    if not isinstance(value, list) or not value:
-        raise ValueError(f"{where}: expected a list, not {value!r:.60}")
-    items = tuple(item(each, where) for each in value)
-    if len(set(items)) < len(items):
-        raise ValueError(f"{where}: {value} names something twice")
-    return items
-
-
-def _text(value: Any, where: str) -> str:
-    if not isinstance(value, str) or not value.strip():
-        raise ValueError(f"{where}: expected a text, not {value!r:.60}")
-    return value
-
-
-def _seed(value: Any, where: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise ValueError(f"{where}: expected whole numbers from 0 on, not {value!r:.60}")
-    return value
-
-
-def _tiou(value: Any, where: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
-        raise ValueError(f"{where}: expected overlaps in (0, 1], not {value!r:.60}")
-    return float(value)
-
-
-def _text_of(value: Any) -> str:
-    """A setting's value as the command line takes it: JSON, but texts as they are."""
-    return value if isinstance(value, str) else json.dumps(value)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from configs.atomic import write_text
+from configs.loader import dump
 from extract.video.digest import video_digest as content_digest
 from train.ablation.grid import Grid, Run
 
@@ -59,11 +60,12 @@ def training_digest(grid: Grid, run: Run) -> str:
         option: [content_digest(grid.folder(each) / "last.pt") for each in runs]
         for option, runs in grid.inputs(run).items()
     }
-    files = [value for value in row.overrides.values() if isinstance(value, str)]
+    overrides = grid.settings(run)
+    files = [value for value in overrides.values() if isinstance(value, str)]
     return _digest(
         script=row.script,
         config=content_digest(row.config) if row.config else None,
-        overrides=row.overrides,
+        overrides=overrides,
         # Annotations may change under the same name.
         files=[content_digest(file) for file in files if Path(file).is_file()],
         seed=run.seed,
@@ -159,21 +161,19 @@ def _anew(folder: Path, record: Record, training: str) -> str:
 
 def made_from(grid: Grid, failed: Mapping[Run, str], files: Sequence[Path]) -> dict[str, Any]:
     """Return what a table was made from: the grid, why runs are not done, states of files."""
-    settings = json.loads(json.dumps(asdict(grid), default=str))
-    causes = {str(run): cause for run, cause in failed.items()}
     return {
-        "grid": settings,
-        "failed": causes,
+        "grid": dump(grid),
+        "failed": {str(run): cause for run, cause in failed.items()},
         "files": {str(file): _state(file) for file in files},
     }
 
 
 def is_current(grid: Grid, failed: Mapping[Run, str]) -> bool:
     """Say whether a grid's table is there and nothing has changed since."""
-    if not all((grid.out / name).is_file() for name in TABLES):
+    if not all((grid.root / name).is_file() for name in TABLES):
         return False
     try:
-        kept = json.loads((grid.out / "table.json").read_text())["made_from"]
+        kept = json.loads((grid.root / "table.json").read_text())["made_from"]
         return bool(kept == made_from(grid, failed, [Path(file) for file in kept["files"]]))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False  # whatever it is, it is made anew

@@ -1,13 +1,10 @@
 """The report of a grid of runs: its table, and the way to every run's own report."""
 
-import json
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from urllib.parse import quote
 
-import yaml
-
+from configs.loader import dump
 from evaluate.reports.launches import Launch
 from evaluate.reports.page import REPORT, Cell, Fact, Figure, Report, Section, Table, write_report
 from evaluate.reports.sections import duration, files_section, repeat_section, time_section
@@ -50,12 +47,12 @@ def leave_grid_report(
         Section("Runs", tables=[_runs(grid, results)]),
         time_section([launch]),
         repeat_section([launch]),
-        Section("Settings", texts={"The resolved grid": _settings(grid)}, folded=True),
-        files_section(grid.out),
+        Section("Settings", texts={"The resolved grid": dump(grid)}, folded=True),
+        files_section(grid.root),
     ]
     report = Report(
         kind="Grid of runs",
-        title=str(grid.out),
+        title=str(grid.root),
         summary=(
             f"{len(grid.rows)} rows, each trained with seeds {', '.join(map(str, grid.seeds))}, "
             f"scored on '{grid.subset}'."
@@ -64,12 +61,7 @@ def leave_grid_report(
         sections=sections,
         warnings=[*results.notes, *(f"{run}: {why}" for run, why in results.failed.items())],
     )
-    write_report(report, grid.out)
-
-
-def _settings(grid: Grid) -> str:
-    plain = json.loads(json.dumps(asdict(grid), default=str))
-    return yaml.safe_dump(plain, sort_keys=False)
+    write_report(report, grid.root)
 
 
 def _runs(grid: Grid, results: Results) -> Table:
@@ -82,7 +74,7 @@ def _runs(grid: Grid, results: Results) -> Table:
         took = duration(record.seconds) if record else ""
         rows.append([str(run), average_of(metrics_of(grid, run, grid.subset), grid), took])
         if file := _told(grid, run):
-            links[str(run)] = quote(str(file.relative_to(grid.out)))
+            links[str(run)] = quote(str(file.relative_to(grid.root)))
     note = "Each run's own report opens with a click; runs without one open their log."
     columns = ("row/seed", f"average mAP on {grid.subset}", "training took")
     return Table("runs", columns, rows, note=note, links=links)

@@ -33,8 +33,8 @@ def leave_table(grid: Grid, failed: Mapping[Run, str], watch: Stopwatch) -> None
     # Before anything is read: what changes meanwhile makes another table.
     stamp = made_from(grid, failed, sources(grid, [r for r in grid.runs() if r not in failed]))
     results = gather(grid, failed)
-    write_text(grid.out / "table.txt", as_text(grid, results) + "\n")
-    write_text(grid.out / "table.csv", as_csv(grid, results))
+    write_text(grid.root / "table.txt", as_text(grid, results) + "\n")
+    write_text(grid.root / "table.csv", as_csv(grid, results))
     draw_rows(
         {row.row: row.interval for row in results.rows},
         {
@@ -43,13 +43,13 @@ def leave_table(grid: Grid, failed: Mapping[Run, str], watch: Stopwatch) -> None
             if row.differences
         },
         results.best_single,
-        grid.out / "table.png",
+        grid.root / "table.png",
     )
     launch = replace(new_launch(), outcome=FINISHED, seconds=watch.seconds())
     leave_grid_report(grid, results, cells(grid, results), words(grid, results), launch)
     # Last: it says that all of them are there.
     content = json.dumps({"made_from": stamp} | asdict(results), indent=1)
-    write_text(grid.out / "table.json", content + "\n")
+    write_text(grid.root / "table.json", content + "\n")
 
 
 def as_text(grid: Grid, results: Results) -> str:
