@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import get_args
 
 from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list
+from accelerate.utils import broadcast_object_list
 
 from cache.store import Store, open_cache
 from configs.atomic import write_text
@@ -54,7 +54,7 @@ from train.detector.model import Detector
 from train.detector.setup import activations_of, refuse_imported
 from train.detector.sources import config_of, new_detector, read_sources
 from train.engine.checkpoint import Checkpoint
-from train.engine.session import WAIT_FOR_PASSES, refuse_fp16_without_gpu, with_cache
+from train.engine.session import inference_accelerator, refuse_fp16_without_gpu, with_cache
 from train.errors import memory_advice, worker_advice
 
 PURPOSES = ("train", "validation", "test")
@@ -108,10 +108,7 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
     _refuse_different([config for config, _, _ in backbones])
     if not config.cache.url:
         raise ValueError("--cache: give the store that activations are kept in")
-    accelerator = Accelerator(
-        mixed_precision=config.training.mixed_precision,
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=WAIT_FOR_PASSES)],
-    )
+    accelerator = inference_accelerator(config, cached=True)
     refuse_fp16_without_gpu(config, accelerator)
     url, planning = config.cache.url, args.plan is not None
     if args.plan:
