@@ -71,6 +71,10 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
 
+    command = (
+        f"python train/pretrain.py --out {args.out.name} --steps {args.steps} "
+        f"--batch {args.batch} --lr {args.lr} --seed {args.seed}"
+    )
     torch.manual_seed(args.seed)
     backbone = Backbone(BackboneConfig(TINY, mode="full"))
     head = nn.Linear(TINY.width, len(ACTIONS))
@@ -110,19 +114,22 @@ def main() -> None:
             bar.set_postfix(loss=f"{mean_loss:.4f}", accuracy=f"{accuracy:.3f}")
             recent.clear()
             if step % 500 == 0 or step == args.steps:
-                save(args, backbone, curve, time.monotonic() - began)
+                save(args.out, command, backbone, curve, time.monotonic() - began)
 
 
 def save(
-    args: argparse.Namespace, backbone: Backbone, curve: list[dict[str, float]], seconds: float
+    out: Path,
+    command: str,
+    backbone: Backbone,
+    curve: list[dict[str, float]],
+    seconds: float,
 ) -> None:
     """Write the trunk and its training record, each aside and renamed."""
-    aside = args.out.with_suffix(".part")
+    aside = out.with_suffix(".part")
     save_file({k: v.half() for k, v in backbone.state_dict().items()}, aside)
-    aside.replace(args.out)
+    aside.replace(out)
     record = {
-        "command": f"python train/pretrain.py --out {args.out.name} --steps {args.steps} "
-        f"--batch {args.batch} --lr {args.lr} --seed {args.seed}",
+        "command": command,
         "seconds": round(seconds),
         "machine": f"{torch.get_num_threads()} threads, {platform.machine()}",
         "torch": torch.__version__,
@@ -130,7 +137,7 @@ def save(
         "accuracy": "tubelets with exactly one action, fresh clips",
         "curve": curve,
     }
-    write_text(args.out.with_suffix(".json"), json.dumps(record, indent=1) + "\n")
+    write_text(out.with_suffix(".json"), json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":
