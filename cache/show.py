@@ -40,21 +40,21 @@ def main() -> None:
     args = parser.parse_args()
     if args.budget is not None and not (args.prune and args.budget >= 0):
         parser.error("--budget is a number of GB, 0 or more, and goes with --prune")
-    problems = show(args)
+    problems = show(args.store, args.verify, args.prune, args.budget)
     sys.exit(1 if problems and not args.prune else 0)
 
 
-def show(args: argparse.Namespace) -> list[Problem]:
+def show(url: str, verifies: bool, prunes: bool, budget_gb: float | None) -> list[Problem]:
     """Print what was asked for; return what is damaged."""
-    with Store.open(args.store, "a" if args.prune else "r") as store:
+    with Store.open(url, "a" if prunes else "r") as store:
         state_of = _states(store)
         print(_table(store, state_of))
         problems: list[Problem] = []
-        if args.verify:
+        if verifies:
             problems = verify(store, progress=sys.stderr.isatty())
             print("\n".join(f"damaged: {file}: {what}" for file, what in problems) or "all is well")
-        if args.prune:
-            keep = None if args.budget is None else int(args.budget * 1e9)
+        if prunes:
+            keep = None if budget_gb is None else int(budget_gb * 1e9)
             done = prune(
                 store,
                 lambda info: state_of(info) == "stale",

@@ -16,6 +16,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -37,6 +38,22 @@ from train.detector.sources import config_of, read_source
 from train.errors import memory_advice
 
 TRUTH = "ground truth"
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """Files to write: of all videos together, and folders of one file a video.
+
+    Args:
+        embed: put the videos into the page, too.
+    """
+
+    json: Path | None
+    csv: Path | None
+    srt: Path | None
+    vtt: Path | None
+    page: Path | None
+    embed: bool
 
 
 def main() -> None:
@@ -69,28 +86,51 @@ def main() -> None:
         parser.error("--workers must not be negative")
     if (args.embed or args.annotations) and not args.page:
         parser.error("--embed and --annotations go with --page")
-    bad = detect(args, overrides)
+    bad = detect(
+        args.videos,
+        args.checkpoint,
+        args.config,
+        overrides,
+        Outputs(args.json, args.csv, args.srt, args.vtt, args.page, args.embed),
+        annotation_file=args.annotations,
+        threshold=args.threshold,
+        top=args.top,
+        workers=args.workers,
+        cpu=args.cpu,
+    )
     if bad:
         lines = "\n  ".join(bad.values())
         sys.exit(f"error: {len(bad)} of the videos could not be read:\n  {lines}")
 
 
-def detect(args: argparse.Namespace, overrides: Sequence[str]) -> dict[str, str]:
+def detect(
+    videos: Sequence[str],
+    checkpoint: Path,
+    config_file: Path | None,
+    overrides: Sequence[str],
+    outputs: Outputs,
+    *,
+    annotation_file: Path | None,
+    threshold: float,
+    top: int | None,
+    workers: int,
+    cpu: bool,
+) -> dict[str, str]:
     """Detect in all videos and write what was asked for; return why some could not be read."""
-    paths = video_paths(args.videos)
-    annotations = read_truth(args.annotations) if args.annotations else None
-    saved = read_source(args.checkpoint, args.config, overrides)
-    config = config_of(args.config, saved, str(args.checkpoint), overrides)
-    accelerator = Accelerator(mixed_precision=config.training.mixed_precision, cpu=args.cpu)
-    detector = Detector.restore(saved._replace(config=config), args.checkpoint)
+    paths = video_paths(videos)
+    annotations = read_truth(annotation_file) if annotation_file else None
+    saved = read_source(checkpoint, config_file, overrides)
+    config = config_of(config_file, saved, str(checkpoint), overrides)
+    accelerator = Accelerator(mixed_precision=config.training.mixed_precision, cpu=cpu)
+    detector = Detector.restore(saved._replace(config=config), checkpoint)
     detector = detector.to(accelerator.device)
-    for file in filter(None, (args.json, args.csv, args.page)):
+    for file in filter(None, (outputs.json, outputs.csv, outputs.page)):
         file.parent.mkdir(parents=True, exist_ok=True)  # now, not after hours of detection
-    for folder in filter(None, (args.srt, args.vtt)):
+    for folder in filter(None, (outputs.srt, outputs.vtt)):
         folder.mkdir(parents=True, exist_ok=True)
     items, bad = looked_at(paths)
     truth = truth_of(items, annotations) if annotations else {}
-    for item in items if args.embed else ():
+    for item in items if outputs.embed else ():
         refuse_large(item.path)
     found: dict[str, list[Detection]] = {}
     pages: list[PageVideo] = []
@@ -104,12 +144,12 @@ def detect(args: argparse.Namespace, overrides: Sequence[str]) -> dict[str, str]
                 since = time.monotonic()
                 try:
                     with accelerator.autocast(), memory_advice("evaluation.batch_size"):
-                        examined = examine(detector, item, args, bar)
+                        examined = examine(detector, item, bool(outputs.page), workers, bar)
                 except VideoError as error:
                     bad[item.name] = message(error).removeprefix("error: ")
                     continue
                 took, seconds = time.monotonic() - since, seconds + item.duration_s
-                kept = chosen(examined.detections[detector.answer], args.threshold, args.top)
+                kept = chosen(examined.detections[detector.answer], threshold, top)
                 found[item.name] = kept
                 bar.write(told(item, kept, took), file=sys.stdout)
                 if len(kept) == limit:
@@ -118,11 +158,16 @@ def detect(args: argparse.Namespace, overrides: Sequence[str]) -> dict[str, str]
                         "through; a long video may hold more: raise it",
                         file=sys.stdout,
                     )
-                write_subtitles(args, item.name, kept)
-                if args.page:
-                    pages.append(on_page(item, examined, detector, truth.get(item.name), args))
+                write_subtitles(outputs, item.name, kept)
+                if outputs.page:
+                    segments = truth.get(item.name)
+                    source = (
+                        embedded(item.path) if outputs.embed else linked(item.path, outputs.page)
+                    )
+                    pages.append(on_page(item, examined, detector, segments, top, source))
     finally:  # behind an interrupt, too: what was found stays
-        write_files(args, found, pages, detector)
+        title = f"Found by {checkpoint}, which reads {' and '.join(config.directions)}"
+        write_files(outputs, found, pages, detector.classes, title, threshold)
     if found:
         took = time.monotonic() - began
         rate = f"{seconds / took:.1f} × real time"
@@ -195,11 +240,11 @@ def looked_at(paths: Sequence[Path]) -> tuple[list[Item], dict[str, str]]:
 
 
 def examine(
-    detector: Detector, item: Item, args: argparse.Namespace, bar: "tqdm[None]"
+    detector: Detector, item: Item, with_curves: bool, workers: int, bar: "tqdm[None]"
 ) -> Examined:
     """Detect in one video; a decoder that takes its worker with it is the video's fault."""
     try:
-        return detector.examine(item, bool(args.page), args.workers, bar.update)
+        return detector.examine(item, with_curves, workers, bar.update)
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
@@ -223,17 +268,18 @@ def on_page(
     examined: Examined,
     detector: Detector,
     truth: Sequence[Segment] | None,
-    args: argparse.Namespace,
+    top: int | None,
+    source: str,
 ) -> PageVideo:
     """Return what the page shows of one video; without annotations there is no lane of truth."""
     lanes: dict[str, Sequence[Segment | Detection]] = {} if truth is None else {TRUTH: truth}
     # The detector's own result stands last, below the streams that it is made of.
     for name in (*detector.names, detector.answer):
         if name in examined.detections:
-            lanes[name] = examined.detections[name][: args.top]
+            lanes[name] = examined.detections[name][:top]
     return PageVideo(
         name=item.path.name,
-        source=embedded(item.path) if args.embed else linked(item.path, args.page),
+        source=source,
         duration_s=item.duration_s,
         fps=item.frames / item.duration_s,
         lanes=lanes,
@@ -243,31 +289,30 @@ def on_page(
     )
 
 
-def write_subtitles(args: argparse.Namespace, name: str, kept: Sequence[Detection]) -> None:
-    if args.srt:
-        write_text(args.srt / f"{name}.srt", srt(kept))
-    if args.vtt:
-        write_text(args.vtt / f"{name}.vtt", vtt(kept))
+def write_subtitles(outputs: Outputs, name: str, kept: Sequence[Detection]) -> None:
+    if outputs.srt:
+        write_text(outputs.srt / f"{name}.srt", srt(kept))
+    if outputs.vtt:
+        write_text(outputs.vtt / f"{name}.vtt", vtt(kept))
 
 
 def write_files(
-    args: argparse.Namespace,
+    outputs: Outputs,
     found: Mapping[str, Sequence[Detection]],
     pages: Sequence[PageVideo],
-    detector: Detector,
+    classes: Sequence[str],
+    title: str,
+    threshold: float,
 ) -> None:
     """Write the files that hold all videos; without a video there is nothing to write."""
     if not found:
         return
-    if args.json:
-        write_predictions(args.json, found)
-    if args.csv:
-        write_text(args.csv, csv_text(found))
-    if args.page:
-        title = (
-            f"Found by {args.checkpoint}, which reads {' and '.join(detector.config.directions)}"
-        )
-        write_text(args.page, page(pages, detector.classes, title, args.threshold))
+    if outputs.json:
+        write_predictions(outputs.json, found)
+    if outputs.csv:
+        write_text(outputs.csv, csv_text(found))
+    if outputs.page:
+        write_text(outputs.page, page(pages, classes, title, threshold))
 
 
 if __name__ == "__main__":

@@ -51,35 +51,57 @@ def main() -> None:
         parser.error("--names goes with --predictions")
     if args.annotations:
         overrides.append(f"--data.annotations={args.annotations}")
-    run(args, overrides)
+    run(
+        args.checkpoint,
+        args.predictions,
+        args.config,
+        overrides,
+        names=args.names,
+        annotation_file=args.annotations,
+        subset=args.subset,
+        tiou=args.tiou,
+        out=args.out,
+    )
 
 
-def run(args: argparse.Namespace, overrides: list[str]) -> None:
-    """Diagnose the files that the arguments name; print and write all there is.
+def run(
+    checkpoint: Path | None,
+    predictions: list[Path] | None,
+    config_file: Path | None,
+    overrides: list[str],
+    *,
+    names: list[str] | None,
+    annotation_file: Path | None,
+    subset: str | None,
+    tiou: float,
+    out: Path | None,
+) -> None:
+    """Diagnose a checkpoint's predictions, or the given ones; print and write all there is.
 
     Raises:
         ValueError: a file is missing or malformed, or files and arguments do not fit.
     """
-    config = experiment(args, overrides)
+    config = experiment(checkpoint, config_file, overrides)
     if config is not None:
         annotations = load_annotations(config.data)
-        subset = args.subset or config.data.test_subset
+        subset = subset or config.data.test_subset
     else:
-        if not args.annotations.exists():
-            raise ValueError(f"--annotations: there is no file or folder {args.annotations}")
-        annotations = read_annotations(args.annotations)
-        subset = args.subset
-    if args.checkpoint:
+        assert annotation_file is not None and subset is not None
+        if not annotation_file.exists():
+            raise ValueError(f"--annotations: there is no file or folder {annotation_file}")
+        annotations = read_annotations(annotation_file)
+    if checkpoint:
         assert config is not None
         answer = "fused" if len(config.directions) > 1 else str(config.direction)
-        files = of_checkpoint(args.checkpoint, subset, answer)
-        out = args.out or files[answer].parent / "diagnosis"
+        files = of_checkpoint(checkpoint, subset, answer)
+        out = out or files[answer].parent / "diagnosis"
     else:
-        files = named(args.predictions, args.names)
-        out = args.out or args.predictions[0].parent / f"diagnosis-{'+'.join(files)}"
+        assert predictions is not None
+        files = named(predictions, names)
+        out = out or predictions[0].parent / f"diagnosis-{'+'.join(files)}"
     found = {name: read_predictions(path) for name, path in files.items()}
     videos = select(annotations, subset)
-    if args.checkpoint:
+    if checkpoint:
         # What evaluate/run.py could not read does not count there, either.
         seen = next(iter(found.values()))
         videos = [video for video in videos if video.name in seen]
@@ -92,18 +114,20 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
             print(f"warning: {name}: {problem}")
     durations_s = [video.duration_s for video in videos]
     diagnoses = {
-        name: diagnose(truth, detections, durations_s, args.tiou)
+        name: diagnose(truth, detections, durations_s, tiou)
         for name, detections in tqdm(found.items(), "diagnosing", unit="file", leave=False)
     }
     write(out, files, subset, videos, diagnoses)
 
 
-def experiment(args: argparse.Namespace, overrides: list[str]) -> Experiment | None:
+def experiment(
+    checkpoint: Path | None, config_file: Path | None, overrides: list[str]
+) -> Experiment | None:
     """Return the settings of the checkpoint or the config; None if there is neither."""
-    if args.checkpoint:
-        saved = read_source(args.checkpoint, args.config, overrides)
-        return config_of(args.config, saved, str(args.checkpoint), overrides)
-    return load(Experiment, args.config, overrides) if args.config else None
+    if checkpoint:
+        saved = read_source(checkpoint, config_file, overrides)
+        return config_of(config_file, saved, str(checkpoint), overrides)
+    return load(Experiment, config_file, overrides) if config_file else None
 
 
 def of_checkpoint(checkpoint: Path, subset: str, answer: str) -> dict[str, Path]:

@@ -10,36 +10,13 @@ wrong; also if the config or the annotations cannot be read), 2 warnings only.
 import argparse
 import json
 import sys
-import textwrap
-from dataclasses import asdict
-from itertools import chain
 from pathlib import Path
 
 from configs import cli
 from configs.atomic import write_text
 from configs.loader import load
-from evaluate.reports.figures import draw_dataset
 from train.config import Experiment
-from train.dataset_check import annotations, files, lengths
-from train.dataset_check.findings import Finding, counts, document, exit_code, table
-from train.dataset_check.lengths import Suggestion, suggest
-from train.dataset_check.survey import Survey, subsets, survey
-from train.modeling.points import regression_ranges
-
-CHECKS = (
-    files.absent,
-    files.unreadable,
-    files.duplicates,
-    files.measures,
-    files.readers,
-    annotations.entries,
-    annotations.used_subsets,
-    annotations.classes,
-    annotations.flips,
-    lengths.actions,
-    lengths.windows,
-    lengths.frame_rates,
-)
+from train.dataset_check.check import check_dataset
 
 
 def main() -> None:
@@ -65,60 +42,15 @@ def check(config: Experiment, out: Path) -> int:
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out: {out} is a file; choose a folder")
     out.mkdir(parents=True, exist_ok=True)  # before the work, which may take long
-    seen = survey(config)
-    findings = judge(seen)
-    proposal = suggest(seen)
-    content = document(findings) | {"suggestion": asdict(proposal) if proposal else None}
-    write_text(out / "check.json", json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-    draw(seen, out / "check.png")
-    tell(seen, findings, proposal, out)
-    return exit_code(findings)
-
-
-def judge(seen: Survey) -> list[Finding]:
-    """Return what all checks find."""
-    return list(chain.from_iterable(look(seen) for look in CHECKS))
-
-
-def draw(seen: Survey, path: Path) -> None:
-    """Draw classes, lengths of actions and videos."""
-    config = seen.config
-    examples = {subset: annotations.examples(seen, subset) for subset in subsets(config)}
-    draw_dataset(
-        {
-            subset: {name: count[name] for name in seen.annotations.classes}
-            for subset, count in examples.items()
-        },
-        [
-            float(length)
-            for item in seen.items(config.data.train_subset)
-            for length in lengths.lengths(item, seen)
-        ],
-        regression_ranges(config.head.levels),
-        config.sampling.window_size,
-        [(file.frames / file.index.fps, file.index.fps) for file in seen.files.values()],
-        path,
-    )
-
-
-def tell(seen: Survey, findings: list[Finding], proposal: Suggestion | None, out: Path) -> None:
-    """Print the table, the proposal and where the rest is."""
-    actions = sum(len(video.segments) for video in seen.used)
+    found = check_dataset(config)
+    content = json.dumps(found.to_dict(), indent=1, ensure_ascii=False)
+    write_text(out / "check.json", content + "\n")
+    found.draw(out / "check.png")
+    print(found.text())
     print(
-        f"{len(seen.used)} videos of {', '.join(map(repr, subsets(seen.config)))}: "
-        f"{actions} actions of {len(seen.annotations.classes)} classes"
+        f"{found.totals()}; everything is in {out / 'check.json'}, pictures in {out / 'check.png'}"
     )
-    if findings:
-        print(table(findings))
-    if proposal:
-        now = seen.config.sampling
-        print(
-            f"suggested: sampling.window_size {proposal.window_size} and sampling.snippet_stride "
-            f"{proposal.snippet_stride} (now {now.window_size} and {now.snippet_stride}):"
-        )
-        print(textwrap.fill(proposal.reason, 96, initial_indent="  ", subsequent_indent="  "))
-    told = ", ".join(f"{severity}: {count}" for severity, count in counts(findings).items())
-    print(f"{told}; everything is in {out / 'check.json'}, pictures in {out / 'check.png'}")
+    return found.exit_code
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from cache.address import DTYPES, FingerprintInfo, VideoInfo
+from cache.address import DTYPES, Dtype, FingerprintInfo, VideoInfo
 from cache.fingerprint import chain
 from cache.store import open_cache
 from configs import cli
@@ -50,6 +50,23 @@ class Source:
     frames: int | None
 
 
+@dataclass(frozen=True)
+class Request:
+    """What to import from where, as the command line says it."""
+
+    name: str
+    features: Sequence[Path]
+    cache: str
+    stride: int
+    offset: float
+    annotations: Path | None
+    info_csv: Sequence[Path]
+    fps: float | None
+    layout: Layout | None
+    key: str | None
+    dtype: Dtype
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--name", required=True, help="what to call them, for backbone.imported")
@@ -64,28 +81,28 @@ def main() -> None:
     parser.add_argument("--key", help="name of the array in files that hold several")
     parser.add_argument("--dtype", choices=DTYPES, default="float16")
     args = parser.parse_args()
-    run(args)
+    run(Request(**vars(args)))
 
 
-def run(args: argparse.Namespace) -> None:
+def run(request: Request) -> None:
     """Import all files; bad ones are listed at the end, when the others are in."""
-    if args.stride < TUBELET or args.stride % TUBELET:
+    if request.stride < TUBELET or request.stride % TUBELET:
         raise ValueError(
-            f"--stride {args.stride} must be even; for an odd one double --stride, --offset and "
+            f"--stride {request.stride} must be even; for an odd one double --stride, --offset and "
             "--fps, and sampling.snippet_stride with them"
         )
-    if args.offset < 0 or (args.fps is not None and args.fps <= 0):
+    if request.offset < 0 or (request.fps is not None and request.fps <= 0):
         raise ValueError("--offset must not be negative, and --fps must be above 0")
     videos: dict[str, Video] = {}
-    if args.annotations:
-        videos = read_annotations(args.annotations, info_csv=args.info_csv).videos
-    sources = find(args.features, videos, args.fps)
-    layout, width = args.layout or told_by(sources, args.key), 0
+    if request.annotations:
+        videos = read_annotations(request.annotations, info_csv=request.info_csv).videos
+    sources = find(request.features, videos, request.fps)
+    layout, width = request.layout or told_by(sources, request.key), 0
     problems: list[str] = []
-    with open_cache(args.cache) as store, store.writer() as writer:
+    with open_cache(request.cache) as store, store.writer() as writer:
         for source in tqdm(sources, desc="features", unit="video"):
             try:
-                arrays = [read_array(path, args.key) for path in source.files]
+                arrays = [read_array(path, request.key) for path in source.files]
                 rows = joined(source, arrays, layout)
                 if width and rows.shape[1] != width:
                     raise ValueError(
@@ -96,12 +113,12 @@ def run(args: argparse.Namespace) -> None:
                 continue
             if not width:
                 width = rows.shape[1]
-                of = about(args.name, width)
+                of = about(request.name, width)
                 (fingerprint,) = chain(of, [{}])
-                place = Cached(store, "features", fingerprint, args.dtype)
-                origin = "\n".join(str(folder.resolve()) for folder in args.features)
+                place = Cached(store, "features", fingerprint, request.dtype)
+                origin = "\n".join(str(folder.resolve()) for folder in request.features)
                 writer.describe(FingerprintInfo(fingerprint, "features", origin, of))
-            span = span_of(source, len(rows), args)
+            span = span_of(source, len(rows), request.name, request.stride, request.offset)
             writer.describe(span.video)
             if not place.has(span):
                 writer.put(place.address(span), padded(rows, span.rows))
@@ -110,10 +127,10 @@ def run(args: argparse.Namespace) -> None:
         print(f"warning: {absent:,} of {len(videos):,} annotated videos have no file of features")
     if done:
         print(
-            f"{done:,} of {len(sources):,} videos have features '{args.name}' of {width} channels "
-            f"in {args.cache}: set backbone.mode imported, backbone.imported {args.name}, "
-            f"backbone.imported_width {width}, sampling.snippet_stride {args.stride} and "
-            f"sampling.scale_factor {TUBELET}, and train with train/heads.py"
+            f"{done:,} of {len(sources):,} videos have features '{request.name}' of {width} "
+            f"channels in {request.cache}: set backbone.mode imported, backbone.imported "
+            f"{request.name}, backbone.imported_width {width}, sampling.snippet_stride "
+            f"{request.stride} and sampling.scale_factor {TUBELET}, and train with train/heads.py"
         )
     if problems:
         raise ValueError(
@@ -202,23 +219,20 @@ def joined(
     return np.concatenate([array[: min(lengths)] for array in rows], 1)
 
 
-def span_of(source: Source, rows: int, args: argparse.Namespace) -> Span:
+def span_of(source: Source, rows: int, name: str, stride: int, offset: float) -> Span:
     """Return what a video's features are of: all of it, as far as there are rows.
 
     Its identity is that of the feature files and of the frames that they are said to stand for.
     """
-    frames = rows * args.stride
-    said = [*map(video_digest, source.files), args.stride, args.offset, source.fps, source.frames]
+    frames = rows * stride
+    said = [*map(video_digest, source.files), stride, offset, source.fps, source.frames]
     digest = hashlib.sha256(repr(said).encode()).hexdigest()
     times = None
-    if args.offset or source.frames != frames:
-        times = (np.arange(frames + 1) + args.offset) / source.fps
+    if offset or source.frames != frames:
+        times = (np.arange(frames + 1, dtype=np.float64) + offset) / source.fps
     size = sum(path.stat().st_size for path in source.files)
-    name = imported_name(args.name, source.name)
-    video = VideoInfo(digest, name, size, frames, source.fps, times)
-    sampling = SamplingConfig(
-        window_size=CLIP_FRAMES, scale_factor=TUBELET, snippet_stride=args.stride
-    )
+    video = VideoInfo(digest, imported_name(name, source.name), size, frames, source.fps, times)
+    sampling = SamplingConfig(window_size=CLIP_FRAMES, scale_factor=TUBELET, snippet_stride=stride)
     window = whole_video_window(frames, sampling)
     return Span(video, source.files[0], window, "forward", "video")
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import get_args
 
 from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list
+from accelerate.utils import broadcast_object_list
 
 from cache.store import Store, open_cache
 from configs import cli
@@ -53,7 +53,7 @@ from train.detector.model import Detector
 from train.detector.setup import activations_of, refuse_imported
 from train.detector.sources import config_of, new_detector, read_sources
 from train.engine.checkpoint import Checkpoint
-from train.engine.session import WAIT_FOR_PASSES, refuse_fp16_without_gpu, with_cache
+from train.engine.session import inference_accelerator, refuse_fp16_without_gpu, with_cache
 from train.errors import memory_advice, worker_advice
 
 PURPOSES = ("train", "validation", "test")
@@ -80,38 +80,55 @@ def main() -> None:
     args, overrides = parser.parse_known_args()
     if not (args.checkpoint or args.config):
         parser.error("give --checkpoint, --config or both")
-    run(args, with_cache(overrides, args.cache))
+    run(
+        args.checkpoint,
+        args.config,
+        with_cache(overrides, args.cache),
+        args.of,
+        args.directions,
+        args.plan,
+    )
 
 
-def run(args: argparse.Namespace, overrides: list[str]) -> None:
-    """Plan, say the plan and carry it out."""
-    sources: list[tuple[str, Checkpoint[Experiment] | None]] = [(args.config, None)]
-    if args.checkpoint:
-        sources = [*read_sources(args.checkpoint, args.config, overrides)]
+def run(
+    checkpoints: Sequence[str],
+    config_file: str | None,
+    overrides: list[str],
+    purposes: Sequence[str],
+    directions: Sequence[Direction] | None,
+    plan_file: str | None,
+) -> None:
+    """Plan, say the plan and carry it out.
+
+    Args:
+        config_file: needed where there are no checkpoints.
+        directions: None takes each config's own.
+        plan_file: not None only plans; "" writes no file.
+    """
+    sources: list[tuple[str, Checkpoint[Experiment] | None]] = [(config_file or "", None)]
+    if checkpoints:
+        sources = [*read_sources(checkpoints, config_file, overrides)]
     backbones = [
         (replace(config, direction=direction), saved, source)
         for source, saved in sources
-        for config in [_config(args.config, saved, source, overrides)]
-        for direction in args.directions or [config.direction]
+        for config in [_config(config_file, saved, source, overrides)]
+        for direction in directions or [config.direction]
     ]
     config = backbones[0][0]
     refuse_imported(config)
-    if args.directions and any(len(each.directions) > 1 for each, _, _ in backbones):
+    if directions and any(len(each.directions) > 1 for each, _, _ in backbones):
         raise ValueError("--directions: a detector of two streams has its own; leave it out")
     _refuse_different([config for config, _, _ in backbones])
     if not config.cache.url:
         raise ValueError("--cache: give the store that activations are kept in")
-    accelerator = Accelerator(
-        mixed_precision=config.training.mixed_precision,
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=WAIT_FOR_PASSES)],
-    )
+    accelerator = inference_accelerator(config, cached=True)
     refuse_fp16_without_gpu(config, accelerator)
-    url, planning = config.cache.url, args.plan is not None
-    if args.plan:
-        _refuse_unwritable(Path(args.plan), args.of)
+    url, planning = config.cache.url, plan_file is not None
+    if plan_file:
+        _refuse_unwritable(Path(plan_file), purposes)
     store = Store.open(url, "look") if planning else open_cache(url)
     annotations = load_annotations(config.data)
-    wanted_of = [purpose for purpose in PURPOSES if purpose in args.of]
+    wanted_of = [purpose for purpose in PURPOSES if purpose in purposes]
     names = {purpose: _subset(config, purpose) for purpose in wanted_of}
     subsets = sorted(set(names.values()))
     loaded = load_subsets(config.data, annotations, subsets, accelerator, store)
@@ -134,11 +151,11 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
     made = plan(wanted, accelerator, skip)
     if accelerator.is_main_process:
         _tell(made, config, items, names, accelerator.num_processes)
-    if planning and "train" in names:
+    if plan_file is not None and "train" in names:
         assert first is not None
         looks = "validation" in names and config.data.validation_subset is not None
         validation = items[names["validation"]] if looks else []
-        _compare(*first, items[names["train"]], validation, accelerator, args.plan)
+        _compare(*first, items[names["train"]], validation, accelerator, plan_file)
         if accelerator.is_main_process and len(backbones) > 1:
             print(f"for each of the {len(backbones)} streams alone, which are runs of their own")
     refuse_full_disk(made)
@@ -235,7 +252,7 @@ def _compare(
         write_text(Path(file), json.dumps(found.to_json(), indent=1, ensure_ascii=False) + "\n")
 
 
-def _refuse_unwritable(file: Path, purposes: list[str]) -> None:
+def _refuse_unwritable(file: Path, purposes: Sequence[str]) -> None:
     """Raise ValueError unless there will be a table that the file can take; before long trials."""
     if "train" not in purposes:
         raise ValueError(f"--plan: {file} would get the ways to train; add train to --of")

@@ -19,7 +19,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,6 +47,21 @@ TINY = 1e-6  # frames
 REPORT = "proxies.json"
 
 
+@dataclass(frozen=True)
+class Request:
+    """What to write, as the command line says it."""
+
+    short_side: int | None
+    gop: int | None
+    reverse: bool
+    videos: Path
+    out: Path
+    annotations: Path | None
+    info_csv: Sequence[Path]
+    crf: int | None
+    processes: int
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--short_side", type=int, help="write proxies: pixels, even, 112 to 182")
@@ -65,23 +80,23 @@ def main() -> None:
         "--processes", type=int, default=len(os.sched_getaffinity(0)), help="files at once"
     )
     args = parser.parse_args()
-    problems = run(args)
+    problems = run(Request(**vars(args)))
     if problems:
         causes = "\n  ".join(problems)
         what = "reversed" if args.reverse else "made small"
         sys.exit(f"error: {len(problems)} videos could not be {what}:\n  {causes}")
 
 
-def run(args: argparse.Namespace) -> list[str]:
+def run(request: Request) -> list[str]:
     """Write everything; return what is wrong with the videos that could not be written anew."""
-    config = _checked(args)
-    sources = _sources(args.videos)
-    annotations = args.annotations
+    config = _checked(request)
+    sources = _sources(request.videos)
+    annotations = request.annotations
     if annotations:  # what is wrong with it is said before the long work
-        read_annotations(annotations, info_csv=args.info_csv, ignore_labels=())
-        if args.reverse:
+        read_annotations(annotations, info_csv=request.info_csv, ignore_labels=())
+        if request.reverse:
             _database(annotations)
-    args.out.mkdir(parents=True, exist_ok=True)
+    request.out.mkdir(parents=True, exist_ok=True)
 
     frames: dict[str, int] = {}
     problems: dict[str, str] = {}
@@ -91,8 +106,8 @@ def run(args: argparse.Namespace) -> list[str]:
             problems[path.stem] = str(found)
         else:
             frames[path.stem] = len(found.pts)
-    targets = {name: args.out / (name + SUFFIX) for name in frames}
-    threads = max(1, len(os.sched_getaffinity(0)) // min(args.processes, max(1, len(frames))))
+    targets = {name: request.out / (name + SUFFIX) for name in frames}
+    threads = max(1, len(os.sched_getaffinity(0)) // min(request.processes, max(1, len(frames))))
     jobs = []
     for name, target in targets.items():
         source = sources[name]
@@ -101,48 +116,50 @@ def run(args: argparse.Namespace) -> list[str]:
                 finished = is_current(source, target, config)
                 make: Callable[..., object] = partial(write_proxy, source, target, config)
             else:
-                finished = is_finished(source, target, args.crf)
-                make = partial(write_reversed, source, target, args.crf, threads)
+                finished = is_finished(source, target, request.crf)
+                make = partial(write_reversed, source, target, request.crf, threads)
             if not finished:
                 jobs.append(Job(source, frames[name], make))
         except (ValueError, OSError) as error:
             problems[name] = str(error)
     what = "reversed videos" if config is None else "proxies"
-    answers = make_all(jobs, args.processes, f"writing {what}")
+    answers = make_all(jobs, request.processes, f"writing {what}")
     for job, answer in zip(jobs, answers, strict=True):
         if isinstance(answer, VideoError):
             problems[job.source.stem] = str(answer)
     done = [sources[name] for name in sources if name not in problems]
-    print(f"{args.out}: {len(done)} {what}, {len(jobs)} of them to make")
+    print(f"{request.out}: {len(done)} {what}, {len(jobs)} of them to make")
     as_rgb = sum(answer is True for answer in answers)
-    if as_rgb and args.crf is None:
+    if as_rgb and request.crf is None:
         print(f"{as_rgb} of them hold RGB: only so VideoReader gives exactly the source's pixels")
     if annotations:
-        _write_annotations(args, done)
+        _write_annotations(annotations, request, done)
     if config is not None:
-        _report(args.out, config, [(path, targets[path.stem]) for path in done], problems)
+        _report(request.out, config, [(path, targets[path.stem]) for path in done], problems)
     return list(problems.values())
 
 
-def _checked(args: argparse.Namespace) -> ProxyConfig | None:
+def _checked(request: Request) -> ProxyConfig | None:
     """Return what proxies are to be like, None for reversed files; ValueError: wrong arguments."""
     config = None
-    if args.short_side is not None:
-        given = {name: getattr(args, name) for name in ("gop", "crf")}
+    if request.short_side is not None:
+        given = {name: getattr(request, name) for name in ("gop", "crf")}
         given = {name: value for name, value in given.items() if value is not None}
-        config = ProxyConfig(args.short_side, reverse=args.reverse, **given)
-    elif not args.reverse:
+        config = ProxyConfig(request.short_side, reverse=request.reverse, **given)
+    elif not request.reverse:
         raise ValueError("say what to write: --short_side N for proxies, --reverse, or both")
-    elif args.gop is not None:
+    elif request.gop is not None:
         raise ValueError("--gop: is for proxies; give --short_side, too")
-    elif args.crf is not None and not 1 <= args.crf <= 51:
-        raise ValueError(f"--crf: {args.crf} is not 1 (best) to 51 (worst); leave out for lossless")
-    if args.processes < 1:
-        raise ValueError(f"--processes: {args.processes} is not at least 1")
-    if args.out.resolve() == args.videos.resolve():
+    elif request.crf is not None and not 1 <= request.crf <= 51:
+        raise ValueError(
+            f"--crf: {request.crf} is not 1 (best) to 51 (worst); leave out for lossless"
+        )
+    if request.processes < 1:
+        raise ValueError(f"--processes: {request.processes} is not at least 1")
+    if request.out.resolve() == request.videos.resolve():
         raise ValueError("--out: choose another folder than --videos, whose files are not replaced")
-    annotations = args.annotations
-    if annotations and (args.out / annotations.name).resolve() == annotations.resolve():
+    annotations = request.annotations
+    if annotations and (request.out / annotations.name).resolve() == annotations.resolve():
         raise ValueError(f"--out: {annotations} lies there and would be replaced; choose another")
     if annotations and annotations.is_dir():
         raise ValueError(
@@ -151,7 +168,7 @@ def _checked(args: argparse.Namespace) -> ProxyConfig | None:
         )
     if config is not None and annotations and annotations.name == REPORT:
         raise ValueError(f"--annotations: {REPORT} is the report's name; rename {annotations}")
-    for table in args.info_csv:
+    for table in request.info_csv:
         if not table.is_file():
             raise ValueError(f"--info_csv: there is no file {table}")
     return config
@@ -179,19 +196,19 @@ def _report(
         print("warning: the videos are smaller than their proxies: train on the videos themselves")
 
 
-def _write_annotations(args: argparse.Namespace, done: Sequence[Path]) -> None:
+def _write_annotations(annotations: Path, request: Request, done: Sequence[Path]) -> None:
     """Write the annotation file for the videos that were written: mirrored, or as it is."""
     from train.data.videos import item_of
 
-    text = args.annotations.read_text(encoding="utf-8-sig")
-    if args.reverse:
+    text = annotations.read_text(encoding="utf-8-sig")
+    if request.reverse:
         content, warnings = reversed_annotations(
-            args.annotations, {path.stem: item_of(path) for path in done}, args.info_csv
+            annotations, {path.stem: item_of(path) for path in done}, request.info_csv
         )
         text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
         for what, count in warnings.items():
             print(f"warning: {count} {what}")
-    write_text(args.out / args.annotations.name, text)
+    write_text(request.out / annotations.name, text)
 
 
 def reversed_annotations(

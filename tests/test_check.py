@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from configs import cli
 from configs.loader import load
 from evaluate.annotations import Annotations
-from extract.check import check, judge, main
+from extract.check import check, main
 from extract.demo import DemoConfig, write_dataset
 from extract.sampling.windows import SamplingConfig
 from extract.video import probe_pool
@@ -30,6 +30,7 @@ from tests.test_e2e import DEMO, script
 from tests.test_probe import ACTOR, spoil_the_end
 from train.config import Experiment
 from train.data.videos import Item
+from train.dataset_check.check import judge
 from train.dataset_check.findings import exit_code
 from train.dataset_check.lengths import complete, unseen
 from train.dataset_check.survey import Survey, survey

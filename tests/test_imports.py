@@ -143,6 +143,20 @@ def test_no_circle_of_files(arrows: list[tuple[str, str, bool]]) -> None:
         pytest.fail(" -> ".join(error.args[1]))
 
 
+def test_command_lines_end_at_main() -> None:
+    """Functions take what they use, so that others can call them and mypy reads their types."""
+    passed_on = [
+        f"{name}.{function.name}"
+        for name, file in modules().items()
+        for function in ast.walk(ast.parse(file.read_text()))
+        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef) and function.name != "main"
+        for argument in ast.walk(function.args)
+        if isinstance(argument, ast.arg) and argument.annotation is not None
+        if "Namespace" in ast.unparse(argument.annotation)
+    ]
+    assert not passed_on
+
+
 def test_rooms_are_small() -> None:
     folders = {file.parent for file in modules().values()}
     sizes = {f: len([p for p in f.glob("*.py") if p.name != "__init__.py"]) for f in folders}

@@ -23,7 +23,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from tqdm import tqdm
 
 from configs import cli
-from configs.atomic import atomic_path, write_text
+from configs.atomic import write_text
 from extract.backbone.backbone import Backbone, BackboneConfig
 from extract.backbone.videomae import TrunkConfig
 from extract.sampling.loader import make_loader
@@ -73,6 +73,10 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
 
+    command = (
+        f"python train/pretrain.py --out {args.out.name} --steps {args.steps} "
+        f"--batch {args.batch} --lr {args.lr} --seed {args.seed}"
+    )
     torch.manual_seed(args.seed)
     backbone = Backbone(BackboneConfig(TINY, mode="full"))
     head = nn.Linear(TINY.width, len(ACTIONS))
@@ -106,18 +110,22 @@ def main() -> None:
             bar.set_postfix(loss=f"{mean_loss:.4f}", accuracy=f"{accuracy:.3f}")
             recent.clear()
             if step % 500 == 0 or step == args.steps:
-                save(args, backbone, curve, time.monotonic() - began)
+                save(args.out, command, backbone, curve, time.monotonic() - began)
 
 
 def save(
-    args: argparse.Namespace, backbone: Backbone, curve: list[dict[str, float]], seconds: float
+    out: Path,
+    command: str,
+    backbone: Backbone,
+    curve: list[dict[str, float]],
+    seconds: float,
 ) -> None:
     """Write the trunk and its training record, each aside and renamed."""
-    with atomic_path(args.out) as aside:
-        save_file({k: v.half() for k, v in backbone.state_dict().items()}, aside)
+    aside = out.with_suffix(".part")
+    save_file({k: v.half() for k, v in backbone.state_dict().items()}, aside)
+    aside.replace(out)
     record = {
-        "command": f"python train/pretrain.py --out {args.out.name} --steps {args.steps} "
-        f"--batch {args.batch} --lr {args.lr} --seed {args.seed}",
+        "command": command,
         "seconds": round(seconds),
         "machine": f"{torch.get_num_threads()} threads, {platform.machine()}",
         "torch": torch.__version__,
@@ -125,7 +133,7 @@ def save(
         "accuracy": "tubelets with exactly one action, fresh clips",
         "curve": curve,
     }
-    write_text(args.out.with_suffix(".json"), json.dumps(record, indent=1) + "\n")
+    write_text(out.with_suffix(".json"), json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,13 +1,16 @@
 """Prediction files in ActivityNet's layout ↔ typed detections."""
 
 import json
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from configs.atomic import write_text
 from evaluate.annotations import Detection
 from evaluate.datasets.fields import member, number, read_json, shown, times
+from evaluate.nms import NmsConfig, suppress
 
 
 def read_predictions(path: Path) -> dict[str, list[Detection]]:
@@ -37,6 +40,27 @@ def write_predictions(path: Path, predictions: Mapping[str, Iterable[Detection]]
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, text)
+
+
+def join_predictions(
+    files: Sequence[Mapping[str, Sequence[Detection]]], nms: NmsConfig
+) -> dict[str, list[Detection]]:
+    """Return the segments of several files fused late: overlapping ones give way again."""
+    fused: dict[str, list[Detection]] = {}
+    for video in dict.fromkeys(name for found in files for name in found):
+        every = [d for found in files for d in found.get(video, [])]
+        labels = sorted({d.label for d in every})
+        segments, scores, classes = suppress(
+            np.array([(d.start_s, d.end_s) for d in every], np.float32).reshape(-1, 2),
+            np.array([d.score for d in every], np.float32),
+            np.array([labels.index(d.label) for d in every], np.int64),
+            nms,
+        )
+        fused[video] = [
+            Detection(labels[label], float(start), float(end), float(score))
+            for (start, end), score, label in zip(segments, scores, classes, strict=True)
+        ]
+    return fused
 
 
 def cannot_score(

@@ -1,9 +1,13 @@
-"""The report of an evaluation: scores, curves and classes."""
+"""The results of an evaluation: its files, and the report with scores, curves and classes."""
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+from configs.atomic import write_text
 from evaluate.annotations import Detection, Segment
+from evaluate.files.predictions import write_predictions
 from evaluate.mean_ap import MeanAP
 from evaluate.metrics.precision_recall import precision_recall
 from evaluate.reports.figures import (
@@ -28,6 +32,28 @@ ABOUT_CURVES = (
     "first: recall is the share of all actions that are found by then, precision the share of "
     "detections that are right. A perfect detector stays at the top until recall 1."
 )
+
+
+def write_results(
+    out: Path,
+    found: Mapping[str, Sequence[Detection]],
+    result: MeanAP,
+    streams: Mapping[str, MeanAP],
+    skipped: Mapping[str, str],
+) -> None:
+    """Write predictions.json and metrics.json.
+
+    Args:
+        out: folder, which is made if need be.
+        streams: scores of a fused detector's single streams, by name.
+        skipped: videos that could not be read and do not count, with causes.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    write_predictions(out / "predictions.json", found)
+    metrics: dict[str, Any] = result.as_dict() | {"skipped_videos": dict(skipped)}
+    if streams:
+        metrics["streams"] = {name: alone.as_dict() for name, alone in streams.items()}
+    write_text(out / "metrics.json", json.dumps(metrics, indent=1) + "\n")
 
 
 def leave_scores(

@@ -5,6 +5,7 @@ import shlex
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from urllib.parse import quote
 
 from evaluate.reports.launches import LAUNCHES, RUNNING, Launch
@@ -40,6 +41,34 @@ STAGES = {
     "runs": "training and scoring all runs of the grid",
     "comparing": "resampling videos, writing the table",
 }
+
+
+def evaluation_sections(
+    out: Path,
+    launch: Launch,
+    config: str = "",
+    skipped: Mapping[str, str] = MappingProxyType({}),
+    run: Path | None = None,
+) -> list[Section]:
+    """Return what an evaluation's report has behind its scores.
+
+    Args:
+        out: its folder.
+        config: the resolved experiment, if there is one.
+        skipped: videos that do not count, with causes.
+        run: the folder of the training run, if it is known.
+    """
+    report = report_of(run, out) if run else None
+    above = [(report, "the report of the training run")] if report else []
+    sections = [
+        left_out_section(skipped),
+        time_section([launch]),
+        activations_section([launch]),
+        repeat_section([launch]),
+        settings_section(config) if config else None,
+        files_section(out, above),
+    ]
+    return [section for section in sections if section]
 
 
 def time_section(launches: Sequence[Launch]) -> Section:

@@ -1,7 +1,10 @@
 """Detections and scores of a whole subset, its windows shared out over all processes."""
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from accelerate import Accelerator
 from accelerate.utils import gather_object
@@ -9,19 +12,27 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from cache.store import open_cache
 from configs.messages import first_of
 from evaluate.annotations import Detection, Segment
 from evaluate.files.video_scores import classified, read_video_scores
 from evaluate.mean_ap import MeanAP, mean_average_precision
+from evaluate.reports.launches import FINISHED, Launch, new_launch
+from extract.activations.stored import Counts
 from extract.sampling.frame_cache import FrameCache
 from extract.video.reader import VideoError
 from train.config import Experiment
 from train.data.batch import Batch, Sample
-from train.data.cached import Streams
-from train.data.videos import ACTION, Item
+from train.data.cached import Streams, evaluation_spans, up_to_date
+from train.data.videos import ACTION, Item, Items, load_annotations, load_items, skipped_warning
 from train.data.windows import EvaluationWindows, evaluation_loader
 from train.detector.model import Detector
 from train.detector.postprocess import Answers, Candidates, detections, predict
+from train.detector.setup import activations_of
+from train.detector.sources import config_of, read_source
+from train.engine.loop import START_UP
+from train.engine.session import PASSES, device_names, inference_accelerator
+from train.engine.stopwatch import Stopwatch
 from train.errors import memory_advice, worker_advice
 
 Keep = Callable[[Batch, Sequence[Tensor]], None]
@@ -166,4 +177,164 @@ def _refuse_other_classes(truth: Truth, found: Mapping[str, Sequence[Detection]]
         raise ValueError(
             f"evaluation.video_scores calls classes {', '.join(first_of(sorted(given)))}, but the "
             f"annotations {', '.join(first_of(sorted(wanted)))}; the names must be the same"
+        )
+
+
+class Scores(NamedTuple):
+    """What detections reach: the detector's answer, and each stream alone of several."""
+
+    result: MeanAP
+    streams: dict[str, MeanAP]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a checkpoint detects in a subset. It is scored by `score`, so that detections can be
+    kept before truth that does not fit them is met.
+
+    Args:
+        out: folder for the results, which exists.
+        items: the videos that could be opened; `detections`: those of them that decode.
+        of_streams: detections of each stream, of a detector that has several.
+        skipped: videos that do not count, with causes; `dropped`: those of them that failed late.
+        minutes, seconds: how long the videos last, and how long detecting took.
+        counts: how cached activations came about; None without a cache.
+        launch: of this evaluation, as it began; `watch`: where its time goes.
+    """
+
+    detector: Detector
+    out: Path
+    items: Items
+    detections: dict[str, list[Detection]]
+    of_streams: Found
+    dropped: dict[str, str]
+    minutes: float
+    seconds: float
+    counts: Counts | None
+    launch: Launch
+    watch: Stopwatch
+
+    @property
+    def skipped(self) -> dict[str, str]:
+        return self.items.skipped | self.dropped
+
+    @property
+    def has_truth(self) -> bool:
+        return any(item.truth for item in self.items)
+
+    def truth(self) -> Truth:
+        """Return what is annotated of the videos that count, with labels as detections have."""
+        found = {item.name: item.truth for item in self.items if item.name in self.detections}
+        return as_detected(found, self.detector.config)
+
+    def score(self) -> Scores:
+        """Return the scores at the config's tIoUs.
+
+        Raises:
+            ValueError: classes of `evaluation.video_scores` are called otherwise than annotated.
+        """
+        streams = {
+            name: score(self.items, found, self.detector) for name, found in self.of_streams.items()
+        }
+        return Scores(score(self.items, self.detections, self.detector), streams)
+
+    def finished_launch(self) -> Launch:
+        """Return the record of this evaluation, which ends now."""
+        counts = self.counts
+        came_about = {"detecting": [counts.hits, counts.partial, counts.full]} if counts else {}
+        return replace(
+            self.launch,
+            outcome=FINISHED,
+            seconds=self.watch.seconds(),
+            activations=came_about,
+        )
+
+
+def evaluate_checkpoint(
+    checkpoint: Path,
+    file: Path | None = None,
+    overrides: Sequence[str] = (),
+    subset: str | None = None,
+    cache: str | None = None,
+    out: Path | None = None,
+) -> Evaluation | None:
+    """Return what a detector finds in all videos of a subset; None on all but the main process.
+
+    Args:
+        file, overrides: a config and single settings, laid over the checkpoint's.
+        subset: default: the config's test subset.
+        cache: store of activations to read from and to add to; None decodes.
+        out: folder for the results, which is made; default: one beside the checkpoint.
+
+    Raises:
+        ValueError: the checkpoint, the config and the annotations do not fit together, or videos
+            are missing; before anything is detected.
+        VideoError: no video could be read, or one could not and `data.bad_videos` is `stop`.
+    """
+    watch = Stopwatch(START_UP)
+    saved = read_source(checkpoint, file, overrides)
+    config = config_of(file, saved, str(checkpoint), overrides)
+    if len(config.directions) != len(saved.config.directions):
+        raise ValueError(
+            f"{checkpoint} has {len(saved.config.directions)} stream(s), but fusion.method "
+            f"{config.fusion.method} needs {len(config.directions)}; join streams with "
+            "train/heads.py, or set --fusion.method none"
+        )
+    subset = subset or config.data.test_subset
+    config = replace(config, data=replace(config.data, test_subset=subset))
+    accelerator = inference_accelerator(config, cached=bool(cache))
+    launch = new_launch(accelerator.num_processes, device_names(accelerator))
+    annotations = load_annotations(config.data)
+    imported = config.backbone.imported
+    url = config.cache.url if imported else cache
+    if imported and not url:
+        raise ValueError(f"--cache: give the store that the features '{imported}' are in")
+    store = open_cache(url) if url else None
+    items = load_items(config.data, annotations, subset, accelerator, store, imported)
+    if items.skipped and accelerator.is_main_process:
+        print(skipped_warning(items.skipped, len(items) + len(items.skipped)))
+    detector = Detector.restore(saved._replace(config=config), checkpoint)
+    _refuse_unknown_labels(checkpoint, detector, items)
+    out = out or checkpoint.parent / "evaluation" / f"{checkpoint.stem}-{subset}"
+    out.mkdir(parents=True, exist_ok=True)  # now, not after hours of detection
+    detector = detector.to(accelerator.device)
+    began = time.monotonic()
+    counts, cached = Counts(), None
+    overlap = config.sampling.test_overlap
+    if store is not None:
+        activations = activations_of(detector, store, [checkpoint])
+        spans = [evaluation_spans(items, overlap, config, d) for d in config.directions]
+        with watch.stage(PASSES):
+            cached = up_to_date(
+                activations, spans, "features", [items], config, accelerator, counts
+            )
+    windows = window_loader(items, overlap, config, accelerator, cached)
+    with watch.stage("detecting"):
+        answers, dropped = detect_all(
+            detector, items, windows, accelerator, "detecting", of_streams=len(detector.streams) > 1
+        )
+    if not accelerator.is_main_process:
+        return None
+    return Evaluation(
+        detector,
+        out,
+        items,
+        answers.pop(detector.answer),
+        answers,
+        dropped,
+        sum(item.duration_s for item in items) / 60,
+        time.monotonic() - began,
+        counts if store else None,
+        launch,
+        watch,
+    )
+
+
+def _refuse_unknown_labels(checkpoint: Path, detector: Detector, items: Items) -> None:
+    """Raise ValueError if classes are annotated that the detector cannot find."""
+    strangers = {s.label for item in items for s in item.truth} - set(detector.classes)
+    if strangers and not detector.config.data.class_agnostic:
+        raise ValueError(
+            f"{checkpoint} knows {', '.join(detector.classes)}, but the annotations also "
+            f"have {', '.join(sorted(strangers))}: it was trained on another dataset"
         )

@@ -151,13 +151,15 @@ def one_experiment(
     return config_of(file, first, path, overrides)
 
 
-def read_sources(paths: Sequence[str], file: str | None, overrides: Sequence[str]) -> list[Source]:
+def read_sources(
+    paths: Sequence[str], file: str | Path | None, overrides: Sequence[str]
+) -> list[Source]:
     """Read checkpoints, other people's as the streams of the experiment in their order."""
     return [(path, read_source(path, file, overrides, number)) for number, path in enumerate(paths)]
 
 
 def read_source(
-    path: str | Path, file: str | None, overrides: Sequence[str] = (), number: int = 0
+    path: str | Path, file: str | Path | None, overrides: Sequence[str] = (), number: int = 0
 ) -> Checkpoint[Experiment]:
     """Read a checkpoint of this project or of another one.
 
@@ -285,7 +287,10 @@ def _warm_heads(detector: Detector, other: Checkpoint[Experiment], path: str | P
 
 
 def config_of(
-    file: str | None, saved: Checkpoint[Experiment] | None, source: str, overrides: Sequence[str]
+    file: str | Path | None,
+    saved: Checkpoint[Experiment] | None,
+    source: str,
+    overrides: Sequence[str],
 ) -> Experiment:
     """Return the experiment of the checkpoint `source`, with that of a YAML file laid over it.
 

@@ -65,6 +65,19 @@ def begin(config: Trained, cached: bool = False) -> Accelerator:
     return accelerator
 
 
+def inference_accelerator(config: Trained, cached: bool = False) -> Accelerator:
+    """Return the accelerator of a program that trains nothing.
+
+    Args:
+        cached: whether it makes passes that are kept in a store.
+    """
+    timeout = WAIT_FOR_PASSES if cached else WAIT_FOR_OTHERS
+    return Accelerator(
+        mixed_precision=config.training.mixed_precision,
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timeout)],
+    )
+
+
 def refuse_fp16_without_gpu(config: Trained, accelerator: Accelerator) -> None:
     """Raise ValueError where fp16 would silently be something else."""
     if config.training.precision == "fp16" and accelerator.device.type == "cpu":

@@ -1,0 +1,110 @@
+"""All checks of an experiment's data, made at once."""
+
+import textwrap
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from evaluate.reports.figures import draw_dataset
+from train.config import Experiment
+from train.dataset_check import annotations, files, lengths
+from train.dataset_check.findings import Finding, counts, document, exit_code, table
+from train.dataset_check.lengths import Suggestion, suggest
+from train.dataset_check.survey import Survey, subsets, survey
+from train.modeling.points import regression_ranges
+
+CHECKS = (
+    files.absent,
+    files.unreadable,
+    files.duplicates,
+    files.measures,
+    files.readers,
+    annotations.entries,
+    annotations.used_subsets,
+    annotations.classes,
+    annotations.flips,
+    lengths.actions,
+    lengths.windows,
+    lengths.frame_rates,
+)
+
+
+@dataclass(frozen=True)
+class DatasetCheck:
+    """What was found, and the windows that fit these videos, if others would do better."""
+
+    survey: Survey
+    findings: Sequence[Finding]
+    suggestion: Suggestion | None
+
+    @property
+    def exit_code(self) -> int:
+        """1 if there are errors, 2 if there are only warnings, else 0."""
+        return exit_code(self.findings)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as what JSON can hold."""
+        proposal = self.suggestion
+        return document(self.findings) | {"suggestion": asdict(proposal) if proposal else None}
+
+    def text(self) -> str:
+        """Return the summary, the table of findings and the suggestion, as lines for people."""
+        seen, now = self.survey, self.survey.config.sampling
+        actions = sum(len(video.segments) for video in seen.used)
+        lines = [
+            f"{len(seen.used)} videos of {', '.join(map(repr, subsets(seen.config)))}: "
+            f"{actions} actions of {len(seen.annotations.classes)} classes"
+        ]
+        if self.findings:
+            lines.append(table(self.findings))
+        if self.suggestion:
+            better = self.suggestion
+            lines += [
+                f"suggested: sampling.window_size {better.window_size} and sampling.snippet_stride "
+                f"{better.snippet_stride} (now {now.window_size} and {now.snippet_stride}):",
+                textwrap.fill(better.reason, 96, initial_indent="  ", subsequent_indent="  "),
+            ]
+        return "\n".join(lines)
+
+    def totals(self) -> str:
+        """Return how many findings there are of each severity."""
+        return ", ".join(
+            f"{severity}: {count}" for severity, count in counts(self.findings).items()
+        )
+
+    def draw(self, path: Path) -> None:
+        """Draw classes, lengths of actions and videos."""
+        config = self.survey.config
+        examples = {subset: annotations.examples(self.survey, subset) for subset in subsets(config)}
+        draw_dataset(
+            {
+                subset: {name: count[name] for name in self.survey.annotations.classes}
+                for subset, count in examples.items()
+            },
+            [
+                float(length)
+                for item in self.survey.items(config.data.train_subset)
+                for length in lengths.lengths(item, self.survey)
+            ],
+            regression_ranges(config.head.levels),
+            config.sampling.window_size,
+            [(file.frames / file.index.fps, file.index.fps) for file in self.survey.files.values()],
+            path,
+        )
+
+
+def check_dataset(config: Experiment) -> DatasetCheck:
+    """Return all that is wrong or unwise in an experiment's data.
+
+    Raises:
+        ValueError: the annotations cannot be read at all, or the folder of videos is absent.
+    """
+    seen = survey(config)
+    return DatasetCheck(seen, judge(seen), suggest(seen))
+
+
+def judge(seen: Survey) -> list[Finding]:
+    """Return what all checks find."""
+    return list(chain.from_iterable(look(seen) for look in CHECKS))

@@ -1,0 +1,149 @@
+"""Tests of a recogniser on a subset of its experiment's clips, and on their reversals."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from configs.messages import first_of
+from evaluate.metrics.accuracy import Accuracy, flat_names, within_pairs
+from train.engine.session import inference_accelerator
+from train.recognition.dataset import Example, load_examples, other_labels, read_clips
+from train.recognition.recogniser import Recogniser
+from train.recognition.training import Scores, labelled, score, score_all, share_loader
+
+
+@dataclass(frozen=True)
+class RecognitionEvaluation:
+    """What a recogniser says of a subset's clips.
+
+    Args:
+        out: folder for the results, which exists.
+        scores: of all classes, by the clip's position among `examples`.
+        reversed_scores: the same of reversed clips; empty where they were not asked for.
+        pairs: classes that are each other's time reversal, both ways.
+        skipped: clips that do not count, with causes; `listed`: how many were to be read.
+    """
+
+    recogniser: Recogniser
+    out: Path
+    examples: Sequence[Example]
+    scores: Scores
+    reversed_scores: Scores
+    pairs: dict[int, int]
+    skipped: dict[str, str]
+    listed: int
+
+    @property
+    def has_labels(self) -> bool:
+        return any(self.examples[position].labels for position in self.scores)
+
+    def accuracy(self) -> Accuracy:
+        """Return how often the clips that have labels are recognised."""
+        return score(self.recogniser.sets, self.examples, self.scores)
+
+    def accuracy_of_time(self) -> dict[str, float]:
+        """Return how far the recogniser follows the direction of time (`accuracy_of_time`).
+
+        Raises:
+            ValueError: no clip is of a class that has a reversal.
+        """
+        if not self.reversed_scores:
+            return {}
+        return accuracy_of_time(
+            self.recogniser, self.examples, self.scores, self.reversed_scores, self.pairs
+        )
+
+
+def evaluate_recogniser(
+    recogniser: Recogniser,
+    checkpoint: Path,
+    subset: str | None = None,
+    on_reversed: bool = False,
+    out: Path | None = None,
+) -> RecognitionEvaluation | None:
+    """Return what a recogniser says of all clips of a subset; None on all but the main process.
+
+    Args:
+        checkpoint: where the recogniser is from.
+        subset: default: the config's test subset.
+        on_reversed: test on reversed clips as well.
+        out: folder for the results, which is made; default: one beside the checkpoint.
+
+    Raises:
+        ValueError: the recogniser and the clips do not fit; before any is tested.
+        VideoError: no video could be read, or one could not and `data.bad_videos` is `stop`.
+    """
+    config = recogniser.config
+    accelerator = inference_accelerator(config)
+    pairs = other_labels(config.data.reversed_labels, recogniser.sets, "data.reversed_labels")
+    if on_reversed and not pairs:
+        raise ValueError(
+            "--reversed: name the classes that are each other's time reversal, as "
+            "--data.reversed_labels '[[SlideLeft, SlideRight]]'"
+        )
+    subset = subset or config.data.test_subset
+    clips = read_clips(config.data)
+    strangers = sorted(set(flat_names(clips.sets)) - set(recogniser.classes))
+    if strangers:
+        raise ValueError(
+            f"{checkpoint} knows {', '.join(first_of(recogniser.classes))}, but "
+            f"{config.data.annotations} also has {', '.join(first_of(strangers))}: it was "
+            "trained on another dataset"
+        )
+    # A list of a few clips need not have all classes.
+    clips = clips._replace(sets=recogniser.sets)
+    ((examples, skipped),) = load_examples(config.data, clips, [subset], accelerator)
+    out = out or checkpoint.parent / "evaluation" / f"{checkpoint.stem}-{subset}"
+    out.mkdir(parents=True, exist_ok=True)  # now, not after hours of testing
+    recogniser.network.to(accelerator.device)
+    views = share_loader(recogniser, examples, accelerator)
+    scores, dropped = score_all(recogniser, examples, views, accelerator, "recognising")
+    back: Scores = {}
+    if on_reversed:
+        views = share_loader(recogniser, examples, accelerator, turned=True)
+        back, _ = score_all(recogniser, examples, views, accelerator, "recognising, reversed")
+    if not accelerator.is_main_process:
+        return None
+    return RecognitionEvaluation(
+        recogniser,
+        out,
+        examples,
+        scores,
+        back,
+        pairs,
+        skipped | dropped,
+        len(examples) + len(dropped),
+    )
+
+
+def accuracy_of_time(
+    recogniser: Recogniser,
+    examples: Sequence[Example],
+    scores: Scores,
+    back: Scores,
+    turned: dict[int, int],
+) -> dict[str, float]:
+    """Return how far what a recogniser says follows the direction of time.
+
+    Reversed clips count with the reversed class's label, where it has one. Within pairs, the two
+    classes of a pair are compared alone: a network that does not see the order of frames says the
+    same of a clip and of its reversal, and is right in half of both.
+    """
+    first = slice(0, len(recogniser.sets[0].classes))
+    labels, values = labelled(examples, scores)
+    labels_back, values_back = labelled(examples, back)
+    labels, labels_back = labels[:, 0], labels_back[:, 0]
+    known = np.array([int(label) in turned for label in labels_back])
+    if not known.any():
+        raise ValueError("--reversed: no clip is of a class in data.reversed_labels")
+    mirrored = np.array([turned[int(label)] for label in labels_back[known]])
+    values, values_back = values[:, first], values_back[known][:, first]
+    pairs = [(a, b) for a, b in turned.items() if a < b]
+    found = {"top1_on_reversed": float((values_back.argmax(1) == mirrored).mean())}
+    both = {
+        "within_pairs": within_pairs(labels, values, pairs),
+        "within_pairs_on_reversed": within_pairs(mirrored, values_back, pairs),
+    }
+    return found | {name: value for name, value in both.items() if value is not None}
