@@ -7,7 +7,7 @@ from uuid import uuid4
 import numpy as np
 import pytest
 
-from cache.storage.base import Files, read_whole
+from cache.storage.base import Content, Files, read_whole
 from cache.storage.local import LocalFiles
 from cache.storage.open import files_at
 from cache.storage.remote import RemoteFiles
@@ -33,7 +33,7 @@ def test_paths_and_file_urls_need_no_fsspec(tmp_path: Path) -> None:
 
 
 def test_ranges_are_what_was_written(files: Files) -> None:
-    pieces = [b"0123", np.frombuffer(b"456789", np.uint8)]
+    pieces: Content = [b"0123", np.frombuffer(b"456789", np.uint8)]
     files.write("a/b/one.bin", pieces)
     files.write("two.bin", [b"xyz"], durable=False)
     ranges = [("a/b/one.bin", 2, 6), ("two.bin", 0, 2), ("a/b/one.bin", 8, 99), ("two.bin", 0, 0)]
