@@ -31,22 +31,50 @@ def load(
 
     Args:
         kind: the dataclass to build; nested dataclasses are nested mappings.
-        path: YAML file.
+        path: YAML file. Its key `base` may name another one, relative to itself, over which it is
+            laid; that one must not have a base: what a run does is read in two files at most.
         overrides: `--any.field value` or `--any.field=value` pairs, applied last.
-        base: has the settings that the file leaves out; without one it has to be complete.
+        base: has the settings that the files leave out, in place of the dataclass's defaults.
 
     Raises:
-        ValueError: the file is missing or malformed, a key is unknown (the nearest valid name is
-            given), a value has the wrong type or is refused by the dataclass.
+        ValueError: the file or its base is missing or malformed, a key is unknown (the nearest
+            valid name is given), settings without a default are left out (all are named), a value
+            has the wrong type or is refused by the dataclass.
     """
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"no config at {path}; the experiments are in configs/")
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not a text file in UTF-8") from error
-    return parse(kind, text, overrides, str(path), base)
+    content, source = _content(_text(path), str(path)), str(path)
+    if "base" in content:
+        under_path = base_of(path)
+        assert under_path is not None
+        under = _content(_text(under_path), str(under_path))
+        if "base" in under:
+            raise ValueError(f"{path}: its base {under_path} has a base itself; name that one")
+        del content["base"]
+        _refuse_wrong_names(kind, under, str(under_path))
+        _refuse_wrong_names(kind, content, source)
+        content, source = _over(under, content), f"{path} over {under_path}"
+    return _build(kind, content, overrides, source, base)
+
+
+def base_of(path: str | Path) -> Path | None:
+    """Return the file that a config names as its base; None where it names none.
+
+    Raises:
+        ValueError: one of them cannot be read.
+    """
+    path = Path(path)
+    content = _content(_text(path), str(path))
+    if "base" not in content:
+        return None
+    name = content["base"]
+    if not isinstance(name, str):
+        raise ValueError(f"{path}: 'base' is the name of one YAML file, not {name!r}")
+    base = path.parent / name
+    if not base.is_file():
+        raise ValueError(f"{path}: there is no file {base}, its base")
+    return base
 
 
 def parse(
@@ -56,24 +84,48 @@ def parse(
     source: str = "config",
     base: T | None = None,
 ) -> T:
-    """Read an experiment from YAML text; see `load`."""
+    """Read an experiment from YAML text, which has no base file; see `load`."""
+    return _build(kind, _content(text, source), overrides, source, base)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not a text file in UTF-8") from error
+
+
+def _content(text: str, source: str) -> dict[str, Any]:
     try:
         content = yaml.load(text, UniqueKeys)
     except yaml.YAMLError as error:
         raise ValueError(f"{source}: not valid YAML: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{source}: expected a mapping of settings at the top level")
-    return _build(kind, content, overrides, source, base)
+    return content
 
 
-def _build(
-    kind: type[T], content: dict[str, Any], overrides: Sequence[str], source: str, base: T | None
-) -> T:
+def _refuse_wrong_names(kind: type, content: dict[str, Any], source: str) -> None:
+    """Raise ValueError unless all keys are settings, and groups of settings are mappings."""
     valid = field_names(kind)
     # Below a field that is a dict stand names of the user's.
     below = tuple(f"{name}." for name in _entries(kind))
     names = [name for name in _leaves(content) if not name.startswith(below)]
     _refuse_unknown(names, valid, source)
+    # Sorted, an outer group stands before those within it.
+    for name in sorted({name.rpartition(".")[0] for name in valid} - {""}):
+        value = content
+        for part in name.split("."):
+            value = value.get(part, {}) if isinstance(value, dict) else value
+        if not isinstance(value, dict):
+            raise ValueError(f"{source}: '{name}' is a group of settings, not {value!r}")
+
+
+def _build(
+    kind: type[T], content: dict[str, Any], overrides: Sequence[str], source: str, base: T | None
+) -> T:
+    _refuse_wrong_names(kind, content, source)
+    valid = field_names(kind)
     for name, entry in _entries(kind).items():
         if not isinstance(content.get(name), dict):
             continue
@@ -86,15 +138,10 @@ def _build(
                     raise ValueError(f"{where}: expected a mapping of settings, not {value!r}")
                 built_entries[key] = _build(entry, value, (), where, None)
             content = content | {name: built_entries}
-    # Sorted, an outer group stands before those within it.
-    for name in sorted({name.rpartition(".")[0] for name in valid} - {""}):
-        value = content
-        for part in name.split("."):
-            value = value.get(part, {}) if isinstance(value, dict) else value
-        if not isinstance(value, dict):
-            raise ValueError(f"{source}: '{name}' is a group of settings, not {value!r}")
-    if base is not None:
-        content = _over(yaml.safe_load(dump(base)), content)
+    content = _over(_defaults(kind) if base is None else yaml.safe_load(dump(base)), content)
+    missing = sorted(set(valid) - set(_leaves(content)), key=valid.index)
+    if missing:
+        raise ValueError(f"{source}: settings without a default are missing: {', '.join(missing)}")
     _refuse_unknown(
         [o[2:].split("=")[0] for o in overrides if o[:2] == "--"], valid, "command line"
     )
@@ -152,8 +199,27 @@ def _over(under: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     """Return nested settings `under` with those of `above` in place of theirs."""
     merged = dict(under)
     for key, value in above.items():
-        merged[key] = _over(under[key], value) if isinstance(value, dict) else value
+        merged[key] = _over(under.get(key) or {}, value) if isinstance(value, dict) else value
     return merged
+
+
+def _defaults(kind: type) -> dict[str, Any]:
+    """Return a dataclass's defaults as nested settings, without those that have none."""
+    found: dict[str, Any] = {}
+    hints = get_type_hints(kind)
+    for field in dataclasses.fields(kind):
+        if field.default is not dataclasses.MISSING:
+            value = field.default
+        elif field.default_factory is not dataclasses.MISSING:
+            value = field.default_factory()
+        elif dataclasses.is_dataclass(hints[field.name]):
+            value = _defaults(hints[field.name])
+        else:
+            continue
+        found[field.name] = _lists(
+            dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value  # type: ignore[arg-type]
+        )
+    return found
 
 
 def _leaves(content: dict[str, Any], prefix: str = "") -> list[str]:
@@ -169,7 +235,7 @@ def _refuse_unknown(names: Sequence[str], valid: Sequence[str], source: str) -> 
     for name in names:
         if name not in valid:
             near = difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
-            hint = f"did you mean '{near[0]}'?" if near else "the configs list all settings"
+            hint = f"did you mean '{near[0]}'?" if near else "a run's config.yaml has all settings"
             raise ValueError(f"{source}: unknown setting '{name}'; {hint}")
 
 

@@ -25,7 +25,7 @@ class NmsConfig:
 
     method: Literal["soft", "hard"] = "soft"
     multiclass: bool = True
-    sigma: float = 0.5
+    sigma: float = 0.5  # as published for Soft-NMS
     iou_threshold: float = 0.1
     min_score: float = 0.001
     max_segments: int = 2000

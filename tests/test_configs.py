@@ -1,15 +1,18 @@
-"""Every experiment is complete and valid; wrong settings are refused with the nearest name."""
+"""Experiments say what differs and are valid; wrong settings are refused with the nearest name."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
-from configs.loader import dump, field_names, load, parse
-from tests.conftest import REPOSITORY
+from configs.loader import base_of, dump, flatten, load, parse
+from tests.conftest import GOLDEN, REPOSITORY
 from train.ablation.grid import read_grid
 from train.config import Experiment
+from train.recognition.config import Recognition
 
 FILES = sorted(
     file for room in ("e2e", "features") for file in (REPOSITORY / "configs" / room).rglob("*.yaml")
@@ -20,19 +23,62 @@ DEMO = REPOSITORY / "configs/e2e/demo/forward.yaml"
 MODES = ("adapter", "frozen", "full")
 
 
-def leaves(content: dict[str, object], prefix: str = "") -> set[str]:
+def leaves(content: dict[str, Any], prefix: str = "") -> set[str]:
     found: set[str] = set()
     for key, value in content.items():
-        found.add(prefix + key)
-        if isinstance(value, dict):
-            found |= leaves(value, f"{prefix}{key}.")
+        found |= leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key}
     return found
 
 
+KINDS: dict[str, type[Any]] = {"Experiment": Experiment, "Recognition": Recognition}
+REQUIRED = "out: x\ndata: {annotations: x, videos: x}\n"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_shipped_files_resolve_to_what_they_did_when_they_were_complete(kind: str) -> None:
+    table = json.loads((GOLDEN / "resolved_configs.json").read_text())[kind]
+    rooms = ("recognition",) if kind == "Recognition" else ("e2e", "features")
+    files = [file for room in rooms for file in (REPOSITORY / "configs" / room).rglob("*.yaml")]
+    found = {str(file.relative_to(REPOSITORY)): flatten(load(KINDS[kind], file)) for file in files}
+    expected = {name: table["common"] | differs for name, differs in table["files"].items()}
+    assert json.loads(json.dumps(found)) == expected
+    for file in files:
+        base = base_of(file)
+        default = load(KINDS[kind], base) if base else parse(KINDS[kind], REQUIRED)
+        under = flatten(default)
+        own = flatten(load(KINDS[kind], file))
+        said = leaves(yaml.safe_load(file.read_text())) - {"base"}
+        assert not {name for name in said if own[name] == under[name]}, file
+
+
+def test_a_file_laid_over_its_base(tmp_path: Path) -> None:
+    low, mine = tmp_path / "low.yaml", tmp_path / "mine.yaml"
+    low.write_text(REQUIRED + "training: {lr: 0.5, workers: 7, seed: 3}\n")
+    mine.write_text("base: low.yaml\ntraining: {workers: 8, seed: 4}\n")
+    training = load(Experiment, mine, ["--training.seed=5"]).training
+    assert (training.lr, training.workers, training.seed, training.epochs) == (0.5, 8, 5, 100)
+    for under, over, message in (
+        (REQUIRED + "base: x.yaml", "base: low.yaml", r"mine\.yaml.*low\.yaml has a base itself"),
+        (REQUIRED, "base: absent.yaml", r"mine\.yaml: there is no file .*absent\.yaml"),
+        (REQUIRED, "base: [low.yaml]", r"mine\.yaml: 'base' is the name of one"),
+        (REQUIRED + "heat: {}", "base: low.yaml", r"low\.yaml: unknown setting 'heat'"),
+        (REQUIRED + "head: 1", "base: low.yaml", r"low\.yaml: 'head' is a group"),
+        (
+            "head: {}",
+            "base: low.yaml",
+            r"mine.*missing: out, data\.annotations, data\.videos",
+        ),
+    ):
+        low.write_text(under)
+        mine.write_text(over)
+        with pytest.raises(ValueError, match=message):
+            load(Experiment, mine)
+
+
 @pytest.mark.parametrize("file", FILES, ids=lambda file: f"{file.parent.name}-{file.stem}")
-def test_experiment_is_complete(file: Path) -> None:
+def test_experiment_is_dumped_whole(file: Path) -> None:
     config = load(Experiment, file)
-    assert leaves(yaml.safe_load(file.read_text())) == set(field_names(Experiment))
+    assert leaves(yaml.safe_load(dump(config))) == set(flatten(config))
     assert parse(Experiment, dump(config)) == config
     first = file.read_text().splitlines()
     assert any(line.startswith("#   accelerate launch") for line in first[:6])

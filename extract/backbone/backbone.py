@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -70,7 +70,7 @@ class BackboneConfig:
         imported: the name that features were imported under; `imported_width`: their channels.
     """
 
-    trunk: TrunkConfig
+    trunk: TrunkConfig = field(default_factory=TrunkConfig)
     network: KindOfNetwork = "videomae"
     tada: TAdaSize = TAdaSize()
     mode: Mode = "adapter"

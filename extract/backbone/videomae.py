@@ -12,7 +12,7 @@ from extract.sampling.units import CLIP_STEPS, TUBELET
 
 @dataclass(frozen=True)
 class TrunkConfig:
-    """Sizes of the transformer.
+    """Sizes of the transformer; those of VideoMAE-S, which fits any GPU, unless told otherwise.
 
     Args:
         width: channels of a token.
@@ -24,9 +24,9 @@ class TrunkConfig:
         drop_path: stochastic depth of the last block; earlier ones rise linearly from 0.
     """
 
-    width: int
-    depth: int
-    heads: int
+    width: int = 384
+    depth: int = 12
+    heads: int = 6
     mlp_ratio: float = 4.0
     patch: int = 16
     image_size: int = 224

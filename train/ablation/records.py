@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from configs.atomic import write_text
-from configs.loader import dump
+from configs.loader import base_of, dump
 from extract.video.digest import video_digest as content_digest
 from train.ablation.grid import Grid, Run
 
@@ -62,9 +62,12 @@ def training_digest(grid: Grid, run: Run) -> str:
     }
     overrides = grid.settings(run)
     files = [value for value in overrides.values() if isinstance(value, str)]
+    base = base_of(row.config) if row.config else None
+    under = {"base": content_digest(base)} if base else {}
     return _digest(
         script=row.script,
         config=content_digest(row.config) if row.config else None,
+        **under,
         overrides=overrides,
         # Annotations may change under the same name.
         files=[content_digest(file) for file in files if Path(file).is_file()],

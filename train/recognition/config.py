@@ -1,6 +1,7 @@
-"""An action recognition experiment as one typed object; configs/recognition/ spells it out."""
+"""An action recognition experiment as one typed object; configs/recognition/ says what differs."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from math import inf
 from typing import ClassVar, Literal
 
 from extract.sampling.views import CropConfig, ViewConfig
@@ -32,10 +33,10 @@ class LabelledData:
     """
 
     annotations: str
-    videos: str | None
-    train_subset: str
-    validation_subset: str | None
-    test_subset: str
+    videos: str | None = None
+    train_subset: str = "training"
+    validation_subset: str | None = "validation"
+    test_subset: str = "validation"  # most datasets publish no labels of their test subset
     classes: tuple[str, ...] = ()
     blocked: tuple[str, ...] = ()
     bad_videos: Literal["stop", "skip"] = "stop"
@@ -54,6 +55,14 @@ class RecognitionTraining(TrainingConfig):
         momentum: of SGD.
     """
 
+    # The published recipes of the TAda networks, where they differ from a detector's.
+    batch_size: int = 16
+    weight_decay: float = 1e-4
+    clip_norm: float = inf
+    ema_decay: float = 0.0
+    precision: Literal["fp32", "bf16", "fp16"] = "bf16"  # fp16's loss scale is not needed
+    workers: int = 8  # clips are short: opening and seeking takes most of the time
+    validate_from: int = 5
     optimizer: Literal["adamw", "sgd"] = "adamw"
     momentum: float = 0.9
 
@@ -78,7 +87,7 @@ class RecognitionEvaluation:
             raise ValueError("evaluation.batch_size must be at least 1")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Recognition:
     """Everything that decides a run; saved whole beside its results.
 
@@ -89,13 +98,13 @@ class Recognition:
     checkpoint_format: ClassVar = "palindrome-recogniser-1"
 
     out: str
-    direction: Direction
+    direction: Direction = "forward"
     data: LabelledData
-    views: ViewConfig
-    crops: CropConfig
-    network: NetworkConfig
-    training: RecognitionTraining
-    evaluation: RecognitionEvaluation
+    views: ViewConfig = field(default_factory=ViewConfig)
+    crops: CropConfig = field(default_factory=CropConfig)
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    training: RecognitionTraining = field(default_factory=RecognitionTraining)
+    evaluation: RecognitionEvaluation = field(default_factory=RecognitionEvaluation)
 
     def __post_init__(self) -> None:
         if not self.out.strip():
