@@ -30,10 +30,10 @@ from evaluate.annotations import Video, read_annotations
 from extract.activations.stored import Cached
 from extract.backbone.imported import about, imported_name
 from extract.feature_files import SUFFIXES, read_array
+from extract.identity.digest import video_digest
 from extract.sampling.spans import Span, whole_video_window
 from extract.sampling.units import CLIP_FRAMES, TUBELET
 from extract.sampling.windows import SamplingConfig
-from extract.video.digest import video_digest
 
 Layout = Literal["tc", "ct"]
 UNEQUAL = 2

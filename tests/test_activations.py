@@ -21,10 +21,10 @@ from extract.activations.stored import deepest
 from extract.backbone.adapters import TemporalAdapter
 from extract.backbone.backbone import Backbone, BackboneConfig, Cut
 from extract.backbone.videomae import TrunkConfig
+from extract.identity.digest import video_digest
 from extract.sampling.spans import Span, SpanKind, whole_video_window
 from extract.sampling.transforms import PixelConfig, apply, evaluation_transform
 from extract.sampling.windows import Direction, SamplingConfig, sliding_windows
-from extract.video.digest import video_digest
 from extract.video.reader import VideoError, VideoReader
 from tests.encodings import ENCODINGS, write_numbered
 from tests.test_backbone import relative

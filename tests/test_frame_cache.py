@@ -27,6 +27,7 @@ from torchvision.transforms import v2
 
 from configs.loader import load
 from extract.demo import DemoConfig, write_dataset
+from extract.identity.digest import video_digest
 from extract.sampling import frame_cache as module
 from extract.sampling.frame_cache import FrameCache
 from extract.sampling.transforms import PixelConfig, Shrink, evaluation_transform, train_transform
@@ -38,7 +39,6 @@ from extract.sampling.windows import (
     sampled_frames,
     sliding_windows,
 )
-from extract.video.digest import video_digest
 from extract.video.reader import CHUNK, VideoError, VideoReader
 from tests.encodings import ENCODINGS, turn, write_numbered
 from tests.test_bad_videos import SPOILERS, damage, vanish

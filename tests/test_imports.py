@@ -28,7 +28,16 @@ ROOMS = {
         *("storage", "format", "store", "upkeep"),
     ],
     "extract": [
-        *("video", "sampling", "transcoding", "checkpoints", "tada", "backbone", "activations"),
+        *(
+            "identity",
+            "video",
+            "sampling",
+            "transcoding",
+            "checkpoints",
+            "tada",
+            "backbone",
+            "activations",
+        ),
         *("feature_files", "scenes"),
     ],
     "evaluate": [

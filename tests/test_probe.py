@@ -14,8 +14,9 @@ import av
 import numpy as np
 import pytest
 
-from extract.video import index, probe_pool, user_cache
-from extract.video.digest import remembered_digest, video_digest
+from extract.identity import user_cache
+from extract.identity.digest import remembered_digest, video_digest
+from extract.video import index, probe_pool
 from extract.video.index import VideoError, VideoIndex, video_index
 from extract.video.probe import _share_of_cores, probe
 from extract.video.probe_worker import _look

@@ -25,10 +25,10 @@ from numpy.typing import NDArray
 
 from cache.store import Store
 from configs.loader import load
+from extract.identity.digest import video_digest
 from extract.transcoding.encode import Timeline, timeline
 from extract.transcoding.proxy import ProxyConfig, is_current, proxy_size, write_proxy
 from extract.transcoding.workers import Job, make_all
-from extract.video.digest import video_digest
 from extract.video.index import VideoError, VideoIndex
 from extract.video.reader import VideoReader
 from tests.conftest import REPOSITORY

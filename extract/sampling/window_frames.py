@@ -10,9 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from extract.identity.digest import video_digest
 from extract.sampling.transforms import Shrink, Transform, finished, shrunk
 from extract.sampling.windows import Direction, Window
-from extract.video.digest import video_digest
 from extract.video.reader import CHUNK, VideoError, VideoReader
 from extract.video.watchdog import patience
 

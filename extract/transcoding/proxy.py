@@ -15,6 +15,7 @@ from av.video.reformatter import ColorRange, Colorspace
 from torchvision.transforms.v2 import functional
 
 from configs.atomic import atomic_path
+from extract.identity.digest import video_digest
 from extract.transcoding.encode import (
     Timeline,
     Way,
@@ -25,7 +26,6 @@ from extract.transcoding.encode import (
     upright_size,
     write_mp4,
 )
-from extract.video.digest import video_digest
 from extract.video.index import VideoError, open_video, video_index
 from extract.video.reader import VideoReader
 from extract.video.watchdog import patience

@@ -12,6 +12,7 @@ import av
 import numpy as np
 
 from configs.atomic import atomic_path
+from extract.identity.digest import video_digest
 from extract.transcoding.encode import (
     Way,
     made_of,
@@ -21,7 +22,6 @@ from extract.transcoding.encode import (
     upright_size,
     write_mp4,
 )
-from extract.video.digest import video_digest
 from extract.video.index import VideoIndex, open_video
 from extract.video.reader import VideoReader
 from extract.video.watchdog import patience

@@ -21,8 +21,8 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
-from extract.video import user_cache
-from extract.video.digest import remembered_digest
+from extract.identity import user_cache
+from extract.identity.digest import remembered_digest
 from extract.video.h264 import holds_idr, recovers_at_once, unit_length, units
 
 Access = Literal["decord", "seek", "sequence"]

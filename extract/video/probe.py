@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from extract.video.digest import remembered_digest, video_digest
+from extract.identity.digest import remembered_digest, video_digest
 from extract.video.index import (
     VideoError,
     VideoIndex,

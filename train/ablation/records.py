@@ -10,7 +10,7 @@ from typing import Any
 
 from configs.atomic import write_text
 from configs.loader import base_of, dump
-from extract.video.digest import video_digest as content_digest
+from extract.identity.digest import video_digest as content_digest
 from train.ablation.grid import Grid, Run
 
 RECORD = "run.json"

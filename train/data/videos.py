@@ -25,8 +25,8 @@ from evaluate.annotations import (
 )
 from evaluate.datasets.fields import Refused
 from extract.backbone.imported import imported_name
+from extract.identity.digest import video_digest
 from extract.sampling.windows import seconds_to_frames
-from extract.video.digest import video_digest
 from extract.video.files import video_files
 from extract.video.index import VideoError, VideoIndex
 from extract.video.probe import probe

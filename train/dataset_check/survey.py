@@ -9,7 +9,7 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from evaluate.annotations import Annotations, Video, with_duration
-from extract.video.digest import video_digest
+from extract.identity.digest import video_digest
 from extract.video.files import files_by_name
 from extract.video.header import announced_frames
 from extract.video.index import VideoError, VideoIndex

@@ -5,7 +5,7 @@ import json
 import os
 from pathlib import Path
 
-from extract.video import user_cache
+from extract.identity import user_cache
 
 
 def video_digest(path: str | Path) -> str:
