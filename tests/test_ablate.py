@@ -479,7 +479,7 @@ def test_two_processes_share_the_runs(place: Path) -> None:
         ({"seeds": [1]}, "rows.control.checkpoint: 'forward+1' is 'forward' of the same"),
         ({"rows": []}, "\"rows\": Expected a <class 'dict'>. Got value: []"),
         ({"rows": {"forward": 3}}, "rows.forward: expected a mapping of settings, not 3"),
-        ({"rows": {"a": {}}}, "rows.a: the following arguments are required: script"),
+        ({"rows": {"a": {}}}, "rows.a: settings without a default are missing: script"),
         (
             {"rows": {"a/b": {"script": "stand_in.py", "config": "config.yaml"}}},
             "rows: 'a/b' names a folder",
