@@ -31,7 +31,7 @@ from extract.sampling.windows import SamplingConfig, Window, sliding_windows
 from extract.video.reader import CHUNK, VideoReader
 from train.config import Experiment
 from train.data.loading import EpochSampler
-from train.data.videos import Item, item_of
+from train.data.videos import VideoItem, probe_item
 from train.data.windows import TrainingWindows, training_loader
 from train.detector.model import Detector
 
@@ -138,7 +138,7 @@ def medians(ways: tuple[Callable[[], None], ...], repeats: int) -> list[float]:
 def waiting(files: list[Path], workers: int, step_seconds: float | None) -> str:
     """Return a row of the table for some steps on windows of `files`, after the first two."""
     config = load(Experiment, DEMO, [f"--training.workers={workers}"])
-    items = [annotated(item_of(file)) for file in files]
+    items = [annotated(probe_item(file)) for file in files]
     dataset = TrainingWindows(items * (STEPS * config.training.batch_size // len(items)), config)
     sampler = EpochSampler(len(dataset), config.training.batch_size, 0, 1, seed=0)
     step = sleeper(step_seconds) if step_seconds is not None else trainer(config)
@@ -155,7 +155,7 @@ def waiting(files: list[Path], workers: int, step_seconds: float | None) -> str:
     return f"| {workers} | {total / (sampler.steps - 2):.2f} s | {waited / total:.1%} |"
 
 
-def annotated(item: Item) -> Item:
+def annotated(item: VideoItem) -> VideoItem:
     """Give an item one action, without which it is no training video."""
     middle = np.array([[0.45, 0.55]]) * item.frames
     return replace(item, segments=middle, labels=np.zeros(1, np.int64))

@@ -25,7 +25,7 @@ from configs.loader import load
 from extract.sampling.frame_cache import FrameCache
 from extract.transcoding.proxy import ProxyConfig, write_proxy
 from train.config import Experiment
-from train.data.videos import identified, item_of
+from train.data.videos import probe_item, with_digest
 from train.data.windows import TrainingWindows
 
 CONFIG = Path(__file__).parent.parent / "configs/e2e/thumos14/videomae_s_adapter_forward.yaml"
@@ -55,7 +55,7 @@ def race(file: Path, folder: Path, configs: tuple[Experiment, ...], repeats: int
     """Return a row of the table."""
     proxy, cache = folder / "proxy.mp4", FrameCache(folder, configs[0].sampling)
     write_proxy(file, proxy, ProxyConfig(configs[0].pixels.train_short_side))
-    item, small = (annotated(identified(item_of(path))) for path in (file, proxy))
+    item, small = (annotated(with_digest(probe_item(path))) for path in (file, proxy))
     windows = TrainingWindows([item], configs[0], kept=cache)
     began = time.perf_counter()
     samples = windows[0, 0].inputs[0].shape[1]

@@ -18,12 +18,12 @@ from torch import Tensor, nn
 
 from cache.store import open_cache
 from train.config import Experiment
-from train.data.cached import training_spans, up_to_date
+from train.data.cached import ensure_cached, training_spans
 from train.data.loading import EpochSampler
 from train.data.videos import load_annotations, load_subsets
 from train.data.windows import TrainingWindows, training_loader
 from train.detector.setup import activations_of
-from train.detector.sources import new_detector, one_experiment
+from train.detector.sources import build_detector, merge_configs
 from train.engine.checkpoint import load_checkpoint
 from train.engine.session import with_cache
 from train.modeling.actionformer import HeadOutput
@@ -90,7 +90,7 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=1e-3)
     args = parser.parse_args()
     sources = [(path, load_checkpoint(path, Experiment)) for path in args.checkpoints]
-    config = one_experiment(None, sources, with_cache(["--fusion.method=average"], args.cache))
+    config = merge_configs(None, sources, with_cache(["--fusion.method=average"], args.cache))
     config = replace(config, training=replace(config.training, workers=0))
     accelerator = Accelerator(cpu=True)
     store = open_cache(args.cache)
@@ -98,10 +98,10 @@ def main() -> None:
     (items,) = load_subsets(
         config.data, annotations, [config.data.train_subset], accelerator, store
     )
-    detector = new_detector(config, annotations.classes, sources).eval()
+    detector = build_detector(config, annotations.classes, sources).eval()
     activations = activations_of(detector, store, args.checkpoints)
     spans = [training_spans(items, config, d) for d in config.directions]
-    cached = up_to_date(activations, spans, "features", [items], config, accelerator)
+    cached = ensure_cached(activations, spans, "features", [items], config, accelerator)
     dataset = TrainingWindows(items, config, cached)
     sampler = EpochSampler(len(dataset), config.training.batch_size, 0, 1, 0)
     loader = training_loader(dataset, sampler, config)

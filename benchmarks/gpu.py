@@ -39,9 +39,9 @@ from extract.backbone.backbone import Backbone
 from extract.backbone.recompute import Recompute
 from train.config import Experiment
 from train.data.batch import Batch
-from train.data.videos import Item
+from train.data.videos import VideoItem
 from train.detector.model import Detector
-from train.detector.training import Detection
+from train.detector.training import DetectionTask
 from train.engine.loop import TrainingRun
 from train.modeling.losses import detection_losses
 from train.modeling.points import assign_batch, pyramid_points
@@ -95,11 +95,13 @@ def training(config: Experiment, device: str, compiled: bool) -> Step:
     if compiled:
         compile_blocks(detector.streams[0].backbone, device)
     frames = config.sampling.samples
-    video = Item(
+    video = VideoItem(
         "noise", Path("noise"), frames, 1.0, np.array([[0.0, 9.0]]), np.zeros(1, np.int64), ()
     )
     accelerator = Accelerator(cpu=device == "cpu", mixed_precision="bf16")
-    run = TrainingRun(Detection(detector, [video] * VIDEOS, None, accelerator), accelerator, False)
+    run = TrainingRun(
+        DetectionTask(detector, [video] * VIDEOS, None, accelerator), accelerator, False
+    )
     run.bar.leave = False
     run.bar.close()
     run.log.close()

@@ -27,9 +27,9 @@ from configs.loader import load
 from tests.encodings import Encoding, write_numbered
 from train.config import Experiment
 from train.data.batch import Batch, collate
-from train.data.cached import Streams, training_spans, up_to_date
+from train.data.cached import CachedStreams, ensure_cached, training_spans
 from train.data.loading import EpochSampler
-from train.data.videos import Item, identified, item_of
+from train.data.videos import VideoItem, probe_item, with_digest
 from train.data.windows import TrainingWindows, training_loader
 from train.detector.model import Detector
 from train.detector.setup import activations_of
@@ -53,17 +53,19 @@ def settings(url: Path, precision: str, block: int) -> Experiment:
     return load(Experiment, CONFIG, overrides)
 
 
-def items_of(files: list[Path]) -> list[Item]:
+def items_of(files: list[Path]) -> list[VideoItem]:
     """Give videos an action in their middle, without which they are no training videos."""
     items = []
     for file in files:
-        item = identified(item_of(file))
+        item = with_digest(probe_item(file))
         segments = np.array([[0.45, 0.5]]) * item.frames
         items.append(replace(item, segments=segments, labels=np.zeros(1, np.int64)))
     return items
 
 
-def way(config: Experiment, items: list[Item], cached: Streams | None) -> Callable[[int], None]:
+def way(
+    config: Experiment, items: list[VideoItem], cached: CachedStreams | None
+) -> Callable[[int], None]:
     """Return what trains on the n-th sample."""
     torch.manual_seed(0)
     detector = Detector(config, tuple(f"class {i}" for i in range(CLASSES))).train()
@@ -94,7 +96,7 @@ def trainer(detector: Detector) -> Callable[[Batch], None]:
     return step
 
 
-def waiting(config: Experiment, items: list[Item], cached: Streams) -> float:
+def waiting(config: Experiment, items: list[VideoItem], cached: CachedStreams) -> float:
     """Return the share of its time that head training waits for batches of two."""
     config = replace(config, training=replace(config.training, workers=1, batch_size=HEAD_BATCH))
     dataset = TrainingWindows(items * (80 // len(items)), config, cached)
@@ -131,8 +133,8 @@ def main() -> None:
         with Store.open(url, "a") as store:
             activations = activations_of(source, store, ["weights.pt"])
             spans = [training_spans(items, head, head.direction)]
-            features = up_to_date(activations, spans, "features", [], head, accelerator)
-            block = up_to_date(activations, spans, BLOCK - 1, [], head, accelerator)
+            features = ensure_cached(activations, spans, "features", [], head, accelerator)
+            block = ensure_cached(activations, spans, BLOCK - 1, [], head, accelerator)
             ways = {
                 "end to end": way(whole, items, None),
                 f"trainable_from_block {BLOCK}": way(part, items, block),

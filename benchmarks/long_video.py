@@ -27,7 +27,7 @@ from extract.sampling.transforms import evaluation_transform
 from extract.sampling.window_frames import arrange, window_frames
 from extract.video.reader import VideoReader
 from train.data.batch import Sample, collate
-from train.data.videos import item_of
+from train.data.videos import probe_item
 from train.detector.model import Detector
 from train.detector.postprocess import detections, predict
 
@@ -109,10 +109,10 @@ def measure(checkpoint: Path, path: Path, batch: int | None) -> Measured:
     """Detect in one video, in a process that did nothing else."""
     detector = load(checkpoint, batch)
     began = time.monotonic()
-    item = item_of(path)
+    item = probe_item(path)
     windows = len(detector.windows(item))
     with tqdm(total=windows, desc=clock(item.duration_s, 0), unit="window", leave=False) as bar:
-        found = detector.examine(item, done=bar.update).detections[detector.answer]
+        found = detector.detect_with_scores(item, done=bar.update).detections[detector.answer]
     took = time.monotonic() - began
     return Measured(item.duration_s, took, windows, peak_mb(), found)
 
@@ -127,7 +127,7 @@ def peak_mb() -> float:
 
 def one_by_one(detector: Detector, path: Path) -> list[Detection]:
     """Detect in a video whose windows know nothing of each other: the decoder jumps to each."""
-    item, reader = item_of(path), VideoReader(path)
+    item, reader = probe_item(path), VideoReader(path)
     config, windows = detector.config, detector.windows(item)
     device = next(detector.parameters()).device
     transform = evaluation_transform(config.pixels)
@@ -143,7 +143,7 @@ def one_by_one(detector: Detector, path: Path) -> list[Detection]:
             segments=(nothing,) * len(config.directions),
             labels=torch.zeros(0, dtype=torch.int64),
         )
-        alone = predict(detector.run, [collate([sample])], config.evaluation, device)
+        alone = predict(detector.predict_batch, [collate([sample])], config.evaluation, device)
         found += alone[detector.answer][item.name]
     return detections(found, item, detector.classes, config.evaluation)
 

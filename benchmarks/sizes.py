@@ -74,7 +74,7 @@ def parts(size: str) -> tuple[Backbone, TemporalAdapter, ActionFormer]:
 def weights(size: str) -> Cost:
     """Count the weights of a size."""
     transformer, adapter, head = (sum(p.numel() for p in part.parameters()) for part in parts(size))
-    return Cost(transformer, len(experiment(size).backbone.with_adapter) * adapter, head)
+    return Cost(transformer, len(experiment(size).backbone.adapted_blocks) * adapter, head)
 
 
 def forward_flops(size: str) -> Cost:
@@ -90,7 +90,7 @@ def forward_flops(size: str) -> Cost:
     with torch.no_grad():
         return Cost(
             transformer=flops(lambda: transformer(clip)),
-            adapters=len(config.backbone.with_adapter) * flops(lambda: adapter(tokens)),
+            adapters=len(config.backbone.adapted_blocks) * flops(lambda: adapter(tokens)),
             head=flops(lambda: head(features, mask)),
         )
 

@@ -23,10 +23,10 @@ import torch
 
 from cache.address import DTYPES, Address, FingerprintInfo, VideoInfo
 from cache.errors import Damaged, Missing, StoreError
-from cache.format.arrays import Gone, Wanted
+from cache.format.arrays import Gone, RowRequest
 from cache.format.compaction import unpack
 from cache.format.index import PARTS, Index, Loaded, Summary, refreshed, summaries
-from cache.format.records import Entry, Group, Told
+from cache.format.records import Entry, Group, Metadata
 from cache.format.writer import Writer
 from cache.storage.base import Files, Range, read_whole
 from cache.storage.codec import Bytes, as_bytes
@@ -42,7 +42,7 @@ NEWER = re.compile(rb'{"format": "palindrome activations", "version": \d+.*}\n',
 Mode = Literal["r", "a", "look"]
 
 
-class _Job(NamedTuple):
+class _RowCopy(NamedTuple):
     """Rows of one record, to be put into `out` [bytes]."""
 
     entry: Entry
@@ -98,7 +98,7 @@ class Store:
             self._lease.release()
             self._lease = None
 
-    def has(self, address: Address) -> bool:
+    def contains(self, address: Address) -> bool:
         """Say whether all rows of an activation are there."""
         self._use(address.fingerprint)
         return bool(self._index.pieces(address, 0, address.rows))
@@ -127,9 +127,9 @@ class Store:
         self.videos, self.fingerprints = self._index.videos, self._index.fingerprints
 
     @property
-    def names(self) -> dict[str, VideoInfo]:
+    def videos_by_name(self) -> dict[str, VideoInfo]:
         """The videos by every name that they had; a name means the one that had it last."""
-        return self._index.names
+        return self._index.videos_by_name
 
     @property
     def index(self) -> Index:
@@ -150,9 +150,9 @@ class Store:
         """Return what is there by fingerprint, dtype, direction and kind of span."""
         return summaries(self._index)
 
-    def told(self, subject: str) -> list[Told]:
+    def metadata_of(self, subject: str) -> list[Metadata]:
         """Return what the store knows of a video's digest or a fingerprint, and since when."""
-        return self._index.told.get(subject, [])
+        return self._index.metadata.get(subject, [])
 
     def writer(self, **options: Any) -> Writer:
         """Return a new writer with a part of its own; `options` are those of `Writer`."""
@@ -242,10 +242,10 @@ class Store:
 
     def _plan(
         self, index: Index, wanted: Sequence[tuple[Address, int, int]]
-    ) -> tuple[list[torch.Tensor], dict[int, list[_Job]]]:
+    ) -> tuple[list[torch.Tensor], dict[int, list[_RowCopy]]]:
         """Return tensors to be filled, and by table what fills them."""
         outs = []
-        jobs: dict[int, list[_Job]] = {}
+        jobs: dict[int, list[_RowCopy]] = {}
         for address, start, stop in wanted:
             found = index.pieces(address, start, stop)
             if not found:
@@ -258,14 +258,14 @@ class Store:
             data, width = as_bytes(out), group.row_bytes
             for entry, low, high in found:
                 part = data[(low - start) * width : (high - start) * width]
-                job = _Job(entry, low - entry.start, high - entry.start, part)
+                job = _RowCopy(entry, low - entry.start, high - entry.start, part)
                 if low < high:
                     jobs.setdefault(entry.table, []).append(job)
             outs.append(out)
         return outs, jobs
 
 
-def _fetch(files: Files, index: Index, table: Loaded, jobs: Sequence[_Job]) -> None:
+def _fetch(files: Files, index: Index, table: Loaded, jobs: Sequence[_RowCopy]) -> None:
     """Fill what one table's file or array holds.
 
     Raises:
@@ -273,7 +273,7 @@ def _fetch(files: Files, index: Index, table: Loaded, jobs: Sequence[_Job]) -> N
     """
     if table.array is not None:
         table.array.read(
-            [Wanted(j.entry.place + j.low, j.entry.place + j.high, j.out) for j in jobs]
+            [RowRequest(j.entry.place + j.low, j.entry.place + j.high, j.out) for j in jobs]
         )
         return
     jobs = sorted(jobs, key=lambda job: job.entry.place)
@@ -289,7 +289,7 @@ def _fetch(files: Files, index: Index, table: Loaded, jobs: Sequence[_Job]) -> N
         jobs = jobs[count:]
 
 
-def _take(data: Bytes, job: _Job, group: Group, file: str) -> None:
+def _take(data: Bytes, job: _RowCopy, group: Group, file: str) -> None:
     """Put a payload's rows where they are wanted."""
     size = job.entry.rows * group.row_bytes
     if len(job.out) == size:

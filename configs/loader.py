@@ -52,8 +52,8 @@ def load(
         if "base" in under:
             raise ValueError(f"{path}: its base {under_path} has a base itself; name that one")
         del content["base"]
-        _refuse_wrong_names(kind, under, str(under_path))
-        _refuse_wrong_names(kind, content, source)
+        _check_names(kind, under, str(under_path))
+        _check_names(kind, content, source)
         content, source = _over(under, content), f"{path} over {under_path}"
     return _build(kind, content, overrides, source, base)
 
@@ -105,13 +105,13 @@ def _content(text: str, source: str) -> dict[str, Any]:
     return content
 
 
-def _refuse_wrong_names(kind: type, content: dict[str, Any], source: str) -> None:
+def _check_names(kind: type, content: dict[str, Any], source: str) -> None:
     """Raise ValueError unless all keys are settings, and groups of settings are mappings."""
     valid = field_names(kind)
     # Below a field that is a dict stand names of the user's.
     below = tuple(f"{name}." for name in _entries(kind))
     names = [name for name in _leaves(content) if not name.startswith(below)]
-    _refuse_unknown(names, valid, source)
+    _check_known(names, valid, source)
     # Sorted, an outer group stands before those within it.
     for name in sorted({name.rpartition(".")[0] for name in valid} - {""}):
         value = content
@@ -124,7 +124,7 @@ def _refuse_wrong_names(kind: type, content: dict[str, Any], source: str) -> Non
 def _build(
     kind: type[T], content: dict[str, Any], overrides: Sequence[str], source: str, base: T | None
 ) -> T:
-    _refuse_wrong_names(kind, content, source)
+    _check_names(kind, content, source)
     valid = field_names(kind)
     for name, entry in _entries(kind).items():
         if not isinstance(content.get(name), dict):
@@ -142,9 +142,7 @@ def _build(
     missing = sorted(set(valid) - set(_leaves(content)), key=valid.index)
     if missing:
         raise ValueError(f"{source}: settings without a default are missing: {', '.join(missing)}")
-    _refuse_unknown(
-        [o[2:].split("=")[0] for o in overrides if o[:2] == "--"], valid, "command line"
-    )
+    _check_known([o[2:].split("=")[0] for o in overrides if o[:2] == "--"], valid, "command line")
     parser = ArgumentParser(exit_on_error=False, allow_abbrev=False)
     parser.add_class_arguments(kind, nested_key=None, fail_untyped=True)
     blame = source
@@ -231,7 +229,7 @@ def _leaves(content: dict[str, Any], prefix: str = "") -> list[str]:
     return names
 
 
-def _refuse_unknown(names: Sequence[str], valid: Sequence[str], source: str) -> None:
+def _check_known(names: Sequence[str], valid: Sequence[str], source: str) -> None:
     for name in names:
         if name not in valid:
             near = difflib.get_close_matches(name, valid, n=1, cutoff=0.5)

@@ -17,7 +17,7 @@ def message(error: BaseException) -> str:
 MOST = 20
 
 
-def first_of(lines: Sequence[str]) -> list[str]:
+def truncated(lines: Sequence[str]) -> list[str]:
     """Return the first lines of a list too long to read, and how many more there are."""
     more = len(lines) - MOST
     return [*lines[:MOST], *([f"… and {more} more"] if more > 0 else [])]

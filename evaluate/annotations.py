@@ -11,13 +11,13 @@ from typing import Any, NamedTuple
 from evaluate.datasets.classes import ClassList, read_classes
 from evaluate.datasets.fields import (
     Refused,
+    as_int,
+    as_segment,
     did_you_mean,
-    member,
+    get_field,
     positive,
     read_text,
-    shown,
-    times,
-    whole,
+    short_repr,
 )
 from evaluate.datasets.read import read_dataset
 from evaluate.datasets.records import Record
@@ -172,7 +172,7 @@ def _video(
     warnings: Counter[str],
     notice: Notice,
 ) -> Video:
-    subset = member(record.content, "subset", record.where, kind=str)
+    subset = get_field(record.content, "subset", record.where, kind=str)
     duration_s, frames, fps = _measures(record.content, info, record.where)
     known, segments = dict.fromkeys(classes.names), dict[Segment, None]()
     for index, (place, entry) in enumerate(_entries(record)):
@@ -195,7 +195,7 @@ def _entries(record: Record) -> Iterable[tuple[str, Any]]:
     # Test subsets are published without labels, then without the list as well.
     entries = record.content.get("annotations", [])
     if not isinstance(entries, list):
-        raise ValueError(f"{record.where}: expected a list, not {shown(entries)}.")
+        raise ValueError(f"{record.where}: expected a list, not {short_repr(entries)}.")
     places = record.places or [f"{record.where}, entry {index}" for index in range(len(entries))]
     return zip(places, entries, strict=True)
 
@@ -210,7 +210,7 @@ def _segment(
     warnings: Counter[str],
 ) -> Segment | None:
     """What an entry says; None for those that are dropped."""
-    label = member(entry, "label", place, kind=str)
+    label = get_field(entry, "label", place, kind=str)
     if label in ignore_labels:
         warnings[f"{label!r} annotations dropped"] += 1
         return None
@@ -221,7 +221,7 @@ def _segment(
             f"{place}: label {label!r} is not in the class list"
             f"{did_you_mean(label, known)} Correct the label or the list.",
         )
-    start_s, end_s = times(entry, place)
+    start_s, end_s = as_segment(entry, place)
     if start_s < 0:
         text = f"{place}: the segment starts at {start_s} s, before the video does."
         raise Refused("outside the video", text)
@@ -276,7 +276,7 @@ def _measures(
         None if record.get(key) is None else positive(record[key], key, where)
         for key in ("duration", "frame", "fps")
     )
-    frames = None if count is None else whole(count, "frame", where)
+    frames = None if count is None else as_int(count, "frame", where)
     if info is not None:
         fps = fps or info.fps
         frames = frames or info.frames
@@ -308,7 +308,7 @@ def _read_info(path: Path) -> dict[str, _Info]:
         for row in table:
             where = f"{path}: line {table.line_num}"
             fps, count = (positive(row[key], key, where) for key in ("fps", "count"))
-            rows[row["video"]] = _Info(fps, whole(count, "count", where))
+            rows[row["video"]] = _Info(fps, as_int(count, "count", where))
     except csv.Error as error:
         raise ValueError(
             f"{path} is not a CSV table ({error}); export or copy it again."

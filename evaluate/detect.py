@@ -28,14 +28,14 @@ from configs.messages import message
 from evaluate.annotations import Annotations, Detection, Segment, read_annotations, with_duration
 from evaluate.files.predictions import write_predictions
 from evaluate.files.subtitles import clock, csv_text, listing, srt, vtt
-from evaluate.files.timeline import PageVideo, embedded, linked, page, refuse_large
+from evaluate.files.timeline import PageVideo, check_size, embedded, linked, page
 from extract.video.files import VIDEO_SUFFIXES
 from extract.video.probe import probe
 from extract.video.reader import VideoError
-from train.data.videos import Item, as_item
+from train.data.videos import VideoItem, make_item
 from train.detector.model import Detector, Examined
-from train.detector.sources import config_of, read_source
-from train.errors import memory_advice
+from train.detector.sources import read_source, resolve_config
+from train.errors import translate_oom
 
 TRUTH = "ground truth"
 
@@ -120,7 +120,7 @@ def detect(
     paths = video_paths(videos)
     annotations = read_truth(annotation_file) if annotation_file else None
     saved = read_source(checkpoint, config_file, overrides)
-    config = config_of(config_file, saved, str(checkpoint), overrides)
+    config = resolve_config(config_file, saved, str(checkpoint), overrides)
     accelerator = Accelerator(mixed_precision=config.training.mixed_precision, cpu=cpu)
     detector = Detector.restore(saved._replace(config=config), checkpoint)
     detector = detector.to(accelerator.device)
@@ -131,7 +131,7 @@ def detect(
     items, bad = looked_at(paths)
     truth = truth_of(items, annotations) if annotations else {}
     for item in items if outputs.embed else ():
-        refuse_large(item.path)
+        check_size(item.path)
     found: dict[str, list[Detection]] = {}
     pages: list[PageVideo] = []
     limit = config.evaluation.nms.max_segments
@@ -143,8 +143,10 @@ def detect(
                 bar.set_description(item.path.name)
                 since = time.monotonic()
                 try:
-                    with accelerator.autocast(), memory_advice("evaluation.batch_size"):
-                        examined = examine(detector, item, bool(outputs.page), workers, bar)
+                    with accelerator.autocast(), translate_oom("evaluation.batch_size"):
+                        examined = detect_with_scores(
+                            detector, item, bool(outputs.page), workers, bar
+                        )
                 except VideoError as error:
                     bad[item.name] = message(error).removeprefix("error: ")
                     continue
@@ -214,7 +216,9 @@ def read_truth(path: Path) -> Annotations:
     return read_annotations(path)
 
 
-def truth_of(items: Sequence[Item], annotations: Annotations) -> dict[str, tuple[Segment, ...]]:
+def truth_of(
+    items: Sequence[VideoItem], annotations: Annotations
+) -> dict[str, tuple[Segment, ...]]:
     """Return the annotated segments of those videos that the annotations know."""
     truth = {}
     for item in items:
@@ -228,23 +232,23 @@ def truth_of(items: Sequence[Item], annotations: Annotations) -> dict[str, tuple
     return truth
 
 
-def looked_at(paths: Sequence[Path]) -> tuple[list[Item], dict[str, str]]:
+def looked_at(paths: Sequence[Path]) -> tuple[list[VideoItem], dict[str, str]]:
     """Return the files that can be read, and by name why the others cannot."""
     items, bad = [], {}
     for path, answer in zip(paths, probe(paths), strict=True):
         try:
-            items.append(as_item(path, answer))
+            items.append(make_item(path, answer))
         except VideoError as error:
             bad[path.stem] = str(error)
     return items, bad
 
 
-def examine(
-    detector: Detector, item: Item, with_curves: bool, workers: int, bar: "tqdm[None]"
+def detect_with_scores(
+    detector: Detector, item: VideoItem, with_curves: bool, workers: int, bar: "tqdm[None]"
 ) -> Examined:
     """Detect in one video; a decoder that takes its worker with it is the video's fault."""
     try:
-        return detector.examine(item, with_curves, workers, bar.update)
+        return detector.detect_with_scores(item, with_curves, workers, bar.update)
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
@@ -256,7 +260,7 @@ def chosen(detections: Sequence[Detection], threshold: float, top: int | None) -
     return [d for d in detections if d.score >= threshold][:top]
 
 
-def told(item: Item, kept: Sequence[Detection], took: float) -> str:
+def told(item: VideoItem, kept: Sequence[Detection], took: float) -> str:
     """Return what the terminal shows of one video."""
     rate = f"{took:.1f} s, {item.duration_s / max(took, 1e-9):.1f} × real time"
     head = f"{item.path} ({clock(item.duration_s)}): {len(kept)} segments ({rate})"
@@ -264,7 +268,7 @@ def told(item: Item, kept: Sequence[Detection], took: float) -> str:
 
 
 def on_page(
-    item: Item,
+    item: VideoItem,
     examined: Examined,
     detector: Detector,
     truth: Sequence[Segment] | None,
@@ -274,7 +278,7 @@ def on_page(
     """Return what the page shows of one video; without annotations there is no lane of truth."""
     lanes: dict[str, Sequence[Segment | Detection]] = {} if truth is None else {TRUTH: truth}
     # The detector's own result stands last, below the streams that it is made of.
-    for name in (*detector.names, detector.answer):
+    for name in (*detector.stream_names, detector.answer):
         if name in examined.detections:
             lanes[name] = examined.detections[name][:top]
     return PageVideo(

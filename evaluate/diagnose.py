@@ -22,12 +22,12 @@ from configs.atomic import write_text
 from configs.loader import load
 from evaluate.annotations import Video, read_annotations, select
 from evaluate.diagnosis.diagnosis import Diagnosis, diagnose
-from evaluate.files.predictions import cannot_score, read_predictions
-from evaluate.reports.diagnosis import MOST_DETECTORS, draw, text
+from evaluate.files.predictions import read_predictions, scoring_problems
+from evaluate.reports.diagnosis import MOST_DETECTORS, draw_diagnosis, text
 from train.config import Experiment
 from train.data.videos import load_annotations
-from train.detector.evaluation import Truth, as_detected
-from train.detector.sources import config_of, read_source
+from train.detector.evaluation import Truth, relabel_truth
+from train.detector.sources import read_source, resolve_config
 
 
 def main() -> None:
@@ -107,10 +107,10 @@ def run(
         videos = [video for video in videos if video.name in seen]
     truth: Truth = {video.name: video.segments for video in videos}
     if config is not None:
-        truth = as_detected(truth, config)
+        truth = relabel_truth(truth, config)
     for name, detections in found.items():
         labels = {segment.label for segments in truth.values() for segment in segments}
-        for problem in cannot_score(detections, truth, labels | {*annotations.classes}, subset):
+        for problem in scoring_problems(detections, truth, labels | {*annotations.classes}, subset):
             print(f"warning: {name}: {problem}")
     durations_s = [video.duration_s for video in videos]
     diagnoses = {
@@ -126,7 +126,7 @@ def experiment(
     """Return the settings of the checkpoint or the config; None if there is neither."""
     if checkpoint:
         saved = read_source(checkpoint, config_file, overrides)
-        return config_of(config_file, saved, str(checkpoint), overrides)
+        return resolve_config(config_file, saved, str(checkpoint), overrides)
     return load(Experiment, config_file, overrides) if config_file else None
 
 
@@ -187,7 +187,7 @@ def write(
         "detectors": {name: diagnosis.as_dict() for name, diagnosis in diagnoses.items()},
     }
     write_text(out / "diagnosis.json", json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-    draw(diagnoses, out)
+    draw_diagnosis(diagnoses, out)
     print(text(diagnoses))
     one = next(iter(diagnoses.values()))
     if "coverage" not in one.characteristics:

@@ -80,7 +80,7 @@ def mean_average_precision(
     )
 
 
-class Table(NamedTuple):
+class MatchTable(NamedTuple):
     """Segments as columns [N]: class, video and group, which is one class in one video."""
 
     label: Integers
@@ -113,8 +113,8 @@ class Matches(NamedTuple):
     """
 
     labels: list[str]
-    truths: Table
-    ranked: Table
+    truths: MatchTable
+    ranked: MatchTable
     scores: Floats
     pairs: Pairs
     taken: Integers
@@ -166,7 +166,7 @@ def _truths(
     ground_truth: Mapping[str, Sequence[Segment]],
     videos: dict[str, int],
     classes: dict[str, int],
-) -> Table:
+) -> MatchTable:
     """The truths, sorted by group; within a group the later one first."""
     flat = [segment for segments in ground_truth.values() for segment in segments]
     video = _video_column(ground_truth, videos)
@@ -175,19 +175,19 @@ def _truths(
     label = np.array([classes[name] for name in names], np.intp)
     group = video * len(classes) + label
     order = np.lexsort((-np.arange(len(flat)), group))
-    return Table(label[order], video[order], group[order], start[order], end[order])
+    return MatchTable(label[order], video[order], group[order], start[order], end[order])
 
 
 def _ranked(
     predictions: Mapping[str, Sequence[Detection]],
     videos: dict[str, int],
     classes: dict[str, int],
-) -> tuple[Table, Floats]:
+) -> tuple[MatchTable, Floats]:
     """The predictions of known classes, sorted by class, the best score first; their scores."""
     flat = [detection for detections in predictions.values() for detection in detections]
     if not flat:
         empty = np.zeros(0, np.intp)
-        return Table(empty, empty, empty, np.zeros(0), np.zeros(0)), np.zeros(0)
+        return MatchTable(empty, empty, empty, np.zeros(0), np.zeros(0)), np.zeros(0)
     video = _video_column(predictions, videos)
     names, *columns = zip(*flat, strict=True)
     start, end, score = _finite(columns, "the predictions")
@@ -195,7 +195,7 @@ def _ranked(
     order = np.lexsort((-score, label))
     order = order[np.searchsorted(label[order], 0) :]
     group = video * len(classes) + label
-    table = Table(label[order], video[order], group[order], start[order], end[order])
+    table = MatchTable(label[order], video[order], group[order], start[order], end[order])
     return table, score[order]
 
 
@@ -206,7 +206,7 @@ def _finite(columns: Sequence[Sequence[float]], what: str) -> list[Floats]:
     return arrays
 
 
-def overlapping(ranked: Table, truths: Table, lowest: float) -> Pairs:
+def overlapping(ranked: MatchTable, truths: MatchTable, lowest: float) -> Pairs:
     """All pairs of one group whose tIoU is at least `lowest`; truths are sorted by group."""
     first = np.searchsorted(truths.group, ranked.group, side="left")
     counts = np.searchsorted(truths.group, ranked.group, side="right") - first
@@ -284,8 +284,8 @@ def precision_at_hits(false: Integers, truths: int, instances: float | None = No
 
 def _recall(
     pairs: Pairs,
-    ranked: Table,
-    truths: Table,
+    ranked: MatchTable,
+    truths: MatchTable,
     truth_counts: Integers,
     tious: Sequence[float],
 ) -> dict[tuple[float, int], float]:

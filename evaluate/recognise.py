@@ -28,12 +28,12 @@ from configs.atomic import write_text
 from configs.loader import dump, field_names, load, parse
 from evaluate.metrics.accuracy import Accuracy, split_scores
 from evaluate.reports.figures import draw_confusion
-from train.data.videos import skipped_warning
-from train.engine.checkpoint import format_of, is_checkpoint, load_checkpoint, refuse_other_kind
+from train.data.videos import format_skipped
+from train.engine.checkpoint import check_kind, format_of, is_checkpoint, load_checkpoint
 from train.recognition.config import Recognition
 from train.recognition.dataset import Example
 from train.recognition.evaluation import evaluate_recogniser
-from train.recognition.recogniser import Recogniser, adopt
+from train.recognition.recogniser import Recogniser, recogniser_from_weights
 from train.recognition.training import Scores
 
 TOP = 5
@@ -75,13 +75,13 @@ def read_recogniser(
 ) -> Recogniser:
     """Return what the checkpoint holds, with the settings of the config file and command line."""
     if path.exists() and not is_checkpoint(path, Recognition):
-        refuse_other_kind(path, format_of(path))
+        check_kind(path, format_of(path))
         if file is None:
             raise ValueError(
                 f"{path} is no checkpoint of train/recognise.py and brings no settings: add "
                 "--config, as configs/recognition/tada2d_r50_k400.yaml"
             )
-        return adopt(path, load(Recognition, file, overrides), classes or ())
+        return recogniser_from_weights(path, load(Recognition, file, overrides), classes or ())
     if classes:
         raise ValueError(f"--classes: {path} knows its classes; leave it out")
     saved = load_checkpoint(path, Recognition)
@@ -122,7 +122,7 @@ def test(
         return
     out = found.out
     if found.skipped:
-        print(skipped_warning(found.skipped, found.listed))
+        print(format_skipped(found.skipped, found.listed))
     write_scores(out / "predictions.json", recogniser, found.examples, found.scores)
     if not found.has_labels:
         print(f"no labels to score against; what was found is in {out / 'predictions.json'}")

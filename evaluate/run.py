@@ -21,21 +21,21 @@ from configs import cli
 from configs.loader import dump, load
 from evaluate.annotations import read_annotations, select
 from evaluate.files.predictions import (
-    cannot_score,
     join_predictions,
     read_predictions,
+    scoring_problems,
     write_predictions,
 )
 from evaluate.mean_ap import MeanAP, mean_average_precision
 from evaluate.nms import NmsConfig
-from evaluate.reports.figures import table
+from evaluate.reports.figures import scores_table
 from evaluate.reports.launches import FINISHED, LAUNCHES, new_launch
 from evaluate.reports.page import REPORT, TABLES
-from evaluate.reports.scores import PICTURES, leave_scores, write_results
+from evaluate.reports.scores import PICTURES, write_results, write_scores_report
 from evaluate.reports.sections import evaluation_sections
-from evaluate.reports.training import leave_report
+from evaluate.reports.training import write_training_report
 from train.config import Experiment
-from train.data.videos import load_annotations, skipped_warning
+from train.data.videos import format_skipped, load_annotations
 from train.detector.evaluation import evaluate_checkpoint
 from train.engine.session import with_cache
 from train.engine.stopwatch import Stopwatch
@@ -112,7 +112,7 @@ def score_files(
         annotations = read_annotations(annotation_file)
     truth = {video.name: video.segments for video in select(annotations, subset)}
     found = files[0] if len(files) == 1 else join_predictions(files, nms)
-    for problem in cannot_score(found, truth, annotations.classes, subset):
+    for problem in scoring_problems(found, truth, annotations.classes, subset):
         print(f"warning: {problem}")
     out = out or paths[0].parent / f"{'+'.join(path.stem for path in paths)}-{subset}"
     watch = Stopwatch("scoring")
@@ -122,7 +122,7 @@ def score_files(
     print_scores(result, {}, out)
     launch = replace(launch, outcome=FINISHED, seconds=watch.seconds())
     title = f"{' + '.join(map(str, paths))} on '{subset}'"
-    leave_scores(out, title, truth, found, result, {}, 0, evaluation_sections(out, launch))
+    write_scores_report(out, title, truth, found, result, {}, 0, evaluation_sections(out, launch))
     print(f"report: {out / REPORT}")
 
 
@@ -140,7 +140,7 @@ def score_checkpoint(
         return
     out, videos = found.out, len(found.items)
     if found.dropped:
-        print(skipped_warning(found.dropped, videos))
+        print(format_skipped(found.dropped, videos))
     print(f"{videos} videos ({found.minutes:.1f} min) in {found.seconds:.1f} s")
     for name, others in found.of_streams.items():
         write_predictions(out / f"predictions-{name}.json", others)
@@ -155,7 +155,7 @@ def score_checkpoint(
         write_results(out, found.detections, result, streams, found.skipped)
         print_scores(result, streams, out)
     settings = found.detector.config
-    leave_scores(
+    write_scores_report(
         out,
         f"{checkpoint} on '{settings.data.test_subset}'",
         found.truth(),
@@ -173,7 +173,7 @@ def score_checkpoint(
 
 def print_scores(result: MeanAP, streams: Mapping[str, MeanAP], out: Path) -> None:
     """Print the table, and the single streams' scores of a fused detector."""
-    print(table(result))
+    print(scores_table(result))
     for name, alone in streams.items():
         print(f"{name} alone: average mAP {alone.average:.4f}")
     print(f"average mAP {result.average:.4f}; details in {out}")
@@ -183,7 +183,7 @@ def _tell_the_run(run: Path, out: Path) -> None:
     """Let the report of a training run, if there is one, show a score that is in its folder."""
     if (run / LAUNCHES).exists() and out.resolve().is_relative_to(run.resolve()):
         try:
-            leave_report(run)
+            write_training_report(run)
         except (OSError, ValueError) as error:
             print(f"warning: {run / REPORT} does not show this score: {error}")
 

@@ -25,7 +25,7 @@ from cache.address import DTYPES, Dtype, FingerprintInfo, VideoInfo
 from cache.fingerprint import chain
 from cache.store import open_cache
 from configs import cli
-from configs.messages import first_of
+from configs.messages import truncated
 from evaluate.annotations import Video, read_annotations
 from extract.activations.stored import Cached
 from extract.backbone.imported import about, imported_name
@@ -120,7 +120,7 @@ def run(request: Request) -> None:
                 writer.describe(FingerprintInfo(fingerprint, "features", origin, of))
             span = span_of(source, len(rows), request.name, request.stride, request.offset)
             writer.describe(span.video)
-            if not place.has(span):
+            if not place.contains(span):
                 writer.put(place.address(span), padded(rows, span.rows))
     done, absent = len(sources) - len(problems), len(videos.keys() - {s.name for s in sources})
     if absent:
@@ -135,7 +135,7 @@ def run(request: Request) -> None:
     if problems:
         raise ValueError(
             f"{len(problems)} of {len(sources)} videos have none:\n  "
-            + "\n  ".join(first_of(problems))
+            + "\n  ".join(truncated(problems))
         )
 
 
@@ -163,13 +163,13 @@ def find(folders: Sequence[Path], videos: dict[str, Video], fps: float | None) -
         )
     lacking = [n for n in names if any(n not in files for files in found[1:])]
     if lacking:
-        raise ValueError(f"--features: not in every folder: {', '.join(first_of(lacking))}")
+        raise ValueError(f"--features: not in every folder: {', '.join(truncated(lacking))}")
     rates = {n: fps or (videos[n].fps if n in videos else None) for n in names}
     unknown = [n for n in names if not rates[n]]
     if unknown:
         raise ValueError(
             f"the frame rate of {len(unknown)} videos is not known "
-            f"({', '.join(first_of(unknown))}): give --annotations with durations and frames, "
+            f"({', '.join(truncated(unknown))}): give --annotations with durations and frames, "
             "--info_csv, or --fps"
         )
     return [

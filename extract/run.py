@@ -28,11 +28,11 @@ from configs.atomic import write_text
 from extract.activations.activations import Activations
 from extract.activations.plan import (
     Plan,
-    Wanted,
+    SpanRequest,
+    check_disk_space,
     distinct_frames,
     estimate_s,
     plan,
-    refuse_full_disk,
 )
 from extract.activations.refresh import refresh
 from extract.sampling.spans import Span
@@ -42,19 +42,19 @@ from train.config import Experiment
 from train.cost.compare import compared, not_comparable
 from train.data.cached import evaluation_spans, training_spans
 from train.data.videos import (
-    Item,
-    Items,
+    Subset,
+    VideoItem,
+    format_skipped,
     learned_classes,
     load_annotations,
     load_subsets,
-    skipped_warning,
 )
 from train.detector.model import Detector
-from train.detector.setup import activations_of, refuse_imported
-from train.detector.sources import config_of, new_detector, read_sources
+from train.detector.setup import activations_of, check_has_pixels
+from train.detector.sources import build_detector, read_sources, resolve_config
 from train.engine.checkpoint import Checkpoint
-from train.engine.session import inference_accelerator, refuse_fp16_without_gpu, with_cache
-from train.errors import memory_advice, worker_advice
+from train.engine.session import check_fp16_has_gpu, inference_accelerator, with_cache
+from train.errors import translate_oom, translate_worker_death
 
 PURPOSES = ("train", "validation", "test")
 
@@ -115,17 +115,17 @@ def run(
         for direction in directions or [config.direction]
     ]
     config = backbones[0][0]
-    refuse_imported(config)
+    check_has_pixels(config)
     if directions and any(len(each.directions) > 1 for each, _, _ in backbones):
         raise ValueError("--directions: a detector of two streams has its own; leave it out")
-    _refuse_different([config for config, _, _ in backbones])
+    _check_same([config for config, _, _ in backbones])
     if not config.cache.url:
         raise ValueError("--cache: give the store that activations are kept in")
     accelerator = inference_accelerator(config, cached=True)
-    refuse_fp16_without_gpu(config, accelerator)
+    check_fp16_has_gpu(config, accelerator)
     url, planning = config.cache.url, plan_file is not None
     if plan_file:
-        _refuse_unwritable(Path(plan_file), purposes)
+        _check_writable(Path(plan_file), purposes)
     store = Store.open(url, "look") if planning else open_cache(url)
     annotations = load_annotations(config.data)
     wanted_of = [purpose for purpose in PURPOSES if purpose in purposes]
@@ -135,7 +135,7 @@ def run(
     items = dict(zip(subsets, loaded, strict=True))
     wanted, first = [], None
     for config, saved, source in backbones:
-        detector = new_detector(
+        detector = build_detector(
             config, learned_classes(config.data, annotations), [(source, saved)] if saved else []
         )
         every = activations_of(detector.to(accelerator.device).eval(), store, [source])
@@ -145,7 +145,7 @@ def run(
                 for purpose, name in names.items()
                 for span in _spans(purpose, items[name], config, direction)
             ]
-            wanted.append(Wanted(activations, spans, ("features", *config.cache.blocks)))
+            wanted.append(SpanRequest(activations, spans, ("features", *config.cache.blocks)))
         first = first or (detector, every)
     skip = config.data.bad_videos == "skip"
     made = plan(wanted, accelerator, skip)
@@ -158,15 +158,15 @@ def run(
         _compare(*first, items[names["train"]], validation, accelerator, plan_file)
         if accelerator.is_main_process and len(backbones) > 1:
             print(f"for each of the {len(backbones)} streams alone, which are runs of their own")
-    refuse_full_disk(made)
+    check_disk_space(made)
     if planning:
         return
     began = time.monotonic()
-    with worker_advice(), memory_advice("sampling.window_size or pixels.size"):
+    with translate_worker_death(), translate_oom("sampling.window_size or pixels.size"):
         skipped = refresh(made, accelerator, config.training.workers, skip)
     if accelerator.is_main_process:
         if skipped:
-            print(skipped_warning(skipped, sum(map(len, items.values()))))
+            print(format_skipped(skipped, sum(map(len, items.values()))))
         took = timedelta(seconds=round(time.monotonic() - began))
         print(f"done in {took}: {store.url} now holds {store.bytes / 1e6:,.1f} MB")
 
@@ -177,14 +177,14 @@ def _config(
     if file and saved:
         # One config for several checkpoints: the direction stays each one's own.
         overrides = [f"--direction={saved.config.direction}", *overrides]
-    config = config_of(file, saved, source, overrides)
+    config = resolve_config(file, saved, source, overrides)
     if saved and len(saved.config.directions) == 1:
         # What its experiment makes of several streams is no matter of one.
         return replace(config, fusion=replace(config.fusion, method="none"))
     return config
 
 
-def _refuse_different(configs: list[Experiment]) -> None:
+def _check_same(configs: list[Experiment]) -> None:
     """Raise ValueError unless all take the same frames of the same videos."""
     for part in ("data", "sampling", "pixels", "cache"):
         if any(getattr(config, part) != getattr(configs[0], part) for config in configs):
@@ -204,7 +204,7 @@ def _subset(config: Experiment, purpose: str) -> str:
     return names[purpose]
 
 
-def _spans(purpose: str, items: Items, config: Experiment, direction: Direction) -> list[Span]:
+def _spans(purpose: str, items: Subset, config: Experiment, direction: Direction) -> list[Span]:
     if purpose == "train":
         return training_spans(items, config, direction)
     sampling = config.sampling
@@ -214,7 +214,7 @@ def _spans(purpose: str, items: Items, config: Experiment, direction: Direction)
 
 
 def _tell(
-    made: Plan, config: Experiment, items: dict[str, Items], names: dict[str, str], processes: int
+    made: Plan, config: Experiment, items: dict[str, Subset], names: dict[str, str], processes: int
 ) -> None:
     print(made.headline())
     if "train" in names:
@@ -232,8 +232,8 @@ def _tell(
 def _compare(
     detector: Detector,
     activations: Sequence[Activations],
-    training: Sequence[Item],
-    validation: Sequence[Item],
+    training: Sequence[VideoItem],
+    validation: Sequence[VideoItem],
     accelerator: Accelerator,
     file: str,
 ) -> None:
@@ -252,7 +252,7 @@ def _compare(
         write_text(Path(file), json.dumps(found.to_json(), indent=1, ensure_ascii=False) + "\n")
 
 
-def _refuse_unwritable(file: Path, purposes: Sequence[str]) -> None:
+def _check_writable(file: Path, purposes: Sequence[str]) -> None:
     """Raise ValueError unless there will be a table that the file can take; before long trials."""
     if "train" not in purposes:
         raise ValueError(f"--plan: {file} would get the ways to train; add train to --of")
@@ -260,7 +260,7 @@ def _refuse_unwritable(file: Path, purposes: Sequence[str]) -> None:
         raise ValueError(f"--plan: {file} is no .json file in a folder that is there")
 
 
-def _not_needed(items: Items, config: Experiment) -> tuple[int, int]:
+def _not_needed(items: Subset, config: Experiment) -> tuple[int, int]:
     """Return how many training videos have no action, and how many clips no training span has."""
     stride = config.sampling.frame_stride
     samples = sum(-(-item.frames // stride) for item in items)

@@ -29,7 +29,7 @@ import numpy as np
 from configs import cli
 from configs.atomic import write_text
 from evaluate.annotations import read_annotations
-from evaluate.datasets.fields import member, read_json
+from evaluate.datasets.fields import get_field, read_json
 from extract.sampling.reversal import reverse_seconds
 from extract.transcoding.encode import SUFFIX
 from extract.transcoding.proxy import ProxyConfig, is_current, write_proxy
@@ -41,7 +41,7 @@ from extract.video.index import VideoError
 from extract.video.probe import probe
 
 if TYPE_CHECKING:  # imported where it is used: each process would spend seconds on accelerate
-    from train.data.videos import Item
+    from train.data.videos import VideoItem
 
 TINY = 1e-6  # frames
 REPORT = "proxies.json"
@@ -198,12 +198,12 @@ def _report(
 
 def _write_annotations(annotations: Path, request: Request, done: Sequence[Path]) -> None:
     """Write the annotation file for the videos that were written: mirrored, or as it is."""
-    from train.data.videos import item_of
+    from train.data.videos import probe_item
 
     text = annotations.read_text(encoding="utf-8-sig")
     if request.reverse:
         content, warnings = reversed_annotations(
-            annotations, {path.stem: item_of(path) for path in done}, request.info_csv
+            annotations, {path.stem: probe_item(path) for path in done}, request.info_csv
         )
         text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
         for what, count in warnings.items():
@@ -212,7 +212,7 @@ def _write_annotations(annotations: Path, request: Request, done: Sequence[Path]
 
 
 def reversed_annotations(
-    path: Path, items: "Mapping[str, Item]", info_csv: Sequence[Path] = ()
+    path: Path, items: "Mapping[str, VideoItem]", info_csv: Sequence[Path] = ()
 ) -> tuple[dict[str, Any], Counter[str]]:
     """Return an annotation file's content for the reversed videos, and counts of what to know.
 
@@ -247,7 +247,7 @@ def _database(path: Path) -> Any:
     """Return an annotation file's content; raise ValueError if it has another layout."""
     try:
         content = read_json(path)
-        member(content, "database", f"{path}")
+        get_field(content, "database", f"{path}")
     except ValueError as error:
         raise ValueError(
             f"--annotations: only JSON with a 'database' can be reversed as a file ({error})"
@@ -256,12 +256,12 @@ def _database(path: Path) -> Any:
 
 
 def mirrored(
-    segment: Sequence[float | str], item: "Item", duration_s: float, warnings: Counter[str]
+    segment: Sequence[float | str], item: "VideoItem", duration_s: float, warnings: Counter[str]
 ) -> list[float]:
     """Return where an annotated segment [start, end], in seconds, lies in the reversed video.
 
     A detector that reads the reversed file forwards must be told the frames that one is told which
-    reads the original backwards: N − 1 − f where the original has f (`Item.to_frames`). Where
+    reads the original backwards: N − 1 − f where the original has f (`VideoItem.to_frames`). Where
     frames come evenly, f is rounded down, so a time says which frame is being shown. At t of
     `duration_s` that is the frame which the reversed file shows at duration − t: the mapping is
     that of N + 1 times between and around the frames. On such a time itself the later frame

@@ -19,12 +19,12 @@ from torch import Tensor
 
 from configs import cli
 from configs.atomic import atomic_path
-from configs.messages import first_of
+from configs.messages import truncated
 from extract.backbone.pretrained import trunk_settings
 from extract.backbone.videomae import TrunkConfig, VideoMAE
 from extract.checkpoints.key_maps import ADAPTERS, MMACTION, head_to_opentad, renamed, turned
-from extract.checkpoints.layouts import ADDED, KEPT, NORMALIZER, Network, counted, recognise
-from extract.checkpoints.tensor_files import Content, read, sha256
+from extract.checkpoints.layouts import ADDED, KEPT, NORMALIZER, FoundNetwork, counted, recognise
+from extract.checkpoints.tensor_files import TensorFile, read_tensors, sha256
 from extract.sampling.units import TUBELET
 from extract.tada.pretrained import TAdaNetwork, new_tada, recognise_tada
 
@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("file", type=Path, help="file or Hugging Face folder")
     parser.add_argument("--convert", type=Path, metavar="OUT", help=".safetensors or .pth to write")
     args = parser.parse_args()
-    content = read(args.file)
+    content = read_tensors(args.file)
     if tada := recognise_tada(content, args.file):
         describe_tada(args.file, content, tada)
         if args.convert:
@@ -49,7 +49,7 @@ def main() -> None:
         convert(args.file, networks, args.convert)
 
 
-def describe_file(path: Path, content: Content, what: str) -> None:
+def describe_file(path: Path, content: TensorFile, what: str) -> None:
     """Print what a file holds in a word, and how much of it."""
     part = f", of its '{content.part}'" if content.part else ""
     numbers = sum(tensor.numel() for tensor in content.tensors.values())
@@ -61,7 +61,7 @@ def describe_file(path: Path, content: Content, what: str) -> None:
         print(f"  SHA-256 {digest}  {name}")
 
 
-def describe_tada(path: Path, content: Content, network: TAdaNetwork) -> None:
+def describe_tada(path: Path, content: TensorFile, network: TAdaNetwork) -> None:
     """Print what a file with a TAdaConv network holds."""
     describe_file(path, content, str(network))
     if network.tasks:
@@ -70,7 +70,7 @@ def describe_tada(path: Path, content: Content, network: TAdaNetwork) -> None:
         print(f"  {line}")
 
 
-def describe(path: Path, content: Content, networks: tuple[Network, ...]) -> None:
+def describe(path: Path, content: TensorFile, networks: tuple[FoundNetwork, ...]) -> None:
     """Print what a file holds and what of it is used."""
     network = networks[0]
     streams = f", {len(networks)} streams" if len(networks) > 1 else ""
@@ -87,20 +87,20 @@ def describe(path: Path, content: Content, networks: tuple[Network, ...]) -> Non
     print(f"  used: {used} tensors of backbone and head")
     for reason in dict.fromkeys(network.why.values()):
         names = [name for name, why in network.why.items() if why == reason]
-        print(f"  not used: {', '.join(first_of(names))}: {reason}")
+        print(f"  not used: {', '.join(truncated(names))}: {reason}")
     for line in problems(network):
         print(f"  {line}")
 
 
-def outputs(network: Network) -> str:
+def outputs(network: FoundNetwork) -> str:
     """Say in words what classes a network tells apart."""
     count, what = network.outputs or 0, "detector" if network.head else "classifier"
     if network.classes:
-        return f"{what} of {count} classes: {', '.join(first_of(network.classes))}"
+        return f"{what} of {count} classes: {', '.join(truncated(network.classes))}"
     return f"{what} of {counted(count)}; not named"
 
 
-def problems(network: Network) -> list[str]:
+def problems(network: FoundNetwork) -> list[str]:
     """Return what a network's transformer lacks, and what it should not have."""
     # A tiny one of the same depth has the same names.
     tiny = TrunkConfig(width=1, depth=max(network.size.depth, 1), heads=1, patch=1, image_size=1)
@@ -134,22 +134,22 @@ def convert_tada(path: Path, network: TAdaNetwork, out: Path) -> None:
     """
     if out.suffix != ".safetensors":
         raise ValueError(f"--convert: a TAdaConv network becomes a .safetensors file, not {out}")
-    refuse_conversion(path, out, tada_problems(network))
+    check_convertible(path, out, tada_problems(network))
     with atomic_path(out) as aside:
         state = {name: tensor.contiguous() for name, tensor in network.tensors.items()}
         save_file(state, aside, {"format": "pt"})
     print(f"{out}: {len(state)} tensors, {out.stat().st_size / 1e6:,.1f} MB")
 
 
-def refuse_conversion(path: Path, out: Path, problems: Sequence[str]) -> None:
+def check_convertible(path: Path, out: Path, problems: Sequence[str]) -> None:
     """Raise ValueError if there are problems with the network, or the file would be overwritten."""
     if problems:
-        raise ValueError(f"{path} cannot be converted: {'; '.join(first_of(problems))}")
+        raise ValueError(f"{path} cannot be converted: {'; '.join(truncated(problems))}")
     if out.resolve() == path.resolve():
         raise ValueError(f"--convert: {out} is the file itself; choose another name")
 
 
-def convert(path: Path, networks: tuple[Network, ...], out: Path) -> None:
+def convert(path: Path, networks: tuple[FoundNetwork, ...], out: Path) -> None:
     """Write a network in Palindrome's layout (.safetensors) or in OpenTAD's (.pth).
 
     Raises:
@@ -162,7 +162,7 @@ def convert(path: Path, networks: tuple[Network, ...], out: Path) -> None:
     if len(networks) > 1:
         raise ValueError(f"{path} has {len(networks)} streams; only a single one can be converted")
     (network,) = networks
-    refuse_conversion(path, out, problems(network))
+    check_convertible(path, out, problems(network))
     with atomic_path(out) as aside:
         if out.suffix == ".pth":
             state = to_opentad(network)
@@ -176,13 +176,13 @@ def convert(path: Path, networks: tuple[Network, ...], out: Path) -> None:
     print(f"{out}: {len(state)} tensors, {out.stat().st_size / 1e6:,.1f} MB")
 
 
-def to_ours(network: Network) -> dict[str, Tensor]:
+def to_ours(network: FoundNetwork) -> dict[str, Tensor]:
     """Return a network's tensors as our files have them, with what only OpenTAD needs."""
     head = {f"head.{name}": tensor for name, tensor in network.head.items()}
     return network.backbone | head | {KEPT + n: t for n, t in _kept(network).items()}
 
 
-def to_opentad(network: Network) -> dict[str, Tensor]:
+def to_opentad(network: FoundNetwork) -> dict[str, Tensor]:
     """Return a network's tensors as OpenTAD's detectors have them.
 
     What those have and ours have not is put back where the file kept it, else with start values:
@@ -217,7 +217,7 @@ def to_opentad(network: Network) -> dict[str, Tensor]:
     return {f"module.{name}": tensor for name, tensor in (theirs | _kept(network)).items()}
 
 
-def _kept(network: Network) -> dict[str, Tensor]:
+def _kept(network: FoundNetwork) -> dict[str, Tensor]:
     """Return the tensors that only OpenTAD needs, by its names."""
     plain = {name.removeprefix(KEPT): tensor for name, tensor in network.dropped.items()}
     return {n: t for n, t in plain.items() if n.startswith((FINAL_NORM, NORMALIZER))}

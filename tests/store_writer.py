@@ -57,7 +57,7 @@ def write(url: str, first: int, step: int, log: Path, flush_every: int) -> None:
         say.write("begin\n")
         for count, number in enumerate(range(first, COUNT, step)):
             address, rows = activation(number)
-            if not store.has(address):
+            if not store.contains(address):
                 for info in described(number):
                     writer.describe(info)
                 half = len(rows) // 2 if number % 5 == 0 else 0
@@ -87,7 +87,7 @@ def read(url: str) -> None:
         assert time.monotonic() < until, f"{len(new)} never came, {new[:9]} among them"
         for number in {*rng.sample(new, min(40, len(new))), *rng.sample(range(COUNT), 5)}:
             address, rows = activation(number)
-            if store.has(address):
+            if store.contains(address):
                 assert torch.equal(store.read(address), rows), number
                 there.add(number)
             else:

@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from extract.checkpoints.key_maps import head_from_opentad, head_to_opentad
-from extract.checkpoints.strict import load_strictly
-from extract.checkpoints.tensor_files import read
+from extract.checkpoints.strict import load_state_dict_strict
+from extract.checkpoints.tensor_files import read_tensors
 from tests.conftest import GOLDEN
 from train.modeling.actionformer import ActionFormer, HeadConfig
 from train.modeling.attention import local_attention
@@ -46,7 +46,7 @@ def golden() -> dict[str, Tensor]:
 
 @pytest.fixture(scope="module")
 def opentad_state() -> dict[str, Tensor]:
-    tensors = read(GOLDEN / "opentad_checkpoint.pth").tensors
+    tensors = read_tensors(GOLDEN / "opentad_checkpoint.pth").tensors
     named = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
     others = ("backbone.", "rpn_head.loss_normalizer")
     return {name: tensor for name, tensor in named.items() if not name.startswith(others)}
@@ -57,7 +57,7 @@ def tiny(opentad_state: dict[str, Tensor]) -> ActionFormer:
     sizes = json.loads((GOLDEN / "config.json").read_text())
     config = HeadConfig(width=sizes["proj"], heads=4, levels=sizes["levels"])
     head = ActionFormer(sizes["embed"], sizes["ncls"], config).eval()
-    load_strictly(head, head_from_opentad(opentad_state), "golden")
+    load_state_dict_strict(head, head_from_opentad(opentad_state), "golden")
     return head
 
 

@@ -16,7 +16,7 @@ from cache.address import Dtype, VideoInfo
 from cache.store import Store
 from extract.activations.activations import Activations, CacheConfig
 from extract.activations.fingerprints import Precision, fingerprints, settings
-from extract.activations.inputs import Task, job_pieces
+from extract.activations.inputs import PassInput, job_pieces
 from extract.activations.stored import deepest
 from extract.backbone.adapters import TemporalAdapter
 from extract.backbone.backbone import Backbone, BackboneConfig, Cut
@@ -152,7 +152,7 @@ def test_one_decode_serves_overlapping_windows_and_both_directions(
             yield chunk
 
     monkeypatch.setattr(VideoReader, "chunks", counted)
-    tasks = [Task(number, span, None) for number, span in enumerate(spans)]
+    tasks = [PassInput(number, span, None) for number, span in enumerate(spans)]
     pieces = list(job_pieces(tasks, PIXELS))
     assert sum(decoded) == 75  # every second of 150 frames, once
     assert sorted(n for piece in pieces for n in piece.numbers) == list(range(len(spans)))
@@ -177,7 +177,7 @@ def test_a_changed_adapter_counts_from_its_block_on(
     with torch.no_grad():
         backbone.adapters[str(k)].get_parameter(name).flatten()[0] += 0.25
     for place, cut in enumerate(CUTS):
-        assert activations.places()[cut].has(span) == (place < k)
+        assert activations.cached_cuts()[cut].contains(span) == (place < k)
     before = counts(activations)
     for cut in reversed(CUTS):
         assert torch.equal(activations.get(span, cut), fresh(backbone, span, cut))
@@ -192,7 +192,7 @@ def test_a_changed_adapter_counts_from_its_block_on(
 def test_every_way_of_changing_weights_is_seen(video: Path, store: Store) -> None:
     backbone, span = new_backbone(), spans_of(video)[0]
     activations = seam(store, backbone)
-    names = [activations.places()["features"].fingerprint]
+    names = [activations.cached_cuts()["features"].fingerprint]
     adapter = backbone.adapters["2"]
     assert isinstance(adapter, TemporalAdapter)
     weight = adapter.up.weight
@@ -200,37 +200,37 @@ def test_every_way_of_changing_weights_is_seen(video: Path, store: Store) -> Non
     optimizer = torch.optim.AdamW([weight], lr=0.1)
     weight.grad = torch.ones_like(weight)
     optimizer.step()
-    names.append(activations.places()["features"].fingerprint)
+    names.append(activations.cached_cuts()["features"].fingerprint)
 
     state = {name: tensor.clone() for name, tensor in backbone.state_dict().items()}
     state["adapters.2.up.weight"] += 1
     backbone.load_state_dict(state)
-    names.append(activations.places()["features"].fingerprint)
+    names.append(activations.cached_cuts()["features"].fingerprint)
 
     adapter.up.weight = torch.nn.Parameter(weight.detach() + 1)
-    names.append(activations.places()["features"].fingerprint)
+    names.append(activations.cached_cuts()["features"].fingerprint)
 
     fused = torch.optim.AdamW(adapter.parameters(), lr=0.1, fused=True)
     for parameter in adapter.parameters():
         parameter.grad = torch.ones_like(parameter)
     fused.step()
-    names.append(activations.places()["features"].fingerprint)
+    names.append(activations.cached_cuts()["features"].fingerprint)
 
     averaged = [torch.zeros_like(p) for p in adapter.parameters()]
     with torch.no_grad():
         torch._foreach_lerp_(list(adapter.parameters()), averaged, 0.5)
-    names.append(activations.places()["features"].fingerprint)
+    names.append(activations.cached_cuts()["features"].fingerprint)
 
     scale = backbone.trunk.blocks[1].get_parameter("norm1.weight")
     scale.data[3] += 1
-    names.append(activations.places()["features"].fingerprint)
+    names.append(activations.cached_cuts()["features"].fingerprint)
 
     scale.data.copy_(scale.data.flip(0))  # the same values at other places
-    names.append(activations.places()["features"].fingerprint)
+    names.append(activations.cached_cuts()["features"].fingerprint)
 
     wide = backbone.trunk.blocks[2].get_parameter("mlp.fc1.weight")
     wide.data.copy_(wide.data.flip(1))
-    names.append(activations.places()["features"].fingerprint)
+    names.append(activations.cached_cuts()["features"].fingerprint)
     assert len(set(names)) == len(names)
     assert torch.equal(activations.get(span), fresh(backbone, span))
 
@@ -241,7 +241,7 @@ def test_what_a_pass_depends_on_makes_it_miss(video: Path, store: Store, tmp_pat
     first.get(span)
     first.flush()
     store.refresh()
-    assert seam(store, new_backbone()).places()["features"].has(span)
+    assert seam(store, new_backbone()).cached_cuts()["features"].contains(span)
 
     others = [
         seam(store, new_backbone(), pixels=replace(PIXELS, size=48)),
@@ -250,27 +250,29 @@ def test_what_a_pass_depends_on_makes_it_miss(video: Path, store: Store, tmp_pat
         seam(store, new_backbone(), precision="bf16"),
         seam(store, new_backbone(), config=CacheConfig(dtype="float16")),
     ]
-    assert not any(other.places()[cut].has(span) for other in others for cut in CUTS)
+    assert not any(other.cached_cuts()[cut].contains(span) for other in others for cut in CUTS)
     # What only training uses does not count.
     same = [
         seam(store, new_backbone(), pixels=replace(PIXELS, flip=0.1, train_short_side=50)),
         seam(store, new_backbone(recompute="full")),
         seam(store, new_backbone(trainable_from_block=2)),
     ]
-    assert all(other.places()["features"].has(span) for other in same)
+    assert all(other.cached_cuts()["features"].contains(span) for other in same)
 
     strided = spans_of(video, sampling=replace(SAMPLING, snippet_stride=1))[0]
     shifted = spans_of(video)[1]
     backwards = spans_of(video, "reversed")[0]
-    assert not any(first.places()["features"].has(s) for s in (strided, shifted, backwards))
+    assert not any(
+        first.cached_cuts()["features"].contains(s) for s in (strided, shifted, backwards)
+    )
 
     moved = tmp_path / "elsewhere" / "other.mkv"
     moved.parent.mkdir()
     shutil.copy(video, moved)
-    assert first.places()["features"].has(spans_of(moved)[0])
+    assert first.cached_cuts()["features"].contains(spans_of(moved)[0])
     with open(moved, "ab") as file:
         file.write(b"\0" * 16)
-    assert not first.places()["features"].has(spans_of(moved)[0])
+    assert not first.cached_cuts()["features"].contains(spans_of(moved)[0])
 
 
 def test_videos_are_not_needed_for_what_is_stored(video: Path, store: Store) -> None:
@@ -298,7 +300,7 @@ def test_passes_resume_from_the_deepest_block(
     activations.flush()
     store.refresh()
     os.unlink(video)
-    places = activations.places()
+    places = activations.cached_cuts()
     assert deepest(places, span, "features") == 1 and deepest(places, span, 1) == 0
     found = activations.get(span)
     assert activations.counts.partial == 1
@@ -311,7 +313,7 @@ def test_what_a_ladder_looks_at_never_goes_stale(video: Path, store: Store, kind
     span = spans_of(video)[-1] if kind == "window" else video_span(video, "reversed")
     backbone = new_backbone(mode="side", adapters_from_block=1)
     activations = seam(store, backbone)
-    assert list(activations.places()) == [0, "ladder", "features"]
+    assert list(activations.cached_cuts()) == [0, "ladder", "features"]
     seen = activations.get(span, "ladder")
     assert seen.shape == (span.rows, 4, 2 * 32)
     assert relative(seen, fresh(backbone, span, "ladder")) < 1e-5
@@ -323,8 +325,8 @@ def test_what_a_ladder_looks_at_never_goes_stale(video: Path, store: Store, kind
         backbone.get_parameter("ladder.adapters.2.up.weight").normal_()
     os.unlink(video)  # no need of it
     store.refresh()
-    places = activations.places()
-    assert places["ladder"].has(span) and not places["features"].has(span)
+    places = activations.cached_cuts()
+    assert places["ladder"].contains(span) and not places["features"].contains(span)
     assert deepest(places, span, "features") == "ladder"
     again = activations.get(span)
     assert counts(activations) == (0, 2, 1)  # features twice from what the ladder looks at
@@ -333,7 +335,7 @@ def test_what_a_ladder_looks_at_never_goes_stale(video: Path, store: Store, kind
     # The same transformer by itself gives other numbers under other names.
     frozen = Backbone(BackboneConfig(TRUNK, mode="frozen")).eval()
     frozen.trunk.load_state_dict(backbone.trunk.state_dict())
-    names = {place.fingerprint for place in seam(store, frozen).places().values()}
+    names = {place.fingerprint for place in seam(store, frozen).cached_cuts().values()}
     assert places["ladder"].fingerprint not in names and len(names) == DEPTH + 1
 
 
@@ -391,7 +393,7 @@ def test_a_video_that_was_replaced_is_not_stored_under_its_old_name(
     with pytest.raises(VideoError, match="its content is another one"):
         activations.get(span)
     activations.close()
-    assert not activations.places()["features"].has(span)
+    assert not activations.cached_cuts()["features"].contains(span)
 
 
 def test_what_a_script_computed_outlives_it_without_close(video: Path, store: Store) -> None:
@@ -399,7 +401,7 @@ def test_what_a_script_computed_outlives_it_without_close(video: Path, store: St
     activations.get(span)
     del activations
     store.refresh()
-    assert seam(store, new_backbone()).places()["features"].has(span)
+    assert seam(store, new_backbone()).cached_cuts()["features"].contains(span)
 
 
 def test_all_files_with_the_weights_are_remembered(video: Path, store: Store) -> None:
@@ -408,7 +410,7 @@ def test_all_files_with_the_weights_are_remembered(video: Path, store: Store) ->
         activations = Activations(store, backbone, PIXELS, "fp32", EXACT, origin)
         activations.get(span)
         activations.close()
-    name = activations.places()["features"].fingerprint
+    name = activations.cached_cuts()["features"].fingerprint
     assert store.fingerprints[name].checkpoint == "first.pt\nsecond.pt"
 
 

@@ -13,8 +13,8 @@ from extract.backbone.adapters import TemporalAdapter
 from extract.backbone.backbone import Backbone, BackboneConfig, Mode
 from extract.backbone.recompute import Recompute
 from extract.backbone.videomae import Block, TrunkConfig
-from extract.checkpoints.layouts import read_networks
-from extract.checkpoints.strict import load_strictly
+from extract.checkpoints.layouts import find_networks
+from extract.checkpoints.strict import load_state_dict_strict
 from tests.conftest import GOLDEN
 
 
@@ -32,8 +32,8 @@ def tiny() -> Backbone:
     sizes = json.loads((GOLDEN / "config.json").read_text())
     trunk = TrunkConfig(sizes["embed"], sizes["depth"], sizes["heads"], image_size=sizes["img"])
     backbone = Backbone(BackboneConfig(trunk)).eval()
-    (network,) = read_networks(GOLDEN / "opentad_checkpoint.pth")
-    load_strictly(backbone, network.backbone, "golden")
+    (network,) = find_networks(GOLDEN / "opentad_checkpoint.pth")
+    load_state_dict_strict(backbone, network.backbone, "golden")
     return backbone
 
 
@@ -202,7 +202,7 @@ def test_weights_of_another_size_are_refused_with_a_list() -> None:
     backbone = Backbone(BackboneConfig(SMALL))
     other = Backbone(BackboneConfig(TrunkConfig(width=32, depth=2, heads=2, patch=8)))
     with pytest.raises(ValueError, match=r"other\.pt does not fit(?s:.)*missing +adapters\.2"):
-        load_strictly(backbone, other.state_dict(), "other.pt")
+        load_state_dict_strict(backbone, other.state_dict(), "other.pt")
 
 
 def test_adapters_begin_at_a_block() -> None:
@@ -210,8 +210,8 @@ def test_adapters_begin_at_a_block() -> None:
     config = BackboneConfig(SMALL, adapters_from_block=2)
     backbone = Backbone(config)
     assert {name.split(".")[1] for name in backbone.state_dict() if "adapters." in name} == {"2"}
-    assert backbone.behind(1) == [] and len(backbone.behind(2)) == 1
-    assert config.learns_behind is None
+    assert backbone.adapters_after(1) == [] and len(backbone.adapters_after(2)) == 1
+    assert config.last_frozen_cut is None
     with pytest.raises(ValueError, match="adapters_from_block must be a block from 0 to 2"):
         BackboneConfig(SMALL, adapters_from_block=3)
 
@@ -254,9 +254,9 @@ def test_side_mode_is_a_ladder_beside_the_transformer(first: int) -> None:
 def test_side_mode_resumes_from_what_its_ladder_looks_at() -> None:
     config = BackboneConfig(SMALL, mode="side", adapters_from_block=1)
     backbone = shaken(Backbone(config))
-    assert config.cuts == (0, "ladder", "features") and config.learns_behind is None
+    assert config.cuts == (0, "ladder", "features") and config.last_frozen_cut is None
     later = replace(config, trainable_from_block=1)
-    assert later.learns_behind == "ladder"
+    assert later.last_frozen_cut == "ladder"
     whole = backbone(frames())
     for cut, channels in ((0, 32), ("ladder", 64)):
         tokens = backbone(frames(), stop=cut)

@@ -32,13 +32,13 @@ from tests.test_e2e import TWO_PROCESSES, script
 from train.config import Experiment
 from train.data.videos import load_annotations, load_items
 from train.data.windows import EvaluationWindows, TrainingWindows, evaluation_loader
-from train.detector.evaluation import detect_all, score, window_loader
-from train.detector.sources import new_detector
-from train.detector.training import Detection
+from train.detector.evaluation import detect_subset, score, window_loader
+from train.detector.sources import build_detector
+from train.detector.training import DetectionTask
 from train.engine.checkpoint import Checkpoint, save_checkpoint
 from train.engine.loop import TrainingRun
 from train.engine.run_folder import claim_folder
-from train.errors import worker_advice
+from train.errors import translate_worker_death
 from train.modeling.actionformer import HeadConfig
 
 
@@ -167,12 +167,12 @@ def test_a_file_vanishes_during_training(
     claim_folder(Path(config.out), begun=False)
     items = loaded(config, "training")
     classes = load_annotations(config.data).classes
-    task = Detection(new_detector(config, classes), items, None, accelerator)
+    task = DetectionTask(build_detector(config, classes), items, None, accelerator)
     run = TrainingRun(task, accelerator, resume=False)
     lost = next(item.path for item in items if item.name == run.task.videos[0])
     end_epoch = TrainingRun._end_epoch
 
-    def lose(self: TrainingRun[Detection]) -> None:
+    def lose(self: TrainingRun[DetectionTask]) -> None:
         if self.epoch == 1:
             lost.unlink()
         end_epoch(self)
@@ -180,10 +180,10 @@ def test_a_file_vanishes_during_training(
     monkeypatch.setattr(TrainingRun, "_end_epoch", lose)
     if bad_videos == "stop":
         with pytest.raises(VideoError) as caught:
-            run.go()
+            run.train()
         assert message(caught.value) == f"error: {lost}: cannot be read as video: it does not exist"
         return
-    run.go()
+    run.train()
     lines = read_metrics(Path(config.out) / METRICS)
     assert [line["stand_ins"] for line in lines] == [0, 1, 1]
 
@@ -192,13 +192,13 @@ def test_skipped_videos_do_not_count(config: Experiment, accelerator: Accelerato
     # One by one: other company in a batch moves the last digits.
     config = replace(config, evaluation=replace(config.evaluation, batch_size=1))
     items = loaded(config, "test")
-    detector = new_detector(config, load_annotations(config.data).classes).eval()
+    detector = build_detector(config, load_annotations(config.data).classes).eval()
     windows = window_loader(items, 0.5, config, accelerator)
-    answers, skipped = detect_all(detector, items, windows, accelerator, "test")
+    answers, skipped = detect_subset(detector, items, windows, accelerator, "test")
     everything = answers["forward"]
     assert list(everything) == [item.name for item in items] and not skipped
     damage(items[1].path)
-    answers, skipped = detect_all(detector, items, windows, accelerator, "test")
+    answers, skipped = detect_subset(detector, items, windows, accelerator, "test")
     found = answers["forward"]
     assert list(skipped) == [items[1].name]
     assert found == {name: everything[name] for name in everything if name not in skipped}
@@ -209,12 +209,12 @@ def test_skipped_videos_do_not_count(config: Experiment, accelerator: Accelerato
     for item in items:
         item.path.unlink()
     with pytest.raises(VideoError, match="not one video can be read"):
-        detect_all(detector, items, windows, accelerator, "test")
+        detect_subset(detector, items, windows, accelerator, "test")
 
 
 def test_all_processes_skip_the_same_videos(config: Experiment, tmp_path: Path) -> None:
     """The video's undamaged windows lie in the other process."""
-    detector = new_detector(config, load_annotations(config.data).classes)
+    detector = build_detector(config, load_annotations(config.data).classes)
     weights = detector.state_dict()
     save_checkpoint(
         tmp_path / "best.pt", Checkpoint(config, detector.classes, weights, weights, {})
@@ -277,9 +277,9 @@ def test_a_decoder_that_hangs_ends_its_process() -> None:
 def test_a_worker_that_ends_is_an_error_for_people(capfd: pytest.CaptureFixture[str]) -> None:
     loader = DataLoader(HangingWindows(), num_workers=1, multiprocessing_context="spawn")
     unexpected = pytest.raises(OSError, match="a decoding worker ended unexpectedly")
-    with unexpected as caught, worker_advice():
+    with unexpected as caught, translate_worker_death():
         list(loader)
     assert "--resume" in str(caught.value) and "\n" not in str(caught.value)
     assert LINE in capfd.readouterr().err
-    with pytest.raises(RuntimeError, match="another"), worker_advice():
+    with pytest.raises(RuntimeError, match="another"), translate_worker_death():
         raise RuntimeError("another")

@@ -28,7 +28,7 @@ def products(size: str) -> tuple[int, int, int]:
     linear = 2 * tokens * width * (3 * width + width + 2 * hidden)
     attention = 2 * 2 * tokens * clip * width
     adapter = 2 * tokens * (2 * width * narrow + narrow * narrow + 3 * narrow)
-    return depth * linear, depth * attention, len(config.with_adapter) * adapter
+    return depth * linear, depth * attention, len(config.adapted_blocks) * adapter
 
 
 @pytest.mark.parametrize("size", list(sizes.FILES))

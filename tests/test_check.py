@@ -29,7 +29,7 @@ from tests.encodings import ENCODINGS, write_numbered
 from tests.test_e2e import DEMO, script
 from tests.test_probe import ACTOR, spoil_the_end
 from train.config import Experiment
-from train.data.videos import Item
+from train.data.videos import VideoItem
 from train.dataset_check.check import judge
 from train.dataset_check.findings import exit_code
 from train.dataset_check.lengths import complete, unseen
@@ -522,7 +522,7 @@ def test_what_can_be_learned_by_the_formula(
     sampling = SamplingConfig(window_size=size, snippet_stride=stride, min_completeness=share)
     config = replace(load(Experiment, DEMO), sampling=sampling, head=HeadConfig(levels=levels))
     segments = np.array([[first, last]])
-    item = Item("clip", Path("clip"), 500, 20.0, segments, np.zeros(1, np.int64), ())
+    item = VideoItem("clip", Path("clip"), 500, 20.0, segments, np.zeros(1, np.int64), ())
     seen = Survey(config, Annotations({}, (), {}), [], {}, {}, {})
 
     steps = -(-500 // stride)

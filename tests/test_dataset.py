@@ -16,7 +16,7 @@ from extract.sampling.transforms import PixelConfig, apply, evaluation_transform
 from extract.sampling.windows import Direction, sliding_windows
 from tests.conftest import REPOSITORY
 from train.config import DataConfig, Experiment
-from train.data.loading import EpochSampler, cuts_between
+from train.data.loading import EpochSampler, balanced_splits
 from train.data.videos import load_annotations, load_items
 from train.data.windows import (
     EvaluationWindows,
@@ -156,13 +156,13 @@ def test_every_test_window_belongs_to_exactly_one_worker(
 
 
 def test_cuts_prefer_the_ends_of_videos() -> None:
-    assert cuts_between([10, 11, 9, 10], 4).tolist() == [0, 10, 21, 30, 40]
-    assert cuts_between([40], 4).tolist() == [0, 10, 20, 30, 40]  # one long video is shared
+    assert balanced_splits([10, 11, 9, 10], 4).tolist() == [0, 10, 21, 30, 40]
+    assert balanced_splits([40], 4).tolist() == [0, 10, 20, 30, 40]  # one long video is shared
     rng = np.random.default_rng(0)
     for _ in range(300):
         counts = rng.integers(1, 40, rng.integers(1, 9)).tolist()
         parts = int(rng.integers(1, 12))
-        cuts = cuts_between(counts, parts)
+        cuts = balanced_splits(counts, parts)
         assert cuts[0] == 0 and cuts[-1] == sum(counts) and len(cuts) == parts + 1
         assert (np.diff(cuts) >= 0).all()
         assert np.diff(cuts).max() <= 1.5 * sum(counts) / parts + 1

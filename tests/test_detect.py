@@ -29,8 +29,8 @@ from tests.encodings import ENCODINGS, read_numbers, write_numbered
 from tests.forks import script
 from tests.test_detector import small_experiment
 from train.config import Experiment
-from train.data.videos import Item, item_of
-from train.detector.curves import MOST_BINS, Curves, step_scores
+from train.data.videos import VideoItem, probe_item
+from train.detector.curves import MOST_BINS, ScoreCurves, step_scores
 from train.detector.model import Detector
 from train.detector.postprocess import Candidates, detections, strongest
 from train.engine.checkpoint import Checkpoint, save_checkpoint
@@ -80,7 +80,7 @@ def run(folder: Path, videos: object, *arguments: object) -> subprocess.Complete
 
 def window_by_window(detector: Detector, path: Path) -> list[Detection]:
     """Each window read at random access, predicted alone; joined and suppressed in the end."""
-    reader, item, config = VideoReader(path), item_of(path), detector.config
+    reader, item, config = VideoReader(path), probe_item(path), detector.config
     size, starts = config.sampling.window_size, list[int]()
     stride = config.sampling.snippet_stride
     steps = -(-item.frames // stride)
@@ -110,8 +110,8 @@ def test_streamed_windows_are_the_windows_alone(tmp_path: Path, frames: int) -> 
     one = replace(config.evaluation, batch_size=1)  # other batches round otherwise
     detector = detector_of(replace(config, evaluation=one))
     told: list[int] = []
-    examined = detector.examine(item_of(path), done=told.append)
-    assert sum(told) == len(detector.windows(item_of(path)))
+    examined = detector.detect_with_scores(probe_item(path), done=told.append)
+    assert sum(told) == len(detector.windows(probe_item(path)))
     assert examined.detections == {"forward": window_by_window(detector, path)}
     assert examined.detections["forward"]
     assert detector.detect(path) == examined.detections["forward"]
@@ -141,7 +141,7 @@ def test_curves_stand_where_the_scores_are(tmp_path: Path, direction: Direction)
     write_numbered(path, 200)
     config = replace(small_experiment(tmp_path), direction=direction)
     detector = detector_of(config)
-    item = item_of(path)
+    item = probe_item(path)
     mark = 120  # frame
 
     def run(batch, of_streams=False):  # type: ignore[no-untyped-def]
@@ -154,8 +154,8 @@ def test_curves_stand_where_the_scores_are(tmp_path: Path, direction: Direction)
         distances = tuple(torch.ones_like(level[:, :2]) for level in levels)
         return {direction: ((HeadOutput(tuple(levels), distances, masks), direction),)}
 
-    detector.run = run  # type: ignore[method-assign]
-    curves = detector.examine(item).curves
+    detector.predict_batch = run  # type: ignore[method-assign]
+    curves = detector.detect_with_scores(item).curves
     assert curves.scores.shape == (3, 100) and len(curves.times_s) == 101
     assert curves.times_s[[0, -1]] == pytest.approx([0, 8])
     (marked,) = np.nonzero(curves.scores[1] > 0.5)
@@ -168,8 +168,8 @@ def test_curves_stand_where_the_scores_are(tmp_path: Path, direction: Direction)
 def test_memory_of_curves_does_not_grow() -> None:
     nothing = np.zeros((0, 2)), np.zeros(0, np.int64), ()
     for frames, bins in ((30, 15), (31, 15), (10**7, MOST_BINS)):
-        item = Item("long", Path("long.mp4"), frames, frames / 25, *nothing)
-        assert Curves.of(item, 2.0, 3).scores.shape == (3, bins)
+        item = VideoItem("long", Path("long.mp4"), frames, frames / 25, *nothing)
+        assert ScoreCurves.of(item, 2.0, 3).scores.shape == (3, bins)
 
 
 FOUND = [
@@ -382,9 +382,9 @@ def test_what_was_found_is_kept(
     told: str,
 ) -> None:
     """A video that breaks in its middle costs itself; what ends the run, what was not yet done."""
-    examine = Detector.examine
+    examine = Detector.detect_with_scores
 
-    def breaking(self: Detector, item: Item, *more: Any) -> Any:
+    def breaking(self: Detector, item: VideoItem, *more: Any) -> Any:
         if item.name == "two":
             raise error
         return examine(self, item, *more)

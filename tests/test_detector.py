@@ -13,16 +13,16 @@ from safetensors.torch import load_file
 from configs.loader import load
 from extract.backbone.backbone import Backbone, BackboneConfig
 from extract.backbone.videomae import TrunkConfig
-from extract.checkpoints.layouts import read_networks
-from extract.checkpoints.tensor_files import read
+from extract.checkpoints.layouts import find_networks
+from extract.checkpoints.tensor_files import read_tensors
 from extract.sampling.windows import Direction, SamplingConfig, sliding_windows
 from tests.conftest import GOLDEN, REPOSITORY
 from train.config import Experiment
 from train.data.batch import Batch
-from train.data.videos import Item
+from train.data.videos import VideoItem
 from train.detector.model import Detector
 from train.detector.postprocess import Answers, Candidates, detections, predict, strongest
-from train.detector.sources import adopt
+from train.detector.sources import checkpoint_from_opentad
 from train.engine.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from train.modeling.actionformer import HeadConfig, HeadOutput
 
@@ -40,8 +40,8 @@ def golden_detector() -> Detector:
         sampling=SamplingConfig(window_size=sizes["window"], snippet_stride=1),
     )
     path = GOLDEN / "opentad_checkpoint.pth"
-    network = replace(read_networks(path)[0], classes=CLASSES[: sizes["ncls"]])
-    return Detector.restore(adopt(network, config, path), path)
+    network = replace(find_networks(path)[0], classes=CLASSES[: sizes["ncls"]])
+    return Detector.restore(checkpoint_from_opentad(network, config, path), path)
 
 
 @torch.inference_mode()
@@ -60,11 +60,11 @@ def test_an_opentad_checkpoint_of_another_size_is_refused(tmp_path: Path) -> Non
     config = small_experiment(tmp_path)
     said = r"holds a VideoMAE \(64 wide, 2 blocks\); the config has .*set backbone\.trunk\.width 64"
     with pytest.raises(ValueError, match=said):
-        adopt(read_networks(path)[0], config, path)
+        checkpoint_from_opentad(find_networks(path)[0], config, path)
     config = replace(config, backbone=golden_detector().config.backbone)
-    network = replace(read_networks(path)[0], classes=CLASSES)
+    network = replace(find_networks(path)[0], classes=CLASSES)
     with pytest.raises(ValueError, match=r"opentad_checkpoint\.pth does not fit this model"):
-        Detector.restore(adopt(network, config, path), path)
+        Detector.restore(checkpoint_from_opentad(network, config, path), path)
 
 
 def small_experiment(out: Path) -> Experiment:
@@ -78,9 +78,9 @@ def small_experiment(out: Path) -> Experiment:
     )
 
 
-def item(frames: int = 100) -> Item:
+def item(frames: int = 100) -> VideoItem:
     nothing = np.zeros((0, 2)), np.zeros(0, np.int64), ()
-    return Item("clip", Path("clip.mp4"), frames, frames / 10, *nothing)
+    return VideoItem("clip", Path("clip.mp4"), frames, frames / 10, *nothing)
 
 
 class Echo:
@@ -197,7 +197,7 @@ def test_pretrained_trunk_is_loaded_from_the_config(tmp_path: Path) -> None:
     config = replace(demo, backbone=replace(demo.backbone, weights=str(path)))
     detector = Detector(config, CLASSES)
     detector.load_pretrained()
-    stored = read(path).tensors["trunk.patch_embed.weight"].float()
+    stored = read_tensors(path).tensors["trunk.patch_embed.weight"].float()
     assert torch.equal(detector.streams[0].backbone.trunk.patch_embed.weight, stored)
 
 

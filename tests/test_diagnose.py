@@ -22,7 +22,7 @@ from evaluate.diagnosis.false_positives import KINDS, kinds_of
 from evaluate.diagnosis.sensitivity import bins_of
 from evaluate.files.predictions import write_predictions
 from evaluate.mean_ap import match, mean_average_precision
-from evaluate.reports.diagnosis import MOST_DETECTORS, draw
+from evaluate.reports.diagnosis import MOST_DETECTORS, draw_diagnosis
 from tests.forks import good, script
 from tests.test_e2e import DEMO
 from tests.test_mean_ap import Predictions, Truth, detections, overlap, predicted, truths
@@ -608,8 +608,8 @@ def test_pictures_of_one_and_of_most_detectors(tmp_path: Path) -> None:
     many = {f"detector {k}": diagnose(truth, found, [None] * 3, TIOU) for k in range(6)}
     assert len(many) == MOST_DETECTORS
     for number in (1, MOST_DETECTORS):
-        draw(dict(list(many.items())[:number]), tmp_path)
+        draw_diagnosis(dict(list(many.items())[:number]), tmp_path)
         assert {png_size(path)[0] for path in tmp_path.glob("*.png")} == {800}
     unsure = {"v": [Detection("a", 0, 1, 3.0)]}
-    draw({"scores above 1": diagnose(truth, unsure, [None] * 3, TIOU)}, tmp_path)
+    draw_diagnosis({"scores above 1": diagnose(truth, unsure, [None] * 3, TIOU)}, tmp_path)
     assert {path.stem for path in tmp_path.glob("*.png")} == PICTURES - {"reliability"}

@@ -26,7 +26,7 @@ from tests.test_e2e import DEMO, ENVIRONMENT, QUICK, build, script, the_same_cur
 from train.config import Experiment
 from train.engine.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from train.engine.metrics_log import MetricsLog
-from train.engine.run_folder import LOCK, claim_folder, refuse_full_disk
+from train.engine.run_folder import LOCK, check_disk_space, claim_folder
 
 
 @contextmanager
@@ -102,14 +102,14 @@ def test_room_for_all_checkpoints_is_asked_for(
             usage = shutil._ntuple_diskusage(10**9, 0, int(free * 1e6))
             monkeypatch.setattr(shutil, "disk_usage", lambda _, usage=usage: usage)
             if enough:
-                refuse_full_disk(tmp_path, model, keeps_best)
+                check_disk_space(tmp_path, model, keeps_best)
                 continue
             told = f"need {needed:.0f} MB, but the disk of .* has {free:.0f} MB free"
             with pytest.raises(ValueError, match=told):
-                refuse_full_disk(tmp_path, model, keeps_best)
+                check_disk_space(tmp_path, model, keeps_best)
             # What a resumed run has already, it need not find again.
             (tmp_path / "last.pt").write_bytes(bytes(200_000))
-            refuse_full_disk(tmp_path, model, keeps_best)
+            check_disk_space(tmp_path, model, keeps_best)
             (tmp_path / "last.pt").unlink()
 
 
@@ -207,9 +207,9 @@ def test_a_full_disk_costs_nothing_that_was_saved(
     out = tmp_path / "full"
     settings = [*data, *QUICK]
     config = load(Experiment, DEMO, [*settings, f"--out={out}"])
-    build(replace(config, out=str(tmp_path / "whole")), accelerator).go()
+    build(replace(config, out=str(tmp_path / "whole")), accelerator).train()
     half = replace(config, training=replace(config.training, stop_epoch=2))
-    build(half, accelerator).go()
+    build(half, accelerator).train()
     before = (out / "last.pt").read_bytes(), (out / "best.pt").read_bytes()
     limit = len(before[0]) // 2
     full = subprocess.run(
@@ -232,7 +232,7 @@ def test_a_full_disk_costs_nothing_that_was_saved(
     assert not list(out.glob("*.part"))
     assert [line["epoch"] for line in read_metrics(out / "metrics.jsonl") if "loss" in line][-1] > 2
 
-    build(config, accelerator, resume=True).go()
+    build(config, accelerator, resume=True).train()
     assert len(the_same_curve(tmp_path / "whole", out)) > 4
 
 

@@ -25,9 +25,9 @@ from tests.test_report import read
 from train.config import Experiment
 from train.data.videos import load_annotations, load_items
 from train.detector.model import Detector
-from train.detector.sources import new_detector
-from train.detector.training import Detection
-from train.engine.checkpoint import Checkpoint, load_checkpoint, refuse_other_run
+from train.detector.sources import build_detector
+from train.detector.training import DetectionTask
+from train.engine.checkpoint import Checkpoint, check_same_run, load_checkpoint
 from train.engine.loop import TrainingRun
 
 DEMO = REPOSITORY / "configs/e2e/demo/forward.yaml"
@@ -154,7 +154,7 @@ def test_two_processes_detect_what_one_does(trained: Path, tmp_path: Path) -> No
 
 def build(
     config: Experiment, accelerator: Accelerator, resume: bool = False
-) -> TrainingRun[Detection]:
+) -> TrainingRun[DetectionTask]:
     torch.manual_seed(config.training.seed)
     annotations = load_annotations(config.data)
     training = load_items(config.data, annotations, "training")
@@ -163,7 +163,7 @@ def build(
     detector = Detector(config, annotations.classes)
     detector.load_pretrained()
     Path(config.out).mkdir(parents=True, exist_ok=True)
-    task = Detection(detector, training, validation, accelerator)
+    task = DetectionTask(detector, training, validation, accelerator)
     return TrainingRun(task, accelerator, resume)
 
 
@@ -194,13 +194,13 @@ def test_a_resumed_run_is_the_run_that_would_have_been(
     where: str,
 ) -> None:
     config = load(Experiment, DEMO, [*data, *QUICK, f"--out={tmp_path / 'whole'}"])
-    build(config, accelerator).go()
+    build(config, accelerator).train()
     broken = replace(config, out=str(tmp_path / "broken"))
     run = build(broken, accelerator)
     name = "_train_epoch" if where == "in an epoch" else "_validate"
     original = getattr(TrainingRun, name)
 
-    def interrupted(self: TrainingRun[Detection]) -> None:
+    def interrupted(self: TrainingRun[DetectionTask]) -> None:
         if where == "in a validation" and self.epoch == 2:
             raise KeyboardInterrupt
         original(self)
@@ -209,9 +209,9 @@ def test_a_resumed_run_is_the_run_that_would_have_been(
 
     monkeypatch.setattr(TrainingRun, name, interrupted)
     with pytest.raises(KeyboardInterrupt):
-        run.go()
+        run.train()
     monkeypatch.undo()
-    build(broken, accelerator, resume=True).go()
+    build(broken, accelerator, resume=True).train()
 
     curve = the_same_curve(tmp_path / "whole", tmp_path / "broken")
     assert sum("validation" in line for line in curve) == 2
@@ -227,14 +227,14 @@ def test_going_on_with_other_videos_is_told(
     short = [*QUICK, "--training.stop_epoch=1", "--data.validation_subset=null"]
     config = load(Experiment, DEMO, [*data, *short, f"--out={tmp_path}"])
     run = build(config, accelerator)
-    run.go()
+    run.train()
     first = run.task.videos[0]
     capsys.readouterr()
     for blocked in ([], [first]):
         fewer = replace(config, data=replace(config.data, blocked=tuple(blocked)))
         annotations = load_annotations(fewer.data)
         items = load_items(fewer.data, annotations, "training")
-        task = Detection(new_detector(config, annotations.classes), items, None, accelerator)
+        task = DetectionTask(build_detector(config, annotations.classes), items, None, accelerator)
         TrainingRun(task, accelerator, resume=True)
         told = capsys.readouterr().out
         assert ("goes on with other training videos" in told) == bool(blocked)
@@ -245,7 +245,7 @@ def test_best_checkpoints_cannot_be_resumed(tmp_path: Path) -> None:
     config = load(Experiment, DEMO)
     saved = Checkpoint(config, ("a",), {}, {}, {})
     with pytest.raises(ValueError, match=r"no training state \(a best\.pt\?\)"):
-        refuse_other_run(tmp_path / "last.pt", saved, config, ("a",), 1)
+        check_same_run(tmp_path / "last.pt", saved, config, ("a",), 1)
 
 
 def test_only_the_same_run_is_resumed(data: list[str], tmp_path: Path) -> None:
@@ -261,13 +261,13 @@ def test_only_the_same_run_is_resumed(data: list[str], tmp_path: Path) -> None:
     }.items():
         other = load(Experiment, DEMO, [*common, override])
         with pytest.raises(ValueError, match=expected):
-            refuse_other_run(path, saved, other, ("a", "b"), 1)
+            check_same_run(path, saved, other, ("a", "b"), 1)
     with pytest.raises(ValueError, match="classes were a, b, are b, a"):
-        refuse_other_run(path, saved, config, ("b", "a"), 1)
+        check_same_run(path, saved, config, ("b", "a"), 1)
     with pytest.raises(ValueError, match="processes were 1, are 2"):
-        refuse_other_run(path, saved, config, ("a", "b"), 2)
+        check_same_run(path, saved, config, ("a", "b"), 2)
     longer = load(Experiment, DEMO, [*common, "--training.stop_epoch=3", "--training.workers=5"])
-    refuse_other_run(path, saved, longer, ("a", "b"), 1)
+    check_same_run(path, saved, longer, ("a", "b"), 1)
 
 
 def test_a_refused_resume_leaves_the_run_as_it_was(trained: Path, data: list[str]) -> None:
@@ -324,7 +324,7 @@ def test_only_what_should_learn_moves(
     overrides = [f"--backbone.mode={mode}", "--training.stop_epoch=1", f"--out={tmp_path}"]
     run = build(load(Experiment, DEMO, [*data, *QUICK, *overrides]), accelerator)
     before = {name: p.detach().clone() for name, p in run.task.model.named_parameters()}
-    run.go()
+    run.train()
     moved = {
         ".".join(name.split(".")[2:4]) if ".backbone." in name else "head"
         for name, p in run.task.model.named_parameters()
@@ -364,7 +364,7 @@ def test_a_diverged_run_names_the_videos(
     with torch.no_grad():
         next(run.task.model.streams[0].backbone.adapters.parameters()).fill_(torch.nan)
     with pytest.raises(FloatingPointError, match=r"loss became nan on windows of training_00"):
-        run.go()
+        run.train()
     assert not (tmp_path / "last.pt").exists()
 
 
@@ -379,7 +379,7 @@ def test_out_of_memory_says_what_to_lower(
     monkeypatch.setattr(run, "wrapped", torch.nn.Module())
     monkeypatch.setattr(run.wrapped, "forward", full, raising=False)
     with pytest.raises(MemoryError, match=r"lower training\.batch_size"):
-        run.go()
+        run.train()
 
 
 def test_users_errors_are_one_line_without_a_traceback(

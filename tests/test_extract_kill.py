@@ -21,7 +21,7 @@ from train.config import Experiment
 from train.data.cached import evaluation_spans, training_spans
 from train.data.videos import load_annotations, load_subsets
 from train.detector.setup import activations_of
-from train.detector.sources import new_detector
+from train.detector.sources import build_detector
 
 CUTS: tuple[Cut, ...] = (2, "features")
 
@@ -32,7 +32,7 @@ def wanted(overrides: list[str], store: Store) -> tuple[Places, list[Span]]:
     annotations = load_annotations(config.data)
     names = ["training", "validation", "test"]
     training, validation, test = load_subsets(config.data, annotations, names, None, store)
-    detector = new_detector(config, annotations.classes).eval()
+    detector = build_detector(config, annotations.classes).eval()
     sampling = config.sampling
     spans = [
         *training_spans(training, config, "forward"),
@@ -40,7 +40,7 @@ def wanted(overrides: list[str], store: Store) -> tuple[Places, list[Span]]:
         *evaluation_spans(test, sampling.test_overlap, config, "forward"),
     ]
     (activations,) = activations_of(detector, store, [DEMO])
-    return activations.places(), spans
+    return activations.cached_cuts(), spans
 
 
 def complete(store: Store, places: Places, spans: list[Span]) -> int:

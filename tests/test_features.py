@@ -26,7 +26,7 @@ from train.data.cached import evaluation_spans, training_spans
 from train.data.videos import load_annotations, load_items
 from train.detector.model import Detector
 from train.detector.setup import activations_of
-from train.detector.sources import init_from, new_detector
+from train.detector.sources import build_detector, init_from
 from train.engine.checkpoint import load_checkpoint
 
 FPS, SECONDS, STRIDE = 24, 16, 4
@@ -154,7 +154,7 @@ def exported(study: Path, out: Path, accelerator: Accelerator) -> None:
             )
             assert len(spans) == len(items)
             for span in spans:
-                rows = activations.places()["features"].read(span)
+                rows = activations.cached_cuts()["features"].read(span)
                 assert len(rows) == ROWS
                 np.save(out / f"{span.video.name}.npy", rows.numpy())
 
@@ -242,7 +242,7 @@ def test_features_of_another_width_are_mapped_and_warm_an_end_to_end_start(
     (tmp_path / "imported.yaml").write_text(dump(config))
     good("train/heads.py", "--config", tmp_path / "imported.yaml")
     saved = load_checkpoint(tmp_path / "head/last.pt", Experiment)
-    start = new_detector(saved.config, saved.classes)
+    start = build_detector(saved.config, saved.classes)
     (stream,) = Detector.restore(saved, "last.pt").streams
     assert isinstance(stream.backbone, Imported)
     before = start.streams[0].backbone.state_dict()
@@ -252,7 +252,7 @@ def test_features_of_another_width_are_mapped_and_warm_an_end_to_end_start(
 
     # An end-to-end run begins with that head, and with the pretrained backbone.
     plain = replace(experiment(study, "--backbone.mode=adapter"), head=saved.config.head)
-    detector = new_detector(plain, saved.classes)
+    detector = build_detector(plain, saved.classes)
     trunk = detector.streams[0].backbone.state_dict()
     init_from(detector, tmp_path / "head/last.pt")
     assert type(detector.streams[0].backbone) is Backbone
@@ -287,7 +287,7 @@ def test_imports_that_cannot_be_are_told_and_the_others_are_in(tmp_path: Path) -
     assert "2 of 4 videos have none" in said and "d.npy: 4 channels, where others have 3" in said
     assert "aa.npy: 21 of 21 numbers are not finite" in said
     with Store.open(tmp_path / "store") as store:
-        assert set(store.names) == {"x/a", "x/b"}
+        assert set(store.videos_by_name) == {"x/a", "x/b"}
         assert sum(summary.spans for summary in store.summaries()) == 2
     written(tmp_path / "a.npz", np.zeros((9, 3)))
     assert "two files of one name" in importing(tmp_path, *stride, "--fps", 30)

@@ -31,7 +31,7 @@ from extract.identity.digest import video_digest
 from extract.sampling import frame_cache as module
 from extract.sampling.frame_cache import FrameCache
 from extract.sampling.transforms import PixelConfig, Shrink, evaluation_transform, train_transform
-from extract.sampling.window_frames import shrunk_chunks
+from extract.sampling.window_frames import resized_chunks
 from extract.sampling.windows import (
     Direction,
     SamplingConfig,
@@ -46,7 +46,7 @@ from tests.test_disk import files_end_at
 from tests.test_e2e import DEMO, QUICK, build, script, the_same_curve
 from train.config import Experiment
 from train.data.batch import Sample
-from train.data.videos import Item, identified, item_of, load_annotations, load_items
+from train.data.videos import VideoItem, load_annotations, load_items, probe_item, with_digest
 from train.data.windows import EvaluationWindows, TrainingWindows, evaluation_loader
 from train.detector.setup import open_frame_cache
 
@@ -87,7 +87,7 @@ def config(whole: Path, tmp_path: Path) -> Experiment:
     return replace(demo, data=data, sampling=WINDOW, pixels=PIXELS)
 
 
-def loaded(config: Experiment, subset: str = "training") -> list[Item]:
+def loaded(config: Experiment, subset: str = "training") -> list[VideoItem]:
     """Three training videos with an action, or another subset."""
     items = load_items(config.data, load_annotations(config.data), subset)
     return [item for item in items if subset != "training" or len(item.segments)][:3]
@@ -231,15 +231,15 @@ def test_names_tell_apart_all_that_pixels_depend_on(tmp_path: Path) -> None:
     assert FrameCache(tmp_path, longer).file(renamed, WIDE) == cache.file(video, WIDE) == names[0]
 
 
-def numbered(folder: Path, count: int) -> Item:
+def numbered(folder: Path, count: int) -> VideoItem:
     """A video of 128 × 64 pixels as an item with a truth and its identity."""
     folder.mkdir(exist_ok=True)
     path = folder / f"{count}.mp4"
     write_numbered(path, count)
-    return replace(identified(item_of(path)), segments=np.array([[1.0, 9.0]]))
+    return replace(with_digest(probe_item(path)), segments=np.array([[1.0, 9.0]]))
 
 
-def read(cache: FrameCache, item: Item) -> Tensor:
+def read(cache: FrameCache, item: VideoItem) -> Tensor:
     """All frames of a video in windows, as evaluation has them."""
     windows = sliding_windows(item.frames, 0.0, cache.sampling)
     found = cache.frames_of(item.path, item.info, windows, evaluation_transform(PIXELS))
@@ -247,7 +247,7 @@ def read(cache: FrameCache, item: Item) -> Tensor:
 
 
 @pytest.fixture(scope="module")
-def clip(tmp_path_factory: pytest.TempPathFactory) -> tuple[Item, Tensor, bytes]:
+def clip(tmp_path_factory: pytest.TempPathFactory) -> tuple[VideoItem, Tensor, bytes]:
     """A video, its small frames, and the bytes of the file that keeps them."""
     folder = tmp_path_factory.mktemp("clip")
     item, cache = numbered(folder / "videos", 64), FrameCache(folder, WINDOW)
@@ -286,7 +286,7 @@ FOREIGN = {
 
 @pytest.mark.parametrize("content", [*FOREIGN, "truncated", "too long"])
 def test_what_does_not_fit_is_told_once_and_made_anew(
-    clip: tuple[Item, Tensor, bytes],
+    clip: tuple[VideoItem, Tensor, bytes],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     content: str,
@@ -309,7 +309,7 @@ def test_what_does_not_fit_is_told_once_and_made_anew(
     end=st.one_of(st.none(), st.integers(0, 200)),
 )
 def test_headers_of_any_bytes_are_met(
-    clip: tuple[Item, Tensor, bytes],
+    clip: tuple[VideoItem, Tensor, bytes],
     tmp_path_factory: pytest.TempPathFactory,
     place: int,
     put: bytes,
@@ -326,7 +326,9 @@ def test_headers_of_any_bytes_are_met(
     shutil.rmtree(folder)
 
 
-def test_two_writers_at_once_are_harmless(clip: tuple[Item, Tensor, bytes], tmp_path: Path) -> None:
+def test_two_writers_at_once_are_harmless(
+    clip: tuple[VideoItem, Tensor, bytes], tmp_path: Path
+) -> None:
     item, expected, good = clip
     meet, found = threading.Barrier(3), list[Tensor]()
 
@@ -346,7 +348,7 @@ def test_two_writers_at_once_are_harmless(clip: tuple[Item, Tensor, bytes], tmp_
 
 
 def test_leftovers_are_removed_and_nothing_else(
-    clip: tuple[Item, Tensor, bytes], tmp_path: Path
+    clip: tuple[VideoItem, Tensor, bytes], tmp_path: Path
 ) -> None:
     item = clip[0]
     cache = FrameCache(tmp_path, WINDOW)
@@ -393,7 +395,7 @@ def test_what_has_no_room_is_decoded(
 
 
 def test_a_disk_that_fills_up_costs_nothing(
-    clip: tuple[Item, Tensor, bytes], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    clip: tuple[VideoItem, Tensor, bytes], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     item, expected, good = clip
     cache = FrameCache(tmp_path, WINDOW)
@@ -414,7 +416,7 @@ def test_a_disk_that_fills_up_costs_nothing(
 
 
 def test_a_disk_that_fills_up_in_the_middle_of_a_file(
-    clip: tuple[Item, Tensor, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    clip: tuple[VideoItem, Tensor, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A file system may promise room and then not have it."""
     item, expected, good = clip
@@ -425,7 +427,7 @@ def test_a_disk_that_fills_up_in_the_middle_of_a_file(
 
 
 def test_others_may_take_the_room_at_the_same_moment(
-    clip: tuple[Item, Tensor, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    clip: tuple[VideoItem, Tensor, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     item, expected, good = clip
     cache = FrameCache(tmp_path, WINDOW, 1.5 * len(good) / 1e9)
@@ -441,7 +443,7 @@ def test_others_may_take_the_room_at_the_same_moment(
 
 
 def test_a_folder_of_others_is_read_where_it_cannot_be_written(
-    clip: tuple[Item, Tensor, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    clip: tuple[VideoItem, Tensor, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     item, expected, good = clip
     cache = FrameCache(tmp_path, WINDOW)
@@ -495,7 +497,7 @@ def test_damage_costs_only_the_windows_that_meet_it(config: Experiment) -> None:
     shutil.rmtree(cache.folder)
     cache.folder.mkdir()
     damage(item.path)
-    item = identified(item)
+    item = with_digest(item)
     (found,) = cache.frames_of(item.path, item.info, windows[:1], transform)
     assert torch.equal(torch.stack(found), torch.stack(whole))
     with pytest.raises(VideoError, match="damaged"):
@@ -504,13 +506,13 @@ def test_damage_costs_only_the_windows_that_meet_it(config: Experiment) -> None:
 
 
 def test_a_video_that_is_replaced_while_it_is_decoded_is_not_kept(
-    clip: tuple[Item, Tensor, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    clip: tuple[VideoItem, Tensor, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = Path(shutil.copy(clip[0].path, tmp_path / "video.mp4"))
-    item = identified(item_of(path))
+    item = with_digest(probe_item(path))
 
     def replaced(*arguments: Any) -> Iterator[NDArray[np.uint8]]:
-        yield from shrunk_chunks(*arguments)
+        yield from resized_chunks(*arguments)
         with path.open("ab") as file:
             file.write(bytes(8))
 
@@ -529,7 +531,7 @@ def test_a_video_comes_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
     def counted(*arguments: Any) -> Iterator[NDArray[np.uint8]]:
         nonlocal most
-        for chunk in shrunk_chunks(*arguments):
+        for chunk in resized_chunks(*arguments):
             seen.append(weakref.ref(chunk))
             most = max(most, sum(ref() is not None for ref in seen))
             yield chunk
@@ -541,7 +543,7 @@ def test_a_video_comes_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_pictures_that_change_their_size_are_not_kept(
-    clip: tuple[Item, Tensor, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    clip: tuple[VideoItem, Tensor, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     item, expected, _ = clip
     monkeypatch.setattr(
@@ -559,7 +561,7 @@ def test_the_forecast_is_what_files_take(tmp_path: Path, monkeypatch: pytest.Mon
     turned = tmp_path / "videos/turned.mp4"
     write_numbered(turned, 77, ENCODINGS["H.264"])
     turn(turned)
-    sideways = identified(item_of(turned))
+    sideways = with_digest(probe_item(turned))
     cache = FrameCache(tmp_path / "frames", WINDOW)
     cache.folder.mkdir()
     wanted = [(item.path, item.info, to) for item in (upright, sideways) for to in (WIDE, SQUARE)]
@@ -637,9 +639,9 @@ def test_a_run_goes_on_with_kept_frames_as_the_same_run(
     data: list[str], tmp_path: Path, accelerator: Accelerator
 ) -> None:
     plain = load(Experiment, DEMO, [*data, *QUICK, f"--out={tmp_path / 'plain'}"])
-    build(plain, accelerator).go()
+    build(plain, accelerator).train()
     half = replace(plain.training, stop_epoch=2)
-    build(replace(plain, out=str(tmp_path / "run"), training=half), accelerator).go()
+    build(replace(plain, out=str(tmp_path / "run"), training=half), accelerator).train()
     (folder := tmp_path / "frames").mkdir()
     arguments = [*data, *QUICK, "--out", tmp_path / "run", "--training.workers=1"]
     arguments += ["--data.frame_cache", folder]

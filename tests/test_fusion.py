@@ -315,7 +315,7 @@ def test_untrained_feature_fusions_are_the_first_stream(method: Method) -> None:
     mask = torch.arange(SIZE)[None] < torch.tensor([[SIZE], [37]])
     reflection = torch.tensor([SIZE - 1.0, 36.0])
     with torch.no_grad():
-        answers = detector.answers(features, mask, reflection, of_streams=True)
+        answers = detector.predict(features, mask, reflection, of_streams=True)
     ((fused, _),), ((forward, _),) = answers["fused"], answers["forward"]
     valid = fused.flat()[2]
     for one, two in zip(fused.flat()[:2], forward.flat()[:2], strict=True):
@@ -325,8 +325,8 @@ def test_untrained_feature_fusions_are_the_first_stream(method: Method) -> None:
     for parameter in detector.fusion.parameters():
         parameter.data.normal_(std=0.1)
     with torch.no_grad():
-        here = detector.answers(features, mask, reflection)["fused"][0][0]
-        there = detector.answers([features[0], features[0]], mask, reflection)["fused"][0][0]
+        here = detector.predict(features, mask, reflection)["fused"][0][0]
+        there = detector.predict([features[0], features[0]], mask, reflection)["fused"][0][0]
     assert not torch.allclose(here.logits[0], there.logits[0])
 
 
@@ -362,10 +362,10 @@ def test_streams_share_a_frozen_transformer() -> None:
 
 def test_two_streams_of_one_direction_are_not_turned() -> None:
     detector = two_streams("average", same=True)
-    assert detector.names == ("first", "second")
+    assert detector.stream_names == ("first", "second")
     a, b = outputs(47, 1), outputs(47, 2)
     assert detector.fusion is not None
-    fused, again = detector.fusion(a, b, detector.between(torch.tensor([46.0])))
+    fused, again = detector.fusion(a, b, detector.reflection_if_opposed(torch.tensor([46.0])))
     mask = fused.masks[1].unsqueeze(1).expand_as(fused.logits[1])
     mean = (a.logits[1] + b.logits[1]) / 2
     assert torch.equal(fused.logits[1][mask], mean[mask])

@@ -21,7 +21,7 @@ from cache.store import Store
 from configs import cli
 from configs.loader import load
 from evaluate.reports.metrics_file import read_metrics
-from extract.sampling.spans import Span, random_stretch, whole_video_window
+from extract.sampling.spans import Span, random_window_of_span, whole_video_window
 from extract.sampling.transforms import evaluation_transform
 from extract.sampling.window_frames import arrange, window_frames
 from extract.sampling.windows import Direction, SamplingConfig, Window
@@ -31,12 +31,12 @@ from tests.forks import script
 from tests.test_e2e import DEMO, QUICK, TWO_PROCESSES
 from tests.test_e2e import script as launched
 from train.config import Experiment
-from train.data.cached import evaluation_spans, training_spans, training_windows, up_to_date
-from train.data.videos import Item, Items, load_annotations, load_items
-from train.detector.evaluation import detect_all, window_loader
+from train.data.cached import ensure_cached, evaluation_spans, training_spans, training_windows
+from train.data.videos import Subset, VideoItem, load_annotations, load_items
+from train.detector.evaluation import detect_subset, window_loader
 from train.detector.model import Detector
 from train.detector.setup import activations_of, learning_only
-from train.detector.training import Detection
+from train.detector.training import DetectionTask
 from train.engine.checkpoint import load_checkpoint, save_checkpoint
 from train.engine.loop import TrainingRun
 
@@ -55,7 +55,7 @@ def test_random_stretches_are_rows_of_their_span(
     rng, begins, ends = np.random.default_rng(0), set(), set()
     everywhere = np.stack([np.arange(frames), np.arange(frames) + 1.0], 1)
     for _ in range(2000):
-        drawn, (rows,) = random_stretch(rng, span, everywhere, sampling, grain, [direction])
+        drawn, (rows,) = random_window_of_span(rng, span, everywhere, sampling, grain, [direction])
         seen = span.frames[2 * rows.start : 2 * rows.stop]
         ordered = drawn.frames if direction == "forward" else drawn.frames[::-1]
         assert np.array_equal(seen[: len(ordered)], ordered)
@@ -85,7 +85,7 @@ def shaken(config: Experiment) -> Detector:
     return detector.eval()
 
 
-def loaded(config: Experiment, subset: str, store: Store) -> Items:
+def loaded(config: Experiment, subset: str, store: Store) -> Subset:
     return load_items(config.data, load_annotations(config.data), subset, None, store)
 
 
@@ -100,13 +100,13 @@ def test_detections_from_the_cache_are_those_from_pixels_bit_for_bit(
         items = loaded(config, "test", store)
         overlap = config.sampling.test_overlap
         pixels = window_loader(items, overlap, config, accelerator)
-        expected, _ = detect_all(detector, items, pixels, accelerator, "pixels")
+        expected, _ = detect_subset(detector, items, pixels, accelerator, "pixels")
         activations = activations_of(detector, store, ["weights.pt"])
         spans = [evaluation_spans(items, overlap, config, d) for d in config.directions]
         for _ in range(2):
-            cached = up_to_date(activations, spans, "features", [items], config, accelerator)
+            cached = ensure_cached(activations, spans, "features", [items], config, accelerator)
             windows = window_loader(items, overlap, config, accelerator, cached)
-            found, _ = detect_all(detector, items, windows, accelerator, "cached")
+            found, _ = detect_subset(detector, items, windows, accelerator, "cached")
             assert found == expected
         assert any(expected[detector.answer].values())
         for of, some in zip(activations, spans, strict=True):
@@ -114,7 +114,7 @@ def test_detections_from_the_cache_are_those_from_pixels_bit_for_bit(
 
 
 def from_pixels(
-    rng: np.random.Generator, item: Item, config: Experiment, cached: Any
+    rng: np.random.Generator, item: VideoItem, config: Experiment, cached: Any
 ) -> tuple[Window, tuple[Tensor, ...]]:
     """Stands in for `draw_inputs`: the same draw, decoded."""
     windows = training_windows(item, config)
@@ -142,17 +142,17 @@ def test_losses_on_the_cache_are_those_of_an_end_to_end_run(
             items = loaded(config, "training", store)
             cached: Any = [SimpleNamespace(cut=None)]
             if name == "cached":
-                cut = config.backbone.learns_behind
+                cut = config.backbone.last_frozen_cut
                 assert cut == ("features" if block == 6 else 2)
                 activations = activations_of(detector, store, ["weights.pt"])
                 spans = [training_spans(items, config, d) for d in config.directions]
-                cached = up_to_date(activations, spans, cut, [items], config, accelerator)
+                cached = ensure_cached(activations, spans, cut, [items], config, accelerator)
             else:
                 monkeypatch.setattr(train.data.windows, "draw_inputs", from_pixels)
             (tmp_path / name).mkdir()
-            task = Detection(detector, items, None, accelerator, cached)
+            task = DetectionTask(detector, items, None, accelerator, cached)
             run = TrainingRun(task, accelerator, resume=False)
-            run.go()
+            run.train()
         curves.append([line["loss"] for line in read_metrics(tmp_path / name / "metrics.jsonl")])
         weights.append(load_checkpoint(tmp_path / name / "last.pt", Experiment).model)
         AcceleratorState._reset_state(reset_partial_state=True)
@@ -168,11 +168,11 @@ def test_losses_on_the_cache_are_those_of_an_end_to_end_run(
 
 def test_only_the_head_learns_unless_told_otherwise(data: list[str], tmp_path: Path) -> None:
     config = experiment(data, tmp_path)
-    assert learning_only(config).backbone.learns_behind == "features"
+    assert learning_only(config).backbone.last_frozen_cut == "features"
     part = replace(config, backbone=replace(config.backbone, trainable_from_block=2))
     assert learning_only(part) == part
     frozen = replace(config, backbone=replace(config.backbone, mode="frozen"))
-    assert learning_only(frozen).backbone.learns_behind == "features"
+    assert learning_only(frozen).backbone.last_frozen_cut == "features"
 
 
 def good(*arguments: object, launcher: tuple[str, ...] = ()) -> str:

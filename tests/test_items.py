@@ -129,7 +129,7 @@ def test_what_is_bad_for_one_process_is_left_out_by_all(
     monkeypatch.setattr(videos, "gather_object", lambda mine: [*mine, other])
     process: Any = SimpleNamespace(is_main_process=False)
 
-    def load(data: DataConfig, annotations: Annotations) -> videos.Items:
+    def load(data: DataConfig, annotations: Annotations) -> videos.Subset:
         return load_items(data, annotations, "all", process)
 
     found = load(data, annotations)

@@ -10,11 +10,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from extract.backbone.pretrained import load_trunk, refuse_other_size, trunk_settings
+from extract.backbone.pretrained import check_trunk_size, load_trunk, trunk_settings
 from extract.backbone.videomae import TrunkConfig, VideoMAE
 from extract.checkpoints.key_maps import head_to_opentad
-from extract.checkpoints.layouts import read_networks, recognise
-from extract.checkpoints.tensor_files import Content
+from extract.checkpoints.layouts import find_networks, recognise
+from extract.checkpoints.tensor_files import TensorFile
 from tests.layouts import (
     SMALL,
     hugging_face,
@@ -103,17 +103,17 @@ def test_hugging_face_names_of_all_versions(prefix: str) -> None:
     }
     surplus = {n.replace("query", "key"): t for n, t in new.items() if n.endswith("query.bias")}
     for tensors in (old, new, new | surplus):
-        trunk = recognise(Content(tensors, ()), "it")[0].trunk
+        trunk = recognise(TensorFile(tensors, ()), "it")[0].trunk
         assert trunk.keys() | {"positions"} == expected.keys()
         assert all(torch.equal(trunk[name], expected[name]) for name in trunk)
-    (network,) = recognise(Content(new | surplus, ()), "it")
+    (network,) = recognise(TensorFile(new | surplus, ()), "it")
     assert len(surplus) == 3 and {n for n in network.dropped if "key" in n} == surplus.keys()
     assert all("no effect" in network.why[name] for name in surplus)
 
 
 def test_what_is_dropped_has_a_reason() -> None:
     trunk = random_backbone().trunk.state_dict()
-    (network,) = recognise(Content(mmaction(trunk), ()), "it")
+    (network,) = recognise(TensorFile(mmaction(trunk), ()), "it")
     assert network.outputs == 400 and not network.head
     assert {name: why.split(";")[0] for name, why in network.why.items()} == {
         "backbone.fc_norm.weight": "the classifier's norm",
@@ -121,7 +121,7 @@ def test_what_is_dropped_has_a_reason() -> None:
         "cls_head.fc_cls.weight": "the classifier of 400 classes, as Kinetics-400 has",
         "cls_head.fc_cls.bias": "the classifier of 400 classes, as Kinetics-400 has",
     }
-    (network,) = recognise(Content(pretraining(trunk), ()), "it")
+    (network,) = recognise(TensorFile(pretraining(trunk), ()), "it")
     assert network.outputs is None
     assert sum(why == "the decoder of the pretraining" for why in network.why.values()) == 5
     # Nothing of a decoder gets into the transformer, though it has blocks of its own.
@@ -160,11 +160,11 @@ def test_the_published_small_file_has_163_tensors() -> None:
         published = mmaction(trunk)
         assert len(published) == 163
         assert 86.3 < sum(t.numel() * 4 for t in published.values()) / 2**20 < 87
-        (network,) = recognise(Content(published, ()), "it")
+        (network,) = recognise(TensorFile(published, ()), "it")
     assert str(network.size) == "VideoMAE-S (384 wide, 12 blocks)"
     assert len(network.trunk) + len(network.dropped) == 163 and len(network.dropped) == 4
     wanted = TrunkConfig(width=384, depth=12, heads=6)
-    refuse_other_size(network, wanted, "it")
+    check_trunk_size(network, wanted, "it")
     assert trunk_settings(network, "it") == {
         **{"width": 384, "depth": 12, "heads": 6, "mlp_ratio": 4, "patch": 16, "image_size": 224}
     }
@@ -180,13 +180,13 @@ def test_the_giant_size_is_recognised_without_its_memory() -> None:
         }
         for k in range(40):
             tensors[f"blocks.{k}.mlp.fc1.weight"] = torch.empty(6144, 1408)
-    (network,) = recognise(Content(tensors, ()), "it")
+    (network,) = recognise(TensorFile(tensors, ()), "it")
     assert str(network.size) == "VideoMAE-g (1408 wide, 40 blocks)" and network.outputs == 710
-    refuse_other_size(network, TrunkConfig(1408, 40, 16, mlp_ratio=48 / 11, patch=14), "it")
+    check_trunk_size(network, TrunkConfig(1408, 40, 16, mlp_ratio=48 / 11, patch=14), "it")
     # As a YAML file may round it; it makes 6144 channels all the same.
-    refuse_other_size(network, TrunkConfig(1408, 40, 16, mlp_ratio=4.3637, patch=14), "it")
+    check_trunk_size(network, TrunkConfig(1408, 40, 16, mlp_ratio=4.3637, patch=14), "it")
     with pytest.raises(ValueError, match=r"set backbone\.trunk\.mlp_ratio 4\.36364, backbone\.tr"):
-        refuse_other_size(network, TrunkConfig(1408, 40, 16), "it")
+        check_trunk_size(network, TrunkConfig(1408, 40, 16), "it")
 
 
 def detector_tensors(side: bool = False) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -213,7 +213,7 @@ def test_opentad_detectors(tmp_path: Path, part: str, side: bool) -> None:
     if part == "state_dict_ema":
         content["meta"] = {}
     torch.save(content, tmp_path / "epoch_59_cba1017a.pth")
-    (network,) = read_networks(tmp_path / "epoch_59_cba1017a.pth")
+    (network,) = find_networks(tmp_path / "epoch_59_cba1017a.pth")
     assert network.layout == "OpenTAD detector" and network.outputs == 20
     assert network.mode == ("side" if side else "adapter")
     assert network.adapted == ((1, 2) if side else (0, 1, 2))
@@ -227,7 +227,7 @@ def test_averaged_weights_go_before_the_others(tmp_path: Path) -> None:
     first, second = (random_backbone(seed=seed).trunk.state_dict() for seed in (0, 1))
     content = {"state_dict": mmaction(first), "state_dict_ema": mmaction(second)}
     torch.save(content, tmp_path / "both.pth")
-    (network,) = read_networks(tmp_path / "both.pth")
+    (network,) = find_networks(tmp_path / "both.pth")
     assert torch.equal(network.trunk["patch_embed.bias"], second["patch_embed.bias"])
 
 
@@ -237,7 +237,7 @@ def test_adapters_in_the_last_blocks_only(tmp_path: Path) -> None:
         n: t for n, t in backbone.items() if not n.startswith(("adapters.0.", "adapters.1."))
     }
     torch.save(opentad(backbone, head_to_opentad(head)), tmp_path / "g.pth")
-    (network,) = read_networks(tmp_path / "g.pth")
+    (network,) = find_networks(tmp_path / "g.pth")
     assert network.adapted == (2,) and network.backbone.keys() == backbone.keys()
 
 
@@ -245,11 +245,11 @@ def test_other_networks_are_refused(tmp_path: Path) -> None:
     trunk = videomae(random_backbone().trunk.state_dict())
     image = trunk | {"patch_embed.proj.weight": torch.zeros(32, 3, 16, 16)}
     with pytest.raises(ValueError, match=r"its patches are \(3, 16, 16\), not \(3, 2, p, p\)"):
-        recognise(Content(image, ()), "vit.pth")
+        recognise(TensorFile(image, ()), "vit.pth")
     with pytest.raises(ValueError, match=r"resnet\.pth holds no video transformer.*conv1\.weight"):
-        recognise(Content({"conv1.weight": torch.zeros(2)}, ()), "resnet.pth")
+        recognise(TensorFile({"conv1.weight": torch.zeros(2)}, ()), "resnet.pth")
     for setting, value in (("num_frames", 32), ("hidden_act", "relu")):
-        content = Content(
+        content = TensorFile(
             hugging_face(random_backbone().trunk.state_dict()), (), settings={setting: value}
         )
         with pytest.raises(ValueError, match=f"its config has {setting} {value}; ours is"):

@@ -19,7 +19,7 @@ from tests.test_e2e import DEMO, QUICK, build
 from tests.waits import Copies, Operations
 from train.config import Experiment
 from train.data.batch import Batch
-from train.detector.training import Detection
+from train.detector.training import DetectionTask
 from train.engine.checkpoint import load_checkpoint
 from train.engine.loop import TrainingRun, _seed
 from train.modeling.actionformer import ActionFormer, HeadConfig
@@ -43,16 +43,16 @@ SINGLE = [*ONE_EPOCH, "--training.batch_size=1"]
 
 def prepare(
     data: list[str], out: Path, accelerator: Accelerator, *overrides: str
-) -> TrainingRun[Detection]:
+) -> TrainingRun[DetectionTask]:
     return build(load(Experiment, DEMO, [*data, *QUICK, *overrides, f"--out={out}"]), accelerator)
 
 
-def batches_of(run: TrainingRun[Detection]) -> list[Batch]:
+def batches_of(run: TrainingRun[DetectionTask]) -> list[Batch]:
     run.wrapped.train()
     return list(islice(iter(run.loader), run.config.training.accumulate))
 
 
-def watched_update(run: TrainingRun[Detection]) -> list[str]:
+def watched_update(run: TrainingRun[DetectionTask]) -> list[str]:
     """Return what would have made the host wait in an update after the first."""
     batches = batches_of(run)
     run._update(0, batches)  # states and tables are made
@@ -131,9 +131,9 @@ def test_a_line_of_metrics_is_the_mean_since_the_last_one(
     data: list[str], tmp_path: Path, accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Lines alone change nothing in what is learned: only how many updates share one."""
-    prepare(data, tmp_path / "rare", accelerator, *SINGLE).go()
+    prepare(data, tmp_path / "rare", accelerator, *SINGLE).train()
     monkeypatch.setattr(train.engine.loop, "LOG_EVERY", 1)
-    prepare(data, tmp_path / "often", accelerator, *SINGLE).go()
+    prepare(data, tmp_path / "often", accelerator, *SINGLE).train()
     rare, *rest = read_metrics(tmp_path / "rare/metrics.jsonl")
     often = read_metrics(tmp_path / "often/metrics.jsonl")
     assert not rest
@@ -182,7 +182,7 @@ def test_the_first_bad_micro_batch_is_named(
 
     monkeypatch.setattr(train.detector.training, "detection_losses", diverging)
     with pytest.raises(FloatingPointError, match=f"on windows of {names[2]};"):
-        run.go()
+        run.train()
     assert len(calls) == 4 and not (tmp_path / "last.pt").exists()
 
 
@@ -191,7 +191,7 @@ def test_workers_change_nothing_that_is_learned(
 ) -> None:
     for workers in (0, 2):
         chosen = f"--training.workers={workers}"
-        prepare(data, tmp_path / str(workers), accelerator, *ONE_EPOCH, chosen).go()
+        prepare(data, tmp_path / str(workers), accelerator, *ONE_EPOCH, chosen).train()
     one, two = (
         load_checkpoint(tmp_path / name / "last.pt", Experiment).model for name in ("0", "2")
     )

@@ -16,7 +16,7 @@ from matplotlib import image
 from numpy.typing import NDArray
 
 from evaluate.annotations import Detection, Segment
-from evaluate.files.timeline import PageVideo, embedded, linked, page, refuse_large
+from evaluate.files.timeline import PageVideo, check_size, embedded, linked, page
 from tests.encodings import ENCODINGS, read_numbers, write_numbered
 
 CLASSES = ("jump", "run", "fall", "wave", "idle")
@@ -92,11 +92,11 @@ def test_sources(tmp_path: Path) -> None:
     assert linked(path, tmp_path / "pages/x.html") == "../a%20b/100%25%20%231%3F.mp4"
     head, content = embedded(path).split(",")
     assert head == "data:video/mp4;base64" and base64.b64decode(content) == b"content"
-    refuse_large(path)
+    check_size(path)
     with path.open("r+b") as file:
         file.truncate(100_000_001)  # sparse
     with pytest.raises(ValueError, match="100 MB can be embedded"):
-        refuse_large(path)
+        check_size(path)
 
 
 # ---- In a browser ------------------------------------------------------------------------------

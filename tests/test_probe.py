@@ -370,8 +370,8 @@ def test_memos_are_whole_while_many_write_them(cache: Path) -> None:
     contents = [bytes([number]) * 100_000 for number in range(16)]
 
     def write_and_read(content: bytes) -> bytes | None:
-        user_cache.write("one", content)
-        return user_cache.read("one")
+        user_cache.save("one", content)
+        return user_cache.load("one")
 
     with ThreadPoolExecutor(8) as pool:
         assert all(read in contents for read in pool.map(write_and_read, contents * 8))
@@ -384,7 +384,7 @@ def test_memos_lie_in_the_home_folder_by_default(
     monkeypatch.setenv("HOME", str(tmp_path))
     for setting in ("", "relative/folder"):
         monkeypatch.setenv("XDG_CACHE_HOME", setting)
-        user_cache.write("name", setting.encode() or b"empty")
+        user_cache.save("name", setting.encode() or b"empty")
         expected = setting or "empty"
         assert (tmp_path / ".cache/palindrome/videos/name").read_text() == expected
 

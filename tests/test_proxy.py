@@ -422,8 +422,10 @@ def test_activations_of_proxies_and_originals_never_mix(tmp_path: Path) -> None:
             activations.get(span, "features")
         activations.flush()
         store.refresh()
-        place = activations.places()["features"]
-        assert all(place.has(span) for span in old) and not any(place.has(span) for span in new)
+        place = activations.cached_cuts()["features"]
+        assert all(place.contains(span) for span in old) and not any(
+            place.contains(span) for span in new
+        )
         for before, after in zip(old, new, strict=True):  # both under one name, in one store
             assert torch.equal(activations.get(after, "features"), fresh(backbone, after))
             assert torch.equal(activations.get(before, "features"), fresh(backbone, before))

@@ -33,7 +33,7 @@ from train.engine.loop import TrainingRun
 from train.engine.optim import Average, statistics
 from train.recognition.config import Recognition, RecognitionTraining
 from train.recognition.dataset import Example, TrainingViews, collate, load_examples, read_clips
-from train.recognition.recogniser import Recogniser, adopt
+from train.recognition.recogniser import Recogniser, recogniser_from_weights
 from train.recognition.training import (
     RecognitionTask,
     recognition_optimizer,
@@ -243,7 +243,7 @@ def test_wrong_weights_are_refused(tmp_path: Path) -> None:
 def test_a_published_checkpoint_is_used_as_it_is(tmp_path: Path) -> None:
     path = tmp_path / "ek.pyth"
     published(path, tada.two_tasks(tada.tada2d(1, SIZES.blocks, SIZES.width), (2, 3)))
-    recogniser = adopt(path, config_of("--network.width=16"), ())
+    recogniser = recogniser_from_weights(path, config_of("--network.width=16"), ())
     assert [(each.name, len(each.classes)) for each in recogniser.sets] == [
         ("verb", 2),
         ("noun", 3),
@@ -252,13 +252,13 @@ def test_a_published_checkpoint_is_used_as_it_is(tmp_path: Path) -> None:
         (tmp_path / f"{kind}s.txt").write_text(names)
     lists = [tmp_path / "verbs.txt", tmp_path / "nouns.txt"]
     with pytest.raises(ValueError, match="has 2 and 3 classes, but the lists 2 and 2"):
-        adopt(path, config_of(), lists)
+        recogniser_from_weights(path, config_of(), lists)
     lists[1].write_text("cup\npan\nlid\n")
-    named = adopt(path, config_of(), lists)
+    named = recogniser_from_weights(path, config_of(), lists)
     assert named.classes == ("verb:take", "verb:put", "noun:cup", "noun:pan", "noun:lid")
     with pytest.raises(ValueError, match="neither a checkpoint of train"):
         save_file({"x": torch.zeros(3)}, tmp_path / "x.safetensors")
-        adopt(tmp_path / "x.safetensors", config_of(), ())
+        recogniser_from_weights(tmp_path / "x.safetensors", config_of(), ())
 
 
 # ------------------------------------------------------------------ optimizer and averages

@@ -17,8 +17,8 @@ from evaluate.mean_ap import mean_average_precision
 from evaluate.metrics.precision_recall import RECALLS, precision_recall
 from evaluate.reports.launches import Launch, command, new_launch, read_launches, write_launches
 from evaluate.reports.page import Fact, Figure, Report, Section, Table, write_report
-from evaluate.reports.scores import PICTURES, leave_scores
-from evaluate.reports.training import leave_report
+from evaluate.reports.scores import PICTURES, write_scores_report
+from evaluate.reports.training import write_training_report
 from train.engine.stopwatch import Stopwatch
 
 EVIL = "</script><b>&amp;\"' onload=x"
@@ -183,7 +183,7 @@ def test_without_detections_precision_is_zero() -> None:
 
 def test_an_evaluation_tells_its_scores(tmp_path: Path) -> None:
     result = mean_average_precision(TRUTH, FOUND, TIOUS)
-    leave_scores(tmp_path, EVIL, TRUTH, FOUND, result, {"forward": result}, 2, [])
+    write_scores_report(tmp_path, EVIL, TRUTH, FOUND, result, {"forward": result}, 2, [])
     page, content = read(tmp_path)
     assert all((tmp_path / name).read_bytes().startswith(b"\x89PNG") for name in PICTURES)
     table = content["tables"]["average precision"]
@@ -203,7 +203,7 @@ def test_many_classes_are_drawn_within_bounds(tmp_path: Path) -> None:
     names = [f"class {n} " + "x" * (n % 50) for n in range(60)]
     truth = {"v": tuple(Segment(name, n, n + 1) for n, name in enumerate(names))}
     result = mean_average_precision(truth, {}, TIOUS)
-    leave_scores(tmp_path, "many", truth, {}, result, {}, 0, [])
+    write_scores_report(tmp_path, "many", truth, {}, result, {}, 0, [])
     page, content = read(tmp_path)
     assert "The 24 of 60 classes" in page.text
     assert len(content["tables"]["average precision"]["rows"]) == 61
@@ -249,7 +249,7 @@ def a_run(folder: Path, launches: list[Launch]) -> Path:
 def test_a_run_tells_what_it_did(tmp_path: Path) -> None:
     out = a_run(tmp_path / "run", [LAUNCH])
     assert read_launches(out) == [replace(LAUNCH, devices=["GPU A", "GPU A"])]  # type: ignore[arg-type]
-    leave_report(out)
+    write_training_report(out)
     page, content = read(out)
     assert "Trained for 3 of 3 epochs on 7 videos with 3 classes" in page.text
     assert "average mAP 0.500, came after epoch 2" in page.text
@@ -272,7 +272,7 @@ def test_a_run_tells_what_it_did(tmp_path: Path) -> None:
 def test_all_launches_count(tmp_path: Path) -> None:
     killed = replace(LAUNCH, outcome="running", seconds={}, activations={})
     failed = replace(LAUNCH, outcome=f"failed: the loss became nan in {EVIL}")
-    leave_report(a_run(tmp_path, [LAUNCH, killed, failed]))
+    write_training_report(a_run(tmp_path, [LAUNCH, killed, failed]))
     page, content = read(tmp_path)
     assert {row[0]: row[2] for row in content["tables"]["time"]["rows"]}["steps"] == 120
     assert [row[3] for row in content["tables"]["launches"]["rows"]] == [
@@ -291,8 +291,8 @@ def test_evaluations_in_a_runs_folder_are_found(tmp_path: Path) -> None:
     place = out / "evaluation" / "last-test #1"
     place.mkdir(parents=True)
     result = mean_average_precision(TRUTH, FOUND, TIOUS)
-    leave_scores(place, "it", TRUTH, FOUND, result, {}, 0, [])
-    leave_report(out)
+    write_scores_report(place, "it", TRUTH, FOUND, result, {}, 0, [])
+    write_training_report(out)
     html = (out / "report.html").read_text()
     content = json.loads((out / "report.json").read_text())
     assert content["tables"]["evaluations"]["rows"] == [["last-test #1", result.average, 2]]
@@ -303,7 +303,7 @@ def test_a_run_that_composed_others_has_no_curves(tmp_path: Path) -> None:
     out = a_run(tmp_path, [])
     (out / "metrics.jsonl").unlink()
     (out / "launches.json").write_text("cut off {")
-    leave_report(out)
+    write_training_report(out)
     page, _ = read(out)
     assert "composed of others" in page.text and "img" not in {tag for tag, _ in page.tags}
 

@@ -21,7 +21,7 @@ import train.cost.measure_reading
 from cache.store import Store
 from configs import cli
 from configs.loader import load
-from extract.activations.plan import Wanted, plan
+from extract.activations.plan import SpanRequest, plan
 from extract.backbone.backbone import Cut
 from extract.transcoding.proxy import ProxyConfig, write_proxy, write_sample
 from extract.video.reader import VideoReader
@@ -32,7 +32,7 @@ from tests.test_e2e import DEMO, QUICK
 from tests.test_proxy import numbered
 from train.config import Experiment
 from train.cost.compare import not_comparable
-from train.cost.measure_network import Network, Passes, Trials, measure
+from train.cost.measure_network import NetworkCost, Passes, Trials, measure
 from train.cost.measure_reading import Making, Reading, read, training_window
 from train.cost.routes import Place, Routes, compare
 from train.cost.workload import (
@@ -46,11 +46,11 @@ from train.cost.workload import (
     validations,
     with_block,
 )
-from train.data.cached import evaluation_spans, training_spans, up_to_date
-from train.data.videos import Items, learned_classes, load_annotations, load_items
+from train.data.cached import ensure_cached, evaluation_spans, training_spans
+from train.data.videos import Subset, learned_classes, load_annotations, load_items
 from train.detector.model import Detector
 from train.detector.setup import activations_of
-from train.detector.sources import new_detector
+from train.detector.sources import build_detector
 
 COLUMNS = 7
 WORK = Workload(
@@ -78,7 +78,7 @@ TRIALS = Trials(
     frames=Reading(0.0, 0.004, 0.001),
     proxies=Reading(0.1, 0.005, 0.002),
     making=Making(0.004, 20_000.0),
-    network=Network(clip=Passes(0.05, 0.1), part=Passes(0.02, 0.03), head=Passes(0.1, 0.2)),
+    network=NetworkCost(clip=Passes(0.05, 0.1), part=Passes(0.02, 0.03), head=Passes(0.1, 0.2)),
 )
 FEATURES = Filling(bytes=1_000_000_000, needed=1_500_000_000, frames=12_000, clips=2000.0)
 PART = 9, 8, Filling(bytes=8_000_000_000, needed=8_500_000_000, frames=12_000, clips=1500.0)
@@ -236,12 +236,12 @@ def experiment(data: list[str], *overrides: str) -> Experiment:
     return load(Experiment, DEMO, [*data, *QUICK, *overrides])
 
 
-def loaded(config: Experiment, subset: str, store: Store | None = None) -> Items:
+def loaded(config: Experiment, subset: str, store: Store | None = None) -> Subset:
     return load_items(config.data, load_annotations(config.data), subset, None, store)
 
 
 def detector_of(config: Experiment) -> Detector:
-    return new_detector(config, learned_classes(config.data, load_annotations(config.data)))
+    return build_detector(config, learned_classes(config.data, load_annotations(config.data)))
 
 
 @pytest.mark.parametrize(
@@ -332,10 +332,10 @@ def test_activations_take_the_bytes_that_they_are_stored_in(
         overlap = config.sampling.validation_overlap
         spans = training_spans(training, config, "forward")
         spans += evaluation_spans(validation, overlap, config, "forward")
-        wanted = [Wanted(activations[0], spans, (cut,))]
+        wanted = [SpanRequest(activations[0], spans, (cut,))]
         lacks = filling(plan(wanted, accelerator))
         both = [training, validation]
-        (cached,) = up_to_date(activations, [spans], cut, both, config, accelerator)
+        (cached,) = ensure_cached(activations, [spans], cut, both, config, accelerator)
         assert lacks.bytes == sum(cached.read(span).nbytes for span in spans)
         assert lacks.needed == 2 * lacks.bytes
         blocks = 6 if cut == "features" else 4
@@ -343,7 +343,7 @@ def test_activations_take_the_bytes_that_they_are_stored_in(
         # What is there costs nothing; what begins at a stored block costs the blocks behind it.
         assert filling(plan(wanted, accelerator)) == Filling(0, 0, 0, 0.0)
         if cut == 3:
-            rest = filling(plan([Wanted(activations[0], spans, ("features",))], accelerator))
+            rest = filling(plan([SpanRequest(activations[0], spans, ("features",))], accelerator))
             assert rest.frames == 0 and rest.clips == lacks.clips / 2
         activations[0].close()
 
@@ -386,7 +386,7 @@ def test_where_a_cached_block_begins(
     config = experiment(data, *settings)
     assert trained_from(config) == k
     if k is not None:
-        assert with_block(config, k).backbone.learns_behind == cut
+        assert with_block(config, k).backbone.last_frozen_cut == cut
 
 
 # ------------------------------------------------------------------ trials

@@ -14,8 +14,8 @@ from torch import Tensor
 from extract.backbone.backbone import Backbone, BackboneConfig
 from extract.backbone.videomae import TrunkConfig
 from extract.checkpoints.layouts import recognise
-from extract.checkpoints.strict import load_strictly
-from extract.checkpoints.tensor_files import Content
+from extract.checkpoints.strict import load_state_dict_strict
+from extract.checkpoints.tensor_files import TensorFile
 from tests.test_backbone import relative
 
 PREFIX = "backbone.model.backbone."
@@ -42,9 +42,11 @@ def published(shared: Path, size: str) -> tuple[Backbone, dict[str, Any]]:
         shapes |= {key.replace("0", str(k), 1): shapes[key] for k in range(trunk.depth)}
     assert len(shapes) == meta["n_tensors"]
     shapes.pop("pos_embed")  # the fixed table, which every backbone has
-    content = Content({PREFIX + key: drawn(key, shape) for key, shape in shapes.items()}, ())
+    content = TensorFile({PREFIX + key: drawn(key, shape) for key, shape in shapes.items()}, ())
     (network,) = recognise(content, "golden")
-    load_strictly(backbone, {"trunk.positions": backbone.trunk.positions, **network.backbone}, size)
+    load_state_dict_strict(
+        backbone, {"trunk.positions": backbone.trunk.positions, **network.backbone}, size
+    )
     return backbone, meta
 
 

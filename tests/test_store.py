@@ -73,7 +73,7 @@ def test_what_is_put_comes_out(url: str, dtype: Dtype, shape: tuple[int, ...]) -
     with store.writer() as writer:
         for a, rows in pairs:
             writer.put(a, rows)
-            assert not reader.has(a)
+            assert not reader.contains(a)
         writer.flush()
         reader.refresh()
         same(reader, pairs)  # out of the journal
@@ -86,7 +86,7 @@ def same(store: Store, pairs: list[tuple[Address, torch.Tensor]]) -> None:
     """Check whole activations, rows of them, and many at once, bit for bit."""
     rng = random.Random(0)
     for a, rows in pairs:
-        assert store.has(a)
+        assert store.contains(a)
         bits(store.read(a), rows)
         start = rng.randint(0, a.rows)
         stop = rng.randint(start, a.rows)
@@ -140,7 +140,7 @@ def put_and_compare(store: Store, reader: Store, steps: list[Step]) -> None:
             writer.flush()
         elif what == "fold":
             writer.flush()
-            writer.fold()
+            writer.compact()
         else:
             writer.close()
             if what == "prune":
@@ -150,7 +150,7 @@ def put_and_compare(store: Store, reader: Store, steps: list[Step]) -> None:
     reader.refresh()
     for which, rows in enumerate(put):
         a = address(12, which)
-        assert reader.has(a) == bool((rows >= 0).all())
+        assert reader.contains(a) == bool((rows >= 0).all())
         for start, stop in ((0, 12), (3, 7), (11, 12), (0, 1)):
             if (rows[start:stop] >= 0).all():
                 got = reader.read(a, start, stop)
@@ -236,7 +236,7 @@ def test_errors_say_what_to_do(tmp_path: Path) -> None:
 
 def test_who_only_looks_leaves_no_trace(tmp_path: Path) -> None:
     store = Store.open(tmp_path / "none" / "cache", "look")
-    assert not store.has(activation(0)[0]) and not list(tmp_path.iterdir())
+    assert not store.contains(activation(0)[0]) and not list(tmp_path.iterdir())
     free = store.files.free_bytes()
     assert free is not None and free > 0
     with pytest.raises(StoreError, match='mode "a"'):
@@ -268,8 +268,8 @@ def test_what_was_told_is_known(url: str) -> None:
         writer.describe(VideoInfo("f" * 64, "d.mp4", 12, 3, 25.0))
     prune(store)
     store = Store.open(url)
-    assert store.videos[VIDEO].name == "c.mp4" and store.names["c.mp4"].digest == VIDEO
-    assert store.names["a.mp4"].digest == "f" * 64
+    assert store.videos[VIDEO].name == "c.mp4" and store.videos_by_name["c.mp4"].digest == VIDEO
+    assert store.videos_by_name["a.mp4"].digest == "f" * 64
     listed = store.files.grandchildren("parts")
     prune(Store.open(url, "a"))
     assert store.files.grandchildren("parts") == listed
@@ -305,7 +305,7 @@ def test_it_is_flushed_by_size_and_by_time(tmp_path: Path, monkeypatch: pytest.M
             writer.put(address(10, number), torch.randn(10, 1000))
             reader.refresh()
             assert writer.waiting < 50_000
-            assert sum(reader.has(address(10, n)) for n in range(11)) == (number + 1) // 2 * 2
+            assert sum(reader.contains(address(10, n)) for n in range(11)) == (number + 1) // 2 * 2
         writer.put(address(10, 10), torch.zeros(10, 10))
         now[0] = 29.0
         writer.put(address(10, 11), torch.zeros(10, 10))
@@ -313,7 +313,7 @@ def test_it_is_flushed_by_size_and_by_time(tmp_path: Path, monkeypatch: pytest.M
         now[0] = 30.0
         writer.put(address(10, 12), torch.zeros(10, 10))
         assert not writer.waiting
-    assert all(Store.open(tmp_path).has(address(10, n)) for n in range(13))
+    assert all(Store.open(tmp_path).contains(address(10, n)) for n in range(13))
 
 
 def test_the_journal_is_folded_when_it_grows(tmp_path: Path) -> None:
@@ -483,7 +483,7 @@ def test_unreadable_files_are_pruned(tmp_path: Path, capsys: pytest.CaptureFixtu
     report = prune(store, problems=problems)
     assert report.damaged > 3
     assert verify(store) == []
-    left = [pair for pair in pairs if store.has(pair[0])]
+    left = [pair for pair in pairs if store.contains(pair[0])]
     assert 5 < len(left) < 30
     same(Store.open(tmp_path), left)
 
@@ -514,7 +514,7 @@ def test_a_full_disk_is_told_and_costs_nothing(
                 writer.flush()
     else:
         writer.flush()
-        writer.fold()
+        writer.compact()
         told = capsys.readouterr().out
         assert re.match(f"warning: .* No space left .*nothing is lost.*{tmp_path} --prune", told)
         same(Store.open(tmp_path), pairs)
@@ -539,7 +539,7 @@ def test_files_that_may_not_grow(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert not list(tmp_path.glob("parts/*/*.part"))
     writer.flush()
     with files_end_at(100_000):
-        writer.fold()
+        writer.compact()
     assert re.match("warning: .*File too large", capsys.readouterr().out)
     with files_end_at(100_000):
         bits(Store.open(tmp_path).read(address(100)), rows)

@@ -60,11 +60,11 @@ def complete(folder: Path) -> None:
     assert verify(store) == []
     pairs = [activation(number) for number in range(COUNT)]
     for got, (address, rows) in zip(store.read_many([a for a, _ in pairs]), pairs, strict=True):
-        assert store.has(address) and got.dtype == rows.dtype and torch.equal(got, rows)
+        assert store.contains(address) and got.dtype == rows.dtype and torch.equal(got, rows)
     assert sum(summary.spans for summary in store.summaries()) == COUNT
     for number in range(14):
         video, fingerprint = described(number)
-        assert store.videos[video.digest] == video == store.names[video.name]
+        assert store.videos[video.digest] == video == store.videos_by_name[video.name]
         assert store.fingerprints[fingerprint.fingerprint] == fingerprint
         times = store.videos[video.digest].times_s
         assert (times is None) == (video.times_s is None)
@@ -199,7 +199,7 @@ def test_death_at_every_step(
         for number, (address, rows) in enumerate(pairs):
             for info in described(number):
                 writer.describe(info)
-            if not store.has(address):
+            if not store.contains(address):
                 writer.put(address, rows)
             if number % 5 == 4:
                 writer.flush()
@@ -235,7 +235,7 @@ def test_death_at_every_step(
             assert not reader.index.unreadable
             assert verify(reader) == []
             for number, (address, rows) in enumerate(pairs):
-                if reader.has(address):
+                if reader.contains(address):
                     assert torch.equal(reader.read(address), rows)
                 else:
                     assert job == "write" or (job == "drop" and number % 2 == 0)
@@ -246,7 +246,7 @@ def test_death_at_every_step(
         assert verify(last) == []
         for number, (address, rows) in enumerate(pairs):
             if job == "drop" and number % 2 == 0:
-                assert not last.has(address)
+                assert not last.contains(address)
             else:
                 assert torch.equal(last.read(address), rows)
         nothing_left(folder)

@@ -67,7 +67,7 @@ def test_four_writers_and_two_readers_at_once(tmp_path: Path) -> None:
 def test_what_is_used_stays(tmp_path: Path) -> None:
     pairs = filled(tmp_path, 40)
     user, store = Store.open(tmp_path), Store.open(tmp_path, "a")
-    assert user.has(pairs[0][0])
+    assert user.contains(pairs[0][0])
     report = prune(store, drop_one)
     assert report.in_use == {ONE} and report.freed_bytes == report.dropped == 0
     assert prune(store, keep_bytes=0).in_use == {ONE}
@@ -97,7 +97,7 @@ def test_only_what_is_dropped_goes(tmp_path: Path) -> None:
     report = prune(store, drop_one)
     assert (report.dropped, report.moved) == (30, 10)
     same(store, pairs[1::2])
-    assert not any(store.has(a) for a, _ in pairs[::2])
+    assert not any(store.contains(a) for a, _ in pairs[::2])
     assert store.fingerprints.keys() == {TWO} and len(store.videos) == 7
     assert verify(store) == []
     assert report.kept_bytes == sum(
@@ -178,7 +178,7 @@ def test_who_comes_while_it_is_pruned_finds_it(
         ) -> None:
             count[0] += 1
             if count[0] == step:
-                answers.update({n: reader.has(pairs[n][0]) for n in range(0, 8, 2)})
+                answers.update({n: reader.contains(pairs[n][0]) for n in range(0, 8, 2)})
 
         with monkeypatch.context() as patch:
             for name in ("move", "write", "delete", "children"):
@@ -186,7 +186,7 @@ def test_who_comes_while_it_is_pruned_finds_it(
             prune(store, drop_one)
         for number, there in answers.items():
             a, rows = pairs[number]
-            if there or reader.has(a):
+            if there or reader.contains(a):
                 bits(reader.read(a), rows)
             else:
                 with pytest.raises(Missing):
@@ -249,7 +249,7 @@ def test_a_lease_ends_with_its_process(tmp_path: Path) -> None:
     filled(tmp_path, 2)
     code = (
         "import sys, time\nfrom cache.store import Store\nfrom tests.store_writer import activation"
-        "\nstore = Store.open(sys.argv[1])\nassert store.has(activation(0)[0])\n"
+        "\nstore = Store.open(sys.argv[1])\nassert store.contains(activation(0)[0])\n"
         "print('ready', flush=True)\nsys.stdin.readline()\n"
     )
     for ending in ("itself", "kill"):
@@ -285,7 +285,7 @@ def test_other_machines_live_by_their_signs(
 ) -> None:
     filled(tmp_path, 2)
     with Store.open(tmp_path) as store:
-        assert store.has(activation(0)[0]) and store.lease is not None
+        assert store.contains(activation(0)[0]) and store.lease is not None
         path = tmp_path / store.lease.name
         said = json.loads(path.read_text())
         for change, alive in (

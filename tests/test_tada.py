@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from torchvision.models import video
 
 from benchmarks import tada as benchmark
-from extract.checkpoints.strict import load_strictly
-from extract.checkpoints.tensor_files import Content
+from extract.checkpoints.strict import load_state_dict_strict
+from extract.checkpoints.tensor_files import TensorFile
 from extract.tada.conv import Calibrates, Route, TAdaConv, average_over_time, calibrate_convs
-from extract.tada.convnext import Block, TAdaConvNeXt, TAdaConvNeXtConfig
+from extract.tada.convnext import ConvNeXtBlock, TAdaConvNeXt, TAdaConvNeXtConfig
 from extract.tada.pretrained import Config, load_tada, load_tada_features, new_tada, recognise_tada
 from extract.tada.tada2d import Bottleneck, TAda2D, TAda2DConfig, lift_resnet
 from extract.weights import main as weights_main
@@ -284,7 +284,7 @@ def published_block(p: Callable[[str], Tensor], x: Tensor, stride: int, training
 def test_a_block_is_the_published_one(training: bool) -> None:
     """In training, too, where norms look at the batch."""
     state = drawn(tada2d(5, (1,), 8))
-    found = recognise_tada(Content(state, ()), "it")
+    found = recognise_tada(TensorFile(state, ()), "it")
     assert found is not None
     network = new_tada(found.config).train(training)
     network.load_state_dict(found.tensors)
@@ -310,7 +310,7 @@ def test_parameters_and_tensors_are_as_many_as_published(
     assert len(shapes) == tensors
     with torch.device("meta"):
         network = new_tada(config)
-        found = recognise_tada(Content({n: torch.empty(s) for n, s in shapes.items()}, ()), "it")
+        found = recognise_tada(TensorFile({n: torch.empty(s) for n, s in shapes.items()}, ()), "it")
     assert sum(p.numel() for p in network.parameters()) == parameters
     assert found is not None and found.config == config
     own = network.state_dict()
@@ -329,7 +329,7 @@ def test_probabilities_match_the_reference(name: str, tmp_path: Path) -> None:
     shapes, frames, said = REFERENCES[name]
     save_file(drawn(shapes), tmp_path / "x.safetensors")
     network = load_tada(tmp_path / "x.safetensors")
-    found = recognise_tada(Content(drawn(shapes), ()), "it")
+    found = recognise_tada(TensorFile(drawn(shapes), ()), "it")
     assert str(found) == said
     shape = (1, 3, frames, 64, 64)
     clip = torch.from_numpy(np.random.default_rng(0).standard_normal(shape).astype(np.float32))
@@ -388,7 +388,7 @@ def test_new_networks_begin_without_calibration_and_averages() -> None:
     )
     new = TAdaConvNeXt(TAdaConvNeXtConfig(classes=3, depths=(1, 1), widths=(32, 64)))
     second = new.get_submodule("stages.1.0")
-    assert isinstance(second, Block) and not second.average_norm.weight.any()
+    assert isinstance(second, ConvNeXtBlock) and not second.average_norm.weight.any()
     assert (second.gamma == 1e-6).all() and not second.route.shifts.weight.any()
     assert second.grow.weight.std().item() == pytest.approx(0.02, rel=0.1)
     # Factors of 1, whatever the frames show.
@@ -442,7 +442,7 @@ def test_only_the_right_resnet_is_lifted() -> None:
 
 def test_drop_path_skips_whole_clips() -> None:
     torch.manual_seed(0)
-    block = shaken(Block(8, 1, drop=0.5)).train()
+    block = shaken(ConvNeXtBlock(8, 1, drop=0.5)).train()
     x = torch.randn(64 * 3, 8, 4, 4)
     changed = (block(x, 3) != x).flatten(1).any(1).view(64, 3)
     assert (changed.all(1) == changed.any(1)).all()
@@ -568,9 +568,9 @@ def test_damaged_files_are_refused_in_words(data: st.DataObject) -> None:
         if shape is not None:
             state[name] = torch.zeros(shape)
     try:
-        found = recognise_tada(Content(state, ()), "it")
+        found = recognise_tada(TensorFile(state, ()), "it")
         if found is not None:
-            load_strictly(new_tada(found.config), found.tensors, "it")
+            load_state_dict_strict(new_tada(found.config), found.tensors, "it")
     except ValueError as error:
         assert str(error).startswith("it")
 

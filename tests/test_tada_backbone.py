@@ -14,18 +14,18 @@ from cache.store import Store
 from configs.loader import load
 from extract.activations.fingerprints import fingerprints, settings
 from extract.backbone.backbone import Backbone, BackboneConfig, Mode, TAdaSize
-from extract.backbone.streaming import Wavefront
+from extract.backbone.streaming import StreamingPass
 from extract.backbone.tada_backbone import TAdaBackbone, load_tada_trunk
 from extract.backbone.videomae import TrunkConfig
 from extract.sampling.transforms import PixelConfig
 from tests.test_e2e import DEMO, QUICK
 from tests.test_heads import loaded
 from train.config import Experiment
-from train.data.cached import evaluation_spans, training_spans, up_to_date
-from train.detector.evaluation import detect_all, window_loader
+from train.data.cached import ensure_cached, evaluation_spans, training_spans
+from train.detector.evaluation import detect_subset, window_loader
 from train.detector.model import Detector
 from train.detector.setup import activations_of
-from train.detector.training import Detection
+from train.detector.training import DetectionTask
 from train.engine.loop import TrainingRun
 
 SMALL = TAdaSize((1, 1), 8)
@@ -86,7 +86,7 @@ def test_features_are_those_of_every_clip_alone() -> None:
 def test_a_span_of_any_length_gives_the_same_group_by_group(backwards: bool) -> None:
     made, frames = backbone(), video(80)
     groups = frames.split([32, 16, 32], 2)
-    front = Wavefront(made, ["features"], backwards=backwards)
+    front = StreamingPass(made, ["features"], backwards=backwards)
     found = [front.push(group)["features"] for group in (groups[::-1] if backwards else groups)]
     assert not front.finish()
     features = torch.cat(found[::-1] if backwards else found, 2)
@@ -142,7 +142,7 @@ def test_what_should_learn_moves_and_statistics_stay(
     items = loaded(config, "training", store)
     detector = Detector(config, tuple("abcdef"))
     before = {name: t.clone() for name, t in detector.state_dict().items()}
-    TrainingRun(Detection(detector, items, None, accelerator), accelerator, False).go()
+    TrainingRun(DetectionTask(detector, items, None, accelerator), accelerator, False).train()
     moved = {name for name, t in detector.state_dict().items() if not torch.equal(t, before[name])}
     trunk = {name for name in moved if ".trunk." in name}
     assert len(moved) > len(trunk) and bool(trunk) == (mode == "full")
@@ -171,16 +171,16 @@ def test_both_directions_from_the_cache_are_those_from_pixels(
         items = loaded(config, "test", store)
         overlap = config.sampling.test_overlap
         pixels = window_loader(items, overlap, config, accelerator)
-        expected, _ = detect_all(detector, items, pixels, accelerator, "pixels")
+        expected, _ = detect_subset(detector, items, pixels, accelerator, "pixels")
         activations = activations_of(detector, store, ["weights.pt"])
         spans = [
             evaluation_spans(items, overlap, config, direction)
             + training_spans(items, config, direction)
             for direction in config.directions
         ]
-        cached = up_to_date(activations, spans, "features", [items], config, accelerator)
+        cached = ensure_cached(activations, spans, "features", [items], config, accelerator)
         windows = window_loader(items, overlap, config, accelerator, cached)
-        found, _ = detect_all(detector, items, windows, accelerator, "cached")
+        found, _ = detect_subset(detector, items, windows, accelerator, "cached")
         assert found == expected and any(expected["fused"].values())
         # The same video forwards and backwards: the network is no mirror of itself.
         place, span_of = cached[0], spans[0][0]

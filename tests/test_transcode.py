@@ -30,7 +30,7 @@ from tests.conftest import REPOSITORY
 from tests.encodings import ENCODINGS, read_numbers, turn, write_numbered
 from tests.test_e2e import DEMO, ENVIRONMENT
 from train.config import DataConfig, Experiment
-from train.data.videos import Item, item_of, load_annotations, load_items
+from train.data.videos import VideoItem, load_annotations, load_items, probe_item
 from train.data.windows import TrainingWindows
 
 COUNT = 50
@@ -248,10 +248,10 @@ def test_memory_does_not_grow_with_the_video(
     assert most - before < 60e6
 
 
-def a_video(folder: Path, frames: int, encoding: str = "H.264") -> Item:
+def a_video(folder: Path, frames: int, encoding: str = "H.264") -> VideoItem:
     folder.mkdir(parents=True, exist_ok=True)
     write_numbered(folder / "clip.mp4", frames, ENCODINGS[encoding])
-    return item_of(folder / "clip.mp4")
+    return probe_item(folder / "clip.mp4")
 
 
 RECORDS: dict[str, dict[str, Any]] = {
@@ -278,7 +278,7 @@ def test_forward_on_reversed_files_sees_what_reversed_sees(
     turned.mkdir()
     write_reversed(tmp_path / "videos/clip.mp4", turned / "clip.mp4")
     content, warnings = reversed_annotations(
-        original, {"clip": item_of(tmp_path / "videos/clip.mp4")}
+        original, {"clip": probe_item(tmp_path / "videos/clip.mp4")}
     )
     assert not warnings
     (turned / "truth.json").write_text(json.dumps(content))

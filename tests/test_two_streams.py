@@ -21,12 +21,12 @@ from tests.forks import good, script
 from tests.test_e2e import DEMO, QUICK, TWO_PROCESSES
 from tests.test_e2e import script as launched
 from train.config import Experiment
-from train.data.cached import evaluation_spans, up_to_date
+from train.data.cached import ensure_cached, evaluation_spans
 from train.data.videos import load_annotations, load_items
-from train.detector.evaluation import detect_all, score, window_loader
+from train.detector.evaluation import detect_subset, score, window_loader
 from train.detector.model import Detector
 from train.detector.setup import activations_of
-from train.detector.sources import new_detector, one_experiment
+from train.detector.sources import build_detector, merge_configs
 from train.engine.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from train.modeling.fusion import (
     FEATURE_METHODS,
@@ -121,18 +121,18 @@ def test_untrained_fusions_score_as_their_parts(streams: Path, accelerator: Acce
     scores: dict[str, MeanAP] = {}
     with Store.open(streams / "cache", "a") as store:
         for method in (m for m in get_args(Method) if m != "none"):
-            config = one_experiment(None, sources, [f"--fusion.method={method}"])
+            config = merge_configs(None, sources, [f"--fusion.method={method}"])
             config = replace(config, evaluation=replace(config.evaluation, tious=(0.1, 0.3, 0.5)))
             items = load_items(config.data, load_annotations(config.data), "test", None, store)
-            detector = new_detector(config, sources[0][1].classes, sources).eval()
+            detector = build_detector(config, sources[0][1].classes, sources).eval()
             activations = activations_of(detector, store, ["weights.pt"])
             overlap = config.sampling.test_overlap
             spans = [evaluation_spans(items, overlap, config, d) for d in config.directions]
-            cached = up_to_date(activations, spans, "features", [items], config, accelerator)
+            cached = ensure_cached(activations, spans, "features", [items], config, accelerator)
             assert not any(of.counts.full for of in activations)
             windows = window_loader(items, overlap, config, accelerator, cached)
-            found, _ = detect_all(detector, items, windows, accelerator, "test", of_streams=True)
-            scores |= {name: score(items, found[name], detector) for name in detector.names}
+            found, _ = detect_subset(detector, items, windows, accelerator, "test", of_streams=True)
+            scores |= {name: score(items, found[name], detector) for name in detector.stream_names}
             scores[method] = score(items, found["fused"], detector)
     for method in ("calibrated", *MIXING_METHODS):
         assert scores[method].per_tiou == scores["average"].per_tiou, method
@@ -295,7 +295,7 @@ def test_second_adapters_everywhere_learn_end_to_end_for_a_fusion_of_features(
 
 def _begin(both: Checkpoint[Experiment], number: int, path: Path) -> None:
     """Write the weights with which a stream of a joint run began."""
-    pair = new_detector(both.config, both.classes)
+    pair = build_detector(both.config, both.classes)
     prefix = f"streams.{number}."
     tensors = {
         key.replace(prefix, "streams.0."): tensor

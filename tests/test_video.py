@@ -21,7 +21,7 @@ from tests.encodings import (
     turn,
     write_numbered,
 )
-from train.data.videos import item_of
+from train.data.videos import probe_item
 
 
 def difference(left: NDArray[np.uint8], right: NDArray[np.uint8]) -> float:
@@ -149,7 +149,7 @@ def test_a_damaged_clip_is_refused(shared: Path) -> None:
     with pytest.raises(
         ValueError, match=r"corrupted\.mp4: cannot be read as video: its data are damaged"
     ):
-        item_of(shared / "clips/corrupted.mp4")
+        probe_item(shared / "clips/corrupted.mp4")
 
 
 def test_frames_outside_the_video_are_refused(tmp_path: Path) -> None:

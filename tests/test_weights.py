@@ -22,17 +22,22 @@ from extract.backbone.backbone import Backbone, BackboneConfig
 from extract.backbone.pretrained import load_trunk
 from extract.backbone.videomae import TrunkConfig, VideoMAE
 from extract.checkpoints.key_maps import head_to_opentad
-from extract.checkpoints.layouts import read_networks
-from extract.checkpoints.tensor_files import read, sha256
+from extract.checkpoints.layouts import find_networks
+from extract.checkpoints.tensor_files import read_tensors, sha256
 from extract.weights import main as weights_main
 from tests.conftest import GOLDEN, REPOSITORY
 from tests.forks import good
 from tests.layouts import SMALL, hugging_face, mmaction, opentad, random_backbone, videomae
 from train.config import Experiment
-from train.data.videos import Items
+from train.data.videos import Subset
 from train.detector.model import Detector
-from train.detector.setup import leave_record
-from train.detector.sources import adopt, new_detector, one_experiment, read_source
+from train.detector.setup import write_run_record
+from train.detector.sources import (
+    build_detector,
+    checkpoint_from_opentad,
+    merge_configs,
+    read_source,
+)
 from train.engine.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 
 GOLDEN_FILE = GOLDEN / "opentad_checkpoint.pth"
@@ -85,7 +90,7 @@ def test_what_mmengine_leaves_is_read_without_it(
     with pytest.raises(Exception, match=r"mmengine|numpy|Weights only"):
         torch.load(path, weights_only=True)
     allowed = set(torch.serialization.get_safe_globals())
-    found = read(path)
+    found = read_tensors(path)
     assert found.part == "state_dict" and found.tensors.keys() == tensors().keys()
     assert not any(name.startswith("mmengine") for name in sys.modules)
     assert set(torch.serialization.get_safe_globals()) == allowed
@@ -114,7 +119,7 @@ def test_a_file_that_would_run_code_is_refused_and_does_not(
     content = {"state_dict": tensors(), "meta": harm, "log": np.float64(1)}
     torch.save(content, path, _use_new_zipfile_serialization=zipped)
     with pytest.raises(ValueError, match=rf"evil\.pth would run code to be read \({name}\)"):
-        read(path)
+        read_tensors(path)
     assert not mark.exists()
 
 
@@ -150,7 +155,7 @@ def test_files_that_are_no_weights_say_so_in_one_line(tmp_path: Path) -> None:
         "shards": r"index\.json names [ab], [ab], which",
     }.items():
         with pytest.raises(ValueError, match=said) as error:
-            read(tmp_path / name)
+            read_tensors(tmp_path / name)
         assert "\n" not in str(error.value) and str(tmp_path) in str(error.value)
 
 
@@ -174,8 +179,8 @@ def test_tensors_stay_in_the_file(tmp_path: Path, suffix: str) -> None:
         save_file(state, path)
     size = path.stat().st_size
     before = anonymous_bytes()
-    read(path)  # imports what it needs
-    held = read_networks(path)
+    read_tensors(path)  # imports what it needs
+    held = find_networks(path)
     assert size > 28_000_000 and anonymous_bytes() - before < 0.2 * size
     backbone = Backbone(BackboneConfig(config, weights=str(path)))
     assert anonymous_bytes() - before < 0.2 * size
@@ -276,10 +281,10 @@ def test_the_record_of_a_run_says_what_became_of_every_tensor(
 ) -> None:
     path = tmp_path / "vit.pth"
     torch.save({"state_dict": tensors()}, path)
-    detector = new_detector(demo(tmp_path, f"--backbone.weights={path}"), ("a", "b"))
+    detector = build_detector(demo(tmp_path, f"--backbone.weights={path}"), ("a", "b"))
     annotations = types.SimpleNamespace(warnings={})
-    items = [Items([], {})]
-    leave_record(tmp_path, detector, items, annotations)  # type: ignore[arg-type]
+    items = [Subset([], {})]
+    write_run_record(tmp_path, detector, items, annotations)  # type: ignore[arg-type]
     record = json.loads((tmp_path / "weights.json").read_text())
     assert record["source"] == str(path) and record["layout"] == "mmaction2 VideoMAE"
     assert record["sha256"] == sha256([path]) and record["size"] == "a VideoMAE (32 wide, 3 blocks)"
@@ -315,16 +320,16 @@ def test_detectors_of_opentad_are_streams(tmp_path: Path) -> None:
     overrides = ["--fusion.method=average", listed]
     sources = [(f, read_source(f, full, overrides, n)) for n, f in enumerate(files)]
     assert [saved.config.direction for _, saved in sources] == ["forward", "reversed"]
-    fused = one_experiment(full, sources, overrides)
+    fused = merge_configs(full, sources, overrides)
     assert fused.directions == ("forward", "reversed")
     assert not fused.head.learns and not fused.backbone.learns
-    detector = new_detector(fused, ("run", "jump"), sources)
+    detector = build_detector(fused, ("run", "jump"), sources)
     for stream, original in zip(detector.streams, originals, strict=True):
         wanted = original.streams[0].state_dict()
         assert all(torch.equal(t, wanted[n]) for n, t in stream.state_dict().items())
     # One alone gives its backbone to a new head, which learns.
     alone = [(files[0], read_source(files[0], full, [listed]))]
-    assert one_experiment(full, alone, [listed]).head.learns
+    assert merge_configs(full, alone, [listed]).head.learns
     with pytest.raises(
         ValueError, match=r"R\.pth would be stream 2, but .*method none there are 1"
     ):
@@ -336,22 +341,22 @@ def test_detectors_of_opentad_are_streams(tmp_path: Path) -> None:
 def test_detectors_that_do_not_fit_are_refused_in_words(tmp_path: Path) -> None:
     config = demo(tmp_path)
     write_opentad(tmp_path / "x.pth", config, 3)
-    (network,) = read_networks(tmp_path / "x.pth")
+    (network,) = find_networks(tmp_path / "x.pth")
     (tmp_path / "classes.txt").write_text("run\njump\n")
     unnamed = replace(config, data=replace(config.data, classes=None))
     named = replace(config, data=replace(config.data, classes=str(tmp_path / "classes.txt")))
     with pytest.raises(ValueError, match=r"does not name its 3 classes: set data\.classes to the"):
-        adopt(network, unnamed, "x.pth")
+        checkpoint_from_opentad(network, unnamed, "x.pth")
     with pytest.raises(ValueError, match=r"tells apart 3 classes, but .*classes\.txt names 2"):
-        adopt(network, named, "x.pth")
+        checkpoint_from_opentad(network, named, "x.pth")
     frozen = replace(named, backbone=replace(config.backbone, mode="frozen"))
     with pytest.raises(
         ValueError,
         match=r"mode adapter \(adapters at blocks 0 to 2\), but .* frozen; set it to adapter",
     ):
-        adopt(network, frozen, "x.pth")
+        checkpoint_from_opentad(network, frozen, "x.pth")
     with pytest.raises(ValueError, match="is no detector: it has a transformer, but no head"):
-        adopt(replace(network, head={}), named, "x.pth")
+        checkpoint_from_opentad(replace(network, head={}), named, "x.pth")
 
 
 def test_scripts_take_detectors_of_opentad(tmp_path: Path, data: list[str]) -> None:

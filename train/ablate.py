@@ -40,7 +40,7 @@ from uuid import uuid4
 
 from configs import cli
 from train.ablation.grid import Grid, read_grid
-from train.ablation.records import is_current, look, refuse_foreign
+from train.ablation.records import check_own_run, is_current, status
 from train.ablation.runner import carry_out
 from train.engine.stopwatch import Stopwatch
 
@@ -63,7 +63,7 @@ def main() -> None:
 
 def plan(grid: Grid) -> None:
     """Print the runs in order and what each still needs."""
-    words = look(grid, grid.runs())
+    words = status(grid, grid.runs())
     width = max(len(str(run)) for run in words)
     for run, what in words.items():
         print(f"{run!s:<{width}}  {what or 'done'}")
@@ -75,19 +75,19 @@ def ablate(grid: Grid, processes: int) -> bool:
     watch = Stopwatch("runs")
     runs = grid.runs()
     main_process = os.environ.get("RANK", "0") == "0"
-    refuse_foreign(grid, runs)
+    check_own_run(grid, runs)
     failed = {}
-    if any(look(grid, runs).values()):
+    if any(status(grid, runs).values()):
         failed = carry_out(grid, runs, processes, _session(), quiet=not main_process)
     if not main_process:
         return True  # the first process tells what failed
     if len(failed) == len(runs):
         raise ValueError(f"no run is done; the first, {runs[0]}: {failed[runs[0]]}")
     if not is_current(grid, failed):
-        from train.ablation.table import leave_table  # only now: an unchanged table comes at once
+        from train.ablation.table import write_table  # only now: an unchanged table comes at once
 
         with watch.stage("comparing"):
-            leave_table(grid, failed, watch)
+            write_table(grid, failed, watch)
         print(f"report: {grid.root / 'report.html'}", file=sys.stderr)
     print((grid.root / "table.txt").read_text(), end="")
     return not failed

@@ -22,16 +22,16 @@ from train.config import Experiment
 from train.data.videos import learned_classes, load_annotations, load_subsets
 from train.detector.setup import (
     activations_of,
-    leave_record,
+    check_has_pixels,
+    check_labelled,
     open_frame_cache,
-    refuse_imported,
-    refuse_unlabelled,
+    write_run_record,
 )
-from train.detector.sources import Source, init_from, new_detector, read_sources
-from train.detector.training import Detection
+from train.detector.sources import Source, build_detector, init_from, read_sources
+from train.detector.training import DetectionTask
 from train.engine.loop import START_UP, TrainingRun
-from train.engine.run_folder import claim_folder, refuse_full_disk
-from train.engine.session import begin, has_begun, reported, with_cache
+from train.engine.run_folder import check_disk_space, claim_folder
+from train.engine.session import is_resuming, make_accelerator, run_report, with_cache
 from train.engine.stopwatch import Stopwatch
 
 
@@ -47,16 +47,16 @@ def main() -> None:
         )
     args, overrides = parser.parse_known_args()
     config = load(Experiment, args.config, with_cache(overrides, args.cache))
-    refuse_imported(config)
+    check_has_pixels(config)
     named = {"forward": args.forward_from, "reversed": args.reversed_from}
     if any(named.values()):
-        _refuse_single(config, named, args.init_from)
+        _check_directions(config, named, args.init_from)
     paths = [path for path in map(named.get, config.directions) if path]
     sources = read_sources(paths, args.config, overrides)
     train(config, args.resume, args.init_from, sources)
 
 
-def _refuse_single(config: Experiment, named: dict[str, str | None], source: str | None) -> None:
+def _check_directions(config: Experiment, named: dict[str, str | None], source: str | None) -> None:
     """Raise ValueError unless there are two streams of opposite directions, and one source each."""
     if source or not all(named.values()) or sorted(config.directions) != sorted(named):
         raise ValueError(
@@ -78,9 +78,9 @@ def train(
         streams: checkpoint of each stream, instead.
     """
     watch = Stopwatch(START_UP)
-    accelerator = begin(config, cached=bool(config.cache.url))
+    accelerator = make_accelerator(config, cached=bool(config.cache.url))
     out = Path(config.out)
-    begun = has_begun(out, resume)
+    begun = is_resuming(out, resume)
     store = open_cache(config.cache.url) if config.cache.url else None
     annotations = load_annotations(config.data)
     subset = config.data.validation_subset
@@ -89,24 +89,24 @@ def train(
         config.data, annotations, subsets, accelerator, store, needs_files=True
     )
     validation = others[0] if others else None
-    refuse_unlabelled(validation, subset)
-    detector = new_detector(config, learned_classes(config.data, annotations), streams)
+    check_labelled(validation, subset)
+    detector = build_detector(config, learned_classes(config.data, annotations), streams)
     if source:
         init_from(detector, source)
     if accelerator.is_main_process:
         claim_folder(out, begun)
-        refuse_full_disk(out, detector, keeps_best=validation is not None)
+        check_disk_space(out, detector, keeps_best=validation is not None)
     activations = activations_of(detector, store, [out / "last.pt"]) if store else ()
     kept = open_frame_cache(config, training, validation or (), accelerator)
-    task = Detection(
+    task = DetectionTask(
         detector, training, validation, accelerator, activations=activations, kept=kept
     )
     run = TrainingRun(task, accelerator, begun, watch)
-    with reported(out, accelerator, watch, begun) as notes:
+    with run_report(out, accelerator, watch, begun) as notes:
         notes.activations["training and validation"] = task.total
         if accelerator.is_main_process:
-            notes.about = leave_record(out, detector, [training, *others], annotations)
-        run.go()
+            notes.about = write_run_record(out, detector, [training, *others], annotations)
+        run.train()
 
 
 if __name__ == "__main__":

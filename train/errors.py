@@ -7,7 +7,7 @@ import torch
 
 
 @contextmanager
-def memory_advice(batch_setting: str) -> Iterator[None]:
+def translate_oom(batch_setting: str) -> Iterator[None]:
     """Turn a device that is out of memory into a MemoryError that says what to lower."""
     try:
         yield
@@ -20,7 +20,7 @@ def memory_advice(batch_setting: str) -> Iterator[None]:
 
 
 @contextmanager
-def worker_advice() -> Iterator[None]:
+def translate_worker_death() -> Iterator[None]:
     """Turn the sudden end of a decoding worker into an OSError that says what to do.
 
     Torch raises wherever the main thread is when it learns of it: hold this around all that is done

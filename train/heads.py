@@ -27,24 +27,24 @@ from extract.activations.fingerprints import fingerprints, settings
 from extract.activations.stored import Counts
 from extract.backbone.backbone import Cut
 from train.config import Experiment
-from train.data.cached import evaluation_spans, training_spans, up_to_date
-from train.data.videos import Items, learned_classes, load_annotations, load_subsets
+from train.data.cached import ensure_cached, evaluation_spans, training_spans
+from train.data.videos import Subset, learned_classes, load_annotations, load_subsets
 from train.detector.calibrate import fit_class_weights
 from train.detector.evaluation import window_loader
 from train.detector.model import Detector
-from train.detector.setup import activations_of, learning_only, leave_record, refuse_unlabelled
-from train.detector.sources import Source, new_detector, one_experiment, read_sources
-from train.detector.training import Detection
+from train.detector.setup import activations_of, check_labelled, learning_only, write_run_record
+from train.detector.sources import Source, build_detector, merge_configs, read_sources
+from train.detector.training import DetectionTask
 from train.engine.checkpoint import (
     Checkpoint,
+    check_same_run,
     differences,
     load_checkpoint,
-    refuse_other_run,
     save_checkpoint,
 )
 from train.engine.loop import START_UP, TrainingRun
-from train.engine.run_folder import claim_folder, refuse_full_disk
-from train.engine.session import PASSES, begin, has_begun, reported, with_cache
+from train.engine.run_folder import check_disk_space, claim_folder
+from train.engine.session import PASSES, is_resuming, make_accelerator, run_report, with_cache
 from train.engine.stopwatch import Stopwatch
 
 
@@ -61,7 +61,7 @@ def main() -> None:
         parser.error("give --checkpoint, --config or both")
     overrides = with_cache(overrides, args.cache)
     sources = read_sources(args.checkpoint, args.config, overrides)
-    config = one_experiment(args.config, sources, overrides)
+    config = merge_configs(args.config, sources, overrides)
     train(learning_only(config), sources, args.config or "", args.resume)
 
 
@@ -72,9 +72,9 @@ def train(config: Experiment, sources: Sequence[Source], file: str, resume: bool
         sources: whose streams to take; none takes the pretrained backbone of the config `file`.
     """
     watch = Stopwatch(START_UP)
-    accelerator = begin(config, cached=bool(config.cache.url))
+    accelerator = make_accelerator(config, cached=bool(config.cache.url))
     out = Path(config.out)
-    begun = has_begun(out, resume)
+    begun = is_resuming(out, resume)
     if not config.cache.url:
         raise ValueError("--cache: give the store that activations are kept in")
     store = open_cache(config.cache.url)
@@ -89,30 +89,30 @@ def train(config: Experiment, sources: Sequence[Source], file: str, resume: bool
             "can learn, now or later, and cached blocks, both directions and mirrored or cropped "
             "frames are given up"
         )
-    refuse_unlabelled(subsets[1] if subset else None, subset)
-    detector = new_detector(config, learned_classes(config.data, annotations), sources).to(
+    check_labelled(subsets[1] if subset else None, subset)
+    detector = build_detector(config, learned_classes(config.data, annotations), sources).to(
         accelerator.device
     )
     if accelerator.is_main_process:
         claim_folder(out, begun)
-        refuse_full_disk(out, detector, keeps_best=subset is not None)
+        check_disk_space(out, detector, keeps_best=subset is not None)
     origins = [path for path, _ in sources] or [file]
     for path in origins:
         if (out / "last.pt").resolve() == Path(path).resolve():
             raise ValueError(f"out: {path} is what this run starts from; choose another --out")
     if not any(p.requires_grad for p in detector.parameters()):
         if begun:
-            _refuse_other_composition(out / "last.pt", config)
+            _check_same_composition(out / "last.pt", config)
         activations = activations_of(detector.eval(), store, origins)
-        with reported(out, accelerator, watch, begun) as notes:
+        with run_report(out, accelerator, watch, begun) as notes:
             _compose(detector, activations, subsets[0], accelerator)
             if accelerator.is_main_process:
-                notes.about = leave_record(out, detector, subsets, annotations)
+                notes.about = write_run_record(out, detector, subsets, annotations)
         return
-    cut = config.backbone.learns_behind
+    cut = config.backbone.last_frozen_cut
     assert cut is not None
     if begun:  # said before hours of passes
-        _refuse_other_backbone(out / "last.pt", detector, cut, origins, accelerator)
+        _check_same_backbone(out / "last.pt", detector, cut, origins, accelerator)
     activations = activations_of(detector.eval(), store, origins)
     spans = [training_spans(subsets[0], config, d) for d in config.directions]
     for validation in subsets[1:]:
@@ -121,17 +121,17 @@ def train(config: Experiment, sources: Sequence[Source], file: str, resume: bool
             some += evaluation_spans(validation, overlap, config, direction)
     before = Counts()
     with watch.stage(PASSES):
-        cached = up_to_date(activations, spans, cut, subsets, config, accelerator, before)
-    task = Detection(detector, subsets[0], subsets[1] if subset else None, accelerator, cached)
+        cached = ensure_cached(activations, spans, cut, subsets, config, accelerator, before)
+    task = DetectionTask(detector, subsets[0], subsets[1] if subset else None, accelerator, cached)
     run = TrainingRun(task, accelerator, begun, watch)
-    with reported(out, accelerator, watch, begun) as notes:
+    with run_report(out, accelerator, watch, begun) as notes:
         notes.activations = {"before training": before, "training and validation": task.total}
         if accelerator.is_main_process:
-            notes.about = leave_record(out, detector, subsets, annotations)
-        run.go()
+            notes.about = write_run_record(out, detector, subsets, annotations)
+        run.train()
 
 
-def _refuse_other_composition(path: Path, config: Experiment) -> None:
+def _check_same_composition(path: Path, config: Experiment) -> None:
     """Raise ValueError if something else is there than what this run would leave."""
     kept = load_checkpoint(path, Experiment)
     if kept.training or differences(kept.config, config):
@@ -141,7 +141,7 @@ def _refuse_other_composition(path: Path, config: Experiment) -> None:
 def _compose(
     detector: Detector,
     activations: Sequence[Activations],
-    items: Items,
+    items: Subset,
     accelerator: Accelerator,
 ) -> None:
     """Leave a fusion in which nothing learns by gradients as a checkpoint, fitted if need be."""
@@ -149,7 +149,7 @@ def _compose(
     if config.fusion.method == "calibrated":
         overlap = config.sampling.test_overlap
         spans = [evaluation_spans(items, overlap, config, d) for d in config.directions]
-        cached = up_to_date(activations, spans, "features", [items], config, accelerator)
+        cached = ensure_cached(activations, spans, "features", [items], config, accelerator)
         windows = window_loader(items, overlap, config, accelerator, cached)
         fit_class_weights(detector, windows, accelerator)
     if accelerator.is_main_process:
@@ -159,12 +159,12 @@ def _compose(
         print(f"nothing to train; the fused detector is {path}")
 
 
-def _refuse_other_backbone(
+def _check_same_backbone(
     path: Path, detector: Detector, cut: Cut, origins: Sequence[str], accelerator: Accelerator
 ) -> None:
     """Raise ValueError unless the run can go on, with the backbones that it began with."""
     config, kept = detector.config, load_checkpoint(path, Experiment)
-    refuse_other_run(path, kept, config, detector.classes, accelerator.num_processes)
+    check_same_run(path, kept, config, detector.classes, accelerator.num_processes)
     about = settings(config.backbone, config.pixels, config.training.precision)
     then = Detector.restore(kept, path)
     for ours, theirs in zip(detector.streams, then.streams, strict=True):

@@ -17,10 +17,10 @@ from accelerate import DistributedType
 from configs import cli
 from configs.atomic import write_text
 from configs.loader import dump, load
-from train.data.videos import skipped_warning
+from train.data.videos import format_skipped
 from train.engine.loop import START_UP, TrainingRun
-from train.engine.run_folder import claim_folder, refuse_full_disk
-from train.engine.session import begin, has_begun, reported
+from train.engine.run_folder import check_disk_space, claim_folder
+from train.engine.session import is_resuming, make_accelerator, run_report
 from train.engine.stopwatch import Stopwatch
 from train.recognition.clip_lists import LabelledClips
 from train.recognition.config import Recognition
@@ -40,14 +40,14 @@ def main() -> None:
 def train(config: Recognition, resume: bool) -> None:
     """Train as the config says; leaves checkpoints, metrics and a report in `config.out`."""
     watch = Stopwatch(START_UP)
-    accelerator = begin(config)
+    accelerator = make_accelerator(config)
     if accelerator.distributed_type == DistributedType.FSDP:
         raise ValueError(
             "recognition networks are small enough for every GPU, and sharding them (FSDP) is not "
             "tested; launch with configs/accelerate/multi_gpu.yaml"
         )
     out = Path(config.out)
-    begun = has_begun(out, resume)
+    begun = is_resuming(out, resume)
     clips = read_clips(config.data)
     subset = config.data.validation_subset
     subsets = [config.data.train_subset, *([subset] if subset else [])]
@@ -64,16 +64,16 @@ def train(config: Recognition, resume: bool) -> None:
         taken = recogniser.load_weights(config.network.weights)
     if accelerator.is_main_process:
         claim_folder(out, begun)
-        refuse_full_disk(out, recogniser.network, keeps_best=validation is not None)
+        check_disk_space(out, recogniser.network, keeps_best=validation is not None)
     task = RecognitionTask(recogniser, training.kept, validation, accelerator)
     run = TrainingRun(task, accelerator, begun, watch)
-    with reported(out, accelerator, watch, begun):
+    with run_report(out, accelerator, watch, begun):
         if accelerator.is_main_process:
-            leave_record(out, recogniser, [training, *others], clips, taken)
-        run.go()
+            write_run_record(out, recogniser, [training, *others], clips, taken)
+        run.train()
 
 
-def leave_record(
+def write_run_record(
     out: Path,
     recogniser: Recogniser,
     subsets: Sequence[Examples],
@@ -93,7 +93,7 @@ def leave_record(
         print(f"warning: annotations: {what}: {number}")
     skipped = {name: cause for part in subsets for name, cause in part.skipped.items()}
     if skipped:
-        print(skipped_warning(skipped, len(skipped) + sum(len(part.kept) for part in subsets)))
+        print(format_skipped(skipped, len(skipped) + sum(len(part.kept) for part in subsets)))
     write_text(out / "skipped_videos.json", json.dumps(skipped, indent=1) + "\n")
 
 

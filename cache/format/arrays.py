@@ -37,7 +37,7 @@ class Gone(Exception):
         self.file = file
 
 
-class Wanted(NamedTuple):
+class RowRequest(NamedTuple):
     """Rows `start` to `stop` of an array, to be put into `out` [bytes]."""
 
     start: int
@@ -145,19 +145,19 @@ class Array:
         self.info = info
         self.chunk_bytes = info.chunk_rows * group.row_bytes
 
-    def read(self, wanted: Sequence[Wanted]) -> None:
+    def read(self, wanted: Sequence[RowRequest]) -> None:
         """Fill every `out`; each chunk is fetched and decoded once.
 
         Raises:
             Gone: a shard is not there. Damaged: it is not what was written.
         """
-        targets: dict[int, list[Wanted]] = {}  # per chunk, rows counted in it
+        targets: dict[int, list[RowRequest]] = {}  # per chunk, rows counted in it
         rows, width = self.info.chunk_rows, self.group.row_bytes
         for start, stop, out in wanted:
             for chunk in range(start // rows, (stop - 1) // rows + 1):
                 low, high = max(start, chunk * rows), min(stop, (chunk + 1) * rows)
                 part = out[(low - start) * width : (high - start) * width]
-                here = Wanted(low - chunk * rows, high - chunk * rows, part)
+                here = RowRequest(low - chunk * rows, high - chunk * rows, part)
                 targets.setdefault(chunk, []).append(here)
 
         def deliver(chunk: int, frame: Bytes, file: str) -> None:
@@ -195,9 +195,9 @@ class Array:
                         raise Damaged(run.file, f"the checksum of bytes {start}–{stop} is wrong")
                     deliver(chunk, block[:-4], run.file)
 
-    def _batches(self, chunks: Sequence[int]) -> Iterator[list["_Run"]]:
+    def _batches(self, chunks: Sequence[int]) -> Iterator[list["_ByteRange"]]:
         """Join neighbours to runs, and runs to what is fetched at once."""
-        batch: list[_Run] = []
+        batch: list[_ByteRange] = []
         total = 0
         per_shard = self.info.shard_rows // self.info.chunk_rows
         for chunk in chunks:
@@ -210,18 +210,18 @@ class Array:
                 and (last.file, last.stop) == (file, offset)
                 and offset + size - last.start <= RANGE_BYTES
             ):
-                batch[-1] = _Run(file, last.start, offset + size, [*last.chunks, place])
+                batch[-1] = _ByteRange(file, last.start, offset + size, [*last.chunks, place])
             else:
                 if total and total + size > self.files.batch_bytes:
                     yield batch
                     batch, total = [], 0
-                batch.append(_Run(file, offset, offset + size, [place]))
+                batch.append(_ByteRange(file, offset, offset + size, [place]))
             total += size
         if batch:
             yield batch
 
 
-class _Run(NamedTuple):
+class _ByteRange(NamedTuple):
     """Bytes of a shard that are fetched at once, and the chunks in them."""
 
     file: str

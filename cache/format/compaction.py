@@ -7,7 +7,7 @@ import numpy as np
 
 from cache.errors import Damaged
 from cache.format.arrays import write_array
-from cache.format.records import RECORD, Entry, Group, Table, Told, encode
+from cache.format.records import RECORD, Entry, Group, IndexTable, Metadata, encode
 from cache.storage.base import Files
 from cache.storage.codec import Bytes, checksum, decompress
 
@@ -42,13 +42,13 @@ def unpack(data: Bytes, entry: Entry, out: Bytes, file: str) -> None:
     decompress(data, out, file)
 
 
-def fold(
+def compact(
     files: Files,
     folder: str,
     group: Group,
     placed: Sequence[Placed],
     videos: Sequence[str],
-    told: Sequence[Told],
+    told: Sequence[Metadata],
 ) -> bytes:
     """Write one array and return its index, whose writing commits it.
 
@@ -83,7 +83,7 @@ def fold(
         else:
             entries.append(entry)
     sized = [entry._replace(size=stored * entry.rows // rows) for entry in entries]
-    return encode(Table(np.array(sized, RECORD), [group], list(videos), list(told), info))
+    return encode(IndexTable(np.array(sized, RECORD), [group], list(videos), list(told), info))
 
 
 def _put_again(placed: Sequence[Placed]) -> set[tuple[int, int]]:

@@ -12,7 +12,16 @@ from tqdm import tqdm
 from cache.address import DIRECTIONS, SPANS, Address, FingerprintInfo, VideoInfo
 from cache.errors import Damaged
 from cache.format.arrays import Array
-from cache.format.records import RECORD, Entry, Group, Records, Table, Told, begin_of, decode
+from cache.format.records import (
+    RECORD,
+    Entry,
+    Group,
+    IndexTable,
+    Metadata,
+    Records,
+    begin_of,
+    decode,
+)
 from cache.storage.base import Files
 
 PARTS = "parts"
@@ -35,7 +44,7 @@ class Loaded:
 
     file: str
     bytes: int
-    told: list[Told]
+    told: list[Metadata]
     fingerprints: frozenset[str]
     array: Array | None
 
@@ -53,7 +62,7 @@ class Index:
     Args:
         records: RECORD [n], sorted by `hi`; `group`, `video` and `table` are numbers in here.
         tables: by number; numbers are never used again.
-        videos, names, fingerprints: what was told last; `told`: everything, by subject.
+        videos, videos_by_name, fingerprints: what was told last; `told`: everything, by subject.
         unreadable: tables that are damaged, and how.
     """
 
@@ -63,9 +72,9 @@ class Index:
     groups: list[Group] = field(default_factory=list)
     digests: list[str] = field(default_factory=list)
     videos: dict[str, VideoInfo] = field(default_factory=dict)
-    names: dict[str, VideoInfo] = field(default_factory=dict)
+    videos_by_name: dict[str, VideoInfo] = field(default_factory=dict)
     fingerprints: dict[str, FingerprintInfo] = field(default_factory=dict)
-    told: dict[str, list[Told]] = field(default_factory=dict)
+    metadata: dict[str, list[Metadata]] = field(default_factory=dict)
     unreadable: dict[str, Damaged] = field(default_factory=dict)
     next_table: int = 0
 
@@ -141,9 +150,11 @@ def refreshed(index: Index, files: Files) -> Index:
     return index
 
 
-def load_tables(files: Files, sizes: dict[str, int]) -> tuple[dict[str, Table], dict[str, Damaged]]:
+def load_tables(
+    files: Files, sizes: dict[str, int]
+) -> tuple[dict[str, IndexTable], dict[str, Damaged]]:
     """Read tables; those that are gone meanwhile are in neither answer."""
-    tables: dict[str, Table] = {}
+    tables: dict[str, IndexTable] = {}
     unreadable: dict[str, Damaged] = {}
     begins = {
         name: max(size - TAIL_BYTES, 0) if name.endswith(".bin") else 0
@@ -214,7 +225,7 @@ def _with_tables(index: Index, files: Files, listed: dict[str, int]) -> Index:
         newest(told for table in kept.values() for told in table.told).values(),
         key=lambda told: told.time,
     )
-    by_subject: dict[str, list[Told]] = {}
+    by_subject: dict[str, list[Metadata]] = {}
     for told in last:
         by_subject.setdefault(told.subject, []).append(told)
     infos = [told.info for told in last]
@@ -226,9 +237,9 @@ def _with_tables(index: Index, files: Files, listed: dict[str, int]) -> Index:
         digests=digests,
         # In the order of telling: the last one stays.
         videos={info.digest: info for info in infos if isinstance(info, VideoInfo)},
-        names={info.name: info for info in infos if isinstance(info, VideoInfo)},
+        videos_by_name={info.name: info for info in infos if isinstance(info, VideoInfo)},
         fingerprints={i.fingerprint: i for i in infos if isinstance(i, FingerprintInfo)},
-        told=by_subject,
+        metadata=by_subject,
         unreadable={f: d for f, d in (index.unreadable | unreadable).items() if f in listed},
         next_table=number,
     )
@@ -250,9 +261,9 @@ def _numbering(values: list[T]) -> Callable[[T], int]:
     return number
 
 
-def newest(every: Iterable[Told]) -> dict[tuple[str, str], Told]:
+def newest(every: Iterable[Metadata]) -> dict[tuple[str, str], Metadata]:
     """Return what was told last, by subject and name."""
-    found: dict[tuple[str, str], Told] = {}
+    found: dict[tuple[str, str], Metadata] = {}
     for told in sorted(every, key=lambda told: told.time):
         found[told.key] = told
     return found

@@ -89,7 +89,7 @@ class Group(NamedTuple):
         return itemsize(self.dtype) * int(np.prod(self.row_shape, dtype=np.int64))
 
 
-class Told(NamedTuple):
+class Metadata(NamedTuple):
     """What was told of a video or a fingerprint, and when (nanoseconds since 1970)."""
 
     time: int
@@ -128,7 +128,7 @@ class ArrayInfo:
 
 
 @dataclass
-class Table:
+class IndexTable:
     """The content of one table.
 
     Args:
@@ -141,7 +141,7 @@ class Table:
     records: Records
     groups: list[Group]
     videos: list[str]
-    told: list[Told] = field(default_factory=list)
+    told: list[Metadata] = field(default_factory=list)
     array: ArrayInfo | None = None
 
 
@@ -154,7 +154,7 @@ def digest(data: bytes | Bytes) -> bytes:
     return hashlib.blake2b(buffer(data), digest_size=16).digest()
 
 
-def encode(table: Table, offset: int = 0) -> bytes:
+def encode(table: IndexTable, offset: int = 0) -> bytes:
     """Return a table and its footer, to stand at a byte offset of a file and end it."""
     array = table.array
     header = json.dumps(
@@ -186,7 +186,7 @@ def begin_of(tail: Bytes, size: int, file: str) -> int:
     return int(offset)
 
 
-def decode(tail: Bytes, size: int, file: str) -> Table:
+def decode(tail: Bytes, size: int, file: str) -> IndexTable:
     """Return the table that a file ends with.
 
     Args:
@@ -208,11 +208,11 @@ def decode(tail: Bytes, size: int, file: str) -> Table:
         shards = [(size, checksum) for size, checksum in array["shards"]]
         chunks = np.frombuffer(body[end:], CHUNK).copy()  # `body` need not stay in memory
         array = ArrayInfo(**(array | {"shards": shards, "chunks": chunks}))
-    return Table(
+    return IndexTable(
         records=np.frombuffer(body[8 + length : end], RECORD),
         groups=[Group(name, dtype, tuple(shape)) for name, dtype, shape in header["groups"]],
         videos=header["videos"],
-        told=[Told(time, _info_from_json(kind, said)) for time, kind, said in header["told"]],
+        told=[Metadata(time, _info_from_json(kind, said)) for time, kind, said in header["told"]],
         array=array,
     )
 

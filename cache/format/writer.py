@@ -11,14 +11,14 @@ from tqdm import tqdm
 
 from cache.address import DTYPES, Address, FingerprintInfo, VideoInfo
 from cache.errors import Damaged, StoreError
-from cache.format.compaction import Placed, fold
+from cache.format.compaction import Placed, compact
 from cache.format.index import CONTENTS, PARTS, Index, newest
 from cache.format.records import (
     RECORD,
     Entry,
     Group,
-    Table,
-    Told,
+    IndexTable,
+    Metadata,
     digest,
     direction_number,
     encode,
@@ -84,7 +84,7 @@ class Writer:
         self._groups: dict[Group, int] = {}
         self._videos: dict[str, int] = {}
         self._described: dict[str, VideoInfo | FingerprintInfo] = {}
-        self._told: dict[str, list[Told]] = {}  # by subject
+        self._told: dict[str, list[Metadata]] = {}  # by subject
         self._untold: set[str] = set()  # described since the last flush
         self._tables: dict[str, int] = {}
         self._listed: dict[str, int] | None = None  # what contents.json says; None if not there
@@ -102,14 +102,14 @@ class Writer:
         """Say what a digest or a fingerprint stands for; written with the next flush."""
         known: VideoInfo | FingerprintInfo | None
         if isinstance(info, VideoInfo):
-            name, known = f"video {info.name}", self.index().names.get(info.name)
+            name, known = f"video {info.name}", self.index().videos_by_name.get(info.name)
         else:
             name, known = info.fingerprint, self.index().fingerprints.get(info.fingerprint)
         if self._described.get(name, known) != info:
-            self.tell(Told(self._now(), info))
+            self.copy_metadata(Metadata(self._now(), info))
         self._described[name] = info
 
-    def tell(self, told: Told) -> None:
+    def copy_metadata(self, told: Metadata) -> None:
         """Pass on what was told before, with its time."""
         self._told.setdefault(told.subject, []).append(told)
         self._untold.add(told.subject)
@@ -183,9 +183,9 @@ class Writer:
         finally:
             self._flushed = time.monotonic()
         if self._journal_bytes >= self._fold_at or len(self._segments) >= self._fold_segments_at:
-            self.fold()
+            self.compact()
 
-    def fold(self) -> None:
+    def compact(self) -> None:
         """Move the journal into arrays; a disk without room for both leaves it as it is."""
         segments = dict(self._segments)
         if not any(segments.values()):
@@ -203,7 +203,7 @@ class Writer:
                 damage = Damaged(error.file, error.what, self.files.url)
                 tqdm.write(f"warning: {damage} (the rest of the journal is folded)")
                 del self._segments[error.file.rpartition("/")[2]]
-                self.fold()
+                self.compact()
                 return
             tqdm.write(
                 f"warning: {self._cannot_write(error)}; nothing is lost, the journal is just not "
@@ -226,7 +226,7 @@ class Writer:
         if self.closed:
             return
         self.flush()
-        self.fold()
+        self.compact()
         self._write_contents()
         self.closed = True
         self.lease.release()
@@ -268,7 +268,7 @@ class Writer:
         self._payloads, self._entries, self.waiting = [], [], 0
         self._untold -= local
 
-    def _table(self, entries: Sequence[Entry]) -> tuple[Table, set[str]]:
+    def _table(self, entries: Sequence[Entry]) -> tuple[IndexTable, set[str]]:
         """Return the table of a segment, and what it tells of."""
         groups, videos = list(self._groups), list(self._videos)
         used = sorted({entry.group for entry in entries})
@@ -282,16 +282,16 @@ class Writer:
             ],
             RECORD,
         )
-        table = Table(records, [groups[i] for i in used], [videos[i] for i in seen])
+        table = IndexTable(records, [groups[i] for i in used], [videos[i] for i in seen])
         names = {group.fingerprint for group in table.groups} | {*table.videos} | self._untold
         table.told.extend(self._known(names))
         return table, names
 
-    def _known(self, names: set[str]) -> list[Told]:
+    def _known(self, names: set[str]) -> list[Metadata]:
         """Return what was told of digests and fingerprints, here or by others."""
-        found: list[Told] = []
+        found: list[Metadata] = []
         for name in sorted(names):
-            if name not in self._told and (told := self.index().told.get(name)):
+            if name not in self._told and (told := self.index().metadata.get(name)):
                 self._told[name] = list(told)
             found += newest(self._told.get(name, [])).values()
         return found
@@ -324,7 +324,7 @@ class Writer:
                 names |= self._told.keys() - told_of  # what no record mentions is kept, too
             told_of |= names
             digests = [videos[i] for i in seen]
-            commits[name] = fold(
+            commits[name] = compact(
                 *(self.files, f"{self._here}/{name}", groups[group], renumbered),
                 *(digests, self._known(names)),
             )

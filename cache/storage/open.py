@@ -19,7 +19,7 @@ def files_at(url: str | Path) -> Files:
         return LocalFiles(url)
     scheme, separator, path = url.partition("://")
     if not separator:
-        _refuse_lost_slashes(url)
+        _check_slashes(url)
         return LocalFiles(Path(url))
     if scheme in ("file", "local"):
         return LocalFiles(Path(path))
@@ -29,7 +29,7 @@ def files_at(url: str | Path) -> Files:
         raise StoreError(f"cannot reach {url}: {error}") from error
 
 
-def _refuse_lost_slashes(url: str) -> None:
+def _check_slashes(url: str) -> None:
     """Raise StoreError for `s3:bucket/x`, which would be a folder of this name."""
     if found := re.match(r"([A-Za-z][\w+.-]+):/*(.*)", url):
         scheme, path = found.groups()

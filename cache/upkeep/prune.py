@@ -195,7 +195,7 @@ class _Prune:
             # On a full disk nothing of this works; the first thing then is to make room.
             with suppress(OSError), self.store.writer() as writer:
                 for key in sorted(orphans):
-                    writer.tell(needed[key])
+                    writer.copy_metadata(needed[key])
         self._retire([mine[table] for table in gone])
         if moving:
             with self.store.writer() as writer:

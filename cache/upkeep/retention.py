@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 
 from cache.address import FingerprintInfo
 from cache.errors import Damaged
-from cache.format.arrays import Gone, Wanted
+from cache.format.arrays import Gone, RowRequest
 from cache.format.compaction import payload
 from cache.format.index import Index, Loaded
-from cache.format.records import Entry, Told
+from cache.format.records import Entry, Metadata
 from cache.storage.base import Files
 
 ToldKey = tuple[str, str, int]
@@ -118,12 +118,12 @@ class Choice:
             if loaded.array is None:
                 return payload(self.files, loaded.file, entry, width)
             out = np.empty(entry.rows * width, np.uint8)
-            loaded.array.read([Wanted(entry.place, entry.place + entry.rows, out)])
+            loaded.array.read([RowRequest(entry.place, entry.place + entry.rows, out)])
         except (Damaged, Gone):
             return None
         return out
 
-    def needed(self) -> dict[ToldKey, Told]:
+    def needed(self) -> dict[ToldKey, Metadata]:
         """Return what is told of videos and fingerprints that stay.
 
         And who else had a name of theirs last, or the name would mean the former video again.
@@ -131,9 +131,9 @@ class Choice:
         index, records = self.index, self.index.records[self.keep]
         stay = {index.digests[video] for video in np.unique(records["video"])}
         stay |= {index.groups[group].fingerprint for group in np.unique(records["group"])}
-        needed = [told for subject in stay for told in index.told.get(subject, ())]
+        needed = [told for subject in stay for told in index.metadata.get(subject, ())]
         for name in [told.key[1] for told in needed if told.key[1]]:
-            last = index.told[index.names[name].digest]
+            last = index.metadata[index.videos_by_name[name].digest]
             needed += [told for told in last if told.key[1] == name]
         return {(*told.key, told.time): told for told in needed}
 

@@ -7,10 +7,10 @@ import numpy as np
 from tqdm import tqdm
 
 from cache.errors import Damaged
-from cache.format.arrays import Array, Gone, Wanted, shard_name
+from cache.format.arrays import Array, Gone, RowRequest, shard_name
 from cache.format.compaction import payload
 from cache.format.index import CONTENTS, PARTS, RETIRED, TABLE_NAME, load_tables, table_files
-from cache.format.records import Entry, Table, digest
+from cache.format.records import Entry, IndexTable, digest
 from cache.format.writer import read_contents
 from cache.storage.base import Files, read_whole
 from cache.storage.codec import checksum
@@ -57,7 +57,7 @@ def verify(store: Store, progress: bool = False) -> list[Problem]:
     return found
 
 
-def _check_segment(files: Files, file: str, table: Table, bar: Any) -> list[Problem]:
+def _check_segment(files: Files, file: str, table: IndexTable, bar: Any) -> list[Problem]:
     found = []
     for values in table.records.tolist():
         entry = Entry._make(values)
@@ -69,7 +69,7 @@ def _check_segment(files: Files, file: str, table: Table, bar: Any) -> list[Prob
     return _one_each([(file, what) for what in found])
 
 
-def _check_array(files: Files, file: str, table: Table, bar: Any) -> list[Problem]:
+def _check_array(files: Files, file: str, table: IndexTable, bar: Any) -> list[Problem]:
     info = table.array
     assert info is not None
     folder = file.removesuffix(".idx")
@@ -93,7 +93,7 @@ def _check_array(files: Files, file: str, table: Table, bar: Any) -> list[Proble
         for chunk in range(shard * per_shard, min((shard + 1) * per_shard, chunks)):
             try:
                 array.read(
-                    [Wanted(chunk * info.chunk_rows, (chunk + 1) * info.chunk_rows, scratch)]
+                    [RowRequest(chunk * info.chunk_rows, (chunk + 1) * info.chunk_rows, scratch)]
                 )
             except Damaged as damage:
                 found.append((damage.file, damage.what))
@@ -154,7 +154,7 @@ def _one_each(found: Iterable[tuple[str, str]]) -> list[Problem]:
     ]
 
 
-def _bytes(table: Table) -> int:
+def _bytes(table: IndexTable) -> int:
     if table.array is not None:
         return sum(size for size, _ in table.array.shards)
     return int(table.records["size"].sum())

@@ -3,12 +3,12 @@
 import math
 
 from evaluate.datasets.records import Dataset, Record, Source, subset_of
-from evaluate.datasets.tables import Table, cell
+from evaluate.datasets.tables import CsvTable, cell
 
 COLUMNS = frozenset({"id", "actions", "length"})
 
 
-def read(table: Table, source: Source, dataset: Dataset) -> None:
+def read_charades(table: CsvTable, source: Source, dataset: Dataset) -> None:
     """Add the videos of one subset; `actions` is `c092 11.90 21.20;c147 0.00 12.60`."""
     for place, row in table.rows:
         name = cell(row, "id", place)

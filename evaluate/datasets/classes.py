@@ -5,8 +5,8 @@ from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
-from evaluate.datasets.fields import number, read_json, read_text, shown
-from evaluate.datasets.tables import Table, cell, read_table
+from evaluate.datasets.fields import number, read_json, read_text, short_repr
+from evaluate.datasets.tables import CsvTable, cell, read_table
 
 _CODED = re.compile(r"(c?)(\d+)\s+(\S.*)")
 
@@ -47,7 +47,7 @@ def _indexed(content: object, path: Path) -> ClassList:
     """The classes of a JSON object that gives each its number."""
     if not isinstance(content, dict) or not content:
         raise ValueError(
-            f"{path}: expected an object with each class's number, not {shown(content)}."
+            f"{path}: expected an object with each class's number, not {short_repr(content)}."
         )
     numbers = {name: number(value, repr(name), f"{path}") for name, value in content.items()}
     if sorted(numbers.values()) != list(range(len(numbers))):
@@ -69,7 +69,7 @@ def _coded(lines: list[str]) -> ClassList | None:
     return ClassList(names, {match[1] + match[2]: match[3] for match in found})
 
 
-def _numbered(table: Table, path: Path) -> ClassList:
+def _numbered(table: CsvTable, path: Path) -> ClassList:
     codes = {cell(row, "id", place): cell(row, "key", place) for place, row in table.rows}
     numbers = [number(row["id"], "id", place) for place, row in table.rows]
     if numbers != list(range(len(codes))):

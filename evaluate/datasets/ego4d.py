@@ -7,20 +7,20 @@ taxonomy count; clips without any, and clips whose frame rate is impossible, are
 
 from typing import Any
 
-from evaluate.datasets.fields import member, number
+from evaluate.datasets.fields import get_field, number
 from evaluate.datasets.records import Dataset, Record, Source
 
 POSSIBLE_FPS = (10, 100)
 
 
-def read(content: dict[str, Any], source: Source, dataset: Dataset) -> None:
+def read_ego4d(content: dict[str, Any], source: Source, dataset: Dataset) -> None:
     """Add the clips of a file; subsets are called as its `split` says: train, val, test."""
-    for i, video in enumerate(member(content, "videos", f"{source.path}", kind=list)):
+    for i, video in enumerate(get_field(content, "videos", f"{source.path}", kind=list)):
         where = f"{source.path}: videos[{i}]"
-        subset = member(video, "split", where, kind=str)
-        for j, clip in enumerate(member(video, "clips", where, kind=list)):
+        subset = get_field(video, "split", where, kind=str)
+        for j, clip in enumerate(get_field(video, "clips", where, kind=list)):
             place = f"{where}, clips[{j}]"
-            name = member(clip, "clip_uid", place, kind=str)
+            name = get_field(clip, "clip_uid", place, kind=str)
             _clip(clip, name, subset, f"{source.path}: clip {name!r}", dataset)
 
 
@@ -47,11 +47,11 @@ def _clip(clip: dict[str, Any], name: str, subset: str, where: str, dataset: Dat
 
 
 def _labels(clip: dict[str, Any], start_s: float, record: Record, dataset: Dataset) -> None:
-    for i, annotator in enumerate(member(clip, "annotations", record.where, kind=list)):
+    for i, annotator in enumerate(get_field(clip, "annotations", record.where, kind=list)):
         where = f"{record.where}, annotations[{i}]"
-        for j, label in enumerate(member(annotator, "labels", where, kind=list)):
+        for j, label in enumerate(get_field(annotator, "labels", where, kind=list)):
             place = f"{where}, labels[{j}]"
-            if not member(label, "primary", place, kind=bool):
+            if not get_field(label, "primary", place, kind=bool):
                 continue
             begin_s, end_s = (
                 round(number(label.get(key), key, place) - start_s, 6)
@@ -60,4 +60,4 @@ def _labels(clip: dict[str, Any], start_s: float, record: Record, dataset: Datas
             if begin_s < 0 < end_s:
                 dataset.warnings["segments clipped to the start of their clip"] += 1
                 begin_s = 0.0
-            record.add(member(label, "label", place, kind=str), begin_s, end_s, place)
+            record.add(get_field(label, "label", place, kind=str), begin_s, end_s, place)

@@ -8,14 +8,14 @@ import re
 from pathlib import Path
 
 from evaluate.datasets.records import Dataset, Source, subset_of
-from evaluate.datasets.tables import Table, cell, seconds
+from evaluate.datasets.tables import CsvTable, cell, seconds
 
 SEGMENTS = frozenset({"video_id", "start_timestamp", "stop_timestamp"})
 KINDS = ("verb", "noun")
 INFO = frozenset({"video_id", "duration", "fps"})
 
 
-def read(table: Table, source: Source, dataset: Dataset) -> None:
+def read_epic(table: CsvTable, source: Source, dataset: Dataset) -> None:
     """Add the annotations of one subset; the test file's videos have none."""
     labelled = table.columns >= {"verb_class", "noun_class"}
     column = _label_column(source.path, source.classes) if labelled else ""
@@ -27,7 +27,7 @@ def read(table: Table, source: Source, dataset: Dataset) -> None:
             video.add(cell(row, column, place), start, end, place)
 
 
-def read_info(table: Table, dataset: Dataset) -> None:
+def read_info(table: CsvTable, dataset: Dataset) -> None:
     """Complete videos by what `EPIC_100_video_info.csv` knows of them."""
     for place, row in table.rows:
         record = dataset.records.get(cell(row, "video_id", place))

@@ -21,27 +21,29 @@ class Refused(ValueError):
         self.kind, self.end_s = kind, end_s
 
 
-def shown(value: Any) -> str:
+def short_repr(value: Any) -> str:
     """Return a value as messages show it: short, however long or deep it is."""
     return _SHORT.repr(value)
 
 
-def member(record: Any, key: str, where: str, kind: type = dict) -> Any:
+def get_field(record: Any, key: str, where: str, kind: type = dict) -> Any:
     """Return a member of a JSON object; ValueError if it is missing or of another kind."""
     if not isinstance(record, dict):
-        raise ValueError(f"{where}: expected an object with {key!r}, not {shown(record)}.")
+        raise ValueError(f"{where}: expected an object with {key!r}, not {short_repr(record)}.")
     if key not in record:
         raise ValueError(f"{where}: {key!r} is missing; it must be {_KINDS[kind]}.")
     if not isinstance(record[key], kind):
-        raise ValueError(f"{where}: {key!r} must be {_KINDS[kind]}, not {shown(record[key])}.")
+        raise ValueError(f"{where}: {key!r} must be {_KINDS[kind]}, not {short_repr(record[key])}.")
     return record[key]
 
 
-def times(entry: Any, where: str) -> tuple[float, float]:
+def as_segment(entry: Any, where: str) -> tuple[float, float]:
     """Return an entry's `segment`: two finite numbers, the second not below the first."""
-    pair = member(entry, "segment", where, kind=list)
+    pair = get_field(entry, "segment", where, kind=list)
     if len(pair) != 2:
-        raise ValueError(f"{where}: 'segment' must be [start, end] in seconds, not {shown(pair)}.")
+        raise ValueError(
+            f"{where}: 'segment' must be [start, end] in seconds, not {short_repr(pair)}."
+        )
     start_s, end_s = (number(value, "segment", where) for value in pair)
     if end_s < start_s:
         text = f"{where}: the segment ends at {end_s} s, before its start {start_s} s."
@@ -56,7 +58,7 @@ def number(value: Any, what: str, where: str) -> float:
     except (TypeError, ValueError, OverflowError):
         found = math.nan
     if not math.isfinite(found):
-        raise ValueError(f"{where}: {what} must be a finite number, not {shown(value)}.")
+        raise ValueError(f"{where}: {what} must be a finite number, not {short_repr(value)}.")
     return found
 
 
@@ -68,7 +70,7 @@ def positive(value: Any, what: str, where: str) -> float:
     return found
 
 
-def whole(value: float, what: str, where: str) -> int:
+def as_int(value: float, what: str, where: str) -> int:
     """Return a number without a fraction."""
     if not value.is_integer():
         raise ValueError(f"{where}: {what} must be a whole number of frames, not {value}.")

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from evaluate.datasets import activitynet, charades, ego4d, epic, tables, text
 from evaluate.datasets.fields import read_json, read_text
 from evaluate.datasets.records import Dataset, Source, subset_in
-from evaluate.datasets.tables import Table, read_table
+from evaluate.datasets.tables import CsvTable, read_table
 
 SUFFIXES = (".csv", ".json", ".txt")
 
@@ -38,7 +38,7 @@ def read_dataset(path: Path, classes: Path | None = None) -> Dataset:
         if file.read is not None:
             file.read(file.content, _source(file.path, path, in_folder, classes), dataset)
     for file in files:
-        if isinstance(file.content, Table) and file.content.columns >= epic.INFO:
+        if isinstance(file.content, CsvTable) and file.content.columns >= epic.INFO:
             epic.read_info(file.content, dataset)
     return dataset
 
@@ -74,7 +74,7 @@ def _folder(folder: Path) -> list[_File]:
                 f"{folder} has annotations of several formats, as {some}; name the file or the "
                 "sub-folder that is to be read."
             )
-        if text.read in formats:
+        if text.read_text_folder in formats:
             for file in files:
                 if file.read is None and file.path.suffix.lower() == ".txt":
                     text.check_left_over(file.path, file.content)
@@ -100,13 +100,15 @@ def _open(path: Path, in_folder: bool = False) -> _File:
     if suffix == ".json" or start in ("{", "["):
         content = read_json(path)
         if isinstance(content, dict) and isinstance(content.get("videos"), list):
-            return _File(path, content, ego4d.read)
+            return _File(path, content, ego4d.read_ego4d)
         known = isinstance(content, dict) and "database" in content
-        return _File(path, content, activitynet.read if known or not in_folder else None)
+        return _File(
+            path, content, activitynet.read_activitynet if known or not in_folder else None
+        )
     if suffix != ".csv":
         lines = read_text(path).splitlines()
         if text.is_class_file(lines):
-            return _File(path, lines, text.read)
+            return _File(path, lines, text.read_text_folder)
         if suffix == ".txt":
             if not in_folder:
                 raise ValueError(f"{path}: no line of it is `video start end`; is it another file?")
@@ -115,12 +117,12 @@ def _open(path: Path, in_folder: bool = False) -> _File:
     return _File(path, table, _table_reader(table, path, in_folder))
 
 
-def _table_reader(table: Table, path: Path, in_folder: bool) -> Reader | None:
+def _table_reader(table: CsvTable, path: Path, in_folder: bool) -> Reader | None:
     for columns, reader in (
         (tables.OWN, tables.read_own),
         (tables.AFSD, tables.read_afsd),
-        (epic.SEGMENTS, epic.read),
-        (charades.COLUMNS, charades.read),
+        (epic.SEGMENTS, epic.read_epic),
+        (charades.COLUMNS, charades.read_charades),
     ):
         if table.columns >= columns:
             return reader

@@ -17,14 +17,14 @@ TEST_SHARE = 5  # one video in so many goes to the test subset, if nothing tells
 Row = dict[str, str]
 
 
-class Table(NamedTuple):
+class CsvTable(NamedTuple):
     """A CSV file: its columns in lower case, and its rows with their place (file and line)."""
 
     columns: frozenset[str]
     rows: list[tuple[str, Row]]
 
 
-def read_table(path: Path) -> Table:
+def read_table(path: Path) -> CsvTable:
     """Return a table, its cells without the blanks around them; short rows end with empty cells.
 
     Raises:
@@ -51,7 +51,7 @@ def read_table(path: Path) -> Table:
             )
         cells = cells[: len(header)] + [""] * (len(header) - len(cells))
         rows.append((place, dict(zip(header, cells, strict=True))))
-    return Table(frozenset(header), rows)
+    return CsvTable(frozenset(header), rows)
 
 
 def _lines(path: Path) -> Iterator[tuple[str, list[str]]]:
@@ -81,7 +81,7 @@ def seconds(text: str) -> Any:
         return text
 
 
-def read_afsd(table: Table, source: Source, dataset: Dataset) -> None:
+def read_afsd(table: CsvTable, source: Source, dataset: Dataset) -> None:
     """Add `video,type,type_idx,start,end,startFrame,endFrame`, times in seconds."""
     for place, row in table.rows:
         name = cell(row, "video", place)
@@ -89,7 +89,7 @@ def read_afsd(table: Table, source: Source, dataset: Dataset) -> None:
         video.add(cell(row, "type", place), row["start"], row["end"], place)
 
 
-def read_own(table: Table, source: Source, dataset: Dataset) -> None:
+def read_own(table: CsvTable, source: Source, dataset: Dataset) -> None:
     """Add `video,start,end,label` and perhaps `subset`, times in seconds or as `h:m:s`.
 
     A row with a video alone is a video without actions. Without the column, the names of several

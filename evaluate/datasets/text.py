@@ -32,7 +32,7 @@ def check_left_over(path: Path, lines: list[str]) -> None:
         )
 
 
-def read(lines: list[str], source: Source, dataset: Dataset) -> None:
+def read_text_folder(lines: list[str], source: Source, dataset: Dataset) -> None:
     """Add the annotations of one class."""
     label = source.path.stem
     front, _, back = label.rpartition("_")

@@ -9,7 +9,7 @@ import numpy as np
 
 from configs.atomic import write_text
 from evaluate.annotations import Detection
-from evaluate.datasets.fields import member, number, read_json, shown, times
+from evaluate.datasets.fields import as_segment, get_field, number, read_json, short_repr
 from evaluate.nms import NmsConfig, suppress
 
 
@@ -19,7 +19,7 @@ def read_predictions(path: Path) -> dict[str, list[Detection]]:
     `{"results": {video: [{"segment": [start, end], "label": name, "score": number}]}}`; other
     members are ignored. Raises ValueError, naming file, video and entry, for everything malformed.
     """
-    results = member(read_json(Path(path)), "results", f"{path}")
+    results = get_field(read_json(Path(path)), "results", f"{path}")
     return {
         name: _detections(entries, f"{path}: video {name!r}") for name, entries in results.items()
     }
@@ -63,7 +63,7 @@ def join_predictions(
     return fused
 
 
-def cannot_score(
+def scoring_problems(
     found: Mapping[str, Iterable[Detection]],
     truth: Collection[str],
     classes: Collection[str],
@@ -90,13 +90,13 @@ def cannot_score(
 
 def _detections(entries: Any, where: str) -> list[Detection]:
     if not isinstance(entries, list):
-        raise ValueError(f"{where}: expected a list, not {shown(entries)}.")
+        raise ValueError(f"{where}: expected a list, not {short_repr(entries)}.")
     return [_detection(entry, f"{where}, entry {index}") for index, entry in enumerate(entries)]
 
 
 def _detection(entry: Any, where: str) -> Detection:
-    label = member(entry, "label", where, kind=str)
-    start_s, end_s = times(entry, where)
+    label = get_field(entry, "label", where, kind=str)
+    start_s, end_s = as_segment(entry, where)
     return Detection(label, start_s, end_s, number(entry.get("score"), "score", where))
 
 

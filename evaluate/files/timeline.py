@@ -52,7 +52,7 @@ def embedded(video: Path) -> str:
     return f"data:{kind};base64,{base64.b64encode(video.read_bytes()).decode()}"
 
 
-def refuse_large(video: Path) -> None:
+def check_size(video: Path) -> None:
     """Raise ValueError for a file that is too large to be embedded."""
     size = video.stat().st_size
     if size > LARGEST_EMBEDDED:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from evaluate.annotations import Detection
-from evaluate.datasets.fields import member, number, read_json, shown
+from evaluate.datasets.fields import get_field, number, read_json, short_repr
 
 VideoScores = Mapping[str, Sequence[tuple[str, float]]]
 """Per video the classes and their scores, best first."""
@@ -20,13 +20,13 @@ def read_video_scores(path: str | Path) -> VideoScores:
         ValueError: the file is missing or malformed.
     """
     content = read_json(Path(path))
-    results = member(content, "results", f"{path}")
-    names = member(content, "class", f"{path}", kind=list) if "class" in content else None
+    results = get_field(content, "results", f"{path}")
+    names = get_field(content, "class", f"{path}", kind=list) if "class" in content else None
     scores = {}
     for video, entries in results.items():
         where = f"{path}: video {video!r}"
         if not isinstance(entries, list):
-            raise ValueError(f"{where}: expected a list, not {shown(entries)}.")
+            raise ValueError(f"{where}: expected a list, not {short_repr(entries)}.")
         if names is not None:
             if len(entries) != len(names):
                 raise ValueError(
@@ -38,7 +38,7 @@ def read_video_scores(path: str | Path) -> VideoScores:
             ]
         else:
             pairs = [
-                (member(e, "label", where, kind=str), number(e.get("score"), "score", where))
+                (get_field(e, "label", where, kind=str), number(e.get("score"), "score", where))
                 for e in entries
             ]
         scores[video] = sorted(pairs, key=lambda pair: -pair[1])

@@ -37,7 +37,7 @@ CAUSES = {
 }
 
 
-def draw(diagnoses: Diagnoses, out: Path) -> None:
+def draw_diagnosis(diagnoses: Diagnoses, out: Path) -> None:
     """Draw all there is into `out`: five PNGs, 800 pixels wide, of at most `MOST_DETECTORS`."""
     draw_costs(diagnoses, out / "costs.png")
     draw_profiles(diagnoses, out / "profiles.png")

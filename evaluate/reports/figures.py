@@ -284,7 +284,7 @@ def draw_confusion(counts: NDArray[np.int64], names: Sequence[str], path: Path) 
     save(figure, path)
 
 
-def table(result: MeanAP) -> str:
+def scores_table(result: MeanAP) -> str:
     """Return mAP per class and tIoU as aligned text, all classes last."""
     tious = list(result.per_tiou)
     width = max([len(name) for name in result.per_class] + [len("all classes")])

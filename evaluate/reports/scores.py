@@ -56,7 +56,7 @@ def write_results(
     write_text(out / "metrics.json", json.dumps(metrics, indent=1) + "\n")
 
 
-def leave_scores(
+def write_scores_report(
     out: Path,
     title: str,
     truth: Mapping[str, Sequence[Segment]],

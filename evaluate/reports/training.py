@@ -51,7 +51,7 @@ TERMS = (
 )
 
 
-def leave_report(out: Path) -> None:
+def write_training_report(out: Path) -> None:
     """Draw curves.png, and write report.html and report.json, for the run in a folder.
 
     Raises:

@@ -16,10 +16,10 @@ from cache.errors import Damaged, Missing, StoreError
 from cache.format.writer import Writer
 from cache.store import Store
 from extract.activations.fingerprints import Precision, fingerprints, settings
-from extract.activations.inputs import Piece, Task, job_pieces
+from extract.activations.inputs import PassInput, Piece, job_pieces
 from extract.activations.stored import Cached, Counts, Places, deepest
 from extract.backbone.backbone import Backbone, Cut
-from extract.backbone.streaming import Wavefront
+from extract.backbone.streaming import StreamingPass
 from extract.sampling.spans import Span, SpanKind
 from extract.sampling.transforms import PixelConfig
 from extract.video.reader import VideoError
@@ -82,7 +82,7 @@ class Activations:
         self._videos: set[VideoInfo] = set()
         self._put: set[bytes] = set()
 
-    def places(self) -> Places:
+    def cached_cuts(self) -> Places:
         """Return where activations are, or would be, for the weights as they are now."""
         state = _glance(self.backbone)
         if state != self._known[0]:
@@ -105,7 +105,7 @@ class Activations:
             ValueError: the backbone has no such cut.
             VideoError: it has to be computed, but the video cannot be read.
         """
-        places = self.places()
+        places = self.cached_cuts()
         if cut not in places:
             raise ValueError(
                 f"the backbone has no cut {cut!r}; its cuts are {', '.join(map(str, places))}"
@@ -126,12 +126,14 @@ class Activations:
         done: list[Tensor] = []
         run: Pass | None = None
         start = deepest(places, span, cut)
-        task = Task(0, span, None if start is None else places[start])
+        task = PassInput(0, span, None if start is None else places[start])
         try:
             for piece in job_pieces([task], self.pixels):
                 if run is None:
                     start = None if piece.window else start
-                    run = self.begin(places, span, start, [cut], lambda _, rows: done.append(rows))
+                    run = self.start_pass(
+                        places, span, start, [cut], lambda _, rows: done.append(rows)
+                    )
                 run.push(piece)
         except VideoError as error:
             raise VideoError(
@@ -140,16 +142,16 @@ class Activations:
             ) from error
         return torch.cat(done[::-1] if run is not None and run.backwards else done)
 
-    def changed(self, cuts: Iterable[Cut]) -> bool:
+    def is_stale(self, cuts: Iterable[Cut]) -> bool:
         """Say whether the store knows one of the cuts, but only for other weights of this file."""
-        places = self.places()
+        places = self.cached_cuts()
         stored = self.store.fingerprints
         others = {
             info.cut for info in stored.values() if self.origin in info.checkpoint.split("\n")
         }
         return any(cut in others and places[cut].fingerprint not in stored for cut in cuts)
 
-    def begin(
+    def start_pass(
         self,
         places: Places,
         span: Span,
@@ -160,7 +162,7 @@ class Activations:
         """Begin a pass over a span, from a stored cut or from pixels, that stores these cuts.
 
         Args:
-            places: for the weights of the pass.
+            cached_cuts: for the weights of the pass.
             cuts: in the order of a pass.
             watch: is given what is stored, in the order in which it is finished.
         """
@@ -170,7 +172,7 @@ class Activations:
             self.counts.partial += 1
         return Pass(self, places, span, start, cuts, watch)
 
-    def put(self, place: Cached, span: Span, rows: Tensor, first: int = 0) -> None:
+    def write(self, place: Cached, span: Span, rows: Tensor, first: int = 0) -> None:
         """Store an activation, or rows of it from `first` on: [n, C] or [n, P, C]."""
         writer, address = self._writing(), place.address(span)
         self.describe_fingerprint(place)
@@ -193,7 +195,7 @@ class Activations:
 
     def describe(self, video: VideoInfo) -> None:
         """Let the store know a video by its name, unless it does."""
-        if self.store.names.get(video.name) != video and video not in self._videos:
+        if self.store.videos_by_name.get(video.name) != video and video not in self._videos:
             self._videos.add(video)
             self._writing().describe(video)
 
@@ -239,13 +241,13 @@ class Pass:
         watch: Watch,
     ) -> None:
         self.activations, self.span, self.start, self.cuts = activations, span, start, cuts
-        self.places, self.watch = places, watch
+        self.places, self.on_stored = places, watch
         video = span.kind == "video"
         self.backwards = video and start is None and span.direction == "reversed"
         backbone = activations.backbone
         if backbone.training:
             raise ValueError("activations are taken in eval mode; call .eval() first")
-        self._front = Wavefront(backbone, cuts, start, self.backwards) if video else None
+        self._front = StreamingPass(backbone, cuts, start, self.backwards) if video else None
         self._row = dict.fromkeys(cuts, span.rows if self.backwards else 0)
 
     @torch.no_grad()
@@ -271,10 +273,10 @@ class Pass:
             (rows,) = activation.mT if cut == "features" else activation
             if self.backwards:
                 self._row[cut] -= len(rows)
-            self.activations.put(self.places[cut], self.span, rows, self._row[cut])
+            self.activations.write(self.places[cut], self.span, rows, self._row[cut])
             if not self.backwards:
                 self._row[cut] += len(rows)
-            self.watch(cut, rows)
+            self.on_stored(cut, rows)
 
 
 def _close(writer: Writer) -> None:

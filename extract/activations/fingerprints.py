@@ -44,7 +44,7 @@ def fingerprints(backbone: Backbone, of: dict[str, Any]) -> dict[Cut, str]:
     depth, cuts = backbone.config.depth, backbone.config.cuts
     stages: dict[Cut, dict[str, Tensor]] = {k: {} for k in range(depth)}
     if "ladder" in cuts:  # other numbers than any other cut's, of the same weights
-        stages["ladder"] = {"ladder.blocks": torch.tensor(backbone.config.with_adapter)}
+        stages["ladder"] = {"ladder.blocks": torch.tensor(backbone.config.adapted_blocks)}
     stages["features"] = {}
     for name, tensor in backbone.state_dict(keep_vars=True).items():
         part, number, *_ = *name.removeprefix("trunk.").split("."), ""

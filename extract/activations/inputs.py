@@ -17,7 +17,7 @@ from cache.errors import Damaged, Missing, StoreError
 from extract.sampling.spans import Span
 from extract.sampling.transforms import PixelConfig, evaluation_transform
 from extract.sampling.units import CLIP_FRAMES, CLIP_STEPS
-from extract.sampling.window_frames import known_reader, refuse_replaced, window_frames
+from extract.sampling.window_frames import check_unchanged, known_reader, window_frames
 from extract.sampling.windows import Window
 from extract.video.reader import VideoError
 
@@ -31,7 +31,7 @@ class Stored(Protocol):
 
 
 @dataclass(frozen=True)
-class Task:
+class PassInput:
     """A pass that needs inputs.
 
     Args:
@@ -44,7 +44,7 @@ class Task:
     source: Stored | None
 
 
-Job = Sequence[Task]
+Job = Sequence[PassInput]
 """Passes over spans of one video, whose inputs are made together."""
 
 
@@ -111,7 +111,7 @@ def job_pieces(job: Job, pixels: PixelConfig) -> Iterator[Piece]:
             yield from _decoded_pieces(same, pixels)
 
 
-def _stored_pieces(task: Task) -> Iterator[Piece]:
+def _stored_pieces(task: PassInput) -> Iterator[Piece]:
     assert task.source is not None
     total = task.span.rows
     step = GROUP * CLIP_STEPS if task.span.kind == "video" else total
@@ -120,7 +120,7 @@ def _stored_pieces(task: Task) -> Iterator[Piece]:
         yield Piece((task.number,), None, rows.float(), last=first + step >= total)
 
 
-def _decoded_pieces(tasks: Sequence[Task], pixels: PixelConfig) -> Iterator[Piece]:
+def _decoded_pieces(tasks: Sequence[PassInput], pixels: PixelConfig) -> Iterator[Piece]:
     """Decode once for all these tasks of one video and one kind of span."""
     windows: list[Window] = []
     takers: list[tuple[int, ...]] = []
@@ -136,11 +136,11 @@ def _decoded_pieces(tasks: Sequence[Task], pixels: PixelConfig) -> Iterator[Piec
     reader = known_reader(path, video.frames, video.digest)
     frames = window_frames(reader, windows, evaluation_transform(pixels))
     for window, numbers, last, some in zip(windows, takers, lasts, frames, strict=True):
-        refuse_replaced(path, video.digest)  # what is stored now is stored for good
+        check_unchanged(path, video.digest)  # what is stored now is stored for good
         yield Piece(numbers, window, torch.stack(some, 1), last)
 
 
-def _extent(task: Task) -> tuple[int, int, bytes]:
+def _extent(task: PassInput) -> tuple[int, int, bytes]:
     frames = task.span.window.frames
     return int(frames[0]), int(frames[-1]), frames.tobytes()
 

@@ -12,7 +12,7 @@ from accelerate.utils import broadcast_object_list
 from numpy.typing import NDArray
 
 from cache.address import DTYPES
-from configs.messages import first_of
+from configs.messages import truncated
 from extract.activations.activations import Activations
 from extract.activations.stored import deepest, missing
 from extract.backbone.backbone import Cut
@@ -24,7 +24,7 @@ JOURNAL_BYTES = 2**29  # what folding the journal needs beside the lasting form
 
 
 @dataclass(frozen=True)
-class Wanted:
+class SpanRequest:
     """Spans whose activations at these cuts are wanted of one backbone."""
 
     activations: Activations
@@ -52,7 +52,7 @@ class Plan:
         clips: to be encoded; `frames`: to be decoded; `bytes`: to be stored, before compression.
     """
 
-    wanted: Sequence[Wanted]
+    wanted: Sequence[SpanRequest]
     todo: list[Todo]
     there: int
     lost: int
@@ -75,7 +75,7 @@ class Plan:
             line += f", {self.lost:,} are left out, for {len(self.gone):,} videos are gone"
         if not self.todo:
             return line
-        changed = any(w.activations.changed(w.cuts) for w in self.wanted)
+        changed = any(w.activations.is_stale(w.cuts) for w in self.wanted)
         why = " (the weights or settings have changed)" if changed else ""
         return f"{line}{why}; {full:,} full and {self.partial:,} partial passes make the others"
 
@@ -84,7 +84,7 @@ class Plan:
         return self.wanted[todo.wanted].spans[todo.span]
 
 
-def plan(wanted: Sequence[Wanted], accelerator: Accelerator, skip_gone: bool = False) -> Plan:
+def plan(wanted: Sequence[SpanRequest], accelerator: Accelerator, skip_gone: bool = False) -> Plan:
     """Find out what is missing; the same on all processes.
 
     Args:
@@ -99,7 +99,7 @@ def plan(wanted: Sequence[Wanted], accelerator: Accelerator, skip_gone: bool = F
     asked = _missing(wanted) if accelerator.is_main_process else None
     ((todo, there, lost, gone),) = broadcast_object_list([asked])
     if gone and not skip_gone:
-        _refuse_gone(wanted, gone)
+        _check_present(wanted, gone)
     made = Plan(wanted, todo, there, lost, gone)
     return replace(
         made,
@@ -117,12 +117,12 @@ def distinct_frames(spans: Iterable[Span]) -> int:
     return sum(len(np.unique(np.concatenate(parts))) for parts in used.values())
 
 
-def _missing(wanted: Sequence[Wanted]) -> tuple[list[Todo], int, int, dict[str, str]]:
+def _missing(wanted: Sequence[SpanRequest]) -> tuple[list[Todo], int, int, dict[str, str]]:
     """Return what a plan says: `todo`, `there`, `lost` and `gone`."""
     todo, asked, gone = [], set[bytes](), dict[str, str]()
     there = lost = 0
     for number, request in enumerate(wanted):
-        places = request.activations.places()
+        places = request.activations.cached_cuts()
         for index, span in enumerate(request.spans):
             key = places[request.cuts[0]].address(span).key
             if key in asked:
@@ -140,21 +140,21 @@ def _missing(wanted: Sequence[Wanted]) -> tuple[list[Todo], int, int, dict[str, 
     return todo, there, lost, gone
 
 
-def _refuse_gone(wanted: Sequence[Wanted], gone: dict[str, str]) -> NoReturn:
+def _check_present(wanted: Sequence[SpanRequest], gone: dict[str, str]) -> NoReturn:
     url, origin = wanted[0].activations.store.url, wanted[0].activations.origin
     weights = "--config" if origin.endswith((".yaml", ".yml")) else "--checkpoint"
     raise ValueError(
         f"activations of {len(gone)} videos are not in {url}, and the videos are gone; bring them "
         f"back and run `python extract/run.py {weights} {origin} --cache {url}` with the settings "
         "that you used here, or leave them out with --data.bad_videos skip:\n  "
-        + "\n  ".join(first_of(sorted(gone.values())))
+        + "\n  ".join(truncated(sorted(gone.values())))
     )
 
 
 def _bytes(activations: Activations, span: Span, cuts: Sequence[Cut]) -> int:
     config = activations.backbone.config
     positions = (activations.pixels.size // config.trunk.patch) ** 2
-    tokens = {"features": 1, "ladder": positions * len(config.with_adapter)}
+    tokens = {"features": 1, "ladder": positions * len(config.adapted_blocks)}
     numbers = sum(tokens.get(str(cut), positions) for cut in cuts) * config.width
     return numbers * span.rows * DTYPES[activations.config.dtype].itemsize
 
@@ -164,7 +164,7 @@ def needed_bytes(made: Plan) -> int:
     return made.bytes + min(made.bytes, JOURNAL_BYTES)
 
 
-def refuse_full_disk(made: Plan) -> None:
+def check_disk_space(made: Plan) -> None:
     """Stop unless what is planned fits on the disk of the store, if that is local.
 
     Raises:

@@ -9,8 +9,8 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from extract.activations.activations import Pass
-from extract.activations.inputs import Job, JobInputs, Piece, Task
-from extract.activations.plan import Plan, refuse_full_disk
+from extract.activations.inputs import Job, JobInputs, PassInput, Piece
+from extract.activations.plan import Plan, check_disk_space
 from extract.activations.stored import Places
 from extract.sampling.loader import make_loader
 from extract.sampling.units import CLIP_FRAMES
@@ -32,7 +32,7 @@ def refresh(
     Raises:
         ValueError: a video cannot be read.
     """
-    refuse_full_disk(made)
+    check_disk_space(made)
     jobs = _jobs(made)
     mine = _share(made, jobs, accelerator.process_index, accelerator.num_processes)
     if accelerator.is_main_process:
@@ -59,7 +59,7 @@ def refresh(
 def _tell_names(made: Plan) -> None:
     """Let the store know weights and videos by their names of today, also where nothing is made."""
     for request in made.wanted:
-        places = request.activations.places()
+        places = request.activations.cached_cuts()
         for cut in request.cuts:
             if places[cut].fingerprint in request.activations.store.fingerprints:
                 request.activations.describe_fingerprint(places[cut])
@@ -95,7 +95,7 @@ def _work(
 ) -> dict[str, str]:
     skipped: dict[str, str] = {}
     passes: dict[int, Pass] = {}
-    places = [request.activations.places() for request in made.wanted]
+    places = [request.activations.cached_cuts() for request in made.wanted]
     names: dict[str, set[str]] = {}
     for span in (span for request in made.wanted for span in request.spans):
         names.setdefault(span.video.digest, set()).add(span.video.name)
@@ -131,10 +131,10 @@ def _work(
 def _loader(
     made: Plan, jobs: list[list[int]], places: list[Places], workers: int
 ) -> "DataLoader[Piece]":
-    def task(number: int) -> Task:
+    def task(number: int) -> PassInput:
         todo = made.todo[number]
         source = None if todo.start is None else places[todo.wanted][todo.start]
-        return Task(number, made.span(todo), source)
+        return PassInput(number, made.span(todo), source)
 
     tasks: list[Job] = [[task(number) for number in job] for job in jobs]
     inputs = JobInputs(tasks, made.wanted[0].activations.pixels)

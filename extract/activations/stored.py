@@ -44,9 +44,9 @@ class Cached:
             rows=span.rows,
         )
 
-    def has(self, span: Span) -> bool:
+    def contains(self, span: Span) -> bool:
         """Say whether the whole activation is there."""
-        return self.store.has(self.address(span))
+        return self.store.contains(self.address(span))
 
     def read(self, span: Span, rows: slice = slice(None)) -> Tensor:
         """Return an activation, or rows of it: features [n, C] or tokens [n, P, C], as stored.
@@ -71,7 +71,7 @@ Places = dict[Cut, Cached]
 
 def missing(places: Places, span: Span, cuts: Iterable[Cut]) -> list[Cut]:
     """Return which of the cuts are not stored for a span, in the order of a pass."""
-    absent = {cut for cut in cuts if not places[cut].has(span)}
+    absent = {cut for cut in cuts if not places[cut].contains(span)}
     return [cut for cut in places if cut in absent]
 
 
@@ -81,6 +81,6 @@ def deepest(places: Places, span: Span, cut: Cut) -> Cut | None:
     for earlier, place in places.items():
         if earlier == cut:
             break
-        if place.fingerprint in place.store.fingerprints and place.has(span):
+        if place.fingerprint in place.store.fingerprints and place.contains(span):
             found = earlier
     return found

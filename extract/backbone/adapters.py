@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
-from extract.backbone.recompute import Recompute, run
+from extract.backbone.recompute import Recompute, checkpointed
 
 
 class TemporalAdapter(nn.Module):
@@ -42,7 +42,7 @@ class TemporalAdapter(nn.Module):
 
     def change(self, x: Tensor, recompute: Recompute = "none") -> Tensor:
         """Return what is to be added to tokens [B, T, P, C]."""
-        mixed = run(self._mix, "none" if recompute == "none" else "full", self.down(x))
+        mixed = checkpointed(self._mix, "none" if recompute == "none" else "full", self.down(x))
         # The scale goes into the weights: its gradient then needs no copy of the wide product.
         return F.linear(mixed, self.up.weight * self.gamma, self.up.bias * self.gamma)
 
@@ -79,9 +79,9 @@ class Ladder(nn.Module):
 
     def forward(self, x: Tensor, recompute: Recompute = "none") -> Tensor:
         """Map what n blocks give, side by side [B, T, P, n·C], to tokens [B, T, P, C]."""
-        return self.climb(x.chunk(len(self.adapters), -1), recompute)
+        return self.fuse(x.chunk(len(self.adapters), -1), recompute)
 
-    def climb(self, tokens: Sequence[Tensor], recompute: Recompute = "none") -> Tensor:
+    def fuse(self, tokens: Sequence[Tensor], recompute: Recompute = "none") -> Tensor:
         """Map what every block gives, n times [B, T, P, C], to tokens of the same shape."""
         found = tokens[-1]
         for adapter, x in zip(self.adapters.values(), tokens, strict=True):

@@ -10,7 +10,7 @@ from timm.layers import drop_path
 from torch import Tensor, nn
 
 from extract.backbone.adapters import Ladder, TemporalAdapter
-from extract.backbone.recompute import Recompute, run
+from extract.backbone.recompute import Recompute, checkpointed
 from extract.backbone.videomae import TrunkConfig, VideoMAE
 from extract.sampling.units import CLIP_FRAMES, CLIP_STEPS, TUBELET
 
@@ -131,7 +131,7 @@ class BackboneConfig:
         return self.trunk.width if self.network == "videomae" else self.tada.features
 
     @property
-    def first_learning(self) -> int:
+    def first_trainable_block(self) -> int:
         """The first block that learns, or whose adapter does; the depth if none does."""
         if self.mode in ("frozen", "imported"):
             return self.depth
@@ -140,12 +140,12 @@ class BackboneConfig:
     @property
     def learns(self) -> bool:
         """Whether any of it does."""
-        return self.first_learning < self.depth
+        return self.first_trainable_block < self.depth
 
     @property
-    def learns_behind(self) -> "Cut | None":
+    def last_frozen_cut(self) -> "Cut | None":
         """The last cut that training does not move; None where all blocks learn."""
-        first = self.first_learning
+        first = self.first_trainable_block
         if not self.learns:
             return "features"
         if self.mode == "side":
@@ -153,7 +153,7 @@ class BackboneConfig:
         return first - 1 if first else None
 
     @property
-    def with_adapter(self) -> range:
+    def adapted_blocks(self) -> range:
         """The blocks that have an adapter, behind them or beside them."""
         count = self.depth if self.mode in ("adapter", "side") else 0
         return range(min(self.adapters_from_block, count), count)
@@ -173,7 +173,7 @@ class Backbone(nn.Module):
 
     Args:
         trunk: of another backbone, to be shared; None makes one: of random numbers, or, where the
-            config names weights, without any memory until `load_strictly` fills it.
+            config names weights, without any memory until `load_state_dict_strict` fills it.
     """
 
     mean: Tensor
@@ -189,12 +189,12 @@ class Backbone(nn.Module):
         self.trunk = trunk
         width, ratio, second = config.trunk.width, config.adapter_ratio, config.second_from_block
         beside = config.mode == "side"
-        behind = () if beside else config.with_adapter
+        behind = () if beside else config.adapted_blocks
         self.adapters = nn.ModuleDict({str(k): TemporalAdapter(width, ratio) for k in behind})
         again = range(config.trunk.depth)[second:] if second is not None else ()
         self.second = nn.ModuleDict({str(k): TemporalAdapter(width, ratio) for k in again})
-        self.ladder = Ladder(config.with_adapter if beside else (), width, ratio)
-        first = config.first_learning
+        self.ladder = Ladder(config.adapted_blocks if beside else (), width, ratio)
+        first = config.first_trainable_block
         self.trunk.requires_grad_(config.mode == "full" and not first)
         for k, block in enumerate(self.trunk.blocks):
             block.requires_grad_(config.mode == "full" and k >= first)
@@ -237,14 +237,14 @@ class Backbone(nn.Module):
         beside = []
         for k in blocks:
             tokens = self.run_block(k, tokens)
-            for adapter in self.behind(k):
+            for adapter in self.adapters_after(k):
                 tokens = adapter(tokens, recompute)
-            if self.looks_at(k):
+            if self.feeds_ladder(k):
                 beside.append(tokens)
         if stop == "ladder":
             return torch.cat(beside, -1)
         if beside:
-            tokens = self.ladder.climb(beside, recompute)
+            tokens = self.ladder.fuse(beside, recompute)
         elif start == "ladder":
             tokens = self.ladder(tokens, recompute)
         return self.pool(tokens) if stop == "features" else tokens
@@ -261,12 +261,12 @@ class Backbone(nn.Module):
         first = 0 if start is None else start + 1 if isinstance(start, int) else depth
         return range(first, stop + 1 if isinstance(stop, int) else depth)
 
-    def behind(self, k: int) -> list[nn.Module]:
+    def adapters_after(self, k: int) -> list[nn.Module]:
         """Return the adapters behind block k, in their order: none, one or two."""
         name = str(k)
         return [adapters[name] for adapters in (self.adapters, self.second) if name in adapters]
 
-    def looks_at(self, k: int) -> bool:
+    def feeds_ladder(self, k: int) -> bool:
         """Say whether a ladder looks at what block k gives."""
         return str(k) in self.ladder.adapters
 
@@ -294,7 +294,7 @@ class Backbone(nn.Module):
         shares, rate = parts(clips), self.trunk.drop_rates[k]
         scales: Sequence[Tensor | None] = [None] * len(shares)
         # Beside a ladder the transformer runs as in eval mode.
-        learns = self.config.mode != "side" and k >= self.config.first_learning
+        learns = self.config.mode != "side" and k >= self.config.first_trainable_block
         if self.training and rate and learns:
             # Drawn for all clips, outside of what may be computed again.
             ones = torch.ones(2 * len(clips), 1, 1, device=clips.device)
@@ -302,7 +302,9 @@ class Backbone(nn.Module):
             scales = kept.split([len(part) for part in shares])
         recompute = self.config.recompute
         block = self.trunk.blocks[k]
-        done = [run(block, recompute, *inputs) for inputs in zip(shares, scales, strict=True)]
+        done = [
+            checkpointed(block, recompute, *inputs) for inputs in zip(shares, scales, strict=True)
+        ]
         return (done[0] if len(done) == 1 else torch.cat(done)).view_as(tokens)
 
     def pool(self, tokens: Tensor) -> Tensor:

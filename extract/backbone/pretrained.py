@@ -4,9 +4,9 @@ import math
 from pathlib import Path
 
 from extract.backbone.videomae import TrunkConfig, VideoMAE, sine_positions
-from extract.checkpoints.layouts import ADDED, PUBLISHED, Network, Size, recognise
-from extract.checkpoints.strict import Coverage, load_strictly
-from extract.checkpoints.tensor_files import read
+from extract.checkpoints.layouts import ADDED, PUBLISHED, FoundNetwork, Size, recognise
+from extract.checkpoints.strict import Coverage, load_state_dict_strict
+from extract.checkpoints.tensor_files import read_tensors
 from extract.sampling.units import CLIP_FRAMES, CLIP_STEPS, TUBELET
 
 
@@ -18,9 +18,9 @@ def load_trunk(trunk: VideoMAE, source: str | Path) -> Coverage:
     Raises:
         ValueError: the file cannot be read, or its transformer is another one than the config's.
     """
-    content = read(source)
+    content = read_tensors(source)
     network, *others = recognise(content, source)
-    refuse_other_size(network, trunk.config, source)
+    check_trunk_size(network, trunk.config, source)
     adapters = [name for name in network.backbone if name.startswith(ADDED)]
     tensors = {
         name.removeprefix("trunk."): tensor
@@ -29,7 +29,7 @@ def load_trunk(trunk: VideoMAE, source: str | Path) -> Coverage:
     }
     table = sine_positions(*trunk.positions.shape[1:])
     computed = {"positions": table} if "positions" not in tensors else {}
-    load_strictly(trunk, tensors | computed, source)
+    load_state_dict_strict(trunk, tensors | computed, source)
     dropped = network.why | dict.fromkeys(adapters, "an adapter: only the transformer is taken")
     heads = (f"head.{name}" for name in network.head)
     dropped |= dict.fromkeys(heads, "a detector's head: only the transformer is taken")
@@ -42,7 +42,7 @@ def load_trunk(trunk: VideoMAE, source: str | Path) -> Coverage:
     )
 
 
-def refuse_other_size(network: Network, config: TrunkConfig, source: str | Path) -> None:
+def check_trunk_size(network: FoundNetwork, config: TrunkConfig, source: str | Path) -> None:
     """Raise ValueError unless a network's transformer has the config's size; says what to set."""
     size = network.size
     wanted = trunk_settings(network, source)
@@ -61,7 +61,7 @@ def refuse_other_size(network: Network, config: TrunkConfig, source: str | Path)
     raise ValueError(f"{source} holds {size}; the config has {ours}: set {settings}")
 
 
-def trunk_settings(network: Network, source: str | Path) -> dict[str, float]:
+def trunk_settings(network: FoundNetwork, source: str | Path) -> dict[str, float]:
     """Return a network's `backbone.trunk` settings, as far as its file tells them.
 
     Raises:

@@ -30,7 +30,9 @@ ATTENTION = {
 }
 
 
-def run(block: Callable[..., Tensor], recompute: Recompute, *inputs: Tensor | None) -> Tensor:
+def checkpointed(
+    block: Callable[..., Tensor], recompute: Recompute, *inputs: Tensor | None
+) -> Tensor:
     """Run a block whose result depends on nothing but its inputs and weights (no random draws)."""
     if recompute == "none" or not torch.is_grad_enabled():
         return block(*inputs)

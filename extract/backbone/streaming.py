@@ -15,7 +15,7 @@ from extract.backbone.backbone import Backbone, Cut
 from extract.sampling.units import CLIP_FRAMES, CLIP_STEPS
 
 
-class Wavefront:
+class StreamingPass:
     """One pass over one span, whose clips come group by group; equal to `Backbone.forward` on all.
 
     Args:
@@ -68,7 +68,7 @@ class Wavefront:
             RuntimeError: the span is finished, or a push has failed.
         """
         if self._state == "closed":
-            raise RuntimeError("this span is over; start a new Wavefront")
+            raise RuntimeError("this span is over; start a new StreamingPass")
         pixels = self.start is None
         length, clip = (group.shape[2], CLIP_FRAMES) if pixels else (group.shape[1], CLIP_STEPS)
         if not length or length % clip:
@@ -91,7 +91,7 @@ class Wavefront:
         if self._state == "empty":
             raise RuntimeError("nothing was pushed; a span holds at least one clip")
         if self._state == "closed":
-            raise RuntimeError("this span is over; start a new Wavefront")
+            raise RuntimeError("this span is over; start a new StreamingPass")
         self._state = "closed"
         return self._run(None, last=True)
 
@@ -104,11 +104,11 @@ class Wavefront:
         for k in self._blocks:
             if tokens is not None:
                 tokens = self.backbone.run_block(k, tokens)
-            for adapter in self.backbone.behind(k):
+            for adapter in self.backbone.adapters_after(k):
                 tokens = self._adapt(adapter, tokens, last)
             if tokens is not None and k in self.cuts:
                 found[k] = tokens
-            if tokens is not None and self.backbone.looks_at(k):
+            if tokens is not None and self.backbone.feeds_ladder(k):
                 beside.append(tokens)
         if beside:
             tokens = torch.cat(beside, -1)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from extract.backbone.adapters import Ladder
 from extract.backbone.backbone import Backbone, BackboneConfig, parts
 from extract.checkpoints.strict import Coverage
-from extract.checkpoints.tensor_files import read
+from extract.checkpoints.tensor_files import read_tensors
 from extract.sampling.units import CLIP_FRAMES, TUBELET
 from extract.tada.pretrained import load_tada_features, recognise_tada
 from extract.tada.tada2d import TAda2D, TAda2DConfig, lift_resnet
@@ -89,7 +89,7 @@ def load_tada_trunk(trunk: TAda2D, source: str | Path) -> Coverage:
     Raises:
         ValueError: the file cannot be read, or holds another network.
     """
-    content = read(source)
+    content = read_tensors(source)
     size = f"TAda2D of {sum(trunk.config.blocks)} blocks, {trunk.config.width} wide"
     if IMAGE in content.tensors:
         lift_resnet(trunk, content.tensors, source)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from extract.checkpoints.key_maps import ADAPTERS, TRUNKS, Names, head_from_opentad, renamed
-from extract.checkpoints.tensor_files import Content, read
+from extract.checkpoints.tensor_files import TensorFile, read_tensors
 from extract.sampling.units import CLIP_FRAMES, TUBELET
 
 HEAD_PARTS = ("projection.", "neck.", "rpn_head.")  # of OpenTAD's detectors
@@ -68,7 +68,7 @@ class Size:
 
 
 @dataclass(frozen=True)
-class Network:
+class FoundNetwork:
     """One network of a file, in our names.
 
     Attributes:
@@ -127,12 +127,12 @@ def counted(classes: int) -> str:
     return f"{classes} class{'es' if classes != 1 else ''}{known}"
 
 
-def read_networks(path: str | Path) -> tuple[Network, ...]:
-    """Read a file or folder of weights; see `recognise` and `read`."""
-    return recognise(read(path), path)
+def find_networks(path: str | Path) -> tuple[FoundNetwork, ...]:
+    """Read a file or folder of weights; see `recognise` and `read_tensors`."""
+    return recognise(read_tensors(path), path)
 
 
-def recognise(content: Content, source: str | Path) -> tuple[Network, ...]:
+def recognise(content: TensorFile, source: str | Path) -> tuple[FoundNetwork, ...]:
     """Name the tensors of a file as ours; two networks for our own detector of two streams.
 
     Args:
@@ -153,7 +153,7 @@ def recognise(content: Content, source: str | Path) -> tuple[Network, ...]:
             prefix = found[0].removesuffix(sign)
             network = _network(tensors, prefix, layout, names)
             if names:
-                _refuse_other_arithmetic(tensors[found[0]], content.settings, source)
+                _check_arithmetic(tensors[found[0]], content.settings, source)
             return (replace(network, classes=content.classes, settings=content.settings),)
     shown = ", ".join(sorted(tensors)[:4])
     raise ValueError(
@@ -162,11 +162,11 @@ def recognise(content: Content, source: str | Path) -> tuple[Network, ...]:
     )
 
 
-def _stream(tensors: Mapping[str, Tensor], content: Content, number: int) -> Network:
+def _stream(tensors: Mapping[str, Tensor], content: TensorFile, number: int) -> FoundNetwork:
     own = _below(tensors, f"streams.{number}.")
     fusion = {n: t for n, t in tensors.items() if n.startswith("fusion.")}
     head = _below(own, "head.")
-    return Network(
+    return FoundNetwork(
         "Palindrome detector",
         _below(own, "backbone."),
         head,
@@ -178,7 +178,7 @@ def _stream(tensors: Mapping[str, Tensor], content: Content, number: int) -> Net
     )
 
 
-def _network(tensors: Mapping[str, Tensor], prefix: str, layout: str, names: Names) -> Network:
+def _network(tensors: Mapping[str, Tensor], prefix: str, layout: str, names: Names) -> FoundNetwork:
     """Sort a file's tensors into those of the backbone, of the head and those not needed.
 
     Args:
@@ -222,7 +222,7 @@ def _network(tensors: Mapping[str, Tensor], prefix: str, layout: str, names: Nam
     if outputs is not None and not head:
         told = f"{CLASSIFIER} of {counted(outputs)}"
         why = {n: told if cause == CLASSIFIER else cause for n, cause in why.items()}
-    return Network(layout, backbone, head, dropped, why, outputs, None, {})
+    return FoundNetwork(layout, backbone, head, dropped, why, outputs, None, {})
 
 
 def _named(name: str, names: Names, first: int) -> str:
@@ -247,9 +247,7 @@ def _reshaped(backbone: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return reshaped
 
 
-def _refuse_other_arithmetic(
-    patches: Tensor, settings: Mapping[str, Any], source: str | Path
-) -> None:
+def _check_arithmetic(patches: Tensor, settings: Mapping[str, Any], source: str | Path) -> None:
     """Raise ValueError if a transformer's patches, clips or activations are not those of ours."""
     shape = tuple(patches.shape[1:])
     if len(shape) != 4 or shape[:2] != (3, TUBELET) or shape[2] != shape[3]:

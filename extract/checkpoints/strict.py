@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from configs.messages import first_of
+from configs.messages import truncated
 from extract.checkpoints.tensor_files import sha256
 
 
@@ -50,7 +50,9 @@ class Coverage:
         }
 
 
-def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], source: str | Path) -> None:
+def load_state_dict_strict(
+    module: nn.Module, tensors: Mapping[str, Tensor], source: str | Path
+) -> None:
     """Load `tensors` into `module`; anything missing, surplus or mis-shaped stops with a list.
 
     What the module has no memory for yet gets it here.
@@ -69,7 +71,7 @@ def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], source: str 
         if own[key].shape != tensors[key].shape
     ]
     if lines:
-        shown = "\n  ".join(first_of(sorted(lines)))
+        shown = "\n  ".join(truncated(sorted(lines)))
         raise ValueError(
             f"{source} does not fit this model ({len(lines)} of {len(own)} tensors differ); "
             f"check the sizes of backbone and head in the config:\n  {shown}"

@@ -35,7 +35,7 @@ KNOWN_TO_TORCH = ("torch.", "collections.", "_codecs.encode", "builtins.set", "b
 
 
 @dataclass(frozen=True)
-class Content:
+class TensorFile:
     """What a file of weights holds.
 
     Attributes:
@@ -80,7 +80,7 @@ def sha256(files: Sequence[Path]) -> dict[str, str]:
     return sums
 
 
-def read(path: str | Path) -> Content:
+def read_tensors(path: str | Path) -> TensorFile:
     """Read a safetensors file, a torch checkpoint or a Hugging Face folder; no code is run.
 
     Tensors stay in the file until they are used, except those of files older than torch 1.6.
@@ -102,7 +102,7 @@ def read(path: str | Path) -> Content:
     return content
 
 
-def _read_file(path: Path) -> Content:
+def _read_file(path: Path) -> TensorFile:
     with path.open("rb") as file:
         head = file.read(512)
     if not head:
@@ -124,7 +124,7 @@ def _read_file(path: Path) -> Content:
     )
 
 
-def _read_safetensors(path: Path) -> Content:
+def _read_safetensors(path: Path) -> TensorFile:
     try:
         with safe_open(path, "pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -132,10 +132,10 @@ def _read_safetensors(path: Path) -> Content:
     except Exception as error:
         raise ValueError(f"{path} is damaged: {error}; copy it again") from error
     classes = tuple(json.loads(about["classes"])) if "classes" in about else None
-    return Content(tensors, (path,), classes=classes)
+    return TensorFile(tensors, (path,), classes=classes)
 
 
-def _read_pickle(path: Path) -> Content:
+def _read_pickle(path: Path) -> TensorFile:
     names: set[str] = set()
     try:
         mapped = zipfile.is_zipfile(path)
@@ -157,14 +157,14 @@ def _read_pickle(path: Path) -> Content:
         cause = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
         raise ValueError(f"{path} is damaged or no checkpoint ({cause})") from error
     if not isinstance(content, dict):
-        return Content({}, (path,))
+        return TensorFile({}, (path,))
     if str(content.get("format")).startswith(OURS):
         classes = tuple(map(str, content.get("classes", ())))
-        return Content(_tensors(content.get("ema")), (path,), "ema", classes)
+        return TensorFile(_tensors(content.get("ema")), (path,), "ema", classes)
     for part in PARTS:
         if tensors := _tensors(content.get(part)):
-            return Content(tensors, (path,), part)
-    return Content(_tensors(content), (path,))
+            return TensorFile(tensors, (path,), part)
+    return TensorFile(_tensors(content), (path,))
 
 
 def _tensors(part: object) -> dict[str, Tensor]:
@@ -191,7 +191,7 @@ def _objects(path: Path, zipped: bool) -> Iterator[str]:
                     yield f"{IMPORT_MAPPING.get(module, module)}.{name}"
 
 
-def _read_folder(path: Path) -> Content:
+def _read_folder(path: Path) -> TensorFile:
     """Read a Hugging Face folder: `config.json` and one file of tensors, or shards."""
     named = next((path / name for name in FOLDER_FILES if (path / name).is_file()), None)
     if named is None:
@@ -200,7 +200,7 @@ def _read_folder(path: Path) -> Content:
     settings = _read_json(config) if config.is_file() else {}
     if named.suffix != ".json":
         content = _read_file(named)
-        return Content(content.tensors, content.files, content.part, settings=settings)
+        return TensorFile(content.tensors, content.files, content.part, settings=settings)
     places = _read_json(named).get("weight_map", {})
     shards = [path / name for name in sorted(set(places.values()))]
     absent = [shard.name for shard in shards if shard.parent != path or not shard.is_file()]
@@ -212,7 +212,7 @@ def _read_folder(path: Path) -> Content:
     lacking = sorted(places.keys() - tensors.keys())
     if lacking:
         raise ValueError(f"{named} names tensors that no shard has: {', '.join(lacking[:5])}")
-    return Content(tensors, tuple(shards), settings=settings)
+    return TensorFile(tensors, tuple(shards), settings=settings)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -21,7 +21,7 @@ def video_digest(path: str | Path) -> str:
     state = _state(path)
     with open(path, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    user_cache.write(_name(path), json.dumps([*state, digest]).encode())
+    user_cache.save(_name(path), json.dumps([*state, digest]).encode())
     return digest
 
 
@@ -29,7 +29,7 @@ def remembered_digest(path: str | Path) -> str | None:
     """Return the digest if it is known without reading the file."""
     try:
         state = _state(path)
-        saved = json.loads(user_cache.read(_name(path)) or b"null")
+        saved = json.loads(user_cache.load(_name(path)) or b"null")
     except (OSError, ValueError):
         return None
     match saved:

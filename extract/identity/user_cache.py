@@ -7,7 +7,7 @@ from pathlib import Path
 from configs.atomic import atomic_path
 
 
-def read(name: str) -> bytes | None:
+def load(name: str) -> bytes | None:
     """Return what was written under a name; None if nothing was, or it cannot be read."""
     try:
         return (_folder() / name).read_bytes()
@@ -15,7 +15,7 @@ def read(name: str) -> bytes | None:
         return None
 
 
-def write(name: str, content: bytes) -> None:
+def save(name: str, content: bytes) -> None:
     """Write whole or not at all; where the folder cannot be written, nothing happens."""
     with suppress(OSError, RuntimeError):
         path = _folder() / name

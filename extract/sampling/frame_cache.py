@@ -28,10 +28,10 @@ from cache.fingerprint import HEX, chain
 from configs.atomic import atomic_path
 from extract.sampling.transforms import Shrink, Transform, shrunk
 from extract.sampling.window_frames import (
-    dealt,
+    assign_to_windows,
+    check_unchanged,
     known_reader,
-    refuse_replaced,
-    shrunk_chunks,
+    resized_chunks,
     wanted_frames,
     window_frames,
 )
@@ -89,7 +89,7 @@ class FrameCache:
         assert np.array_equal(numbers[rows], wanted)
         # In chunks, as from the decoder: sums over other numbers of frames might round otherwise.
         chunks = (kept[rows[start : start + CHUNK]] for start in range(0, len(rows), CHUNK))
-        return dealt(windows, chunks, transform, seed)
+        return assign_to_windows(windows, chunks, transform, seed)
 
     def file(self, video: VideoInfo, to: Shrink) -> Path:
         """Return where a video's frames are, or would be."""
@@ -199,14 +199,14 @@ class FrameCache:
         """
         reader = known_reader(path, video.frames, video.digest)
         numbers = sampled_frames(video.frames, self.sampling)
-        chunks = shrunk_chunks(reader, numbers, to)
+        chunks = resized_chunks(reader, numbers, to)
         try:
             first = next(chunks)
             shape = (len(numbers), *first.shape[1:])
             with atomic_path(file) as aside:
                 if not self._written(aside, shape, joined([first], chunks)):
                     raise _NoRoomError
-                refuse_replaced(path, video.digest)
+                check_unchanged(path, video.digest)
         except (VideoError, _NoRoomError):
             self._given_up.add(file)  # the window that is asked for may still be read
 

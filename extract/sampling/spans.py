@@ -65,7 +65,7 @@ def whole_video_window(frame_count: int, config: SamplingConfig) -> Window:
     return Window(frames, 0.0, step, size, samples, (len(frames) - 1) / config.scale_factor)
 
 
-def random_stretch(
+def random_window_of_span(
     rng: np.random.Generator,
     span: Span,
     segments: NDArray[np.floating],

@@ -14,10 +14,10 @@ from extract.identity.digest import video_digest
 from extract.sampling.transforms import Shrink, Transform, finished, shrunk
 from extract.sampling.windows import Direction, Window
 from extract.video.reader import CHUNK, VideoError, VideoReader
-from extract.video.watchdog import patience
+from extract.video.watchdog import kill_if_stuck
 
 
-class Taken(Protocol):
+class FrameSelection(Protocol):
     """What is taken of a video: frame numbers, not falling; a `Window` is one."""
 
     @property
@@ -33,17 +33,17 @@ def known_reader(path: Path, frames: int, digest: str | None = None) -> VideoRea
     Raises:
         VideoError: it cannot be read, or is another one now.
     """
-    with patience(path, frames):
+    with kill_if_stuck(path, frames):
         reader = VideoReader(path)
     if len(reader) != frames:
         raise VideoError(
             f"{path}: was replaced during the run: it has {len(reader)} frames and had {frames}"
         )
-    refuse_replaced(path, digest)
+    check_unchanged(path, digest)
     return reader
 
 
-def refuse_replaced(path: Path, digest: str | None) -> None:
+def check_unchanged(path: Path, digest: str | None) -> None:
     """Raise VideoError if a file holds another content than it did; None matches all."""
     try:
         same = digest is None or video_digest(path) == digest
@@ -54,7 +54,7 @@ def refuse_replaced(path: Path, digest: str | None) -> None:
 
 
 def window_frames(
-    reader: VideoReader, windows: Sequence[Taken], transform: Transform, seed: int = 0
+    reader: VideoReader, windows: Sequence[FrameSelection], transform: Transform, seed: int = 0
 ) -> Iterator[list[Tensor]]:
     """Yield per window its valid frames, uint8 [3, h, w] each, in the order of the file.
 
@@ -68,16 +68,16 @@ def window_frames(
     Raises:
         IndexError, VideoError: as `VideoReader.frames`, when the decoder gets there.
     """
-    chunks = shrunk_chunks(reader, wanted_frames(windows), transform.shrink)
-    yield from dealt(windows, chunks, transform, seed)
+    chunks = resized_chunks(reader, wanted_frames(windows), transform.shrink)
+    yield from assign_to_windows(windows, chunks, transform, seed)
 
 
-def wanted_frames(windows: Sequence[Taken]) -> NDArray[np.int64]:
+def wanted_frames(windows: Sequence[FrameSelection]) -> NDArray[np.int64]:
     """Return the numbers of the frames that windows of a video ask for, rising, each once."""
     return np.unique(np.concatenate([window.frames for window in windows]))
 
 
-def shrunk_chunks(
+def resized_chunks(
     reader: VideoReader, wanted: NDArray[np.int64], to: Shrink
 ) -> Iterator[NDArray[np.uint8]]:
     """Yield frames uint8 [n, h, w, 3] at rising indices, made small as soon as they are decoded.
@@ -90,15 +90,15 @@ def shrunk_chunks(
     chunks = reader.chunks(wanted)
     for start in range(0, len(wanted), CHUNK):
         part = wanted[start : start + CHUNK]
-        with patience(reader.path, reader.effort(int(part[0]), int(part[-1]))):
+        with kill_if_stuck(reader.path, reader.effort(int(part[0]), int(part[-1]))):
             chunk = next(chunks)
         small = shrunk(chunk, to)
         del chunk  # the big frames must not wait until the small ones are used up
         yield small
 
 
-def dealt(
-    windows: Sequence[Taken],
+def assign_to_windows(
+    windows: Sequence[FrameSelection],
     chunks: Iterable[NDArray[np.uint8]],
     transform: Transform,
     seed: int = 0,

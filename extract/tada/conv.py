@@ -76,7 +76,7 @@ class TAdaConv(nn.Module):
         frames: int | None = None,
     ) -> None:
         super().__init__()
-        _refuse_unsuitable(conv)
+        _check_suitable(conv)
         self.conv, self.calibrates, self.frames = conv, calibrates, frames
         factors = conv.in_channels if calibrates == "in" else conv.out_channels
         self.route = Route(conv.in_channels, factors)
@@ -96,7 +96,7 @@ class TAdaConv(nn.Module):
         """
         if isinstance(self.conv, nn.Conv3d):
             return self._convolve_clips(x, self.conv)
-        return self._convolve_frames(x, self.conv, folded(x, frames or self.frames))
+        return self._convolve_frames(x, self.conv, merged(x, frames or self.frames))
 
     def _convolve_frames(self, x: Tensor, conv: nn.Conv2d, frames: int) -> Tensor:
         means = F.adaptive_avg_pool2d(x, 1).flatten(1).unflatten(0, (-1, frames))
@@ -173,7 +173,7 @@ def calibrate_convs(
     return list(found)
 
 
-def folded(x: Tensor, frames: int | None) -> int:
+def merged(x: Tensor, frames: int | None) -> int:
     """Return how many frames a clip of the batch [B·T, C, H, W] has.
 
     Raises:
@@ -220,7 +220,7 @@ def _plain_convs(network: nn.Module, prefix: str = "") -> dict[str, nn.Conv2d | 
     return found
 
 
-def _refuse_unsuitable(conv: nn.Conv2d | nn.Conv3d) -> None:
+def _check_suitable(conv: nn.Conv2d | nn.Conv3d) -> None:
     if type(conv).forward not in (nn.Conv2d.forward, nn.Conv3d.forward) or isinstance(
         conv.padding, str
     ):

@@ -80,7 +80,7 @@ class AttentiveRoute(nn.Module):
         return 1 + self.scales(x), 1 + self.shifts(x)
 
 
-class Block(nn.Module):
+class ConvNeXtBlock(nn.Module):
     """Temporally adaptive depthwise 7×7, averaged over neighbours in time, and an MLP.
 
     Args:
@@ -142,7 +142,9 @@ class TAdaConvNeXt(nn.Module):
         self.downsample = nn.ModuleList(Downsample(*sizes) for sizes in pairwise(widths))
         rates = iter(torch.linspace(0, config.drop_path, sum(depths), device="cpu").tolist())
         self.stages = nn.ModuleList(
-            nn.ModuleList(Block(width, width // widths[0], next(rates)) for _ in range(depth))
+            nn.ModuleList(
+                ConvNeXtBlock(width, width // widths[0], next(rates)) for _ in range(depth)
+            )
             for depth, width in zip(depths, widths, strict=True)
         )
         self.norm = nn.LayerNorm(widths[-1], EPSILON)
@@ -201,5 +203,5 @@ def _initialise(network: TAdaConvNeXt) -> None:
         if isinstance(module, AttentiveRoute):
             nn.init.zeros_(module.scales.weight)
             nn.init.zeros_(module.shifts.weight)
-        elif isinstance(module, Block):
+        elif isinstance(module, ConvNeXtBlock):
             nn.init.zeros_(module.average_norm.weight)

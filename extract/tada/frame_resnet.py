@@ -8,7 +8,7 @@ import torch
 from timm.models.resnet import Bottleneck, ResNet
 from torch import Tensor, nn
 
-from extract.checkpoints.strict import load_strictly
+from extract.checkpoints.strict import load_state_dict_strict
 from extract.tada.conv import normalised
 
 
@@ -73,4 +73,4 @@ def load_image_resnet(
     own = network.resnet.state_dict().items()
     counters = {name: t for name, t in own if name.endswith("num_batches_tracked")}
     tensors = {name: t for name, t in image.items() if not name.startswith("fc.")}
-    load_strictly(network.resnet, counters | tensors, source)
+    load_state_dict_strict(network.resnet, counters | tensors, source)

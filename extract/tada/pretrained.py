@@ -10,8 +10,8 @@ from torch import Tensor
 
 from extract.checkpoints.key_maps import TADA2D, TADA_CONVNEXT, Names, renamed
 from extract.checkpoints.layouts import counted
-from extract.checkpoints.strict import load_strictly
-from extract.checkpoints.tensor_files import Content, read
+from extract.checkpoints.strict import load_state_dict_strict
+from extract.checkpoints.tensor_files import TensorFile, read_tensors
 from extract.tada.convnext import TAdaConvNeXt, TAdaConvNeXtConfig
 from extract.tada.tada2d import TAda2D, TAda2DConfig
 
@@ -61,7 +61,7 @@ class TAdaNetwork:
         return "classifier of " + " and ".join(counted(count) for count in self.tasks)
 
 
-def recognise_tada(content: Content, source: str | Path) -> TAdaNetwork | None:
+def recognise_tada(content: TensorFile, source: str | Path) -> TAdaNetwork | None:
     """Return a file's TAdaConv network; None if it holds none.
 
     Args:
@@ -105,7 +105,7 @@ def load_tada(source: str | Path) -> TAda2D | TAdaConvNeXt:
     found = _only(source)
     with torch.device("meta"):  # random numbers would be drawn for nothing
         network = new_tada(found.config)
-    load_strictly(network, found.tensors, source)
+    load_state_dict_strict(network, found.tensors, source)
     return network.eval()
 
 
@@ -119,7 +119,7 @@ def load_tada_features(network: TAda2D | TAdaConvNeXt, source: str | Path) -> No
     classifier = {name: tensor for name, tensor in own if name.startswith(CLASSIFIER)}
     theirs = _only(source).tensors.items()
     tensors = {name: tensor for name, tensor in theirs if not name.startswith(CLASSIFIER)}
-    load_strictly(network, tensors | classifier, source)
+    load_state_dict_strict(network, tensors | classifier, source)
 
 
 def new_tada(config: Config) -> TAda2D | TAdaConvNeXt:
@@ -128,7 +128,7 @@ def new_tada(config: Config) -> TAda2D | TAdaConvNeXt:
 
 
 def _only(source: str | Path) -> TAdaNetwork:
-    found = recognise_tada(read(source), source)
+    found = recognise_tada(read_tensors(source), source)
     if found is None:
         raise ValueError(
             f"{source} holds no TAdaConv network; python extract/weights.py tells what it holds"

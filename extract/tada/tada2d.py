@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from extract.checkpoints.key_maps import IMAGE_RESNET, renamed
-from extract.checkpoints.strict import load_strictly
+from extract.checkpoints.strict import load_state_dict_strict
 from extract.tada.conv import TAdaConv, average_over_time, normalised, skip_clips
 
 EXPANSION = 4  # channels of a block's output over those that its 3×3 convolution sees
@@ -153,7 +153,7 @@ def lift_resnet(network: TAda2D, image: Mapping[str, Tensor], source: str | Path
     for name, tensor in image.items():
         if not name.startswith("fc."):
             lifted[renamed(name, IMAGE_RESNET)] = tensor
-    load_strictly(network, lifted, source)
+    load_state_dict_strict(network, lifted, source)
 
 
 def _initialise(network: TAda2D) -> None:

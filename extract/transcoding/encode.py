@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from extract.video.index import VideoError, VideoIndex, open_video
 from extract.video.reader import VideoReader
-from extract.video.watchdog import patience
+from extract.video.watchdog import kill_if_stuck
 
 SUFFIX = ".mp4"
 OPTIONS = {"bf": "0", "g": "1000000", "sc_threshold": "0", "forced-idr": "1"}
@@ -114,7 +114,7 @@ def stretches(
     wanted = first or length
     while True:
         stretch: list[av.VideoFrame] = []
-        with patience(path, wanted):
+        with kill_if_stuck(path, wanted):
             for frame in frames:
                 stretch.append(frame)
                 if len(stretch) == wanted:

@@ -28,7 +28,7 @@ from extract.transcoding.encode import (
 )
 from extract.video.index import VideoError, open_video, video_index
 from extract.video.reader import VideoReader
-from extract.video.watchdog import patience
+from extract.video.watchdog import kill_if_stuck
 
 SHORT_SIDES = 112, 182  # from the smallest input in use to what training crops 160 px from
 # Raise the number when the same settings come to give other files.
@@ -123,7 +123,7 @@ def write_proxy(
     parts = stretches(_pictures(reader, size, way), config.gop, source, first)
     with atomic_path(target) as aside:
         write_mp4(aside, parts, way, line, _stamp(source, config), config.reverse, tell=tell)
-        _refuse_inexact(source, aside, line)
+        _check_exact(source, aside, line)
 
 
 def write_sample(source: Path, target: Path, config: ProxyConfig, frames: range) -> None:
@@ -143,7 +143,7 @@ def write_sample(source: Path, target: Path, config: ProxyConfig, frames: range)
 
 
 def _reader(source: Path) -> VideoReader:
-    with patience(source, 0):
+    with kill_if_stuck(source, 0):
         return VideoReader(source)
 
 
@@ -179,7 +179,7 @@ def _pictures(
             )
 
 
-def _refuse_inexact(source: Path, made: Path, line: Timeline) -> None:
+def _check_exact(source: Path, made: Path, line: Timeline) -> None:
     """Raise VideoError unless the file has these times and the fast reader is trusted with it."""
     index = video_index(made)
     ticks = line.unit / index.time_base

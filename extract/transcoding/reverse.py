@@ -24,7 +24,7 @@ from extract.transcoding.encode import (
 )
 from extract.video.index import VideoIndex, open_video
 from extract.video.reader import VideoReader
-from extract.video.watchdog import patience
+from extract.video.watchdog import kill_if_stuck
 
 HELD_BYTES = 128 * 1024**2  # of decoded frames
 STRETCH = 8, 128  # frames from one keyframe to the next, fewest and most, as HELD_BYTES allows
@@ -82,7 +82,7 @@ def write_reversed(
         VideoError: the source cannot be decoded.
         OSError: the file cannot be written.
     """
-    with patience(source, 0):
+    with kill_if_stuck(source, 0):
         reader = VideoReader(source)
     told = 0
 
@@ -105,7 +105,7 @@ def write_reversed(
             with atomic_path(target) as aside:
                 write(aside, _planes(source, reader.index, threads), planes)
                 if crf is None:
-                    _refuse_different(reader, aside)
+                    _check_same(reader, aside)
             return False
         except _InexactError:
             tell(-told)
@@ -179,7 +179,7 @@ def _bytes_of(pixels: av.VideoFormat) -> int:
     return max(1, bits // 8)
 
 
-def _refuse_different(reader: VideoReader, path: Path) -> None:
+def _check_same(reader: VideoReader, path: Path) -> None:
     """Raise _InexactError unless the new file's ends and middle are the source's, backwards."""
     made, last = VideoReader(path), len(reader) - 1
     if len(made) != len(reader) or made.index.access != reader.index.access:

@@ -114,7 +114,7 @@ def video_index(path: str | Path, alive: Callable[[], None] = lambda: None) -> V
     Raises:
         VideoError: the file is missing, empty, no video, or its first frames do not decode.
     """
-    size, modified = refuse_unreadable(path)
+    size, modified = check_readable(path)
     return _index_of(_File(str(path), size, modified, alive))
 
 
@@ -123,7 +123,7 @@ def open_video(path: str | Path) -> av.container.InputContainer:
     return av.open(str(path), mode="r", **OLD_TITLES)
 
 
-def refuse_unreadable(path: str | Path) -> tuple[int, int]:
+def check_readable(path: str | Path) -> tuple[int, int]:
     """Raise VideoError for what no decoder needs to look at; return size and time of change."""
     try:
         status = Path(path).stat()
@@ -145,7 +145,7 @@ def refuse_unreadable(path: str | Path) -> tuple[int, int]:
 
 def remembered_index(digest: str) -> VideoIndex | None:
     """Return the index of the file with this digest, if it is remembered."""
-    content = user_cache.read(f"{MEMOS}/{digest}.npz")
+    content = user_cache.load(f"{MEMOS}/{digest}.npz")
     try:
         return VideoIndex.from_bytes(content) if content else None
     except Exception:  # whatever is wrong with it: the file itself can be asked
@@ -154,7 +154,7 @@ def remembered_index(digest: str) -> VideoIndex | None:
 
 def remember_index(digest: str, index: VideoIndex) -> None:
     """Remember the index of a file that was seen to decode."""
-    user_cache.write(f"{MEMOS}/{digest}.npz", index.to_bytes())
+    user_cache.save(f"{MEMOS}/{digest}.npz", index.to_bytes())
 
 
 @lru_cache(maxsize=64)

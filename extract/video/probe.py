@@ -16,11 +16,11 @@ from extract.identity.digest import remembered_digest, video_digest
 from extract.video.index import (
     VideoError,
     VideoIndex,
-    refuse_unreadable,
+    check_readable,
     remember_index,
     remembered_index,
 )
-from extract.video.probe_pool import Children
+from extract.video.probe_pool import ProbePool
 
 MOST_CHILDREN = 8  # each takes some 300 MB
 
@@ -48,7 +48,7 @@ def probe(
     unknown = [position for position, answer in enumerate(found) if answer is None]
     # Processes that train together look at once: each finds remembered what another saw first.
     random.SystemRandom().shuffle(unknown)
-    children = Children(timeout_s)
+    children = ProbePool(timeout_s)
     pool = ThreadPoolExecutor(max(1, min(processes or _share_of_cores(), len(unknown))))
     try:
         answers = tqdm(
@@ -72,14 +72,14 @@ def probe(
 def _known(path: str | Path) -> VideoIndex | VideoError | None:
     """Return what can be told without reading the file."""
     try:
-        refuse_unreadable(path)
+        check_readable(path)
     except VideoError as error:
         return error
     digest = remembered_digest(path)
     return remembered_index(digest) if digest else None
 
 
-def _look(path: str | Path, children: Children) -> VideoIndex | VideoError:
+def _look(path: str | Path, children: ProbePool) -> VideoIndex | VideoError:
     try:
         digest = video_digest(path)
     except OSError as error:

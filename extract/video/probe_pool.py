@@ -19,13 +19,13 @@ HANGS = "its decoder hangs"
 START_S = 300.0  # importing torch from a busy network disk
 
 
-class Children:
+class ProbePool:
     """As many processes as threads call `look` at once, started when a file needs one."""
 
     def __init__(self, timeout_s: float) -> None:
         self.timeout_s = timeout_s
-        self.all: list[_Child] = []
-        self.idle: list[_Child] = []
+        self.all: list[_ProbeWorker] = []
+        self.idle: list[_ProbeWorker] = []
 
     def look(self, path: str | Path) -> VideoIndex | VideoError:
         """Return the index of a file whose ends decode, or what is wrong with it.
@@ -36,7 +36,7 @@ class Children:
         try:
             child = self.idle.pop()
         except IndexError:
-            child = _Child()
+            child = _ProbeWorker()
             self.all.append(child)
             child.wait_until_ready()
         answer = child.look(path, self.timeout_s)
@@ -50,7 +50,7 @@ class Children:
             child.end()
 
 
-class _Child:
+class _ProbeWorker:
     """A process that looks at one file after another and may be killed while it does."""
 
     def __init__(self) -> None:

@@ -12,7 +12,7 @@ SLOWEST_FPS = 5.0  # even large pictures on a busy machine come faster
 
 
 @contextmanager
-def patience(path: str | Path, frames: int) -> Iterator[None]:
+def kill_if_stuck(path: str | Path, frames: int) -> Iterator[None]:
     """End this process, with a line that names the file, if decoding `frames` takes far too long.
 
     Nothing less stops a thread that hangs inside a decoder (which holds no lock of Python's).

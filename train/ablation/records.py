@@ -19,7 +19,7 @@ RESULTS = ("metrics.json", "predictions.json")
 
 
 @dataclass(frozen=True)
-class Record:
+class RunRecord:
     """How far a run has come.
 
     Args:
@@ -37,15 +37,15 @@ class Record:
     session: str = ""
 
 
-def read_record(folder: Path) -> Record | None:
+def read_record(folder: Path) -> RunRecord | None:
     """Return what is known of a run; None if nothing is."""
     try:
-        return Record(**json.loads((folder / RECORD).read_text()))
+        return RunRecord(**json.loads((folder / RECORD).read_text()))
     except (OSError, ValueError, TypeError):
         return None
 
 
-def write_record(folder: Path, record: Record) -> None:
+def write_record(folder: Path, record: RunRecord) -> None:
     """Note how far a run has come."""
     write_text(folder / RECORD, json.dumps(asdict(record), indent=1) + "\n")
 
@@ -82,7 +82,7 @@ def scoring_digest(grid: Grid, run: Run) -> str:
     return _digest(checkpoint=checkpoint, subsets=grid.subsets, tious=grid.tious)
 
 
-def left_to_do(grid: Grid, run: Run, training: str) -> str:
+def remaining_work(grid: Grid, run: Run, training: str) -> str:
     """Say in words what a run whose inputs are done still needs; nothing if it is done.
 
     Args:
@@ -102,7 +102,7 @@ def left_to_do(grid: Grid, run: Run, training: str) -> str:
     return ""
 
 
-def look(grid: Grid, runs: Sequence[Run]) -> dict[Run, str]:
+def status(grid: Grid, runs: Sequence[Run]) -> dict[Run, str]:
     """Say in words what each run needs, those that others build on first; nothing if done."""
     words: dict[Run, str] = {}
     for run in runs:
@@ -112,7 +112,7 @@ def look(grid: Grid, runs: Sequence[Run]) -> dict[Run, str]:
         words[run] = (
             f"after {', '.join(waits)}"
             if waits
-            else left_to_do(grid, run, training_digest(grid, run))
+            else remaining_work(grid, run, training_digest(grid, run))
         )
     return words
 
@@ -122,7 +122,7 @@ def _is_unfinished(name: str) -> bool:
     return name.startswith(f"{RECORD}.") and name.endswith(".part")
 
 
-def refuse_foreign(grid: Grid, runs: Sequence[Run]) -> None:
+def check_own_run(grid: Grid, runs: Sequence[Run]) -> None:
     """Raise ValueError if a run's folder holds what no grid has left there."""
     for folder in map(grid.folder, runs):
         if folder.exists() and not folder.is_dir():
@@ -135,7 +135,7 @@ def refuse_foreign(grid: Grid, runs: Sequence[Run]) -> None:
             )
 
 
-def prepare(grid: Grid, run: Run, training: str) -> Record:
+def prepare(grid: Grid, run: Run, training: str) -> RunRecord:
     """Make a run's folder ready to begin or go on; what was made of other inputs goes away."""
     folder = grid.folder(run)
     folder.mkdir(parents=True, exist_ok=True)
@@ -145,15 +145,15 @@ def prepare(grid: Grid, run: Run, training: str) -> Record:
         for path in folder.iterdir():
             if path.name != RECORD:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
-        record = Record(training)
-    record = Record(training, record.trained, record.seconds)
+        record = RunRecord(training)
+    record = RunRecord(training, record.trained, record.seconds)
     for subset in grid.subsets:
         shutil.rmtree(folder / subset, ignore_errors=True)
     write_record(folder, record)
     return record
 
 
-def _anew(folder: Path, record: Record, training: str) -> str:
+def _anew(folder: Path, record: RunRecord, training: str) -> str:
     """Say in words why a run cannot go on from what its folder holds; nothing if it can."""
     if record.training != training:
         return "anew: its settings or what it builds on have changed"
@@ -162,7 +162,7 @@ def _anew(folder: Path, record: Record, training: str) -> str:
     return ""
 
 
-def made_from(grid: Grid, failed: Mapping[Run, str], files: Sequence[Path]) -> dict[str, Any]:
+def table_inputs(grid: Grid, failed: Mapping[Run, str], files: Sequence[Path]) -> dict[str, Any]:
     """Return what a table was made from: the grid, why runs are not done, states of files."""
     return {
         "grid": dump(grid),
@@ -177,7 +177,7 @@ def is_current(grid: Grid, failed: Mapping[Run, str]) -> bool:
         return False
     try:
         kept = json.loads((grid.root / "table.json").read_text())["made_from"]
-        return bool(kept == made_from(grid, failed, [Path(file) for file in kept["files"]]))
+        return bool(kept == table_inputs(grid, failed, [Path(file) for file in kept["files"]]))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False  # whatever it is, it is made anew
 

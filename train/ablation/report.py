@@ -20,7 +20,7 @@ ABOUT = (
 )
 
 
-def leave_grid_report(
+def write_grid_report(
     grid: Grid, results: Results, cells: Sequence[Sequence[str]], words: str, launch: Launch
 ) -> None:
     """Write report.html and report.json beside a grid's table and its picture.

@@ -18,9 +18,9 @@ from tqdm import tqdm
 from train.ablation.grid import Grid, Run
 from train.ablation.records import (
     RESULTS,
-    left_to_do,
     prepare,
     read_record,
+    remaining_work,
     scoring_digest,
     training_digest,
     write_record,
@@ -62,7 +62,7 @@ def carry_out(
             not tried again by another.
         quiet: shows no progress.
     """
-    crew = _Crew(grid, runs, processes, session, quiet)
+    crew = _Scheduler(grid, runs, processes, session, quiet)
     try:
         while crew.pending or crew.jobs:
             crew.go_on()
@@ -72,7 +72,7 @@ def carry_out(
     return crew.failed
 
 
-class _Crew:
+class _Scheduler:
     """The runs that are left, those that are being done here, and what became of the others."""
 
     def __init__(
@@ -80,7 +80,7 @@ class _Crew:
     ) -> None:
         self.grid, self.session = grid, session
         self.pending = list(runs)
-        self.jobs: dict[int, _Job] = {}
+        self.jobs: dict[int, _RunProcess] = {}
         self.free = list(range(processes))
         self.done: set[Run] = set()
         self.failed: dict[Run, str] = {}
@@ -148,7 +148,7 @@ class _Crew:
             elif all(each in self.done for each in inputs):
                 if run not in self.digests:
                     self.digests[run] = training_digest(self.grid, run)
-                if not left_to_do(self.grid, run, self.digests[run]):
+                if not remaining_work(self.grid, run, self.digests[run]):
                     self.note(run, "")
                 elif error := self.failed_elsewhere(run):
                     self.note(run, error)
@@ -166,7 +166,7 @@ class _Crew:
         lock = _lock(self.grid, run)
         if lock is None:
             return
-        if self.failed_elsewhere(run) or not left_to_do(self.grid, run, self.digests[run]):
+        if self.failed_elsewhere(run) or not remaining_work(self.grid, run, self.digests[run]):
             _unlock(lock)  # another process has been at it a moment ago
             return
         slot = self.free.pop(0)
@@ -174,7 +174,9 @@ class _Crew:
         if self.devices:
             number = (self.first_slot + slot) % len(self.devices)
             environment["CUDA_VISIBLE_DEVICES"] = self.devices[number]
-        self.jobs[slot] = _Job(self.grid, run, self.digests[run], lock, self.session, environment)
+        self.jobs[slot] = _RunProcess(
+            self.grid, run, self.digests[run], lock, self.session, environment
+        )
         self.pending.remove(run)
 
     def stop(self) -> None:
@@ -187,7 +189,7 @@ class _Crew:
         self.bar.close()
 
 
-class _Job:
+class _RunProcess:
     """One run: its training, then its scores, each a process of its own."""
 
     def __init__(

@@ -12,15 +12,15 @@ from evaluate.metrics.bootstrap import Estimate
 from evaluate.reports.figures import draw_rows
 from evaluate.reports.launches import FINISHED, new_launch
 from train.ablation.grid import Grid, Run
-from train.ablation.records import made_from
-from train.ablation.report import leave_grid_report
+from train.ablation.records import table_inputs
+from train.ablation.report import write_grid_report
 from train.ablation.results import AVERAGE, Results, RowResult, Spread, gather, sources
 from train.engine.stopwatch import Stopwatch
 
 STRICT = ("0.8", "0.9")  # overlaps whose differences are printed
 
 
-def leave_table(grid: Grid, failed: Mapping[Run, str], watch: Stopwatch) -> None:
+def write_table(grid: Grid, failed: Mapping[Run, str], watch: Stopwatch) -> None:
     """Write the table of all runs that are done as text, CSV, picture, report and JSON.
 
     Args:
@@ -31,7 +31,7 @@ def leave_table(grid: Grid, failed: Mapping[Run, str], watch: Stopwatch) -> None
         ValueError: their results are malformed or cannot be compared.
     """
     # Before anything is read: what changes meanwhile makes another table.
-    stamp = made_from(grid, failed, sources(grid, [r for r in grid.runs() if r not in failed]))
+    stamp = table_inputs(grid, failed, sources(grid, [r for r in grid.runs() if r not in failed]))
     results = gather(grid, failed)
     write_text(grid.root / "table.txt", as_text(grid, results) + "\n")
     write_text(grid.root / "table.csv", as_csv(grid, results))
@@ -46,7 +46,7 @@ def leave_table(grid: Grid, failed: Mapping[Run, str], watch: Stopwatch) -> None
         grid.root / "table.png",
     )
     launch = replace(new_launch(), outcome=FINISHED, seconds=watch.seconds())
-    leave_grid_report(grid, results, cells(grid, results), words(grid, results), launch)
+    write_grid_report(grid, results, cells(grid, results), words(grid, results), launch)
     # Last: it says that all of them are there.
     content = json.dumps({"made_from": stamp} | asdict(results), indent=1)
     write_text(grid.root / "table.json", content + "\n")

@@ -6,20 +6,20 @@ from collections.abc import Sequence
 from accelerate import Accelerator
 
 from extract.activations.activations import Activations
-from extract.activations.plan import Wanted, plan
+from extract.activations.plan import SpanRequest, plan
 from extract.backbone.backbone import Cut
 from train.cost.measure_network import measure
 from train.cost.routes import Place, Routes, compare
 from train.cost.workload import Filling, count, filling, proxy_side, trained_from, with_block
 from train.data.cached import evaluation_spans, training_spans
-from train.data.videos import Item
+from train.data.videos import VideoItem
 from train.detector.model import Detector
 
 LEARNERS = {"adapter": "adapters", "side": "adapters beside", "full": "transformer blocks"}
 
 
 def not_comparable(
-    detector: Detector, training: Sequence[Item], validation: Sequence[Item]
+    detector: Detector, training: Sequence[VideoItem], validation: Sequence[VideoItem]
 ) -> str | None:
     """Return why there is nothing to choose; None if there is."""
     gone = sum(not item.path.exists() for item in (*training, *validation))
@@ -35,8 +35,8 @@ def not_comparable(
 def compared(
     detector: Detector,
     activations: Sequence[Activations],
-    training: Sequence[Item],
-    validation: Sequence[Item],
+    training: Sequence[VideoItem],
+    validation: Sequence[VideoItem],
     accelerator: Accelerator,
 ) -> Routes | None:
     """Compare the ways to train on videos that are there; None on all processes but the main one.
@@ -61,14 +61,14 @@ def compared(
             for direction in config.directions
         ]
         pairs = zip(activations, spans, strict=True)
-        wanted = [Wanted(of, some, (cut,)) for of, some in pairs]
+        wanted = [SpanRequest(of, some, (cut,)) for of, some in pairs]
         return filling(plan(wanted, accelerator, skip_gone=True))
 
     behind = [p for name, p in detector.named_parameters() if ".backbone." not in name]
     features = lacks("features") if any(p.requires_grad for p in behind) else None
     k, part = trained_from(config), None
     if k is not None:
-        cut = with_block(config, k).backbone.learns_behind
+        cut = with_block(config, k).backbone.last_frozen_cut
         assert cut is not None
         part = k, cut, lacks(cut)
     if not accelerator.is_main_process:

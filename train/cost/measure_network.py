@@ -28,11 +28,11 @@ from train.cost.measure_reading import (
     training_window,
 )
 from train.cost.workload import proxy_side, with_block
-from train.data.videos import Item
+from train.data.videos import VideoItem
 from train.detector.model import Detector
 from train.detector.training import build_optimizer
 from train.engine.optim import Average
-from train.errors import memory_advice
+from train.errors import translate_oom
 from train.modeling.losses import detection_losses
 from train.modeling.points import assign_batch, pyramid_points
 
@@ -50,7 +50,7 @@ class Passes:
 
 
 @dataclass(frozen=True)
-class Network:
+class NetworkCost:
     """What the network costs, as far as the experiment lets it learn.
 
     Args:
@@ -74,11 +74,11 @@ class Trials:
     frames: Reading
     proxies: Reading | None
     making: Making | None
-    network: Network
+    network: NetworkCost
 
 
 def measure(
-    detector: Detector, items: Sequence[Item], accelerator: Accelerator, k: int | None
+    detector: Detector, items: Sequence[VideoItem], accelerator: Accelerator, k: int | None
 ) -> Trials:
     """Try what the ways to train are made of, on a few videos; shows a bar.
 
@@ -96,7 +96,7 @@ def measure(
     side = proxy_side(config.pixels)
     step = -(-len(items) // FILES)
     chosen = items[step // 2 :: step]
-    tried, raw, proxies, made = list[Item](), list[Reading](), list[Reading](), list[Making]()
+    tried, raw, proxies, made = list[VideoItem](), list[Reading](), list[Reading](), list[Making]()
     problem: VideoError | None = None
     with (
         tempfile.TemporaryDirectory() as name,
@@ -123,7 +123,7 @@ def measure(
                 raise problem
             frames = read_stored(folder, tried[0], config.pixels)
             bar.update()
-        with memory_advice("training.batch_size"):
+        with translate_oom("training.batch_size"):
             network = _network(detector, accelerator, k, bar)
     return Trials(
         tuple(item.name for item in tried),
@@ -142,7 +142,7 @@ def _means(of: Iterable[Reading | Making]) -> list[float]:
 
 def _network(
     detector: Detector, accelerator: Accelerator, k: int | None, bar: "tqdm[None]"
-) -> Network:
+) -> NetworkCost:
     whole = _passes(detector.streams[0].backbone, None, detector, accelerator)
     bar.update()
     part = None
@@ -150,12 +150,12 @@ def _network(
         config = with_block(detector.config, k).backbone
         with accelerator.device:  # of random numbers: they take as long as any others
             backbone = Backbone(replace(config, weights=None))
-        part = _passes(backbone, config.learns_behind, detector, accelerator)
+        part = _passes(backbone, config.last_frozen_cut, detector, accelerator)
         del backbone
     bar.update()
     head = _head(detector, accelerator)
     bar.update()
-    return Network(whole, part, head)
+    return NetworkCost(whole, part, head)
 
 
 def _passes(
@@ -178,7 +178,7 @@ def _clip_s(
     most = config.sampling.samples // CLIP_FRAMES * config.training.batch_size
     size = config.pixels.size
     positions = (size // backbone.config.trunk.patch) ** 2
-    blocks = len(backbone.config.with_adapter) if start == "ladder" else 1
+    blocks = len(backbone.config.adapted_blocks) if start == "ladder" else 1
 
     def passing(clips: int) -> Callable[[], object]:
         if start is None:
@@ -221,7 +221,7 @@ def _head(detector: Detector, accelerator: Accelerator) -> Passes:
 
     def test() -> None:
         with torch.no_grad(), accelerator.autocast():
-            detector.answers(*tested)
+            detector.predict(*tested)
 
     detector.eval()
     head_s = _seconds(test, device) / batch

@@ -18,7 +18,7 @@ from extract.transcoding.proxy import ProxyConfig, write_sample
 from extract.video.reader import CHUNK, VideoReader
 from train.config import Experiment
 from train.cost.workload import stored_size
-from train.data.videos import Item
+from train.data.videos import VideoItem
 
 ENOUGH_S = 1.5  # longer windows are not read to their end
 SAMPLE = 128  # frames of a proxy
@@ -46,7 +46,7 @@ class Making:
     frame_bytes: float
 
 
-def training_window(item: Item, config: Experiment) -> Window:
+def training_window(item: VideoItem, config: Experiment) -> Window:
     """Return a window as training draws them."""
     rng = np.random.default_rng(config.training.seed)
     return random_window(rng, item.frames, item.segments, config.sampling)
@@ -63,7 +63,7 @@ def read(path: Path, frames: NDArray[np.int64], pixels: PixelConfig) -> Reading:
     return Reading(begin_s, drawn_s, plain_s)
 
 
-def read_stored(folder: Path, item: Item, pixels: PixelConfig) -> Reading:
+def read_stored(folder: Path, item: VideoItem, pixels: PixelConfig) -> Reading:
     """Read decoded frames from a file as a cache of frames has it, in the system's memory."""
     rng = np.random.default_rng(0)
     each = []
@@ -84,7 +84,7 @@ def read_stored(folder: Path, item: Item, pixels: PixelConfig) -> Reading:
 
 
 def read_proxy(
-    folder: Path, item: Item, window: Window, config: ProxyConfig, pixels: PixelConfig
+    folder: Path, item: VideoItem, window: Window, config: ProxyConfig, pixels: PixelConfig
 ) -> tuple[Making, Reading]:
     """Make a proxy of a stretch of a video, where a window lies, and read that.
 

@@ -28,7 +28,7 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Route:
+class TrainingRoute:
     """One way to train.
 
     Args:
@@ -91,13 +91,13 @@ class Route:
 class Routes:
     """All ways to train, end to end and on cached activations, and what they come from."""
 
-    whole: tuple[Route, ...]
-    cached: tuple[Route, ...]
+    whole: tuple[TrainingRoute, ...]
+    cached: tuple[TrainingRoute, ...]
     work: Workload
     trials: Trials
 
     @property
-    def raw(self) -> Route:
+    def raw(self) -> TrainingRoute:
         """The way without any preparation."""
         return self.whole[0]
 
@@ -163,7 +163,7 @@ class Routes:
         how = f"{work.workers} at once beside it" if work.workers else "in turns, without workers"
         return f"raw: {who.format(f'{ratio:.1f}x')} ({how})"
 
-    def _pays(self, route: Route) -> str:
+    def _pays(self, route: TrainingRoute) -> str:
         saved_h = self.raw.run_h - route.run_h
         if saved_h < NOTICED * self.raw.run_h:
             return f"{route.name} would save no time"
@@ -196,12 +196,12 @@ def compare(
     return Routes((_raw(work, trials), frames, proxies), cached, work, trials)
 
 
-def _raw(work: Workload, trials: Trials) -> Route:
-    return Route("raw", None, 0, 0, 0.0, _end_to_end_h(work, trials, trials.raw), "nothing")
+def _raw(work: Workload, trials: Trials) -> TrainingRoute:
+    return TrainingRoute("raw", None, 0, 0, 0.0, _end_to_end_h(work, trials, trials.raw), "nothing")
 
 
-def _frames(work: Workload, trials: Trials, place: Place) -> Route:
-    return Route(
+def _frames(work: Workload, trials: Trials, place: Place) -> TrainingRoute:
+    return TrainingRoute(
         "frames",
         place,
         work.cached_bytes,
@@ -213,7 +213,7 @@ def _frames(work: Workload, trials: Trials, place: Place) -> Route:
     )
 
 
-def _proxies(work: Workload, trials: Trials, place: Place, side: int | None) -> Route:
+def _proxies(work: Workload, trials: Trials, place: Place, side: int | None) -> TrainingRoute:
     making, reading = trials.making, trials.proxies
     if side is None or making is None or reading is None:
         return _closed("proxies", place, "inputs of more pixels than proxies have")
@@ -223,16 +223,16 @@ def _proxies(work: Workload, trials: Trials, place: Place, side: int | None) -> 
         gives_up += "; larger than the videos"
     made_h = making.frame_s * work.frames / work.cores / 3600
     run_h = _end_to_end_h(work, trials, reading)
-    return Route(f"proxies of {side} px", place, total, total, made_h, run_h, gives_up)
+    return TrainingRoute(f"proxies of {side} px", place, total, total, made_h, run_h, gives_up)
 
 
 def _features(
     work: Workload, trials: Trials, place: Place, learner: str | None, lacks: Filling | None
-) -> Route:
+) -> TrainingRoute:
     if lacks is None:
         return _closed("cached features", place, "nothing behind the backbone learns")
     head = trials.network.head
-    return Route(
+    return TrainingRoute(
         "cached features",
         place,
         lacks.bytes,
@@ -245,12 +245,12 @@ def _features(
 
 def _part(
     work: Workload, trials: Trials, place: Place, part: tuple[int, Cut, Filling] | None
-) -> Route:
+) -> TrainingRoute:
     network = trials.network
     if part is None or network.part is None:
         return _closed("cached block", place, "nothing of the backbone would learn behind one")
     k, cut, lacks = part
-    return Route(
+    return TrainingRoute(
         "cached ladder" if cut == "ladder" else f"cached block {cut}",
         place,
         lacks.bytes,
@@ -261,8 +261,8 @@ def _part(
     )
 
 
-def _closed(name: str, place: Place, why: str) -> Route:
-    return Route(name, place, 0, 0, 0.0, 0.0, "", why)
+def _closed(name: str, place: Place, why: str) -> TrainingRoute:
+    return TrainingRoute(name, place, 0, 0, 0.0, 0.0, "", why)
 
 
 def _end_to_end_h(work: Workload, trials: Trials, reading: Reading) -> float:
@@ -304,11 +304,13 @@ def _overlapped_h(work: Workload, decode_s: float, network_s: float) -> float:
     return seconds / work.processes / 3600
 
 
-def _open(routes: Sequence[Route]) -> list[Route]:
+def _open(routes: Sequence[TrainingRoute]) -> list[TrainingRoute]:
     return [route for route in routes if not route.closed]
 
 
-def _quickest(routes: Sequence[Route], hours: Callable[[Route], float]) -> Route:
+def _quickest(
+    routes: Sequence[TrainingRoute], hours: Callable[[TrainingRoute], float]
+) -> TrainingRoute:
     """Return the quickest way; the first one where differences are small: it gives up least."""
     least = min(map(hours, routes))
     return next(route for route in routes if hours(route) <= (1 + NOTICED) * least)

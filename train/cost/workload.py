@@ -18,7 +18,7 @@ from extract.transcoding.proxy import SHORT_SIDES
 from extract.video.index import open_video, video_index
 from train.config import Experiment
 from train.data.loading import EpochSampler
-from train.data.videos import Item
+from train.data.videos import VideoItem
 
 NPY_HEADER = 128  # bytes in front of a .npy file's numbers
 
@@ -72,7 +72,10 @@ class Workload:
 
 
 def count(
-    config: Experiment, training: Sequence[Item], validation: Sequence[Item], processes: int
+    config: Experiment,
+    training: Sequence[VideoItem],
+    validation: Sequence[VideoItem],
+    processes: int,
 ) -> Workload:
     """Count a run of `processes` processes on videos whose files are there.
 
@@ -131,7 +134,7 @@ def validations(config: Experiment) -> int:
     )
 
 
-def sampled_frames(item: Item, config: Experiment) -> NDArray[np.int64]:
+def sampled_frames(item: VideoItem, config: Experiment) -> NDArray[np.int64]:
     """Return the numbers of the frames that any window of a video can ask for."""
     if config.sampling.method == "resize":
         return np.unique(whole_video(item.frames, config.sampling).frames)
@@ -187,7 +190,7 @@ def trained_from(config: Experiment) -> int | None:
     elif kept:
         k = max(kept)
     else:
-        k = backbone.first_learning % depth or depth * 3 // 4
+        k = backbone.first_trainable_block % depth or depth * 3 // 4
     return k if 0 < k < depth and with_block(config, k).backbone.learns else None
 
 

@@ -7,25 +7,25 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor
 
-from configs.messages import first_of
+from configs.messages import truncated
 from extract.activations.activations import Activations
-from extract.activations.plan import Wanted, plan
+from extract.activations.plan import SpanRequest, plan
 from extract.activations.refresh import refresh
 from extract.activations.stored import Cached, Counts
 from extract.backbone.backbone import Cut
-from extract.sampling.spans import Span, random_stretch, whole_video_window
+from extract.sampling.spans import Span, random_window_of_span, whole_video_window
 from extract.sampling.units import CLIP_FRAMES, TUBELET
 from extract.sampling.windows import Direction, Window, sliding_windows, truth_inside
 from train.config import Experiment
-from train.data.videos import Item, Items, skipped_warning
-from train.errors import memory_advice, worker_advice
+from train.data.videos import Subset, VideoItem, format_skipped
+from train.errors import translate_oom, translate_worker_death
 
-Streams = tuple[Cached, ...]
+CachedStreams = tuple[Cached, ...]
 """Where the activations of every stream of a detector are, all at one cut."""
 
 
 def evaluation_spans(
-    items: Sequence[Item], overlap: float, config: Experiment, direction: Direction
+    items: Sequence[VideoItem], overlap: float, config: Experiment, direction: Direction
 ) -> list[Span]:
     """Return the sliding windows of all videos, as end-to-end runs see them.
 
@@ -40,7 +40,9 @@ def evaluation_spans(
     ]
 
 
-def training_spans(items: Sequence[Item], config: Experiment, direction: Direction) -> list[Span]:
+def training_spans(
+    items: Sequence[VideoItem], config: Experiment, direction: Direction
+) -> list[Span]:
     """Return what heads are trained on: videos with an action, or windows that hold one."""
     chosen = [item for item in items if len(item.segments)]
     if config.cache.span == "video":
@@ -52,7 +54,7 @@ def training_spans(items: Sequence[Item], config: Experiment, direction: Directi
     ]
 
 
-def training_windows(item: Item, config: Experiment) -> list[Window]:
+def training_windows(item: VideoItem, config: Experiment) -> list[Window]:
     """Return the sliding windows of a video that hold a sufficiently complete action.
 
     Where no window holds one whole enough, all that hold a part of one.
@@ -65,25 +67,25 @@ def training_windows(item: Item, config: Experiment) -> list[Window]:
     return kept or windows
 
 
-def window_span(item: Item, window: Window, direction: Direction) -> Span:
+def window_span(item: VideoItem, window: Window, direction: Direction) -> Span:
     """Return a window of a video as a span."""
     return Span(item.info, item.path, window, direction, "window")
 
 
-def _video_span(item: Item, config: Experiment, direction: Direction) -> Span:
+def _video_span(item: VideoItem, config: Experiment, direction: Direction) -> Span:
     window = whole_video_window(item.frames, config.sampling)
     return Span(item.info, item.path, window, direction, "video")
 
 
-def up_to_date(
+def ensure_cached(
     activations: Sequence[Activations],
     spans: Sequence[Sequence[Span]],
     cut: Cut,
-    subsets: Sequence[Items],
+    subsets: Sequence[Subset],
     config: Experiment,
     accelerator: Accelerator,
     counts: Counts | None = None,
-) -> Streams:
+) -> CachedStreams:
     """Compute the activations that the cache lacks, on all processes together.
 
     Args:
@@ -102,7 +104,7 @@ def up_to_date(
     if config.backbone.mode == "imported":
         return _imported(activations, spans, config)
     skip = config.data.bad_videos == "skip"
-    wanted = [Wanted(of, some, (cut,)) for of, some in zip(activations, spans, strict=True)]
+    wanted = [SpanRequest(of, some, (cut,)) for of, some in zip(activations, spans, strict=True)]
     made = plan(wanted, accelerator, skip)
     if accelerator.is_main_process:
         print(made.headline())
@@ -110,27 +112,27 @@ def up_to_date(
         counts.hits += made.there
         counts.partial += made.partial
         counts.full += len(made.todo) - made.partial
-    with worker_advice(), memory_advice("sampling.window_size or pixels.size"):
+    with translate_worker_death(), translate_oom("sampling.window_size or pixels.size"):
         skipped = refresh(made, accelerator, config.training.workers, skip)
     if skipped and accelerator.is_main_process:
-        print(skipped_warning(skipped, sum(map(len, subsets))))
+        print(format_skipped(skipped, sum(map(len, subsets))))
     for items in subsets:
         items.leave_out(skipped)
         if not items:
             raise ValueError(f"not one video can be read; for one, {next(iter(skipped.values()))}")
-    return tuple(of.places()[cut] for of in activations)
+    return tuple(of.cached_cuts()[cut] for of in activations)
 
 
 def _imported(
     activations: Sequence[Activations], spans: Sequence[Sequence[Span]], config: Experiment
-) -> Streams:
+) -> CachedStreams:
     """Return where imported features are; ValueError unless all are there."""
-    places = tuple(of.places()["features"] for of in activations)
+    places = tuple(of.cached_cuts()["features"] for of in activations)
     gone = {
         span.video.name
         for place, some in zip(places, spans, strict=True)
         for span in some
-        if not place.has(span)
+        if not place.contains(span)
     }
     if gone:
         name, store = config.backbone.imported, places[0].store
@@ -145,13 +147,13 @@ def _imported(
             f"{config.sampling.snippet_stride} frames, in {config.cache.dtype}; it has "
             f"{', '.join(known) or 'none'}. Import them (extract/features.py), or set "
             "backbone.imported_width, sampling.snippet_stride and cache.dtype as they were "
-            f"imported:\n  " + "\n  ".join(first_of(sorted(gone)))
+            f"imported:\n  " + "\n  ".join(truncated(sorted(gone)))
         )
     return places
 
 
 def draw_inputs(
-    rng: np.random.Generator, item: Item, config: Experiment, cached: Streams
+    rng: np.random.Generator, item: VideoItem, config: Experiment, cached: CachedStreams
 ) -> tuple[Window, tuple[Tensor, ...]]:
     """Draw a training window and read its activations, features [C, F/2] or tokens [F/2, P, C].
 
@@ -164,7 +166,7 @@ def draw_inputs(
         return window, next(read_windows(item, [window], config, cached))
     spans = [_video_span(item, config, direction) for direction in config.directions]
     grain = TUBELET if cached[0].cut == "features" else CLIP_FRAMES
-    window, parts = random_stretch(
+    window, parts = random_window_of_span(
         rng, spans[0], item.segments, config.sampling, grain, config.directions
     )
     return window, tuple(
@@ -174,7 +176,7 @@ def draw_inputs(
 
 
 def read_windows(
-    item: Item, windows: Sequence[Window], config: Experiment, cached: Streams
+    item: VideoItem, windows: Sequence[Window], config: Experiment, cached: CachedStreams
 ) -> Iterator[tuple[Tensor, ...]]:
     """Yield the activations of a video's windows as the detector's inputs.
 

@@ -14,7 +14,9 @@ from extract.video.reader import VideoError
 T = TypeVar("T")
 
 
-def stood_in(draw: Callable[[int, str | None], T], first: int, positions: int, skips: bool) -> T:
+def with_substitute(
+    draw: Callable[[int, str | None], T], first: int, positions: int, skips: bool
+) -> T:
     """Return the sample of a position or, where it cannot be read, of the next that can.
 
     Args:
@@ -35,7 +37,7 @@ def stood_in(draw: Callable[[int, str | None], T], first: int, positions: int, s
     raise VideoError(f"not one training video can be read; for one, {problem}")
 
 
-def cuts_between(counts: Sequence[int], parts: int) -> NDArray[np.int64]:
+def balanced_splits(counts: Sequence[int], parts: int) -> NDArray[np.int64]:
     """Return where to cut the windows of all videos, counted through, into runs: [parts + 1].
 
     The runs are about equally long. A cut falls between two videos if one ends nearby, because the

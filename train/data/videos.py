@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from cache.address import VideoInfo
 from cache.store import Store
-from configs.messages import first_of
+from configs.messages import truncated
 from evaluate.annotations import (
     Annotations,
     Notice,
@@ -36,7 +36,7 @@ ACTION = "action"  # any
 
 
 @dataclass(frozen=True)
-class Item:
+class VideoItem:
     """A video file with its truth: in frames [G, 2] and class indices [G], and as annotated.
 
     Where frames come at uneven times, `times_s` [N + 1] says when each begins and the last ends.
@@ -72,10 +72,10 @@ class Item:
         return seconds_to_frames(seconds, self.duration_s, self.frames)
 
 
-class Items(list[Item]):
+class Subset(list[VideoItem]):
     """The videos of a subset; `skipped` names those that were left out, with causes."""
 
-    def __init__(self, items: Iterable[Item], skipped: dict[str, str]) -> None:
+    def __init__(self, items: Iterable[VideoItem], skipped: dict[str, str]) -> None:
         super().__init__(items)
         self.skipped = skipped
 
@@ -85,30 +85,30 @@ class Items(list[Item]):
         self[:] = [item for item in self if item.name not in skipped]
 
 
-def skipped_warning(skipped: dict[str, str], videos: int) -> str:
+def format_skipped(skipped: dict[str, str], videos: int) -> str:
     """Return the lines that tell how many videos do not count, and why."""
-    causes = "\n  ".join(first_of(list(skipped.values())))
+    causes = "\n  ".join(truncated(list(skipped.values())))
     return f"warning: {len(skipped)} of {videos} videos were skipped and do not count:\n  {causes}"
 
 
-def item_of(path: str | Path) -> Item:
+def probe_item(path: str | Path) -> VideoItem:
     """Return a file without truth as an item.
 
     Raises:
         VideoError: it cannot be read or does not decode.
     """
     (found,) = probe([path], progress=False)
-    return as_item(Path(path), found)
+    return make_item(Path(path), found)
 
 
-def as_item(path: Path, found: VideoIndex | VideoError) -> Item:
+def make_item(path: Path, found: VideoIndex | VideoError) -> VideoItem:
     if isinstance(found, VideoError):
         raise found
     frames = len(found.pts)
     nothing = np.zeros((0, 2)), np.zeros(0, np.int64)
     times_s = np.append(found.times(np.arange(frames)), frames / found.fps)
     uneven = np.abs(times_s * found.fps - np.arange(frames + 1)).max() > 0.5
-    return Item(
+    return VideoItem(
         path.stem, path, frames, frames / found.fps, *nothing, (), times_s if uneven else None
     )
 
@@ -154,7 +154,7 @@ def load_items(
     accelerator: Accelerator | None = None,
     store: Store | None = None,
     imported: str | None = None,
-) -> Items:
+) -> Subset:
     """Match a subset's videos with their files; see `load_subsets`."""
     return load_subsets(data, annotations, [subset], accelerator, store, imported=imported)[0]
 
@@ -167,7 +167,7 @@ def load_subsets(
     store: Store | None = None,
     needs_files: bool = False,
     imported: str | None = None,
-) -> list[Items]:
+) -> list[Subset]:
     """Match the subsets' videos with their files; adds to the annotations' warnings.
 
     Args:
@@ -202,13 +202,13 @@ def load_subsets(
 
 def _features_of(
     data: DataConfig, annotations: Annotations, subset: str, store: Store, imported: str
-) -> Items:
+) -> Subset:
     """Match a subset's videos with features that were imported for them."""
     warnings: Counter[str] = Counter()
     items, problems = [], {}
     for video in select(annotations, subset):
         try:
-            info = store.names.get(imported_name(imported, video.name))
+            info = store.videos_by_name.get(imported_name(imported, video.name))
             if info is None:
                 raise ValueError(
                     f"{video.name}: no features '{imported}' of it are in {store.url}; import them "
@@ -219,7 +219,7 @@ def _features_of(
         except ValueError as error:
             problems[video.name] = str(error)
     _count(annotations, warnings)
-    return Items(items, problems)
+    return Subset(items, problems)
 
 
 def _match(
@@ -229,9 +229,9 @@ def _match(
     accelerator: Accelerator | None,
     store: Store | None,
     needs_files: bool,
-) -> Items:
+) -> Subset:
     folder = Path(data.videos)
-    kept = store.names if store and not needs_files else {}
+    kept = store.videos_by_name if store and not needs_files else {}
     if not folder.is_dir() and not kept:
         raise ValueError(f"data.videos: there is no folder {folder}")
     files = video_files(folder, "data.videos") if folder.is_dir() else {}
@@ -265,8 +265,8 @@ def _match(
                     )
                 raise ValueError(f"{video.name}: no such file in {folder}{hint}")
             path = files[video.name]
-            item = as_item(path, looked_at[path])
-            item = identified(item) if store or data.frame_cache else item
+            item = make_item(path, looked_at[path])
+            item = with_digest(item) if store or data.frame_cache else item
             items.append(with_truth(item, video, data, annotations.classes, warnings))
         except ValueError as error:
             problems[video.name] = str(error)
@@ -280,7 +280,7 @@ def _match(
             f"{away} of {len(videos)} videos have no file in {folder}: the cache knows them by name"
         )
     _count(annotations, warnings)
-    return Items(items, problems)
+    return Subset(items, problems)
 
 
 def _count(annotations: Annotations, warnings: Counter[str]) -> None:
@@ -289,7 +289,7 @@ def _count(annotations: Annotations, warnings: Counter[str]) -> None:
         annotations.warnings[what] = annotations.warnings.get(what, 0) + count
 
 
-def identified(item: Item) -> Item:
+def with_digest(item: VideoItem) -> VideoItem:
     try:
         digest, size = video_digest(item.path), item.path.stat().st_size
     except OSError as error:
@@ -298,19 +298,19 @@ def identified(item: Item) -> Item:
     return replace(item, known=VideoInfo(digest, item.name, size, item.frames, fps, item.times_s))
 
 
-def _kept_item(info: VideoInfo, folder: Path) -> Item:
+def _kept_item(info: VideoInfo, folder: Path) -> VideoItem:
     nothing = np.zeros((0, 2)), np.zeros(0, np.int64)
     path, duration_s = folder / info.name, info.frames / info.fps
-    return Item(info.name, path, info.frames, duration_s, *nothing, (), info.times_s, info)
+    return VideoItem(info.name, path, info.frames, duration_s, *nothing, (), info.times_s, info)
 
 
 def with_truth(
-    item: Item,
+    item: VideoItem,
     video: Video,
     data: DataConfig,
     classes: tuple[str, ...],
     warnings: Counter[str],
-) -> Item:
+) -> VideoItem:
     """Return the item with its annotated segments; ValueError where the two do not fit."""
     # The file knows best how many frames it has; the annotations how long they think it is.
     if video.duration_s is None:

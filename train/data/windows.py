@@ -20,9 +20,9 @@ from extract.sampling.windows import Window, random_window, sliding_windows, tru
 from extract.video.reader import VideoError
 from train.config import Experiment
 from train.data.batch import Sample, collate
-from train.data.cached import Streams, draw_inputs, read_windows
-from train.data.loading import EpochSampler, batch_loader, cuts_between, stood_in
-from train.data.videos import Item
+from train.data.cached import CachedStreams, draw_inputs, read_windows
+from train.data.loading import EpochSampler, balanced_splits, batch_loader, with_substitute
+from train.data.videos import VideoItem
 
 
 class TrainingWindows(Dataset[Sample]):
@@ -37,9 +37,9 @@ class TrainingWindows(Dataset[Sample]):
 
     def __init__(
         self,
-        items: Sequence[Item],
+        items: Sequence[VideoItem],
         config: Experiment,
-        cached: Streams | None = None,
+        cached: CachedStreams | None = None,
         kept: FrameCache | None = None,
     ) -> None:
         self.items = [item for item in items if len(item.segments)]
@@ -54,7 +54,7 @@ class TrainingWindows(Dataset[Sample]):
     def __getitem__(self, key: tuple[int, int]) -> Sample:
         epoch, first = key
         skips = self.config.data.bad_videos == "skip"
-        return stood_in(lambda *at: self._draw(epoch, *at), first, len(self), skips)
+        return with_substitute(lambda *at: self._draw(epoch, *at), first, len(self), skips)
 
     def _draw(self, epoch: int, position: int, problem: str | None) -> Sample:
         item = self.items[position]
@@ -84,12 +84,12 @@ class EvaluationWindows(IterableDataset[Sample]):
 
     def __init__(
         self,
-        items: Sequence[Item],
+        items: Sequence[VideoItem],
         overlap: float,
         config: Experiment,
         rank: int = 0,
         processes: int = 1,
-        cached: Streams | None = None,
+        cached: CachedStreams | None = None,
         kept: FrameCache | None = None,
     ) -> None:
         self.items, self.overlap, self.config = items, overlap, config
@@ -100,13 +100,13 @@ class EvaluationWindows(IterableDataset[Sample]):
     def length(self, workers: int = 0) -> int:
         """Return how many windows the share has that `workers` workers decode."""
         workers = max(workers, 1)
-        cuts = cuts_between(self.counts, self.processes * workers)
+        cuts = balanced_splits(self.counts, self.processes * workers)
         return int(cuts[(self.rank + 1) * workers] - cuts[self.rank * workers])
 
     def __iter__(self) -> Iterator[Sample]:
         info = get_worker_info()
         worker, workers = (info.id, info.num_workers) if info else (0, 1)
-        cuts = cuts_between(self.counts, self.processes * workers)
+        cuts = balanced_splits(self.counts, self.processes * workers)
         start, stop = cuts[self.rank * workers + worker :][:2]
         first = 0  # window of the video in the count of all
         for item, count in zip(self.items, self.counts, strict=True):
@@ -115,10 +115,10 @@ class EvaluationWindows(IterableDataset[Sample]):
             if windows := self._windows(item)[mine]:
                 yield from self._samples(item, windows)
 
-    def _windows(self, item: Item) -> list[Window]:
+    def _windows(self, item: VideoItem) -> list[Window]:
         return sliding_windows(item.frames, self.overlap, self.config.sampling)
 
-    def _samples(self, item: Item, windows: list[Window]) -> Iterator[Sample]:
+    def _samples(self, item: VideoItem, windows: list[Window]) -> Iterator[Sample]:
         directions, size = self.config.directions, self.config.pixels.size
         if self.cached is not None:
             read = read_windows(item, windows, self.config, self.cached)
@@ -139,7 +139,7 @@ class EvaluationWindows(IterableDataset[Sample]):
 
 
 def _frames(
-    item: Item,
+    item: VideoItem,
     windows: Sequence[Window],
     transform: Transform,
     kept: FrameCache | None,
@@ -152,7 +152,7 @@ def _frames(
 
 
 def _sample(
-    item: Item,
+    item: VideoItem,
     window: Window,
     inputs: tuple[Tensor, ...],
     config: Experiment,

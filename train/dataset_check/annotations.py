@@ -51,7 +51,7 @@ MIRRORED = Kind(
 )
 
 
-def entries(survey: Survey) -> Iterator[Finding]:
+def check_entries(survey: Survey) -> Iterator[Finding]:
     """What reading the annotations refused or tolerated, and times that are not in seconds."""
     far: dict[str, list[float]] = {}
     for note in survey.notes:
@@ -103,7 +103,7 @@ def _unit(video: Video, ends: list[float], survey: Survey) -> str | None:
     return "milliseconds" if max(ends) <= 1050 * duration_s else None
 
 
-def used_subsets(survey: Survey) -> Iterator[Finding]:
+def check_subsets(survey: Survey) -> Iterator[Finding]:
     """Subsets that are empty, without actions, unused, or used twice."""
     config, data = survey.config, survey.config.data
     there = Counter(video.subset for video in survey.annotations.videos.values())
@@ -125,10 +125,10 @@ def used_subsets(survey: Survey) -> Iterator[Finding]:
             yield Finding(IDLE, video.name, video.name)
 
 
-def classes(survey: Survey) -> Iterator[Finding]:
+def check_classes(survey: Survey) -> Iterator[Finding]:
     """Classes with too few examples to learn from."""
     data, names = survey.config.data, survey.annotations.classes
-    trained, tested = (examples(survey, s) for s in (data.train_subset, data.test_subset))
+    trained, tested = (check_examples(survey, s) for s in (data.train_subset, data.test_subset))
     for name in names:
         numbers = {"training": trained[name], "test": tested[name]}
         if not trained[name]:
@@ -139,12 +139,12 @@ def classes(survey: Survey) -> Iterator[Finding]:
             yield Finding(FEW_EXAMPLES, f"{name}: {trained[name]} examples", numbers=numbers)
 
 
-def examples(survey: Survey, subset: str) -> Counter[str]:
+def check_examples(survey: Survey, subset: str) -> Counter[str]:
     """Return how many actions of each class a subset has."""
     return Counter(s.label for video in survey.videos(subset) for s in video.segments)
 
 
-def flips(survey: Survey) -> Iterator[Finding]:
+def check_reversed_pairs(survey: Survey) -> Iterator[Finding]:
     """Classes that name a side, where training mirrors pictures."""
     flip = survey.config.pixels.flip
     for name in survey.annotations.classes if flip > 0 else ():

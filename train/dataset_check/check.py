@@ -10,24 +10,30 @@ from typing import Any
 from evaluate.reports.figures import draw_dataset
 from train.config import Experiment
 from train.dataset_check import annotations, files, lengths
-from train.dataset_check.findings import Finding, counts, document, exit_code, table
+from train.dataset_check.findings import (
+    Finding,
+    counts,
+    exit_code,
+    findings_table,
+    findings_to_dict,
+)
 from train.dataset_check.lengths import Suggestion, suggest
 from train.dataset_check.survey import Survey, subsets, survey
 from train.modeling.points import regression_ranges
 
 CHECKS = (
-    files.absent,
-    files.unreadable,
-    files.duplicates,
-    files.measures,
-    files.readers,
-    annotations.entries,
-    annotations.used_subsets,
-    annotations.classes,
-    annotations.flips,
-    lengths.actions,
-    lengths.windows,
-    lengths.frame_rates,
+    files.check_missing_files,
+    files.check_unreadable,
+    files.check_duplicates,
+    files.check_sizes,
+    files.check_slow_readers,
+    annotations.check_entries,
+    annotations.check_subsets,
+    annotations.check_classes,
+    annotations.check_reversed_pairs,
+    lengths.check_actions,
+    lengths.check_windows,
+    lengths.check_frame_rates,
 )
 
 
@@ -47,7 +53,9 @@ class DatasetCheck:
     def to_dict(self) -> dict[str, Any]:
         """Return everything as what JSON can hold."""
         proposal = self.suggestion
-        return document(self.findings) | {"suggestion": asdict(proposal) if proposal else None}
+        return findings_to_dict(self.findings) | {
+            "suggestion": asdict(proposal) if proposal else None
+        }
 
     def text(self) -> str:
         """Return the summary, the table of findings and the suggestion, as lines for people."""
@@ -58,7 +66,7 @@ class DatasetCheck:
             f"{actions} actions of {len(seen.annotations.classes)} classes"
         ]
         if self.findings:
-            lines.append(table(self.findings))
+            lines.append(findings_table(self.findings))
         if self.suggestion:
             better = self.suggestion
             lines += [
@@ -77,7 +85,9 @@ class DatasetCheck:
     def draw(self, path: Path) -> None:
         """Draw classes, lengths of actions and videos."""
         config = self.survey.config
-        examples = {subset: annotations.examples(self.survey, subset) for subset in subsets(config)}
+        examples = {
+            subset: annotations.check_examples(self.survey, subset) for subset in subsets(config)
+        }
         draw_dataset(
             {
                 subset: {name: count[name] for name in self.survey.annotations.classes}

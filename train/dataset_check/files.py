@@ -47,7 +47,7 @@ RATE = Kind(
 )
 
 
-def absent(survey: Survey) -> Iterator[Finding]:
+def check_missing_files(survey: Survey) -> Iterator[Finding]:
     """Videos without a file, names with two files, and files without annotations."""
     folder = Path(survey.config.data.videos)
     for video in survey.used:
@@ -68,7 +68,7 @@ def absent(survey: Survey) -> Iterator[Finding]:
             yield Finding(UNNAMED, f"{paths[0].name}: no annotation names it", name)
 
 
-def unreadable(survey: Survey) -> Iterator[Finding]:
+def check_unreadable(survey: Survey) -> Iterator[Finding]:
     """Videos that do not decode, that hang their decoder, or whose end is missing."""
     for name, error in survey.unreadable.items():
         kind = HANGING if HANGS in str(error) else UNREADABLE
@@ -86,7 +86,7 @@ def _unless_skipped(kind: Kind, survey: Survey) -> Kind:
     return replace(kind, severity="warning") if skips else kind
 
 
-def readers(survey: Survey) -> Iterator[Finding]:
+def check_slow_readers(survey: Survey) -> Iterator[Finding]:
     """Videos that decord cannot be trusted with, and those of a variable frame rate."""
     for name, file in survey.files.items():
         if file.index.access != "decord":
@@ -99,7 +99,7 @@ def readers(survey: Survey) -> Iterator[Finding]:
             yield Finding(UNEVEN, text, name, numbers={"fps": file.index.fps})
 
 
-def duplicates(survey: Survey) -> Iterator[Finding]:
+def check_duplicates(survey: Survey) -> Iterator[Finding]:
     """Videos of the same content under two names; across subsets that is leakage."""
     data = survey.config.data
     first: dict[str, str] = {}
@@ -113,7 +113,7 @@ def duplicates(survey: Survey) -> Iterator[Finding]:
         yield Finding(LEAKED if leaked else DUPLICATE, text, name)
 
 
-def measures(survey: Survey) -> Iterator[Finding]:
+def check_sizes(survey: Survey) -> Iterator[Finding]:
     """Frame counts and rates in the annotations that are not the file's."""
     for name, file in survey.files.items():
         video, whole = survey.annotations.videos[name], file.announced == file.frames

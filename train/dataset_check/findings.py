@@ -57,7 +57,7 @@ def exit_code(findings: Sequence[Finding]) -> int:
     return 1 if count["error"] else 2 if count["warning"] else 0
 
 
-def table(findings: Sequence[Finding]) -> str:
+def findings_table(findings: Sequence[Finding]) -> str:
     """Return the kinds with their counts, the first places of each and what to do, as text."""
     lines = []
     for kind, found in by_kind(findings).items():
@@ -69,7 +69,7 @@ def table(findings: Sequence[Finding]) -> str:
     return "\n".join(lines)
 
 
-def document(findings: Sequence[Finding]) -> dict[str, Any]:
+def findings_to_dict(findings: Sequence[Finding]) -> dict[str, Any]:
     """Return all findings as what JSON can hold."""
     return {
         "counts": counts(findings),

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from evaluate.annotations import Segment
 from extract.sampling.units import CLIP_FRAMES
 from extract.sampling.windows import Window, sliding_windows, strided_window, truth_inside
-from train.data.videos import Item
+from train.data.videos import VideoItem
 from train.dataset_check.findings import Finding, Kind
 from train.dataset_check.survey import Survey, subsets
 from train.modeling.points import assign, pyramid_points
@@ -53,7 +53,7 @@ RATES = Kind(
 )
 
 
-def actions(survey: Survey) -> Iterator[Finding]:
+def check_actions(survey: Survey) -> Iterator[Finding]:
     """Actions that are too long or too short to be learned, or to be told from a moment."""
     for subset in subsets(survey.config):
         for item in survey.items(subset):
@@ -77,13 +77,13 @@ def _of_action(kind: Kind, video: str, truth: Segment, entry: int, steps: float)
     return Finding(kind, text, video, entry, numbers)
 
 
-def lengths(item: Item, survey: Survey) -> NDArray[np.floating]:
+def lengths(item: VideoItem, survey: Survey) -> NDArray[np.floating]:
     """Return the lengths of a video's actions in feature steps, [G]."""
     steps = _windows(item, survey)[0].to_steps(item.segments)
     return steps[:, 1] - steps[:, 0]
 
 
-def complete(item: Item, survey: Survey) -> NDArray[np.bool_]:
+def complete(item: VideoItem, survey: Survey) -> NDArray[np.bool_]:
     """Return which of a video's actions some training window holds completely enough, [G]."""
     sampling = survey.config.sampling
     held = lengths(item, survey) <= sampling.window_size
@@ -96,7 +96,7 @@ def complete(item: Item, survey: Survey) -> NDArray[np.bool_]:
     return held
 
 
-def unseen(item: Item, survey: Survey) -> NDArray[np.bool_]:
+def unseen(item: VideoItem, survey: Survey) -> NDArray[np.bool_]:
     """Return which of a video's actions lie within a window, but no point learns, [G]."""
     missed = np.zeros(len(item.segments), np.bool_)
     windows = _windows(item, survey)
@@ -115,7 +115,7 @@ def unseen(item: Item, survey: Survey) -> NDArray[np.bool_]:
     return missed
 
 
-def windows(survey: Survey) -> Iterator[Finding]:
+def check_windows(survey: Survey) -> Iterator[Finding]:
     """Windows that are too short for the actions or too long for the videos."""
     sampling, items = survey.config.sampling, survey.items(survey.config.data.train_subset)
     steps = np.concatenate([np.zeros(0), *(lengths(item, survey) for item in items)])
@@ -130,7 +130,7 @@ def windows(survey: Survey) -> Iterator[Finding]:
         yield Finding(PADDED, text, numbers={"window_size": size, "padding": padding})
 
 
-def frame_rates(survey: Survey) -> Iterator[Finding]:
+def check_frame_rates(survey: Survey) -> Iterator[Finding]:
     """Videos in which a fixed stride means quite another time than in most."""
     if survey.config.sampling.method == "resize" or not survey.files:
         return
@@ -147,7 +147,7 @@ def frame_rates(survey: Survey) -> Iterator[Finding]:
             yield Finding(RATES, text, name, numbers=numbers)
 
 
-def _windows(item: Item, survey: Survey) -> list[Window]:
+def _windows(item: VideoItem, survey: Survey) -> list[Window]:
     return sliding_windows(item.frames, 0.5, survey.config.sampling)
 
 

@@ -15,7 +15,7 @@ from extract.video.header import announced_frames
 from extract.video.index import VideoError, VideoIndex
 from extract.video.probe import probe
 from train.config import Experiment
-from train.data.videos import Item, as_item, load_annotations, with_truth
+from train.data.videos import VideoItem, load_annotations, make_item, with_truth
 
 
 class Note(NamedTuple):
@@ -39,7 +39,7 @@ class File:
     index: VideoIndex
     digest: str
     announced: int
-    item: Item | None
+    item: VideoItem | None
 
     @property
     def frames(self) -> int:
@@ -82,7 +82,7 @@ class Survey:
         """The videos of one subset; unlike `select` without a complaint if there are none."""
         return [video for video in self.used if video.subset == subset]
 
-    def items(self, subset: str | None) -> list[Item]:
+    def items(self, subset: str | None) -> list[VideoItem]:
         """The videos of a subset whose files can be read and fit their annotations."""
         files = [self.files[v.name] for v in self.videos(subset) if v.name in self.files]
         return [file.item for file in files if file.item is not None]
@@ -134,7 +134,7 @@ def survey(config: Experiment, timeout_s: float = 60.0) -> Survey:
 
 def _file(video: Video, path: Path, index: VideoIndex | VideoError, found: Survey) -> File:
     """Return what there is to know of a file, with its truth; what does not fit is noted."""
-    item = as_item(path, index)
+    item = make_item(path, index)
     assert isinstance(index, VideoIndex)
     digest, announced = video_digest(path), announced_frames(path, index)
     if video.duration_s is None:

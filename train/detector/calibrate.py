@@ -58,7 +58,9 @@ def _points(
     """Return what both streams say of every valid point, [n, 2, K], and the truth [n, K]."""
     features = detector.features(batch.inputs, batch.start)
     first, second = detector.outputs(features, batch.mask)
-    other = align(second, first, detector.between(batch.reflection), fusion.config.pairing)
+    other = align(
+        second, first, detector.reflection_if_opposed(batch.reflection), fusion.config.pairing
+    )
     points = pyramid_points(batch.mask.shape[1], len(first.masks), batch.mask.device)
     targets = assign_batch(points, batch.segments[0], batch.labels, len(detector.classes))
     valid = first.flat()[2]

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from extract.sampling.reversal import reverse_segments
 from train.data.batch import Batch
-from train.data.videos import Item
+from train.data.videos import VideoItem
 from train.detector.postprocess import Answer
 from train.modeling.actionformer import HeadOutput
 
@@ -17,7 +17,7 @@ MOST_BINS = 2000  # more than a screen has columns; memory does not grow with th
 
 
 @dataclass(frozen=True)
-class Curves:
+class ScoreCurves:
     """The highest score of every class in equally many frames each.
 
     Args:
@@ -31,7 +31,7 @@ class Curves:
     frames: int = field(repr=False)
 
     @classmethod
-    def of(cls, item: Item, step: float, classes: int) -> "Curves":
+    def of(cls, item: VideoItem, step: float, classes: int) -> "ScoreCurves":
         """Begin at 0, with bins of at least `step` frames, a feature step."""
         bins = max(1, min(MOST_BINS, int(item.frames / step)))
         edges = np.linspace(0, item.frames, bins + 1)

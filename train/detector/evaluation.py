@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from cache.store import open_cache
-from configs.messages import first_of
+from configs.messages import truncated
 from evaluate.annotations import Detection, Segment
 from evaluate.files.video_scores import classified, read_video_scores
 from evaluate.mean_ap import MeanAP, mean_average_precision
@@ -23,31 +23,38 @@ from extract.sampling.frame_cache import FrameCache
 from extract.video.reader import VideoError
 from train.config import Experiment
 from train.data.batch import Batch, Sample
-from train.data.cached import Streams, evaluation_spans, up_to_date
-from train.data.videos import ACTION, Item, Items, load_annotations, load_items, skipped_warning
+from train.data.cached import CachedStreams, ensure_cached, evaluation_spans
+from train.data.videos import (
+    ACTION,
+    Subset,
+    VideoItem,
+    format_skipped,
+    load_annotations,
+    load_items,
+)
 from train.data.windows import EvaluationWindows, evaluation_loader
 from train.detector.model import Detector
 from train.detector.postprocess import Answers, Candidates, detections, predict
 from train.detector.setup import activations_of
-from train.detector.sources import config_of, read_source
+from train.detector.sources import read_source, resolve_config
 from train.engine.loop import START_UP
 from train.engine.session import PASSES, device_names, inference_accelerator
 from train.engine.stopwatch import Stopwatch
-from train.errors import memory_advice, worker_advice
+from train.errors import translate_oom, translate_worker_death
 
 Keep = Callable[[Batch, Sequence[Tensor]], None]
 Truth = Mapping[str, Sequence[Segment]]
 """Per video what is annotated."""
 Found = dict[str, dict[str, list[Detection]]]
-"""Per answer (`Detector.answers`) and video what was detected."""
+"""Per answer (`Detector.stream_names`) and video what was detected."""
 
 
 def window_loader(
-    items: list[Item],
+    items: list[VideoItem],
     overlap: float,
     config: Experiment,
     accelerator: Accelerator,
-    cached: Streams | None = None,
+    cached: CachedStreams | None = None,
     kept: FrameCache | None = None,
 ) -> "DataLoader[Sample]":
     """Return a loader of this process's share of the items' sliding windows.
@@ -61,9 +68,9 @@ def window_loader(
     return evaluation_loader(windows, config, config.training.workers)
 
 
-def detect_all(
+def detect_subset(
     detector: Detector,
-    items: list[Item],
+    items: list[VideoItem],
     windows: "DataLoader[Sample]",
     accelerator: Accelerator,
     what: str,
@@ -94,18 +101,18 @@ def detect_all(
         features = detector.features(batch.inputs, batch.start)
         if keep is not None:
             keep(batch, features)
-        return detector.answers(features, batch.mask, batch.reflection, of_streams)
+        return detector.predict(features, batch.mask, batch.reflection, of_streams)
 
     with (
         accelerator.autocast(),
-        memory_advice("evaluation.batch_size"),
-        worker_advice(),
+        translate_oom("evaluation.batch_size"),
+        translate_worker_death(),
         _bar(windows, what, accelerator) as bar,
     ):
         batches = _followed(windows, bar, dropped)
         found = predict(run, batches, config.evaluation, accelerator.device)
     # A video's windows may lie in two processes; suppression needs them together.
-    names = [detector.answer, *(detector.names if of_streams else ())]
+    names = [detector.answer, *(detector.stream_names if of_streams else ())]
     joined = {name: {item.name: list[Candidates]() for item in items} for name in names}
     for share in gather_object([{name: dict(videos) for name, videos in found.items()}]):
         for name, videos in share.items():
@@ -150,16 +157,16 @@ def _followed(
         bar.update(len(batch.videos))
 
 
-def score(items: list[Item], found: dict[str, list[Detection]], detector: Detector) -> MeanAP:
+def score(items: list[VideoItem], found: dict[str, list[Detection]], detector: Detector) -> MeanAP:
     """Score detections against the truth at the config's tIoUs; videos not in `found` are out."""
     truth: Truth = {item.name: item.truth for item in items if item.name in found}
-    truth = as_detected(truth, detector.config)
+    truth = relabel_truth(truth, detector.config)
     if detector.config.evaluation.video_scores:
-        _refuse_other_classes(truth, found)
+        _check_classes(truth, found)
     return mean_average_precision(truth, found, detector.config.evaluation.tious)
 
 
-def as_detected(truth: Truth, config: Experiment) -> Truth:
+def relabel_truth(truth: Truth, config: Experiment) -> Truth:
     """Return truth with the labels that the experiment's detections have: one, or the classes."""
     if not config.data.class_agnostic or config.evaluation.video_scores:
         return truth
@@ -169,14 +176,14 @@ def as_detected(truth: Truth, config: Experiment) -> Truth:
     }
 
 
-def _refuse_other_classes(truth: Truth, found: Mapping[str, Sequence[Detection]]) -> None:
+def _check_classes(truth: Truth, found: Mapping[str, Sequence[Detection]]) -> None:
     """Raise ValueError if not one class of the video scores is annotated."""
     wanted = {segment.label for segments in truth.values() for segment in segments}
     given = {detection.label for detections in found.values() for detection in detections}
     if given and not wanted & given:
         raise ValueError(
-            f"evaluation.video_scores calls classes {', '.join(first_of(sorted(given)))}, but the "
-            f"annotations {', '.join(first_of(sorted(wanted)))}; the names must be the same"
+            f"evaluation.video_scores calls classes {', '.join(truncated(sorted(given)))}, but the "
+            f"annotations {', '.join(truncated(sorted(wanted)))}; the names must be the same"
         )
 
 
@@ -204,7 +211,7 @@ class Evaluation:
 
     detector: Detector
     out: Path
-    items: Items
+    items: Subset
     detections: dict[str, list[Detection]]
     of_streams: Found
     dropped: dict[str, str]
@@ -225,7 +232,7 @@ class Evaluation:
     def truth(self) -> Truth:
         """Return what is annotated of the videos that count, with labels as detections have."""
         found = {item.name: item.truth for item in self.items if item.name in self.detections}
-        return as_detected(found, self.detector.config)
+        return relabel_truth(found, self.detector.config)
 
     def score(self) -> Scores:
         """Return the scores at the config's tIoUs.
@@ -273,7 +280,7 @@ def evaluate_checkpoint(
     """
     watch = Stopwatch(START_UP)
     saved = read_source(checkpoint, file, overrides)
-    config = config_of(file, saved, str(checkpoint), overrides)
+    config = resolve_config(file, saved, str(checkpoint), overrides)
     if len(config.directions) != len(saved.config.directions):
         raise ValueError(
             f"{checkpoint} has {len(saved.config.directions)} stream(s), but fusion.method "
@@ -292,7 +299,7 @@ def evaluate_checkpoint(
     store = open_cache(url) if url else None
     items = load_items(config.data, annotations, subset, accelerator, store, imported)
     if items.skipped and accelerator.is_main_process:
-        print(skipped_warning(items.skipped, len(items) + len(items.skipped)))
+        print(format_skipped(items.skipped, len(items) + len(items.skipped)))
     detector = Detector.restore(saved._replace(config=config), checkpoint)
     _refuse_unknown_labels(checkpoint, detector, items)
     out = out or checkpoint.parent / "evaluation" / f"{checkpoint.stem}-{subset}"
@@ -305,12 +312,12 @@ def evaluate_checkpoint(
         activations = activations_of(detector, store, [checkpoint])
         spans = [evaluation_spans(items, overlap, config, d) for d in config.directions]
         with watch.stage(PASSES):
-            cached = up_to_date(
+            cached = ensure_cached(
                 activations, spans, "features", [items], config, accelerator, counts
             )
     windows = window_loader(items, overlap, config, accelerator, cached)
     with watch.stage("detecting"):
-        answers, dropped = detect_all(
+        answers, dropped = detect_subset(
             detector, items, windows, accelerator, "detecting", of_streams=len(detector.streams) > 1
         )
     if not accelerator.is_main_process:
@@ -330,7 +337,7 @@ def evaluate_checkpoint(
     )
 
 
-def _refuse_unknown_labels(checkpoint: Path, detector: Detector, items: Items) -> None:
+def _refuse_unknown_labels(checkpoint: Path, detector: Detector, items: Subset) -> None:
     """Raise ValueError if classes are annotated that the detector cannot find."""
     strangers = {s.label for item in items for s in item.truth} - set(detector.classes)
     if strangers and not detector.config.data.class_agnostic:

@@ -15,14 +15,14 @@ from extract.backbone.imported import Imported
 from extract.backbone.pretrained import load_trunk
 from extract.backbone.tada_backbone import TAdaBackbone, load_tada_trunk
 from extract.backbone.videomae import VideoMAE
-from extract.checkpoints.strict import Coverage, load_strictly
+from extract.checkpoints.strict import Coverage, load_state_dict_strict
 from extract.sampling.windows import Window, sliding_windows
 from extract.tada.tada2d import TAda2D
 from train.config import Experiment
 from train.data.batch import Batch
-from train.data.videos import Item, item_of
+from train.data.videos import VideoItem, probe_item
 from train.data.windows import EvaluationWindows, evaluation_loader
-from train.detector.curves import Curves
+from train.detector.curves import ScoreCurves
 from train.detector.postprocess import Answer, Answers, detections, predict
 from train.engine.checkpoint import Checkpoint, load_checkpoint
 from train.modeling.actionformer import ActionFormer, HeadOutput
@@ -57,12 +57,12 @@ class Examined(NamedTuple):
     """What a detector finds in one video.
 
     Attributes:
-        detections: by the results' names (`Detector.answers`), best first.
+        detections: by the results' names (`Detector.stream_names`), best first.
         curves: scores of the detector's own result over time, classes as in `Detector.classes`.
     """
 
     detections: dict[str, list[Detection]]
-    curves: Curves
+    curves: ScoreCurves
 
 
 class Detector(nn.Module):
@@ -77,7 +77,7 @@ class Detector(nn.Module):
             is they share.
         fusion: what makes one answer of two streams.
         learned: how many outputs `forward` has.
-        answer: name of the result, among those of `answers`.
+        answer: name of the result, among those of `predict`.
         coverage: what became of the pretrained weights' tensors; None where there are none.
     """
 
@@ -115,7 +115,7 @@ class Detector(nn.Module):
     def restore(cls, checkpoint: Checkpoint[Experiment], source: str | Path) -> "Detector":
         """Build the detector that a run was evaluated with: its averaged weights, eval mode."""
         detector = cls(checkpoint.config, checkpoint.classes)
-        load_strictly(detector, checkpoint.ema, source)
+        load_state_dict_strict(detector, checkpoint.ema, source)
         return detector.eval()
 
     def load_pretrained(self) -> None:
@@ -151,7 +151,9 @@ class Detector(nn.Module):
             return (self._joined(self.fusion, features, mask, reflection),)
         outputs = self.outputs(features, mask)
         if isinstance(self.fusion, PredictionFusion) and self.fusion.mix is not None:
-            fused: tuple[HeadOutput, ...] = self.fusion(*outputs, self.between(reflection))
+            fused: tuple[HeadOutput, ...] = self.fusion(
+                *outputs, self.reflection_if_opposed(reflection)
+            )
             return fused
         return outputs
 
@@ -161,7 +163,7 @@ class Detector(nn.Module):
             stream.backbone(x, start) for stream, x in zip(self.streams, inputs, strict=True)
         )
 
-    def answers(
+    def predict(
         self,
         features: Sequence[Tensor],
         mask: Tensor,
@@ -171,28 +173,28 @@ class Detector(nn.Module):
         """Return by name whose predictions, together, are a result: the detector's own `answer`.
 
         Args:
-            of_streams: the single streams' results, too, by `names`.
+            of_streams: the single streams' results, too, by `stream_names`.
         """
         answers: Answers = {}
         if isinstance(self.fusion, FeatureFusion):
             fused = self._joined(self.fusion, features, mask, reflection)
             answers[self.answer] = ((fused, self.config.direction),)
-            if not (of_streams and self.names):
+            if not (of_streams and self.stream_names):
                 return answers
         outputs = self.outputs(features, mask)
         alone: Answer = tuple(zip(outputs, self.config.directions, strict=True))
         if isinstance(self.fusion, PredictionFusion):
             first, second = outputs
-            fused = self.fusion.fuse(first, second, self.between(reflection), 0)
+            fused = self.fusion.fuse(first, second, self.reflection_if_opposed(reflection), 0)
             answers[self.answer] = ((fused, self.config.direction),)
         elif self.fusion is None:
             answers[self.answer] = alone
         if of_streams:
-            answers |= {name: (one,) for name, one in zip(self.names, alone, strict=True)}
+            answers |= {name: (one,) for name, one in zip(self.stream_names, alone, strict=True)}
         return answers
 
     @property
-    def names(self) -> tuple[str, ...]:
+    def stream_names(self) -> tuple[str, ...]:
         """What the results of the streams alone are called.
 
         There are none where adapters learn for a fusion of features: heads of the streams' own know
@@ -214,17 +216,17 @@ class Detector(nn.Module):
         self, fusion: FeatureFusion, features: Sequence[Tensor], mask: Tensor, reflection: Tensor
     ) -> HeadOutput:
         first, second = (_per_step(x, mask) for x in features)
-        fused: HeadOutput = fusion(first, second, mask, self.between(reflection))
+        fused: HeadOutput = fusion(first, second, mask, self.reflection_if_opposed(reflection))
         return fused
 
-    def between(self, reflection: Tensor) -> Tensor | None:
+    def reflection_if_opposed(self, reflection: Tensor) -> Tensor | None:
         """Return R where the streams run in opposite directions."""
         return reflection if len(set(self.config.directions)) > 1 else None
 
-    def run(self, batch: Batch, of_streams: bool = False) -> Answers:
-        """Predict for a batch, whatever its inputs are; see `answers`."""
+    def predict_batch(self, batch: Batch, of_streams: bool = False) -> Answers:
+        """Predict for a batch, whatever its inputs are; see `predict`."""
         features = self.features(batch.inputs, batch.start)
-        return self.answers(features, batch.mask, batch.reflection, of_streams)
+        return self.predict(features, batch.mask, batch.reflection, of_streams)
 
     def detect(self, path: str | Path) -> list[Detection]:
         """Find the actions in one video file, best first, times in seconds.
@@ -232,11 +234,11 @@ class Detector(nn.Module):
         Raises:
             VideoError: the file cannot be read.
         """
-        return self.examine(item_of(path)).detections[self.answer]
+        return self.detect_with_scores(probe_item(path)).detections[self.answer]
 
-    def examine(
+    def detect_with_scores(
         self,
-        item: Item,
+        item: VideoItem,
         of_streams: bool = False,
         workers: int = 0,
         done: Callable[[int], None] = lambda windows: None,
@@ -247,7 +249,7 @@ class Detector(nn.Module):
         its strongest points (20 bytes each, at most `evaluation.max_per_window`).
 
         Args:
-            of_streams: the single streams' results, too, by `names`.
+            of_streams: the single streams' results, too, by `stream_names`.
             workers: decoding processes; 0 decodes in this one.
             done: is told how many windows were finished, batch by batch.
 
@@ -263,10 +265,10 @@ class Detector(nn.Module):
         # There is nothing else to go on with if this one is bad.
         config = replace(self.config, data=replace(self.config.data, bad_videos="stop"))
         windows = EvaluationWindows([item], config.sampling.test_overlap, config)
-        curves = Curves.of(item, self.windows(item)[0].step, len(self.classes))
+        curves = ScoreCurves.of(item, self.windows(item)[0].step, len(self.classes))
 
         def run(batch: Batch) -> Answers:
-            answers = self.run(batch, of_streams)
+            answers = self.predict_batch(batch, of_streams)
             curves.add(answers[self.answer], batch)
             return answers
 
@@ -281,8 +283,8 @@ class Detector(nn.Module):
             curves,
         )
 
-    def windows(self, item: Item) -> list[Window]:
-        """Return the windows of a video that `examine` runs over."""
+    def windows(self, item: VideoItem) -> list[Window]:
+        """Return the windows of a video that `detect_with_scores` runs over."""
         sampling = self.config.sampling
         return sliding_windows(item.frames, sampling.test_overlap, sampling)
 

@@ -14,7 +14,7 @@ from extract.sampling.reversal import reverse_segments
 from extract.sampling.windows import Direction, Window
 from train.config import EvaluationConfig
 from train.data.batch import Batch
-from train.data.videos import Item
+from train.data.videos import VideoItem
 from train.modeling.actionformer import HeadOutput
 from train.modeling.points import decode, pyramid_points
 
@@ -83,7 +83,7 @@ def _forward_frames(found: Candidates, window: Window, direction: Direction) -> 
 
 
 def detections(
-    windows: Sequence[Candidates], item: Item, classes: Sequence[str], config: EvaluationConfig
+    windows: Sequence[Candidates], item: VideoItem, classes: Sequence[str], config: EvaluationConfig
 ) -> list[Detection]:
     """Join the windows of one video and let overlapping segments give way to the best."""
     joined = Candidates(*(np.concatenate(parts) for parts in zip(*windows, strict=True)))

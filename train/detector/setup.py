@@ -17,11 +17,11 @@ from extract.checkpoints.strict import Coverage
 from extract.sampling.frame_cache import FrameCache
 from extract.sampling.transforms import evaluation_transform, train_transform
 from train.config import Experiment
-from train.data.videos import Item, Items, skipped_warning
+from train.data.videos import Subset, VideoItem, format_skipped
 from train.detector.model import Detector
 
 
-def refuse_imported(config: Experiment) -> None:
+def check_has_pixels(config: Experiment) -> None:
     """Raise ValueError where pixels are needed, but there are none."""
     if config.backbone.mode == "imported":
         raise ValueError(
@@ -30,7 +30,7 @@ def refuse_imported(config: Experiment) -> None:
         )
 
 
-def refuse_unlabelled(validation: list[Item] | None, subset: str | None) -> None:
+def check_labelled(validation: list[VideoItem] | None, subset: str | None) -> None:
     """Raise ValueError if there are videos to validate with, but no action in them."""
     if validation is not None and not any(item.truth for item in validation):
         raise ValueError(
@@ -39,8 +39,8 @@ def refuse_unlabelled(validation: list[Item] | None, subset: str | None) -> None
         )
 
 
-def leave_record(
-    out: Path, detector: Detector, subsets: Sequence[Items], annotations: Annotations
+def write_run_record(
+    out: Path, detector: Detector, subsets: Sequence[Subset], annotations: Annotations
 ) -> dict[str, Any]:
     """Write what is decided of a run before it begins, and say it: training videos come first.
 
@@ -58,7 +58,7 @@ def leave_record(
         print(f"warning: annotations: {what}: {count}")
     skipped = {name: cause for items in subsets for name, cause in items.skipped.items()}
     if skipped:
-        print(skipped_warning(skipped, len(skipped) + sum(map(len, subsets))))
+        print(format_skipped(skipped, len(skipped) + sum(map(len, subsets))))
     write_text(out / "skipped_videos.json", json.dumps(skipped, indent=1) + "\n")
     return {"training videos": windows, "classes": len(detector.classes), "weights": weights}
 
@@ -97,8 +97,8 @@ def activations_of(
 
 def open_frame_cache(
     config: Experiment,
-    training: Sequence[Item],
-    validation: Sequence[Item],
+    training: Sequence[VideoItem],
+    validation: Sequence[VideoItem],
     accelerator: Accelerator,
 ) -> FrameCache | None:
     """Return where a run keeps its videos' frames, if it does, and say what they will take.
@@ -136,7 +136,7 @@ def learning_only(config: Experiment) -> Experiment:
     Raises:
         ValueError: what learns stands behind nothing that could be cached.
     """
-    if config.backbone.learns_behind is not None:
+    if config.backbone.last_frozen_cut is not None:
         return config
     if config.backbone.second_from_block is not None:
         raise ValueError(

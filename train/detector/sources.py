@@ -10,26 +10,26 @@ from torch import Tensor
 
 from configs.loader import dump, load, parse
 from evaluate.datasets.classes import read_classes
-from extract.backbone.pretrained import refuse_other_size
-from extract.checkpoints.layouts import Network, counted, read_networks
-from extract.checkpoints.strict import load_strictly
+from extract.backbone.pretrained import check_trunk_size
+from extract.checkpoints.layouts import FoundNetwork, counted, find_networks
+from extract.checkpoints.strict import load_state_dict_strict
 from train.config import Experiment
 from train.data.videos import ACTION
 from train.detector.model import Detector
 from train.engine.checkpoint import (
     Checkpoint,
+    check_kind,
     differences,
     format_of,
     is_checkpoint,
     load_checkpoint,
-    refuse_other_kind,
 )
 
 Source = tuple[str, Checkpoint[Experiment]]
 """A checkpoint and its file."""
 
 TRUNK = "backbone.trunk."
-SEEN = (  # settings that give other numbers, or other meanings, with the same weights
+COMPATIBLE_SETTINGS = (  # others give other numbers, or other meanings, with the same weights
     *("sampling.window_size", "sampling.scale_factor", "sampling.snippet_stride"),
     *("sampling.method", "pixels.size", "backbone.mean", "backbone.std", "backbone.mode"),
     *(
@@ -42,7 +42,7 @@ SEEN = (  # settings that give other numbers, or other meanings, with the same w
 )
 
 
-def new_detector(
+def build_detector(
     config: Experiment, classes: tuple[str, ...], sources: Sequence[Source] = ()
 ) -> Detector:
     """Return a detector whose streams are from checkpoints, or as pretrained.
@@ -68,23 +68,23 @@ def new_detector(
         )
     single = len(given) == 1
     if not single:
-        _refuse_strangers(config, classes, sources)
+        _check_settings(config, classes, sources)
     for stream, (path, tensors) in zip(detector.streams, given, strict=True):
         own = stream.state_dict()
         # Second adapters begin where the checkpoint has none.
         tensors |= {n: t for n, t in own.items() if ".second." in n and n not in tensors}
         trunk = {n: t for n, t in tensors.items() if n.startswith(TRUNK)}
         if stream is not detector.streams[0] and config.backbone.mode != "full":
-            _refuse_other_trunk(own, trunk, path)
+            _check_same_trunk(own, trunk, path)
         if single:
             tensors = {n: t for n, t in tensors.items() if n.startswith("backbone.")}
             tensors |= {n: t for n, t in own.items() if n.startswith("head.")}
-        load_strictly(stream, tensors, path)
+        load_state_dict_strict(stream, tensors, path)
     detector.start_fusion()
     return detector
 
 
-def _refuse_strangers(
+def _check_settings(
     config: Experiment, classes: tuple[str, ...], sources: Sequence[Source]
 ) -> None:
     """Raise ValueError unless checkpoints' streams see and predict what the experiment's do."""
@@ -96,8 +96,12 @@ def _refuse_strangers(
             "--fusion.partner"
         )
     for path, saved in sources:
-        _refuse_other_classes(path, saved, classes)
-        lines = [line for line in differences(saved.config, config) if line.startswith(SEEN)]
+        _check_classes(path, saved, classes)
+        lines = [
+            line
+            for line in differences(saved.config, config)
+            if line.startswith(COMPATIBLE_SETTINGS)
+        ]
         if lines:
             raise ValueError(f"{path} was trained on other settings: {'; '.join(lines)}")
 
@@ -114,7 +118,7 @@ def _streams(saved: Checkpoint[Experiment]) -> list[dict[str, Tensor]]:
     ]
 
 
-def _refuse_other_trunk(ours: dict[str, Tensor], theirs: dict[str, Tensor], path: str) -> None:
+def _check_same_trunk(ours: dict[str, Tensor], theirs: dict[str, Tensor], path: str) -> None:
     """Raise ValueError unless a second stream's transformer is the one that both are to share."""
     if any(n in ours and not torch.equal(ours[n].cpu(), t.cpu()) for n, t in theirs.items()):
         raise ValueError(
@@ -123,7 +127,7 @@ def _refuse_other_trunk(ours: dict[str, Tensor], theirs: dict[str, Tensor], path
         )
 
 
-def one_experiment(
+def merge_configs(
     file: str | None, sources: Sequence[Source], overrides: Sequence[str]
 ) -> Experiment:
     """Return what a run on checkpoints' streams is: the first one's experiment, the file over it.
@@ -148,7 +152,7 @@ def one_experiment(
         depth = first.config.backbone.depth
         backbone = replace(first.config.backbone, trainable_from_block=depth)
         first = first._replace(config=replace(first.config, head=head, backbone=backbone))
-    return config_of(file, first, path, overrides)
+    return resolve_config(file, first, path, overrides)
 
 
 def read_sources(
@@ -173,18 +177,18 @@ def read_source(
     """
     if is_checkpoint(path, Experiment) or not Path(path).exists():
         return load_checkpoint(path, Experiment)
-    refuse_other_kind(path, format_of(path))
-    networks = read_networks(path)
+    check_kind(path, format_of(path))
+    networks = find_networks(path)
     if file is None:
         raise ValueError(
             f"{path} has the layout '{networks[0].layout}', which brings no settings: add --config "
             "with the whole experiment that it comes from"
         )
-    return adopt(networks[0], load(Experiment, file, overrides), path, number)
+    return checkpoint_from_opentad(networks[0], load(Experiment, file, overrides), path, number)
 
 
-def adopt(
-    network: Network, config: Experiment, path: str | Path, number: int = 0
+def checkpoint_from_opentad(
+    network: FoundNetwork, config: Experiment, path: str | Path, number: int = 0
 ) -> Checkpoint[Experiment]:
     """Return another project's detector as a checkpoint of one stream.
 
@@ -205,7 +209,7 @@ def adopt(
             f"{path} ({network.layout}) is no detector: it has a transformer, but no head; name it "
             "as backbone.weights instead"
         )
-    refuse_other_size(network, config.backbone.trunk, path)
+    check_trunk_size(network, config.backbone.trunk, path)
     mode = config.backbone.mode if config.backbone.mode in ("adapter", "side") else "none"
     if network.mode != mode:
         raise ValueError(
@@ -221,16 +225,16 @@ def adopt(
     return Checkpoint(alone, _classes(network, config, path), weights, weights, training={})
 
 
-def _where(network: Network) -> str:
+def _where(network: FoundNetwork) -> str:
     blocks = network.adapted
     return f"adapters at blocks {blocks[0]} to {blocks[-1]}" if blocks else "no adapters"
 
 
-def _modes(network: Network) -> str:
+def _modes(network: FoundNetwork) -> str:
     return "frozen or full" if network.mode == "none" else network.mode
 
 
-def _classes(network: Network, config: Experiment, path: str | Path) -> tuple[str, ...]:
+def _classes(network: FoundNetwork, config: Experiment, path: str | Path) -> tuple[str, ...]:
     """Return the names of a detector's classes: its own, or those of the list it was trained with.
 
     Raises:
@@ -266,12 +270,12 @@ def init_from(detector: Detector, path: str | Path) -> None:
     if is_checkpoint(path, Experiment):
         other = load_checkpoint(path, Experiment)
     else:
-        other = adopt(read_networks(path)[0], detector.config, path)
-    _refuse_other_classes(path, other, detector.classes)
+        other = checkpoint_from_opentad(find_networks(path)[0], detector.config, path)
+    _check_classes(path, other, detector.classes)
     if other.config.backbone.mode == "imported":
         _warm_heads(detector, other, path)
         return
-    load_strictly(detector, other.ema, path)
+    load_state_dict_strict(detector, other.ema, path)
     detector.coverage = None  # nothing is left of what was loaded before
 
 
@@ -283,10 +287,10 @@ def _warm_heads(detector: Detector, other: Checkpoint[Experiment], path: str | P
         if name.startswith("streams.0.head.")
     }
     for stream in detector.streams:
-        load_strictly(stream.head, head, path)
+        load_state_dict_strict(stream.head, head, path)
 
 
-def config_of(
+def resolve_config(
     file: str | Path | None,
     saved: Checkpoint[Experiment] | None,
     source: str,
@@ -303,7 +307,7 @@ def config_of(
     return parse(Experiment, dump(saved.config), overrides, source)
 
 
-def _refuse_other_classes(
+def _check_classes(
     path: str | Path, saved: Checkpoint[Experiment], classes: tuple[str, ...]
 ) -> None:
     if saved.classes != classes:

@@ -19,11 +19,11 @@ from extract.activations.stored import Counts
 from extract.sampling.frame_cache import FrameCache
 from train.config import TrainingConfig
 from train.data.batch import Batch, Sample
-from train.data.cached import Streams, window_span
+from train.data.cached import CachedStreams, window_span
 from train.data.loading import EpochSampler
-from train.data.videos import Item, skipped_warning
+from train.data.videos import VideoItem, format_skipped
 from train.data.windows import TrainingWindows, training_loader
-from train.detector.evaluation import Keep, detect_all, score, window_loader
+from train.detector.evaluation import Keep, detect_subset, score, window_loader
 from train.detector.model import Detector
 from train.modeling.losses import PositivesAverage, detection_losses, positive_points
 from train.modeling.points import Targets, assign_batch, pyramid_mask, pyramid_points
@@ -41,7 +41,7 @@ class Weighed(NamedTuple):
     weight: Tensor
 
 
-class Detection:
+class DetectionTask:
     """The task of a detector; `train.engine.loop.Task` says what its members are for.
 
     Args:
@@ -59,10 +59,10 @@ class Detection:
     def __init__(
         self,
         detector: Detector,
-        training: list[Item],
-        validation: list[Item] | None,
+        training: list[VideoItem],
+        validation: list[VideoItem] | None,
         accelerator: Accelerator,
-        cached: Streams | None = None,
+        cached: CachedStreams | None = None,
         activations: Sequence[Activations] = (),
         kept: FrameCache | None = None,
     ) -> None:
@@ -128,23 +128,23 @@ class Detection:
 
     def validate(self) -> tuple[MeanAP, int]:
         assert self.validation is not None
-        found, skipped = detect_all(
+        found, skipped = detect_subset(
             self.model, self.validation, self.windows, self.accelerator, "validation", self._keep()
         )
         with self._by_the_way():
             for activations in self.activations:
                 activations.flush()
         if skipped and self.accelerator.is_main_process:
-            tqdm.write(skipped_warning(skipped, len(self.validation)))
+            tqdm.write(format_skipped(skipped, len(self.validation)))
         return score(self.validation, found[self.model.answer], self.model), len(skipped)
 
-    def saw(self, batch: Batch) -> None:
+    def observe(self, batch: Batch) -> None:
         if batch.start is None:
             self.counts.full += len(batch.videos)
         else:
             self.counts.hits += len(batch.videos)
 
-    def tell(self, when: str) -> None:
+    def log_counts(self, when: str) -> None:
         if not self.counting:
             return
         of = self.counts
@@ -159,10 +159,10 @@ class Detection:
             for activations in self.activations:
                 activations.close()
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         return {"normaliser": self.normaliser.state_dict()}
 
-    def load(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         self.normaliser.load_state_dict(state["normaliser"])
 
     def _keep(self) -> Keep:
@@ -170,10 +170,10 @@ class Detection:
         assert self.validation is not None
         items = {item.name: item for item in self.validation}
         # Of the averaged weights, which are in place and do not move meanwhile.
-        places = [activations.places()["features"] for activations in self.activations]
+        places = [activations.cached_cuts()["features"] for activations in self.activations]
 
         def keep(batch: Batch, features: Sequence[Tensor]) -> None:
-            self.saw(batch)
+            self.observe(batch)
             rows = enumerate(zip(batch.videos, batch.windows, strict=True))
             for row, (video, window) in rows:
                 if not self.activations or row in batch.problems:
@@ -183,8 +183,8 @@ class Detection:
                         self.activations, places, self.config.directions, features, strict=True
                     ):
                         span = window_span(items[video], window, direction)
-                        if not place.has(span):
-                            activations.put(place, span, of_all[row].mT)
+                        if not place.contains(span):
+                            activations.write(place, span, of_all[row].mT)
 
         return keep
 

@@ -92,7 +92,7 @@ def differences(saved: Any, config: Any) -> list[str]:
     ]
 
 
-def refuse_other_run(
+def check_same_run(
     path: Path, saved: Checkpoint[Any], config: Any, classes: tuple[str, ...], processes: int
 ) -> None:
     """Stop with a list of differences unless `saved` can be gone on from with these settings.
@@ -128,7 +128,7 @@ def format_of(path: str | Path) -> object:
     return fields.get("format") if isinstance(fields, dict) else None
 
 
-def refuse_other_kind(path: str | Path, found: object) -> None:
+def check_kind(path: str | Path, found: object) -> None:
     """Raise ValueError if a file's format is one of ours, which then is not the wanted one."""
     if isinstance(found, str) and found in KINDS:
         raise ValueError(f"{path} is {KINDS[found]}")
@@ -155,7 +155,7 @@ def load_checkpoint(path: str | Path, kind: type[C]) -> Checkpoint[C]:
         raise ValueError(f"{path} is damaged: its part {damaged} has a wrong checksum")
     found = fields.get("format") if isinstance(fields, dict) else None
     if found != kind.checkpoint_format:
-        refuse_other_kind(path, found)
+        check_kind(path, found)
         raise ValueError(
             f"{path} is not a checkpoint of this project (format {kind.checkpoint_format})"
         )

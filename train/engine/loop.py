@@ -17,15 +17,15 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from configs.messages import first_of
+from configs.messages import truncated
 from train.config import Trained
 from train.data.loading import EpochSampler
-from train.engine.checkpoint import Checkpoint, load_checkpoint, refuse_other_run, save_checkpoint
+from train.engine.checkpoint import Checkpoint, check_same_run, load_checkpoint, save_checkpoint
 from train.engine.metrics_log import MetricsLog
 from train.engine.optim import Average, build_schedule, statistics
 from train.engine.sharding import gathered, load_model, load_optimizer, prepare_sharding, whole
 from train.engine.stopwatch import Stopwatch
-from train.errors import memory_advice, worker_advice
+from train.errors import translate_oom, translate_worker_death
 
 LOG_EVERY = 10  # updates between two lines of metrics
 START_UP = "starting up"
@@ -43,7 +43,7 @@ class Score(Protocol):
 
 
 class Task(Protocol):
-    """What is trained, how wrong it is and how good: `train.detector.training.Detection` is one.
+    """What is trained, how wrong it is and how good; `DetectionTask` is one.
 
     Attributes:
         config: the resolved experiment; `classes`: names in the order of the logits.
@@ -98,19 +98,19 @@ class Task(Protocol):
     def validate(self) -> tuple[Score, int]:
         """Score the model as it is; return the score and how many videos were skipped."""
 
-    def saw(self, batch: Any) -> None:
+    def observe(self, batch: Any) -> None:
         """Take note of a batch before it is trained on."""
 
-    def tell(self, when: str) -> None:
+    def log_counts(self, when: str) -> None:
         """Say what was noted."""
 
     def close(self) -> None:
         """Let go of what the run held."""
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """Return what going on needs beside weights and optimizer."""
 
-    def load(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a state."""
 
 
@@ -179,7 +179,7 @@ class TrainingRun(Generic[T]):
             disable=not accelerator.is_main_process,
         )
 
-    def go(self) -> None:
+    def train(self) -> None:
         """Train to the last epoch.
 
         Raises:
@@ -194,7 +194,7 @@ class TrainingRun(Generic[T]):
                 self._share_statistics()
                 self.epoch += 1
                 self._end_epoch()
-            self.task.tell("in all")
+            self.task.log_counts("in all")
             self.task.close()
 
     def _end_epoch(self) -> None:
@@ -207,19 +207,19 @@ class TrainingRun(Generic[T]):
             self._save("last.pt")
         if not self.validated:
             self._validate()
-            self.task.tell(f"up to epoch {self.epoch}")
+            self.task.log_counts(f"up to epoch {self.epoch}")
 
     def _train_epoch(self) -> None:
         self.wrapped.train()
         self.sampler.epoch = self.epoch
         began, recent = time.monotonic(), list[MicroBatch]()
-        with worker_advice(), memory_advice("training.batch_size"):
+        with translate_worker_death(), translate_oom("training.batch_size"):
             updates = zip(*[iter(self.loader)] * self.training.accumulate, strict=True)
             came = self.watch.waiting(updates, WAITING)
             for step, batches in enumerate(came, self.epoch * self.updates):
                 self._warn_of_problems(batches)
                 for batch in batches:
-                    self.task.saw(batch)
+                    self.task.observe(batch)
                 recent += self._update(step, batches)
                 self.bar.update()
                 if (step + 1) % LOG_EVERY == 0 or (step + 1) % self.updates == 0:
@@ -279,7 +279,7 @@ class TrainingRun(Generic[T]):
         *losses_of_all, stand_in_count = sums.tolist()
         means = [x / self.accelerator.num_processes for x in losses_of_all]
         if not math.isfinite(loss := sum(means)):
-            self._refuse_nan(recent, losses)
+            self._check_finite(recent, losses)
         self.bar.set_postfix(epoch=self.epoch + 1, loss=f"{loss:.3f}")
         with self._what_is_safe():
             self.log.write(
@@ -295,7 +295,7 @@ class TrainingRun(Generic[T]):
                 seconds_per_step=round((time.monotonic() - began) / updates, 4),
             )
 
-    def _refuse_nan(self, recent: list[MicroBatch], losses: Tensor) -> NoReturn:
+    def _check_finite(self, recent: list[MicroBatch], losses: Tensor) -> NoReturn:
         """Stop all processes with the videos of the micro-batch where it began."""
         bad = [
             (index, float(row.sum()), recent[index].videos)
@@ -353,7 +353,7 @@ class TrainingRun(Generic[T]):
             "videos": list(self.task.videos),
             "optimizer": optimizer,
             "scaler": scaler.state_dict() if scaler else None,
-        } | self.task.state()
+        } | self.task.state_dict()
         checkpoint = Checkpoint(
             config=self.config,
             classes=self.task.classes,
@@ -385,14 +385,14 @@ class TrainingRun(Generic[T]):
     def _resume(self) -> None:
         path = self.out / "last.pt"
         checkpoint = load_checkpoint(path, type(self.config))
-        refuse_other_run(
+        check_same_run(
             path, checkpoint, self.config, self.task.classes, self.accelerator.num_processes
         )
         state = checkpoint.training
         load_model(self.model, checkpoint.model)
         self.average.load({name: checkpoint.ema[name] for name in self.average.tensors})
         load_optimizer(self.optimizer, state["optimizer"])
-        self.task.load(state)
+        self.task.load_state_dict(state)
         if self.accelerator.scaler:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.epoch = self.saved_epoch = state["epoch"]
@@ -403,7 +403,9 @@ class TrainingRun(Generic[T]):
             tqdm.write(
                 f"warning: goes on with other training videos than {path} was trained on, so it "
                 "will not end as it would have:\n  "
-                + "\n  ".join(first_of([f"without {n}" for n in gone] + [f"with {n}" for n in new]))
+                + "\n  ".join(
+                    truncated([f"without {n}" for n in gone] + [f"with {n}" for n in new])
+                )
             )
 
 

@@ -52,7 +52,7 @@ def _locked(file: int) -> bool:
     return True
 
 
-def refuse_full_disk(folder: Path, detector: nn.Module, keeps_best: bool) -> None:
+def check_disk_space(folder: Path, detector: nn.Module, keeps_best: bool) -> None:
     """Stop unless a run's checkpoints fit on the disk, one of them being written aside.
 
     Args:

@@ -27,7 +27,7 @@ from evaluate.reports.launches import (
     write_launches,
 )
 from evaluate.reports.page import REPORT
-from evaluate.reports.training import leave_report
+from evaluate.reports.training import write_training_report
 from extract.activations.stored import Counts
 from train.config import Trained
 from train.engine.stopwatch import Stopwatch
@@ -36,7 +36,7 @@ PASSES = "passes"  # the stage in which the cache is brought up to date
 WAIT_FOR_PASSES = timedelta(days=7)  # processes compute different videos' activations
 
 
-def begin(config: Trained, cached: bool = False) -> Accelerator:
+def make_accelerator(config: Trained, cached: bool = False) -> Accelerator:
     """Return the accelerator of a training run, and seed all random draws.
 
     Args:
@@ -55,7 +55,7 @@ def begin(config: Trained, cached: bool = False) -> Accelerator:
     )
     if accelerator.gradient_accumulation_steps != 1:
         raise ValueError("accumulate with training.accumulate, not with accelerate's own setting")
-    refuse_fp16_without_gpu(config, accelerator)
+    check_fp16_has_gpu(config, accelerator)
     if cached and accelerator.distributed_type == DistributedType.FSDP:
         raise ValueError(
             "--cache: weights that are spread over processes (FSDP) have no fingerprint; leave it "
@@ -78,13 +78,13 @@ def inference_accelerator(config: Trained, cached: bool = False) -> Accelerator:
     )
 
 
-def refuse_fp16_without_gpu(config: Trained, accelerator: Accelerator) -> None:
+def check_fp16_has_gpu(config: Trained, accelerator: Accelerator) -> None:
     """Raise ValueError where fp16 would silently be something else."""
     if config.training.precision == "fp16" and accelerator.device.type == "cpu":
         raise ValueError("training.precision fp16 needs a GPU; on this machine use bf16 or fp32")
 
 
-def has_begun(out: Path, resume: bool) -> bool:
+def is_resuming(out: Path, resume: bool) -> bool:
     """Say whether the folder holds a run to go on with; the same on all processes.
 
     Raises:
@@ -108,7 +108,9 @@ class Notes:
 
 
 @contextmanager
-def reported(out: Path, accelerator: Accelerator, watch: Stopwatch, begun: bool) -> Iterator[Notes]:
+def run_report(
+    out: Path, accelerator: Accelerator, watch: Stopwatch, begun: bool
+) -> Iterator[Notes]:
     """Keep a record of this launch in the run's folder, and leave a report, however it ends.
 
     All processes enter. What cannot be written costs a warning, not the run.
@@ -142,7 +144,7 @@ def reported(out: Path, accelerator: Accelerator, watch: Stopwatch, begun: bool)
         )
         try:
             write_launches(out, [*before, launch])
-            leave_report(out)
+            write_training_report(out)
             print(f"{outcome}; report: {out / REPORT}")
         except (OSError, ValueError) as error:
             print(f"warning: {out} has no report of this: {error}")

@@ -112,7 +112,7 @@ class ConvNorm(nn.Module):
         return F.relu(self.norm(self.conv(x.mT).mT)) * valid
 
 
-class Block(nn.Module):
+class TransformerBlock(nn.Module):
     """Pre-norm transformer block; with stride 2 it halves the resolution."""
 
     def __init__(self, config: HeadConfig, stride: int) -> None:
@@ -166,8 +166,8 @@ class ActionFormer(nn.Module):
         self.embed = nn.ModuleList(
             ConvNorm(width if i else in_channels, width) for i in range(config.embed_convs)
         )
-        self.stem = nn.ModuleList(Block(config, 1) for _ in range(config.stem_blocks))
-        self.branch = nn.ModuleList(Block(config, 2) for _ in range(config.levels - 1))
+        self.stem = nn.ModuleList(TransformerBlock(config, 1) for _ in range(config.stem_blocks))
+        self.branch = nn.ModuleList(TransformerBlock(config, 2) for _ in range(config.levels - 1))
         self.norms = nn.ModuleList(nn.LayerNorm(width, eps=1e-6) for _ in range(config.levels))
         self.class_tower = nn.ModuleList(ConvNorm(width, width) for _ in towers)
         self.distance_tower = nn.ModuleList(ConvNorm(width, width) for _ in towers)

@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 from evaluate.annotations import read_annotations
 from evaluate.datasets import epic
 from evaluate.datasets.classes import ClassList, read_classes
-from evaluate.datasets.fields import Refused, did_you_mean, member, number, read_json, shown
+from evaluate.datasets.fields import Refused, did_you_mean, get_field, number, read_json, short_repr
 from evaluate.datasets.read import holds_annotations
 from evaluate.datasets.records import subset_in
-from evaluate.datasets.tables import TEST_SHARE, Table, cell, read_table, seconds
+from evaluate.datasets.tables import TEST_SHARE, CsvTable, cell, read_table, seconds
 from evaluate.metrics.accuracy import LabelSet
 from extract.video.files import VIDEO_SUFFIXES
 
@@ -166,7 +166,7 @@ def _open(path: Path, sets: int) -> tuple[Any, _Reader | None]:
     return None, None
 
 
-def _read_own(table: Table, path: Path, sets: int, warnings: Counter[str]) -> list[Labelled]:
+def _read_own(table: CsvTable, path: Path, sets: int, warnings: Counter[str]) -> list[Labelled]:
     if sets == 2:
         raise ValueError(f"{path}: has one label a clip, but data.classes names two lists")
     clips = []
@@ -182,7 +182,9 @@ def _read_own(table: Table, path: Path, sets: int, warnings: Counter[str]) -> li
     return clips
 
 
-def _read_kinetics(table: Table, path: Path, sets: int, warnings: Counter[str]) -> list[Labelled]:
+def _read_kinetics(
+    table: CsvTable, path: Path, sets: int, warnings: Counter[str]
+) -> list[Labelled]:
     clips = []
     for place, row in table.rows:
         name, subset = cell(row, "youtube_id", place), row.get("split") or subset_in(path.stem)
@@ -194,7 +196,7 @@ def _read_kinetics(table: Table, path: Path, sets: int, warnings: Counter[str]) 
     return clips
 
 
-def _read_epic(table: Table, path: Path, sets: int, warnings: Counter[str]) -> list[Labelled]:
+def _read_epic(table: CsvTable, path: Path, sets: int, warnings: Counter[str]) -> list[Labelled]:
     clips = []
     labelled = table.columns >= {"verb_class", "noun_class"}
     for place, row in table.rows:
@@ -217,12 +219,12 @@ def _read_something(
         place = f"{path}: entry {position}"
         if not isinstance(entry, dict) or not isinstance(entry.get("id"), str | int):
             raise ValueError(
-                f"{place}: expected an object with the video's 'id', not {shown(entry)}."
+                f"{place}: expected an object with the video's 'id', not {short_repr(entry)}."
             )
         key = "template" if "template" in entry else "label"
         # Test lists have none.
         label = (
-            (re.sub(r"[\[\]]", "", member(entry, key, place, kind=str)),) if key in entry else ()
+            (re.sub(r"[\[\]]", "", get_field(entry, key, place, kind=str)),) if key in entry else ()
         )
         name = str(entry["id"])
         clips.append(Labelled((name,), label, None, _subset(subset, name, warnings), place))

@@ -31,8 +31,8 @@ from extract.sampling.windows import Direction
 from extract.video.files import VIDEO_SUFFIXES
 from extract.video.probe import probe
 from extract.video.reader import VideoError
-from train.data.loading import EpochSampler, batch_loader, stood_in
-from train.data.videos import Item, as_item
+from train.data.loading import EpochSampler, batch_loader, with_substitute
+from train.data.videos import VideoItem, make_item
 from train.recognition.clip_lists import Labelled, LabelledClips, read_labelled
 from train.recognition.config import LabelledData, Pair, Recognition
 
@@ -42,7 +42,7 @@ class Example:
     """A clip of a video file with its class in every label set; none where nobody knows."""
 
     name: str
-    item: Item
+    item: VideoItem
     stretch: Stretch
     labels: tuple[int, ...] = ()
 
@@ -103,7 +103,7 @@ def load_examples(
                 if path is None:
                     wanted = " or ".join(dict.fromkeys(clip.video))
                     raise ValueError(f"{clip.place}: {wanted}: no such file in {folder}")
-                kept.append(_example(clip, name, as_item(path, looked_at[path]), clips.sets))
+                kept.append(_example(clip, name, make_item(path, looked_at[path]), clips.sets))
             except ValueError as error:
                 problems[name] = str(error)
         if accelerator is not None:
@@ -112,7 +112,7 @@ def load_examples(
                 problems = others | problems
             kept = [example for example in kept if example.name not in problems]
         parts.append(Examples(kept, problems))
-    _refuse_problems(data, parts, subsets)
+    _check_clips(data, parts, subsets)
     return parts
 
 
@@ -123,7 +123,7 @@ def example_of(path: str | Path) -> Example:
         VideoError: it cannot be read.
     """
     (found,) = probe([path], progress=False)
-    item = as_item(Path(path), found)
+    item = make_item(Path(path), found)
     return Example(str(path), item, _whole(item))
 
 
@@ -211,11 +211,11 @@ class _Files:
         return self._by_name
 
 
-def _whole(item: Item) -> Stretch:
+def _whole(item: VideoItem) -> Stretch:
     return Stretch(0, item.frames, item.frames / item.duration_s)
 
 
-def _example(clip: Labelled, name: str, item: Item, sets: Sequence[LabelSet]) -> Example:
+def _example(clip: Labelled, name: str, item: VideoItem, sets: Sequence[LabelSet]) -> Example:
     labels = tuple(
         each.classes.index(label) for each, label in zip(sets, clip.labels, strict=False)
     )
@@ -233,7 +233,7 @@ def _example(clip: Labelled, name: str, item: Item, sets: Sequence[LabelSet]) ->
     return Example(name, item, whole._replace(first=first, length=last - first), labels)
 
 
-def _refuse_problems(data: LabelledData, parts: Sequence[Examples], subsets: Sequence[str]) -> None:
+def _check_clips(data: LabelledData, parts: Sequence[Examples], subsets: Sequence[str]) -> None:
     problems = {name: cause for part in parts for name, cause in part.skipped.items()}
     nothing_left = any(part.skipped and not part.kept for part in parts)
     if problems and (data.bad_videos == "stop" or nothing_left):
@@ -311,7 +311,7 @@ class TrainingViews(Dataset[Views]):
     def __getitem__(self, key: tuple[int, int]) -> Views:
         epoch, first = key
         skips = self.config.data.bad_videos == "skip"
-        return stood_in(lambda *at: self._draw(epoch, *at), first, len(self), skips)
+        return with_substitute(lambda *at: self._draw(epoch, *at), first, len(self), skips)
 
     def _draw(self, epoch: int, position: int, problem: str | None) -> Views:
         example, config = self.examples[position], self.config

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from configs.messages import first_of
+from configs.messages import truncated
 from evaluate.metrics.accuracy import Accuracy, flat_names, within_pairs
 from train.engine.session import inference_accelerator
 from train.recognition.dataset import Example, load_examples, other_labels, read_clips
@@ -88,8 +88,8 @@ def evaluate_recogniser(
     strangers = sorted(set(flat_names(clips.sets)) - set(recogniser.classes))
     if strangers:
         raise ValueError(
-            f"{checkpoint} knows {', '.join(first_of(recogniser.classes))}, but "
-            f"{config.data.annotations} also has {', '.join(first_of(strangers))}: it was "
+            f"{checkpoint} knows {', '.join(truncated(recogniser.classes))}, but "
+            f"{config.data.annotations} also has {', '.join(truncated(strangers))}: it was "
             "trained on another dataset"
         )
     # A list of a few clips need not have all classes.

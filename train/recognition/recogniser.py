@@ -11,8 +11,8 @@ from torch import Tensor
 
 from evaluate.datasets.classes import read_classes
 from evaluate.metrics.accuracy import LabelSet, flat_names, label_sets, split_scores
-from extract.checkpoints.strict import load_strictly
-from extract.checkpoints.tensor_files import Content, read
+from extract.checkpoints.strict import load_state_dict_strict
+from extract.checkpoints.tensor_files import TensorFile, read_tensors
 from extract.tada.convnext import TAdaConvNeXt, TAdaConvNeXtConfig
 from extract.tada.frame_resnet import FrameResNet, load_image_resnet
 from extract.tada.networks import NetworkConfig, build_network
@@ -53,7 +53,7 @@ class Recogniser:
         """Build the recogniser of a checkpoint that was read, in eval mode."""
         several = len(saved.config.data.classes) > 1
         recogniser = cls(saved.config, label_sets(saved.classes, several))
-        load_strictly(recogniser.network, saved.ema, path)
+        load_state_dict_strict(recogniser.network, saved.ema, path)
         recogniser.network.eval()
         return recogniser
 
@@ -100,7 +100,7 @@ class Recogniser:
         Raises:
             ValueError: the file cannot be read or holds another network.
         """
-        content = read(path)
+        content = read_tensors(path)
         tensors, what, counts = self._tensors_of(content, path)
         own = self.network.state_dict()
         mine = tuple(len(each.classes) for each in self.sets)
@@ -108,11 +108,11 @@ class Recogniser:
         if not kept:
             tensors = {n: t for n, t in tensors.items() if not n.startswith(CLASSIFIER)}
             tensors |= {n: t for n, t in own.items() if n.startswith(CLASSIFIER)}
-        load_strictly(self.network, tensors, path)
+        load_state_dict_strict(self.network, tensors, path)
         return f"{path}: {what}; its classifier is {'kept' if kept else 'new'}"
 
     def _tensors_of(
-        self, content: Content, path: str | Path
+        self, content: TensorFile, path: str | Path
     ) -> tuple[dict[str, Tensor], str, tuple[int, ...]]:
         """Return a file's network in our names, what it is, and how many classes each set has."""
         network, wanted = self.network, self.config.network
@@ -142,7 +142,9 @@ class Recogniser:
         )
 
 
-def adopt(path: str | Path, config: Recognition, classes: Sequence[Path]) -> Recogniser:
+def recogniser_from_weights(
+    path: str | Path, config: Recognition, classes: Sequence[Path]
+) -> Recogniser:
     """Return the recogniser that a published file holds, in eval mode.
 
     Args:
@@ -153,7 +155,7 @@ def adopt(path: str | Path, config: Recognition, classes: Sequence[Path]) -> Rec
     Raises:
         ValueError: the file cannot be read, holds no such network, or has not so many classes.
     """
-    found = recognise_tada(read(path), path)
+    found = recognise_tada(read_tensors(path), path)
     if found is None:
         raise ValueError(
             f"{path} is neither a checkpoint of train/recognise.py nor of the TAdaConv project"
@@ -173,7 +175,7 @@ def adopt(path: str | Path, config: Recognition, classes: Sequence[Path]) -> Rec
     data = replace(config.data, classes=tuple(map(str, classes)))
     sets = tuple(LabelSet(*each) for each in zip(names, lists, strict=True))
     recogniser = Recogniser(replace(config, network=same, data=data), sets)
-    load_strictly(recogniser.network, found.tensors, path)
+    load_state_dict_strict(recogniser.network, found.tensors, path)
     recogniser.network.eval()
     return recogniser
 

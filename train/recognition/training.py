@@ -19,8 +19,8 @@ from evaluate.metrics.accuracy import Accuracy, LabelSet, accuracy
 from extract.tada.networks import VideoNetwork
 from extract.video.reader import VideoError
 from train.data.loading import EpochSampler
-from train.data.videos import skipped_warning
-from train.errors import memory_advice, worker_advice
+from train.data.videos import format_skipped
+from train.errors import translate_oom, translate_worker_death
 from train.recognition.config import RecognitionTraining
 from train.recognition.dataset import (
     EvaluationViews,
@@ -101,22 +101,22 @@ class RecognitionTask:
             self.recogniser, examples, self.views, self.accelerator, "validation"
         )
         if skipped and main:
-            tqdm.write(skipped_warning(skipped, len(examples)))
+            tqdm.write(format_skipped(skipped, len(examples)))
         return score(self.recogniser.sets, examples, scores), len(skipped)
 
-    def saw(self, batch: Views) -> None:
+    def observe(self, batch: Views) -> None:
         pass
 
-    def tell(self, when: str) -> None:
+    def log_counts(self, when: str) -> None:
         pass
 
     def close(self) -> None:
         pass
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         return {}
 
-    def load(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         pass
 
 
@@ -175,8 +175,8 @@ def score_all(
     total = len(range(rank, len(examples), count))
     with (
         accelerator.autocast(),
-        memory_advice("evaluation.batch_size"),
-        worker_advice(),
+        translate_oom("evaluation.batch_size"),
+        translate_worker_death(),
         tqdm(total=total, desc=what, unit="clip", leave=False, disable=quiet) as bar,
     ):
         for position, (name, scores, problem) in zip(
