@@ -114,8 +114,8 @@ class Report:
     sections: Sequence[Section]
     warnings: Sequence[str] = ()
 
-    def as_dict(self) -> dict[str, Any]:
-        """Everything but pictures, for programs."""
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything but pictures, for programs."""
         return {
             "kind": self.kind,
             "title": self.title,
@@ -146,7 +146,7 @@ def write_report(report: Report, out: Path) -> None:
         size=lambda file: _size(out / file),
         url=quote,
     )
-    content = json.dumps(report.as_dict(), indent=1, ensure_ascii=False)
+    content = json.dumps(report.to_dict(), indent=1, ensure_ascii=False)
     write_text(out / TABLES, content + "\n")
     write_text(out / REPORT, page)
 
