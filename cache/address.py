@@ -3,7 +3,7 @@
 import base64
 import hashlib
 import json
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any, Literal, get_args
 
@@ -107,16 +107,15 @@ class VideoInfo:
     fps: float
     times_s: NDArray[np.float64] | None = field(default=None, compare=False)
 
-    def to_json(self) -> dict[str, Any]:
-        """Return what `from_json` reads; no float is rounded."""
+    def to_dict(self) -> dict[str, Any]:
+        """Return what `from_dict` reads; no float is rounded."""
         times = None
         if self.times_s is not None:
             times = base64.b64encode(np.ascontiguousarray(self.times_s, "<f8").tobytes()).decode()
-        said = {name: getattr(self, name) for name in ("digest", "name", "size", "frames", "fps")}
-        return said | {"times_s": times}
+        return asdict(self) | {"times_s": times}
 
     @staticmethod
-    def from_json(said: dict[str, Any]) -> "VideoInfo":
+    def from_dict(said: dict[str, Any]) -> "VideoInfo":
         times = said["times_s"]
         if times is not None:
             times = np.frombuffer(base64.b64decode(times), "<f8").astype(np.float64)
@@ -139,11 +138,10 @@ class FingerprintInfo:
     checkpoint: str
     about: dict[str, Any] = field(default_factory=dict)
 
-    def to_json(self) -> dict[str, Any]:
-        """Return what `from_json` reads."""
-        names = ("fingerprint", "cut", "checkpoint", "about")
-        return {name: getattr(self, name) for name in names}
+    def to_dict(self) -> dict[str, Any]:
+        """Return what `from_dict` reads."""
+        return asdict(self)
 
     @staticmethod
-    def from_json(said: dict[str, Any]) -> "FingerprintInfo":
+    def from_dict(said: dict[str, Any]) -> "FingerprintInfo":
         return FingerprintInfo(**said)

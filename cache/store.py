@@ -14,8 +14,8 @@ concurrent commits are not safe on a local file system, where most stores are.
 
 import os
 import re
+import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -30,7 +30,7 @@ from cache.format.records import Entry, Group, Metadata
 from cache.format.writer import Writer
 from cache.storage.base import Files, Range, read_whole
 from cache.storage.codec import Bytes, as_bytes
-from cache.storage.leases import Lease
+from cache.storage.leases import USERS, Lease
 from cache.storage.open import files_at
 
 __all__ = ["Damaged", "Missing", "Store", "StoreError"]
@@ -63,6 +63,7 @@ class Store:
         self.files: Files = files_at(url)
         self._check_mark()
         self._lease: Lease | None = None
+        self._warned = False
         # Before the index is read: what is in it may not be pruned from then on.
         self._claim()
         self._index = Index.empty()
@@ -197,10 +198,11 @@ class Store:
     def _claim(self) -> None:
         if self.mode == "look":
             return
-        # Whatever the place raises: a store that cannot be written can still be read, and
-        # nobody can prune it then.
-        with suppress(Exception):
+        # Whatever the place raises: a store that cannot be written can still be read.
+        try:
             self._lease = Lease(self.files)
+        except Exception as error:
+            self._warn(error)
 
     def _use(self, fingerprint: str) -> None:
         """Say that a fingerprint is used, before the answer to whether it is there."""
@@ -213,10 +215,25 @@ class Store:
             self._claim()
             lease = self._lease
         if lease is not None and fingerprint not in lease.fingerprints:
-            with suppress(Exception):
+            try:
                 lease.use(fingerprint)
+            except Exception as error:
+                self._warn(error)
             # Somebody may have pruned it before that could be seen.
             self.refresh()
+
+    def _warn(self, error: Exception) -> None:
+        """Print, the first time, that a lease cannot be written and what that means."""
+        if self._warned:
+            return
+        self._warned = True
+        reason = (isinstance(error, OSError) and error.strerror) or error
+        print(
+            f"warning: {self.url}: cannot write a lease into {USERS}/ ({reason}); it can be read, "
+            "but no other process sees that this one reads it: do not prune it meanwhile",
+            file=sys.stderr,
+            flush=True,
+        )
 
     def _read(self, wanted: Sequence[tuple[Address, int, int]]) -> list[torch.Tensor]:
         for fingerprint in {address.fingerprint for address, _, _ in wanted}:

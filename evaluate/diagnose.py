@@ -13,6 +13,7 @@ profiles.png, sensitivity.png, classes.png and reliability.png into --out.
 import argparse
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 
 from tqdm import tqdm
@@ -184,7 +185,7 @@ def write(
         "subset": subset,
         "videos": len(videos),
         "files": {name: str(path) for name, path in files.items()},
-        "detectors": {name: diagnosis.as_dict() for name, diagnosis in diagnoses.items()},
+        "detectors": {name: asdict(diagnosis) for name, diagnosis in diagnoses.items()},
     }
     write_text(out / "diagnosis.json", json.dumps(content, indent=1, ensure_ascii=False) + "\n")
     draw_diagnosis(diagnoses, out)

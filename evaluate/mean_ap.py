@@ -31,8 +31,8 @@ class MeanAP:
     per_class: dict[str, dict[float, float]]
     recall: dict[tuple[float, int], float]
 
-    def as_dict(self) -> dict[str, float]:
-        """The averages under flat names: average_mAP, mAP@0.5, recall@0.5@1."""
+    def to_dict(self) -> dict[str, float]:
+        """Return the averages under flat names: average_mAP, mAP@0.5, recall@0.5@1."""
         maps = {f"mAP@{tiou:g}": value for tiou, value in self.per_tiou.items()}
         recalls = {f"recall@{tiou:g}@{k}": value for (tiou, k), value in self.recall.items()}
         return {"average_mAP": self.average, **maps, **recalls}

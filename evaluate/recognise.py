@@ -129,7 +129,7 @@ def test(
         return
     result, of_time = found.accuracy(), found.accuracy_of_time()
     clips = len(found.scores)
-    metrics: dict[str, Any] = result.as_dict() | {"clips": clips}
+    metrics: dict[str, Any] = result.to_dict() | {"clips": clips}
     if of_time:
         metrics["reversed"] = of_time
     metrics |= {"per_class": result.per_class, "skipped_videos": found.skipped}

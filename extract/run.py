@@ -249,7 +249,7 @@ def _compare(
         return
     print("\n".join([found.headline(), found.table(), *found.advice()]))
     if file:
-        write_text(Path(file), json.dumps(found.to_json(), indent=1, ensure_ascii=False) + "\n")
+        write_text(Path(file), json.dumps(found.to_dict(), indent=1, ensure_ascii=False) + "\n")
 
 
 def _check_writable(file: Path, purposes: Sequence[str]) -> None:

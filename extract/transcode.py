@@ -189,7 +189,7 @@ def _report(
 ) -> None:
     """Print what the proxies save, and write it down."""
     found = savings(pairs, config.short_side) if pairs else Savings(0, 0, 0)
-    content = {"settings": asdict(config), **found.to_json(), "problems": dict(problems)}
+    content = {"settings": asdict(config), **found.to_dict(), "problems": dict(problems)}
     write_text(out / REPORT, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
     print(found.table())
     if found.saved < 0:

@@ -27,7 +27,7 @@ def test_top1_and_top5_are_counted(seed: int, count: int) -> None:
     best = [sorted(range(7), key=lambda k: (-row[k], k)) for row in scores]
     assert found.top1 == np.mean([b[0] == y for b, (y,) in zip(best, labels, strict=True)])
     assert found.top5 == np.mean([y in b[:5] for b, (y,) in zip(best, labels, strict=True)])
-    assert found.average == found.top1 and found.as_dict().keys() == {"top1", "top5"}
+    assert found.average == found.top1 and found.to_dict().keys() == {"top1", "top5"}
     counts = found.confusion[""]
     assert counts.sum() == count
     for y in range(7):
@@ -53,7 +53,7 @@ def test_two_labels_must_be_right_together(seed: int) -> None:
     assert (found.top1, found.top5) == (first / 9, five / 9)
     verbs = accuracy([LabelSet("", TWO[0].classes)], labels[:, :1], scores[:, :2])
     assert found.of_sets["verb"] == (verbs.top1, verbs.top5)
-    assert found.as_dict()["noun_top1"] == np.mean(scores[:, 2:].argmax(1) == labels[:, 1])
+    assert found.to_dict()["noun_top1"] == np.mean(scores[:, 2:].argmax(1) == labels[:, 1])
 
 
 def test_of_equal_scores_the_first_counts() -> None:

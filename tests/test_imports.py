@@ -42,7 +42,7 @@ ROOMS = {
     ],
     "evaluate": [
         *("datasets", "annotations", "nms", "mean_ap"),
-        *("metrics", "diagnosis", "files", "reports"),
+        *("metrics", "diagnosis", "rendering", "files", "reports"),
     ],
     "train": [
         *("errors", "modeling", "config", "data"),

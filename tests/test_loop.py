@@ -33,7 +33,7 @@ class _Score:
 
     average: float
 
-    def as_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         return {"average": self.average}
 
 

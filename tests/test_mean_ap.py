@@ -32,7 +32,7 @@ def test_equals_the_reference(protocol: str) -> None:
     truth = {video.name: video.segments for video in videos}
     predictions = read_predictions(GOLDEN / "predictions.json")
     golden = json.loads((GOLDEN / "mean_average_precision.json").read_text())[protocol]
-    result = mean_average_precision(truth, predictions, TIOUS[protocol]).as_dict()
+    result = mean_average_precision(truth, predictions, TIOUS[protocol]).to_dict()
     assert list(result) == list(golden)
     assert result == pytest.approx(golden, abs=1e-9)
 
@@ -45,7 +45,7 @@ def test_real_truth_as_its_own_prediction_is_perfect() -> None:
         for name, segments in truth.items()
     }
     result = mean_average_precision(truth, predictions, [0.5, 1.0])
-    assert set(result.as_dict().values()) == {1.0}
+    assert set(result.to_dict().values()) == {1.0}
     assert len(result.per_class) == 18
 
 
@@ -134,7 +134,7 @@ HIT, MISS = Detection("run", 0.0, 10.0, 0.5), Detection("run", 20.0, 30.0, 0.9)
 @pytest.mark.parametrize("predictions", [{}, {"v": []}, {"v": [MISS]}, {"w": [HIT]}])
 def test_finding_nothing_gives_zero(predictions: Predictions) -> None:
     result = mean_average_precision(ONE, predictions, [0.5])
-    assert set(result.as_dict().values()) == {0.0}
+    assert set(result.to_dict().values()) == {0.0}
 
 
 def test_precision_is_lost_to_a_better_scored_miss_anywhere() -> None:
@@ -183,11 +183,11 @@ def test_a_threshold_is_reached_when_it_is_met_exactly() -> None:
 
 def test_names_of_the_flat_form() -> None:
     result = mean_average_precision(ONE, {"v": [HIT]}, np.linspace(0.5, 0.95, 10).tolist())
-    names = list(result.as_dict())
+    names = list(result.to_dict())
     assert names[:3] == ["average_mAP", "mAP@0.5", "mAP@0.55"]
     assert names[-2:] == ["recall@0.95@1", "recall@0.95@5"]
     assert len(names) == 1 + 10 + 20
-    assert json.loads(json.dumps(result.as_dict())) == result.as_dict()
+    assert json.loads(json.dumps(result.to_dict())) == result.to_dict()
 
 
 @pytest.mark.parametrize("tious", [[], [0.0], [0.5, 1.5], [float("nan")]])

@@ -11,10 +11,12 @@ from typing import Any
 from urllib.parse import unquote
 
 import pytest
+from jinja2 import UndefinedError
 
 from evaluate.annotations import Detection, Segment
 from evaluate.mean_ap import mean_average_precision
 from evaluate.metrics.precision_recall import RECALLS, precision_recall
+from evaluate.rendering import render
 from evaluate.reports.launches import Launch, command, new_launch, read_launches, write_launches
 from evaluate.reports.page import Fact, Figure, Report, Section, Table, write_report
 from evaluate.reports.scores import PICTURES, write_scores_report
@@ -108,6 +110,11 @@ def test_a_page_escapes_what_it_is_given(tmp_path: Path) -> None:
     )
     content = json.loads((tmp_path / "report.json").read_text())
     assert content["tables"]["videos"] == {"columns": ["name", EVIL], "rows": [[EVIL, 1]]}
+
+
+def test_a_template_must_be_given_all_it_shows() -> None:
+    with pytest.raises(UndefinedError, match="report"):
+        render("report.html.j2")
 
 
 def test_numbers_are_shown_as_they_are(tmp_path: Path) -> None:

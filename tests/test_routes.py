@@ -188,7 +188,7 @@ def test_closed_ways_say_why() -> None:
     rows = cells(found.table())
     assert [row[1:6] == ["–"] * 5 for row in rows] == [False, False, True, True, True]
     assert all(row[6].startswith("not open: ") for row in rows[2:])
-    records = found.to_json()["routes"]
+    records = found.to_dict()["routes"]
     assert [record["closed"] is None for record in records] == [True, True, False, False, False]
     assert records[3]["bytes"] is None and records[3]["fits"] is None
     assert "cached" not in found.advice()[2]
@@ -226,7 +226,7 @@ def the_same(table: str, records: list[dict[str, Any]]) -> None:
 
 def test_json_and_table_say_the_same() -> None:
     for found in (by_hand(), by_hand(part=None), by_hand(videos=Place("data", 0))):
-        the_same(found.table(), json.loads(json.dumps(found.to_json()))["routes"])
+        the_same(found.table(), json.loads(json.dumps(found.to_dict()))["routes"])
 
 
 # ------------------------------------------------------------------ counted from real files

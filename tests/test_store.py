@@ -1,6 +1,7 @@
 """What is put into a store comes out as it was, or not at all."""
 
 import errno
+import json
 import os
 import pickle
 import random
@@ -245,6 +246,21 @@ def test_who_only_looks_leaves_no_trace(tmp_path: Path) -> None:
     store = Store.open(tmp_path, "look")
     same(store, pairs)
     assert not list((tmp_path / "users").iterdir())
+
+
+def test_infos_are_written_as_ever() -> None:
+    video = VideoInfo(VIDEO, "a.mp4", 10, 2, 25.0, np.array([0.1, 0.2, 1 / 3]))
+    about = FingerprintInfo(PRINT, "ladder", "last.pt", {"size": 160, "mean": [0.1, 2.0]})
+    assert json.dumps(video.to_dict()) == (
+        f'{{"digest": "{VIDEO}", "name": "a.mp4", "size": 10, "frames": 2, "fps": 25.0, '
+        '"times_s": "mpmZmZmZuT+amZmZmZnJP1VVVVVVVdU/"}'
+    )
+    assert json.dumps(about.to_dict()) == (
+        f'{{"fingerprint": "{PRINT}", "cut": "ladder", "checkpoint": "last.pt", '
+        '"about": {"size": 160, "mean": [0.1, 2.0]}}'
+    )
+    assert VideoInfo.from_dict(video.to_dict()) == video
+    assert FingerprintInfo.from_dict(about.to_dict()) == about
 
 
 def test_what_was_told_is_known(url: str) -> None:

@@ -1,5 +1,6 @@
 """Many processes on one store: writers, readers and those who prune, and what one must not take."""
 
+import errno
 import json
 import multiprocessing
 import os
@@ -332,6 +333,54 @@ def test_a_store_that_cannot_be_written_is_read(tmp_path: Path) -> None:
     assert verify(store) == []
     with pytest.raises(OSError, match="cannot write into"):
         Store.open(tmp_path, "a").writer()
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (PermissionError(errno.EACCES, os.strerror(errno.EACCES)), "(Permission denied)"),
+        (RuntimeError("the bucket says no"), "(the bucket says no)"),
+    ],
+)
+def test_a_lease_that_cannot_be_written_is_told_once(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    error: Exception,
+    reason: str,
+) -> None:
+    pairs = filled(tmp_path, 4)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise error
+
+    def check_warned_once() -> None:
+        err = capfd.readouterr().err
+        (line,) = err.splitlines()
+        assert line.startswith(f"warning: {tmp_path}: cannot write a lease") and reason in line
+        assert "do not prune it" in line
+
+    def read_in_child(store: Store) -> None:
+        child = multiprocessing.get_context("fork").Process(target=same, args=(store, pairs))
+        child.start()
+        child.join()
+        assert child.exitcode == 0
+
+    before = Store.open(tmp_path)
+    forked = Store.open(tmp_path)
+    assert capfd.readouterr().err == ""
+    monkeypatch.setattr(LocalFiles, "write", refuse)
+    read_in_child(forked)  # which cannot claim it; its parent can
+    check_warned_once()
+    same(before, pairs)  # of two fingerprints
+    read_in_child(before)
+    check_warned_once()
+    store = Store.open(tmp_path)
+    check_warned_once()
+    same(store, pairs)
+    assert store.contains(pairs[0][0])
+    Store.open(tmp_path, "look")
+    assert capfd.readouterr().err == ""
 
 
 class Windows(Dataset[torch.Tensor]):

@@ -161,7 +161,7 @@ def encode(table: IndexTable, offset: int = 0) -> bytes:
         {
             "groups": table.groups,
             "videos": table.videos,
-            "told": [(told.time, *_info_to_json(told.info)) for told in table.told],
+            "told": [(told.time, _kind_of(told.info), told.info.to_dict()) for told in table.told],
             "records": len(table.records),
             "array": None if array is None else vars(array) | {"chunks": len(array.chunks)},
         }
@@ -212,7 +212,7 @@ def decode(tail: Bytes, size: int, file: str) -> IndexTable:
         records=np.frombuffer(body[8 + length : end], RECORD),
         groups=[Group(name, dtype, tuple(shape)) for name, dtype, shape in header["groups"]],
         videos=header["videos"],
-        told=[Metadata(time, _info_from_json(kind, said)) for time, kind, said in header["told"]],
+        told=[Metadata(time, _info_from_dict(kind, said)) for time, kind, said in header["told"]],
         array=array,
     )
 
@@ -225,9 +225,9 @@ def span_number(span: str) -> int:
     return SPANS.index(span)
 
 
-def _info_to_json(info: VideoInfo | FingerprintInfo) -> tuple[str, dict[str, Any]]:
-    return "video" if isinstance(info, VideoInfo) else "fingerprint", info.to_json()
+def _kind_of(info: VideoInfo | FingerprintInfo) -> str:
+    return "video" if isinstance(info, VideoInfo) else "fingerprint"
 
 
-def _info_from_json(kind: str, said: dict[str, Any]) -> VideoInfo | FingerprintInfo:
-    return VideoInfo.from_json(said) if kind == "video" else FingerprintInfo.from_json(said)
+def _info_from_dict(kind: str, said: dict[str, Any]) -> VideoInfo | FingerprintInfo:
+    return VideoInfo.from_dict(said) if kind == "video" else FingerprintInfo.from_dict(said)

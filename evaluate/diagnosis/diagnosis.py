@@ -1,8 +1,7 @@
 """One detector's mistakes: all tables together."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -76,10 +75,6 @@ class Diagnosis:
     characteristics: dict[str, Characteristic]
     classes: dict[str, ClassDiagnosis]
     reliability: Reliability | None
-
-    def as_dict(self) -> dict[str, Any]:
-        """All of it as what JSON can hold."""
-        return asdict(self)
 
 
 def diagnose(

@@ -10,13 +10,12 @@ from typing import Any
 from urllib.parse import quote
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from numpy.typing import NDArray
 
 from evaluate.annotations import Detection, Segment
+from evaluate.rendering import render
 
 LARGEST_EMBEDDED = 100_000_000  # bytes; browsers stop somewhere behind that
-TEMPLATES = Path(__file__).parents[1] / "templates"
 
 
 @dataclass(frozen=True)
@@ -78,14 +77,7 @@ def page(
         "threshold": threshold,
         "videos": [_as_data(video, classes, names) for video in videos],
     }
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("page.html").render(title=title, data=data)
+    return render("page.html", title=title, data=data)
 
 
 def _ranked(videos: Sequence[PageVideo], classes: Sequence[str], threshold: float) -> list[str]:

@@ -56,7 +56,7 @@ class Accuracy:
         """The number to choose a model by."""
         return self.top1
 
-    def as_dict(self) -> dict[str, float]:
+    def to_dict(self) -> dict[str, float]:
         """Return the plain numbers by name."""
         numbers = {"top1": self.top1, "top5": self.top5}
         for name, (top1, top5) in self.of_sets.items():

@@ -8,11 +8,9 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 from urllib.parse import quote
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from configs.atomic import write_text
+from evaluate.rendering import render
 
-TEMPLATES = Path(__file__).parents[1] / "templates"
 REPORT = "report.html"
 TABLES = "report.json"
 LONGEST_TILE = 12  # letters that fit into a tile in large print
@@ -116,8 +114,8 @@ class Report:
     sections: Sequence[Section]
     warnings: Sequence[str] = ()
 
-    def as_dict(self) -> dict[str, Any]:
-        """Everything but pictures, for programs."""
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything but pictures, for programs."""
         return {
             "kind": self.kind,
             "title": self.title,
@@ -141,20 +139,14 @@ def write_report(report: Report, out: Path) -> None:
     Raises:
         OSError: they cannot be written; what was there before is whole.
     """
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+    page = render(
+        "report.html.j2",
+        report=report,
+        embedded=lambda file: _embedded(out / file),
+        size=lambda file: _size(out / file),
+        url=quote,
     )
-    environment.filters |= {
-        "embedded": lambda file: _embedded(out / file),
-        "size": lambda file: _size(out / file),
-        "url": quote,
-    }
-    page = environment.get_template("report.html.j2").render(report=report)
-    content = json.dumps(report.as_dict(), indent=1, ensure_ascii=False)
+    content = json.dumps(report.to_dict(), indent=1, ensure_ascii=False)
     write_text(out / TABLES, content + "\n")
     write_text(out / REPORT, page)
 

@@ -50,9 +50,9 @@ def write_results(
     """
     out.mkdir(parents=True, exist_ok=True)
     write_predictions(out / "predictions.json", found)
-    metrics: dict[str, Any] = result.as_dict() | {"skipped_videos": dict(skipped)}
+    metrics: dict[str, Any] = result.to_dict() | {"skipped_videos": dict(skipped)}
     if streams:
-        metrics["streams"] = {name: alone.as_dict() for name, alone in streams.items()}
+        metrics["streams"] = {name: alone.to_dict() for name, alone in streams.items()}
     write_text(out / "metrics.json", json.dumps(metrics, indent=1) + "\n")
 
 

@@ -37,7 +37,7 @@ class Coverage:
         made = f", {', '.join(self.computed)} computed" if self.computed else ""
         return f"{self.layout}, {self.size}: {len(self.loaded)} tensors loaded{made}{left}"
 
-    def record(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Return it as plain JSON values, with the files' SHA-256."""
         return {
             "source": self.source,

@@ -43,7 +43,8 @@ class Savings:
             return None
         return self.speed_after / self.speed_before
 
-    def to_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything, with the share that is saved and the gain in speed."""
         return asdict(self) | {"saved": self.saved, "gain": self.gain}
 
     def table(self) -> str:

@@ -70,7 +70,7 @@ class TrainingRoute:
         hours = self.preparation_h, self.first_run_h, self.run_h
         return (self.name, size(self.bytes), free, *map(duration, hours), self.gives_up)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Return everything; nothing of what a closed route would take."""
         return {
             "name": self.name,
@@ -143,10 +143,10 @@ class Routes:
         )
         return [*lines, line, origin]
 
-    def to_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Return the table, in bytes and hours, with all that it comes from."""
         return {
-            "routes": [route.to_json() for route in (*self.whole, *self.cached)],
+            "routes": [route.to_dict() for route in (*self.whole, *self.cached)],
             "advice": self.advice(),
             "work": asdict(self.work),
             "trials": asdict(self.trials),

@@ -66,7 +66,7 @@ def write_run_record(
 def _record_weights(path: Path, detector: Detector, coverage: Coverage) -> None:
     """Write, and say, what pretrained weights a run begins with and which tensors are new."""
     new = [name for name, _ in detector.named_parameters() if ".backbone.trunk." not in name]
-    write_text(path, json.dumps(coverage.record() | {"new": new}, indent=1) + "\n")
+    write_text(path, json.dumps(coverage.to_dict() | {"new": new}, indent=1) + "\n")
     print(f"{coverage.source}: {coverage}; {len(new)} tensors are new")
 
 

@@ -39,7 +39,7 @@ class Score(Protocol):
     @property
     def average(self) -> float: ...
 
-    def as_dict(self) -> dict[str, float]: ...
+    def to_dict(self) -> dict[str, float]: ...
 
 
 class Task(Protocol):
@@ -320,7 +320,7 @@ class TrainingRun(Generic[T]):
             result, skipped = self.task.validate()
         with self._what_is_safe():
             self.log.write(
-                self.epoch * self.updates, validation=result.as_dict(), skipped_videos=skipped
+                self.epoch * self.updates, validation=result.to_dict(), skipped_videos=skipped
             )
         if self.accelerator.is_main_process:
             self.bar.write(
