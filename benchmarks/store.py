@@ -97,10 +97,10 @@ def measure_index(folder: Path, spans: int) -> dict[str, float]:
     numbers = np.random.default_rng(0).integers(0, spans, 20_000)
     addresses = [window(int(number)) for number in numbers]
     keys = [a.key for a in addresses]
-    assert all(map(store.has, addresses))
+    assert all(map(store.contains, addresses))
     lookups = []
     for _ in range(7):
-        lookups.append(seconds(lambda: all(map(store.has, addresses))))
+        lookups.append(seconds(lambda: all(map(store.contains, addresses))))
     return {"open": opened, "lookup": statistics.median(lookups) / len(keys), "bytes": peak}
 
 
@@ -226,7 +226,7 @@ def _one_try(folder: Path, rows: NDArray[np.float16], passes: int, name: str) ->
         for number, a in enumerate(addresses):
             writer.put(a, torch.from_numpy(rows[number * span : (number + 1) * span]))
         writer.flush()
-        fold = seconds(writer.fold)
+        fold = seconds(writer.compact)
     store = Store.open(folder)
     (loaded,) = store.index.tables.values()
     nbytes = count * span * rows[0].nbytes

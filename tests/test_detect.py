@@ -389,7 +389,7 @@ def test_what_was_found_is_kept(
             raise error
         return examine(self, item, *more)
 
-    monkeypatch.setattr(Detector, "examine", breaking)
+    monkeypatch.setattr(Detector, "detect_with_scores", breaking)
     videos = folder / "videos/one.mp4", folder / "videos/two.avi"
     files = "--json", tmp_path / "a.json", "--page", tmp_path / "a.html"
     checkpoint = "--checkpoint", folder / "forward.pt"

@@ -516,7 +516,7 @@ def test_a_video_that_is_replaced_while_it_is_decoded_is_not_kept(
         with path.open("ab") as file:
             file.write(bytes(8))
 
-    monkeypatch.setattr(module, "shrunk_chunks", replaced)
+    monkeypatch.setattr(module, "resized_chunks", replaced)
     (folder := tmp_path / "frames").mkdir()
     with pytest.raises(VideoError, match="was replaced during the run: its content is another one"):
         read(FrameCache(folder, WINDOW), item)
@@ -537,7 +537,7 @@ def test_a_video_comes_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
             yield chunk
             del chunk
 
-    monkeypatch.setattr(module, "shrunk_chunks", counted)
+    monkeypatch.setattr(module, "resized_chunks", counted)
     read(FrameCache(tmp_path, WINDOW), item)
     assert len(seen) == -(-125 // CHUNK) and most <= 3
 

@@ -409,7 +409,7 @@ def test_a_resumed_run_is_the_run_that_would_have_been(
     random = ["--network.dropout=0.3", "--network.drop_path=0.2", "--training.accumulate=2"]
     chosen = [*clips, *random, "--training.batch_size=2", f"--training.optimizer={optimizer}"]
     config = config_of(*chosen, f"--out={tmp_path / 'whole'}")
-    build(config, accelerator).go()
+    build(config, accelerator).train()
     broken = replace(config, out=str(tmp_path / "broken"))
     interrupted = build(broken, accelerator)
     train_epoch = TrainingRun._train_epoch
@@ -421,9 +421,9 @@ def test_a_resumed_run_is_the_run_that_would_have_been(
 
     monkeypatch.setattr(TrainingRun, "_train_epoch", stop)
     with pytest.raises(KeyboardInterrupt):
-        interrupted.go()
+        interrupted.train()
     monkeypatch.undo()
-    build(broken, accelerator, resume=True).go()
+    build(broken, accelerator, resume=True).train()
     curves = []
     for folder in (tmp_path / "whole", tmp_path / "broken"):
         lines = read_metrics(folder / "metrics.jsonl")

@@ -120,7 +120,7 @@ def _work(
                     span, at = made.span(todo), places[todo.wanted]
                     # Pixels may have come in place of a stored activation that is damaged.
                     start = None if piece.window else todo.start
-                    passes[number] = activations.begin(at, span, start, todo.cuts)
+                    passes[number] = activations.start_pass(at, span, start, todo.cuts)
                 passes[number].push(piece)
                 bar.update(piece.clips(passes[number].span))
                 if piece.last:
