@@ -513,6 +513,7 @@ def test_frames_that_an_edit_list_hides_are_not_missing(tmp_path: Path) -> None:
     stride=st.sampled_from([2, 4, 8]),
     share=st.sampled_from([0.3, 0.75, 1.0]),
 )
+@pytest.mark.slow
 def test_what_can_be_learned_by_the_formula(
     begins: int, length: int, stride: int, share: float
 ) -> None:
@@ -638,7 +639,12 @@ def test_the_demo_dataset_is_clean(demo: list[str], tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "code"), [(a_file_is_missing, 1), (an_action_takes_no_time, 2), (unmeasured, 0)]
+    ("spoil", "code"),
+    [
+        (a_file_is_missing, 1),
+        pytest.param(an_action_takes_no_time, 2, marks=pytest.mark.slow),
+        pytest.param(unmeasured, 0, marks=pytest.mark.slow),
+    ],
 )
 def test_exit_codes(data: Data, spoil: Plant, code: int) -> None:
     spoil(data)

@@ -139,6 +139,7 @@ def test_evaluation_scores_the_checkpoint_and_its_own_predictions(
             assert one[1:] == pytest.approx(two[1:], abs=1e-4)
 
 
+@pytest.mark.slow
 def test_two_processes_detect_what_one_does(trained: Path, tmp_path: Path) -> None:
     folders = [tmp_path / "one", tmp_path / "two"]
     for folder, launcher in zip(folders, ((), TWO_PROCESSES), strict=True):
@@ -345,6 +346,7 @@ def test_only_what_should_learn_moves(
     assert shared == (name not in learning) == (mode != "full")
 
 
+@pytest.mark.slow
 def test_training_runs_in_bfloat16_reversed_with_recomputation(
     data: list[str], tmp_path: Path
 ) -> None:

@@ -172,6 +172,7 @@ def test_evaluation_samples_are_the_same_to_the_bit(
     assert len(small_files(cache)) == len(items)
 
 
+@pytest.mark.slow
 def test_workers_share_the_folder(config: Experiment) -> None:
     items = loaded(config, "test")
     found = []

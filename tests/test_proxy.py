@@ -319,7 +319,9 @@ def test_proxies_are_made_once_and_anew_when_something_changed(tmp_path: Path) -
     check(videos / "two.mp4", out / "two.mp4", replace(SMALL, reverse=True))
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize(
+    "how", [pytest.param(signal.SIGKILL, marks=pytest.mark.slow), signal.SIGINT]
+)
 def test_a_run_that_was_ended_goes_on(tmp_path: Path, how: signal.Signals) -> None:
     videos, out = tmp_path / "videos", tmp_path / "out"
     numbered(videos, count=20, file="short")
