@@ -549,7 +549,7 @@ def test_pictures_that_change_their_size_are_not_kept(
     item, expected, _ = clip
     monkeypatch.setattr(
         module,
-        "shrunk_chunks",
+        "resized_chunks",
         lambda *_: iter([np.zeros((16, 32, 32 + n, 3), np.uint8) for n in range(2)]),
     )
     assert torch.equal(read(FrameCache(tmp_path, WINDOW), item), expected)

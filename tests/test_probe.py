@@ -158,7 +158,7 @@ def test_an_interrupt_ends_the_children(tmp_path: Path, actors: Path) -> None:
 
 def test_a_child_ends_with_a_parent_that_is_killed() -> None:
     code = (
-        "import time\nfrom extract.video.probe_pool import _Child\nchild = _Child()\n"
+        "import time\nfrom extract.video.probe_pool import _ProbeWorker\nchild = _ProbeWorker()\n"
         "child.wait_until_ready()\nprint(child.process.pid, flush=True)\ntime.sleep(600)"
     )
     parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torchvision.models import video
 
 from benchmarks import tada as benchmark
+from configs import cli
 from extract.checkpoints.strict import load_state_dict_strict
 from extract.checkpoints.tensor_files import TensorFile
 from extract.tada.conv import Calibrates, Route, TAdaConv, average_over_time, calibrate_convs
@@ -498,7 +499,7 @@ def said_of(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: object
 ) -> str:
     monkeypatch.setattr(sys, "argv", ["weights.py", *map(str, arguments)])
-    weights_main()
+    cli.run(weights_main)
     return capsys.readouterr().out
 
 

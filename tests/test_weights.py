@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from configs import cli
 from configs.loader import dump, load
 from extract.backbone.backbone import Backbone, BackboneConfig
 from extract.backbone.pretrained import load_trunk
@@ -382,7 +383,7 @@ def test_scripts_take_detectors_of_opentad(tmp_path: Path, data: list[str]) -> N
 
 def run_main(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
     monkeypatch.setattr(sys, "argv", ["weights.py", *map(str, arguments)])
-    weights_main()
+    cli.run(weights_main)
 
 
 def test_the_script_says_what_a_file_is(

@@ -301,7 +301,7 @@ def evaluate_checkpoint(
     if items.skipped and accelerator.is_main_process:
         print(format_skipped(items.skipped, len(items) + len(items.skipped)))
     detector = Detector.restore(saved._replace(config=config), checkpoint)
-    _refuse_unknown_labels(checkpoint, detector, items)
+    _check_labels(checkpoint, detector, items)
     out = out or checkpoint.parent / "evaluation" / f"{checkpoint.stem}-{subset}"
     out.mkdir(parents=True, exist_ok=True)  # now, not after hours of detection
     detector = detector.to(accelerator.device)
@@ -337,7 +337,7 @@ def evaluate_checkpoint(
     )
 
 
-def _refuse_unknown_labels(checkpoint: Path, detector: Detector, items: Subset) -> None:
+def _check_labels(checkpoint: Path, detector: Detector, items: Subset) -> None:
     """Raise ValueError if classes are annotated that the detector cannot find."""
     strangers = {s.label for item in items for s in item.truth} - set(detector.classes)
     if strangers and not detector.config.data.class_agnostic:
