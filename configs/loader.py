@@ -46,8 +46,7 @@ def load(
         raise ValueError(f"no config at {path}; the experiments are in configs/")
     content, source = _content(_text(path), str(path)), str(path)
     if "base" in content:
-        under_path = base_of(path)
-        assert under_path is not None
+        under_path = _base_path(path, content["base"])
         under = _content(_text(under_path), str(under_path))
         if "base" in under:
             raise ValueError(f"{path}: its base {under_path} has a base itself; name that one")
@@ -66,9 +65,11 @@ def base_of(path: str | Path) -> Path | None:
     """
     path = Path(path)
     content = _content(_text(path), str(path))
-    if "base" not in content:
-        return None
-    name = content["base"]
+    return _base_path(path, content["base"]) if "base" in content else None
+
+
+def _base_path(path: Path, name: Any) -> Path:
+    """Return the file that stands under `path` as its base; ValueError if there is none."""
     if not isinstance(name, str):
         raise ValueError(f"{path}: 'base' is the name of one YAML file, not {name!r}")
     base = path.parent / name
