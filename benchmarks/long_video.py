@@ -91,6 +91,7 @@ def repeat(source: Path, target: Path, duration_s: float) -> None:
                 again.pts = (packet.pts or 0) + turn * span
                 again.dts = (packet.dts or 0) + turn * span
                 again.time_base = Fraction(stream.time_base)
+                again.duration = packet.duration  # else the last one lasts no time and is left out
                 again.is_keyframe = packet.is_keyframe
                 again.stream = copy
                 longer.mux(again)

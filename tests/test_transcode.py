@@ -135,7 +135,7 @@ def test_damaged_frames_are_the_readers_own_or_an_error(tmp_path: Path, suffix: 
     content[middle : middle + 400] = np.random.default_rng(1).bytes(400)
     source.write_bytes(content)
     if suffix == ".mkv":  # other packets stay whole; what stands in for this one is decord's choice
-        assert write_reversed(source, tmp_path / "once.mp4")
+        write_reversed(source, tmp_path / "once.mp4")  # as RGB or planes: FFmpeg's version decides
         check_reversed(source, tmp_path / "once.mp4")
         return
     with pytest.raises(VideoError, match=r"clip\.mp4: cannot be .*: its data are damaged"):
