@@ -309,6 +309,7 @@ def test_an_unchanged_grid_returns_at_once(copy: Path) -> None:
     assert "8 of 8 runs are done" in good(copy, "--plan")
 
 
+@pytest.mark.slow
 def test_what_has_changed_is_done_again(copy: Path) -> None:
     grid = small_grid()
     # Another row's setting: it and what builds on it, into a folder that holds nothing old.
@@ -356,6 +357,7 @@ def test_missing_results_are_made_again(copy: Path) -> None:
     assert (copy / "study/table.png").exists()
 
 
+@pytest.mark.slow
 def test_a_failing_run_takes_along_only_what_builds_on_it(place: Path) -> None:
     grid = small_grid()
     grid["rows"]["reversed"]["overrides"] = {"fail": "5"}
@@ -439,6 +441,7 @@ def test_an_interrupt_ends_the_runs(place: Path) -> None:
     assert "forward/3   goes on" in good(place, "--plan")
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_runs(place: Path) -> None:
     grid = small_grid()
     grid["overrides"]["sleep"] = 0.7

@@ -212,6 +212,7 @@ def test_skipped_videos_do_not_count(config: Experiment, accelerator: Accelerato
         detect_subset(detector, items, windows, accelerator, "test")
 
 
+@pytest.mark.slow
 def test_all_processes_skip_the_same_videos(config: Experiment, tmp_path: Path) -> None:
     """The video's undamaged windows lie in the other process."""
     detector = build_detector(config, load_annotations(config.data).classes)

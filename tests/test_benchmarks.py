@@ -31,7 +31,10 @@ def products(size: str) -> tuple[int, int, int]:
     return depth * linear, depth * attention, len(config.adapted_blocks) * adapter
 
 
-@pytest.mark.parametrize("size", list(sizes.FILES))
+@pytest.mark.parametrize(
+    "size",
+    [pytest.param(s, marks=[] if s[0] in "sb" else pytest.mark.slow) for s in sizes.FILES],
+)
 def test_operations_are_those_of_the_products(size: str) -> None:
     config = sizes.experiment(size)
     trunk = config.backbone.trunk
@@ -44,6 +47,7 @@ def test_operations_are_those_of_the_products(size: str) -> None:
     assert cost.total == cost.transformer + cost.adapters + cost.head
 
 
+@pytest.mark.slow
 def test_a_training_step_needs_what_learning_passes_back() -> None:
     """Gradients of frozen layers' weights are none of it, and block 0 has nothing to pass back."""
     config = sizes.experiment("s")
@@ -77,6 +81,7 @@ def test_the_table_names_what_it_counts(monkeypatch: pytest.MonkeyPatch) -> None
     assert dict(zip(header, line, strict=True))["transformer"] == "21.88 M"
 
 
+@pytest.mark.slow
 def test_gpu_benchmark_runs_on_a_cpu(tmp_path: Path) -> None:
     arguments = ["--device", "cpu", "--sizes", "tiny", "--repeats", "1", "--out", str(tmp_path)]
     command = [sys.executable, "-m", "benchmarks.gpu", *arguments]
@@ -94,6 +99,7 @@ def test_gpu_benchmark_runs_on_a_cpu(tmp_path: Path) -> None:
     assert "compiled" in file.with_suffix(".txt").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="asks Linux for the memory of a process")
 def test_loading_benchmark_runs() -> None:
     command = [sys.executable, "-m", "benchmarks.loading", "--size", "tiny", "--repeats", "1"]

@@ -630,6 +630,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
     ]
 
 
+@pytest.mark.slow
 def test_the_demo_dataset_is_clean(demo: list[str], tmp_path: Path) -> None:
     done = script("extract/check.py", "--config", DEMO, *demo, "--out", tmp_path / "check")
     assert done.returncode == 0, done.stdout + done.stderr

@@ -134,6 +134,7 @@ def test_positions_are_the_published_ones() -> None:
     assert torch.allclose(given[0] - given[1], table * mask[0, :, None], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_an_experiment_without_classes_end_to_end(data: list[str], tmp_path: Path) -> None:
     """As on ActivityNet: whole videos resized, and classes from elsewhere, here from the truth."""
     config = load(Experiment, DEMO, [*data, *QUICK, *AGNOSTIC, f"--out={tmp_path / 'run'}"])

@@ -110,6 +110,7 @@ def test_videos_without_truth_cannot_be_drawn() -> None:
         resample({"v": []}, {"v": [HIT]}, [0.5], 10, 0)
 
 
+@pytest.mark.slow
 def test_a_thousand_resamples_take_seconds() -> None:
     truth, found = dataset(0, videos=160, truths=20, detections=300)
     began = time.monotonic()

@@ -132,7 +132,9 @@ def test_processes_share_one_global_order() -> None:
     assert len(list(EpochSampler(3, 4, 1, 2, seed=3))) == 4
 
 
-@pytest.mark.parametrize(("processes", "workers"), [(1, 0), (3, 0), (1, 2), (2, 2)])
+@pytest.mark.parametrize(
+    ("processes", "workers"), [(1, 0), (3, 0), pytest.param(1, 2, marks=pytest.mark.slow), (2, 2)]
+)
 def test_every_test_window_belongs_to_exactly_one_worker(
     config: Experiment, processes: int, workers: int
 ) -> None:

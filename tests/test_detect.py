@@ -323,6 +323,7 @@ def test_detectors_of_features_say_so(tmp_path: Path) -> None:
         detector.detect(tmp_path / "video.mp4")
 
 
+@pytest.mark.slow
 def test_real_clips(folder: Path, shared: Path) -> None:
     """Whatever people have: containers, codecs, sizes; the corrupted one is told."""
     done = run(folder, shared / "clips", "--checkpoint", folder / "forward.pt", "--threshold", 0)
@@ -332,6 +333,7 @@ def test_real_clips(folder: Path, shared: Path) -> None:
         assert f"{name} (0:" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_repeated_video_is_its_frames_again(tmp_path: Path) -> None:
     """What the benchmark of long videos measures with."""
     write_numbered(tmp_path / "once.mp4", 40)

@@ -558,6 +558,7 @@ def test_detectors_side_by_side(files: Path) -> None:
     assert row[1:] == [f"{each['mean_ap']:.4f}" for each in content["detectors"].values()]
 
 
+@pytest.mark.slow
 def test_a_checkpoints_answer_and_streams(files: Path) -> None:
     settings_ = [
         f"--data.annotations={files / 'annotations.json'}",
@@ -603,6 +604,7 @@ def test_bad_arguments_are_one_line(files: Path) -> None:
     assert script("evaluate/diagnose.py").returncode == 2
 
 
+@pytest.mark.slow
 def test_pictures_of_one_and_of_most_detectors(tmp_path: Path) -> None:
     truth, found, _ = plant(SLOTS)
     many = {f"detector {k}": diagnose(truth, found, [None] * 3, TIOU) for k in range(6)}

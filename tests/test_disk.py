@@ -200,6 +200,7 @@ def test_curves_that_cannot_be_written_cost_no_metrics(
     assert capsys.readouterr().out.count("warning: TensorBoard's curves end here") == 1
 
 
+@pytest.mark.slow
 def test_a_full_disk_costs_nothing_that_was_saved(
     data: list[str], tmp_path: Path, accelerator: Accelerator
 ) -> None:

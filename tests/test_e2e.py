@@ -297,6 +297,7 @@ def test_a_subset_without_annotations_gets_detections(
     assert not (tmp_path / "out/metrics.json").exists()
 
 
+@pytest.mark.slow
 def test_predictions_of_something_else_are_warned_about(data: list[str], tmp_path: Path) -> None:
     entry = {"segment": [0, 1], "label": "Juggling", "score": 0.5}
     (tmp_path / "p.json").write_text(json.dumps({"results": {"elsewhere": [entry]}}))
@@ -384,6 +385,7 @@ def test_out_of_memory_says_what_to_lower(
         run.train()
 
 
+@pytest.mark.slow
 def test_users_errors_are_one_line_without_a_traceback(
     trained: Path, data: list[str], tmp_path: Path
 ) -> None:
@@ -402,6 +404,7 @@ def test_users_errors_are_one_line_without_a_traceback(
     assert not (tmp_path / "a").exists()
 
 
+@pytest.mark.slow
 def test_the_pipeline_runs_on_real_clips(shared: Path, tmp_path: Path) -> None:
     names = ["demo", "part_0", "flipping_a_pancake"]
     database = {

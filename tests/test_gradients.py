@@ -142,7 +142,12 @@ def one(arguments: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(
     scope="module",
-    params=[accumulated, two_processes, sharded, pytest.param(two_nodes, marks=pytest.mark.slow)],
+    params=[
+        accumulated,
+        two_processes,
+        pytest.param(sharded, marks=pytest.mark.slow),
+        pytest.param(two_nodes, marks=pytest.mark.slow),
+    ],
     ids=lambda train: train.__name__,
 )
 def other(
@@ -256,6 +261,7 @@ def test_launch_files_are_what_accelerate_reads(name: str, processes: int, machi
     assert "num_cpu_threads_per_process" not in path.read_text()
 
 
+@pytest.mark.slow
 def test_sharding_where_it_is_impossible_is_an_error(tmp_path: Path, arguments: list[str]) -> None:
     """Accelerate would go on without it, and without a word."""
     done = subprocess.run(

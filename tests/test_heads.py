@@ -342,6 +342,7 @@ def test_two_processes_share_passes_and_head_training(study: Path, tmp_path: Pat
     assert any("validation" in line for line in read_metrics(out / "metrics.jsonl"))
 
 
+@pytest.mark.slow
 def test_two_processes_leave_the_features_of_their_validations(
     data: list[str], tmp_path: Path
 ) -> None:

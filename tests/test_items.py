@@ -152,6 +152,7 @@ def spoilt(data: list[str], tmp_path: Path) -> list[str]:
     return [data[0], f"--data.videos={folder}", data[2]]
 
 
+@pytest.mark.slow
 def test_two_processes_end_when_they_meet_bad_videos(spoilt: list[str], tmp_path: Path) -> None:
     done = script(
         *("train/e2e.py", "--config", DEMO, *spoilt, *QUICK, "--out", tmp_path / "run"),
@@ -165,6 +166,7 @@ def test_two_processes_end_when_they_meet_bad_videos(spoilt: list[str], tmp_path
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_skipped_videos_are_counted_in_log_and_results(spoilt: list[str], tmp_path: Path) -> None:
     out = tmp_path / "run"
     skip = ["--data.bad_videos=skip", "--training.epochs=2", "--training.stop_epoch=1"]

@@ -186,6 +186,7 @@ def test_the_first_bad_micro_batch_is_named(
     assert len(calls) == 4 and not (tmp_path / "last.pt").exists()
 
 
+@pytest.mark.slow
 def test_workers_change_nothing_that_is_learned(
     data: list[str], tmp_path: Path, accelerator: Accelerator
 ) -> None:

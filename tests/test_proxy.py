@@ -134,6 +134,7 @@ def test_rotated_videos_are_upright(tmp_path: Path, reverse: bool) -> None:
     assert reader.index.rotation == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("clip", CLIPS)
 def test_real_clips(shared: Path, tmp_path: Path, clip: str) -> None:
     source, target = shared / "clips" / clip, tmp_path / "proxy.mp4"
@@ -319,9 +320,8 @@ def test_proxies_are_made_once_and_anew_when_something_changed(tmp_path: Path) -
     check(videos / "two.mp4", out / "two.mp4", replace(SMALL, reverse=True))
 
 
-@pytest.mark.parametrize(
-    "how", [pytest.param(signal.SIGKILL, marks=pytest.mark.slow), signal.SIGINT]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_a_run_that_was_ended_goes_on(tmp_path: Path, how: signal.Signals) -> None:
     videos, out = tmp_path / "videos", tmp_path / "out"
     numbered(videos, count=20, file="short")
@@ -372,6 +372,7 @@ def _failed(tell: Callable[[int], None]) -> None:
     raise OSError("No space left on device")
 
 
+@pytest.mark.slow
 def test_a_decoder_that_crashes_costs_no_other_file() -> None:
     made = [Job(Path(f"{number}.mp4"), 5, _made) for number in range(3)]
     crashed, failed = Job(Path("crashed.mp4"), 9, _crashed), Job(Path("failed.mp4"), 7, _failed)
@@ -382,6 +383,7 @@ def test_a_decoder_that_crashes_costs_no_other_file() -> None:
     assert str(answers[3]) == "failed.mp4: cannot be written anew: No space left on device"
 
 
+@pytest.mark.slow
 def test_proxies_are_trained_on_like_their_originals(tmp_path: Path) -> None:
     videos, out = tmp_path / "videos", tmp_path / "out"
     numbered(videos, "B-frames, long GOP", 97, "even")

@@ -473,6 +473,7 @@ def two_processes(*arguments: object) -> str:
     return run(sys.executable, *TWO_PROCESSES, *map(str, arguments))
 
 
+@pytest.mark.slow
 def test_two_processes_learn_as_one(clips: list[str], tmp_path: Path) -> None:
     common = ["train/recognise.py", "--config", DEMO, *QUICK, *clips, *CONVNEXT]
     common += ["--training.stop_epoch=1", "--data.validation_subset=null"]
@@ -490,6 +491,7 @@ def test_two_processes_learn_as_one(clips: list[str], tmp_path: Path) -> None:
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_two_processes_share_what_their_batch_norms_counted(
     clips: list[str], tmp_path: Path
 ) -> None:
@@ -550,6 +552,7 @@ def test_a_run_leaves_everything_behind(trained: Path) -> None:
     assert json.loads((trained / "skipped_videos.json").read_text()) == {}
 
 
+@pytest.mark.slow
 def test_a_list_of_clips_is_scored(trained: Path, clips: list[str], tmp_path: Path) -> None:
     arguments = ["evaluate/recognise.py", "--checkpoint", trained / "last.pt", "--reversed"]
     arguments += ["--views.clips", "2", "--crops.crops=3"]

@@ -112,6 +112,7 @@ def test_a_complete_dataset_is_left_alone_and_foreign_files_are_safe(tmp_path: P
     assert (tmp_path / "precious.txt").read_text() == "mine" and (tmp_path / "videos").is_dir()
 
 
+@pytest.mark.slow
 def test_an_unfinished_dataset_is_made_anew(tmp_path: Path) -> None:
     write_dataset(tmp_path / "whole", SMALL, processes=1)
     folder = tmp_path / "broken"

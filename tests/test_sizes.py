@@ -71,7 +71,9 @@ def from_reference(shared: Path, size: str) -> Tensor:
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("size", [*"sbl", *BIG])
+@pytest.mark.parametrize(
+    "size", ["s", *(pytest.param(size, marks=pytest.mark.slow) for size in ("b", "l", *BIG))]
+)
 def test_features_and_counts_match_the_reference(shared: Path, size: str) -> None:
     backbone, meta = published(shared, size)
     classifier_norm = 2 * backbone.width  # behind where a detector takes its features

@@ -45,6 +45,7 @@ def leases_of(folder: Path) -> list[Path]:
     return sorted((folder / USERS).glob("*.json"))
 
 
+@pytest.mark.slow
 def test_four_writers_and_two_readers_at_once(tmp_path: Path) -> None:
     Store.open(tmp_path, "a").close()
     readers = [begin("read", tmp_path) for _ in range(2)]

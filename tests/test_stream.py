@@ -161,6 +161,7 @@ def growth(folder: Path, windows: int) -> float:
     return float(done.stdout)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is read from /proc")
 def test_memory_settles(tmp_path: Path) -> None:
     assert growth(tmp_path, 150) < 16

@@ -162,7 +162,14 @@ def untrained(streams: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[b
     return {False: losses(folder / "experiment_3_2"), True: losses(folder / "gated")}
 
 
-@pytest.mark.parametrize("name", LEARNING)
+@pytest.mark.parametrize(
+    "name",
+    [
+        # One of predictions and one of features; the others learn in the same loop.
+        pytest.param(name, marks=[] if name in ("experiment_3_2", "gated") else pytest.mark.slow)
+        for name in LEARNING
+    ],
+)
 def test_fusions_learn_from_the_cache(
     streams: Path, untrained: dict[bool, list[float]], tmp_path: Path, name: str
 ) -> None:
@@ -188,6 +195,7 @@ def test_class_weights_are_fitted(streams: Path, tmp_path: Path) -> None:
     scored(streams, tmp_path / "run/last.pt")
 
 
+@pytest.mark.slow
 def test_second_adapters_learn_behind_frozen_ones(streams: Path, tmp_path: Path) -> None:
     config = CONFIGS / "experiment_2.yaml"
     quick = ["--training.epochs=2", "--training.stop_epoch=2"]
@@ -238,6 +246,7 @@ def test_joint_training_is_two_trainings(data: list[str], tmp_path: Path) -> Non
         assert torch.allclose(same[key], tensor, atol=2e-5), key
 
 
+@pytest.mark.slow
 def test_processes_and_interruptions_change_nothing(data: list[str], tmp_path: Path) -> None:
     quick = [*data, *QUICK, "--head.drop_path=0", "--data.validation_subset=null"]
     quick += ["--training.epochs=2", "--training.stop_epoch=2"]
@@ -255,6 +264,7 @@ def test_processes_and_interruptions_change_nothing(data: list[str], tmp_path: P
         assert torch.allclose(tensor, parts[key], atol=5e-5), key
 
 
+@pytest.mark.slow
 def test_heads_learn_on_through_a_fusion_from_stored_windows_in_bfloat16(
     streams: Path, tmp_path: Path
 ) -> None:
@@ -273,6 +283,7 @@ def test_heads_learn_on_through_a_fusion_from_stored_windows_in_bfloat16(
     assert moved == {"0", "1"}
 
 
+@pytest.mark.slow
 def test_second_adapters_everywhere_learn_end_to_end_for_a_fusion_of_features(
     streams: Path, data: list[str], tmp_path: Path
 ) -> None:
@@ -326,6 +337,7 @@ def test_streams_that_do_not_fit_are_refused(
     assert done.returncode == 1 and message in done.stderr
 
 
+@pytest.mark.slow
 def test_a_fusion_never_takes_the_place_of_what_it_is_made_of(
     streams: Path, tmp_path: Path
 ) -> None:

@@ -41,6 +41,7 @@ def check_exact(path: Path) -> None:
         assert np.array_equal(reader.frames(indices), whole[indices]), f"{name}, reader reused"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "clip", ["demo.mp4", "part_0.mp4", "flipping_a_pancake.mkv", "h265_video.mp4", "test.avi"]
 )

@@ -360,6 +360,7 @@ def test_detectors_that_do_not_fit_are_refused_in_words(tmp_path: Path) -> None:
         checkpoint_from_opentad(replace(network, head={}), named, "x.pth")
 
 
+@pytest.mark.slow
 def test_scripts_take_detectors_of_opentad(tmp_path: Path, data: list[str]) -> None:
     classes = len(Path(data[2].partition("=")[2]).read_text().split())
     config = demo(tmp_path, *data)
