@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from accelerate import Accelerator
 
@@ -16,8 +16,15 @@ from extract.activations.activations import Activations
 from extract.checkpoints.strict import Coverage
 from extract.sampling.frame_cache import FrameCache
 from extract.sampling.transforms import evaluation_transform, train_transform
-from train.config import Experiment
-from train.data.videos import Subset, VideoItem, format_skipped
+from train.config import DataConfig, Experiment
+from train.data.videos import (
+    Subset,
+    VideoItem,
+    format_skipped,
+    learned_classes,
+    load_annotations,
+    load_subsets,
+)
 from train.detector.model import Detector
 
 
@@ -30,19 +37,55 @@ def check_has_pixels(config: Experiment) -> None:
         )
 
 
-def check_labelled(validation: list[VideoItem] | None, subset: str | None) -> None:
-    """Raise ValueError if there are videos to validate with, but no action in them."""
+class TrainingData(NamedTuple):
+    """The videos that a detector is trained on, and those that it is validated with, if any.
+
+    Attributes:
+        annotations: with what is to be warned of.
+        classes: what the detector tells apart.
+    """
+
+    annotations: Annotations
+    classes: tuple[str, ...]
+    training: Subset
+    validation: Subset | None
+
+    @property
+    def subsets(self) -> list[Subset]:
+        """Those that there are."""
+        return [self.training] if self.validation is None else [self.training, self.validation]
+
+
+def load_training_data(
+    data: DataConfig,
+    accelerator: Accelerator,
+    store: Store | None,
+    needs_files: bool = False,
+    imported: str | None = None,
+) -> TrainingData:
+    """Read the annotations and match both subsets with their files; see `load_subsets`.
+
+    Raises:
+        ValueError: annotations or files are missing or malformed, or there are videos to validate
+            with, but no action in them.
+    """
+    annotations = load_annotations(data)
+    name = data.validation_subset
+    names = [data.train_subset, *([name] if name else [])]
+    training, *others = load_subsets(
+        data, annotations, names, accelerator, store, needs_files, imported
+    )
+    validation = others[0] if others else None
     if validation is not None and not any(item.truth for item in validation):
         raise ValueError(
-            f"no video of subset '{subset}' has an action, so nothing can be validated; set "
+            f"no video of subset '{name}' has an action, so nothing can be validated; set "
             "data.validation_subset to another one or to null"
         )
+    return TrainingData(annotations, learned_classes(data, annotations), training, validation)
 
 
-def write_run_record(
-    out: Path, detector: Detector, subsets: Sequence[Subset], annotations: Annotations
-) -> dict[str, Any]:
-    """Write what is decided of a run before it begins, and say it: training videos come first.
+def write_run_record(out: Path, detector: Detector, data: TrainingData) -> dict[str, Any]:
+    """Write what is decided of a run before it begins, and say it.
 
     Returns:
         What its report tells of it (`Notes.about`).
@@ -50,15 +93,15 @@ def write_run_record(
     write_text(out / "config.yaml", dump(detector.config))
     weights = detector.parameter_counts()
     counts = ", ".join(f"{name} {n:,}" for name, n in weights.items())
-    windows = sum(bool(len(item.segments)) for item in subsets[0])
+    windows = sum(bool(len(item.segments)) for item in data.training)
     print(f"{windows} training videos, {len(detector.classes)} classes; weights: {counts}")
     if detector.coverage is not None:
         _record_weights(out / "weights.json", detector, detector.coverage)
-    for what, count in annotations.warnings.items():
+    for what, count in data.annotations.warnings.items():
         print(f"warning: annotations: {what}: {count}")
-    skipped = {name: cause for items in subsets for name, cause in items.skipped.items()}
+    skipped = {name: cause for items in data.subsets for name, cause in items.skipped.items()}
     if skipped:
-        print(format_skipped(skipped, len(skipped) + sum(map(len, subsets))))
+        print(format_skipped(skipped, len(skipped) + sum(map(len, data.subsets))))
     write_text(out / "skipped_videos.json", json.dumps(skipped, indent=1) + "\n")
     return {"training videos": windows, "classes": len(detector.classes), "weights": weights}
 
