@@ -174,17 +174,17 @@ def test_both_directions_from_the_cache_are_those_from_pixels(
         expected, _ = detect_subset(detector, items, pixels, accelerator, "pixels")
         activations = activations_of(detector, store, ["weights.pt"])
         spans = [
-            evaluation_spans(items, overlap, config, direction)
-            + training_spans(items, config, direction)
+            evaluation_spans(items, overlap, config.sampling, direction)
+            + training_spans(items, config.sampling, direction, config.cache.span)
             for direction in config.directions
         ]
-        cached = ensure_cached(activations, spans, "features", [items], config, accelerator)
+        cached, _ = ensure_cached(activations, spans, "features", [items], accelerator, 0)
         windows = window_loader(items, overlap, config, accelerator, cached)
         found, _ = detect_subset(detector, items, windows, accelerator, "cached")
         assert found == expected and any(expected["fused"].values())
         # The same video forwards and backwards: the network is no mirror of itself.
-        place, span_of = cached[0], spans[0][0]
-        ours, theirs = place.read(span_of), cached[1].read(spans[1][0])
+        place, span_of = cached.places[0], spans[0][0]
+        ours, theirs = place.read(span_of), cached.places[1].read(spans[1][0])
         assert ours.shape == theirs.shape == (span_of.rows, SMALL.features)
         assert not torch.allclose(ours, theirs.flip(0), rtol=1e-3)
 

@@ -42,18 +42,20 @@ def main() -> None:
         )
     args, overrides = parser.parse_known_args()
     config = load(Experiment, args.config, with_cache(overrides, args.cache))
-    check_has_pixels(config)
+    check_has_pixels(config.backbone)
     named = {"forward": args.forward_from, "reversed": args.reversed_from}
     if any(named.values()):
-        _check_directions(config, named, args.init_from)
+        _check_directions(config.directions, named, args.init_from)
     paths = [path for path in map(named.get, config.directions) if path]
     sources = read_sources(paths, args.config, overrides)
     train(config, args.resume, args.init_from, sources)
 
 
-def _check_directions(config: Experiment, named: dict[str, str | None], source: str | None) -> None:
+def _check_directions(
+    directions: Sequence[Direction], named: dict[str, str | None], source: str | None
+) -> None:
     """Raise ValueError unless there are two streams of opposite directions, and one source each."""
-    if source or not all(named.values()) or sorted(config.directions) != sorted(named):
+    if source or not all(named.values()) or sorted(directions) != sorted(named):
         raise ValueError(
             "--forward-from and --reversed-from go together, without --init-from, in an experiment "
             "of both directions (fusion.method is not none)"
@@ -80,8 +82,8 @@ def train(
             init_from(detector, source)
         session.claim(detector, keeps_best=data.validation is not None)
         activations = activations_of(detector, store, [session.out / "last.pt"]) if store else ()
-        kept = open_frame_cache(config, data.training, data.validation or (), accelerator)
         subsets = data.training, data.validation
+        kept = open_frame_cache(config.data, config.sampling, config.pixels, *subsets, accelerator)
         task = DetectionTask(detector, *subsets, accelerator, activations=activations, kept=kept)
         run = TrainingRun(task, accelerator, session.begun, session.watch)
         with session.report() as notes:

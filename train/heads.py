@@ -16,6 +16,7 @@ activations behind block k − 1. What comes out is a whole detector.
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from configs import cli
@@ -40,7 +41,8 @@ def main() -> None:
     overrides = with_cache(overrides, args.cache)
     sources = read_sources(args.checkpoint, args.config, overrides)
     config = merge_configs(args.config, sources, overrides)
-    train(learning_only(config), sources, args.config or "", args.resume)
+    config = replace(config, backbone=learning_only(config.backbone))
+    train(config, sources, args.config or "", args.resume)
 
 
 def train(config: Experiment, sources: Sequence[Source], file: str, resume: bool) -> None:

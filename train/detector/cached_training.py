@@ -7,8 +7,8 @@ from accelerate import Accelerator
 
 from extract.activations.activations import Activations
 from extract.activations.fingerprints import fingerprints, settings
-from extract.activations.stored import Counts
 from extract.backbone.backbone import Cut
+from extract.sampling.spans import SpanKind
 from train.config import Experiment
 from train.data.cached import ensure_cached, evaluation_spans, training_spans
 from train.data.videos import Subset
@@ -50,14 +50,18 @@ def train_on_cache(
     assert cut is not None
     if session.begun:  # said before hours of passes
         _check_same_backbone(session.out / "last.pt", detector, cut, origins, accelerator)
-    spans = [training_spans(data.training, config, d) for d in config.directions]
+    sampling, kind = config.sampling, config.cache.span
+    spans = [training_spans(data.training, sampling, d, kind) for d in config.directions]
     if data.validation is not None:
-        overlap = config.sampling.validation_overlap
+        overlap = sampling.validation_overlap
+        tested: SpanKind = "video" if config.backbone.mode == "imported" else "window"
         for some, direction in zip(spans, config.directions, strict=True):
-            some += evaluation_spans(data.validation, overlap, config, direction)
-    before = Counts()
+            some += evaluation_spans(data.validation, overlap, sampling, direction, tested)
+    workers, skip_bad = config.training.workers, config.data.bad_videos == "skip"
     with session.watch.stage(PASSES):
-        cached = ensure_cached(activations, spans, cut, data.subsets, config, accelerator, before)
+        cached, before = ensure_cached(
+            activations, spans, cut, data.subsets, accelerator, workers, skip_bad
+        )
     task = DetectionTask(detector, data.training, data.validation, accelerator, cached)
     run = TrainingRun(task, accelerator, session.begun, session.watch)
     with session.report() as notes:
@@ -97,10 +101,12 @@ def _calibrate(
     detector: Detector, activations: Sequence[Activations], items: Subset, accelerator: Accelerator
 ) -> None:
     """Fit the fusion's class weights to what the streams say in windows of the items."""
-    config = detector.config
-    overlap = config.sampling.test_overlap
-    spans = [evaluation_spans(items, overlap, config, d) for d in config.directions]
-    cached = ensure_cached(activations, spans, "features", [items], config, accelerator)
+    config, overlap = detector.config, detector.config.sampling.test_overlap
+    spans = [evaluation_spans(items, overlap, config.sampling, d) for d in config.directions]
+    workers, skip_bad = config.training.workers, config.data.bad_videos == "skip"
+    cached, _ = ensure_cached(
+        activations, spans, "features", [items], accelerator, workers, skip_bad
+    )
     windows = window_loader(items, overlap, config, accelerator, cached)
     fit_class_weights(detector, windows, accelerator)
 

@@ -13,10 +13,12 @@ from configs.atomic import write_text
 from configs.loader import dump
 from evaluate.annotations import Annotations
 from extract.activations.activations import Activations
+from extract.backbone.backbone import BackboneConfig
 from extract.checkpoints.strict import Coverage
 from extract.sampling.frame_cache import FrameCache
-from extract.sampling.transforms import evaluation_transform, train_transform
-from train.config import DataConfig, Experiment
+from extract.sampling.transforms import PixelConfig, evaluation_transform, train_transform
+from extract.sampling.windows import SamplingConfig
+from train.config import DataConfig
 from train.data.videos import (
     Subset,
     VideoItem,
@@ -28,9 +30,9 @@ from train.data.videos import (
 from train.detector.model import Detector
 
 
-def check_has_pixels(config: Experiment) -> None:
+def check_has_pixels(backbone: BackboneConfig) -> None:
     """Raise ValueError where pixels are needed, but there are none."""
-    if config.backbone.mode == "imported":
+    if backbone.mode == "imported":
         raise ValueError(
             "backbone.mode imported: features come from elsewhere, and nothing is computed from "
             "pixels; train on them with train/heads.py"
@@ -139,9 +141,11 @@ def activations_of(
 
 
 def open_frame_cache(
-    config: Experiment,
+    data: DataConfig,
+    sampling: SamplingConfig,
+    pixels: PixelConfig,
     training: Sequence[VideoItem],
-    validation: Sequence[VideoItem],
+    validation: Sequence[VideoItem] | None,
     accelerator: Accelerator,
 ) -> FrameCache | None:
     """Return where a run keeps its videos' frames, if it does, and say what they will take.
@@ -149,42 +153,41 @@ def open_frame_cache(
     Raises:
         ValueError: there can be no such folder.
     """
-    if config.data.frame_cache is None:
+    if data.frame_cache is None:
         return None
-    folder = Path(config.data.frame_cache)
+    folder = Path(data.frame_cache)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ValueError(
             f"data.frame_cache: cannot make the folder {folder}: {error.strerror}; choose another"
         ) from error
-    kept = FrameCache(folder, config.sampling, config.data.frame_cache_gb)
+    kept = FrameCache(folder, sampling, data.frame_cache_gb)
     if accelerator.is_main_process:
         kept.tidy()
         learned = [item for item in training if len(item.segments)]
-        test, train = evaluation_transform(config.pixels), train_transform(config.pixels)
+        test, train = evaluation_transform(pixels), train_transform(pixels)
         print(
             kept.forecast(
                 (item.path, item.info, transform.shrink)
-                for items, transform in ((learned, train), (validation, test))
+                for items, transform in ((learned, train), (validation or (), test))
                 for item in items
             )
         )
     return kept
 
 
-def learning_only(config: Experiment) -> Experiment:
-    """Return the config of a run on cached activations: by default only the head learns.
+def learning_only(backbone: BackboneConfig) -> BackboneConfig:
+    """Return the backbone of a run on cached activations: by default only the head learns.
 
     Raises:
         ValueError: what learns stands behind nothing that could be cached.
     """
-    if config.backbone.last_frozen_cut is not None:
-        return config
-    if config.backbone.second_from_block is not None:
+    if backbone.last_frozen_cut is not None:
+        return backbone
+    if backbone.second_from_block is not None:
         raise ValueError(
             "backbone.second_from_block 0 trains an adapter in front of all that could be cached; "
             "train it with train/e2e.py, or choose a later block"
         )
-    depth = config.backbone.depth
-    return replace(config, backbone=replace(config.backbone, trainable_from_block=depth))
+    return replace(backbone, trainable_from_block=backbone.depth)
