@@ -83,8 +83,9 @@ def shaken(config: Experiment) -> Detector:
     detector = Detector(config, tuple("abcdef"))
     detector.load_pretrained()
     for stream in detector.streams:
-        for adapter in stream.backbone.adapters.values():
-            torch.nn.init.normal_(adapter.up.weight, std=0.1)  # type: ignore[union-attr,arg-type]
+        for name, weight in stream.backbone.named_parameters():
+            if name.startswith("adapters.") and name.endswith("up.weight"):
+                torch.nn.init.normal_(weight, std=0.1)
     return detector.eval()
 
 

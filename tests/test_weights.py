@@ -303,7 +303,7 @@ def test_a_whole_detector_gives_its_transformer(tmp_path: Path) -> None:
     for name in ("x.pth", "x.pt"):
         trunk = VideoMAE(SMALL)
         coverage = load_trunk(trunk, tmp_path / name)
-        wanted = detector.streams[0].backbone.trunk.state_dict()
+        wanted = detector.get_submodule("streams.0.backbone.trunk").state_dict()
         assert all(torch.equal(t, wanted[n]) for n, t in trunk.state_dict().items())
         assert sum("only the transformer" in why for why in coverage.dropped.values()) > 50
         # The loss's normaliser and the last norm are OpenTAD's alone.

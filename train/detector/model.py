@@ -14,6 +14,7 @@ from extract.backbone.imported import Imported
 from extract.backbone.pretrained import load_trunk
 from extract.backbone.tada_backbone import TAdaBackbone, load_tada_trunk
 from extract.backbone.videomae import VideoMAE
+from extract.checkpoints.layouts import ADDED
 from extract.checkpoints.strict import Coverage, load_state_dict_strict
 from extract.sampling.windows import Window, sliding_windows
 from extract.tada.tada2d import TAda2D
@@ -48,14 +49,14 @@ class Stream(nn.Module):
     ) -> None:
         super().__init__()
         if backbone.mode == "imported":
-            self.backbone: Backbone = Imported(backbone)
+            self.backbone: Backbone | TAdaBackbone | Imported = Imported(backbone)
         elif backbone.network == "tada2d":
             assert not isinstance(trunk, VideoMAE)
             self.backbone = TAdaBackbone(backbone, trunk)
         else:
             assert not isinstance(trunk, TAda2D)
             self.backbone = Backbone(backbone, trunk)
-        self.head = ActionFormer(self.backbone.width, classes, head)
+        self.head = ActionFormer(backbone.width, classes, head)
 
 
 class Examined(NamedTuple):
@@ -95,11 +96,12 @@ class Detector(nn.Module):
         self.config, self.classes = config, classes
         parts = config.backbone, config.head, len(classes)
         streams = [Stream(*parts)]
-        trunk = None if config.backbone.mode == "full" else streams[0].backbone.trunk
+        whole = config.backbone.mode == "full"
+        trunk = None if whole else next(iter(_trunks(streams)), None)
         streams += [Stream(*parts, trunk) for _ in config.directions[1:]]
         self.streams = nn.ModuleList(streams)  # type: ignore[assignment]
         self.fusion = None
-        method, width = config.fusion.method, streams[0].backbone.width
+        method, width = config.fusion.method, config.backbone.width
         if method in FEATURE_METHODS:
             self.fusion = FeatureFusion(config.fusion, width, len(classes), config.head)
             self.start_fusion()
@@ -128,9 +130,11 @@ class Detector(nn.Module):
         """Load the trunk's pretrained weights that the config names, if any."""
         source = self.config.backbone.weights
         if source:
-            for trunk in {stream.backbone.trunk: None for stream in self.streams}:
-                load = load_tada_trunk if isinstance(trunk, TAda2D) else load_trunk
-                self.coverage = load(trunk, source)
+            for trunk in _trunks(self.streams):
+                if isinstance(trunk, TAda2D):
+                    self.coverage = load_tada_trunk(trunk, source)
+                else:
+                    self.coverage = load_trunk(trunk, source)
 
     def start_fusion(self) -> None:
         """Let a fusion of features begin where the first stream's head is."""
@@ -299,15 +303,12 @@ class Detector(nn.Module):
     def parameter_counts(self) -> dict[str, int]:
         """Return how many weights the parts have and how many of all learn."""
         parts: dict[str, list[nn.Module]] = {
-            "trunk": list({stream.backbone.trunk for stream in self.streams}),
+            "trunk": [*_trunks(self.streams)],
             "adapters": [
                 part
                 for stream in self.streams
-                for part in (
-                    stream.backbone.adapters,
-                    stream.backbone.second,
-                    stream.backbone.ladder,
-                )
+                for name, part in stream.backbone.named_children()
+                if f"{name}." in ADDED
             ],
             "heads": [stream.head for stream in self.streams],
             "fusion": [] if self.fusion is None else [self.fusion],
@@ -318,6 +319,12 @@ class Detector(nn.Module):
         }
         learning = sum(p.numel() for p in self.parameters() if p.requires_grad)
         return counts | {"learning": learning}
+
+
+def _trunks(streams: Iterable[Stream]) -> list[Trunk]:
+    """Return the networks of streams that have one, each once."""
+    backbones = [stream.backbone for stream in streams]
+    return list({b.trunk: None for b in backbones if not isinstance(b, Imported)})
 
 
 def _told(batches: Iterable[Batch], done: Callable[[int], None]) -> Iterator[Batch]:
