@@ -56,7 +56,9 @@ def race(file: Path, folder: Path, configs: tuple[Experiment, ...], repeats: int
     proxy, cache = folder / "proxy.mp4", FrameCache(folder, configs[0].sampling)
     write_proxy(file, proxy, ProxyConfig(configs[0].pixels.train_short_side))
     item, small = (annotated(with_digest(probe_item(path))) for path in (file, proxy))
-    windows = TrainingWindows([item], configs[0], kept=cache)
+    windows = TrainingWindows(
+        [item], configs[0].sampling, configs[0].pixels, configs[0].directions, kept=cache
+    )
     began = time.perf_counter()
     samples = windows[0, 0].inputs[0].shape[1]
     filled_s = time.perf_counter() - began
@@ -66,9 +68,13 @@ def race(file: Path, folder: Path, configs: tuple[Experiment, ...], repeats: int
     rates = []
     for config in configs:
         ways = (
-            draws(TrainingWindows([item], config)),
-            draws(TrainingWindows([small], config)),
-            draws(TrainingWindows([item], config, kept=cache)),
+            draws(TrainingWindows([item], config.sampling, config.pixels, config.directions)),
+            draws(TrainingWindows([small], config.sampling, config.pixels, config.directions)),
+            draws(
+                TrainingWindows(
+                    [item], config.sampling, config.pixels, config.directions, kept=cache
+                )
+            ),
         )
         rates.append(" → ".join(f"{samples / s:.0f}" for s in medians(ways, repeats)))
     sizes = " → ".join(f"{path.stat().st_size / 1e6:.1f}" for path in (file, proxy, kept))

@@ -10,7 +10,6 @@ Prints the loss (per positive point) before any step and after 1, 10 and all.
 
 import argparse
 from collections.abc import Callable
-from dataclasses import replace
 
 import torch
 from accelerate import Accelerator
@@ -91,7 +90,6 @@ def main() -> None:
     args = parser.parse_args()
     sources = [(path, load_checkpoint(path, Experiment)) for path in args.checkpoints]
     config = merge_configs(None, sources, with_cache(["--fusion.method=average"], args.cache))
-    config = replace(config, training=replace(config.training, workers=0))
     accelerator = Accelerator(cpu=True)
     store = open_cache(args.cache)
     annotations = load_annotations(config.data)
@@ -100,11 +98,15 @@ def main() -> None:
     )
     detector = build_detector(config, annotations.classes, sources).eval()
     activations = activations_of(detector, store, args.checkpoints)
-    spans = [training_spans(items, config, d) for d in config.directions]
-    cached = ensure_cached(activations, spans, "features", [items], config, accelerator)
-    dataset = TrainingWindows(items, config, cached)
+    spans = [
+        training_spans(items, config.sampling, d, config.cache.span) for d in config.directions
+    ]
+    cached, _ = ensure_cached(activations, spans, "features", [items], accelerator, 0)
+    dataset = TrainingWindows(
+        items, config.sampling, config.pixels, config.directions, cached=cached
+    )
     sampler = EpochSampler(len(dataset), config.training.batch_size, 0, 1, 0)
-    loader = training_loader(dataset, sampler, config)
+    loader = training_loader(dataset, sampler, config.training.batch_size, 0)
     points = pyramid_points(config.sampling.window_size, config.head.levels, torch.device("cpu"))
     steps: list[tuple[Pair, Callable[[HeadOutput], Tensor]]] = []
     with torch.no_grad():

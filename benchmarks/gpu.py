@@ -93,7 +93,9 @@ def training(config: Experiment, device: str, compiled: bool) -> Step:
     with torch.device(device):
         detector = Detector(config, NAMES)
     if compiled:
-        compile_blocks(detector.streams[0].backbone, device)
+        (stream,) = detector.streams
+        assert isinstance(stream.backbone, Backbone)
+        compile_blocks(stream.backbone, device)
     frames = config.sampling.samples
     video = VideoItem(
         "noise", Path("noise"), frames, 1.0, np.array([[0.0, 9.0]]), np.zeros(1, np.int64), ()

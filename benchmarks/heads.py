@@ -69,7 +69,10 @@ def way(
     """Return what trains on the n-th sample."""
     torch.manual_seed(0)
     detector = Detector(config, tuple(f"class {i}" for i in range(CLASSES))).train()
-    dataset, step = TrainingWindows(items, config, cached), trainer(detector)
+    dataset, step = (
+        TrainingWindows(items, config.sampling, config.pixels, config.directions, cached=cached),
+        trainer(detector),
+    )
 
     def train(number: int) -> None:
         step(collate([dataset[(number, number % len(items))]]))
@@ -98,11 +101,12 @@ def trainer(detector: Detector) -> Callable[[Batch], None]:
 
 def waiting(config: Experiment, items: list[VideoItem], cached: CachedStreams) -> float:
     """Return the share of its time that head training waits for batches of two."""
-    config = replace(config, training=replace(config.training, workers=1, batch_size=HEAD_BATCH))
-    dataset = TrainingWindows(items * (80 // len(items)), config, cached)
+    dataset = TrainingWindows(
+        items * (80 // len(items)), config.sampling, config.pixels, config.directions, cached=cached
+    )
     sampler = EpochSampler(len(dataset), HEAD_BATCH, 0, 1, seed=0)
     detector = Detector(config, tuple(f"class {i}" for i in range(CLASSES))).train()
-    step, batches = trainer(detector), iter(training_loader(dataset, sampler, config))
+    step, batches = trainer(detector), iter(training_loader(dataset, sampler, HEAD_BATCH, 1))
     waited = began = 0.0
     for number in range(sampler.steps):
         if number == 5:  # the worker has started and is ahead
@@ -132,9 +136,10 @@ def main() -> None:
         source = Detector(head, tuple(f"class {i}" for i in range(CLASSES))).eval()
         with Store.open(url, "a") as store:
             activations = activations_of(source, store, ["weights.pt"])
-            spans = [training_spans(items, head, head.direction)]
-            features = ensure_cached(activations, spans, "features", [], head, accelerator)
-            block = ensure_cached(activations, spans, BLOCK - 1, [], head, accelerator)
+            spans = [training_spans(items, head.sampling, head.direction, head.cache.span)]
+            workers = head.training.workers
+            features, _ = ensure_cached(activations, spans, "features", [], accelerator, workers)
+            block, _ = ensure_cached(activations, spans, BLOCK - 1, [], accelerator, workers)
             ways = {
                 "end to end": way(whole, items, None),
                 f"trainable_from_block {BLOCK}": way(part, items, block),

@@ -108,7 +108,7 @@ def run(
         videos = [video for video in videos if video.name in seen]
     truth: Truth = {video.name: video.segments for video in videos}
     if config is not None:
-        truth = relabel_truth(truth, config)
+        truth = relabel_truth(truth, config.data, config.evaluation)
     for name, detections in found.items():
         labels = {segment.label for segments in truth.values() for segment in segments}
         for problem in scoring_problems(detections, truth, labels | {*annotations.classes}, subset):

@@ -35,10 +35,10 @@ from extract.activations.plan import (
     plan,
 )
 from extract.activations.refresh import refresh
-from extract.sampling.spans import Span
+from extract.sampling.spans import Span, SpanKind
 from extract.sampling.units import CLIP_FRAMES
-from extract.sampling.windows import Direction
-from train.config import Experiment
+from extract.sampling.windows import Direction, SamplingConfig
+from train.config import DataConfig, Experiment
 from train.cost.compare import compared, not_comparable
 from train.data.cached import evaluation_spans, training_spans
 from train.data.videos import (
@@ -115,7 +115,7 @@ def run(
         for direction in directions or [config.direction]
     ]
     config = backbones[0][0]
-    check_has_pixels(config)
+    check_has_pixels(config.backbone)
     if directions and any(len(each.directions) > 1 for each, _, _ in backbones):
         raise ValueError("--directions: a detector of two streams has its own; leave it out")
     _check_same([config for config, _, _ in backbones])
@@ -129,7 +129,7 @@ def run(
     store = Store.open(url, "look") if planning else open_cache(url)
     annotations = load_annotations(config.data)
     wanted_of = [purpose for purpose in PURPOSES if purpose in purposes]
-    names = {purpose: _subset(config, purpose) for purpose in wanted_of}
+    names = {purpose: _subset(config.data, purpose) for purpose in wanted_of}
     subsets = sorted(set(names.values()))
     loaded = load_subsets(config.data, annotations, subsets, accelerator, store)
     items = dict(zip(subsets, loaded, strict=True))
@@ -143,7 +143,9 @@ def run(
             spans = [
                 span
                 for purpose, name in names.items()
-                for span in _spans(purpose, items[name], config, direction)
+                for span in _spans(
+                    purpose, items[name], config.sampling, direction, config.cache.span
+                )
             ]
             wanted.append(SpanRequest(activations, spans, ("features", *config.cache.blocks)))
         first = first or (detector, every)
@@ -194,8 +196,7 @@ def _check_same(configs: list[Experiment]) -> None:
             )
 
 
-def _subset(config: Experiment, purpose: str) -> str:
-    data = config.data
+def _subset(data: DataConfig, purpose: str) -> str:
     names = {
         "train": data.train_subset,
         "validation": data.validation_subset or data.test_subset,
@@ -204,13 +205,15 @@ def _subset(config: Experiment, purpose: str) -> str:
     return names[purpose]
 
 
-def _spans(purpose: str, items: Subset, config: Experiment, direction: Direction) -> list[Span]:
+def _spans(
+    purpose: str, items: Subset, sampling: SamplingConfig, direction: Direction, kind: SpanKind
+) -> list[Span]:
+    """Return the spans of a subset's videos; of training, those of the kind that is trained on."""
     if purpose == "train":
-        return training_spans(items, config, direction)
-    sampling = config.sampling
+        return training_spans(items, sampling, direction, kind)
     validates = purpose == "validation"
     overlap = sampling.validation_overlap if validates else sampling.test_overlap
-    return evaluation_spans(items, overlap, config, direction)
+    return evaluation_spans(items, overlap, sampling, direction)
 
 
 def _tell(
@@ -218,7 +221,8 @@ def _tell(
 ) -> None:
     print(made.headline())
     if "train" in names:
-        idle, clips = _not_needed(items[names["train"]], config)
+        of = config.sampling, config.direction, config.cache.span
+        idle, clips = _not_needed(items[names["train"]], *of)
         print(f"  left out: {idle} training videos and {clips:,} clips, which no action needs")
     print(f"  {made.clips:,} clips to encode, {made.frames:,} frames to decode")
     free = made.wanted[0].activations.store.files.free_bytes()
@@ -260,11 +264,12 @@ def _check_writable(file: Path, purposes: Sequence[str]) -> None:
         raise ValueError(f"--plan: {file} is no .json file in a folder that is there")
 
 
-def _not_needed(items: Subset, config: Experiment) -> tuple[int, int]:
+def _not_needed(
+    items: Subset, sampling: SamplingConfig, direction: Direction, kind: SpanKind
+) -> tuple[int, int]:
     """Return how many training videos have no action, and how many clips no training span has."""
-    stride = config.sampling.frame_stride
-    samples = sum(-(-item.frames // stride) for item in items)
-    needed = distinct_frames(training_spans(items, config, config.direction))
+    samples = sum(-(-item.frames // sampling.frame_stride) for item in items)
+    needed = distinct_frames(training_spans(items, sampling, direction, kind))
     idle = sum(not len(item.segments) for item in items)
     return idle, max(0, samples - needed) // CLIP_FRAMES
 

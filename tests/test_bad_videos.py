@@ -106,7 +106,8 @@ def test_the_next_training_video_stands_in(config: Experiment, cause: str) -> No
     # The window is as long as the video, so that it meets the damage.
     config = replace(config, sampling=SamplingConfig(window_size=128, snippet_stride=2))
     items = loaded(config, "training")
-    windows = TrainingWindows(items, config)
+    parts = config.sampling, config.pixels, config.directions
+    windows = TrainingWindows(items, *parts, skip_bad=True)
     expected = windows[(5, 2)]
     assert expected.problem is None
     SPOILERS[cause](items[1].path)
@@ -116,9 +117,8 @@ def test_the_next_training_video_stands_in(config: Experiment, cause: str) -> No
     assert "\n" not in sample.problem
     SPOILERS["does not exist"](items[2].path)
     assert windows[(5, 1)].video == items[0].name  # round the end
-    stopping = replace(config, data=replace(config.data, bad_videos="stop"))
     with pytest.raises(VideoError, match=cause):
-        TrainingWindows(items, stopping)[(5, 1)]
+        TrainingWindows(items, *parts)[(5, 1)]
     vanish(items[0].path)
     with pytest.raises(VideoError, match="not one training video can be read"):
         windows[(5, 1)]
@@ -130,7 +130,9 @@ def test_the_next_training_video_stands_in(config: Experiment, cause: str) -> No
 def test_the_windows_behind_are_given_up(config: Experiment, cause: str, workers: int) -> None:
     items = loaded(config, "test")
     SPOILERS[cause](items[1].path)
-    loader = evaluation_loader(EvaluationWindows(items, 0.5, config), config, workers)
+    parts = config.sampling, config.pixels, config.directions
+    windows = EvaluationWindows(items, 0.5, *parts, skip_bad=True)
+    loader = evaluation_loader(windows, config.evaluation.batch_size, workers)
     good: dict[str, int] = {item.name: 0 for item in items}
     problems = set()
     for batch in loader:
@@ -146,10 +148,9 @@ def test_the_windows_behind_are_given_up(config: Experiment, cause: str, workers
     assert {video for video, _ in problems} == {items[1].name}
     assert all(cause in text and str(items[1].path) in text for _, text in problems)
 
-    stopping = replace(config, data=replace(config.data, bad_videos="stop"))
-    windows = EvaluationWindows(items, 0.5, stopping)
+    stopping = EvaluationWindows(items, 0.5, *parts)
     with pytest.raises(VideoError) as caught:
-        list(evaluation_loader(windows, stopping, workers))
+        list(evaluation_loader(stopping, config.evaluation.batch_size, workers))
     line = message(caught.value)
     assert line.startswith(f"error: {items[1].path}: ") and cause in line and "\n" not in line
 

@@ -43,7 +43,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Experiment:
 
 def training_windows(config: Experiment) -> TrainingWindows:
     items = load_items(config.data, load_annotations(config.data), "training")
-    return TrainingWindows(items, config)
+    return TrainingWindows(items, config.sampling, config.pixels, config.directions)
 
 
 def test_samples_depend_on_seed_epoch_and_position_alone(config: Experiment) -> None:
@@ -85,7 +85,13 @@ def test_both_directions_are_one_sample(config: Experiment) -> None:
 def test_truth_survives_the_way_through_the_window(config: Experiment) -> None:
     """Mapped back to seconds, a window's truth is the annotated one, or ends where it does."""
     annotations = load_annotations(config.data)
-    dataset = EvaluationWindows(load_items(config.data, annotations, "test"), 0.5, config)
+    dataset = EvaluationWindows(
+        load_items(config.data, annotations, "test"),
+        0.5,
+        config.sampling,
+        config.pixels,
+        config.directions,
+    )
     found = 0
     items = {item.name: item for item in dataset.items}
     for sample in dataset:
@@ -107,10 +113,9 @@ def test_truth_survives_the_way_through_the_window(config: Experiment) -> None:
 def test_loaders_give_the_same_data_with_any_number_of_workers(config: Experiment) -> None:
     batches = []
     for workers in (0, 2):
-        changed = replace(config, training=replace(config.training, workers=workers, batch_size=2))
-        dataset = training_windows(changed)
+        dataset = training_windows(config)
         sampler = EpochSampler(len(dataset), 2, 0, 1, seed=0)
-        loader = training_loader(dataset, sampler, changed)
+        loader = training_loader(dataset, sampler, 2, workers)
         epochs = []
         for sampler.epoch in (0, 1):
             epochs += list(loader)
@@ -147,9 +152,11 @@ def test_every_test_window_belongs_to_exactly_one_worker(
     ]
     seen: list[tuple[str, float]] = []
     for rank in range(processes):
-        dataset = EvaluationWindows(items, 0.5, config, rank, processes)
+        dataset = EvaluationWindows(
+            items, 0.5, config.sampling, config.pixels, config.directions, False, rank, processes
+        )
         share = []
-        for batch in evaluation_loader(dataset, config, workers):
+        for batch in evaluation_loader(dataset, config.evaluation.batch_size, workers):
             share += [(v, w.start) for v, w in zip(batch.videos, batch.windows, strict=True)]
         assert len(share) == dataset.length(workers)
         seen += share

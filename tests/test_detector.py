@@ -27,6 +27,7 @@ from train.engine.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from train.modeling.actionformer import HeadConfig, HeadOutput
 
 CLASSES = ("a", "b", "c", "d", "e")
+TRUNK = "streams.0.backbone.trunk"
 
 
 def golden_detector() -> Detector:
@@ -198,7 +199,7 @@ def test_pretrained_trunk_is_loaded_from_the_config(tmp_path: Path) -> None:
     detector = Detector(config, CLASSES)
     detector.load_pretrained()
     stored = read_tensors(path).tensors["trunk.patch_embed.weight"].float()
-    assert torch.equal(detector.streams[0].backbone.trunk.patch_embed.weight, stored)
+    assert torch.equal(detector.get_parameter(f"{TRUNK}.patch_embed.weight"), stored)
 
 
 def test_trunk_can_be_shared_by_two_directions() -> None:
@@ -224,12 +225,12 @@ def test_mmaction_checkpoints_load_into_the_trunk(tmp_path: Path) -> None:
         "cls_head.fc_cls.bias": torch.ones(400),
     }
     torch.save({"state_dict": published, "meta": {}}, tmp_path / "vit.pth")
-    expected = golden_detector().streams[0].backbone.trunk.state_dict()
+    expected = golden_detector().get_submodule(TRUNK).state_dict()
     config = golden_detector().config
     with_file = replace(config.backbone, weights=str(tmp_path / "vit.pth"))
     detector = Detector(replace(config, backbone=with_file), CLASSES)
     detector.load_pretrained()
-    for name, tensor in detector.streams[0].backbone.trunk.state_dict().items():
+    for name, tensor in detector.get_submodule(TRUNK).state_dict().items():
         assert torch.equal(tensor, expected[name]), name
     del published["backbone.blocks.1.norm1.weight"]
     torch.save({"state_dict": published}, tmp_path / "vit.pth")

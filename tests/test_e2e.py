@@ -365,7 +365,8 @@ def test_a_diverged_run_names_the_videos(
 ) -> None:
     run = build(load(Experiment, DEMO, [*data, *QUICK, f"--out={tmp_path}"]), accelerator)
     with torch.no_grad():
-        next(run.task.model.streams[0].backbone.adapters.parameters()).fill_(torch.nan)
+        adapters = run.task.model.get_submodule("streams.0.backbone.adapters")
+        next(adapters.parameters()).fill_(torch.nan)
     with pytest.raises(FloatingPointError, match=r"loss became nan on windows of training_00"):
         run.train()
     assert not (tmp_path / "last.pt").exists()

@@ -35,9 +35,9 @@ def wanted(overrides: list[str], store: Store) -> tuple[Places, list[Span]]:
     detector = build_detector(config, annotations.classes).eval()
     sampling = config.sampling
     spans = [
-        *training_spans(training, config, "forward"),
-        *evaluation_spans(validation, sampling.validation_overlap, config, "forward"),
-        *evaluation_spans(test, sampling.test_overlap, config, "forward"),
+        *training_spans(training, sampling, "forward", config.cache.span),
+        *evaluation_spans(validation, sampling.validation_overlap, sampling, "forward"),
+        *evaluation_spans(test, sampling.test_overlap, sampling, "forward"),
     ]
     (activations,) = activations_of(detector, store, [DEMO])
     return activations.cached_cuts(), spans

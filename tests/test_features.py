@@ -148,9 +148,9 @@ def exported(study: Path, out: Path, accelerator: Accelerator) -> None:
         for subset in ("training", "test"):
             items = load_items(config.data, annotations, subset, accelerator, store)
             spans = (
-                training_spans(items, config, "forward")
+                training_spans(items, config.sampling, "forward", "video")
                 if subset == "training"
-                else evaluation_spans(items, 0.5, config, "forward")
+                else evaluation_spans(items, 0.5, config.sampling, "forward")
             )
             assert len(spans) == len(items)
             for span in spans:

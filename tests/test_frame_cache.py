@@ -145,10 +145,11 @@ def test_training_samples_are_the_same_to_the_bit(
     assert config.directions == get_args(Direction)
     items = loaded(config)
     keys = [*product((0, 3), range(len(items)))]
-    expected = [TrainingWindows(items, config)[key] for key in keys]
+    parts = config.sampling, config.pixels, config.directions
+    expected = [TrainingWindows(items, *parts)[key] for key in keys]
     cache = cache_of(config)
     for _ in ("filled", "read", "read by another process"):
-        kept = TrainingWindows(items, config, kept=cache)
+        kept = TrainingWindows(items, *parts, kept=cache)
         assert all(same(kept[key], want) for key, want in zip(keys, expected, strict=True))
         cache = pickle.loads(pickle.dumps(cache))
     assert len(small_files(cache)) == len(items)
@@ -164,10 +165,11 @@ def test_evaluation_samples_are_the_same_to_the_bit(
 ) -> None:
     config = replace(config, sampling=sampling, direction=direction)
     items = loaded(config, "test")
-    expected = list(EvaluationWindows(items, 0.5, config))
+    parts = config.sampling, config.pixels, config.directions
+    expected = list(EvaluationWindows(items, 0.5, *parts))
     cache = cache_of(config)
     for _ in ("filled", "read"):
-        found = list(EvaluationWindows(items, 0.5, config, kept=cache))
+        found = list(EvaluationWindows(items, 0.5, *parts, kept=cache))
         assert len(found) == len(expected) and all(map(same, found, expected))
     assert len(small_files(cache)) == len(items)
 
@@ -177,8 +179,10 @@ def test_workers_share_the_folder(config: Experiment) -> None:
     items = loaded(config, "test")
     found = []
     for kept, workers in ((None, 0), (cache_of(config), 2), (cache_of(config), 0)):
-        windows = EvaluationWindows(items, 0.5, config, kept=kept)
-        batches = evaluation_loader(windows, config, workers)
+        windows = EvaluationWindows(
+            items, 0.5, config.sampling, config.pixels, config.directions, kept=kept
+        )
+        batches = evaluation_loader(windows, config.evaluation.batch_size, workers)
         found.append(
             {
                 (video, window.start): inputs
@@ -470,21 +474,21 @@ def test_bad_videos_are_bad_with_kept_frames_too(config: Experiment, cause: str)
     items = loaded(config)
     cache = cache_of(config)
     SPOILERS[cause](items[1].path)
-    plain = TrainingWindows(items, config)
-    kept = TrainingWindows(items, config, kept=cache)
+    parts = config.sampling, config.pixels, config.directions
+    plain = TrainingWindows(items, *parts, skip_bad=True)
+    kept = TrainingWindows(items, *parts, skip_bad=True, kept=cache)
     samples = [(plain[key], kept[key]) for key in product(range(4), range(3))]
     assert all(same(*pair) for pair in samples)
     assert any(pair[1].problem for pair in samples)
     assert len(small_files(cache)) == 2
-    stopping = replace(config, data=replace(config.data, bad_videos="stop"))
-    strict = TrainingWindows(items, stopping, kept=cache)
+    strict = TrainingWindows(items, *parts, kept=cache)
     failed = next(epoch for epoch in range(4) if samples[3 * epoch + 1][1].problem)
     # What a file held is known here: damage is another content.
     with pytest.raises(VideoError, match=cause if cause == "does not exist" else "was replaced"):
         strict[failed, 1]
-    found = list(EvaluationWindows(items, 0.5, config, kept=cache))
+    found = list(EvaluationWindows(items, 0.5, *parts, skip_bad=True, kept=cache))
     assert any(sample.problem for sample in found)
-    assert all(map(same, found, EvaluationWindows(items, 0.5, config)))
+    assert all(map(same, found, EvaluationWindows(items, 0.5, *parts, skip_bad=True)))
 
 
 def test_damage_costs_only_the_windows_that_meet_it(config: Experiment) -> None:
@@ -620,7 +624,8 @@ def test_a_run_says_what_it_needs(
     training, validation = (
         load_items(config.data, annotations, name) for name in ("training", "validation")
     )
-    kept = open_frame_cache(config, training, validation, accelerator)
+    rest = config.sampling, config.pixels, training, validation, accelerator
+    kept = open_frame_cache(config.data, *rest)
     learned = [item for item in training if len(item.segments)]
     assert len(learned) < len(training)
     told = capsys.readouterr().out
@@ -628,11 +633,10 @@ def test_a_run_says_what_it_needs(
         f"frame cache {config.data.frame_cache}: {len(learned) + len(validation)} videos need "
     )
     assert told.count("\n") == 1 and kept is not None and kept.sampling == config.sampling
-    without = replace(config, data=replace(config.data, frame_cache=None))
-    assert open_frame_cache(without, training, validation, accelerator) is None
-    there = replace(config, data=replace(config.data, frame_cache=config.data.annotations))
+    assert open_frame_cache(replace(config.data, frame_cache=None), *rest) is None
+    there = replace(config.data, frame_cache=config.data.annotations)
     with pytest.raises(ValueError, match=r"data\.frame_cache: cannot make the folder .*choose"):
-        open_frame_cache(there, training, validation, accelerator)
+        open_frame_cache(there, *rest)
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from configs.loader import load
+from extract.backbone.backbone import Backbone
 from extract.sampling.reversal import Pairing, partners, reverse_segments
 from extract.sampling.reversal import pair as pair_up
 from extract.sampling.window_frames import arrange
@@ -352,6 +353,7 @@ def test_features_meet_where_they_show_the_same(samples: int) -> None:
 def test_streams_share_a_frozen_transformer() -> None:
     detector = two_streams("average")
     first, second = detector.streams
+    assert isinstance(first.backbone, Backbone) and isinstance(second.backbone, Backbone)
     assert first.backbone.trunk is second.backbone.trunk
     assert first.backbone.adapters is not second.backbone.adapters
     trunk = sum(p.nbytes for p in first.backbone.trunk.parameters())

@@ -3,7 +3,9 @@
 import json
 import re
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,7 +25,7 @@ from configs import cli
 from configs.loader import load
 from evaluate.reports.metrics_file import read_metrics
 from extract.sampling.spans import Span, random_window_of_span, whole_video_window
-from extract.sampling.transforms import evaluation_transform
+from extract.sampling.transforms import PixelConfig, evaluation_transform
 from extract.sampling.window_frames import arrange, window_frames
 from extract.sampling.windows import Direction, SamplingConfig, Window
 from extract.video.reader import VideoReader
@@ -81,8 +83,9 @@ def shaken(config: Experiment) -> Detector:
     detector = Detector(config, tuple("abcdef"))
     detector.load_pretrained()
     for stream in detector.streams:
-        for adapter in stream.backbone.adapters.values():
-            torch.nn.init.normal_(adapter.up.weight, std=0.1)  # type: ignore[union-attr,arg-type]
+        for name, weight in stream.backbone.named_parameters():
+            if name.startswith("adapters.") and name.endswith("up.weight"):
+                torch.nn.init.normal_(weight, std=0.1)
     return detector.eval()
 
 
@@ -103,9 +106,9 @@ def test_detections_from_the_cache_are_those_from_pixels_bit_for_bit(
         pixels = window_loader(items, overlap, config, accelerator)
         expected, _ = detect_subset(detector, items, pixels, accelerator, "pixels")
         activations = activations_of(detector, store, ["weights.pt"])
-        spans = [evaluation_spans(items, overlap, config, d) for d in config.directions]
+        spans = [evaluation_spans(items, overlap, config.sampling, d) for d in config.directions]
         for _ in range(2):
-            cached = ensure_cached(activations, spans, "features", [items], config, accelerator)
+            cached, _ = ensure_cached(activations, spans, "features", [items], accelerator, 0)
             windows = window_loader(items, overlap, config, accelerator, cached)
             found, _ = detect_subset(detector, items, windows, accelerator, "cached")
             assert found == expected
@@ -115,14 +118,19 @@ def test_detections_from_the_cache_are_those_from_pixels_bit_for_bit(
 
 
 def from_pixels(
-    rng: np.random.Generator, item: VideoItem, config: Experiment, cached: Any
+    pixels: PixelConfig,
+    rng: np.random.Generator,
+    item: VideoItem,
+    sampling: SamplingConfig,
+    directions: Sequence[Direction],
+    cached: Any,
 ) -> tuple[Window, tuple[Tensor, ...]]:
     """Stands in for `draw_inputs`: the same draw, decoded."""
-    windows = training_windows(item, config)
+    windows = training_windows(item, sampling)
     window = windows[int(rng.integers(len(windows)))]
-    transform = evaluation_transform(config.pixels)
+    transform = evaluation_transform(pixels)
     (frames,) = window_frames(VideoReader(item.path), [window], transform)
-    return window, tuple(arrange(frames, window, d) for d in config.directions)
+    return window, tuple(arrange(frames, window, d) for d in directions)
 
 
 @pytest.mark.parametrize("block", [6, pytest.param(3, marks=pytest.mark.slow)])
@@ -141,15 +149,19 @@ def test_losses_on_the_cache_are_those_of_an_end_to_end_run(
         detector = shaken(config)
         with Store.open(tmp_path / "cache", "a") as store:
             items = loaded(config, "training", store)
-            cached: Any = [SimpleNamespace(cut=None)]
+            cached: Any = SimpleNamespace(cut=None)
             if name == "cached":
                 cut = config.backbone.last_frozen_cut
                 assert cut == ("features" if block == 6 else 2)
                 activations = activations_of(detector, store, ["weights.pt"])
-                spans = [training_spans(items, config, d) for d in config.directions]
-                cached = ensure_cached(activations, spans, cut, [items], config, accelerator)
+                spans = [
+                    training_spans(items, config.sampling, d, "window") for d in config.directions
+                ]
+                cached, _ = ensure_cached(activations, spans, cut, [items], accelerator, 0)
             else:
-                monkeypatch.setattr(train.data.windows, "draw_inputs", from_pixels)
+                monkeypatch.setattr(
+                    train.data.windows, "draw_inputs", partial(from_pixels, config.pixels)
+                )
             (tmp_path / name).mkdir()
             task = DetectionTask(detector, items, None, accelerator, cached)
             run = TrainingRun(task, accelerator, resume=False)
@@ -168,12 +180,12 @@ def test_losses_on_the_cache_are_those_of_an_end_to_end_run(
 
 
 def test_only_the_head_learns_unless_told_otherwise(data: list[str], tmp_path: Path) -> None:
-    config = experiment(data, tmp_path)
-    assert learning_only(config).backbone.last_frozen_cut == "features"
-    part = replace(config, backbone=replace(config.backbone, trainable_from_block=2))
+    backbone = experiment(data, tmp_path).backbone
+    assert learning_only(backbone).last_frozen_cut == "features"
+    part = replace(backbone, trainable_from_block=2)
     assert learning_only(part) == part
-    frozen = replace(config, backbone=replace(config.backbone, mode="frozen"))
-    assert learning_only(frozen).backbone.last_frozen_cut == "features"
+    frozen = replace(backbone, mode="frozen")
+    assert learning_only(frozen).last_frozen_cut == "features"
 
 
 def good(*arguments: object, launcher: tuple[str, ...] = ()) -> str:

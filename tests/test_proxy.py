@@ -398,7 +398,9 @@ def test_proxies_are_trained_on_like_their_originals(tmp_path: Path) -> None:
         data = DataConfig(str(annotations), str(folder), "all", None, "all")
         config = load(Experiment, str(DEMO), ["--pixels.size=96", "--pixels.random_crop=null"])
         items = load_items(data, load_annotations(data), "all")
-        found.append((items, TrainingWindows(items, config)))
+        found.append(
+            (items, TrainingWindows(items, config.sampling, config.pixels, config.directions))
+        )
     (items, samples), (small_items, small_samples) = found
     for position, (item, small) in enumerate(zip(items, small_items, strict=True)):
         assert (small.name, small.frames) == (item.name, item.frames)

@@ -330,13 +330,13 @@ def test_activations_take_the_bytes_that_they_are_stored_in(
         training, validation = (loaded(config, s, store) for s in ("training", "validation"))
         activations = activations_of(detector, store, ["weights.pt"])
         overlap = config.sampling.validation_overlap
-        spans = training_spans(training, config, "forward")
-        spans += evaluation_spans(validation, overlap, config, "forward")
+        spans = training_spans(training, config.sampling, "forward", config.cache.span)
+        spans += evaluation_spans(validation, overlap, config.sampling, "forward")
         wanted = [SpanRequest(activations[0], spans, (cut,))]
         lacks = filling(plan(wanted, accelerator))
         both = [training, validation]
-        (cached,) = ensure_cached(activations, [spans], cut, both, config, accelerator)
-        assert lacks.bytes == sum(cached.read(span).nbytes for span in spans)
+        cached, _ = ensure_cached(activations, [spans], cut, both, accelerator, 0)
+        assert lacks.bytes == sum(cached.places[0].read(span).nbytes for span in spans)
         assert lacks.needed == 2 * lacks.bytes
         blocks = 6 if cut == "features" else 4
         assert lacks.clips == sum(span.window.samples // 16 for span in spans) * blocks / 6

@@ -72,10 +72,10 @@ def test_features_are_those_of_every_clip_alone() -> None:
     expected = []
     for first in range(0, 48, 16):
         pixels = (frames[:, :, first : first + 16] / 255 - 0.45) / 0.225
-        each = made.trunk.features(pixels)  # type: ignore[operator]
+        each = made.trunk.features(pixels)
         expected += [(each[..., k] + each[..., k + 1]) / 2 for k in range(0, 16, 2)]
     features = made(frames)
-    assert features.shape == (1, SMALL.features, 24) and made.width == SMALL.features
+    assert features.shape == (1, SMALL.features, 24) and made.config.width == SMALL.features
     torch.testing.assert_close(features, torch.stack(expected, -1), rtol=1e-5, atol=1e-5)
     with pytest.raises(ValueError, match="clips of 16"):
         made(video(20))
@@ -114,21 +114,21 @@ def test_pretrained_networks_and_lifted_resnets_load_strictly(tmp_path: Path) ->
     image: Any = timm.create_model("resnet50")
     save_file(image.state_dict(), tmp_path / "image.safetensors")
     made = TAdaBackbone(config).eval()
-    coverage = load_tada_trunk(made.trunk, tmp_path / "image.safetensors")  # type: ignore[arg-type]
+    coverage = load_tada_trunk(made.trunk, tmp_path / "image.safetensors")
     assert set(coverage.dropped) == {"fc.weight", "fc.bias"} and len(coverage.loaded) == 318
     state = made.trunk.state_dict()
     assert torch.equal(state["stages.0.0.adaptive.conv.weight"], image.layer1[0].conv2.weight)
     save_file(state | {"classifier.weight": torch.ones(6, 2048)}, tmp_path / "ours.safetensors")
     again = TAdaBackbone(config)
-    load_tada_trunk(again.trunk, tmp_path / "ours.safetensors")  # type: ignore[arg-type]
+    load_tada_trunk(again.trunk, tmp_path / "ours.safetensors")
     for name, tensor in again.trunk.state_dict().items():
         assert torch.equal(tensor, state[name])
     with pytest.raises(ValueError, match="does not fit this model"):
-        load_tada_trunk(backbone().trunk, tmp_path / "ours.safetensors")  # type: ignore[arg-type]
+        load_tada_trunk(backbone().trunk, tmp_path / "ours.safetensors")
     transformer = Backbone(BackboneConfig(TINY))
     save_file(transformer.state_dict(), tmp_path / "other.safetensors")
     with pytest.raises(ValueError, match="holds neither a TAda2D network nor a ResNet"):
-        load_tada_trunk(made.trunk, tmp_path / "other.safetensors")  # type: ignore[arg-type]
+        load_tada_trunk(made.trunk, tmp_path / "other.safetensors")
 
 
 @pytest.mark.parametrize("mode", ["frozen", "full"])
@@ -166,6 +166,7 @@ def test_both_directions_from_the_cache_are_those_from_pixels(
     detector = Detector(config, tuple("abcdef")).eval()
     shake(detector.streams[0].backbone)
     first, second = detector.streams
+    assert isinstance(first.backbone, TAdaBackbone) and isinstance(second.backbone, TAdaBackbone)
     assert first.backbone.trunk is second.backbone.trunk
     with Store.open(tmp_path / "cache", "a") as store:
         items = loaded(config, "test", store)
@@ -174,17 +175,17 @@ def test_both_directions_from_the_cache_are_those_from_pixels(
         expected, _ = detect_subset(detector, items, pixels, accelerator, "pixels")
         activations = activations_of(detector, store, ["weights.pt"])
         spans = [
-            evaluation_spans(items, overlap, config, direction)
-            + training_spans(items, config, direction)
+            evaluation_spans(items, overlap, config.sampling, direction)
+            + training_spans(items, config.sampling, direction, config.cache.span)
             for direction in config.directions
         ]
-        cached = ensure_cached(activations, spans, "features", [items], config, accelerator)
+        cached, _ = ensure_cached(activations, spans, "features", [items], accelerator, 0)
         windows = window_loader(items, overlap, config, accelerator, cached)
         found, _ = detect_subset(detector, items, windows, accelerator, "cached")
         assert found == expected and any(expected["fused"].values())
         # The same video forwards and backwards: the network is no mirror of itself.
-        place, span_of = cached[0], spans[0][0]
-        ours, theirs = place.read(span_of), cached[1].read(spans[1][0])
+        place, span_of = cached.places[0], spans[0][0]
+        ours, theirs = place.read(span_of), cached.places[1].read(spans[1][0])
         assert ours.shape == theirs.shape == (span_of.rows, SMALL.features)
         assert not torch.allclose(ours, theirs.flip(0), rtol=1e-3)
 

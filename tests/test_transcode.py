@@ -299,7 +299,9 @@ def test_forward_on_reversed_files_sees_what_reversed_sees(
             "--pixels.random_crop=null", "--pixels.flip=0", "--pixels.rand_augment=0",
             "--pixels.colour_jitter=null",
         ])  # fmt: skip
-        samples.append(TrainingWindows([item], config)[0, 0])
+        samples.append(
+            TrainingWindows([item], config.sampling, config.pixels, config.directions)[0, 0]
+        )
     before, after = found
     assert after.segments == pytest.approx(reverse_segments(before.segments, 96.0), abs=2e-3)
     if encoding == "H.264":

@@ -127,8 +127,10 @@ def test_untrained_fusions_score_as_their_parts(streams: Path, accelerator: Acce
             detector = build_detector(config, sources[0][1].classes, sources).eval()
             activations = activations_of(detector, store, ["weights.pt"])
             overlap = config.sampling.test_overlap
-            spans = [evaluation_spans(items, overlap, config, d) for d in config.directions]
-            cached = ensure_cached(activations, spans, "features", [items], config, accelerator)
+            spans = [
+                evaluation_spans(items, overlap, config.sampling, d) for d in config.directions
+            ]
+            cached, _ = ensure_cached(activations, spans, "features", [items], accelerator, 0)
             assert not any(of.counts.full for of in activations)
             windows = window_loader(items, overlap, config, accelerator, cached)
             found, _ = detect_subset(detector, items, windows, accelerator, "test", of_streams=True)

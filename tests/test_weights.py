@@ -19,6 +19,7 @@ from torch import Tensor
 
 from configs import cli
 from configs.loader import dump, load
+from evaluate.annotations import Annotations
 from extract.backbone.backbone import Backbone, BackboneConfig
 from extract.backbone.pretrained import load_trunk
 from extract.backbone.videomae import TrunkConfig, VideoMAE
@@ -32,7 +33,7 @@ from tests.layouts import SMALL, hugging_face, mmaction, opentad, random_backbon
 from train.config import Experiment
 from train.data.videos import Subset
 from train.detector.model import Detector
-from train.detector.setup import write_run_record
+from train.detector.setup import TrainingData, write_run_record
 from train.detector.sources import (
     build_detector,
     checkpoint_from_opentad,
@@ -283,9 +284,8 @@ def test_the_record_of_a_run_says_what_became_of_every_tensor(
     path = tmp_path / "vit.pth"
     torch.save({"state_dict": tensors()}, path)
     detector = build_detector(demo(tmp_path, f"--backbone.weights={path}"), ("a", "b"))
-    annotations = types.SimpleNamespace(warnings={})
-    items = [Subset([], {})]
-    write_run_record(tmp_path, detector, items, annotations)  # type: ignore[arg-type]
+    data = TrainingData(Annotations({}, ("a", "b"), {}), ("a", "b"), Subset([], {}), None)
+    write_run_record(tmp_path, detector, data)
     record = json.loads((tmp_path / "weights.json").read_text())
     assert record["source"] == str(path) and record["layout"] == "mmaction2 VideoMAE"
     assert record["sha256"] == sha256([path]) and record["size"] == "a VideoMAE (32 wide, 3 blocks)"
@@ -303,7 +303,7 @@ def test_a_whole_detector_gives_its_transformer(tmp_path: Path) -> None:
     for name in ("x.pth", "x.pt"):
         trunk = VideoMAE(SMALL)
         coverage = load_trunk(trunk, tmp_path / name)
-        wanted = detector.streams[0].backbone.trunk.state_dict()
+        wanted = detector.get_submodule("streams.0.backbone.trunk").state_dict()
         assert all(torch.equal(t, wanted[n]) for n, t in trunk.state_dict().items())
         assert sum("only the transformer" in why for why in coverage.dropped.values()) > 50
         # The loss's normaliser and the last norm are OpenTAD's alone.

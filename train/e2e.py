@@ -11,28 +11,23 @@ Any setting of the config can be overridden by its dotted name.
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 from typing import get_args
 
-from cache.store import open_cache
 from configs import cli
 from configs.loader import load
 from extract.sampling.windows import Direction
 from train.config import Experiment
-from train.data.videos import learned_classes, load_annotations, load_subsets
 from train.detector.setup import (
     activations_of,
     check_has_pixels,
-    check_labelled,
+    load_training_data,
     open_frame_cache,
     write_run_record,
 )
 from train.detector.sources import Source, build_detector, init_from, read_sources
 from train.detector.training import DetectionTask
-from train.engine.loop import START_UP, TrainingRun
-from train.engine.run_folder import check_disk_space, claim_folder
-from train.engine.session import is_resuming, make_accelerator, run_report, with_cache
-from train.engine.stopwatch import Stopwatch
+from train.engine.loop import TrainingRun
+from train.engine.session import Session, with_cache
 
 
 def main() -> None:
@@ -47,18 +42,20 @@ def main() -> None:
         )
     args, overrides = parser.parse_known_args()
     config = load(Experiment, args.config, with_cache(overrides, args.cache))
-    check_has_pixels(config)
+    check_has_pixels(config.backbone)
     named = {"forward": args.forward_from, "reversed": args.reversed_from}
     if any(named.values()):
-        _check_directions(config, named, args.init_from)
+        _check_directions(config.directions, named, args.init_from)
     paths = [path for path in map(named.get, config.directions) if path]
     sources = read_sources(paths, args.config, overrides)
     train(config, args.resume, args.init_from, sources)
 
 
-def _check_directions(config: Experiment, named: dict[str, str | None], source: str | None) -> None:
+def _check_directions(
+    directions: Sequence[Direction], named: dict[str, str | None], source: str | None
+) -> None:
     """Raise ValueError unless there are two streams of opposite directions, and one source each."""
-    if source or not all(named.values()) or sorted(config.directions) != sorted(named):
+    if source or not all(named.values()) or sorted(directions) != sorted(named):
         raise ValueError(
             "--forward-from and --reversed-from go together, without --init-from, in an experiment "
             "of both directions (fusion.method is not none)"
@@ -77,36 +74,23 @@ def train(
         source: checkpoint whose weights to start from; None for the pretrained backbone's.
         streams: checkpoint of each stream, instead.
     """
-    watch = Stopwatch(START_UP)
-    accelerator = make_accelerator(config, cached=bool(config.cache.url))
-    out = Path(config.out)
-    begun = is_resuming(out, resume)
-    store = open_cache(config.cache.url) if config.cache.url else None
-    annotations = load_annotations(config.data)
-    subset = config.data.validation_subset
-    subsets = [config.data.train_subset, *([subset] if subset else [])]
-    training, *others = load_subsets(
-        config.data, annotations, subsets, accelerator, store, needs_files=True
-    )
-    validation = others[0] if others else None
-    check_labelled(validation, subset)
-    detector = build_detector(config, learned_classes(config.data, annotations), streams)
-    if source:
-        init_from(detector, source)
-    if accelerator.is_main_process:
-        claim_folder(out, begun)
-        check_disk_space(out, detector, keeps_best=validation is not None)
-    activations = activations_of(detector, store, [out / "last.pt"]) if store else ()
-    kept = open_frame_cache(config, training, validation or (), accelerator)
-    task = DetectionTask(
-        detector, training, validation, accelerator, activations=activations, kept=kept
-    )
-    run = TrainingRun(task, accelerator, begun, watch)
-    with run_report(out, accelerator, watch, begun) as notes:
-        notes.activations["training and validation"] = task.total
-        if accelerator.is_main_process:
-            notes.about = write_run_record(out, detector, [training, *others], annotations)
-        run.train()
+    with Session(config, resume, config.cache.url) as session:
+        accelerator, store = session.accelerator, session.store
+        data = load_training_data(config.data, accelerator, store, needs_files=True)
+        detector = build_detector(config, data.classes, streams)
+        if source:
+            init_from(detector, source)
+        session.claim(detector, keeps_best=data.validation is not None)
+        activations = activations_of(detector, store, [session.out / "last.pt"]) if store else ()
+        subsets = data.training, data.validation
+        kept = open_frame_cache(config.data, config.sampling, config.pixels, *subsets, accelerator)
+        task = DetectionTask(detector, *subsets, accelerator, activations=activations, kept=kept)
+        run = TrainingRun(task, accelerator, session.begun, session.watch)
+        with session.report() as notes:
+            notes.activations["training and validation"] = task.total
+            if accelerator.is_main_process:
+                notes.about = write_run_record(session.out, detector, data)
+            run.train()
 
 
 if __name__ == "__main__":

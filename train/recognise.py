@@ -8,24 +8,14 @@ Any setting of the config can be overridden by its dotted name.
 """
 
 import argparse
-import json
-from collections.abc import Sequence
-from pathlib import Path
-
-from accelerate import DistributedType
 
 from configs import cli
-from configs.atomic import write_text
-from configs.loader import dump, load
-from train.data.videos import format_skipped
-from train.engine.loop import START_UP, TrainingRun
-from train.engine.run_folder import check_disk_space, claim_folder
-from train.engine.session import is_resuming, make_accelerator, run_report
-from train.engine.stopwatch import Stopwatch
-from train.recognition.clip_lists import LabelledClips
+from configs.loader import load
+from train.engine.loop import TrainingRun
+from train.engine.session import Session
 from train.recognition.config import Recognition
-from train.recognition.dataset import Examples, load_examples, read_clips
 from train.recognition.recogniser import Recogniser
+from train.recognition.setup import check_not_sharded, load_training_clips, write_run_record
 from train.recognition.training import RecognitionTask
 
 
@@ -39,62 +29,22 @@ def main() -> None:
 
 def train(config: Recognition, resume: bool) -> None:
     """Train as the config says; leaves checkpoints, metrics and a report in `config.out`."""
-    watch = Stopwatch(START_UP)
-    accelerator = make_accelerator(config)
-    if accelerator.distributed_type == DistributedType.FSDP:
-        raise ValueError(
-            "recognition networks are small enough for every GPU, and sharding them (FSDP) is not "
-            "tested; launch with configs/accelerate/multi_gpu.yaml"
-        )
-    out = Path(config.out)
-    begun = is_resuming(out, resume)
-    clips = read_clips(config.data)
-    subset = config.data.validation_subset
-    subsets = [config.data.train_subset, *([subset] if subset else [])]
-    training, *others = load_examples(config.data, clips, subsets, accelerator)
-    validation = others[0].kept if others else None
-    if validation is not None and not any(example.labels for example in validation):
-        raise ValueError(
-            f"no clip of subset '{subset}' has a label, so nothing can be validated; set "
-            "data.validation_subset to another one or to null"
-        )
-    recogniser = Recogniser(config, clips.sets)
-    taken = ""
-    if config.network.weights and not begun:
-        taken = recogniser.load_weights(config.network.weights)
-    if accelerator.is_main_process:
-        claim_folder(out, begun)
-        check_disk_space(out, recogniser.network, keeps_best=validation is not None)
-    task = RecognitionTask(recogniser, training.kept, validation, accelerator)
-    run = TrainingRun(task, accelerator, begun, watch)
-    with run_report(out, accelerator, watch, begun):
-        if accelerator.is_main_process:
-            write_run_record(out, recogniser, [training, *others], clips, taken)
-        run.train()
-
-
-def write_run_record(
-    out: Path,
-    recogniser: Recogniser,
-    subsets: Sequence[Examples],
-    clips: LabelledClips,
-    taken: str,
-) -> None:
-    """Write what is decided of a run before it begins, and say it: training clips come first."""
-    write_text(out / "config.yaml", dump(recogniser.config))
-    count = sum(p.numel() for p in recogniser.network.parameters())
-    sets = " and ".join(f"{len(s.classes)} {s.name or 'classes'}" for s in recogniser.sets)
-    print(
-        f"{sum(bool(e.labels) for e in subsets[0].kept)} training clips, {sets}; {count:,} weights"
-    )
-    if taken:
-        print(taken)
-    for what, number in clips.warnings.items():
-        print(f"warning: annotations: {what}: {number}")
-    skipped = {name: cause for part in subsets for name, cause in part.skipped.items()}
-    if skipped:
-        print(format_skipped(skipped, len(skipped) + sum(len(part.kept) for part in subsets)))
-    write_text(out / "skipped_videos.json", json.dumps(skipped, indent=1) + "\n")
+    with Session(config, resume) as session:
+        accelerator = session.accelerator
+        check_not_sharded(accelerator)
+        data = load_training_clips(config.data, accelerator)
+        recogniser = Recogniser(config, data.clips.sets)
+        taken = ""
+        if config.network.weights and not session.begun:
+            taken = recogniser.load_weights(config.network.weights)
+        session.claim(recogniser.network, keeps_best=data.validation is not None)
+        validation = data.validation and data.validation.kept
+        task = RecognitionTask(recogniser, data.training.kept, validation, accelerator)
+        run = TrainingRun(task, accelerator, session.begun, session.watch)
+        with session.report():
+            if accelerator.is_main_process:
+                write_run_record(session.out, recogniser, data, taken)
+            run.train()
 
 
 if __name__ == "__main__":

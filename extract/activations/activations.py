@@ -18,7 +18,8 @@ from cache.store import Store
 from extract.activations.fingerprints import Precision, fingerprints, settings
 from extract.activations.inputs import PassInput, Piece, job_pieces
 from extract.activations.stored import Cached, Counts, Places, deepest
-from extract.backbone.backbone import Backbone, Cut
+from extract.backbone.backbone import Cut
+from extract.backbone.imported import AnyBackbone, require_pixels
 from extract.backbone.streaming import StreamingPass
 from extract.sampling.spans import Span, SpanKind
 from extract.sampling.transforms import PixelConfig
@@ -67,7 +68,7 @@ class Activations:
     def __init__(
         self,
         store: Store,
-        backbone: Backbone,
+        backbone: AnyBackbone,
         pixels: PixelConfig,
         precision: Precision,
         config: CacheConfig,
@@ -96,7 +97,8 @@ class Activations:
     def autocast(self) -> torch.autocast:
         """Return the context of `precision` for a pass."""
         dtype = AUTOCAST.get(self.precision)
-        return torch.autocast(self.backbone.mean.device.type, dtype, enabled=dtype is not None)
+        device = require_pixels(self.backbone).mean.device
+        return torch.autocast(device.type, dtype, enabled=dtype is not None)
 
     def get(self, span: Span, cut: Cut = "features") -> Tensor:
         """Return features [T/2, C] or tokens [T/2, P, C] of a span, in the dtype of the store.
@@ -244,7 +246,7 @@ class Pass:
         self.places, self.on_stored = places, watch
         video = span.kind == "video"
         self.backwards = video and start is None and span.direction == "reversed"
-        backbone = activations.backbone
+        backbone = require_pixels(activations.backbone)
         if backbone.training:
             raise ValueError("activations are taken in eval mode; call .eval() first")
         self._front = StreamingPass(backbone, cuts, start, self.backwards) if video else None
@@ -253,7 +255,7 @@ class Pass:
     @torch.no_grad()
     def push(self, piece: Piece) -> None:
         """Run the next piece as far as it goes; store what that finishes."""
-        backbone = self.activations.backbone
+        backbone = require_pixels(self.activations.backbone)
         device = backbone.mean.device
         inputs = piece.arranged(self.span).to(device, non_blocking=True).unsqueeze(0)
         with self.activations.autocast():
@@ -284,7 +286,7 @@ def _close(writer: Writer) -> None:
         writer.close()
 
 
-def _glance(backbone: Backbone) -> object:
+def _glance(backbone: AnyBackbone) -> object:
     """Return what is another object if any weight changed, without hashing them all.
 
     Not every change raises a tensor's version (fused optimizers and `.data` do not): sums of the

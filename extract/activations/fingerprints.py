@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from cache.fingerprint import chain
-from extract.backbone.backbone import ARITHMETIC, Backbone, BackboneConfig, Cut
-from extract.backbone.imported import about
+from extract.backbone.backbone import ARITHMETIC, BackboneConfig, Cut
+from extract.backbone.imported import AnyBackbone, about
 from extract.sampling.transforms import PixelConfig
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -33,7 +33,7 @@ def settings(config: BackboneConfig, pixels: PixelConfig, precision: Precision) 
     }
 
 
-def fingerprints(backbone: Backbone, of: dict[str, Any]) -> dict[Cut, str]:
+def fingerprints(backbone: AnyBackbone, of: dict[str, Any]) -> dict[Cut, str]:
     """Return the fingerprint of every cut.
 
     Args:

@@ -16,6 +16,7 @@ from configs.messages import truncated
 from extract.activations.activations import Activations
 from extract.activations.stored import deepest, missing
 from extract.backbone.backbone import Cut
+from extract.backbone.imported import require_pixels
 from extract.sampling.spans import Span
 from extract.sampling.units import CLIP_FRAMES
 from extract.video.reader import VideoError, VideoReader
@@ -195,20 +196,19 @@ def estimate_s(made: Plan, workers: int) -> float:
 
 def full_clips(made: Plan, number: int) -> float:
     """Return how many clips a request's passes encode, where all blocks of one count as a clip."""
-    backbone = made.wanted[number].activations.backbone
-    depth = backbone.config.depth
+    config = made.wanted[number].activations.backbone.config
     return sum(
         made.span(todo).window.samples
         // CLIP_FRAMES
-        * len(backbone.blocks(todo.start, todo.cuts[-1]))
-        / depth
+        * len(config.blocks_between(todo.start, todo.cuts[-1]))
+        / config.depth
         for todo in made.todo
         if todo.wanted == number
     )
 
 
 def _clip_s(activations: Activations) -> float:
-    backbone, size = activations.backbone, activations.pixels.size
+    backbone, size = require_pixels(activations.backbone), activations.pixels.size
     clip = torch.zeros(1, 3, CLIP_FRAMES, size, size, dtype=torch.uint8)
     clip = clip.to(backbone.mean.device)
     for _ in range(2):  # the first one warms up

@@ -1,9 +1,9 @@
-"""From pixels to features: the VideoMAE trunk with its adapters, run over a whole span."""
+"""From pixels to features: what backbones have; VideoMAE and its adapters, over a whole span."""
 
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from timm.layers import drop_path
@@ -167,6 +167,55 @@ class BackboneConfig:
             return (*range(self.adapters_from_block), "ladder", "features")
         return (*range(self.depth), "features")
 
+    def blocks_between(self, start: Cut | None, stop: Cut) -> range:
+        """Return the blocks that lie between two cuts; None stands for pixels.
+
+        Raises:
+            ValueError: the cuts are out of order.
+        """
+        cuts = (None, *self.cuts)
+        if start not in cuts or stop not in cuts or cuts.index(start) > cuts.index(stop):
+            raise ValueError(f"cannot run from cut {start} to cut {stop} of {self.depth} blocks")
+        first = 0 if start is None else start + 1 if isinstance(start, int) else self.depth
+        return range(first, stop + 1 if isinstance(stop, int) else self.depth)
+
+
+class PixelBackbone(Protocol):
+    """What a backbone that begins with pixels has, whatever its network; `Backbone` is one.
+
+    Attributes:
+        ladder: adapters beside the network, if it has any there.
+        mean: of pixels, on the network's device.
+    """
+
+    training: bool
+
+    @property
+    def config(self) -> BackboneConfig: ...
+
+    @property
+    def ladder(self) -> Ladder | None: ...
+
+    @property
+    def mean(self) -> Tensor: ...
+
+    def state_dict(self, *, keep_vars: bool = ...) -> dict[str, Any]: ...
+
+    def __call__(self, x: Tensor, start: Cut | None = ..., stop: Cut = ...) -> Tensor:
+        """Run from pixels or from a cut to a cut; see `Backbone.forward`."""
+
+    def embed(self, frames: Tensor) -> Tensor:
+        """Return what the first block takes of uint8 frames [B, 3, T, H, W]."""
+
+    def run_block(self, k: int, tokens: Tensor) -> Tensor:
+        """Return the tokens behind block k, without its adapters [B, T/2, h·w, C]."""
+
+    def adapters_after(self, k: int) -> Sequence[nn.Module]:
+        """Return the adapters behind block k, in their order: none, one or two."""
+
+    def pool(self, tokens: Tensor) -> Tensor:
+        """Return the features [B, C, T/2]."""
+
 
 class Backbone(nn.Module):
     """A transformer trunk and its adapters.
@@ -193,22 +242,17 @@ class Backbone(nn.Module):
         self.adapters = nn.ModuleDict({str(k): TemporalAdapter(width, ratio) for k in behind})
         again = range(config.trunk.depth)[second:] if second is not None else ()
         self.second = nn.ModuleDict({str(k): TemporalAdapter(width, ratio) for k in again})
-        self.ladder = Ladder(config.adapted_blocks if beside else (), width, ratio)
+        self.ladder = Ladder(config.adapted_blocks, width, ratio) if beside else None
         first = config.first_trainable_block
         self.trunk.requires_grad_(config.mode == "full" and not first)
         for k, block in enumerate(self.trunk.blocks):
             block.requires_grad_(config.mode == "full" and k >= first)
-        for name, adapter in (*self.adapters.items(), *self.ladder.adapters.items()):
+        beside_it = self.ladder.adapters.items() if self.ladder is not None else ()
+        for name, adapter in (*self.adapters.items(), *beside_it):
             adapter.requires_grad_(int(name) >= first and second is None)
         for name, adapter in self.second.items():
             adapter.requires_grad_(int(name) >= first)
-        self.keep_pixel_scale()
-
-    def keep_pixel_scale(self) -> None:
-        """Keep what pixels are normalised by where the network is."""
-        shape = (1, 3, 1, 1, 1)
-        self.register_buffer("mean", torch.tensor(self.config.mean).view(shape), persistent=False)
-        self.register_buffer("std", torch.tensor(self.config.std).view(shape), persistent=False)
+        keep_pixel_scale(self, config)
 
     @property
     def width(self) -> int:
@@ -230,7 +274,7 @@ class Backbone(nn.Module):
         Raises:
             ValueError: T is no multiple of 16, or the cuts are out of order.
         """
-        blocks, recompute = self.blocks(start, stop), self.config.recompute
+        blocks, recompute = self.config.blocks_between(start, stop), self.config.recompute
         if start == stop:
             return x
         tokens = self.embed(x) if start is None else x
@@ -239,36 +283,20 @@ class Backbone(nn.Module):
             tokens = self.run_block(k, tokens)
             for adapter in self.adapters_after(k):
                 tokens = adapter(tokens, recompute)
-            if self.feeds_ladder(k):
+            if self.ladder is not None and k in self.config.adapted_blocks:
                 beside.append(tokens)
         if stop == "ladder":
             return torch.cat(beside, -1)
-        if beside:
+        if self.ladder is not None and beside:
             tokens = self.ladder.fuse(beside, recompute)
-        elif start == "ladder":
+        elif self.ladder is not None and start == "ladder":
             tokens = self.ladder(tokens, recompute)
         return self.pool(tokens) if stop == "features" else tokens
-
-    def blocks(self, start: Cut | None, stop: Cut) -> range:
-        """Return the blocks that lie between two cuts.
-
-        Raises:
-            ValueError: the cuts are out of order.
-        """
-        depth, cuts = self.config.depth, (None, *self.config.cuts)
-        if start not in cuts or stop not in cuts or cuts.index(start) > cuts.index(stop):
-            raise ValueError(f"cannot run from cut {start} to cut {stop} of {depth} blocks")
-        first = 0 if start is None else start + 1 if isinstance(start, int) else depth
-        return range(first, stop + 1 if isinstance(stop, int) else depth)
 
     def adapters_after(self, k: int) -> list[nn.Module]:
         """Return the adapters behind block k, in their order: none, one or two."""
         name = str(k)
         return [adapters[name] for adapters in (self.adapters, self.second) if name in adapters]
-
-    def feeds_ladder(self, k: int) -> bool:
-        """Say whether a ladder looks at what block k gives."""
-        return str(k) in self.ladder.adapters
 
     def embed(self, frames: Tensor) -> Tensor:
         """Turn uint8 frames [B, 3, T, H, W] into tokens [B, T/2, h·w, C] before block 0."""
@@ -310,6 +338,13 @@ class Backbone(nn.Module):
     def pool(self, tokens: Tensor) -> Tensor:
         """Average tokens [B, T/2, h·w, C] over space: features [B, C, T/2]."""
         return tokens.mean(2).transpose(1, 2)
+
+
+def keep_pixel_scale(backbone: nn.Module, config: BackboneConfig) -> None:
+    """Keep what pixels are normalised by where the network is."""
+    for name, values in (("mean", config.mean), ("std", config.std)):
+        scale = torch.tensor(values).view(1, 3, 1, 1, 1)
+        backbone.register_buffer(name, scale, persistent=False)
 
 
 def parts(clips: Tensor) -> Sequence[Tensor]:

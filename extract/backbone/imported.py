@@ -4,10 +4,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from extract.backbone.backbone import Backbone, BackboneConfig, Cut
+from extract.backbone.backbone import BackboneConfig, Cut, PixelBackbone
+
+NO_PIXELS = "imported features cannot be computed from pixels"
 
 
-class Imported(Backbone):
+class Imported(nn.Module):
     """No network at all, or a linear one to the width of the backbone that is to follow.
 
     Args:
@@ -15,12 +17,10 @@ class Imported(Backbone):
     """
 
     def __init__(self, config: BackboneConfig) -> None:
-        nn.Module.__init__(self)  # nothing of a transformer
-        self.config, given = config, config.imported_width
+        super().__init__()
+        self.config, given, width = config, config.imported_width, config.width
         assert given is not None
-        self.project = nn.Identity() if given == self.width else nn.Linear(given, self.width)
-        self.trunk = nn.Module()  # type: ignore[assignment]
-        self.adapters, self.second, self.ladder = (nn.ModuleDict() for _ in range(3))  # type: ignore[assignment]
+        self.project = nn.Identity() if given == width else nn.Linear(given, width)
 
     def forward(self, x: Tensor, start: Cut | None = None, stop: Cut = "features") -> Tensor:
         """Map imported features [B, C, T] to [B, width, T].
@@ -29,9 +29,23 @@ class Imported(Backbone):
             ValueError: `x` is pixels.
         """
         if start != "features" or stop != "features":
-            raise ValueError("imported features cannot be computed from pixels")
+            raise ValueError(NO_PIXELS)
         features: Tensor = self.project(x.mT).mT
         return features
+
+
+AnyBackbone = PixelBackbone | Imported
+
+
+def require_pixels(backbone: AnyBackbone) -> PixelBackbone:
+    """Return a backbone that begins with pixels.
+
+    Raises:
+        ValueError: its features are imported.
+    """
+    if isinstance(backbone, Imported):
+        raise ValueError(NO_PIXELS)
+    return backbone
 
 
 def imported_name(features: str, video: str) -> str:

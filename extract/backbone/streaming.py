@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from extract.backbone.backbone import Backbone, Cut
+from extract.backbone.backbone import Cut, PixelBackbone
 from extract.sampling.units import CLIP_FRAMES, CLIP_STEPS
 
 
@@ -31,7 +31,7 @@ class StreamingPass:
 
     def __init__(
         self,
-        backbone: Backbone,
+        backbone: PixelBackbone,
         cuts: Iterable[Cut],
         start: Cut | None = None,
         backwards: bool = False,
@@ -49,7 +49,9 @@ class StreamingPass:
             raise ValueError("features are the last cut: no block runs behind them")
         if backbone.training:
             raise ValueError("a span is run group by group in eval mode only; call .eval() first")
-        self._blocks = max((backbone.blocks(start, cut) for cut in self.cuts), key=len)
+        self._blocks = max(
+            (backbone.config.blocks_between(start, cut) for cut in self.cuts), key=len
+        )
 
     @torch.no_grad()  # a graph would hold the whole span
     def push(self, group: Tensor) -> dict[Cut, Tensor]:
@@ -100,7 +102,7 @@ class StreamingPass:
         found: dict[Cut, Tensor] = {}
         if tokens is not None and self.start in self.cuts:
             found[self.start] = tokens
-        beside = []
+        beside, ladder = [], self.backbone.ladder
         for k in self._blocks:
             if tokens is not None:
                 tokens = self.backbone.run_block(k, tokens)
@@ -108,14 +110,15 @@ class StreamingPass:
                 tokens = self._adapt(adapter, tokens, last)
             if tokens is not None and k in self.cuts:
                 found[k] = tokens
-            if tokens is not None and self.backbone.feeds_ladder(k):
+            looked_at = ladder is not None and k in self.backbone.config.adapted_blocks
+            if tokens is not None and looked_at:
                 beside.append(tokens)
         if beside:
             tokens = torch.cat(beside, -1)
             if "ladder" in self.cuts:
                 found["ladder"] = tokens
-        if self.backbone.config.mode == "side" and "features" in self.cuts:
-            tokens = self._adapt(self.backbone.ladder, tokens, last)
+        if ladder is not None and "features" in self.cuts:
+            tokens = self._adapt(ladder, tokens, last)
         if tokens is not None and "features" in self.cuts:
             found["features"] = self.backbone.pool(tokens)
         return found

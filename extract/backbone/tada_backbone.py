@@ -1,12 +1,12 @@
 """TAda2D as a backbone: clips of 16 frames, each by itself, to features per tubelet."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from extract.backbone.adapters import Ladder
-from extract.backbone.backbone import Backbone, BackboneConfig, parts
+from extract.backbone.backbone import BackboneConfig, Cut, keep_pixel_scale, parts
 from extract.checkpoints.strict import Coverage
 from extract.checkpoints.tensor_files import read_tensors
 from extract.sampling.units import CLIP_FRAMES, TUBELET
@@ -16,7 +16,7 @@ from extract.tada.tada2d import TAda2D, TAda2DConfig, lift_resnet
 IMAGE = "layer1.0.conv1.weight"  # only ResNets for images have it
 
 
-class TAdaBackbone(Backbone):
+class TAdaBackbone(nn.Module):
     """A TAda2D network in place of the transformer: one block, one position in space.
 
     It sees a clip at a time, as the transformer's attention does, so that spans of any length, both
@@ -27,17 +27,19 @@ class TAdaBackbone(Backbone):
         trunk: of another backbone, to be shared.
     """
 
+    ladder = None
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, config: BackboneConfig, trunk: TAda2D | None = None) -> None:
-        nn.Module.__init__(self)  # nothing of a transformer
+        super().__init__()
         self.config = config
         if trunk is None:
             trunk = TAda2D(TAda2DConfig(1, config.tada.blocks, config.tada.width))
             trunk.classifier = nn.Identity()  # type: ignore[assignment]
-        self.trunk = trunk  # type: ignore[assignment]
-        self.adapters, self.second = nn.ModuleDict(), nn.ModuleDict()
-        self.ladder = Ladder((), self.width, config.adapter_ratio)
+        self.trunk = trunk
         trunk.requires_grad_(config.learns)
-        self.keep_pixel_scale()
+        keep_pixel_scale(self, config)
 
     def train(self, mode: bool = True) -> "TAdaBackbone":
         """Train, or not; a few windows of neighbouring frames are no sample for batch norms."""
@@ -47,9 +49,7 @@ class TAdaBackbone(Backbone):
                 module.eval()
         return self
 
-    def forward(
-        self, x: Tensor, start: int | str | None = None, stop: int | str = "features"
-    ) -> Tensor:
+    def forward(self, x: Tensor, start: Cut | None = None, stop: Cut = "features") -> Tensor:
         """Map uint8 frames [B, 3, T, H, W] to features [B, C, T/2]; features pass as they are.
 
         Raises:
@@ -77,10 +77,17 @@ class TAdaBackbone(Backbone):
         A tubelet's token is the mean of its frames' features.
         """
         clips = tokens.unflatten(2, (-1, CLIP_FRAMES)).transpose(1, 2).flatten(0, 1)
-        network: TAda2D = self.trunk  # type: ignore[assignment]
-        done = torch.cat([network.features(part) for part in parts(clips)])
+        done = torch.cat([self.trunk.features(part) for part in parts(clips)])
         pairs = done.unflatten(2, (-1, TUBELET)).mean(-1)
         return pairs.transpose(1, 2).unflatten(0, (len(tokens), -1)).flatten(1, 2).unsqueeze(2)
+
+    def adapters_after(self, k: int) -> Sequence[nn.Module]:
+        """Return no adapters: there are none."""
+        return ()
+
+    def pool(self, tokens: Tensor) -> Tensor:
+        """Return tokens [B, T/2, 1, C] as features [B, C, T/2]."""
+        return tokens.squeeze(2).transpose(1, 2)
 
 
 def load_tada_trunk(trunk: TAda2D, source: str | Path) -> Coverage:

@@ -56,8 +56,8 @@ def compared(
     def lacks(cut: Cut) -> Filling:
         overlap = config.sampling.validation_overlap
         spans = [
-            training_spans(training, config, direction)
-            + evaluation_spans(validation, overlap, config, direction)
+            training_spans(training, config.sampling, direction, config.cache.span)
+            + evaluation_spans(validation, overlap, config.sampling, direction)
             for direction in config.directions
         ]
         pairs = zip(activations, spans, strict=True)

@@ -159,7 +159,7 @@ def _network(
 
 
 def _passes(
-    backbone: Backbone, start: Cut | None, detector: Detector, accelerator: Accelerator
+    backbone: nn.Module, start: Cut | None, detector: Detector, accelerator: Accelerator
 ) -> Passes:
     """Return what a clip costs from pixels or from a cut on."""
     tested_s = _clip_s(backbone.eval(), start, False, detector, accelerator)
@@ -167,7 +167,7 @@ def _passes(
 
 
 def _clip_s(
-    backbone: Backbone,
+    backbone: nn.Module,
     start: Cut | None,
     learns: bool,
     detector: Detector,
@@ -177,15 +177,15 @@ def _clip_s(
     config, device = detector.config, accelerator.device
     most = config.sampling.samples // CLIP_FRAMES * config.training.batch_size
     size = config.pixels.size
-    positions = (size // backbone.config.trunk.patch) ** 2
-    blocks = len(backbone.config.adapted_blocks) if start == "ladder" else 1
+    positions = (size // config.backbone.trunk.patch) ** 2
+    blocks = len(config.backbone.adapted_blocks) if start == "ladder" else 1
 
     def passing(clips: int) -> Callable[[], object]:
         if start is None:
             shape = (1, 3, clips * CLIP_FRAMES, size, size)
             inputs = torch.randint(256, shape, dtype=torch.uint8, device=device)
         else:
-            width = blocks * backbone.width
+            width = blocks * config.backbone.width
             inputs = torch.randn(1, clips * CLIP_STEPS, positions, width, device=device)
 
         def work() -> None:
@@ -211,7 +211,7 @@ def _head(detector: Detector, accelerator: Accelerator) -> Passes:
     labels = torch.zeros(2, dtype=torch.long, device=device)
 
     def inputs(windows: int) -> tuple[list[torch.Tensor], torch.Tensor, torch.Tensor]:
-        shape = (windows, streams[0].backbone.width, config.sampling.samples // 2)
+        shape = (windows, config.backbone.width, config.sampling.samples // 2)
         features = [torch.randn(shape, device=device) for _ in streams]
         mask = torch.ones(windows, steps, dtype=torch.bool, device=device)
         return features, mask, torch.full((windows,), steps - 1.0, device=device)

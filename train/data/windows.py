@@ -14,11 +14,22 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_in
 from extract.backbone.backbone import Cut
 from extract.sampling.frame_cache import FrameCache
 from extract.sampling.reversal import reverse_segments
-from extract.sampling.transforms import Transform, evaluation_transform, train_transform
+from extract.sampling.transforms import (
+    PixelConfig,
+    Transform,
+    evaluation_transform,
+    train_transform,
+)
 from extract.sampling.window_frames import arrange, known_reader, window_frames
-from extract.sampling.windows import Window, random_window, sliding_windows, truth_inside
+from extract.sampling.windows import (
+    Direction,
+    SamplingConfig,
+    Window,
+    random_window,
+    sliding_windows,
+    truth_inside,
+)
 from extract.video.reader import VideoError
-from train.config import Experiment
 from train.data.batch import Sample, collate
 from train.data.cached import CachedStreams, draw_inputs, read_windows
 from train.data.loading import EpochSampler, balanced_splits, batch_loader, with_substitute
@@ -26,57 +37,61 @@ from train.data.videos import VideoItem
 
 
 class TrainingWindows(Dataset[Sample]):
-    """One random window per video and epoch; indexed by (epoch, position).
+    """One random window per video with an action and epoch; indexed by (epoch, position).
 
-    With `cached`, inputs are activations that were stored, and not augmented frames; `cached` says
-    for every stream where. With `kept`, small frames are kept there and not decoded again.
-
-    Where bad videos are skipped, the next position's window of the same epoch stands in for one
-    that cannot be read.
+    Args:
+        directions: of every stream.
+        skip_bad: let the next position's window of the same epoch stand in for one that cannot be
+            read.
+        cached: where each stream's stored activations are to be read in place of augmented frames.
+        kept: where small frames are kept, not to be decoded again.
     """
 
     def __init__(
         self,
         items: Sequence[VideoItem],
-        config: Experiment,
+        sampling: SamplingConfig,
+        pixels: PixelConfig,
+        directions: Sequence[Direction],
+        seed: int = 0,
+        skip_bad: bool = False,
         cached: CachedStreams | None = None,
         kept: FrameCache | None = None,
     ) -> None:
         self.items = [item for item in items if len(item.segments)]
-        if not self.items:
-            raise ValueError(f"no video of subset '{config.data.train_subset}' has an action")
-        self.config, self.cached, self.kept = config, cached, kept
-        self.transform = train_transform(config.pixels)
+        self.sampling, self.directions, self.seed = sampling, directions, seed
+        self.skip_bad, self.cached, self.kept = skip_bad, cached, kept
+        self.transform = train_transform(pixels)
 
     def __len__(self) -> int:
         return len(self.items)
 
     def __getitem__(self, key: tuple[int, int]) -> Sample:
         epoch, first = key
-        skips = self.config.data.bad_videos == "skip"
-        return with_substitute(lambda *at: self._draw(epoch, *at), first, len(self), skips)
+        return with_substitute(lambda *at: self._draw(epoch, *at), first, len(self), self.skip_bad)
 
     def _draw(self, epoch: int, position: int, problem: str | None) -> Sample:
-        item = self.items[position]
-        rng = np.random.default_rng((self.config.training.seed, epoch, position, 1))
+        item, of = self.items[position], (self.sampling, self.directions)
+        rng = np.random.default_rng((self.seed, epoch, position, 1))
         if self.cached is not None:
-            window, inputs = draw_inputs(rng, item, self.config, self.cached)
-            return _sample(item, window, inputs, self.config, start=self.cached[0].cut)
-        window = random_window(rng, item.frames, item.segments, self.config.sampling)
+            window, inputs = draw_inputs(rng, item, *of, self.cached)
+            return _sample(item, window, inputs, *of, start=self.cached.cut)
+        window = random_window(rng, item.frames, item.segments, self.sampling)
         seed = int(rng.integers(2**31))
         (frames,) = _frames(item, [window], self.transform, self.kept, seed)
-        inputs = tuple(arrange(frames, window, d) for d in self.config.directions)
-        return _sample(item, window, inputs, self.config, problem)
+        inputs = tuple(arrange(frames, window, d) for d in self.directions)
+        return _sample(item, window, inputs, *of, problem)
 
 
 class EvaluationWindows(IterableDataset[Sample]):
     """A process's share of the sliding windows of all videos, in order, each exactly once.
 
-    Each worker takes a run of neighbouring windows, because they share frames. Where bad videos are
-    skipped, one sample with a `problem` stands for the windows of a video that do not come.
+    Each worker takes a run of neighbouring windows, because they share frames.
 
     Args:
         overlap: share of a window that the next one repeats.
+        directions: of every stream.
+        skip_bad: let one sample with a `problem` stand for the windows of a video that do not come.
         rank, processes: which share, of how many.
         cached: where each stream's stored activations are to be read in place of frames.
         kept: where small frames are kept, not to be decoded again.
@@ -86,15 +101,19 @@ class EvaluationWindows(IterableDataset[Sample]):
         self,
         items: Sequence[VideoItem],
         overlap: float,
-        config: Experiment,
+        sampling: SamplingConfig,
+        pixels: PixelConfig,
+        directions: Sequence[Direction],
+        skip_bad: bool = False,
         rank: int = 0,
         processes: int = 1,
         cached: CachedStreams | None = None,
         kept: FrameCache | None = None,
     ) -> None:
-        self.items, self.overlap, self.config = items, overlap, config
+        self.items, self.overlap, self.sampling = items, overlap, sampling
+        self.size, self.directions, self.skip_bad = pixels.size, directions, skip_bad
         self.rank, self.processes, self.cached, self.kept = rank, processes, cached, kept
-        self.transform = evaluation_transform(config.pixels)
+        self.transform = evaluation_transform(pixels)
         self.counts = [len(self._windows(item)) for item in items]
 
     def length(self, workers: int = 0) -> int:
@@ -116,26 +135,26 @@ class EvaluationWindows(IterableDataset[Sample]):
                 yield from self._samples(item, windows)
 
     def _windows(self, item: VideoItem) -> list[Window]:
-        return sliding_windows(item.frames, self.overlap, self.config.sampling)
+        return sliding_windows(item.frames, self.overlap, self.sampling)
 
     def _samples(self, item: VideoItem, windows: list[Window]) -> Iterator[Sample]:
-        directions, size = self.config.directions, self.config.pixels.size
+        of = self.sampling, self.directions
         if self.cached is not None:
-            read = read_windows(item, windows, self.config, self.cached)
+            read = read_windows(item, windows, *of, self.cached)
             for window, inputs in zip(windows, read, strict=True):
-                yield _sample(item, window, inputs, self.config, start=self.cached[0].cut)
+                yield _sample(item, window, inputs, *of, start=self.cached.cut)
             return
         try:
             decoded = _frames(item, windows, self.transform, self.kept)
             for window, frames in zip(windows, decoded, strict=True):
-                inputs = tuple(arrange(frames, window, d) for d in directions)
-                yield _sample(item, window, inputs, self.config)
+                inputs = tuple(arrange(frames, window, d) for d in self.directions)
+                yield _sample(item, window, inputs, *of)
         except VideoError as error:
-            if self.config.data.bad_videos == "stop":
+            if not self.skip_bad:
                 raise
-            nothing = torch.zeros(3, windows[0].samples, size, size, dtype=torch.uint8)
-            inputs = (nothing,) * len(directions)
-            yield _sample(item, windows[0], inputs, self.config, str(error))
+            shape = 3, windows[0].samples, self.size, self.size
+            inputs = (torch.zeros(shape, dtype=torch.uint8),) * len(self.directions)
+            yield _sample(item, windows[0], inputs, *of, str(error))
 
 
 def _frames(
@@ -155,12 +174,12 @@ def _sample(
     item: VideoItem,
     window: Window,
     inputs: tuple[Tensor, ...],
-    config: Experiment,
+    sampling: SamplingConfig,
+    directions: Sequence[Direction],
     problem: str | None = None,
     start: Cut | None = None,
 ) -> Sample:
-    completeness = config.sampling.min_completeness
-    segments, kept = truth_inside(window, item.segments, completeness)
+    segments, kept = truth_inside(window, item.segments, sampling.min_completeness)
     truth = {"forward": segments, "reversed": reverse_segments(segments, window.reflection)}
     return Sample(
         video=item.name,
@@ -169,7 +188,7 @@ def _sample(
         mask=torch.from_numpy(window.mask()),
         segments=tuple(
             torch.from_numpy(np.ascontiguousarray(truth[direction], np.float32))
-            for direction in config.directions
+            for direction in directions
         ),
         labels=torch.from_numpy(item.labels[kept]),
         problem=problem,
@@ -178,15 +197,14 @@ def _sample(
 
 
 def training_loader(
-    dataset: TrainingWindows, sampler: EpochSampler, config: Experiment
+    dataset: TrainingWindows, sampler: EpochSampler, batch_size: int, workers: int
 ) -> "DataLoader[Sample]":
     """Return a loader of training batches; `sampler.epoch` chooses the epoch of the next pass."""
-    training = config.training
-    return batch_loader(dataset, training.batch_size, training.workers, collate, sampler)
+    return batch_loader(dataset, batch_size, workers, collate, sampler)
 
 
 def evaluation_loader(
-    dataset: EvaluationWindows, config: Experiment, workers: int
+    dataset: EvaluationWindows, batch_size: int, workers: int
 ) -> "DataLoader[Sample]":
     """Return a loader of batches of this process's test windows, each exactly once."""
-    return batch_loader(dataset, config.evaluation.batch_size, workers, collate)
+    return batch_loader(dataset, batch_size, workers, collate)

@@ -108,14 +108,14 @@ def check_subsets(survey: Survey) -> Iterator[Finding]:
     config, data = survey.config, survey.config.data
     there = Counter(video.subset for video in survey.annotations.videos.values())
     listed = ", ".join(map(repr, there)) or "none"
-    for subset, setting in subsets(config).items():
+    for subset, setting in subsets(config.data).items():
         if subset not in there:
             text = f"{setting}: no video is in {subset!r}; the annotations have {listed}"
             yield Finding(NO_SUBSET, text)
         elif not any(video.segments for video in survey.videos(subset)):
             yield Finding(NO_ACTION, f"{setting}: no video of {subset!r} has an action")
     for subset, count in there.items():
-        if subset not in subsets(config):
+        if subset not in subsets(config.data):
             numbers = {"videos": count}
             yield Finding(UNUSED, f"{subset!r} with {count} videos", numbers=numbers)
     if data.train_subset == data.test_subset:

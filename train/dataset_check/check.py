@@ -62,7 +62,7 @@ class DatasetCheck:
         seen, now = self.survey, self.survey.config.sampling
         actions = sum(len(video.segments) for video in seen.used)
         lines = [
-            f"{len(seen.used)} videos of {', '.join(map(repr, subsets(seen.config)))}: "
+            f"{len(seen.used)} videos of {', '.join(map(repr, subsets(seen.config.data)))}: "
             f"{actions} actions of {len(seen.annotations.classes)} classes"
         ]
         if self.findings:
@@ -86,7 +86,8 @@ class DatasetCheck:
         """Draw classes, lengths of actions and videos."""
         config = self.survey.config
         examples = {
-            subset: annotations.check_examples(self.survey, subset) for subset in subsets(config)
+            subset: annotations.check_examples(self.survey, subset)
+            for subset in subsets(config.data)
         }
         draw_dataset(
             {

@@ -55,7 +55,7 @@ RATES = Kind(
 
 def check_actions(survey: Survey) -> Iterator[Finding]:
     """Actions that are too long or too short to be learned, or to be told from a moment."""
-    for subset in subsets(survey.config):
+    for subset in subsets(survey.config.data):
         for item in survey.items(subset):
             steps = lengths(item, survey)
             kinds: list[Kind | None] = [SHORT if length < 1 else None for length in steps]

@@ -14,7 +14,7 @@ from extract.video.files import files_by_name
 from extract.video.header import announced_frames
 from extract.video.index import VideoError, VideoIndex
 from extract.video.probe import probe
-from train.config import Experiment
+from train.config import DataConfig, Experiment
 from train.data.videos import VideoItem, load_annotations, make_item, with_truth
 
 
@@ -66,7 +66,9 @@ class Survey:
     @cached_property
     def used(self) -> list[Video]:
         """The videos of all subsets that the config names."""
-        return [v for v in self.annotations.videos.values() if v.subset in subsets(self.config)]
+        return [
+            v for v in self.annotations.videos.values() if v.subset in subsets(self.config.data)
+        ]
 
     def notice(self, video: str, entry: int | None, problem: str | ValueError) -> None:
         """Note a problem; see `evaluate.annotations.Notice`."""
@@ -92,9 +94,8 @@ def _drops(problem: str | ValueError) -> bool:
     return isinstance(problem, ValueError) or problem.endswith("dropped")
 
 
-def subsets(config: Experiment) -> dict[str, str]:
+def subsets(data: DataConfig) -> dict[str, str]:
     """Return the subsets that an experiment names, each with the setting that does."""
-    data = config.data
     named: dict[str, str] = {}
     for setting in ("train_subset", "validation_subset", "test_subset"):
         if (subset := getattr(data, setting)) is not None:

@@ -20,8 +20,9 @@ from evaluate.mean_ap import MeanAP, mean_average_precision
 from evaluate.reports.launches import FINISHED, Launch, new_launch
 from extract.activations.stored import Counts
 from extract.sampling.frame_cache import FrameCache
+from extract.sampling.spans import SpanKind
 from extract.video.reader import VideoError
-from train.config import Experiment
+from train.config import DataConfig, EvaluationConfig, Experiment
 from train.data.batch import Batch, Sample
 from train.data.cached import CachedStreams, ensure_cached, evaluation_spans
 from train.data.videos import (
@@ -64,8 +65,19 @@ def window_loader(
         kept: where small frames are kept, if they will be wanted again.
     """
     rank, count = accelerator.process_index, accelerator.num_processes
-    windows = EvaluationWindows(items, overlap, config, rank, count, cached, kept)
-    return evaluation_loader(windows, config, config.training.workers)
+    windows = EvaluationWindows(
+        items,
+        overlap,
+        config.sampling,
+        config.pixels,
+        config.directions,
+        config.data.bad_videos == "skip",
+        rank,
+        count,
+        cached,
+        kept,
+    )
+    return evaluation_loader(windows, config.evaluation.batch_size, config.training.workers)
 
 
 def detect_subset(
@@ -160,15 +172,15 @@ def _followed(
 def score(items: list[VideoItem], found: dict[str, list[Detection]], detector: Detector) -> MeanAP:
     """Score detections against the truth at the config's tIoUs; videos not in `found` are out."""
     truth: Truth = {item.name: item.truth for item in items if item.name in found}
-    truth = relabel_truth(truth, detector.config)
+    truth = relabel_truth(truth, detector.config.data, detector.config.evaluation)
     if detector.config.evaluation.video_scores:
         _check_classes(truth, found)
     return mean_average_precision(truth, found, detector.config.evaluation.tious)
 
 
-def relabel_truth(truth: Truth, config: Experiment) -> Truth:
-    """Return truth with the labels that the experiment's detections have: one, or the classes."""
-    if not config.data.class_agnostic or config.evaluation.video_scores:
+def relabel_truth(truth: Truth, data: DataConfig, evaluation: EvaluationConfig) -> Truth:
+    """Return truth with the labels that an experiment's detections have: one, or the classes."""
+    if not data.class_agnostic or evaluation.video_scores:
         return truth
     return {
         name: tuple(segment._replace(label=ACTION) for segment in segments)
@@ -232,7 +244,8 @@ class Evaluation:
     def truth(self) -> Truth:
         """Return what is annotated of the videos that count, with labels as detections have."""
         found = {item.name: item.truth for item in self.items if item.name in self.detections}
-        return relabel_truth(found, self.detector.config)
+        config = self.detector.config
+        return relabel_truth(found, config.data, config.evaluation)
 
     def score(self) -> Scores:
         """Return the scores at the config's tIoUs.
@@ -306,14 +319,19 @@ def evaluate_checkpoint(
     out.mkdir(parents=True, exist_ok=True)  # now, not after hours of detection
     detector = detector.to(accelerator.device)
     began = time.monotonic()
-    counts, cached = Counts(), None
+    counts, cached = None, None
     overlap = config.sampling.test_overlap
     if store is not None:
         activations = activations_of(detector, store, [checkpoint])
-        spans = [evaluation_spans(items, overlap, config, d) for d in config.directions]
+        kind: SpanKind = "video" if imported else "window"
+        spans = [
+            evaluation_spans(items, overlap, config.sampling, direction, kind)
+            for direction in config.directions
+        ]
+        workers, skip_bad = config.training.workers, config.data.bad_videos == "skip"
         with watch.stage(PASSES):
-            cached = ensure_cached(
-                activations, spans, "features", [items], config, accelerator, counts
+            cached, counts = ensure_cached(
+                activations, spans, "features", [items], accelerator, workers, skip_bad
             )
     windows = window_loader(items, overlap, config, accelerator, cached)
     with watch.stage("detecting"):
@@ -331,7 +349,7 @@ def evaluate_checkpoint(
         dropped,
         sum(item.duration_s for item in items) / 60,
         time.monotonic() - began,
-        counts if store else None,
+        counts,
         launch,
         watch,
     )

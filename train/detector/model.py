@@ -1,7 +1,6 @@
 """Backbone and head as one detector; from a checkpoint to a model and to segments."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,11 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from evaluate.annotations import Detection
-from extract.backbone.backbone import Backbone, Cut
+from extract.backbone.backbone import Backbone, BackboneConfig, Cut
 from extract.backbone.imported import Imported
 from extract.backbone.pretrained import load_trunk
 from extract.backbone.tada_backbone import TAdaBackbone, load_tada_trunk
 from extract.backbone.videomae import VideoMAE
+from extract.checkpoints.layouts import ADDED
 from extract.checkpoints.strict import Coverage, load_state_dict_strict
 from extract.sampling.windows import Window, sliding_windows
 from extract.tada.tada2d import TAda2D
@@ -25,7 +25,7 @@ from train.data.windows import EvaluationWindows, evaluation_loader
 from train.detector.curves import ScoreCurves
 from train.detector.postprocess import Answer, Answers, detections, predict
 from train.engine.checkpoint import Checkpoint, load_checkpoint
-from train.modeling.actionformer import ActionFormer, HeadOutput
+from train.modeling.actionformer import ActionFormer, HeadConfig, HeadOutput
 from train.modeling.fusion import FEATURE_METHODS, FeatureFusion, PredictionFusion
 
 Trunk = VideoMAE | TAda2D
@@ -35,22 +35,28 @@ class Stream(nn.Module):
     """One direction's network: a backbone and a head.
 
     Args:
-        config: the experiment whose backbone and head to build.
+        backbone, head: what to build.
         classes: number of classes.
         trunk: another stream's network, to be shared.
     """
 
-    def __init__(self, config: Experiment, classes: int, trunk: Trunk | None = None) -> None:
+    def __init__(
+        self,
+        backbone: BackboneConfig,
+        head: HeadConfig,
+        classes: int,
+        trunk: Trunk | None = None,
+    ) -> None:
         super().__init__()
-        if config.backbone.mode == "imported":
-            self.backbone: Backbone = Imported(config.backbone)
-        elif config.backbone.network == "tada2d":
+        if backbone.mode == "imported":
+            self.backbone: Backbone | TAdaBackbone | Imported = Imported(backbone)
+        elif backbone.network == "tada2d":
             assert not isinstance(trunk, VideoMAE)
-            self.backbone = TAdaBackbone(config.backbone, trunk)
+            self.backbone = TAdaBackbone(backbone, trunk)
         else:
             assert not isinstance(trunk, TAda2D)
-            self.backbone = Backbone(config.backbone, trunk)
-        self.head = ActionFormer(self.backbone.width, classes, config.head)
+            self.backbone = Backbone(backbone, trunk)
+        self.head = ActionFormer(backbone.width, classes, head)
 
 
 class Examined(NamedTuple):
@@ -88,12 +94,14 @@ class Detector(nn.Module):
     def __init__(self, config: Experiment, classes: tuple[str, ...]) -> None:
         super().__init__()
         self.config, self.classes = config, classes
-        streams = [Stream(config, len(classes))]
-        trunk = None if config.backbone.mode == "full" else streams[0].backbone.trunk
-        streams += [Stream(config, len(classes), trunk) for _ in config.directions[1:]]
+        parts = config.backbone, config.head, len(classes)
+        streams = [Stream(*parts)]
+        whole = config.backbone.mode == "full"
+        trunk = None if whole else next(iter(_trunks(streams)), None)
+        streams += [Stream(*parts, trunk) for _ in config.directions[1:]]
         self.streams = nn.ModuleList(streams)  # type: ignore[assignment]
         self.fusion = None
-        method, width = config.fusion.method, streams[0].backbone.width
+        method, width = config.fusion.method, config.backbone.width
         if method in FEATURE_METHODS:
             self.fusion = FeatureFusion(config.fusion, width, len(classes), config.head)
             self.start_fusion()
@@ -122,9 +130,11 @@ class Detector(nn.Module):
         """Load the trunk's pretrained weights that the config names, if any."""
         source = self.config.backbone.weights
         if source:
-            for trunk in {stream.backbone.trunk: None for stream in self.streams}:
-                load = load_tada_trunk if isinstance(trunk, TAda2D) else load_trunk
-                self.coverage = load(trunk, source)
+            for trunk in _trunks(self.streams):
+                if isinstance(trunk, TAda2D):
+                    self.coverage = load_tada_trunk(trunk, source)
+                else:
+                    self.coverage = load_trunk(trunk, source)
 
     def start_fusion(self) -> None:
         """Let a fusion of features begin where the first stream's head is."""
@@ -262,9 +272,10 @@ class Detector(nn.Module):
                 f"this detector reads features ({self.config.backbone.imported}), not videos; "
                 "evaluate/run.py --cache scores it on features that were imported"
             )
-        # There is nothing else to go on with if this one is bad.
-        config = replace(self.config, data=replace(self.config.data, bad_videos="stop"))
-        windows = EvaluationWindows([item], config.sampling.test_overlap, config)
+        sampling, evaluation = self.config.sampling, self.config.evaluation
+        windows = EvaluationWindows(
+            [item], sampling.test_overlap, sampling, self.config.pixels, self.config.directions
+        )
         curves = ScoreCurves.of(item, self.windows(item)[0].step, len(self.classes))
 
         def run(batch: Batch) -> Answers:
@@ -272,12 +283,12 @@ class Detector(nn.Module):
             curves.add(answers[self.answer], batch)
             return answers
 
-        loader = evaluation_loader(windows, config, workers)
+        loader = evaluation_loader(windows, evaluation.batch_size, workers)
         device = next(self.parameters()).device
-        found = predict(run, _told(loader, done), config.evaluation, device)
+        found = predict(run, _told(loader, done), evaluation, device)
         return Examined(
             {
-                name: detections(videos[item.name], item, self.classes, config.evaluation)
+                name: detections(videos[item.name], item, self.classes, evaluation)
                 for name, videos in found.items()
             },
             curves,
@@ -292,15 +303,12 @@ class Detector(nn.Module):
     def parameter_counts(self) -> dict[str, int]:
         """Return how many weights the parts have and how many of all learn."""
         parts: dict[str, list[nn.Module]] = {
-            "trunk": list({stream.backbone.trunk for stream in self.streams}),
+            "trunk": [*_trunks(self.streams)],
             "adapters": [
                 part
                 for stream in self.streams
-                for part in (
-                    stream.backbone.adapters,
-                    stream.backbone.second,
-                    stream.backbone.ladder,
-                )
+                for name, part in stream.backbone.named_children()
+                if f"{name}." in ADDED
             ],
             "heads": [stream.head for stream in self.streams],
             "fusion": [] if self.fusion is None else [self.fusion],
@@ -311,6 +319,12 @@ class Detector(nn.Module):
         }
         learning = sum(p.numel() for p in self.parameters() if p.requires_grad)
         return counts | {"learning": learning}
+
+
+def _trunks(streams: Iterable[Stream]) -> list[Trunk]:
+    """Return the networks of streams that have one, each once."""
+    backbones = [stream.backbone for stream in streams]
+    return list({b.trunk: None for b in backbones if not isinstance(b, Imported)})
 
 
 def _told(batches: Iterable[Batch], done: Callable[[int], None]) -> Iterator[Batch]:

@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from accelerate import Accelerator
 
@@ -13,36 +13,81 @@ from configs.atomic import write_text
 from configs.loader import dump
 from evaluate.annotations import Annotations
 from extract.activations.activations import Activations
+from extract.backbone.backbone import BackboneConfig
 from extract.checkpoints.strict import Coverage
 from extract.sampling.frame_cache import FrameCache
-from extract.sampling.transforms import evaluation_transform, train_transform
-from train.config import Experiment
-from train.data.videos import Subset, VideoItem, format_skipped
+from extract.sampling.transforms import PixelConfig, evaluation_transform, train_transform
+from extract.sampling.windows import SamplingConfig
+from train.config import DataConfig
+from train.data.videos import (
+    Subset,
+    VideoItem,
+    format_skipped,
+    learned_classes,
+    load_annotations,
+    load_subsets,
+)
 from train.detector.model import Detector
 
 
-def check_has_pixels(config: Experiment) -> None:
+def check_has_pixels(backbone: BackboneConfig) -> None:
     """Raise ValueError where pixels are needed, but there are none."""
-    if config.backbone.mode == "imported":
+    if backbone.mode == "imported":
         raise ValueError(
             "backbone.mode imported: features come from elsewhere, and nothing is computed from "
             "pixels; train on them with train/heads.py"
         )
 
 
-def check_labelled(validation: list[VideoItem] | None, subset: str | None) -> None:
-    """Raise ValueError if there are videos to validate with, but no action in them."""
+class TrainingData(NamedTuple):
+    """The videos that a detector is trained on, and those that it is validated with, if any.
+
+    Attributes:
+        annotations: with what is to be warned of.
+        classes: what the detector tells apart.
+    """
+
+    annotations: Annotations
+    classes: tuple[str, ...]
+    training: Subset
+    validation: Subset | None
+
+    @property
+    def subsets(self) -> list[Subset]:
+        """Those that there are."""
+        return [self.training] if self.validation is None else [self.training, self.validation]
+
+
+def load_training_data(
+    data: DataConfig,
+    accelerator: Accelerator,
+    store: Store | None,
+    needs_files: bool = False,
+    imported: str | None = None,
+) -> TrainingData:
+    """Read the annotations and match both subsets with their files; see `load_subsets`.
+
+    Raises:
+        ValueError: annotations or files are missing or malformed, or there are videos to validate
+            with, but no action in them.
+    """
+    annotations = load_annotations(data)
+    name = data.validation_subset
+    names = [data.train_subset, *([name] if name else [])]
+    training, *others = load_subsets(
+        data, annotations, names, accelerator, store, needs_files, imported
+    )
+    validation = others[0] if others else None
     if validation is not None and not any(item.truth for item in validation):
         raise ValueError(
-            f"no video of subset '{subset}' has an action, so nothing can be validated; set "
+            f"no video of subset '{name}' has an action, so nothing can be validated; set "
             "data.validation_subset to another one or to null"
         )
+    return TrainingData(annotations, learned_classes(data, annotations), training, validation)
 
 
-def write_run_record(
-    out: Path, detector: Detector, subsets: Sequence[Subset], annotations: Annotations
-) -> dict[str, Any]:
-    """Write what is decided of a run before it begins, and say it: training videos come first.
+def write_run_record(out: Path, detector: Detector, data: TrainingData) -> dict[str, Any]:
+    """Write what is decided of a run before it begins, and say it.
 
     Returns:
         What its report tells of it (`Notes.about`).
@@ -50,15 +95,15 @@ def write_run_record(
     write_text(out / "config.yaml", dump(detector.config))
     weights = detector.parameter_counts()
     counts = ", ".join(f"{name} {n:,}" for name, n in weights.items())
-    windows = sum(bool(len(item.segments)) for item in subsets[0])
+    windows = sum(bool(len(item.segments)) for item in data.training)
     print(f"{windows} training videos, {len(detector.classes)} classes; weights: {counts}")
     if detector.coverage is not None:
         _record_weights(out / "weights.json", detector, detector.coverage)
-    for what, count in annotations.warnings.items():
+    for what, count in data.annotations.warnings.items():
         print(f"warning: annotations: {what}: {count}")
-    skipped = {name: cause for items in subsets for name, cause in items.skipped.items()}
+    skipped = {name: cause for items in data.subsets for name, cause in items.skipped.items()}
     if skipped:
-        print(format_skipped(skipped, len(skipped) + sum(map(len, subsets))))
+        print(format_skipped(skipped, len(skipped) + sum(map(len, data.subsets))))
     write_text(out / "skipped_videos.json", json.dumps(skipped, indent=1) + "\n")
     return {"training videos": windows, "classes": len(detector.classes), "weights": weights}
 
@@ -96,9 +141,11 @@ def activations_of(
 
 
 def open_frame_cache(
-    config: Experiment,
+    data: DataConfig,
+    sampling: SamplingConfig,
+    pixels: PixelConfig,
     training: Sequence[VideoItem],
-    validation: Sequence[VideoItem],
+    validation: Sequence[VideoItem] | None,
     accelerator: Accelerator,
 ) -> FrameCache | None:
     """Return where a run keeps its videos' frames, if it does, and say what they will take.
@@ -106,42 +153,41 @@ def open_frame_cache(
     Raises:
         ValueError: there can be no such folder.
     """
-    if config.data.frame_cache is None:
+    if data.frame_cache is None:
         return None
-    folder = Path(config.data.frame_cache)
+    folder = Path(data.frame_cache)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ValueError(
             f"data.frame_cache: cannot make the folder {folder}: {error.strerror}; choose another"
         ) from error
-    kept = FrameCache(folder, config.sampling, config.data.frame_cache_gb)
+    kept = FrameCache(folder, sampling, data.frame_cache_gb)
     if accelerator.is_main_process:
         kept.tidy()
         learned = [item for item in training if len(item.segments)]
-        test, train = evaluation_transform(config.pixels), train_transform(config.pixels)
+        test, train = evaluation_transform(pixels), train_transform(pixels)
         print(
             kept.forecast(
                 (item.path, item.info, transform.shrink)
-                for items, transform in ((learned, train), (validation, test))
+                for items, transform in ((learned, train), (validation or (), test))
                 for item in items
             )
         )
     return kept
 
 
-def learning_only(config: Experiment) -> Experiment:
-    """Return the config of a run on cached activations: by default only the head learns.
+def learning_only(backbone: BackboneConfig) -> BackboneConfig:
+    """Return the backbone of a run on cached activations: by default only the head learns.
 
     Raises:
         ValueError: what learns stands behind nothing that could be cached.
     """
-    if config.backbone.last_frozen_cut is not None:
-        return config
-    if config.backbone.second_from_block is not None:
+    if backbone.last_frozen_cut is not None:
+        return backbone
+    if backbone.second_from_block is not None:
         raise ValueError(
             "backbone.second_from_block 0 trains an adapter in front of all that could be cached; "
             "train it with train/e2e.py, or choose a later block"
         )
-    depth = config.backbone.depth
-    return replace(config, backbone=replace(config.backbone, trainable_from_block=depth))
+    return replace(backbone, trainable_from_block=backbone.depth)

@@ -13,7 +13,7 @@ from evaluate.datasets.classes import read_classes
 from extract.backbone.pretrained import check_trunk_size
 from extract.checkpoints.layouts import FoundNetwork, counted, find_networks
 from extract.checkpoints.strict import load_state_dict_strict
-from train.config import Experiment
+from train.config import DataConfig, Experiment
 from train.data.videos import ACTION
 from train.detector.model import Detector
 from train.engine.checkpoint import (
@@ -222,7 +222,7 @@ def checkpoint_from_opentad(
     alone = replace(
         config, direction=directions[number], fusion=replace(config.fusion, method="none")
     )
-    return Checkpoint(alone, _classes(network, config, path), weights, weights, training={})
+    return Checkpoint(alone, _classes(network, config.data, path), weights, weights, training={})
 
 
 def _where(network: FoundNetwork) -> str:
@@ -234,7 +234,7 @@ def _modes(network: FoundNetwork) -> str:
     return "frozen or full" if network.mode == "none" else network.mode
 
 
-def _classes(network: FoundNetwork, config: Experiment, path: str | Path) -> tuple[str, ...]:
+def _classes(network: FoundNetwork, data: DataConfig, path: str | Path) -> tuple[str, ...]:
     """Return the names of a detector's classes: its own, or those of the list it was trained with.
 
     Raises:
@@ -242,9 +242,9 @@ def _classes(network: FoundNetwork, config: Experiment, path: str | Path) -> tup
     """
     if network.classes is not None:
         return network.classes
-    if config.data.class_agnostic and network.outputs == 1:
+    if data.class_agnostic and network.outputs == 1:
         return (ACTION,)
-    file = config.data.classes
+    file = data.classes
     if file is None:
         raise ValueError(
             f"{path} does not name its {network.outputs} classes: set data.classes to the "

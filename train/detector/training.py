@@ -72,7 +72,18 @@ class DetectionTask:
         self.activations, self.counts, self.total = activations, Counts(), Counts()
         self.counting = cached is not None or bool(activations)
         self.levels = config.head.levels
-        self.dataset = TrainingWindows(training, config, cached, kept)
+        self.dataset = TrainingWindows(
+            training,
+            config.sampling,
+            config.pixels,
+            config.directions,
+            config.training.seed,
+            config.data.bad_videos == "skip",
+            cached,
+            kept,
+        )
+        if not self.dataset.items:
+            raise ValueError(f"no video of subset '{config.data.train_subset}' has an action")
         self.videos = [item.name for item in self.dataset.items]
         if validation is not None:
             # Kept: starting decoding workers anew would cost every validation some seconds.
@@ -92,7 +103,8 @@ class DetectionTask:
         return [part for part in parts if part is not None]
 
     def loader(self, sampler: EpochSampler) -> "DataLoader[Sample]":
-        return training_loader(self.dataset, sampler, self.config)
+        training = self.config.training
+        return training_loader(self.dataset, sampler, training.batch_size, training.workers)
 
     def prepare(self, batches: Sequence[Batch]) -> list[Weighed]:
         accelerator = self.accelerator

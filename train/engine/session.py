@@ -17,7 +17,9 @@ from accelerate.utils import (
     gather_object,
     set_seed,
 )
+from torch import nn
 
+from cache.store import open_cache
 from configs.messages import message
 from evaluate.reports.launches import (
     FINISHED,
@@ -30,10 +32,106 @@ from evaluate.reports.page import REPORT
 from evaluate.reports.training import write_training_report
 from extract.activations.stored import Counts
 from train.config import Trained
+from train.engine.loop import START_UP
+from train.engine.run_folder import check_disk_space, claim_folder
 from train.engine.stopwatch import Stopwatch
 
 PASSES = "passes"  # the stage in which the cache is brought up to date
 WAIT_FOR_PASSES = timedelta(days=7)  # processes compute different videos' activations
+WAIT_FOR_OTHERS = timedelta(hours=2)  # processes look at and decode different videos
+
+
+@dataclass
+class Notes:
+    """What is to stand in a run's report: what it works on, and how activations came about."""
+
+    about: dict[str, Any] = field(default_factory=dict)
+    activations: dict[str, Counts] = field(default_factory=dict)
+
+
+class Session:
+    """One launch of a training run: a context that ends with the use of its store.
+
+    All processes begin one, and seed all random draws with it.
+
+    Args:
+        config: what is trained; its files come into `config.out`.
+        resume: whether to go on with a run that is there.
+        cache: URL of the store of activations that the run uses, if it does.
+
+    Attributes:
+        watch: counts where the launch's time goes, from now on.
+        out: the run's folder, which `claim` makes.
+        begun: whether there is a run to go on with; the same on all processes.
+        store: None without a cache.
+
+    Raises:
+        ValueError: the machine, the folder or the store does not fit.
+    """
+
+    def __init__(self, config: Trained, resume: bool, cache: str | None = None) -> None:
+        self.watch = Stopwatch(START_UP)
+        self.accelerator = make_accelerator(config, cached=bool(cache))
+        self.out = Path(config.out)
+        self.begun = is_resuming(self.out, resume)
+        self.store = open_cache(cache) if cache else None
+
+    def __enter__(self) -> "Session":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.store is not None:
+            self.store.close()
+
+    def claim(self, model: nn.Module, keeps_best: bool) -> None:
+        """Make the folder this run's alone, and check that its disk holds a model's checkpoints.
+
+        Args:
+            keeps_best: whether there will be a best.pt.
+
+        Raises:
+            ValueError: another run is writing there, or nothing can be, or they do not fit.
+        """
+        if self.accelerator.is_main_process:
+            claim_folder(self.out, self.begun)
+            check_disk_space(self.out, model, keeps_best)
+
+    @contextmanager
+    def report(self) -> Iterator[Notes]:
+        """Keep a record of this launch in the run's folder, and leave a report, however it ends.
+
+        All processes enter. What cannot be written costs a warning, not the run.
+        """
+        notes = Notes()
+        devices = device_names(self.accelerator)
+        if not self.accelerator.is_main_process:
+            yield notes
+            return
+        before = read_launches(self.out) if self.begun else []
+        launch = new_launch(self.accelerator.num_processes, devices)
+        write_launches(self.out, [*before, launch])
+        outcome = FINISHED
+        try:
+            yield notes
+        except BaseException as error:
+            interrupted = isinstance(error, KeyboardInterrupt)
+            outcome = INTERRUPTED if interrupted else message(error).replace("error", "failed", 1)
+            raise
+        finally:
+            counts = {when: [c.hits, c.partial, c.full] for when, c in notes.activations.items()}
+            launch = replace(
+                launch,
+                outcome=outcome,
+                seconds=self.watch.seconds(),
+                about=notes.about,
+                activations={when: numbers for when, numbers in counts.items() if any(numbers)},
+            )
+            try:
+                write_launches(self.out, [*before, launch])
+                write_training_report(self.out)
+                print(f"{outcome}; report: {self.out / REPORT}")
+            except (OSError, ValueError) as error:
+                print(f"warning: {self.out} has no report of this: {error}")
 
 
 def make_accelerator(config: Trained, cached: bool = False) -> Accelerator:
@@ -99,57 +197,6 @@ def is_resuming(out: Path, resume: bool) -> bool:
     return bool(begun)
 
 
-@dataclass
-class Notes:
-    """What is to stand in a run's report: what it works on, and how activations came about."""
-
-    about: dict[str, Any] = field(default_factory=dict)
-    activations: dict[str, Counts] = field(default_factory=dict)
-
-
-@contextmanager
-def run_report(
-    out: Path, accelerator: Accelerator, watch: Stopwatch, begun: bool
-) -> Iterator[Notes]:
-    """Keep a record of this launch in the run's folder, and leave a report, however it ends.
-
-    All processes enter. What cannot be written costs a warning, not the run.
-
-    Args:
-        begun: whether launches before this one belong to the run.
-    """
-    notes = Notes()
-    devices = device_names(accelerator)
-    if not accelerator.is_main_process:
-        yield notes
-        return
-    before = read_launches(out) if begun else []
-    launch = new_launch(accelerator.num_processes, devices)
-    write_launches(out, [*before, launch])
-    outcome = FINISHED
-    try:
-        yield notes
-    except BaseException as error:
-        interrupted = isinstance(error, KeyboardInterrupt)
-        outcome = INTERRUPTED if interrupted else message(error).replace("error", "failed", 1)
-        raise
-    finally:
-        counts = {when: [c.hits, c.partial, c.full] for when, c in notes.activations.items()}
-        launch = replace(
-            launch,
-            outcome=outcome,
-            seconds=watch.seconds(),
-            about=notes.about,
-            activations={when: numbers for when, numbers in counts.items() if any(numbers)},
-        )
-        try:
-            write_launches(out, [*before, launch])
-            write_training_report(out)
-            print(f"{outcome}; report: {out / REPORT}")
-        except (OSError, ValueError) as error:
-            print(f"warning: {out} has no report of this: {error}")
-
-
 def device_names(accelerator: Accelerator) -> list[str]:
     """Return what every process runs on; all processes ask together."""
     device = accelerator.device
@@ -162,6 +209,3 @@ def device_names(accelerator: Accelerator) -> list[str]:
 def with_cache(overrides: list[str], url: str | None) -> list[str]:
     """Return the overrides with what `--cache URL` stands for."""
     return overrides if url is None else [*overrides, f"--cache.url={url}"]
-
-
-WAIT_FOR_OTHERS = timedelta(hours=2)  # processes look at and decode different videos

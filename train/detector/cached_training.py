@@ -1,0 +1,134 @@
+"""Runs on cached activations: a detector is trained, or put together if nothing of it learns."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from accelerate import Accelerator
+
+from extract.activations.activations import Activations
+from extract.activations.fingerprints import fingerprints, settings
+from extract.backbone.backbone import Cut
+from extract.sampling.spans import SpanKind
+from train.config import Experiment
+from train.data.cached import ensure_cached, evaluation_spans, training_spans
+from train.data.videos import Subset
+from train.detector.calibrate import fit_class_weights
+from train.detector.evaluation import window_loader
+from train.detector.model import Detector
+from train.detector.setup import TrainingData, write_run_record
+from train.detector.training import DetectionTask
+from train.engine.checkpoint import (
+    Checkpoint,
+    check_same_run,
+    differences,
+    load_checkpoint,
+    save_checkpoint,
+)
+from train.engine.loop import TrainingRun
+from train.engine.session import PASSES, Session
+
+
+def train_on_cache(
+    session: Session,
+    detector: Detector,
+    activations: Sequence[Activations],
+    data: TrainingData,
+    origins: Sequence[str],
+) -> None:
+    """Train what learns of a detector; what its cache lacks is computed first.
+
+    Args:
+        detector: in eval mode, on the device.
+        activations: of every stream.
+        origins: files that its streams are from, for people.
+
+    Raises:
+        ValueError: the run that is to go on had another backbone, or a video cannot be read.
+    """
+    config, accelerator = detector.config, session.accelerator
+    cut = config.backbone.last_frozen_cut
+    assert cut is not None
+    if session.begun:  # said before hours of passes
+        _check_same_backbone(session.out / "last.pt", detector, cut, origins, accelerator)
+    sampling, kind = config.sampling, config.cache.span
+    spans = [training_spans(data.training, sampling, d, kind) for d in config.directions]
+    if data.validation is not None:
+        overlap = sampling.validation_overlap
+        tested: SpanKind = "video" if config.backbone.mode == "imported" else "window"
+        for some, direction in zip(spans, config.directions, strict=True):
+            some += evaluation_spans(data.validation, overlap, sampling, direction, tested)
+    workers, skip_bad = config.training.workers, config.data.bad_videos == "skip"
+    with session.watch.stage(PASSES):
+        cached, before = ensure_cached(
+            activations, spans, cut, data.subsets, accelerator, workers, skip_bad
+        )
+    task = DetectionTask(detector, data.training, data.validation, accelerator, cached)
+    run = TrainingRun(task, accelerator, session.begun, session.watch)
+    with session.report() as notes:
+        notes.activations = {"before training": before, "training and validation": task.total}
+        if accelerator.is_main_process:
+            notes.about = write_run_record(session.out, detector, data)
+        run.train()
+
+
+def compose(
+    session: Session, detector: Detector, activations: Sequence[Activations], data: TrainingData
+) -> None:
+    """Leave a fusion in which nothing learns by gradients as a checkpoint, fitted if need be.
+
+    Args:
+        detector: in eval mode, on the device.
+        activations: of every stream.
+
+    Raises:
+        ValueError: something else is there than what this run would leave.
+    """
+    path, accelerator = session.out / "last.pt", session.accelerator
+    if session.begun:
+        _check_same_composition(path, detector.config)
+    with session.report() as notes:
+        if detector.config.fusion.method == "calibrated":
+            _calibrate(detector, activations, data.training, accelerator)
+        if accelerator.is_main_process:
+            state = detector.state_dict()
+            whole = Checkpoint(detector.config, detector.classes, state, state, training={})
+            save_checkpoint(path, whole)
+            print(f"nothing to train; the fused detector is {path}")
+            notes.about = write_run_record(session.out, detector, data)
+
+
+def _calibrate(
+    detector: Detector, activations: Sequence[Activations], items: Subset, accelerator: Accelerator
+) -> None:
+    """Fit the fusion's class weights to what the streams say in windows of the items."""
+    config, overlap = detector.config, detector.config.sampling.test_overlap
+    spans = [evaluation_spans(items, overlap, config.sampling, d) for d in config.directions]
+    workers, skip_bad = config.training.workers, config.data.bad_videos == "skip"
+    cached, _ = ensure_cached(
+        activations, spans, "features", [items], accelerator, workers, skip_bad
+    )
+    windows = window_loader(items, overlap, config, accelerator, cached)
+    fit_class_weights(detector, windows, accelerator)
+
+
+def _check_same_composition(path: Path, config: Experiment) -> None:
+    """Raise ValueError if something else is there than what this run would leave."""
+    kept = load_checkpoint(path, Experiment)
+    if kept.training or differences(kept.config, config):
+        raise ValueError(f"{path} belongs to another run; choose another --out")
+
+
+def _check_same_backbone(
+    path: Path, detector: Detector, cut: Cut, origins: Sequence[str], accelerator: Accelerator
+) -> None:
+    """Raise ValueError unless the run can go on, with the backbones that it began with."""
+    config, kept = detector.config, load_checkpoint(path, Experiment)
+    check_same_run(path, kept, config, detector.classes, accelerator.num_processes)
+    about = settings(config.backbone, config.pixels, config.training.precision)
+    then = Detector.restore(kept, path)
+    for ours, theirs in zip(detector.streams, then.streams, strict=True):
+        if fingerprints(ours.backbone, about)[cut] != fingerprints(theirs.backbone, about)[cut]:
+            raise ValueError(
+                f"{path.parent} was trained on another backbone than {' and '.join(origins)} has "
+                "now; start anew in another `out`"
+            )

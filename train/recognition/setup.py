@@ -1,0 +1,78 @@
+"""What a run of a recogniser needs before it begins: its clips, checks, its record."""
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+from accelerate import Accelerator, DistributedType
+
+from configs.atomic import write_text
+from configs.loader import dump
+from train.data.videos import format_skipped
+from train.recognition.clip_lists import LabelledClips
+from train.recognition.config import LabelledData
+from train.recognition.dataset import Examples, load_examples, read_clips
+from train.recognition.recogniser import Recogniser
+
+
+class TrainingClips(NamedTuple):
+    """The list of clips, and those that a network is trained on and validated with, if any."""
+
+    clips: LabelledClips
+    training: Examples
+    validation: Examples | None
+
+    @property
+    def subsets(self) -> list[Examples]:
+        """Those that there are."""
+        return [self.training] if self.validation is None else [self.training, self.validation]
+
+
+def load_training_clips(data: LabelledData, accelerator: Accelerator) -> TrainingClips:
+    """Read the list of clips and match both subsets with their files; see `load_examples`.
+
+    Raises:
+        ValueError: the list or files are missing or malformed, or there are clips to validate with,
+            but no label of them.
+    """
+    clips = read_clips(data)
+    name = data.validation_subset
+    names = [data.train_subset, *([name] if name else [])]
+    training, *others = load_examples(data, clips, names, accelerator)
+    validation = others[0] if others else None
+    if validation is not None and not any(example.labels for example in validation.kept):
+        raise ValueError(
+            f"no clip of subset '{name}' has a label, so nothing can be validated; set "
+            "data.validation_subset to another one or to null"
+        )
+    return TrainingClips(clips, training, validation)
+
+
+def check_not_sharded(accelerator: Accelerator) -> None:
+    """Raise ValueError where weights would be spread over processes."""
+    if accelerator.distributed_type == DistributedType.FSDP:
+        raise ValueError(
+            "recognition networks are small enough for every GPU, and sharding them (FSDP) is not "
+            "tested; launch with configs/accelerate/multi_gpu.yaml"
+        )
+
+
+def write_run_record(out: Path, recogniser: Recogniser, data: TrainingClips, taken: str) -> None:
+    """Write what is decided of a run before it begins, and say it.
+
+    Args:
+        taken: what was taken of pretrained weights, in words.
+    """
+    write_text(out / "config.yaml", dump(recogniser.config))
+    count = sum(p.numel() for p in recogniser.network.parameters())
+    sets = " and ".join(f"{len(s.classes)} {s.name or 'classes'}" for s in recogniser.sets)
+    labelled = sum(bool(example.labels) for example in data.training.kept)
+    print(f"{labelled} training clips, {sets}; {count:,} weights")
+    if taken:
+        print(taken)
+    for what, number in data.clips.warnings.items():
+        print(f"warning: annotations: {what}: {number}")
+    skipped = {name: cause for part in data.subsets for name, cause in part.skipped.items()}
+    if skipped:
+        print(format_skipped(skipped, len(skipped) + sum(len(part.kept) for part in data.subsets)))
+    write_text(out / "skipped_videos.json", json.dumps(skipped, indent=1) + "\n")
