@@ -10,7 +10,9 @@ from pathlib import Path
 from evaluate.datasets.records import Dataset, Source, subset_in, subset_of
 
 _LINE = re.compile(r"\s*\S+\s+[-+.\d]+\s+[-+.\d]+\s*")
-_CLASS_LINE = re.compile(r"\s*\d+\s+\S+\s*")
+_CLASS_LINE = re.compile(
+    r"\s*\d+\s+\S+(\s+\S*[^-+.\d\s]\S*)*\s*"
+)  # names may have blanks, not times
 
 
 def is_class_file(lines: list[str]) -> bool:
