@@ -99,8 +99,9 @@ class DetectionTask:
 
     @property
     def clipped(self) -> Sequence[nn.Module]:
-        parts = (*self.model.streams, self.model.fusion)
-        return [part for part in parts if part is not None]
+        parts = [part for part in (*self.model.streams, self.model.fusion) if part is not None]
+        # A mean of both streams has no weights.
+        return [part for part in parts if next(part.parameters(), None) is not None]
 
     def loader(self, sampler: EpochSampler) -> "DataLoader[Sample]":
         training = self.config.training
