@@ -102,9 +102,6 @@ def training(config: Experiment, device: str, compiled: bool) -> Step:
     run = TrainingRun(
         DetectionTask(detector, [video] * VIDEOS, None, accelerator), accelerator, False
     )
-    run.bar.leave = False
-    run.bar.close()
-    run.log.close()
     run.wrapped.train()
     batch = synthetic(config, device)
     number = 0
@@ -112,7 +109,7 @@ def training(config: Experiment, device: str, compiled: bool) -> Step:
     def step() -> Tensor:
         nonlocal number
         number += 1
-        (done,) = run._update(number, [batch])
+        (done,) = run.update(number, [batch])
         return done.losses
 
     return step
