@@ -27,3 +27,10 @@ def pad_columns(rows: Sequence[Sequence[str]]) -> list[list[str]]:
     """Return the cells of a table, every column as wide as its widest."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [[cell.ljust(n) for cell, n in zip(row, widths, strict=True)] for row in rows]
+
+
+def markdown_table(rows: Sequence[Sequence[str]]) -> str:
+    """Return a Markdown table, heads of columns first, which lines up in plain text, too."""
+    head, *rest = pad_columns(rows)
+    ruled = [head, ["-" * len(cell) for cell in head], *rest]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in ruled)
