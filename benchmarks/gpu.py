@@ -104,9 +104,6 @@ def training(config: Experiment, device: str, compiled: bool) -> Step:
     run = TrainingRun(
         DetectionTask(detector, [video] * VIDEOS, None, accelerator), accelerator, False
     )
-    run.bar.leave = False
-    run.bar.close()
-    run.log.close()
     run.wrapped.train()
     batch = synthetic(config, device)
     number = 0
@@ -114,7 +111,7 @@ def training(config: Experiment, device: str, compiled: bool) -> Step:
     def step() -> Tensor:
         nonlocal number
         number += 1
-        (done,) = run._update(number, [batch])
+        (done,) = run.update(number, [batch])
         return done.losses
 
     return step

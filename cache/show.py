@@ -22,6 +22,7 @@ from cache.store import Store
 from cache.upkeep.prune import prune
 from cache.upkeep.verify import Problem, verify
 from configs import cli
+from configs.messages import pad_columns
 from extract.activations.fingerprints import fingerprints
 from train.config import Experiment
 from train.detector.model import Detector
@@ -134,11 +135,7 @@ def _table(store: Store, state_of: Callable[[FingerprintInfo], State]) -> str:
                 else f"{state_of(info)}: {' and '.join(info.checkpoint.splitlines())}",
             )
         )
-    widths = [max(len(row[column]) for row in rows) for column in range(len(HEADER))]
-    lines = [
-        "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    ]
+    lines = ["  ".join(row).rstrip() for row in pad_columns(rows)]
     videos = f"{len(store.videos):,} videos, {store.bytes / 1e6:,.1f} MB in {store.url}"
     return "\n".join([*lines, videos])
 

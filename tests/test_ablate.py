@@ -53,7 +53,8 @@ if args["training.seed"] in args["fail"].split(","):
 texts = [Path(file).read_text() for file in [*inputs, args["config"]]]
 texts += [args["training.seed"], args["quality"]]
 digest = hashlib.sha256(repr(texts).encode()).hexdigest()
-(out / "config.yaml").write_text(f"data: {{annotations: {args['data.annotations']}}}\\n")
+data = f"{{annotations: {args['data.annotations']}, videos: videos}}"
+(out / "config.yaml").write_text(f"out: {out}\\ndata: {data}\\n")
 (out / "last.pt").write_text(f"{args['quality']} {digest} {args['data.annotations']}")
 with open("calls.txt", "a") as calls:
     calls.write(f"end {out}\\n")

@@ -29,7 +29,7 @@ from configs.loader import load
 from extract.demo import DemoConfig, write_dataset
 from extract.identity.digest import video_digest
 from extract.sampling import frame_cache as module
-from extract.sampling.frame_cache import FrameCache
+from extract.sampling.frame_cache import FrameCache, kept_bytes
 from extract.sampling.transforms import PixelConfig, Shrink, evaluation_transform, train_transform
 from extract.sampling.window_frames import resized_chunks
 from extract.sampling.windows import (
@@ -572,10 +572,12 @@ def test_the_forecast_is_what_files_take(tmp_path: Path, monkeypatch: pytest.Mon
     wanted = [(item.path, item.info, to) for item in (upright, sideways) for to in (WIDE, SQUARE)]
     wide, square = 40 * 80 * 3, 32 * 32 * 3
     needed = [51 * wide, 51 * square, 39 * wide, 39 * square]
-    assert [cache._bytes(*each) for each in wanted] == needed
+    counts = [51, 51, 39, 39]
+    asked = [(path, count, to) for count, (path, _, to) in zip(counts, wanted, strict=True)]
+    assert [kept_bytes(*each) for each in asked] == needed
     free = 10**12
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(0, 0, free))
-    monkeypatch.setattr(cache, "_bytes", lambda *each: needed[wanted.index(each)] * 10**6)
+    monkeypatch.setattr(module, "kept_bytes", lambda *each: needed[asked.index(each)] * 10**6)
     line = cache.forecast([*wanted, wanted[0]])
     assert line == (
         f"frame cache {cache.folder}: 4 videos need 1,140.5 GB, 0.0 GB of it is there; the disk "

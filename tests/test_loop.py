@@ -10,6 +10,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import Tensor
+from tqdm import tqdm
 
 import train.detector.training
 import train.engine.loop
@@ -22,6 +23,7 @@ from train.data.batch import Batch
 from train.detector.training import DetectionTask
 from train.engine.checkpoint import load_checkpoint
 from train.engine.loop import TrainingRun, _seed
+from train.engine.metrics_log import MetricsLog
 from train.modeling.actionformer import ActionFormer, HeadConfig
 from train.modeling.losses import Losses, detection_losses
 from train.modeling.points import Targets, pyramid_mask
@@ -55,9 +57,9 @@ def batches_of(run: TrainingRun[DetectionTask]) -> list[Batch]:
 def watched_update(run: TrainingRun[DetectionTask]) -> list[str]:
     """Return what would have made the host wait in an update after the first."""
     batches = batches_of(run)
-    run._update(0, batches)  # states and tables are made
+    run.update(0, batches)  # states and tables are made
     with Operations() as operations, Copies() as copies:
-        run._update(1, batches)
+        run.update(1, batches)
     return [*operations.seen, *copies.seen]
 
 
@@ -123,7 +125,7 @@ def test_every_micro_batch_has_a_seed_of_its_own(
     batches, seeds = batches_of(run), list[int]()
     monkeypatch.setattr(torch, "manual_seed", seeds.append)
     for step in (0, 1, 0):
-        run._update(step, batches)
+        run.update(step, batches)
     assert len(set(seeds[:4])) == 4 and seeds[4:] == seeds[:2]
 
 
@@ -157,7 +159,7 @@ def test_an_update_counts_all_positives_before_it_divides(
 
     monkeypatch.setattr(run.task.normaliser, "update", counted)
     batches = batches_of(run)
-    run._update(0, batches)
+    run.update(0, batches)
     valid = [pyramid_mask(batch.mask, run.task.levels) for batch in batches]
     each = [
         int(((run.task.targets(batch)[0].classes > 0).any(-1) & mask).sum())
@@ -204,6 +206,7 @@ def test_only_a_better_validation_replaces_the_best(
 ) -> None:
     """Of equal ones the earlier stays: that which took less training."""
     run = prepare(data, tmp_path, accelerator)
+    run.log, run.bar = MetricsLog(tmp_path, False, 0, True), tqdm(disable=True)
     scores = iter([0.25, 0.25, 0.125, 0.5])
     monkeypatch.setattr(run.task, "validate", lambda: (_Score(next(scores)), 0))
     kept = []

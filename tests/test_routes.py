@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,15 +17,14 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torchvision.transforms.v2 import functional
 
-import train.cost.measure_network
-import train.cost.measure_reading
+import train.cost.measure
 from cache.store import Store
 from configs import cli
 from configs.loader import load
-from extract.activations.plan import SpanRequest, plan
+from extract.activations.plan import SpanRequest, estimate_s, full_clips, needed_bytes, plan
 from extract.backbone.backbone import Cut
 from extract.transcoding.proxy import ProxyConfig, write_proxy, write_sample
-from extract.video.reader import VideoReader
+from extract.video.reader import VideoError, VideoReader
 from tests.conftest import REPOSITORY
 from tests.encodings import read_numbers
 from tests.forks import script
@@ -32,34 +32,23 @@ from tests.test_e2e import DEMO, QUICK
 from tests.test_proxy import numbered
 from train.config import Experiment
 from train.cost.compare import not_comparable
-from train.cost.measure_network import NetworkCost, Passes, Trials, measure
-from train.cost.measure_reading import Making, Reading, read, training_window
-from train.cost.routes import Place, Routes, compare
-from train.cost.workload import (
-    Filling,
-    Workload,
-    count,
-    filling,
-    proxy_side,
-    sampled_frames,
-    trained_from,
-    validations,
-    with_block,
-)
+from train.cost.measure import ReadingCost, StepCost, measure_reading, measure_step
+from train.cost.routes import CachedCost, Routes, compare
+from train.cost.workload import Workload, count, proxy_side, trained_from, with_block
 from train.data.cached import ensure_cached, evaluation_spans, training_spans
 from train.data.videos import Subset, learned_classes, load_annotations, load_items
 from train.detector.model import Detector
 from train.detector.setup import activations_of
 from train.detector.sources import build_detector
+from train.detector.training import DetectionTask
+from train.engine.loop import TrainingRun
 
 COLUMNS = 7
 WORK = Workload(
     processes=2,
     workers=2,
     cores=4,
-    streams=1,
     epochs=10,
-    batch=2,
     windows=400,
     samples=100.0,
     clips=10,
@@ -71,68 +60,67 @@ WORK = Workload(
     cached_frames=30_000,
     cached_bytes=6_000_000_000,
 )
-TRIALS = Trials(
+READING = ReadingCost(
     videos=("a", "b"),
-    seconds=30.0,
-    raw=Reading(0.5, 0.02, 0.01),
-    frames=Reading(0.0, 0.004, 0.001),
-    proxies=Reading(0.1, 0.005, 0.002),
-    making=Making(0.004, 20_000.0),
-    network=NetworkCost(clip=Passes(0.05, 0.1), part=Passes(0.02, 0.03), head=Passes(0.1, 0.2)),
+    decoded_s=0.02,
+    drawn_s=0.005,
+    proxy_decoded_s=0.001,
+    proxy_made_s=0.004,
+    proxy_bytes=20_000.0,
 )
-FEATURES = Filling(bytes=1_000_000_000, needed=1_500_000_000, frames=12_000, clips=2000.0)
-PART = 9, 8, Filling(bytes=8_000_000_000, needed=8_500_000_000, frames=12_000, clips=1500.0)
+PIXELS = StepCost(trained_s=1.2, tested_s=0.6)
+FEATURES = CachedCost(
+    "features", 12, bytes=10**9, needed=1_500_000_000, filling_h=50 / 3600, step=StepCost(0.2, 0.1)
+)
+PART = CachedCost(
+    8, 9, bytes=8 * 10**9, needed=8_500_000_000, filling_h=37.5 / 3600, step=StepCost(0.5, 0.3)
+)
 
 
 def by_hand(work: Workload = WORK, **changed: Any) -> Routes:
     given: dict[str, Any] = {
-        "videos": Place("data", 7_000_000_000),
-        "store": Place("runs/cache", 5_000_000_000),
+        "reading": READING,
+        "pixels": PIXELS,
+        "videos": ("data", 7_000_000_000),
+        "store": ("runs/cache", 5_000_000_000),
         "side": 182,
         "learner": "adapters",
         "features": FEATURES,
         "part": PART,
+        "seconds": 30.0,
     }
-    return compare(work, **(given | {"trials": TRIALS} | changed))
+    return compare(work, **(given | changed))
 
 
 def seconds(found: Routes) -> list[tuple[float, float, float]]:
     """Return preparation, first run and further run of every way."""
     return [
-        (3600 * r.preparation_h, 3600 * r.first_run_h, 3600 * r.run_h)
+        (3600 * r.preparation_hours, 3600 * r.first_run_hours, 3600 * r.further_run_hours)
         for r in (*found.whole, *found.cached)
     ]
 
 
 def test_hours_are_those_worked_out_by_hand() -> None:
     found = seconds(by_hand())
-    # Raw: a window decodes in 0.5 + 100 · 0.02 = 2.5 s, by two workers in 1.25 s; the network takes
-    # 10 · 0.1 + 0.2 = 1.2 s. 400 · 1.25 / 2 processes = 250 s. A validation: 6000 · 0.01 / 2 = 30 s
-    # against 40 · (10 · 0.05 + 0.1) = 24 s; 3 · 30 / 2 = 45 s.
-    assert found[0] == pytest.approx((0, 295, 295))
-    # The network is slower: 400 · 1.2 / 2 + 3 · 24 / 2; all is decoded once in 30000 · 0.01 / 4.
-    assert found[1] == pytest.approx((75, 351, 276))
+    # Raw: a window takes 100 · (0.02 + 0.005) = 2.5 s, with two workers 1.25 s; the network 1.2 s.
+    # 400 · 1.25 / 2 processes = 250 s. A validation: 6000 · 0.02 / 2 = 60 s against
+    # 40 · 0.6 = 24 s; 3 · 60 / 2 = 90 s.
+    assert found[0] == pytest.approx((0, 340, 340))
+    # The network is slower: 400 · 1.2 / 2 + 3 · 24 / 2; all is decoded once in 30000 · 0.02 / 4.
+    assert found[1] == pytest.approx((150, 426, 276))
     # 0.6 s a window by two workers: the network again; 90000 · 0.004 on four cores.
     assert found[2] == pytest.approx((90, 366, 276))
-    # 400 · 0.2 / 2 + 3 · 40 · 0.1 / 2; encoding 2000 · 0.05 hides decoding 12000 · 0.01 / 2.
+    # 400 · 0.2 / 2 + 3 · 40 · 0.1 / 2
     assert found[3] == pytest.approx((50, 96, 46))
-    # A window 10 · 0.03 + 0.2 = 0.5 s, tested in 10 · 0.02 + 0.1 = 0.3 s; 1500 · 0.05 / 2.
+    # 400 · 0.5 / 2 + 3 · 40 · 0.3 / 2
     assert found[4] == pytest.approx((37.5, 155.5, 118))
 
 
 def test_without_workers_decoding_comes_on_top() -> None:
     found = seconds(by_hand(replace(WORK, workers=0)))
-    # 400 · (2.5 + 1.2) / 2 + 3 · (60 + 24) / 2
-    assert found[0][2] == pytest.approx(866)
-    assert found[1][0] == pytest.approx(150)
-    assert found[3][0] == pytest.approx((12_000 * 0.01 + 100) / 2)
-
-
-def test_two_streams_share_a_decode() -> None:
-    found = seconds(by_hand(replace(WORK, streams=2)))
-    # 400 · (20 · 0.1 + 0.2) / 2 + 3 · 40 · (20 · 0.05 + 0.1) / 2
-    assert found[0][2] == pytest.approx(440 + 66)
-    assert found[3][2] == pytest.approx(46)
+    # 400 · (2.5 + 1.2) / 2 + 3 · (120 + 24) / 2
+    assert found[0][2] == pytest.approx(740 + 216)
+    assert found[1][0] == pytest.approx(300)
 
 
 def test_bytes_and_what_is_given_up() -> None:
@@ -156,11 +144,11 @@ def test_a_disk_that_is_too_small_is_marked() -> None:
     assert [row[2] for row in rows] == ["", "7.0 GB", "7.0 GB", "5.0 GB", "5.0 GB: TOO SMALL"]
     assert "no room on the disk: cached block 8" in found.advice()
     # What is needed meanwhile counts, too.
-    tight = by_hand(store=Place("runs/cache", 1_400_000_000)).cached[0]
+    tight = by_hand(store=("runs/cache", 1_400_000_000)).cached[0]
     assert tight.fits is False and tight.bytes < 1_400_000_000
-    nobody_knows = by_hand(store=Place("s3://far", None))
+    nobody_knows = by_hand(store=("s3://far", None))
     assert nobody_knows.cached[0].fits is None and "unknown" in nobody_knows.table()
-    full = by_hand(videos=Place("data", 0))
+    full = by_hand(videos=("data", 0))
     assert full.advice()[2] == "no room on the disk: frames, proxies of 182 px, cached block 8"
     assert full.advice()[3].startswith("recommended end to end: raw; ")
 
@@ -168,23 +156,21 @@ def test_a_disk_that_is_too_small_is_marked() -> None:
 def test_the_advice_follows_from_the_numbers() -> None:
     disks, bound, _, best, origin = by_hand().advice()
     assert "disk of data for frames and proxies, on that of runs/cache for activations" in disks
-    # 1.25 s against 1.2 s; 75 and 90 s are saved again at 1.9 s an epoch.
-    assert bound.startswith("raw: decoding takes 1.0x as long as the network (2 at once")
-    assert "frames pay after 39 epochs" in bound and "proxies of 182 px pay after 47" in bound
-    assert "raw for one run, frames for many" in best and "15.6%" in best
+    assert bound == ("raw: of a window, decoding takes 1.25 s (2 at once), the network 1.20 s")
+    assert "raw for one run, frames for many" in best and "13.5%" in best
     assert "30 s of trials on 2 videos" in origin
-    slow = replace(TRIALS, raw=replace(TRIALS.raw, drawn_s=0.2))
-    _, bound, _, best, _ = by_hand(trials=slow).advice()
-    assert "decoding takes 8.5x" in bound and "end to end: frames;" in best
-    quick = replace(TRIALS, raw=TRIALS.frames)
-    _, bound, _, best, _ = by_hand(trials=quick).advice()
-    assert "the network takes 6.0x as long as decoding" in bound
-    assert bound.count("would save no time") == 2 and "end to end: raw;" in best
+    slow = replace(READING, decoded_s=0.2)
+    _, bound, _, best, _ = by_hand(reading=slow).advice()
+    assert "takes 10.25 s" in bound and "proxies of 182 px for one run, frames for many;" in best
+    quick = replace(READING, decoded_s=0.001)
+    assert "end to end: raw;" in by_hand(reading=quick).advice()[3]
+    _, bound, *_ = by_hand(replace(WORK, workers=0)).advice()
+    assert "2.50 s (in turns, without workers)" in bound
 
 
 def test_closed_ways_say_why() -> None:
-    none = replace(TRIALS, proxies=None, making=None)
-    found = by_hand(trials=none, side=None, features=None, part=None)
+    none = replace(READING, proxy_decoded_s=None)
+    found = by_hand(reading=none, side=None, features=None, part=None)
     rows = cells(found.table())
     assert [row[1:6] == ["–"] * 5 for row in rows] == [False, False, True, True, True]
     assert all(row[6].startswith("not open: ") for row in rows[2:])
@@ -225,7 +211,7 @@ def the_same(table: str, records: list[dict[str, Any]]) -> None:
 
 
 def test_json_and_table_say_the_same() -> None:
-    for found in (by_hand(), by_hand(part=None), by_hand(videos=Place("data", 0))):
+    for found in (by_hand(), by_hand(part=None), by_hand(videos=("data", 0))):
         the_same(found.table(), json.loads(json.dumps(found.to_dict()))["routes"])
 
 
@@ -253,7 +239,8 @@ def test_validations_are_those_of_a_run(
 ) -> None:
     config = experiment(data, "--training.epochs=60")
     training = replace(config.training, validate_from=start, validate_every=every, stop_epoch=stop)
-    assert validations(replace(config, training=training)) == expected
+    (item, *_) = items = loaded(config, "training")
+    assert count(replace(config, training=training), items, [item], 1).validations == expected
 
 
 def test_a_run_is_counted(data: list[str]) -> None:
@@ -262,8 +249,8 @@ def test_a_run_is_counted(data: list[str]) -> None:
     work = count(config, training, validation, 1)
     lengths = [item.frames for item in (*training, *validation)]
     # Four videos, two a step, four epochs; windows of 64 samples, every second frame.
-    assert (work.windows, work.epochs, work.batch, work.validations) == (16, 4, 2, 2)
-    assert (work.clips, work.streams, work.processes) == (4, 1, 1)
+    assert (work.windows, work.epochs, work.validations) == (16, 4, 2)
+    assert (work.clips, work.processes) == (4, 1)
     assert work.frames == sum(lengths)
     assert work.samples == np.mean([min(64, -(-n // 2)) for n in lengths[:4]])
     assert work.validation_samples == sum(-(-n // 2) for n in lengths[4:])
@@ -314,9 +301,8 @@ def test_frames_take_the_bytes_that_they_would_be_written_in(
 def test_resized_videos_are_asked_for_other_frames(data: list[str]) -> None:
     config = experiment(data, "--sampling.method=resize", "--cache.span=window")
     (item, *_) = loaded(config, "training")
-    assert len(sampled_frames(item, config)) == min(64, item.frames)
-    item = replace(item, frames=20)
-    assert sampled_frames(item, config).tolist() == list(range(20))
+    assert count(config, [item], [], 1).cached_frames == min(64, item.frames)
+    assert count(config, [replace(item, frames=20)], [], 1).cached_frames == 20
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
@@ -333,18 +319,21 @@ def test_activations_take_the_bytes_that_they_are_stored_in(
         spans = training_spans(training, config.sampling, "forward", config.cache.span)
         spans += evaluation_spans(validation, overlap, config.sampling, "forward")
         wanted = [SpanRequest(activations[0], spans, (cut,))]
-        lacks = filling(plan(wanted, accelerator))
+        lacks = plan(wanted, accelerator)
+        clips = full_clips(lacks, 0)
         both = [training, validation]
         cached, _ = ensure_cached(activations, [spans], cut, both, accelerator, 0)
         assert lacks.bytes == sum(cached.places[0].read(span).nbytes for span in spans)
-        assert lacks.needed == 2 * lacks.bytes
+        assert needed_bytes(lacks) == 2 * lacks.bytes
         blocks = 6 if cut == "features" else 4
-        assert lacks.clips == sum(span.window.samples // 16 for span in spans) * blocks / 6
+        assert clips == sum(span.window.samples // 16 for span in spans) * blocks / 6
         # What is there costs nothing; what begins at a stored block costs the blocks behind it.
-        assert filling(plan(wanted, accelerator)) == Filling(0, 0, 0, 0.0)
+        rest = plan(wanted, accelerator)
+        assert (rest.bytes, rest.frames, full_clips(rest, 0)) == (0, 0, 0.0)
+        assert estimate_s(rest, 0) == 0
         if cut == 3:
-            rest = filling(plan([SpanRequest(activations[0], spans, ("features",))], accelerator))
-            assert rest.frames == 0 and rest.clips == lacks.clips / 2
+            rest = plan([SpanRequest(activations[0], spans, ("features",))], accelerator)
+            assert rest.frames == 0 and full_clips(rest, 0) == clips / 2
         activations[0].close()
 
 
@@ -412,20 +401,54 @@ def test_long_windows_are_not_read_to_their_end(
 ) -> None:
     config = experiment(data)
     (item, *_) = loaded(config, "training")
-    window = training_window(item, config)
-    assert len(window.frames) == 64
     chunks, decode = [], VideoReader._decode
     monkeypatch.setattr(
         VideoReader,
         "_decode",
         lambda *args: chunks.append(1) or decode(*args),  # type: ignore[func-returns-value]
     )
-    whole = read(item.path, window.frames, config.pixels)
-    assert len(chunks) == 2 * (1 + 4) and whole.drawn_s > 0 < whole.plain_s
+    measure_reading(config, [item], None)
+    assert len(chunks) == 1 + 4  # the first one warms up
     chunks.clear()
-    monkeypatch.setattr(train.cost.measure_reading, "ENOUGH_S", 0.0)
-    first = read(item.path, window.frames, config.pixels)
-    assert len(chunks) == 2 * (1 + 1) and first.begin_s == 0 < first.drawn_s
+    monkeypatch.setattr(train.cost.measure, "ENOUGH_S", 0.0)
+    measure_reading(config, [item], None)
+    assert len(chunks) == 1 + 1
+
+
+def test_bad_videos_are_no_matter_while_one_can_be_read(data: list[str], tmp_path: Path) -> None:
+    config = experiment(data)
+    training = loaded(config, "training")
+    (tmp_path / "bad.mp4").write_bytes(b"no video")
+    training[1] = replace(training[1], path=tmp_path / "bad.mp4")
+    assert measure_reading(config, training, None).videos == (training[3].name,)
+    with pytest.raises(VideoError, match=r"bad\.mp4"):
+        measure_reading(config, [training[1]], None)
+
+
+def test_steps_are_those_of_the_loop_and_long_ones_are_tried_on_fewer_clips(
+    data: list[str], accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step's fixed cost counts once, however few clips tell what all take."""
+    config = experiment(data, "--training.batch_size=3", "--sampling.window_size=128")
+    (item, *_) = loaded(config, "training")
+    seen = list[tuple[Any, ...]]()
+    clock = [0.0]
+
+    def update(self: TrainingRun[DetectionTask], step: int, batches: Any) -> None:
+        (batch,) = batches
+        clips = batch.inputs[0].shape[2] // (16 if batch.start is None else 8)
+        seen.append((batch.start, *batch.mask.shape, clips))
+        clock[0] += 0.4 + 0.1 * clips
+
+    monkeypatch.setattr(TrainingRun, "update", update)
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
+    for enough, tried in ((math.inf, (1, 2, 4, 8)), (0.7, (1, 2, 4)), (0.0, (1, 2))):
+        for cut in (None, "features"):
+            seen.clear()
+            monkeypatch.setattr(train.cost.measure, "ENOUGH_S", enough)
+            cost = measure_step(config, tuple("abcdef"), item, accelerator, cut)
+            assert seen[::3] == [(cut, 3, 128, clips) for clips in tried]
+            assert cost.trained_s == pytest.approx((0.4 + 0.1 * 8) / 3)
 
 
 @pytest.mark.parametrize(
@@ -449,20 +472,24 @@ def test_every_kind_of_experiment_can_be_tried(
     monkeypatch: pytest.MonkeyPatch,
     settings: tuple[str, ...],
 ) -> None:
-    monkeypatch.setattr(train.cost.measure_network, "ENOUGH_S", 0.01)
-    monkeypatch.setattr(train.cost.measure_reading, "ENOUGH_S", 0.01)
+    monkeypatch.setattr(train.cost.measure, "ENOUGH_S", 0.01)
     config = experiment(data, *settings)
-    detector = detector_of(config)
-    threads = torch.get_num_threads()
-    k = trained_from(config)
-    found = measure(detector, loaded(config, "training"), accelerator, k)
+    items, threads, k = loaded(config, "training"), torch.get_num_threads(), trained_from(config)
+    side = proxy_side(config.pixels)
+    reading = measure_reading(config, items, side)
     assert torch.get_num_threads() == threads
-    assert len(found.videos) == 2  # every second of four
-    assert (found.network.part is None) == (k is None)
-    assert (found.proxies is None) == (found.making is None) == (config.pixels.size == 192)
-    parts = [found.network.clip, found.network.head, *filter(None, [found.network.part])]
-    assert all(part.tested_s > 0 < part.trained_s for part in parts)
-    assert all(r.drawn_s > 0 < r.plain_s for r in (found.raw, found.frames))
+    assert len(reading.videos) == 2  # every second of four
+    assert (reading.proxy_decoded_s is None) == (side is None) == (config.pixels.size == 192)
+    assert reading.decoded_s > 0 < reading.drawn_s
+    tried: list[tuple[Experiment, Cut | None]] = [(config, None)]
+    if config.head.learns:
+        tried += [(with_block(config, config.backbone.depth), "features")]
+    if k is not None:
+        part = with_block(config, k)
+        tried += [(part, part.backbone.last_frozen_cut)]
+    for each, cut in tried:
+        cost = measure_step(each, tuple("abcdef"), items[0], accelerator, cut)
+        assert cost.tested_s > 0 < cost.trained_s
 
 
 # ------------------------------------------------------------------ as users run it

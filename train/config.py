@@ -94,6 +94,11 @@ class TrainingConfig:
         """The name that Accelerate has for `precision`."""
         return "no" if self.precision == "fp32" else self.precision
 
+    def validates_after(self, epoch: int) -> bool:
+        """Return whether a run validates once so many epochs are done."""
+        due = epoch >= self.validate_from and epoch % self.validate_every == 0
+        return due or epoch == self.stop_epoch
+
     def __post_init__(self) -> None:
         for name in ("epochs", "stop_epoch", "batch_size", "accumulate", "validate_every"):
             if getattr(self, name) < 1:

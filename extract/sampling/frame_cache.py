@@ -107,7 +107,7 @@ class FrameCache:
             try:
                 there += file.stat().st_size
             except OSError:
-                more += self._bytes(path, video, to)
+                more += kept_bytes(path, len(sampled_frames(video.frames, self.sampling)), to)
         room = self.room()
         outcome = "the rest fits" if more else "nothing is missing"
         if more > room:
@@ -141,20 +141,6 @@ class FrameCache:
             with suppress(OSError):  # it may be renamed at this moment
                 used += path.stat().st_size
         return used
-
-    def _bytes(self, path: Path, video: VideoInfo, to: Shrink) -> int:
-        """Return how large a video's file will be; 0 if the video cannot be asked."""
-        count = len(sampled_frames(video.frames, self.sampling))
-        if to.square:
-            return count * 3 * to.short_side**2
-        try:
-            with open_video(path) as container:
-                context = container.streams.video[0].codec_context
-                height, width = context.height, context.width
-            turned = video_index(path).rotation % 180 != 0
-        except (av.FFmpegError, OSError, VideoError):
-            return 0
-        return count * _picture_bytes(*((width, height) if turned else (height, width)), to)
 
     def _kept(self, path: Path, video: VideoInfo, to: Shrink) -> NDArray[np.uint8] | None:
         """Return a video's frames [n, h, w, 3], made if need be; None where that is impossible."""
@@ -252,6 +238,20 @@ def _fits(found: NDArray[np.generic], count: int, to: Shrink) -> bool:
     short, long = sorted((height, width))
     as_asked = short == to.short_side and (long == short or not to.square)
     return as_asked and (n, channels) == (count, 3)
+
+
+def kept_bytes(path: Path, count: int, to: Shrink) -> int:
+    """Return the bytes of `count` small frames of a video; 0 if the video cannot be asked."""
+    if to.square:
+        return count * 3 * to.short_side**2
+    try:
+        with open_video(path) as container:
+            context = container.streams.video[0].codec_context
+            height, width = context.height, context.width
+        turned = video_index(path).rotation % 180 != 0
+    except (av.FFmpegError, OSError, VideoError):
+        return 0
+    return count * _picture_bytes(*((width, height) if turned else (height, width)), to)
 
 
 @lru_cache

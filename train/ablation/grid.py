@@ -1,6 +1,5 @@
 """A grid of runs: rows of a table, each trained with several seeds; read from YAML and ordered."""
 
-import difflib
 import json
 import re
 from collections.abc import Collection
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from configs.loader import load
+from evaluate.datasets.fields import did_you_mean
 
 Scalar = str | int | float | bool | None
 Setting = Scalar | list[Scalar | list[Scalar]] | dict[str, Any]
@@ -249,6 +249,4 @@ def _check_overrides(overrides: dict[str, Setting]) -> None:
 
 def _check_known(name: str, rows: Collection[str], where: str) -> None:
     if name not in rows:
-        near = difflib.get_close_matches(name, rows, n=1, cutoff=0)
-        hint = f"; did you mean '{near[0]}'?" if near else ""
-        raise ValueError(f"{where}: '{name}' is unknown{hint}")
+        raise ValueError(f"{where}: '{name}' is unknown{did_you_mean(name, rows)}")

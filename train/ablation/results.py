@@ -9,16 +9,19 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, NamedTuple
 
-import yaml
+import torch
 from tqdm import tqdm
 
-from evaluate.annotations import Segment, read_annotations, select
+from configs.loader import load
+from evaluate.annotations import Segment, select
 from evaluate.datasets.read import annotation_files
 from evaluate.files.predictions import read_predictions
 from evaluate.mean_ap import Floats
 from evaluate.metrics.bootstrap import Estimate, difference, estimate, resample
 from train.ablation.grid import Grid, Run
 from train.ablation.records import RECORD, read_record
+from train.config import DataConfig, Experiment
+from train.data.videos import load_annotations
 
 Truth = dict[str, tuple[Segment, ...]]
 
@@ -186,50 +189,24 @@ def sources(grid: Grid, runs: Sequence[Run]) -> list[Path]:
     files: list[Path] = []
     for run in runs:
         folder = grid.folder(run)
-        files += [
-            folder / "config.yaml",
-            folder / RECORD,
-            folder / grid.subset / "predictions.json",
-        ]
+        files += [folder / "config.yaml", folder / RECORD]
+        files += [folder / grid.subset / "predictions.json"]
         files += [folder / subset / "metrics.json" for subset in grid.subsets]
-        files += _data(folder).annotation_files
+        data = _data(folder)
+        files += annotation_files(Path(data.annotations))
+        files += [Path(file) for file in (data.classes, *data.info_csv) if file]
     return list(dict.fromkeys(files))
 
 
-class _Data(NamedTuple):
-    """Where a run's truth is from."""
-
-    annotations: str
-    classes: str | None
-    info_csv: tuple[str, ...]
-    blocked: tuple[str, ...]
-
-    @property
-    def annotation_files(self) -> list[Path]:
-        others = [*([self.classes] if self.classes else []), *self.info_csv]
-        return [*annotation_files(Path(self.annotations)), *map(Path, others)]
-
-
-def _data(folder: Path) -> _Data:
-    # Not as an Experiment: that would bring torch and all for four settings.
-    data = yaml.safe_load((folder / "config.yaml").read_text())["data"]
-    return _Data(
-        data["annotations"],
-        data.get("classes"),
-        tuple(data.get("info_csv", ())),
-        tuple(data.get("blocked", ())),
-    )
+@lru_cache
+def _data(folder: Path) -> DataConfig:
+    """Return where a run's truth is from."""
+    return load(Experiment, folder / "config.yaml").data
 
 
 @lru_cache
-def _truth(data: _Data, subset: str) -> Truth:
-    annotations = read_annotations(
-        Path(data.annotations),
-        classes=Path(data.classes) if data.classes else None,
-        info_csv=[Path(path) for path in data.info_csv],
-        blocked=data.blocked,
-    )
-    return {video.name: video.segments for video in select(annotations, subset)}
+def _truth(data: DataConfig, subset: str) -> Truth:
+    return {video.name: video.segments for video in select(load_annotations(data), subset)}
 
 
 def _drawn(
@@ -293,8 +270,6 @@ def learning_parameters(checkpoint: Path) -> int | None:
     """Return how many weights a run's optimizer moved; None if the file does not tell."""
     if not zipfile.is_zipfile(checkpoint):
         return None
-    import torch  # seconds, and only a new table needs it
-
     fields = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
     state = fields["training"].get("optimizer", {}).get("state")
     return None if state is None else sum(each["exp_avg"].numel() for each in state.values())

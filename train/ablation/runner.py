@@ -31,17 +31,8 @@ PATIENCE_S = 15.0  # for children to end after an interrupt
 LOG = "log.txt"
 TAIL_BYTES = 2**16
 LAUNCHER = {  # by these a run would take itself for one of many processes
-    "RANK",
-    "LOCAL_RANK",
-    "WORLD_SIZE",
-    "LOCAL_WORLD_SIZE",
-    "GROUP_RANK",
-    "GROUP_WORLD_SIZE",
-    "ROLE_RANK",
-    "ROLE_NAME",
-    "ROLE_WORLD_SIZE",
-    "MASTER_ADDR",
-    "MASTER_PORT",
+    *("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"),
+    *("GROUP_RANK", "GROUP_WORLD_SIZE", "ROLE_RANK", "ROLE_NAME", "ROLE_WORLD_SIZE"),
     "ACCELERATE_USE_FSDP",
 }
 LAUNCHER_PREFIXES = ("TORCHELASTIC_", "FSDP_", "OMPI_", "PMI_", "MV2_")
@@ -62,14 +53,14 @@ def carry_out(
             not tried again by another.
         quiet: shows no progress.
     """
-    crew = _Scheduler(grid, runs, processes, session, quiet)
+    scheduler = _Scheduler(grid, runs, processes, session, quiet)
     try:
-        while crew.pending or crew.jobs:
-            crew.go_on()
+        while scheduler.pending or scheduler.jobs:
+            scheduler.step()
             time.sleep(POLL_S)
     finally:
-        crew.stop()
-    return crew.failed
+        scheduler.stop()
+    return scheduler.failed
 
 
 class _Scheduler:
@@ -85,11 +76,11 @@ class _Scheduler:
         self.done: set[Run] = set()
         self.failed: dict[Run, str] = {}
         self.digests: dict[Run, str] = {}
-        self.told: set[Run] = set()
+        self.reported: set[Run] = set()
         self.devices = _devices()
         self.first_slot = int(os.environ.get("LOCAL_RANK", 0)) * processes
         self.quiet = quiet
-        self.settle()
+        self.collect_finished()
         self.bar: tqdm[Any] = tqdm(
             total=len(runs),
             initial=len(self.done),  # says nothing about the time that is left
@@ -99,16 +90,16 @@ class _Scheduler:
             disable=quiet,
         )
 
-    def go_on(self) -> None:
-        """Look after the running ones, note what others have done, start what can be."""
+    def step(self) -> None:
+        """Advance the running ones, record what others have done, start what can be."""
         running = [job.run for job in self.jobs.values()]
         for slot, job in list(self.jobs.items()):
             if not job.advance():
                 continue
             del self.jobs[slot]
             self.free.append(slot)
-            self.note(job.run, job.error)
-        self.settle()
+            self.record_result(job.run, job.error)
+        self.collect_finished()
         news = len(self.done) + len(self.failed) - self.bar.n
         if news:
             self.bar.update(news)
@@ -117,56 +108,56 @@ class _Scheduler:
         ready = [run for run in self.pending if run in self.digests]
         for run in ready:
             if self.free:
-                self.begin(run)
-        if ready and not self.jobs and ready[0] not in self.told:
-            self.told.add(ready[0])
-            self.say(f"waiting for {ready[0]}: another process is at it")
+                self.start(run)
+        if ready and not self.jobs and ready[0] not in self.reported:
+            self.reported.add(ready[0])
+            self.print_above(f"waiting for {ready[0]}: another process is at it")
         now = [job.run for job in self.jobs.values()]
         if now != running:
             self.bar.set_postfix_str(", ".join(map(str, now)))
 
-    def note(self, run: Run, error: str) -> None:
-        """Note that a run is done, or why it is not."""
+    def record_result(self, run: Run, error: str) -> None:
+        """Record that a run is done, or why it is not."""
         if error:
             self.failed[run] = error
-            self.say(f"{run}: {error}")
+            self.print_above(f"{run}: {error}")
         else:
             self.done.add(run)
 
-    def say(self, line: str) -> None:
+    def print_above(self, line: str) -> None:
         """Print a line above the progress."""
         if not self.quiet:
             tqdm.write(line, file=sys.stderr)
 
-    def settle(self) -> None:
+    def collect_finished(self) -> None:
         """Move runs that need nothing, or cannot be done, out of the pending ones."""
         for run in self.pending:
             inputs = [each for group in self.grid.inputs(run).values() for each in group]
             lacking = [each for each in inputs if each in self.failed]
             if lacking:
-                self.note(run, f"skipped: it needs {lacking[0]}, which is not done")
+                self.record_result(run, f"skipped: it needs {lacking[0]}, which is not done")
             elif all(each in self.done for each in inputs):
                 if run not in self.digests:
                     self.digests[run] = training_digest(self.grid, run)
                 if not remaining_work(self.grid, run, self.digests[run]):
-                    self.note(run, "")
-                elif error := self.failed_elsewhere(run):
-                    self.note(run, error)
+                    self.record_result(run, "")
+                elif error := self.error_elsewhere(run):
+                    self.record_result(run, error)
         self.pending = [
             run for run in self.pending if run not in self.done and run not in self.failed
         ]
 
-    def failed_elsewhere(self, run: Run) -> str:
+    def error_elsewhere(self, run: Run) -> str:
         """Return why a run has failed in another process of this launch; nothing if it has not."""
         record = read_record(self.grid.folder(run))
         return record.error if record and record.session == self.session else ""
 
-    def begin(self, run: Run) -> None:
+    def start(self, run: Run) -> None:
         """Start a run if nobody else is at it and it still needs something."""
         lock = _lock(self.grid, run)
         if lock is None:
             return
-        if self.failed_elsewhere(run) or not remaining_work(self.grid, run, self.digests[run]):
+        if self.error_elsewhere(run) or not remaining_work(self.grid, run, self.digests[run]):
             _unlock(lock)  # another process has been at it a moment ago
             return
         slot = self.free.pop(0)

@@ -3,11 +3,12 @@
 import csv
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
 from configs.atomic import write_text
+from configs.messages import markdown_table
 from evaluate.metrics.bootstrap import Estimate
 from evaluate.reports.figures import draw_rows
 from evaluate.reports.launches import FINISHED, new_launch
@@ -56,7 +57,9 @@ def as_text(grid: Grid, results: Results) -> str:
     """Return the table in Markdown, aligned, with what has failed and which fusion is best."""
     failed = [f"failed: {run}: {cause}" for run, cause in results.failed.items()]
     notes = [f"note: {note}" for note in results.notes]
-    return "\n".join([_aligned(cells(grid, results)), "", words(grid, results), *notes, *failed])
+    return "\n".join(
+        [markdown_table(cells(grid, results)), "", words(grid, results), *notes, *failed]
+    )
 
 
 def cells(grid: Grid, results: Results) -> list[list[str]]:
@@ -140,16 +143,6 @@ def _best(grid: Grid, results: Results) -> str:
         strict = "".join(f"; @{tiou} {_estimate(found[tiou])}" for tiou in STRICT if tiou in found)
         lines.append(f"  {_estimate(found[AVERAGE])} to {name} ({kind}){strict}")
     return "\n".join(lines)
-
-
-def _aligned(lines: Sequence[Sequence[str]]) -> str:
-    """A Markdown table whose columns line up in plain text, too."""
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    ruled = [lines[0], ["-" * width for width in widths], *lines[1:]]
-    return "\n".join(
-        "| " + " | ".join(f"{cell:<{n}}" for cell, n in zip(line, widths, strict=True)) + " |"
-        for line in ruled
-    )
 
 
 def _name(tiou: float) -> str:

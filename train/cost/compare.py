@@ -1,16 +1,17 @@
 """Ways to train an experiment here, counted, tried and compared."""
 
 import shutil
+import time
 from collections.abc import Sequence
 
 from accelerate import Accelerator
 
 from extract.activations.activations import Activations
-from extract.activations.plan import SpanRequest, plan
+from extract.activations.plan import SpanRequest, estimate_s, needed_bytes, plan
 from extract.backbone.backbone import Cut
-from train.cost.measure_network import measure
-from train.cost.routes import Place, Routes, compare
-from train.cost.workload import Filling, count, filling, proxy_side, trained_from, with_block
+from train.cost.measure import measure_reading, measure_step
+from train.cost.routes import CachedCost, Routes, compare
+from train.cost.workload import count, proxy_side, trained_from, with_block
 from train.data.cached import evaluation_spans, training_spans
 from train.data.videos import VideoItem
 from train.detector.model import Detector
@@ -39,10 +40,10 @@ def compared(
     validation: Sequence[VideoItem],
     accelerator: Accelerator,
 ) -> Routes | None:
-    """Compare the ways to train on videos that are there; None on all processes but the main one.
+    """Return the ways to train on videos that are there; None on all processes but the main one.
 
     Args:
-        detector: with what learns end to end; on its device. Its weights are moved.
+        detector: with what learns end to end; on its device.
         activations: of its streams, in a store that is only looked at.
         validation: looked at while training; may be none.
 
@@ -51,9 +52,10 @@ def compared(
         MemoryError: the device's memory is too small to try the network.
         OSError: the system's folder for temporary files has no room for some megabytes.
     """
-    config = detector.config
+    config, processes, began = detector.config, accelerator.num_processes, time.monotonic()
+    active = [item for item in training if len(item.segments)]
 
-    def lacks(cut: Cut) -> Filling:
+    def of_cut(cut: Cut, frozen_below: int) -> CachedCost:
         overlap = config.sampling.validation_overlap
         spans = [
             training_spans(training, config.sampling, direction, config.cache.span)
@@ -62,28 +64,34 @@ def compared(
         ]
         pairs = zip(activations, spans, strict=True)
         wanted = [SpanRequest(of, some, (cut,)) for of, some in pairs]
-        return filling(plan(wanted, accelerator, skip_gone=True))
+        lacks = plan(wanted, accelerator, skip_gone=True)
+        filling_h = estimate_s(lacks, config.training.workers) / processes / 3600
+        frozen = with_block(config, frozen_below)
+        step = measure_step(frozen, detector.classes, active[0], accelerator, cut)
+        return CachedCost(cut, frozen_below, lacks.bytes, needed_bytes(lacks), filling_h, step)
 
     behind = [p for name, p in detector.named_parameters() if ".backbone." not in name]
-    features = lacks("features") if any(p.requires_grad for p in behind) else None
+    learns_behind = any(p.requires_grad for p in behind)
+    features = of_cut("features", config.backbone.depth) if learns_behind else None
     k, part = trained_from(config), None
     if k is not None:
         cut = with_block(config, k).backbone.last_frozen_cut
         assert cut is not None
-        part = k, cut, lacks(cut)
+        part = of_cut(cut, k)
+    pixels = measure_step(config, detector.classes, active[0], accelerator, None)
     if not accelerator.is_main_process:
         return None
-    work = count(config, training, validation, accelerator.num_processes)
-    active = [item for item in training if len(item.segments)]
-    trials = measure(detector, active, accelerator, k)
-    videos, store = config.data.videos, activations[0].store
+    side, videos, store = proxy_side(config.pixels), config.data.videos, activations[0].store
+    reading = measure_reading(config, active, side)
     return compare(
-        work,
-        trials,
-        Place(videos, shutil.disk_usage(videos).free),
-        Place(store.url, store.files.free_bytes()),
-        proxy_side(config.pixels),
+        count(config, training, validation, processes),
+        reading,
+        pixels,
+        (videos, shutil.disk_usage(videos).free),
+        (store.url, store.files.free_bytes()),
+        side,
         LEARNERS[config.backbone.mode] if config.backbone.learns else None,
         features,
         part,
+        time.monotonic() - began,
     )

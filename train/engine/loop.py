@@ -132,7 +132,7 @@ class MicroBatch(NamedTuple):
 
 
 class TrainingRun(Generic[T]):
-    """What one run holds together; `go` trains to the end and leaves its files in `config.out`.
+    """What one run holds together; `train` trains to the end and leaves its files in `config.out`.
 
     Args:
         task: what is trained; its model is moved to the accelerator's device, or sharded.
@@ -169,15 +169,6 @@ class TrainingRun(Generic[T]):
         self.average = Average(self.model, self.training.ema_decay)
         if resume:
             self._resume()
-        first_step = self.epoch * self.updates
-        self.log = MetricsLog(self.out, accelerator.is_main_process, first_step, self.validated)
-        self.bar: tqdm[Any] = tqdm(
-            total=self.training.stop_epoch * self.updates,
-            initial=first_step,
-            unit="step",
-            desc="training",
-            disable=not accelerator.is_main_process,
-        )
 
     def train(self) -> None:
         """Train to the last epoch.
@@ -186,6 +177,15 @@ class TrainingRun(Generic[T]):
             FloatingPointError: a loss is not finite.
             OSError: something could not be written; what was written before is whole.
         """
+        main, first_step = self.accelerator.is_main_process, self.epoch * self.updates
+        self.log = MetricsLog(self.out, main, first_step, self.validated)
+        self.bar: tqdm[Any] = tqdm(
+            total=self.training.stop_epoch * self.updates,
+            initial=first_step,
+            unit="step",
+            desc="training",
+            disable=not main,
+        )
         with self.bar, closing(self.log), self.watch.stage(STEPS):
             if not self.validated:
                 self._validate()
@@ -198,11 +198,9 @@ class TrainingRun(Generic[T]):
             self.task.close()
 
     def _end_epoch(self) -> None:
-        settings = self.training
-        last = self.epoch == settings.stop_epoch
-        due = self.epoch >= settings.validate_from and self.epoch % settings.validate_every == 0
-        self.validated = not self.task.validates or not (due or last)
-        if due or last or self.epoch % SAVE_EVERY == 0:
+        due = self.training.validates_after(self.epoch)
+        self.validated = not self.task.validates or not due
+        if due or self.epoch % SAVE_EVERY == 0:
             # Before validating, too: what goes wrong there must not cost the epoch.
             self._save("last.pt")
         if not self.validated:
@@ -220,7 +218,7 @@ class TrainingRun(Generic[T]):
                 self._warn_of_problems(batches)
                 for batch in batches:
                     self.task.observe(batch)
-                recent += self._update(step, batches)
+                recent += self.update(step, batches)
                 self.bar.update()
                 if (step + 1) % LOG_EVERY == 0 or (step + 1) % self.updates == 0:
                     self._report(step + 1, recent, began)
@@ -239,7 +237,7 @@ class TrainingRun(Generic[T]):
     def _average_statistics(self) -> dict[str, Tensor]:
         return {name: self.average.tensors[name] for name in statistics(self.model)}
 
-    def _update(self, step: int, batches: Sequence[Any]) -> list[MicroBatch]:
+    def update(self, step: int, batches: Sequence[Any]) -> list[MicroBatch]:
         """Move the weights once. Nothing here may make the host wait for the device."""
         settings, accelerator = self.training, self.accelerator
         self.schedule.step_update(step)

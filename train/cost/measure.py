@@ -1,0 +1,220 @@
+"""What training costs here: reading a few windows of the user's videos, steps of the real loop."""
+
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from numpy.typing import NDArray
+
+from extract.backbone.backbone import Cut
+from extract.sampling.transforms import Transform, finished, train_transform
+from extract.sampling.units import CLIP_FRAMES
+from extract.sampling.window_frames import known_reader, resized_chunks, wanted_frames
+from extract.sampling.windows import random_window, whole_video
+from extract.transcoding.proxy import ProxyConfig, write_sample
+from extract.video.reader import VideoError
+from train.config import Experiment
+from train.data.batch import Batch
+from train.data.videos import VideoItem
+from train.detector.model import Detector
+from train.detector.postprocess import predict
+from train.detector.training import DetectionTask
+from train.engine.loop import TrainingRun
+from train.engine.sharding import gathered
+from train.errors import translate_oom
+
+FILES = 3  # videos that are tried
+REPEATS = 3  # the first one warms up, another may meet some noise
+ENOUGH_S = 1.0  # longer windows are not read to their end, longer steps are tried on fewer clips
+DRAWS = 3  # of an augmentation: some take longer than others
+SAMPLE = 128  # frames of a proxy
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """Seconds of a window on the device: its share of a training step, and of a test batch."""
+
+    trained_s: float
+    tested_s: float
+
+
+@dataclass(frozen=True)
+class ReadingCost:
+    """What a process needs for a frame, tried on `videos`: seconds.
+
+    Args:
+        decoded_s: to decode it and make it small; `drawn_s`: to augment it then.
+        proxy_decoded_s: the former from a proxy; None where none is large enough for the inputs.
+        proxy_made_s, proxy_bytes: of a proxy, for each frame of the file.
+    """
+
+    videos: tuple[str, ...]
+    decoded_s: float
+    drawn_s: float
+    proxy_decoded_s: float | None
+    proxy_made_s: float
+    proxy_bytes: float
+
+
+def measure_step(
+    config: Experiment,
+    classes: tuple[str, ...],
+    item: VideoItem,
+    accelerator: Accelerator,
+    cut: Cut | None,
+) -> StepCost:
+    """Return what a window costs in the loop's own update and in evaluation; all processes try.
+
+    Steps on more and more clips of a window are tried; one that is long enough says, with the one
+    before, what all clips take: a step's fixed cost counts once.
+
+    Args:
+        item: a training video with an action; its file is not read.
+        cut: where inputs are read from a cache; None for pixels.
+
+    Raises:
+        MemoryError: the device's memory is too small.
+    """
+    config = replace(config, backbone=replace(config.backbone, weights=None))
+    with accelerator.device:  # random weights take as long as any others
+        detector = Detector(config, classes)
+    run = TrainingRun(DetectionTask(detector, [item], None, accelerator), accelerator, False)
+
+    def cost(clips: int) -> NDArray[np.float64]:
+        batch = _random_batch(config, detector, accelerator.device, clips, cut)
+        run.wrapped.train()
+        trained_s = _least_s(lambda: run.update(0, [batch]), accelerator.device)
+        detector.eval()
+        with gathered(detector), accelerator.autocast():
+            arguments = detector.predict_batch, [batch], config.evaluation, accelerator.device
+            tested_s = _least_s(lambda: predict(*arguments), accelerator.device)
+        return np.array([trained_s, tested_s])
+
+    most, clips, slope = config.sampling.samples // CLIP_FRAMES, 1, np.zeros(2)
+    with translate_oom("training.batch_size"):
+        seconds = cost(clips)
+        long = False
+        while clips < most and not long:
+            more = min(2 * clips, most)
+            before, seconds = seconds, cost(more)
+            slope, clips = np.maximum(0.0, seconds - before) / (more - clips), more
+            # Decided by one for all: their steps wait for each other.
+            (long,) = broadcast_object_list([bool(seconds[0] > ENOUGH_S)])
+    accelerator.free_memory()
+    return StepCost(*map(float, (seconds + (most - clips) * slope) / config.training.batch_size))
+
+
+def _random_batch(
+    config: Experiment, detector: Detector, device: torch.device, clips: int, cut: Cut | None
+) -> Batch:
+    """Return a batch whose windows hold two actions and random frames, or what a cut has of them.
+
+    The features of fewer clips than a window has are stretched over it.
+    """
+    count, steps, size = config.training.batch_size, config.sampling.window_size, config.pixels.size
+    shape = (count, 3, clips * CLIP_FRAMES, size, size)
+    inputs = torch.randint(256, shape, dtype=torch.uint8, device=device)
+    if cut is not None:
+        with torch.no_grad():
+            inputs = detector.streams[0].backbone.eval()(inputs, None, cut)
+    segments = torch.tensor([[0.1, 0.3], [0.5, 0.55]], device=device) * steps
+    window = whole_video(config.sampling.samples, config.sampling)
+    return Batch(
+        videos=("random",) * count,
+        windows=(window,) * count,
+        inputs=(inputs,) * len(detector.streams),
+        mask=torch.ones(count, steps, dtype=torch.bool, device=device),
+        reflection=torch.full((count,), window.reflection, device=device),
+        segments=((segments,) * count,) * len(detector.streams),
+        labels=(torch.zeros(2, dtype=torch.long, device=device),) * count,
+        start=cut,
+    )
+
+
+def _least_s(work: Callable[[], object], device: torch.device) -> float:
+    each = list[float]()
+    for _ in range(REPEATS):  # all processes as often: they wait for each other
+        began = time.perf_counter()
+        work()
+        if device.type != "cpu":
+            torch.accelerator.synchronize(device)
+        each.append(time.perf_counter() - began)
+    return min(each[1:])
+
+
+def measure_reading(
+    config: Experiment, items: Sequence[VideoItem], side: int | None
+) -> ReadingCost:
+    """Return what frames of a few training videos with an action cost.
+
+    Args:
+        side: of proxies; None for none.
+
+    Raises:
+        VideoError: not one of the videos can be read.
+        OSError: the system's folder for temporary files has no room for some megabytes.
+    """
+    step, to = -(-len(items) // FILES), train_transform(config.pixels)
+    tried, costs, problem = list[str](), list[list[float]](), VideoError("no video was tried")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1 if config.training.workers else threads)  # as a loader's worker has
+    try:
+        for item in items[step // 2 :: step]:
+            rng = np.random.default_rng(config.training.seed)
+            window = random_window(rng, item.frames, item.segments, config.sampling)
+            numbers = wanted_frames([window])
+            try:
+                cost = [*_frame_s(item.path, item.frames, numbers, to)]
+                cost += _proxy_cost(item, numbers, to, side) if side is not None else []
+            except VideoError as error:  # the run will say so
+                problem = error
+                continue
+            tried.append(item.name)
+            costs.append(cost)
+    finally:
+        torch.set_num_threads(threads)
+    if not tried:
+        raise problem
+    decoded_s, drawn_s, *proxy = np.mean(costs, 0).tolist()
+    return ReadingCost(tuple(tried), decoded_s, drawn_s, *(proxy or (None, 0.0, 0.0)))
+
+
+def _proxy_cost(
+    item: VideoItem, numbers: NDArray[np.int64], transform: Transform, side: int
+) -> tuple[float, float, float]:
+    """Return what a frame of a proxy costs: to be decoded, to be made, in bytes."""
+    count = min(SAMPLE, item.frames)
+    first = min(int(numbers[0]), item.frames - count)
+    with tempfile.TemporaryDirectory() as folder:
+        target, began = Path(folder) / "proxy.mp4", time.perf_counter()
+        write_sample(item.path, target, ProxyConfig(side), range(first, first + count))
+        made_s = time.perf_counter() - began
+        inside = numbers[numbers < first + count] - first
+        decoded_s, _ = _frame_s(target, count, inside, transform)
+        return decoded_s, made_s / count, target.stat().st_size / count
+
+
+def _frame_s(
+    path: Path, frames: int, numbers: NDArray[np.int64], transform: Transform
+) -> tuple[float, float]:
+    """Return a frame's seconds to be decoded and made small, and to be augmented."""
+    # Reads the file's index, which a run does once, and warms up.
+    next(resized_chunks(known_reader(path, frames), numbers, transform.shrink))
+    began = time.perf_counter()
+    chunks = resized_chunks(known_reader(path, frames), numbers, transform.shrink)
+    read = 0
+    for small in chunks:
+        read += len(small)
+        decoded_s = (time.perf_counter() - began) / read
+        if read * decoded_s > ENOUGH_S:
+            break
+    began = time.perf_counter()
+    for seed in range(DRAWS):
+        finished(small, transform, seed)
+    return decoded_s, (time.perf_counter() - began) / (DRAWS * len(small))
