@@ -31,6 +31,13 @@ def leaves(content: dict[str, Any], prefix: str = "") -> set[str]:
 
 
 KINDS: dict[str, type[Any]] = {"Experiment": Experiment, "Recognition": Recognition}
+# Settings that came after the table, or whose default has changed since, with their reason.
+LATER: dict[str, dict[str, Any]] = {
+    "Experiment": {
+        "sampling.validation_overlap": 0.5,  # the published runs validate as they test
+    },
+    "Recognition": {},
+}
 REQUIRED = "out: x\ndata: {annotations: x, videos: x}\n"
 
 
@@ -40,7 +47,9 @@ def test_shipped_files_resolve_to_what_they_did_when_they_were_complete(kind: st
     rooms = ("recognition",) if kind == "Recognition" else ("e2e", "features")
     files = [file for room in rooms for file in (REPOSITORY / "configs" / room).rglob("*.yaml")]
     found = {str(file.relative_to(REPOSITORY)): flatten(load(KINDS[kind], file)) for file in files}
-    expected = {name: table["common"] | differs for name, differs in table["files"].items()}
+    expected = {
+        name: table["common"] | LATER[kind] | differs for name, differs in table["files"].items()
+    }
     assert json.loads(json.dumps(found)) == expected
     for file in files:
         base = base_of(file)

@@ -60,17 +60,20 @@ class TrainingConfig:
 
     Args:
         epochs: length of the cosine schedule; `stop_epoch`: where training ends.
-        warmup_epochs: linear warm-up from zero.
+        warmup_epochs: linear warm-up from zero; `warmup_ends_full`: its last update has the full
+            rate, not the first one behind it.
         batch_size: windows per process and micro-batch; `accumulate`: micro-batches per update,
             whose gradients are those of one large batch.
         lr: of heads and fusion; `backbone_lr`: of the adapters, or of the whole trunk in full mode.
         clip_norm: bound of the gradient's norm, of each stream and of the fusion.
-        ema_decay: of the averaged weights that are evaluated.
+        ema_decay: of the averaged weights that are evaluated; initial ones have no share in them.
         label_smoothing: share of the classes' targets that is spread over all of them.
         precision: of the forward pass.
         workers: decoding processes per training process.
         validate_every, validate_from: epochs.
     """
+
+    warmup_ends_full: ClassVar = False
 
     epochs: int = 100
     stop_epoch: int = 60
@@ -122,8 +125,11 @@ class DetectionTraining(TrainingConfig):
 
     Args:
         boundary_weight: of the boundaries' loss; that of the classes weighs 1.
-        positives: what the running average of positive points begins at.
+        positives: what the running average of positive points begins at, which counts those of all
+            processes; OpenTAD begins on each GPU at its config's value.
     """
+
+    warmup_ends_full: ClassVar = True  # of W updates, update k has the rate k / (W - 1)
 
     boundary_weight: float = 1.0
     positives: float = 100.0

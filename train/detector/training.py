@@ -16,6 +16,7 @@ from cache.errors import StoreError
 from evaluate.mean_ap import MeanAP
 from extract.activations.activations import Activations
 from extract.activations.stored import Counts
+from extract.backbone.backbone import Backbone
 from extract.sampling.frame_cache import FrameCache
 from train.config import TrainingConfig
 from train.data.batch import Batch, Sample
@@ -199,9 +200,11 @@ class DetectionTask:
 
 
 def build_optimizer(detector: Detector, config: TrainingConfig) -> AdamW:
-    """AdamW with a learning rate each for heads and backbones; no decay on biases, norms, scales.
+    """AdamW with a learning rate each for heads and backbones.
 
-    Every stream, and the fusion, has groups of its own.
+    Biases, norms and scales of heads and of the fusion do not decay; all tensors of a backbone do,
+    an adapter's biases and γ among them, as in OpenTAD. Every stream, and the fusion, has groups of
+    its own.
     """
     groups = []
     parts: list[tuple[nn.Module, float]] = [
@@ -212,7 +215,10 @@ def build_optimizer(detector: Detector, config: TrainingConfig) -> AdamW:
     if detector.fusion is not None:
         parts.append((detector.fusion, config.lr))
     for module, lr in parts:
+        # A backbone has these two groups as well: with them optimizers of earlier runs fit in.
         for group in param_groups_weight_decay(module, config.weight_decay):
+            if isinstance(module, Backbone):
+                group["weight_decay"] = config.weight_decay
             if group["params"]:
                 groups.append(group | {"lr": lr})
     # Fused, it learns on the device whether fp16 gradients overflowed; otherwise the host asks.

@@ -349,6 +349,7 @@ class TrainingRun(Generic[T]):
             "epoch": self.epoch,
             "validated": self.validated,
             "best": self.best,
+            "averaged": self.average.updates,
             "processes": self.accelerator.num_processes,
             "videos": list(self.task.videos),
             "optimizer": optimizer,
@@ -390,7 +391,9 @@ class TrainingRun(Generic[T]):
         )
         state = checkpoint.training
         load_model(self.model, checkpoint.model)
-        self.average.load({name: checkpoint.ema[name] for name in self.average.tensors})
+        # Runs of earlier versions did not count: they go on averaging as they began.
+        averages = {name: checkpoint.ema[name] for name in self.average.tensors}
+        self.average.load(averages, state.get("averaged", math.inf))
         load_optimizer(self.optimizer, state["optimizer"])
         self.task.load_state_dict(state)
         if self.accelerator.scaler:
