@@ -22,7 +22,7 @@ from train.config import Trained
 from train.data.loading import EpochSampler
 from train.engine.checkpoint import Checkpoint, check_same_run, load_checkpoint, save_checkpoint
 from train.engine.metrics_log import MetricsLog
-from train.engine.optim import Average, build_schedule, statistics
+from train.engine.optim import Average, build_schedule, describe_updates, statistics
 from train.engine.sharding import gathered, load_model, load_optimizer, prepare_sharding, whole
 from train.engine.stopwatch import Stopwatch
 from train.errors import translate_oom, translate_worker_death
@@ -186,6 +186,8 @@ class TrainingRun(Generic[T]):
             FloatingPointError: a loss is not finite.
             OSError: something could not be written; what was written before is whole.
         """
+        if self.accelerator.is_main_process:
+            tqdm.write(describe_updates(self.updates, self.training.stop_epoch))
         with self.bar, closing(self.log), self.watch.stage(STEPS):
             if not self.validated:
                 self._validate()

@@ -13,6 +13,20 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from train.config import TrainingConfig
 from train.engine.sharding import spread
 
+FEW_UPDATES = 500  # ordinary runs have thousands; with fewer the weights hardly leave their start
+
+
+def describe_updates(per_epoch: int, epochs: int) -> str:
+    """Return how many updates a run has, and what to do where they are few."""
+    total = per_epoch * epochs
+    text = f"{per_epoch} updates an epoch, {total} in all"
+    if total >= FEW_UPDATES:
+        return text
+    return (
+        f"{text}\nwarning: {total} updates are few, the weights hardly move: raise training.epochs "
+        "and training.stop_epoch, or lower training.batch_size"
+    )
+
 
 class Schedule:
     """Learning rates by the number of the step: it has no memory.
