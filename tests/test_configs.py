@@ -35,6 +35,10 @@ KINDS: dict[str, type[Any]] = {"Experiment": Experiment, "Recognition": Recognit
 LATER: dict[str, dict[str, Any]] = {
     "Experiment": {
         "sampling.validation_overlap": 0.5,  # the published runs validate as they test
+        "data.min_share": 0.0,
+        "head.projection_dropout": 0.0,
+        "training.overlapping_ranges": False,
+        "training.every_class": False,
     },
     "Recognition": {},
 }
@@ -133,11 +137,16 @@ def test_overrides_win() -> None:
     config = load(
         Experiment,
         DEMO,
-        ["--training.lr", "3e-4", "--evaluation.nms.sigma=0.9", "--sampling.crop", "[0.5, 1.0]"],
+        [
+            *("--training.lr", "3e-4", "--evaluation.nms.sigma=0.9"),
+            *("--sampling.crop", "[0.5, 1.0]", "--head.attention_window=[17, 9, 9, null, null]"),
+        ],
     )
     assert config.training.lr == 3e-4
     assert config.evaluation.nms.sigma == 0.9
     assert config.sampling.crop == (0.5, 1.0)
+    assert config.head.attention_window == (17, 9, 9, None, None)
+    assert parse(Experiment, dump(config)) == config
 
 
 @pytest.mark.parametrize(
@@ -159,6 +168,8 @@ def test_overrides_win() -> None:
         (["--sampling.scale_factor", "0"], "at least 1"),
         (["--sampling.min_completeness", "7"], "min_completeness"),
         (["--pixels.flip", "2"], "probability"),
+        (["--data.min_share", "1"], "data.min_share must be a share"),
+        (["--head.attention_window", "[9, 9, null]"], "3 entries, but there are 5 levels"),
         (["--pixels.size", "8"], "at least one patch"),
         (["--head.levels", "9"], "multiple of 256"),
         (["--training.lr", "-1"], "must not be negative"),

@@ -102,7 +102,7 @@ class DatasetCheck:
                 for item in self.survey.items(config.data.train_subset)
                 for length in lengths.lengths(item, self.survey)
             ],
-            regression_ranges(config.head.levels),
+            regression_ranges(config.head.levels, config.training.overlapping_ranges),
             config.sampling.window_size,
             [(file.frames / file.index.fps, file.index.fps) for file in self.survey.files.values()],
             path,

@@ -121,9 +121,11 @@ class DetectionTask:
 
     def targets(self, batch: Batch) -> list[Targets]:
         """Return what each output should be."""
-        points = pyramid_points(batch.mask.shape[1], self.levels, batch.mask.device)
+        of = self.config.training
+        length, device = batch.mask.shape[1], batch.mask.device
+        points = pyramid_points(length, self.levels, device, of.overlapping_ranges)
         return [
-            assign_batch(points, segments, batch.labels, len(self.classes))
+            assign_batch(points, segments, batch.labels, len(self.classes), of.every_class)
             for segments in batch.segments[: self.model.learned]
         ]
 
