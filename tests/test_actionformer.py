@@ -13,7 +13,7 @@ from extract.checkpoints.key_maps import head_from_opentad, head_to_opentad
 from extract.checkpoints.strict import load_state_dict_strict
 from extract.checkpoints.tensor_files import read_tensors
 from tests.conftest import GOLDEN
-from train.modeling.actionformer import ActionFormer, HeadConfig
+from train.modeling.actionformer import ActionFormer, HeadConfig, TransformerBlock
 from train.modeling.attention import local_attention
 from train.modeling.points import decode, pyramid_points
 
@@ -245,9 +245,12 @@ def test_length_that_does_not_fit_is_explained() -> None:
         ("drop_path", 1.0),
         ("tower_convs", -1),
         ("attention_window", 4),
+        ("attention_window", (3, 5)),  # of six levels
+        ("attention_window", (3, 4, 3, 3, None, None)),
+        ("projection_dropout", 1.0),
     ],
 )
-def test_impossible_sizes_are_refused(field: str, value: float) -> None:
+def test_impossible_sizes_are_refused(field: str, value: object) -> None:
     with pytest.raises(ValueError, match=field):
         HeadConfig(**{field: value})  # type: ignore[arg-type]
 
@@ -300,3 +303,41 @@ def test_a_head_of_2304_steps_learns_with_local_attention() -> None:
     short = head(features[..., :1504], mask[..., :1504]).flat()
     for one, other in zip((logits, distances), short[:2], strict=True):
         assert torch.allclose(one[points], other[short[2]], atol=1e-5)
+
+
+def test_every_level_may_have_a_window_of_its_own() -> None:
+    """The first is the stem's; one for all levels is the same as one for each."""
+    windows = (5, 3, None, 7)
+    head = ActionFormer(8, 3, replace(SMALL, attention_window=windows))
+    blocks = [*head.stem, *head.branch]
+    found = [block.attention.window for block in blocks]
+    assert found == [5] * len(head.stem) + [3, None, 7]
+    features, mask = torch.randn(2, 8, 64), torch.ones(2, 64, dtype=torch.bool)
+    outputs = []
+    for window in (5, (5,) * SMALL.levels, windows):
+        torch.manual_seed(0)
+        head = ActionFormer(8, 3, replace(SMALL, attention_window=window)).eval()
+        outputs.append(head(features, mask).flat()[0])
+    assert torch.equal(outputs[0], outputs[1]) and not torch.equal(outputs[0], outputs[2])
+
+
+def test_projection_dropout_stands_behind_projections(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Behind attention's output, GELU and the second layer (OpenTAD's `proj_pdrop`)."""
+    torch.manual_seed(0)
+    plain = TransformerBlock(replace(SMALL, drop_path=0.0), stride=1)
+    block = TransformerBlock(replace(SMALL, drop_path=0.0, projection_dropout=0.25), stride=1)
+    block.load_state_dict(plain.state_dict())
+    x, valid = torch.randn(2, 16, SMALL.width), torch.ones(2, 16, 1, dtype=torch.bool)
+    assert torch.equal(block.eval()(x, valid)[0], plain(x, valid)[0])
+
+    def tripled(x: Tensor, p: float, training: bool, inplace: bool) -> Tensor:
+        assert training is (p == 0.25)
+        return 3 * x if training else x
+
+    monkeypatch.setattr(torch.nn.functional, "dropout", tripled)
+    found, _ = block.train()(x, valid)
+    plain.eval()
+    y = x + plain.attention_path(3 * plain.attention(plain.attention_norm(x), valid))
+    first, second = plain.mlp[0], plain.mlp[2]
+    hidden = 3 * torch.nn.functional.gelu(first(plain.mlp_norm(y)))
+    torch.testing.assert_close(found, y + plain.mlp_path(3 * second(hidden)))

@@ -38,6 +38,7 @@ from train.modeling.actionformer import HeadConfig
 
 CLASSES = ("run", "jump", "throw")
 FRAMES, FPS = 500, 25  # of the first video; 25 is what write_numbered writes
+LONG = ("--training.epochs=600", "--training.stop_epoch=600")  # updates enough for anybody
 SUBSETS = ("training",) * 6 + ("validation", "test")
 
 
@@ -70,6 +71,7 @@ class Data:
             f"--data.annotations={self.folder / 'annotations.json'}",
             f"--data.videos={self.folder / 'videos'}",
             f"--data.classes={self.folder / 'classes.txt'}",
+            *LONG,
             *self.settings,
         ]
 
@@ -393,6 +395,12 @@ def windows_are_long(data: Data) -> None:
     data.settings.append("--sampling.window_size=1024")
 
 
+@plant("warning", "few updates", None)
+def a_run_has_few_updates(data: Data) -> None:
+    """Six videos in batches of four are one update an epoch."""
+    data.settings.append("--training.stop_epoch=499")
+
+
 @plant("warning", "unusual frame rate")
 def a_frame_rate_is_unusual(data: Data) -> None:
     with av.open(str(data.path("training_0")), "w") as container:
@@ -632,9 +640,11 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
 
 @pytest.mark.slow
 def test_the_demo_dataset_is_clean(demo: list[str], tmp_path: Path) -> None:
-    done = script("extract/check.py", "--config", DEMO, *demo, "--out", tmp_path / "check")
+    out = tmp_path / "check"
+    done = script("extract/check.py", "--config", DEMO, *demo, *LONG, "--out", out)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "error: 0, warning: 0, info: 0" in done.stdout and "suggested: " in done.stdout
+    assert "a run on one process: 3 updates an epoch, 1800 in all" in done.stdout
     assert json.loads((tmp_path / "check/check.json").read_text())["findings"] == []
     assert (tmp_path / "check/check.png").stat().st_size > 10_000
 

@@ -31,6 +31,17 @@ def leaves(content: dict[str, Any], prefix: str = "") -> set[str]:
 
 
 KINDS: dict[str, type[Any]] = {"Experiment": Experiment, "Recognition": Recognition}
+# Settings that came after the table, or whose default has changed since, with their reason.
+LATER: dict[str, dict[str, Any]] = {
+    "Experiment": {
+        "sampling.validation_overlap": 0.5,  # the published runs validate as they test
+        "data.min_share": 0.0,
+        "head.projection_dropout": 0.0,
+        "training.overlapping_ranges": False,
+        "training.every_class": False,
+    },
+    "Recognition": {},
+}
 REQUIRED = "out: x\ndata: {annotations: x, videos: x}\n"
 
 
@@ -40,7 +51,9 @@ def test_shipped_files_resolve_to_what_they_did_when_they_were_complete(kind: st
     rooms = ("recognition",) if kind == "Recognition" else ("e2e", "features")
     files = [file for room in rooms for file in (REPOSITORY / "configs" / room).rglob("*.yaml")]
     found = {file: flatten(load(KINDS[kind], file)) for file in files}
-    expected = {name: table["common"] | differs for name, differs in table["files"].items()}
+    expected = {
+        name: table["common"] | LATER[kind] | differs for name, differs in table["files"].items()
+    }
     named = {str(file.relative_to(REPOSITORY)): settings for file, settings in found.items()}
     assert json.loads(json.dumps(named)) == expected
     default = flatten(parse(KINDS[kind], REQUIRED))
@@ -124,11 +137,16 @@ def test_overrides_win() -> None:
     config = load(
         Experiment,
         DEMO,
-        ["--training.lr", "3e-4", "--evaluation.nms.sigma=0.9", "--sampling.crop", "[0.5, 1.0]"],
+        [
+            *("--training.lr", "3e-4", "--evaluation.nms.sigma=0.9"),
+            *("--sampling.crop", "[0.5, 1.0]", "--head.attention_window=[17, 9, 9, null, null]"),
+        ],
     )
     assert config.training.lr == 3e-4
     assert config.evaluation.nms.sigma == 0.9
     assert config.sampling.crop == (0.5, 1.0)
+    assert config.head.attention_window == (17, 9, 9, None, None)
+    assert parse(Experiment, dump(config)) == config
 
 
 @pytest.mark.parametrize(
@@ -150,6 +168,8 @@ def test_overrides_win() -> None:
         (["--sampling.scale_factor", "0"], "at least 1"),
         (["--sampling.min_completeness", "7"], "min_completeness"),
         (["--pixels.flip", "2"], "probability"),
+        (["--data.min_share", "1"], "data.min_share must be a share"),
+        (["--head.attention_window", "[9, 9, null]"], "3 entries, but there are 5 levels"),
         (["--pixels.size", "8"], "at least one patch"),
         (["--head.levels", "9"], "multiple of 256"),
         (["--training.lr", "-1"], "must not be negative"),

@@ -189,3 +189,20 @@ def test_skipped_videos_are_counted_in_log_and_results(spoilt: list[str], tmp_pa
     assert set(json.loads((results / "predictions.json").read_text())["results"]) == {
         *("test_001", "test_002")
     }
+
+
+def test_short_actions_are_not_learned_but_scored(tmp_path: Path) -> None:
+    """Actions of at most 1 % of their video, in training alone, as ActivityNet's published runs."""
+    seconds = [(1.0, 1.09), (2.0, 2.11), (3.0, 3.05), (4.0, 9.0)]  # of 10
+    entries = [{"segment": segment, "label": "wave"} for segment in seconds]
+    content = {n: {"subset": n, "annotations": entries} for n in ("training", "validation")}
+    (tmp_path / "annotations.json").write_text(json.dumps({"database": content}))
+    for name in content:
+        write_numbered(tmp_path / f"{name}.mp4", 250)
+    data = DataConfig(str(tmp_path / "annotations.json"), str(tmp_path), min_share=0.01)
+    for subset, kept in (("training", [1, 3]), ("validation", [0, 1, 2, 3])):
+        (item,) = load_items(data, load_annotations(data), subset)
+        (whole,) = load_items(replace(data, min_share=0.0), load_annotations(data), subset)
+        assert np.array_equal(item.segments, whole.segments[kept])
+        assert len(item.labels) == len(kept) and item.truth == whole.truth
+        assert len(whole.segments) == len(item.truth) == 4

@@ -24,6 +24,7 @@ from train.detector.training import DetectionTask
 from train.engine.checkpoint import load_checkpoint
 from train.engine.loop import TrainingRun, _seed
 from train.engine.metrics_log import MetricsLog
+from train.engine.optim import describe_updates
 from train.modeling.actionformer import ActionFormer, HeadConfig
 from train.modeling.losses import Losses, detection_losses
 from train.modeling.points import Targets, pyramid_mask
@@ -186,6 +187,17 @@ def test_the_first_bad_micro_batch_is_named(
     with pytest.raises(FloatingPointError, match=f"on windows of {names[2]};"):
         run.train()
     assert len(calls) == 4 and not (tmp_path / "last.pt").exists()
+
+
+def test_a_run_says_how_many_updates_it_has(
+    data: list[str], tmp_path: Path, accelerator: Accelerator, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prepare(data, tmp_path, accelerator, *SINGLE).train()
+    first, second = capsys.readouterr().out.splitlines()[:2]
+    assert first == "4 updates an epoch, 4 in all"
+    assert second.startswith("warning: 4 updates are few") and "training.epochs" in second
+    assert describe_updates(100, 5) == "100 updates an epoch, 500 in all"
+    assert "warning: 499 updates are few" in describe_updates(1, 499)
 
 
 @pytest.mark.slow

@@ -77,6 +77,40 @@ def test_focal_loss_equals_its_formula(logit: float, target: bool) -> None:
     assert float(actual) == pytest.approx(expected, rel=1e-4, abs=1e-12)
 
 
+@given(logit=st.floats(-12, 12), target=st.floats(0, 1))
+def test_focal_loss_of_soft_targets_equals_its_formula(logit: float, target: float) -> None:
+    """(1 - p_t)² with p_t = p·t + (1 - p)(1 - t), as the published code has it; not |p - t|²."""
+    p = 1 / (1 + math.exp(-logit))
+    p_t = p * target + (1 - p) * (1 - target)
+    entropy = -target * math.log(p) - (1 - target) * math.log(1 - p)
+    expected = (0.25 * target + 0.75 * (1 - target)) * (1 - p_t) ** 2 * entropy
+    actual = sigmoid_focal_loss(torch.tensor(logit), torch.tensor(target))
+    assert float(actual) == pytest.approx(expected, rel=1e-4, abs=1e-12)
+
+
+def test_a_smoothed_background_is_learned_to_be_less_than_its_target() -> None:
+    """Where a target is 0.05 (one class, smoothing 0.1), the loss is least at p = 0.0051."""
+    logits = torch.linspace(-9, 0, 9001)
+    loss = sigmoid_focal_loss(logits, torch.full_like(logits, 0.05))
+    assert float(logits[loss.argmin()].sigmoid()) == pytest.approx(0.0051, abs=5e-5)
+
+
+@pytest.mark.parametrize(("classes", "low"), [(1, 0.05), (7, 0.0125)])
+def test_smoothing_shares_out_over_all_classes_and_nothing(classes: int, low: float) -> None:
+    """Two points of a window, the second one background; in float64 by the formula."""
+    logits = torch.linspace(-3, 2, 2 * classes).reshape(1, classes, 2)
+    truth = torch.zeros(1, 2, classes)
+    truth[0, 0, 0] = 1
+    output = HeadOutput((logits,), (torch.ones(1, 2, 2),), (torch.ones(1, 2, dtype=torch.bool),))
+    losses = detection_losses(output, Targets(truth, torch.ones(1, 2, 2)), smoothing=0.1)
+    p = logits.double().sigmoid().mT
+    t = torch.where(truth > 0, 0.9 + low, low).double()
+    p_t = p * t + (1 - p) * (1 - t)
+    entropy = -t * p.log() - (1 - t) * (1 - p).log()
+    expected = ((0.25 * t + 0.75 * (1 - t)) * (1 - p_t) ** 2 * entropy).sum()
+    torch.testing.assert_close(losses.classification.double(), expected, rtol=1e-6, atol=0)
+
+
 def test_focal_loss_without_focus_is_weighted_cross_entropy() -> None:
     logits, targets = torch.tensor([0.0, 3.0, 200.0]), torch.tensor([1.0, 0.0, 0.0])
     loss = sigmoid_focal_loss(logits, targets, alpha=0.5, gamma=0.0)

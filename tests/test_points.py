@@ -32,13 +32,22 @@ def tensors(truth: list[tuple[float, float, int]]) -> tuple[Tensor, Tensor]:
 
 
 def slow_assignment(
-    length: int, levels: int, truth: list[tuple[float, float, int]]
+    length: int,
+    levels: int,
+    truth: list[tuple[float, float, int]],
+    overlapping: bool = False,
+    every_class: bool = False,
 ) -> tuple[list[set[int]], list[tuple[float, float]]]:
-    """Classes and distances of every point, written down as the paper says it."""
+    """Classes and distances of every point, written down as the paper says it.
+
+    With `overlapping`, a level's range begins at half of where the one below it ends; with
+    `every_class`, all actions that a point may learn give it their classes.
+    """
     classes: list[set[int]] = []
     distances: list[tuple[float, float]] = []
     for level, (low, high) in enumerate(regression_ranges(levels)):
         stride = 2**level
+        low = low / 2 if overlapping else low
         for time in range(0, length, stride):
             best: list[tuple[float, float, float, int]] = []
             for start, size, label in truth:
@@ -51,7 +60,8 @@ def slow_assignment(
                 ):
                     best.append((size, time - start, end - time, label))
             shortest = min((size for size, *_ in best), default=0.0)
-            classes.append({label for size, *_, label in best if size <= shortest + 1e-3})
+            limit = 1e9 if every_class else shortest + 1e-3
+            classes.append({label for size, *_, label in best if size <= limit})
             first = next((item for item in best if item[0] == shortest), None)
             distances.append((first[1] / stride, first[2] / stride) if first else (0.0, 0.0))
     return classes, distances
@@ -81,6 +91,10 @@ def test_published_regression_ranges() -> None:
     published = ((0, 4), (4, 8), (8, 16), (16, 32), (32, 64), (64, 10000))
     assert regression_ranges(6) == published
     assert regression_ranges(1) == ((0, 10000),)
+    # Of Ego4D and EPIC-Kitchens.
+    overlapping = ((0, 4), (2, 8), (4, 16), (8, 32), (16, 64), (32, 10000))
+    assert regression_ranges(6, overlapping=True) == overlapping
+    assert regression_ranges(1, overlapping=True) == ((0, 10000),)
     with pytest.raises(ValueError, match="at least 1 level"):
         regression_ranges(0)
 
@@ -110,11 +124,14 @@ def test_points_are_built_once_and_fit_for_training() -> None:
     assert torch.equal(distances.grad, points.stride[:, None].expand(-1, 2))
 
 
-@settings(deadline=None, max_examples=150)
-@given(truth=truths)
-def test_assignment_equals_the_slow_loop(truth: list[tuple[float, float, int]]) -> None:
-    targets = assign(pyramid_points(40, 4, CPU), *tensors(truth), CLASSES)
-    classes, distances = slow_assignment(40, 4, truth)
+@settings(deadline=None, max_examples=300)
+@given(truth=truths, overlapping=st.booleans(), every_class=st.booleans())
+def test_assignment_equals_the_slow_loop(
+    truth: list[tuple[float, float, int]], overlapping: bool, every_class: bool
+) -> None:
+    points = pyramid_points(40, 4, CPU, overlapping)
+    targets = assign(points, *tensors(truth), CLASSES, every_class)
+    classes, distances = slow_assignment(40, 4, truth, overlapping, every_class)
     found = [set(row.nonzero().flatten().tolist()) for row in targets.classes]
     assert found == classes
     assert torch.equal(targets.distances, torch.tensor(distances))
@@ -167,6 +184,14 @@ def test_shortest_segment_wins_and_near_ties_share() -> None:
     assert near.classes[10].tolist() == [0, 1, 0, 1]
     twice = one([[8.0, 12.0], [8.0, 12.0]], [2, 2])
     assert twice.classes[10].tolist() == [0, 0, 1, 0]
+
+
+def test_every_action_that_covers_a_point_may_give_its_class() -> None:
+    points = pyramid_points(32, 3, CPU)
+    segments = torch.tensor([[8.0, 13.0], [9.0, 12.0], [9.5, 11.5]])
+    targets = assign_batch(points, [segments], [torch.tensor([0, 1, 3])], CLASSES, every_class=True)
+    assert targets.classes[0, 10].tolist() == [1, 1, 0, 1]
+    assert targets.distances[0, 10].tolist() == [0.5, 1.5]  # the shortest's
 
 
 def test_only_the_centre_learns_and_ranges_include_their_ends() -> None:

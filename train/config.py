@@ -29,6 +29,8 @@ class DataConfig:
         bad_videos: `stop` at files that are missing or cannot be read, or `skip` them, counted.
         class_agnostic: learn where actions are, whichever they are; their classes may come from
             `evaluation.video_scores`.
+        min_share: training actions of at most this share of their video are not learned; 0.01 in
+            the published runs on ActivityNet and FineAction.
         frame_cache: folder where end-to-end training keeps its videos' frames, decoded and small;
             null decodes them in every epoch.
         frame_cache_gb: what that folder may hold; null leaves it to the disk.
@@ -44,10 +46,13 @@ class DataConfig:
     blocked: tuple[str, ...] = ()
     bad_videos: Literal["stop", "skip"] = "stop"
     class_agnostic: bool = False
+    min_share: float = 0.0
     frame_cache: str | None = None
     frame_cache_gb: float | None = None
 
     def __post_init__(self) -> None:
+        if not 0 <= self.min_share < 1:
+            raise ValueError("data.min_share must be a share of a video, at least 0 and below 1")
         if self.frame_cache is not None and not self.frame_cache.strip():
             raise ValueError("data.frame_cache: give a folder, or null for none")
         if self.frame_cache_gb is not None and not self.frame_cache_gb > 0:
@@ -60,17 +65,20 @@ class TrainingConfig:
 
     Args:
         epochs: length of the cosine schedule; `stop_epoch`: where training ends.
-        warmup_epochs: linear warm-up from zero.
+        warmup_epochs: linear warm-up from zero; `warmup_ends_full`: its last update has the full
+            rate, not the first one behind it.
         batch_size: windows per process and micro-batch; `accumulate`: micro-batches per update,
             whose gradients are those of one large batch.
         lr: of heads and fusion; `backbone_lr`: of the adapters, or of the whole trunk in full mode.
         clip_norm: bound of the gradient's norm, of each stream and of the fusion.
-        ema_decay: of the averaged weights that are evaluated.
+        ema_decay: of the averaged weights that are evaluated; initial ones have no share in them.
         label_smoothing: share of the classes' targets that is spread over all of them.
         precision: of the forward pass.
         workers: decoding processes per training process.
         validate_every, validate_from: epochs.
     """
+
+    warmup_ends_full: ClassVar = False
 
     epochs: int = 100
     stop_epoch: int = 60
@@ -127,11 +135,20 @@ class DetectionTraining(TrainingConfig):
 
     Args:
         boundary_weight: of the boundaries' loss; that of the classes weighs 1.
-        positives: what the running average of positive points begins at.
+        positives: what the running average of positive points begins at, which counts those of all
+            processes; OpenTAD begins on each GPU at its config's value.
+        overlapping_ranges: lengths that a pyramid level learns overlap with the next level's, as in
+            the published runs on EPIC-Kitchens and Ego4D.
+        every_class: all actions that cover a point give it their classes, not only the shortest
+            (OpenTAD's `filter_similar_gt=False`, of Ego4D).
     """
+
+    warmup_ends_full: ClassVar = True  # of W updates, update k has the rate k / (W - 1)
 
     boundary_weight: float = 1.0
     positives: float = 100.0
+    overlapping_ranges: bool = False
+    every_class: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

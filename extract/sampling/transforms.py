@@ -1,8 +1,8 @@
 """From decoded frames to the backbone's input size, with the training augmentation.
 
 One draw of an augmentation holds for all frames of a window, so that objects stay where they are.
-(Two of RandAugment's operations, AutoContrast and Equalize, look at each frame's own histogram, in
-the published recipe too.)
+(Three of RandAugment's operations, auto contrast, equalise and contrast, look at each frame's own
+values, in the published recipe too.)
 
 A transform has a fixed part, which makes every frame small and can be done once and kept
 (`extract/sampling/frame_cache.py`), and a drawn part behind it, which every window draws anew.
@@ -13,9 +13,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
+
+from extract.sampling.rand_augment import RandAugment
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class PixelConfig:
         train_short_side: the short side before random cropping; used only where it crops.
         random_crop: area range of the random resized crop; null takes the centre.
         flip: probability of a horizontal flip; 0 where classes mirror each other.
-        rand_augment: operations of RandAugment at magnitude 9; 0 for none.
+        rand_augment: operations of RandAugment (extract/sampling/rand_augment.py); 0 for none.
         colour_jitter: brightness, contrast, saturation, hue; null for none.
     """
 
@@ -82,7 +84,7 @@ def evaluation_transform(config: PixelConfig) -> Transform:
 
 def train_transform(config: PixelConfig) -> Transform:
     """Crop, flip, RandAugment and colour jitter, as far as the config asks for them."""
-    steps: list[v2.Transform] = [v2.Identity()]
+    steps: list[nn.Module] = [v2.Identity()]
     if config.random_crop is None:
         fixed = evaluation_transform(config).shrink
     else:
@@ -93,7 +95,7 @@ def train_transform(config: PixelConfig) -> Transform:
     if config.flip:
         steps.append(v2.RandomHorizontalFlip(config.flip))
     if config.rand_augment:
-        steps.append(v2.RandAugment(config.rand_augment, magnitude=9))
+        steps.append(RandAugment(config.rand_augment))
     if config.colour_jitter is not None:
         steps.append(v2.ColorJitter(*config.colour_jitter))
     return Transform(fixed, v2.Compose(steps))

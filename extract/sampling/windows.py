@@ -36,7 +36,7 @@ class SamplingConfig:
     scale_factor: int = 1
     snippet_stride: int = 4
     test_overlap: float = 0.5
-    validation_overlap: float = 0.25
+    validation_overlap: float = 0.5  # while training, too, windows are as when testing
     min_completeness: float = 0.75
     crop: tuple[float, float] = (0.9, 1.0)
 

@@ -197,7 +197,18 @@ def load_subsets(
             f"{len(problems)} of {count} videos of {names} cannot be used; mend them or list them "
             f"under data.blocked{way_on}:\n  {shown}"
         )
-    return found
+    return [
+        Subset((without_short(item, data.min_share) for item in items), items.skipped)
+        if data.min_share and subset == data.train_subset
+        else items
+        for subset, items in zip(subsets, found, strict=True)
+    ]
+
+
+def without_short(item: VideoItem, share: float) -> VideoItem:
+    """Return the item with only those actions to learn that last longer than a share of it."""
+    kept = np.array([end - start > share * item.duration_s for _, start, end in item.truth], bool)
+    return replace(item, segments=item.segments[kept], labels=item.labels[kept])
 
 
 def _features_of(

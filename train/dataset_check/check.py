@@ -19,6 +19,7 @@ from train.dataset_check.findings import (
 )
 from train.dataset_check.lengths import Suggestion, suggest
 from train.dataset_check.survey import Survey, subsets, survey
+from train.dataset_check.updates import check_updates, planned_updates
 from train.modeling.points import regression_ranges
 
 CHECKS = (
@@ -34,6 +35,7 @@ CHECKS = (
     lengths.check_actions,
     lengths.check_windows,
     lengths.check_frame_rates,
+    check_updates,
 )
 
 
@@ -61,9 +63,11 @@ class DatasetCheck:
         """Return the summary, the table of findings and the suggestion, as lines for people."""
         seen, now = self.survey, self.survey.config.sampling
         actions = sum(len(video.segments) for video in seen.used)
+        per_epoch, updates = planned_updates(seen)
         lines = [
             f"{len(seen.used)} videos of {', '.join(map(repr, subsets(seen.config.data)))}: "
-            f"{actions} actions of {len(seen.annotations.classes)} classes"
+            f"{actions} actions of {len(seen.annotations.classes)} classes",
+            f"a run on one process: {per_epoch} updates an epoch, {updates} in all",
         ]
         if self.findings:
             lines.append(findings_table(self.findings))
@@ -99,7 +103,7 @@ class DatasetCheck:
                 for item in self.survey.items(config.data.train_subset)
                 for length in lengths.lengths(item, self.survey)
             ],
-            regression_ranges(config.head.levels),
+            regression_ranges(config.head.levels, config.training.overlapping_ranges),
             config.sampling.window_size,
             [(file.frames / file.index.fps, file.index.fps) for file in self.survey.files.values()],
             path,

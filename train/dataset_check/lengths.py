@@ -102,8 +102,9 @@ def unseen(item: VideoItem, survey: Survey) -> NDArray[np.bool_]:
     windows = _windows(item, survey)
     middles = np.array([w.to_frames(np.array(w.valid / 2)) for w in windows])
     nearest = np.abs(item.segments.mean(1)[:, None] - middles).argmin(1)
-    head = survey.config.head
-    points = pyramid_points(survey.config.sampling.window_size, head.levels, torch.device("cpu"))
+    size, levels = survey.config.sampling.window_size, survey.config.head.levels
+    overlapping = survey.config.training.overlapping_ranges
+    points = pyramid_points(size, levels, torch.device("cpu"), overlapping)
     for number in np.unique(nearest):
         mine = np.flatnonzero(nearest == number)
         steps = windows[number].to_steps(item.segments[mine])

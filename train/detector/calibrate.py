@@ -61,8 +61,11 @@ def _points(
     other = align(
         second, first, detector.reflection_if_opposed(batch.reflection), fusion.config.pairing
     )
-    points = pyramid_points(batch.mask.shape[1], len(first.masks), batch.mask.device)
-    targets = assign_batch(points, batch.segments[0], batch.labels, len(detector.classes))
+    levels, length, device = len(first.masks), batch.mask.shape[1], batch.mask.device
+    of = detector.config.training
+    points = pyramid_points(length, levels, device, of.overlapping_ranges)
+    classes = len(detector.classes)
+    targets = assign_batch(points, batch.segments[0], batch.labels, classes, of.every_class)
     valid = first.flat()[2]
     logits = torch.stack([_logits(first)[valid], _logits(other)[valid]], 1)
     return logits.float().cpu().numpy(), targets.classes[valid].cpu().numpy()

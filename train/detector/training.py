@@ -16,6 +16,7 @@ from cache.errors import StoreError
 from evaluate.mean_ap import MeanAP
 from extract.activations.activations import Activations
 from extract.activations.stored import Counts
+from extract.backbone.backbone import Backbone
 from extract.sampling.frame_cache import FrameCache
 from train.config import TrainingConfig
 from train.data.batch import Batch, Sample
@@ -133,9 +134,11 @@ class DetectionTask:
 
     def targets(self, batch: Batch) -> list[Targets]:
         """Return what each output should be."""
-        points = pyramid_points(batch.mask.shape[1], self.levels, batch.mask.device)
+        of = self.config.training
+        length, device = batch.mask.shape[1], batch.mask.device
+        points = pyramid_points(length, self.levels, device, of.overlapping_ranges)
         return [
-            assign_batch(points, segments, batch.labels, len(self.classes))
+            assign_batch(points, segments, batch.labels, len(self.classes), of.every_class)
             for segments in batch.segments[: self.model.learned]
         ]
 
@@ -212,9 +215,11 @@ class DetectionTask:
 
 
 def build_optimizer(detector: Detector, config: TrainingConfig) -> AdamW:
-    """AdamW with a learning rate each for heads and backbones; no decay on biases, norms, scales.
+    """AdamW with a learning rate each for heads and backbones.
 
-    Every stream, and the fusion, has groups of its own.
+    Biases, norms and scales of heads and of the fusion do not decay; all tensors of a backbone do,
+    an adapter's biases and γ among them, as in OpenTAD. Every stream, and the fusion, has groups of
+    its own.
     """
     groups = []
     parts: list[tuple[nn.Module, float]] = [
@@ -225,7 +230,10 @@ def build_optimizer(detector: Detector, config: TrainingConfig) -> AdamW:
     if detector.fusion is not None:
         parts.append((detector.fusion, config.lr))
     for module, lr in parts:
+        # A backbone has these two groups as well: with them optimizers of earlier runs fit in.
         for group in param_groups_weight_decay(module, config.weight_decay):
+            if isinstance(module, Backbone):
+                group["weight_decay"] = config.weight_decay
             if group["params"]:
                 groups.append(group | {"lr": lr})
     # Fused, it learns on the device whether fp16 gradients overflowed; otherwise the host asks.

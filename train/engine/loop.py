@@ -22,7 +22,7 @@ from train.config import Trained
 from train.data.loading import EpochSampler
 from train.engine.checkpoint import Checkpoint, check_same_run, load_checkpoint, save_checkpoint
 from train.engine.metrics_log import MetricsLog
-from train.engine.optim import Average, build_schedule, statistics
+from train.engine.optim import Average, build_schedule, describe_updates, statistics
 from train.engine.sharding import gathered, load_model, load_optimizer, prepare_sharding, whole
 from train.engine.stopwatch import Stopwatch
 from train.errors import translate_oom, translate_worker_death
@@ -178,6 +178,8 @@ class TrainingRun(Generic[T]):
             OSError: something could not be written; what was written before is whole.
         """
         main, first_step = self.accelerator.is_main_process, self.epoch * self.updates
+        if main:
+            tqdm.write(describe_updates(self.updates, self.training.stop_epoch))
         self.log = MetricsLog(self.out, main, first_step, self.validated)
         self.bar: tqdm[Any] = tqdm(
             total=self.training.stop_epoch * self.updates,
@@ -347,6 +349,7 @@ class TrainingRun(Generic[T]):
             "epoch": self.epoch,
             "validated": self.validated,
             "best": self.best,
+            "averaged": self.average.updates,
             "processes": self.accelerator.num_processes,
             "videos": list(self.task.videos),
             "optimizer": optimizer,
@@ -388,7 +391,9 @@ class TrainingRun(Generic[T]):
         )
         state = checkpoint.training
         load_model(self.model, checkpoint.model)
-        self.average.load({name: checkpoint.ema[name] for name in self.average.tensors})
+        # Runs of earlier versions did not count: they go on averaging as they began.
+        averages = {name: checkpoint.ema[name] for name in self.average.tensors}
+        self.average.load(averages, state.get("averaged", math.inf))
         load_optimizer(self.optimizer, state["optimizer"])
         self.task.load_state_dict(state)
         if self.accelerator.scaler:

@@ -39,10 +39,12 @@ class HeadConfig:
         input_dropout: probability of blanking a feature channel of a window while training; the
             published runs on frozen features use 0.2.
         learns: false keeps the head as it is, in eval mode.
-        attention_window: how many steps a step attends to, at every level; null for all. The
-            published runs on features of 2304 steps use 19.
+        attention_window: how many steps a step attends to; null for all. One for every level, or
+            a list of one per level. The published runs on features of 2304 steps use 19.
         positions: add fixed sine-cosine positions behind the first convolutions, as the published
             runs on whole resized videos do.
+        projection_dropout: probability of blanking a number behind a projection or an activation
+            of the transformer while training.
     """
 
     width: int = 512
@@ -54,8 +56,9 @@ class HeadConfig:
     tower_convs: int = 2
     input_dropout: float = 0.0
     learns: bool = True
-    attention_window: int | None = None
+    attention_window: int | tuple[int | None, ...] | None = None
     positions: bool = False
+    projection_dropout: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("width", "heads", "embed_convs", "levels"):
@@ -66,16 +69,26 @@ class HeadConfig:
                 raise ValueError(f"head: {name} must not be negative, but is {getattr(self, name)}")
         if self.width % self.heads:
             raise ValueError(f"head: width {self.width} is not a multiple of heads {self.heads}")
-        for name in ("drop_path", "input_dropout"):
+        for name in ("drop_path", "input_dropout", "projection_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"head: {name} must lie in [0, 1), but is {getattr(self, name)}")
-        if self.attention_window is not None and (
-            self.attention_window < 1 or not self.attention_window % 2
-        ):
+        if len(self.attention_windows) != self.levels:
             raise ValueError(
-                f"head: attention_window {self.attention_window} must be odd, with the step itself "
-                "in the middle, or null"
+                f"head: attention_window has {len(self.attention_windows)} entries, but there are "
+                f"{self.levels} levels; give one for each, or one for all"
             )
+        for window in self.attention_windows:
+            if window is not None and (window < 1 or not window % 2):
+                raise ValueError(
+                    f"head: attention_window {window} must be odd, with the step itself in the "
+                    "middle, or null"
+                )
+
+    @property
+    def attention_windows(self) -> tuple[int | None, ...]:
+        """How many steps a step attends to, level by level."""
+        given = self.attention_window
+        return given if isinstance(given, tuple) else (given,) * self.levels
 
 
 class HeadOutput(NamedTuple):
@@ -113,18 +126,25 @@ class ConvNorm(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Pre-norm transformer block; with stride 2 it halves the resolution."""
+    """Pre-norm transformer block; with stride 2 it halves the resolution.
 
-    def __init__(self, config: HeadConfig, stride: int) -> None:
+    Args:
+        window: how many steps a step attends to; None for all.
+    """
+
+    def __init__(self, config: HeadConfig, stride: int, window: int | None = None) -> None:
         super().__init__()
         width = config.width
         self.stride = stride
+        self.dropout = nn.Dropout(config.projection_dropout)
         self.attention_norm = nn.LayerNorm(width)
-        self.attention = ConvAttention(width, config.heads, stride, config.attention_window)
+        self.attention = ConvAttention(width, config.heads, stride, window)
         self.attention_path = _residual(config)
         self.mlp_norm = nn.LayerNorm(width)
         self.mlp = nn.Sequential(
-            linear(width, MLP_RATIO * width), nn.GELU(), linear(MLP_RATIO * width, width)
+            linear(width, MLP_RATIO * width),
+            nn.Sequential(nn.GELU(), self.dropout),
+            linear(MLP_RATIO * width, width),
         )
         self.mlp_path = _residual(config)
 
@@ -135,9 +155,9 @@ class TransformerBlock(nn.Module):
             skip = F.max_pool1d(x.mT, 3, self.stride, padding=1).mT
             # Point i stands at step i · stride: of V valid steps, ceil(V / stride) points remain.
             valid = valid[:, :: self.stride]
-        attended = self.attention(self.attention_norm(x), valid)
+        attended = self.dropout(self.attention(self.attention_norm(x), valid))
         x = skip * valid + self.attention_path(attended * valid)
-        x = x + self.mlp_path(self.mlp(self.mlp_norm(x)) * valid)
+        x = x + self.mlp_path(self.dropout(self.mlp(self.mlp_norm(x))) * valid)
         return x, valid
 
 
@@ -166,8 +186,11 @@ class ActionFormer(nn.Module):
         self.embed = nn.ModuleList(
             ConvNorm(width if i else in_channels, width) for i in range(config.embed_convs)
         )
-        self.stem = nn.ModuleList(TransformerBlock(config, 1) for _ in range(config.stem_blocks))
-        self.branch = nn.ModuleList(TransformerBlock(config, 2) for _ in range(config.levels - 1))
+        lowest, *higher = config.attention_windows
+        self.stem = nn.ModuleList(
+            TransformerBlock(config, 1, lowest) for _ in range(config.stem_blocks)
+        )
+        self.branch = nn.ModuleList(TransformerBlock(config, 2, window) for window in higher)
         self.norms = nn.ModuleList(nn.LayerNorm(width, eps=1e-6) for _ in range(config.levels))
         self.class_tower = nn.ModuleList(ConvNorm(width, width) for _ in towers)
         self.distance_tower = nn.ModuleList(ConvNorm(width, width) for _ in towers)

@@ -42,13 +42,16 @@ def sigmoid_focal_loss(
 
     Args:
         logits: scores before the sigmoid.
-        targets: 1 or 0, same shape.
+        targets: 1 or 0, same shape; or between, where labels are smoothed.
         alpha: weight of the ones; the zeros weigh 1 - alpha.
         gamma: how fast the weight of well classified elements falls.
     """
     logits, targets = logits.float(), targets.float()
     cross_entropy = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
-    error = (torch.sigmoid(logits) - targets).abs()  # 1 - p_t
+    p = torch.sigmoid(logits)
+    # 1 - p_t with p_t = p·t + (1 - p)(1 - t), in a form that keeps small p exact. Of a smoothed
+    # target this is not |p - t|: the published loss is least at a probability below it.
+    error = p * (1 - targets) + (1 - p) * targets
     weight = alpha * targets + (1 - alpha) * (1 - targets)
     return weight * error**gamma * cross_entropy
 

@@ -47,28 +47,34 @@ class Targets(NamedTuple):
     distances: Tensor
 
 
-def regression_ranges(levels: int) -> tuple[tuple[float, float], ...]:
+def regression_ranges(levels: int, overlapping: bool = False) -> tuple[tuple[float, float], ...]:
     """Return per level the distances to the farther boundary it learns, in feature steps.
 
     [0, 4], [4, 8], [8, 16], … doubling, both ends included; the last level is open. Raises
     ValueError without a level.
+
+    Args:
+        overlapping: [0, 4], [2, 8], [4, 16], … so that two levels learn most actions.
     """
     if levels < 1:
         raise ValueError(f"a pyramid needs at least 1 level, not {levels}")
     edges = (0.0, *(2.0 ** (level + 2) for level in range(levels - 1)), OPEN_END)
-    return tuple(pairwise(edges))
+    share = 0.5 if overlapping else 1.0
+    return tuple((low * share, high) for low, high in pairwise(edges))
 
 
 @lru_cache(maxsize=32)
-def pyramid_points(length: int, levels: int, device: torch.device) -> Points:
+def pyramid_points(
+    length: int, levels: int, device: torch.device, overlapping: bool = False
+) -> Points:
     """Return the points of windows of `length` feature steps: level l has one every 2^l steps.
 
-    The result is shared between callers: read it only.
+    The result is shared between callers: read it only. See `regression_ranges` for `overlapping`.
     """
     # A tensor born under inference mode could never take part in training later.
     with torch.inference_mode(False):
         per_level = []
-        for level, (low, high) in enumerate(regression_ranges(levels)):
+        for level, (low, high) in enumerate(regression_ranges(levels, overlapping)):
             time = torch.arange(0, length, 2**level, dtype=torch.float32)
             rest = torch.tensor([2.0**level, low, high]).expand(len(time), 3)
             per_level.append(torch.cat([time[:, None], rest], 1))
@@ -90,7 +96,9 @@ def decode(points: Points, distances: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def assign(points: Points, segments: Tensor, labels: Tensor, classes: int) -> Targets:
+def assign(
+    points: Points, segments: Tensor, labels: Tensor, classes: int, every_class: bool = False
+) -> Targets:
     """Give every point of a window the segment that it should predict, if any.
 
     A point learns a segment when it lies strictly inside, within 1.5 strides of the centre, and
@@ -102,6 +110,8 @@ def assign(points: Points, segments: Tensor, labels: Tensor, classes: int) -> Ta
         segments: start and end in feature steps, [..., G, 2]; NaN rows are ignored, G may be 0.
         labels: class indices in [0, classes), [..., G].
         classes: number of classes K.
+        every_class: all segments that a point may learn give it their classes, not only the
+            shortest, whose boundaries it learns.
 
     Returns:
         Targets: float32, classes [..., P, K] and distances [..., P, 2].
@@ -122,7 +132,7 @@ def assign(points: Points, segments: Tensor, labels: Tensor, classes: int) -> Ta
 
     length = (end - start).where(eligible, torch.inf)
     shortest, chosen = length.min(-1, keepdim=True)
-    shared = eligible & (length <= shortest + SAME_LENGTH)
+    shared = eligible if every_class else eligible & (length <= shortest + SAME_LENGTH)
     one_hot = labels.unsqueeze(-1) == torch.arange(classes, device=labels.device)
     multi_hot = (shared.float() @ one_hot.float()).clamp(max=1).float()
 
@@ -131,7 +141,11 @@ def assign(points: Points, segments: Tensor, labels: Tensor, classes: int) -> Ta
 
 
 def assign_batch(
-    points: Points, segments: Sequence[Tensor], labels: Sequence[Tensor], classes: int
+    points: Points,
+    segments: Sequence[Tensor],
+    labels: Sequence[Tensor],
+    classes: int,
+    every_class: bool = False,
 ) -> Targets:
     """Assign the truth of B windows at once: segments [G_b, 2] and labels [G_b] of each.
 
@@ -142,4 +156,5 @@ def assign_batch(
         pad_sequence([s.float() for s in segments], batch_first=True, padding_value=torch.nan),
         pad_sequence(list(labels), batch_first=True),
         classes,
+        every_class,
     )

@@ -1,0 +1,31 @@
+"""How often a run on these videos would move the weights."""
+
+from collections.abc import Iterator
+
+from train.data.loading import EpochSampler
+from train.dataset_check.findings import Finding, Kind
+from train.dataset_check.survey import Survey
+from train.engine.optim import FEW_UPDATES
+
+FEW = Kind(
+    "few updates",
+    "warning",
+    "the weights hardly move: raise training.epochs and stop_epoch, or lower the batch size",
+)
+
+
+def planned_updates(survey: Survey) -> tuple[int, int]:
+    """Return how many updates an epoch has, on one process, and how many the whole run."""
+    config, training = survey.config, survey.config.training
+    videos = sum(len(item.truth) > 0 for item in survey.items(config.data.train_subset))
+    of = EpochSampler(videos, training.batch_size, 0, 1, training.seed, training.accumulate)
+    updates = of.steps // training.accumulate
+    return updates, updates * training.stop_epoch
+
+
+def check_updates(survey: Survey) -> Iterator[Finding]:
+    """A run that ends before it has learned much."""
+    per_epoch, total = planned_updates(survey)
+    if total < FEW_UPDATES:
+        text = f"{per_epoch} an epoch make {total} in all; ordinary runs have thousands"
+        yield Finding(FEW, text, numbers={"per_epoch": per_epoch, "updates": total})
