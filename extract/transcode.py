@@ -32,10 +32,10 @@ from evaluate.annotations import read_annotations
 from evaluate.datasets.fields import get_field, read_json
 from extract.sampling.reversal import reverse_seconds
 from extract.transcoding.encode import SUFFIX
+from extract.transcoding.jobs import Job, run_jobs
 from extract.transcoding.proxy import ProxyConfig, is_current, write_proxy
 from extract.transcoding.reverse import is_finished, write_reversed
 from extract.transcoding.savings import Savings, savings
-from extract.transcoding.workers import Job, make_all
 from extract.video.files import VIDEO_SUFFIXES, video_files
 from extract.video.index import VideoError
 from extract.video.probe import probe
@@ -119,11 +119,11 @@ def run(request: Request) -> list[str]:
                 finished = is_finished(source, target, request.crf)
                 make = partial(write_reversed, source, target, request.crf, threads)
             if not finished:
-                jobs.append(Job(source, frames[name], make))
+                jobs.append(Job(source, source.stat().st_size, frames[name], make))
         except (ValueError, OSError) as error:
             problems[name] = str(error)
     what = "reversed videos" if config is None else "proxies"
-    answers = make_all(jobs, request.processes, f"writing {what}")
+    answers = run_jobs(jobs, request.processes, f"writing {what}")
     for job, answer in zip(jobs, answers, strict=True):
         if isinstance(answer, VideoError):
             problems[job.source.stem] = str(answer)

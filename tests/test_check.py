@@ -22,7 +22,7 @@ from evaluate.annotations import Annotations
 from extract.check import check, main
 from extract.demo import DemoConfig, write_dataset
 from extract.sampling.windows import SamplingConfig
-from extract.video import probe_pool
+from extract.video import guarded
 from extract.video.header import announced_frames
 from extract.video.index import video_index
 from tests.encodings import ENCODINGS, write_numbered
@@ -111,7 +111,7 @@ def hanging(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the decoder of every video of the name "hangs" hang."""
     (tmp_path / "actors").mkdir()
     command = [sys.executable, "-c", ACTOR, str(tmp_path / "actors")]
-    monkeypatch.setattr(probe_pool, "COMMAND", command)
+    monkeypatch.setattr(guarded, "COMMAND", command)
 
 
 def look(data: Data) -> tuple[int, dict[str, Any]]:

@@ -13,7 +13,7 @@ from configs import cli
 from configs.messages import EXPECTED
 
 REPOSITORY = Path(__file__).parent.parent
-WORKERS = {"extract/video/probe_worker.py"}  # started by us, not by people
+WORKERS = {"extract/video/guarded_worker.py"}  # started by us, not by people
 
 
 @pytest.mark.parametrize("kind", EXPECTED)

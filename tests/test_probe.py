@@ -16,43 +16,38 @@ import pytest
 
 from extract.identity import user_cache
 from extract.identity.digest import remembered_digest, video_digest
-from extract.video import index, probe_pool
+from extract.video import guarded, index
 from extract.video.index import VideoError, VideoIndex, video_index
-from extract.video.probe import _share_of_cores, probe
-from extract.video.probe_worker import _look
+from extract.video.probe import _share_of_cores, decode_ends, probe
 from tests.encodings import ENCODINGS, write_numbered
 
-# Stands in for extract/video/probe_worker.py: its decoder does what the file's name says. Leaves
-# its process id.
+# Stands in for extract/video/guarded_worker.py: a decoder that does what the file's name says.
+# Leaves its process id.
 ACTOR = """
-import os, pickle, resource, signal, socket, sys, time
+import os, resource, signal, sys, time
 from pathlib import Path
-from extract.video.index import VideoError, video_index
+from extract.video import guarded_worker, probe
+from extract.video.index import video_index
 
 resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 Path(sys.argv[1], str(os.getpid())).touch()
-stream = socket.socket(fileno=0).makefile("rwb")
 
-def tell(answer):
-    pickle.dump(answer, stream)
-    stream.flush()
-
-tell(None)
-while True:
-    path, _ = pickle.load(stream)
+def act(path, progress):
     match Path(path).stem:
         case "hangs": time.sleep(600)
         case "crashes": os.kill(os.getpid(), signal.SIGSEGV)
-        case "exits": sys.exit("no more frames")
+        case "exits":
+            print("no more frames", file=sys.stderr, flush=True)
+            os._exit(1)
         case "changes": Path(path).open("ab").write(bytes(100))
         case "slow":
-            for _ in range(8):
+            for _ in range(12):
                 time.sleep(0.25)
-                tell(None)
-    try:
-        tell(video_index(path))
-    except VideoError as error:
-        tell(error)
+                progress(0)
+    return video_index(path)
+
+probe.decode_ends = act
+guarded_worker.main()
 """
 
 
@@ -68,7 +63,7 @@ def actors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with the ids of all processes that looked at files, as ACTOR does."""
     folder = tmp_path / "actors"
     folder.mkdir()
-    monkeypatch.setattr(probe_pool, "COMMAND", [sys.executable, "-c", ACTOR, str(folder)])
+    monkeypatch.setattr(guarded, "COMMAND", [sys.executable, "-c", ACTOR, str(folder)])
     return folder
 
 
@@ -76,7 +71,7 @@ def actors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def no_child(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """Call it to make every process that would look at files fail."""
     command = [sys.executable, "-c", "raise SystemExit('nobody may look')"]
-    return lambda: monkeypatch.setattr(probe_pool, "COMMAND", command)
+    return lambda: monkeypatch.setattr(guarded, "COMMAND", command)
 
 
 def good(path: Path, frames: int = 12) -> Path:
@@ -111,9 +106,9 @@ def test_decoders_that_hang_or_crash_cost_their_own_file_alone(
     # Of different lengths: a content that is known is not looked at again.
     paths = [good(tmp_path / f"{name}.mp4", 12 + n) for n, name in enumerate(names)]
     # Silence counts, not time: "slow" takes longer than that.
-    answers = dict(zip(names, probe(paths, timeout_s=1.0, processes=2), strict=True))
+    answers = dict(zip(names, probe(paths, timeout_s=2.0, processes=2), strict=True))
     for name, cause in {
-        "hangs": "its decoder hangs (no answer within 1 s)",
+        "hangs": "its decoder hangs (no answer within 2 s)",
         "crashes": f"its decoder crashed (signal {int(signal.SIGSEGV)})",
         "exits": "its decoder crashed (exit code 1: no more frames)",
     }.items():
@@ -145,8 +140,8 @@ def test_an_interrupt_ends_the_children(tmp_path: Path, actors: Path) -> None:
     code = (
         # A shell that started the tests in the background has made it ignored.
         "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        "from extract.video import probe_pool\nfrom extract.video.probe import probe\n"
-        f"probe_pool.COMMAND = {probe_pool.COMMAND!r}\nprobe([{str(path)!r}] * 3, 500, 2)"
+        "from extract.video import guarded\nfrom extract.video.probe import probe\n"
+        f"guarded.COMMAND = {guarded.COMMAND!r}\nprobe([{str(path)!r}] * 3, 500, 2)"
     )
     process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE)
     wait_for(lambda: len(list(actors.iterdir())) == 2)
@@ -156,49 +151,37 @@ def test_an_interrupt_ends_the_children(tmp_path: Path, actors: Path) -> None:
     assert not any(runs(int(file.name)) for file in actors.iterdir())
 
 
-def test_a_child_ends_with_a_parent_that_is_killed() -> None:
-    code = (
-        "import time\nfrom extract.video.probe_pool import _ProbeWorker\nchild = _ProbeWorker()\n"
-        "child.wait_until_ready()\nprint(child.process.pid, flush=True)\ntime.sleep(600)"
-    )
-    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
-    assert parent.stdout is not None
-    child = int(parent.stdout.readline())
-    assert runs(child)
-    parent.kill()
-    parent.communicate()
-    wait_for(lambda: not runs(child))
+def test_errors_that_nobody_foresees_cost_their_own_file_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_: object) -> None:
+        raise OverflowError("frame 2**70")
 
-
-def test_a_child_that_hangs_without_a_parent_ends_itself() -> None:
-    code = (
-        "import time\nfrom extract.video.probe_worker import _heartbeat\n"
-        "alive = _heartbeat(0.2, lambda: print('alive', flush=True))\n"
-        "for _ in range(8):\n    time.sleep(0.1)\n    alive()\ntime.sleep(600)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60)
-    assert done.returncode == -signal.SIGALRM
-    assert done.stdout.split() == [b"alive"] * 8
+    monkeypatch.setattr(index, "_read_index", failing)
+    with pytest.raises(VideoError) as caught:
+        decode_ends(good(tmp_path / "clip.mp4"), lambda done: None)
+    cause = "its decoder crashed (OverflowError: frame 2**70)"
+    assert str(caught.value) == f"{tmp_path / 'clip.mp4'}: cannot be read as video: {cause}"
 
 
 def test_reading_tells_of_its_progress(tmp_path: Path) -> None:
-    steps: list[None] = []
-    video_index(good(tmp_path / "clip.mp4", 30), lambda: steps.append(None))
+    steps: list[int] = []
+    video_index(good(tmp_path / "clip.mp4", 30), steps.append)
     assert len(steps) >= 30
 
 
 def test_counting_frames_tells_of_its_progress(shared: Path, tmp_path: Path) -> None:
     clip = Path(shutil.copy(shared / "clips/test.avi", tmp_path))
-    steps: list[None] = []
-    found = video_index(clip, lambda: steps.append(None))
+    steps: list[int] = []
+    found = video_index(clip, steps.append)
     assert found.access == "sequence" and len(steps) >= 2 * len(found.pts)
 
 
 def test_the_way_to_the_last_frame_tells_of_its_progress(tmp_path: Path) -> None:
     clip = tmp_path / "clip.mp4"
     write_numbered(clip, 130, ENCODINGS["intra refresh"])
-    steps: list[None] = []
-    found = _look(clip, lambda: steps.append(None))
+    steps: list[int] = []
+    found = decode_ends(clip, steps.append)
     assert len(found.keyframes) == 1 and len(steps) >= 130 + 130 // 16
 
 

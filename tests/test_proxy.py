@@ -26,11 +26,13 @@ from numpy.typing import NDArray
 from cache.store import Store
 from configs.loader import load
 from extract.identity.digest import video_digest
+from extract.transcoding import jobs
 from extract.transcoding.encode import Timeline, timeline
+from extract.transcoding.jobs import Job, run_jobs
 from extract.transcoding.proxy import ProxyConfig, is_current, proxy_size, write_proxy
-from extract.transcoding.workers import Job, make_all
 from extract.video.index import VideoError, VideoIndex
 from extract.video.reader import VideoReader
+from tests import guarded_calls
 from tests.conftest import REPOSITORY
 from tests.encodings import ENCODINGS, access_paths, read_numbers, turn, write_numbered
 from tests.test_activations import fresh, info_of, new_backbone, seam, spans_of
@@ -359,28 +361,34 @@ def test_a_run_that_was_ended_goes_on(tmp_path: Path, how: signal.Signals) -> No
     check(videos / "short.mp4", out / "short.mp4")
 
 
-def _made(tell: Callable[[int], None]) -> str:
-    tell(5)
-    return f"process {os.getpid()}"
+def test_a_decoder_that_hangs_or_crashes_costs_no_other_file(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(jobs, "SILENCE_S", 1.0)
+    makers: dict[str, Callable[..., object]] = {
+        "crashes": guarded_calls.crash,
+        "exhausts": guarded_calls.run_out_of_memory,
+        "hangs": guarded_calls.hang,
+        "fails": guarded_calls.fail,
+        **{f"good {number}": guarded_calls.process_id for number in range(3)},
+    }
+    todo = [Job(Path(f"{name}.mp4"), 0, 5, make) for name, make in makers.items()]
+    answers = dict(zip(makers, run_jobs(todo, 1, "trying"), strict=True))
+    assert all(isinstance(answers[f"good {number}"], int) for number in range(3))
+    for name, how in {
+        "crashes": f"the process that reads it crashed (signal {int(signal.SIGSEGV)}): a video",
+        "exhausts": "cannot be written anew: too many frames",
+        "hangs": "the process that reads it hangs (no answer within 1.05 s): a video",
+        "fails": "cannot be written anew: No space left on device",
+    }.items():
+        assert isinstance(answers[name], VideoError)
+        assert str(answers[name]).startswith(f"{name}.mp4: {how}")
+    assert "trying" in capfd.readouterr().err
 
 
-def _crashed(tell: Callable[[int], None]) -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def _failed(tell: Callable[[int], None]) -> None:
-    raise OSError("No space left on device")
-
-
-@pytest.mark.slow
-def test_a_decoder_that_crashes_costs_no_other_file() -> None:
-    made = [Job(Path(f"{number}.mp4"), 5, _made) for number in range(3)]
-    crashed, failed = Job(Path("crashed.mp4"), 9, _crashed), Job(Path("failed.mp4"), 7, _failed)
-    answers = make_all([made[0], crashed, made[1], failed, made[2]], 1, "trying")
-    assert all(answers[number].startswith("process") for number in (0, 2, 4))
-    assert isinstance(answers[1], VideoError) and isinstance(answers[3], VideoError)
-    assert str(answers[1]).startswith("crashed.mp4: the process that reads it ended unexpectedly")
-    assert str(answers[3]) == "failed.mp4: cannot be written anew: No space left on device"
+def test_a_bug_ends_the_run() -> None:
+    with pytest.raises(RuntimeError, match="KeyError: 'absent'"):
+        run_jobs([Job(Path("clip.mp4"), 0, 5, guarded_calls.meet_a_bug)], 1, "trying")
 
 
 @pytest.mark.slow

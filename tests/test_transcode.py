@@ -240,11 +240,11 @@ def test_memory_does_not_grow_with_the_video(
     process = psutil.Process()
     before, most = process.memory_info().rss, 0
 
-    def look(frames: int) -> None:
+    def measure(frames: int) -> None:
         nonlocal most
         most = max(most, process.memory_info().rss)
 
-    write_reversed(tmp_path / "long.mp4", tmp_path / "once.mp4", tell=look)
+    write_reversed(tmp_path / "long.mp4", tmp_path / "once.mp4", progress=measure)
     assert most - before < 60e6
 
 

@@ -5,10 +5,11 @@ frames in the order they are stored. So a decoder can begin at any of them, deco
 is exact, and stretches may change places: backwards, the last one comes first.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from fractions import Fraction
+from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO, Any
@@ -18,9 +19,8 @@ import numpy as np
 from av.video.frame import PictureType
 from numpy.typing import NDArray
 
-from extract.video.index import VideoError, VideoIndex, open_video
+from extract.video.index import Progress, VideoError, VideoIndex, open_video
 from extract.video.reader import VideoReader
-from extract.video.watchdog import kill_if_stuck
 
 SUFFIX = ".mp4"
 OPTIONS = {"bf": "0", "g": "1000000", "sc_threshold": "0", "forced-idr": "1"}
@@ -103,24 +103,15 @@ def upright_chunks(
 
 
 def stretches(
-    frames: Iterator[av.VideoFrame], length: int, path: Path, first: int | None = None
+    frames: Iterator[av.VideoFrame], length: int, first: int | None = None
 ) -> Iterator[list[av.VideoFrame]]:
-    """Yield lists of `length` frames; the last one may be shorter. Ends a decoder that hangs.
+    """Yield lists of `length` frames; the last one may be shorter.
 
     Args:
-        path: of the file they come from, to be named.
         first: frames of the first list, if they are to be others.
     """
     wanted = first or length
-    while True:
-        stretch: list[av.VideoFrame] = []
-        with kill_if_stuck(path, wanted):
-            for frame in frames:
-                stretch.append(frame)
-                if len(stretch) == wanted:
-                    break
-        if not stretch:
-            return
+    while stretch := list(islice(frames, wanted)):
         yield stretch
         wanted = length
 
@@ -133,7 +124,7 @@ def write_mp4(
     stamp: str,
     backwards: bool,
     threads: int = 1,
-    tell: Callable[[int], None] = lambda frames: None,
+    progress: Progress = lambda frames: None,
 ) -> None:
     """Encode stretches of frames, in the order of the source, into a new file.
 
@@ -141,7 +132,7 @@ def write_mp4(
         parts: the stretches; they are emptied.
         stamp: what the file is made of, for `made_of`.
         backwards: turn the frames round; their packets then lie on the same disk a second time.
-        tell: called with the number of frames that were done.
+        progress: called with the number of frames that were done; with 0 at other steps.
 
     Raises:
         ValueError: more or fewer frames come than there are times.
@@ -161,7 +152,7 @@ def write_mp4(
         for name, value in way.tags.items():
             if value is not None:
                 setattr(stream.codec_context, name, value)
-        packets = _encoded(stream, 1 / rate, parts, backwards, tell)
+        packets = _encoded(stream, 1 / rate, parts, backwards, progress)
         if backwards:
             spool = _Spool(file)
             spool.add(packets)
@@ -177,6 +168,7 @@ def write_mp4(
             packet.pts = packet.dts = int(line.times[number])
             packet.duration = duration
             container.mux(packet)
+            progress(0)
         if number + 1 != len(line.times):
             few_or_many = "fewer" if number < len(line.times) else "more"
             raise ValueError(f"{few_or_many} than its {len(line.times)} frames came")
@@ -187,12 +179,12 @@ def _encoded(
     time_base: Fraction,
     parts: Iterator[list[av.VideoFrame]],
     backwards: bool,
-    tell: Callable[[int], None],
+    progress: Progress,
 ) -> Iterator[tuple[bytes, bool]]:
     """Yield every packet, and whether it is a keyframe; turns each stretch round in itself."""
     number = 0
     for part in parts:
-        tell(len(part))
+        progress(len(part))
         if not backwards:
             part.reverse()
         for place in range(len(part)):

@@ -4,7 +4,7 @@ What the project sees in the source is what is written: its reader decodes, upri
 is the one that frames meet on their way to the backbone.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from extract.transcoding.encode import (
     upright_size,
     write_mp4,
 )
-from extract.video.index import VideoError, open_video, video_index
+from extract.video.index import Progress, VideoError, open_video, video_index
 from extract.video.reader import VideoReader
 from extract.video.watchdog import kill_if_stuck
 
@@ -71,7 +71,7 @@ class ProxyConfig:
 
 
 def is_current(source: Path, target: Path, config: ProxyConfig) -> bool:
-    """Say whether `target` is what `write_proxy` makes of the source as it is now.
+    """Return whether `target` is what `write_proxy` makes of the source as it is now.
 
     Raises:
         ValueError: it is no proxy at all, and so not ours to replace.
@@ -99,7 +99,7 @@ def write_proxy(
     source: Path,
     target: Path,
     config: ProxyConfig,
-    tell: Callable[[int], None] = lambda frames: None,
+    progress: Progress = lambda frames: None,
 ) -> None:
     """Write a video small, upright and without sound; aside, then renamed.
 
@@ -108,22 +108,23 @@ def write_proxy(
 
     Args:
         target: an .mp4 file.
-        tell: called with the number of frames that were done.
+        progress: called with the number of frames that were done; with 0 at other steps.
 
     Raises:
         VideoError: the source cannot be decoded, or mp4 cannot hold its times.
         OSError: the file cannot be written.
     """
-    reader = _reader(source)
+    reader = VideoReader(source, progress)
     size = _upright_size(reader)
     way = _way(size, config)
     line = timeline(reader.index, config.reverse)
     # Turned round, the first stretch becomes the last: the shorter one, in either direction.
     first = len(reader) % config.gop if config.reverse else 0
-    parts = stretches(_pictures(reader, size, way), config.gop, source, first)
+    parts = stretches(_pictures(reader, size, way), config.gop, first)
     with atomic_path(target) as aside:
-        write_mp4(aside, parts, way, line, _stamp(source, config), config.reverse, tell=tell)
-        _check_exact(source, aside, line)
+        stamp = _stamp(source, config)
+        write_mp4(aside, parts, way, line, stamp, config.reverse, progress=progress)
+        _check_exact(source, aside, line, progress)
 
 
 def write_sample(source: Path, target: Path, config: ProxyConfig, frames: range) -> None:
@@ -133,18 +134,14 @@ def write_sample(source: Path, target: Path, config: ProxyConfig, frames: range)
         VideoError: the source cannot be decoded.
         OSError: the file cannot be written.
     """
-    reader = _reader(source)
-    size = _upright_size(reader)
-    way = _way(size, config)
-    whole = timeline(reader.index, backwards=False)
-    line = replace(whole, times=whole.times[: len(frames)])
-    parts = stretches(_pictures(reader, size, way, frames), config.gop, source)
-    write_mp4(target, parts, way, line, "a sample of a proxy", backwards=False)
-
-
-def _reader(source: Path) -> VideoReader:
-    with kill_if_stuck(source, 0):
-        return VideoReader(source)
+    with kill_if_stuck(source, len(frames)):
+        reader = VideoReader(source)
+        size = _upright_size(reader)
+        way = _way(size, config)
+        whole = timeline(reader.index, backwards=False)
+        line = replace(whole, times=whole.times[: len(frames)])
+        parts = stretches(_pictures(reader, size, way, frames), config.gop)
+        write_mp4(target, parts, way, line, "a sample of a proxy", backwards=False)
 
 
 def _upright_size(reader: VideoReader) -> tuple[int, int]:
@@ -179,9 +176,9 @@ def _pictures(
             )
 
 
-def _check_exact(source: Path, made: Path, line: Timeline) -> None:
+def _check_exact(source: Path, made: Path, line: Timeline, progress: Progress) -> None:
     """Raise VideoError unless the file has these times and the fast reader is trusted with it."""
-    index = video_index(made)
+    index = video_index(made, progress)
     ticks = line.unit / index.time_base
     times = line.times * ticks.numerator
     exact = ticks.denominator == 1 and np.array_equal(index.pts - index.pts[0], times)

@@ -4,7 +4,7 @@ One sequential decode, so nothing depends on where a decoder can begin. A stretc
 time is held, encoded backwards and put on disk; then the stretches are joined, the last one first.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,8 @@ from extract.transcoding.encode import (
     upright_size,
     write_mp4,
 )
-from extract.video.index import VideoIndex, open_video
+from extract.video.index import Progress, VideoIndex, open_video
 from extract.video.reader import VideoReader
-from extract.video.watchdog import kill_if_stuck
 
 HELD_BYTES = 128 * 1024**2  # of decoded frames
 STRETCH = 8, 128  # frames from one keyframe to the next, fewest and most, as HELD_BYTES allows
@@ -40,7 +39,7 @@ class _InexactError(Exception):
 
 
 def is_finished(source: Path, target: Path, crf: int | None) -> bool:
-    """Say whether `target` is this source reversed in this way; False if there is no such file.
+    """Return whether `target` is this source reversed in this way; False if there is no such file.
 
     Raises:
         ValueError: it is something else, which is not ours to replace.
@@ -61,7 +60,7 @@ def write_reversed(
     target: Path,
     crf: int | None = None,
     threads: int = 1,
-    tell: Callable[[int], None] = lambda frames: None,
+    progress: Progress = lambda frames: None,
 ) -> bool:
     """Write a video's frames in the opposite order, upright and without sound.
 
@@ -72,7 +71,8 @@ def write_reversed(
         target: an .mp4 file.
         crf: quality of x264, 1 to 51 (worst); None: every pixel as VideoReader gives it.
         threads: of the decoder and of the encoder.
-        tell: called with the number of frames that were done; below 0 if they are done again.
+        progress: called with the number of frames that were done, below 0 if they are done again;
+            with 0 at other steps.
 
     Returns:
         Whether the file holds RGB: where VideoReader would convert the planes of an H.264 file in
@@ -82,19 +82,18 @@ def write_reversed(
         VideoError: the source cannot be decoded.
         OSError: the file cannot be written.
     """
-    with kill_if_stuck(source, 0):
-        reader = VideoReader(source)
-    told = 0
+    reader = VideoReader(source, progress)
+    done = 0
 
     def count(frames: int) -> None:
-        nonlocal told
-        told += frames
-        tell(frames)
+        nonlocal done
+        done += frames
+        progress(frames)
 
     def write(aside: Path, frames: Iterator[av.VideoFrame], way: Way) -> None:
         size = _bytes_of(av.VideoFormat(way.pixels, way.width, way.height))
         length = int(np.clip(HELD_BYTES // size, *STRETCH))
-        parts, line = stretches(frames, length, source), timeline(reader.index, backwards=True)
+        parts, line = stretches(frames, length), timeline(reader.index, backwards=True)
         write_mp4(aside, parts, way, line, _stamp(source, crf), True, threads, count)
 
     with open_video(source) as container:
@@ -105,10 +104,10 @@ def write_reversed(
             with atomic_path(target) as aside:
                 write(aside, _planes(source, reader.index, threads), planes)
                 if crf is None:
-                    _check_same(reader, aside)
+                    _check_same(reader, aside, progress)
             return False
         except _InexactError:
-            tell(-told)
+            progress(-done)
     with atomic_path(target) as aside:
         write(aside, _upright(reader, rgb), rgb)
     return True
@@ -179,11 +178,12 @@ def _bytes_of(pixels: av.VideoFormat) -> int:
     return max(1, bits // 8)
 
 
-def _check_same(reader: VideoReader, path: Path) -> None:
+def _check_same(reader: VideoReader, path: Path, progress: Progress) -> None:
     """Raise _InexactError unless the new file's ends and middle are the source's, backwards."""
-    made, last = VideoReader(path), len(reader) - 1
+    made, last = VideoReader(path, progress), len(reader) - 1
     if len(made) != len(reader) or made.index.access != reader.index.access:
         raise _InexactError
-    places = np.array([0, last // 2, last])
-    if not np.array_equal(made.frames(places), reader.frames(last - places)):
-        raise _InexactError
+    for place in (0, last // 2, last):
+        (frame,) = made.frames(np.array([place]))
+        if not np.array_equal(frame, reader.frame_in_steps(last - place, progress)):
+            raise _InexactError

@@ -26,6 +26,7 @@ from extract.identity.digest import remembered_digest
 from extract.video.h264 import holds_idr, recovers_at_once, unit_length, units
 
 Access = Literal["decord", "seek", "sequence"]
+Progress = Callable[[int], None]  # called with how much more is done; 0: a step of the way
 PROOF = 48  # frames decoded to see whether they carry their packets' times
 # Titles in other encodings than UTF-8; from 19 on PyAV reads them without being asked.
 OLD_TITLES: dict[str, Any] = (
@@ -97,25 +98,25 @@ class VideoIndex:
 
 @dataclass(frozen=True)
 class _File:
-    """A file as it is now; `alive` is called at every step of reading it."""
+    """A file as it is now; `progress` is called with 0 at every step of reading it."""
 
     path: str
     size: int
     modified: int
-    alive: Callable[[], None] = field(compare=False)
+    progress: Progress = field(compare=False)
 
 
-def video_index(path: str | Path, alive: Callable[[], None] = lambda: None) -> VideoIndex:
+def video_index(path: str | Path, progress: Progress = lambda done: None) -> VideoIndex:
     """Return a file's index: from memory, from the user's cache folder, or read from it.
 
     Args:
-        alive: called at every step of reading, which for some files takes minutes.
+        progress: called with 0 at every step of reading, which for some files takes minutes.
 
     Raises:
         VideoError: the file is missing, empty, no video, or its first frames do not decode.
     """
     size, modified = check_readable(path)
-    return _index_of(_File(str(path), size, modified, alive))
+    return _index_of(_File(str(path), size, modified, progress))
 
 
 def open_video(path: str | Path) -> av.container.InputContainer:
@@ -124,7 +125,7 @@ def open_video(path: str | Path) -> av.container.InputContainer:
 
 
 def check_readable(path: str | Path) -> tuple[int, int]:
-    """Raise VideoError for what no decoder needs to look at; return size and time of change."""
+    """Return size and time of change; raise VideoError for what no decoder needs to open."""
     try:
         status = Path(path).stat()
     except FileNotFoundError:
@@ -183,7 +184,7 @@ def _read_index(file: _File) -> VideoIndex:
         resets = bool(length_bytes) and trusted
         times, keys = [], []
         for packet in container.demux(stream):
-            file.alive()
+            file.progress(0)
             if packet.size and not packet.is_discard:
                 times.append(packet.pts)
                 if packet.is_keyframe:
@@ -216,7 +217,7 @@ def _counted_index(file: _File, time_base: Fraction, rotation: int) -> VideoInde
     times = []
     with open_video(file.path) as container:
         for frame in container.decode(video=0):
-            file.alive()
+            file.progress(0)
             times.append(frame.time)
         rate = container.streams.video[0].average_rate or Fraction(1)
     seconds = [i / float(rate) if t is None else t for i, t in enumerate(times)]

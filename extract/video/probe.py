@@ -1,28 +1,32 @@
-"""Looks at many video files before they are used: what each holds, or why it cannot be read.
+"""Probing many video files before they are used: what each holds, or why it cannot be read.
 
-Broken files make decoders hang or crash, so other processes look at them. What was found is
-remembered on disk, for other processes and later runs.
+Broken files make decoders hang or crash, so other processes open them. What was found is remembered
+on disk, for other processes and later runs.
 """
 
 import os
 import random
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 from tqdm import tqdm
 
 from extract.identity.digest import remembered_digest, video_digest
+from extract.video import guarded
+from extract.video.guarded import CallFailed, GuardedPool
 from extract.video.index import (
+    Progress,
     VideoError,
     VideoIndex,
     check_readable,
     remember_index,
     remembered_index,
 )
-from extract.video.probe_pool import ProbePool
+from extract.video.reader import VideoReader
 
-MOST_CHILDREN = 8  # each takes some 300 MB
+MOST_PROCESSES = 8  # each takes some 300 MB
+HANGS = f"its decoder {guarded.HANGS}"
 
 
 def probe(
@@ -31,28 +35,26 @@ def probe(
     processes: int | None = None,
     progress: bool = True,
 ) -> list[VideoIndex | VideoError]:
-    """Look at every file: its packets, its first frames and its last one.
+    """Probe every file: its packets, its first frames and its last one.
 
     Args:
         timeout_s: a decoder that shows no progress for so long is given up.
-        processes: how many look at once; None: as many as this process's share of the cores.
+        processes: how many probe at once; None: as many as this process's share of the cores.
         progress: show a bar if it takes long.
 
     Returns:
         Per path its index, or the error that names the file and the cause.
 
     Raises:
-        OSError: the processes that look cannot be started.
+        OSError: the processes that probe cannot be started.
     """
     found: list[VideoIndex | VideoError | None] = [_known(path) for path in paths]
     unknown = [position for position, answer in enumerate(found) if answer is None]
-    # Processes that train together look at once: each finds remembered what another saw first.
+    # Processes that train together probe at once: each finds remembered what another saw first.
     random.SystemRandom().shuffle(unknown)
-    children = ProbePool(timeout_s)
-    pool = ThreadPoolExecutor(max(1, min(processes or _share_of_cores(), len(unknown))))
-    try:
+    with GuardedPool(max(1, min(processes or _share_of_cores(), len(unknown)))) as pool:
         answers = tqdm(
-            pool.map(lambda position: _look(paths[position], children), unknown),
+            pool.threads.map(lambda place: _probe_file(paths[place], timeout_s, pool), unknown),
             desc="looking at videos",
             total=len(unknown),
             unit="video",
@@ -62,15 +64,11 @@ def probe(
         )
         for position, answer in zip(unknown, answers, strict=True):
             found[position] = answer
-    finally:
-        # Behind an interrupt, too: threads that wait for a child end with it.
-        pool.shutdown(wait=False, cancel_futures=True)
-        children.end()
     return [answer for answer in found if answer is not None]
 
 
 def _known(path: str | Path) -> VideoIndex | VideoError | None:
-    """Return what can be told without reading the file."""
+    """Return what is known without reading the file."""
     try:
         check_readable(path)
     except VideoError as error:
@@ -79,7 +77,7 @@ def _known(path: str | Path) -> VideoIndex | VideoError | None:
     return remembered_index(digest) if digest else None
 
 
-def _look(path: str | Path, children: ProbePool) -> VideoIndex | VideoError:
+def _probe_file(path: str | Path, timeout_s: float, pool: GuardedPool) -> VideoIndex | VideoError:
     try:
         digest = video_digest(path)
     except OSError as error:
@@ -87,14 +85,38 @@ def _look(path: str | Path, children: ProbePool) -> VideoIndex | VideoError:
     index = remembered_index(digest)
     if index is not None:
         return index
-    answer = children.look(path)
+    try:
+        index = pool.call(decode_ends, path, timeout_s=timeout_s)
+    except VideoError as error:
+        return error
+    except CallFailed as failure:
+        return VideoError(f"{path}: cannot be read as video: its decoder {failure}")
     # A file that changed meanwhile has another digest.
-    if isinstance(answer, VideoIndex) and remembered_digest(path) == digest:
-        remember_index(digest, answer)
-    return answer
+    if remembered_digest(path) == digest:
+        remember_index(digest, index)
+    return index
+
+
+def decode_ends(path: str | Path, progress: Progress) -> VideoIndex:
+    """Return the index of a file whose both ends decode, in the way they will be read.
+
+    Raises:
+        VideoError: they do not.
+    """
+    try:
+        reader = VideoReader(path, progress)
+        if reader.index.access != "sequence":  # its frames were counted by decoding all of them
+            reader.frames(np.array([0]))
+            reader.frame_in_steps(len(reader) - 1, progress)
+    except VideoError:
+        raise
+    except Exception as error:  # decoders meet broken files with errors of any kind
+        cause = f"its decoder crashed ({type(error).__name__}: {error})"
+        raise VideoError(f"{path}: cannot be read as video: {cause}") from error
+    return reader.index
 
 
 def _share_of_cores() -> int:
-    """Return how many children this process may have beside others of the same run."""
+    """Return how many processes this one may have beside others of the same run."""
     cores = len(os.sched_getaffinity(0))
-    return max(1, min(MOST_CHILDREN, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
+    return max(1, min(MOST_PROCESSES, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))

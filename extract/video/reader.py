@@ -12,7 +12,7 @@ import torch  # noqa: F401  (decord must be loaded after torch)
 import decord  # isort: skip
 from numpy.typing import NDArray
 
-from extract.video.index import VideoError, VideoIndex, open_video, video_index
+from extract.video.index import Progress, VideoError, VideoIndex, open_video, video_index
 
 __all__ = ["CHUNK", "VideoError", "VideoReader"]
 
@@ -23,11 +23,14 @@ class VideoReader:
     """Random access to the frames of one file. Open it in the process that reads it.
 
     Frame i is the i-th frame of sequential decoding, whatever the order asked for.
+
+    Args:
+        progress: called with 0 while the file is read for the first time, which may take minutes.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, progress: Progress = lambda done: None) -> None:
         self.path = Path(path)
-        self.index = video_index(path)
+        self.index = video_index(path, progress)
         self.fps = self.index.fps
         self._decord: decord.VideoReader | None = None
         if self.index.access == "decord":
@@ -74,6 +77,21 @@ class VideoReader:
         pictures = find(self.path, self.index, rising)
         for start in range(0, len(rising), CHUNK):
             yield self._decode(rising[start : start + CHUNK], pictures)
+
+    def frame_in_steps(self, number: int, progress: Progress) -> NDArray[np.uint8]:
+        """Return one frame uint8 [H, W, 3]; the way to it, from a keyframe on, may be long.
+
+        Args:
+            progress: called with 0 at every step of that way.
+
+        Raises:
+            IndexError, VideoError: as `frames`.
+        """
+        way = np.arange(number + 1 - self.effort(number, number), number + 1)
+        for chunk in self.chunks(way):
+            progress(0)
+            frame = chunk[-1]
+        return frame
 
     def effort(self, first: int, last: int) -> int:
         """Return how many frames a decoder goes through at most to give frames first to last."""

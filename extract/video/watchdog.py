@@ -1,4 +1,8 @@
-"""An end for decoders that hang: some broken files make them wait for ever."""
+"""An end for decoders that hang in the process that uses their frames.
+
+Loader workers decode in themselves: behind `extract.video.guarded` every frame would go through a
+pipe, and a worker that dies already has somebody who notices.
+"""
 
 import os
 import sys

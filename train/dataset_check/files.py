@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from extract.video.probe_pool import HANGS
+from extract.video.probe import HANGS
 from train.dataset_check.findings import Finding, Kind
 from train.dataset_check.survey import Survey
 

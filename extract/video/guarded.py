@@ -1,0 +1,178 @@
+"""Calls of functions that may hang or crash, in processes that are killed when they do.
+
+A thread that hangs in a decoder cannot be ended, a process can. These are light: started directly,
+they import the function that is called, not the main script of a training run.
+"""
+
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from multiprocessing import Pipe
+from pathlib import Path
+from tempfile import TemporaryFile
+from threading import Lock
+from typing import Any, Self, TypeVar
+
+# By its path: as a module of this package it would import torch before it gives a sign of life.
+COMMAND = [sys.executable, "-P", str(Path(__file__).with_name("guarded_worker.py"))]
+HANGS = "hangs"
+START_S = 300.0  # importing torch from a busy network disk
+
+Result = TypeVar("Result")
+
+
+class CallFailed(Exception):
+    """A call that did not come back; its text says how, and follows what was called."""
+
+
+class GuardedPool:
+    """Threads, and as many processes as threads make calls at once, started when a call needs one.
+
+    Args:
+        size: the most of either.
+        grace_s: how long calls that meet the pool's end may clean up behind a KeyboardInterrupt
+            before they are killed; 0 where they have nothing to lose.
+    """
+
+    def __init__(self, size: int, grace_s: float = 0.0) -> None:
+        self.threads = ThreadPoolExecutor(size)
+        self.grace_s = grace_s
+        self._lock = Lock()
+        self._ended = False
+        self._processes: set[_Process] = set()  # those that ended, too
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        # Behind an interrupt, too: threads that wait for a process end with it.
+        self.threads.shutdown(wait=False, cancel_futures=True)
+        self._end()
+
+    def call(
+        self,
+        function: Callable[..., Result],
+        *args: Any,
+        timeout_s: float,
+        progress: Callable[[int], None] = lambda done: None,
+    ) -> Result:
+        """Return `function(*args, progress=…)`, called in a process. Any thread may ask for it.
+
+        Args:
+            function: of a module, not of the main script: the process imports it.
+            args: plain data.
+            timeout_s: silence after which the process is killed; the function breaks it by calling
+                its `progress`, with how much more is done.
+            progress: called here, now and then, with what the function reported since.
+
+        Raises:
+            CallFailed: the function hangs, or its process crashed.
+            RuntimeError: it has a bug; the text holds the traceback. Expected errors come as they
+                are (`configs.messages.EXPECTED`).
+            OSError: no process can be started.
+        """
+        process = self._take()
+        try:
+            kind, value = process.call((function, args, timeout_s), progress)
+        except BaseException:  # whatever still came would be taken for the next call's answer
+            process.end()
+            raise
+        finally:
+            process.busy = False
+        if kind == "raised":
+            raise value
+        return value
+
+    def _take(self) -> "_Process":
+        """Return a process that nobody else uses."""
+        with self._lock:
+            if self._ended:
+                raise RuntimeError("the pool of processes has ended")
+            idle = (process for process in self._processes if process.is_idle())
+            process = next(idle, None) or _Process()
+            process.busy = True
+            self._processes.add(process)
+        return process
+
+    def _end(self) -> None:
+        """End every process; calls that wait for one fail."""
+        with self._lock:
+            self._ended = True
+        try:
+            busy = [process.popen for process in self._processes if process.busy]
+            for popen in busy:
+                popen.send_signal(signal.SIGINT if self.grace_s else signal.SIGKILL)
+            deadline = time.monotonic() + self.grace_s
+            for popen in busy:
+                with suppress(subprocess.TimeoutExpired):
+                    popen.wait(max(0.0, deadline - time.monotonic()))
+        finally:  # behind Ctrl-C a second time, too
+            for process in self._processes:
+                process.popen.kill()
+                process.popen.wait()
+                if not process.busy:  # else the thread that waits for it does it
+                    process.end()
+
+
+class _Process:
+    """A process that carries out one call after another and may be killed while it does."""
+
+    def __init__(self) -> None:
+        self.busy = self.started = False
+        self.link, theirs = Pipe()
+        self.stderr = TemporaryFile()  # noqa: SIM115  (decoders write of every damaged frame)
+        with theirs:
+            self.popen = subprocess.Popen(
+                [*COMMAND, str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=self.stderr,
+                env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},  # the same modules
+                process_group=0,  # Ctrl-C is for the parent
+            )
+
+    def is_idle(self) -> bool:
+        return not self.busy and self.popen.poll() is None
+
+    def call(
+        self, request: tuple[Any, Any, float], progress: Callable[[int], None]
+    ) -> tuple[str, Any]:
+        """Return ("returned", the result) or ("raised", an exception)."""
+        try:
+            self.link.send_bytes(pickle.dumps(request))
+            while self.link.poll(limit_s := request[-1] if self.started else START_S):
+                kind, value = pickle.loads(self.link.recv_bytes())
+                self.started = True
+                if kind != "progress":
+                    return kind, value
+                progress(value)
+            how, why = HANGS, f"no answer within {limit_s:g} s"
+        except (EOFError, ConnectionError):
+            how, why = "crashed", self._cause_of_end()
+        if not self.started:
+            raise OSError(f"the process that reads videos does not start: {why}")
+        raise CallFailed(f"{how} ({why})")
+
+    def _cause_of_end(self) -> str:
+        with suppress(subprocess.TimeoutExpired):
+            self.popen.wait(10)
+        self.popen.kill()
+        code = self.popen.wait()
+        self.stderr.seek(0)
+        lines = self.stderr.read().decode(errors="replace").strip().splitlines()
+        last = lines[-1].strip() if lines else "no message"
+        return f"signal {-code}" if code < 0 else f"exit code {code}: {last}"
+
+    def end(self) -> None:
+        """Kill the process, which has nothing to lose, and close what leads to it."""
+        self.popen.kill()
+        self.popen.wait()
+        self.link.close()
+        self.stderr.close()
