@@ -140,15 +140,15 @@ def waiting(files: list[Path], workers: int, step_seconds: float | None) -> str:
     config = load(Experiment, DEMO, [f"--training.workers={workers}"])
     items = [annotated(probe_item(file)) for file in files]
     dataset = TrainingWindows(
-        items * (STEPS * config.training.batch_size // len(items)),
+        items * (STEPS * config.training.global_batch // len(items)),
         config.sampling,
         config.pixels,
         config.directions,
     )
-    sampler = EpochSampler(len(dataset), config.training.batch_size, 0, 1, seed=0)
+    sampler = EpochSampler(len(dataset), config.training.global_batch, 0, 1, seed=0)
     step = sleeper(step_seconds) if step_seconds is not None else trainer(config)
     waited, began = 0.0, 0.0
-    batches = iter(training_loader(dataset, sampler, config.training.batch_size, workers))
+    batches = iter(training_loader(dataset, sampler, workers))
     for number in range(sampler.steps):
         if number == 2:  # workers have started, and their first batches lie ready
             waited, began = 0.0, time.perf_counter()

@@ -105,8 +105,8 @@ def main() -> None:
     dataset = TrainingWindows(
         items, config.sampling, config.pixels, config.directions, cached=cached
     )
-    sampler = EpochSampler(len(dataset), config.training.batch_size, 0, 1, 0)
-    loader = training_loader(dataset, sampler, config.training.batch_size, 0)
+    sampler = EpochSampler(len(dataset), config.training.global_batch, 0, 1, 0)
+    loader = training_loader(dataset, sampler, 0)
     points = pyramid_points(config.sampling.window_size, config.head.levels, torch.device("cpu"))
     steps: list[tuple[Pair, Callable[[HeadOutput], Tensor]]] = []
     with torch.no_grad():

@@ -65,13 +65,13 @@ def settings(size: str, batch: int, recompute: Recompute | None, out: str) -> Ex
         config,
         out=out,
         backbone=replace(config.backbone, recompute=recompute or config.backbone.recompute),
-        training=replace(config.training, batch_size=batch, precision="bf16"),
+        training=replace(config.training, global_batch=batch, precision="bf16"),
     )
 
 
 def synthetic(config: Experiment, device: str) -> Batch:
     """Return windows of noise with two actions each."""
-    batch, steps = config.training.batch_size, config.sampling.window_size
+    batch, steps = config.training.global_batch, config.sampling.window_size
     segments = torch.tensor([[0.1, 0.3], [0.5, 0.55]], device=device) * steps
     side = config.pixels.size
     pixels = torch.randint(
@@ -210,7 +210,7 @@ def measure(build: Callable[[], Step], repeats: int, device: str) -> Row:
 def compare(work: str, config: Experiment, repeats: int, device: str, where: Row) -> Iterator[Row]:
     """Measure one kind of work without compiling and with it."""
     build, needed = WORKS[work]
-    batch, count = config.training.batch_size, needed(config)
+    batch, count = config.training.global_batch, needed(config)
     for compiled in (False, True):
         row: Row = {"work": work, "compiled": compiled, "batch": batch, "flops": count}
         row["recompute"] = config.backbone.recompute if work == "training" else None

@@ -106,7 +106,7 @@ def waiting(config: Experiment, items: list[VideoItem], cached: CachedStreams) -
     )
     sampler = EpochSampler(len(dataset), HEAD_BATCH, 0, 1, seed=0)
     detector = Detector(config, tuple(f"class {i}" for i in range(CLASSES))).train()
-    step, batches = trainer(detector), iter(training_loader(dataset, sampler, HEAD_BATCH, 1))
+    step, batches = trainer(detector), iter(training_loader(dataset, sampler, 1))
     waited = began = 0.0
     for number in range(sampler.steps):
         if number == 5:  # the worker has started and is ahead

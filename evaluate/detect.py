@@ -143,7 +143,7 @@ def detect(
                 bar.set_description(item.path.name)
                 since = time.monotonic()
                 try:
-                    with accelerator.autocast(), translate_oom("evaluation.batch_size"):
+                    with accelerator.autocast(), translate_oom("lower evaluation.batch_size"):
                         examined = detect_with_scores(
                             detector, item, bool(outputs.page), workers, bar
                         )

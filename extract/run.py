@@ -164,7 +164,7 @@ def run(
     if planning:
         return
     began = time.monotonic()
-    with translate_worker_death(), translate_oom("sampling.window_size or pixels.size"):
+    with translate_worker_death(), translate_oom("lower sampling.window_size or pixels.size"):
         skipped = refresh(made, accelerator, config.training.workers, skip)
     if accelerator.is_main_process:
         if skipped:

@@ -162,7 +162,7 @@ def test_a_file_vanishes_during_training(
     monkeypatch: pytest.MonkeyPatch,
     bad_videos: Literal["stop", "skip"],
 ) -> None:
-    training = replace(config.training, epochs=3, stop_epoch=3, warmup_epochs=1, batch_size=1)
+    training = replace(config.training, epochs=3, stop_epoch=3, warmup_epochs=1, global_batch=1)
     data = replace(config.data, bad_videos=bad_videos)
     config = replace(config, training=training, data=data)
     claim_folder(Path(config.out), begun=False)

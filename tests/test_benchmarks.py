@@ -52,14 +52,14 @@ def test_a_training_step_needs_what_learning_passes_back() -> None:
     """Gradients of frozen layers' weights are none of it, and block 0 has nothing to pass back."""
     config = sizes.experiment("s")
     assert config.backbone.recompute != "none"  # what is computed anew does not count
-    config = replace(config, training=replace(config.training, batch_size=1))
+    config = replace(config, training=replace(config.training, global_batch=1))
     linear, attention, adapters = products("s")
     cost, blocks = sizes.forward_flops("s"), 11 / 12
     backward = blocks * (linear + 2 * attention) + 2 * (adapters + cost.head)
     assert gpu.needed_for_training(config) == pytest.approx(cost.total + backward, rel=0.01)
     extraction = gpu.needed_for_extraction(config)
     assert extraction == cost.transformer + cost.adapters
-    two = replace(config, training=replace(config.training, batch_size=2))
+    two = replace(config, training=replace(config.training, global_batch=2))
     assert gpu.needed_for_extraction(two) == 2 * extraction
 
 

@@ -115,7 +115,7 @@ def test_loaders_give_the_same_data_with_any_number_of_workers(config: Experimen
     for workers in (0, 2):
         dataset = training_windows(config)
         sampler = EpochSampler(len(dataset), 2, 0, 1, seed=0)
-        loader = training_loader(dataset, sampler, 2, workers)
+        loader = training_loader(dataset, sampler, workers)
         epochs = []
         for sampler.epoch in (0, 1):
             epochs += list(loader)
@@ -129,10 +129,20 @@ def test_loaders_give_the_same_data_with_any_number_of_workers(config: Experimen
 
 def test_processes_share_one_global_order() -> None:
     single = list(EpochSampler(12, 4, 0, 1, seed=3))
-    shares = [list(EpochSampler(12, 2, rank, 2, seed=3)) for rank in range(2)]
+    shares = [list(EpochSampler(12, 4, rank, 2, seed=3)) for rank in range(2)]
     together = [key for step in range(3) for share in shares for key in share[2 * step :][:2]]
     assert together == single
     assert sorted(position for _, position in single) == list(range(12))
+    # Parts of an update, one after the other, hold the same keys together.
+    for processes, accumulate in ((1, 2), (2, 2), (4, 1)):
+        samplers = [
+            EpochSampler(12, 4, rank, processes, 3, accumulate) for rank in range(processes)
+        ]
+        mine = [np.array(list(each)).reshape(3, -1, 2) for each in samplers]
+        updates = np.concatenate(mine, 1)
+        assert all(len(set(map(tuple, keys))) == 4 for keys in updates)
+        for number, keys in enumerate(updates):
+            assert {*map(tuple, keys)} == {*single[4 * number :][:4]}
     # Fewer videos than a global batch: go round again rather than stand still.
     assert len(list(EpochSampler(3, 4, 1, 2, seed=3))) == 4
 
@@ -234,10 +244,25 @@ def test_missing_files_are_named_with_their_setting(tmp_path: Path) -> None:
             load_annotations(replace(data, **{name: value}))  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    ("batch", "processes", "accumulate", "advice"),
+    [
+        (2, 4, 1, r"set it to 4, or start 1 or 2 processes"),
+        (16, 3, 2, r"set it to 12 or 18, or start 1 or 2 or 4 or 8 processes"),
+        (3, 1, 2, r"training\.accumulate 2; set it to 2 or 4 \("),
+    ],
+)
+def test_a_global_batch_that_does_not_divide_is_refused(
+    batch: int, processes: int, accumulate: int, advice: str
+) -> None:
+    with pytest.raises(ValueError, match=rf"training\.global_batch {batch} .*{advice}"):
+        EpochSampler(50, batch, 0, processes, 0, accumulate)
+
+
 def test_epochs_hold_whole_updates() -> None:
     """A gradient that crosses from one epoch to the next could not be resumed."""
-    assert len(list(EpochSampler(50, 1, 0, 1, seed=0, accumulate=4))) == 48
-    assert len(list(EpochSampler(3, 1, 0, 1, seed=0, accumulate=4))) == 4
+    assert len(list(EpochSampler(50, 4, 0, 1, seed=0, accumulate=4))) == 48
+    assert len(list(EpochSampler(3, 4, 0, 1, seed=0, accumulate=4))) == 4
 
 
 def striped(count: int = 5) -> np.ndarray:

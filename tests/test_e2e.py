@@ -36,7 +36,7 @@ QUICK = [
     "--training.epochs=4",
     "--training.stop_epoch=4",
     "--training.warmup_epochs=1",
-    "--training.batch_size=2",
+    "--training.global_batch=2",
     "--training.validate_from=2",
     "--training.validate_every=2",
     "--training.workers=0",
@@ -256,7 +256,7 @@ def test_only_the_same_run_is_resumed(data: list[str], tmp_path: Path) -> None:
     path = Path("last.pt")
     for override, expected in {
         "--training.lr=0.5": r"training\.lr was 0\.001, is 0\.5",
-        "--training.batch_size=8": r"training\.batch_size was 2, is 8",
+        "--training.global_batch=8": r"training\.global_batch was 2, is 8",
         "--evaluation.tious=[0.5]": r"evaluation\.tious",
         "--direction=reversed": r"direction was forward, is reversed",
     }.items():
@@ -382,7 +382,7 @@ def test_out_of_memory_says_what_to_lower(
 
     monkeypatch.setattr(run, "wrapped", torch.nn.Module())
     monkeypatch.setattr(run.wrapped, "forward", full, raising=False)
-    with pytest.raises(MemoryError, match=r"lower training\.batch_size"):
+    with pytest.raises(MemoryError, match=r"raise training\.accumulate"):
         run.train()
 
 
@@ -425,7 +425,7 @@ def test_the_pipeline_runs_on_real_clips(shared: Path, tmp_path: Path) -> None:
         "--data.classes=null",
         "--data.validation_subset=null",
         "--training.stop_epoch=2",
-        "--training.batch_size=2",
+        "--training.global_batch=2",
         *("--pixels.random_crop=[0.3, 1.0]", "--pixels.flip=0.5", "--pixels.rand_augment=2"),
         "--pixels.colour_jitter=[0.5, 0.5, 0.5, 0.1]",
     ]

@@ -62,17 +62,17 @@ def run(*command: str, environment: dict[str, str] = ENVIRONMENT) -> str:
 
 
 def one_process(out: Path, arguments: list[str]) -> None:
-    run(sys.executable, "train/e2e.py", f"--out={out}", *arguments, "--training.batch_size=2")
+    run(sys.executable, "train/e2e.py", f"--out={out}", *arguments, "--training.global_batch=2")
 
 
 def accumulated(out: Path, arguments: list[str]) -> None:
-    small = ("--training.batch_size=1", "--training.accumulate=2")
+    small = ("--training.global_batch=2", "--training.accumulate=2")
     run(sys.executable, "train/e2e.py", f"--out={out}", *arguments, *small)
 
 
 def two_processes(out: Path, arguments: list[str]) -> None:
     launcher = (*TORCHRUN, "--standalone", "--nproc_per_node=2")
-    run(*launcher, "train/e2e.py", f"--out={out}", *arguments, "--training.batch_size=1")
+    run(*launcher, "train/e2e.py", f"--out={out}", *arguments, "--training.global_batch=2")
 
 
 def sharded(out: Path, arguments: list[str]) -> None:
@@ -88,7 +88,7 @@ def sharded(out: Path, arguments: list[str]) -> None:
     }
     printed = run(
         *(*TORCHRUN, "--standalone", "--nproc_per_node=2", "tests/fsdp_on_cpu.py"),
-        *("train/e2e.py", f"--out={out}", *arguments, "--training.batch_size=1"),
+        *("train/e2e.py", f"--out={out}", *arguments, "--training.global_batch=2"),
         environment=environment,
     )
     assert "sharded: {'Block': 6, 'Detector': 1}" in printed
@@ -104,7 +104,7 @@ def two_nodes(out: Path, arguments: list[str]) -> None:
         subprocess.Popen(
             [
                 *(*TORCHRUN, *address, f"--node_rank={rank}", "--nproc_per_node=1"),
-                *("train/e2e.py", f"--out={out}", *arguments, "--training.batch_size=1"),
+                *("train/e2e.py", f"--out={out}", *arguments, "--training.global_batch=2"),
             ],
             cwd=REPOSITORY,
             env=ENVIRONMENT,

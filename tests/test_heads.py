@@ -73,7 +73,7 @@ def test_random_stretches_are_rows_of_their_span(
 
 
 def experiment(data: list[str], out: Path, *overrides: str) -> Experiment:
-    fixed = ["--training.batch_size=1", "--evaluation.batch_size=1", "--cache.dtype=float32"]
+    fixed = ["--training.global_batch=1", "--evaluation.batch_size=1", "--cache.dtype=float32"]
     return load(Experiment, DEMO, [*data, *QUICK, *fixed, f"--out={out}", *overrides])
 
 
@@ -349,7 +349,7 @@ def test_two_processes_share_passes_and_head_training(study: Path, tmp_path: Pat
         told = good("extract/run.py", *arguments, "--plan", f"--direction={direction}")
         assert "spans are there\n" in told
     out = tmp_path / "head"
-    quick = ["--training.batch_size=1", "--head.drop_path=0"]
+    quick = ["--training.global_batch=2", "--head.drop_path=0"]
     good("train/heads.py", *arguments, *quick, "--out", out, launcher=TWO_PROCESSES)
     assert any("validation" in line for line in read_metrics(out / "metrics.jsonl"))
 
@@ -360,7 +360,7 @@ def test_two_processes_leave_the_features_of_their_validations(
 ) -> None:
     cache, out = tmp_path / "cache", tmp_path / "run"
     run = ["train/e2e.py", "--config", DEMO, *data, *QUICK, "--cache", cache, "--out", out]
-    short = ["--training.stop_epoch=2", "--training.batch_size=1"]
+    short = ["--training.stop_epoch=2", "--training.global_batch=2"]
     good(*run, *short, launcher=TWO_PROCESSES)
     assert len(list((cache / "parts").iterdir())) == 2
     last = ["--checkpoint", out / "last.pt", "--cache", cache, "--of", "validation", "--plan"]

@@ -172,7 +172,7 @@ def test_skipped_videos_are_counted_in_log_and_results(spoilt: list[str], tmp_pa
     skip = ["--data.bad_videos=skip", "--training.epochs=2", "--training.stop_epoch=1"]
     done = script(
         *("train/e2e.py", "--config", DEMO, *spoilt, *QUICK, *skip, "--out", out),
-        *("--training.batch_size=1", "--data.validation_subset=null"),
+        *("--training.global_batch=2", "--data.validation_subset=null"),
         launcher=TWO_PROCESSES,
     )
     assert done.returncode == 0, done.stdout + done.stderr

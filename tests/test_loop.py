@@ -41,7 +41,8 @@ class _Score:
 
 
 ONE_EPOCH = ["--training.stop_epoch=1", "--data.validation_subset=null"]
-SINGLE = [*ONE_EPOCH, "--training.batch_size=1"]
+SINGLE = [*ONE_EPOCH, "--training.global_batch=1"]
+TWICE = ["--training.global_batch=2", "--training.accumulate=2"]  # of one window each
 
 
 def prepare(
@@ -70,7 +71,7 @@ def test_an_update_never_waits_for_the_device(
 ) -> None:
     AcceleratorState._reset_state(reset_partial_state=True)
     accelerator = Accelerator(cpu=True, mixed_precision="no" if precision == "fp32" else precision)
-    accumulated = ["--training.accumulate=2", f"--training.precision={precision}"]
+    accumulated = [*TWICE, f"--training.precision={precision}"]
     run = prepare(data, tmp_path, accelerator, *SINGLE, *accumulated)
     assert watched_update(run) == []
     AcceleratorState._reset_state(reset_partial_state=True)
@@ -122,7 +123,7 @@ def test_no_two_draws_share_a_seed() -> None:
 def test_every_micro_batch_has_a_seed_of_its_own(
     data: list[str], tmp_path: Path, accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = prepare(data, tmp_path, accelerator, *SINGLE, "--training.accumulate=2")
+    run = prepare(data, tmp_path, accelerator, *SINGLE, *TWICE)
     batches, seeds = batches_of(run), list[int]()
     monkeypatch.setattr(torch, "manual_seed", seeds.append)
     for step in (0, 1, 0):
@@ -150,7 +151,7 @@ def test_a_line_of_metrics_is_the_mean_since_the_last_one(
 def test_an_update_counts_all_positives_before_it_divides(
     data: list[str], tmp_path: Path, accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = prepare(data, tmp_path, accelerator, *SINGLE, "--training.accumulate=2")
+    run = prepare(data, tmp_path, accelerator, *SINGLE, *TWICE)
     counts: list[Tensor] = []
     update = run.task.normaliser.update
 
@@ -173,7 +174,7 @@ def test_the_first_bad_micro_batch_is_named(
     data: list[str], tmp_path: Path, accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is looked at late, but later ones are bad only because it was."""
-    run = prepare(data, tmp_path, accelerator, *SINGLE, "--training.accumulate=2")
+    run = prepare(data, tmp_path, accelerator, *SINGLE, *TWICE)
     positions = [position for _, position in run.sampler]
     names = [run.loader.dataset.items[position].name for position in positions]  # type: ignore[attr-defined]
     calls: list[int] = []

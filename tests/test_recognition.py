@@ -53,7 +53,7 @@ QUICK = [
     "--training.epochs=4",
     "--training.stop_epoch=4",
     "--training.warmup_epochs=1",
-    "--training.batch_size=4",
+    "--training.global_batch=4",
     "--training.validate_from=2",
     "--training.validate_every=2",
     "--training.workers=0",
@@ -407,7 +407,7 @@ def test_a_resumed_run_is_the_run_that_would_have_been(
     optimizer: str,
 ) -> None:
     random = ["--network.dropout=0.3", "--network.drop_path=0.2", "--training.accumulate=2"]
-    chosen = [*clips, *random, "--training.batch_size=2", f"--training.optimizer={optimizer}"]
+    chosen = [*clips, *random, "--training.global_batch=4", f"--training.optimizer={optimizer}"]
     config = config_of(*chosen, f"--out={tmp_path / 'whole'}")
     build(config, accelerator).train()
     broken = replace(config, out=str(tmp_path / "broken"))
@@ -477,8 +477,8 @@ def two_processes(*arguments: object) -> str:
 def test_two_processes_learn_as_one(clips: list[str], tmp_path: Path) -> None:
     common = ["train/recognise.py", "--config", DEMO, *QUICK, *clips, *CONVNEXT]
     common += ["--training.stop_epoch=1", "--data.validation_subset=null"]
-    good(*common, f"--out={tmp_path / 'one'}", "--training.batch_size=4")
-    two_processes(*common, f"--out={tmp_path / 'two'}", "--training.batch_size=2")
+    good(*common, f"--out={tmp_path / 'one'}", "--training.global_batch=4")
+    two_processes(*common, f"--out={tmp_path / 'two'}", "--training.global_batch=4")
     one, two = (load_checkpoint(tmp_path / f"{x}/last.pt", Recognition) for x in ("one", "two"))
     states = [run_.training["optimizer"]["state"] for run_ in (one, two)]
     assert len(states[0]) == len(states[1]) > 0
@@ -496,13 +496,13 @@ def test_two_processes_share_what_their_batch_norms_counted(
     clips: list[str], tmp_path: Path
 ) -> None:
     """In the first update all statistics are those of the first weights: to be made again here."""
-    config = config_of(*clips, "--training.batch_size=6", "--data.validation_subset=null")
+    config = config_of(*clips, "--training.global_batch=6", "--data.validation_subset=null")
     torch.manual_seed(5)
     sets = read_clips(config.data).sets
     start = Recogniser(config, sets)
     save_file(start.network.state_dict(), tmp_path / "start.safetensors")
     two_processes(
-        *("train/recognise.py", "--config", DEMO, *QUICK, *clips, "--training.batch_size=6"),
+        *("train/recognise.py", "--config", DEMO, *QUICK, *clips, "--training.global_batch=12"),
         *("--training.stop_epoch=1", "--data.validation_subset=null", f"--out={tmp_path / 'run'}"),
         f"--network.weights={tmp_path / 'start.safetensors'}",
     )
@@ -511,7 +511,7 @@ def test_two_processes_share_what_their_batch_norms_counted(
     views = TrainingViews(training, config, sets)
     counted = []
     for rank in (0, 1):
-        samples = [views[key] for key in EpochSampler(len(views), 6, rank, 2, seed=0)]
+        samples = [views[key] for key in EpochSampler(len(views), 12, rank, 2, seed=0)]
         assert len(samples) == 6  # one update
         network = Recogniser(config, sets).network
         network.load_state_dict(start.network.state_dict())

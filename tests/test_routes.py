@@ -429,7 +429,7 @@ def test_steps_are_those_of_the_loop_and_long_ones_are_tried_on_fewer_clips(
     data: list[str], accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A step's fixed cost counts once, however few clips tell what all take."""
-    config = experiment(data, "--training.batch_size=3", "--sampling.window_size=128")
+    config = experiment(data, "--training.global_batch=3", "--sampling.window_size=128")
     (item, *_) = loaded(config, "training")
     seen = list[tuple[Any, ...]]()
     clock = [0.0]

@@ -154,7 +154,7 @@ def test_what_should_learn_moves_and_statistics_stay(
 def test_both_directions_from_the_cache_are_those_from_pixels(
     data: list[str], tmp_path: Path, accelerator: Accelerator, span: str
 ) -> None:
-    fixed = ["--training.batch_size=1", "--evaluation.batch_size=1", "--cache.dtype=float32"]
+    fixed = ["--training.global_batch=1", "--evaluation.batch_size=1", "--cache.dtype=float32"]
     chosen = [
         *SETTINGS,
         "--backbone.mode=frozen",

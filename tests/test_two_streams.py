@@ -254,7 +254,7 @@ def test_processes_and_interruptions_change_nothing(data: list[str], tmp_path: P
     quick += ["--training.epochs=2", "--training.stop_epoch=2"]
     joint = ["train/e2e.py", "--config", BOTH, *quick]
     good(*joint, "--out", tmp_path / "whole")
-    shared = [*joint, "--training.batch_size=1", "--out", tmp_path / "parts"]
+    shared = [*joint, "--out", tmp_path / "parts"]
     for part in ("--training.stop_epoch=1", "--resume"):
         done = launched(*shared, part, launcher=TWO_PROCESSES)
         assert done.returncode == 0, done.stdout + done.stderr

@@ -48,7 +48,7 @@ def experiment() -> Experiment:
             epochs=EPOCHS,
             stop_epoch=EPOCHS,
             warmup_epochs=WARMUP_EPOCHS,
-            batch_size=1,
+            global_batch=1,
             workers=0,
             lr=RATE,
             backbone_lr=ADAPTER_RATE,

@@ -67,8 +67,9 @@ class TrainingConfig:
         epochs: length of the cosine schedule; `stop_epoch`: where training ends.
         warmup_epochs: linear warm-up from zero; `warmup_ends_full`: its last update has the full
             rate, not the first one behind it.
-        batch_size: windows per process and micro-batch; `accumulate`: micro-batches per update,
-            whose gradients are those of one large batch.
+        global_batch: windows of an update, over all processes, however many there are;
+            `accumulate`: parts in which each process takes its share, one after the other, which
+            needs less memory and gives the same gradients.
         lr: of heads and fusion; `backbone_lr`: of the adapters, or of the whole trunk in full mode.
         clip_norm: bound of the gradient's norm, of each stream and of the fusion.
         ema_decay: of the averaged weights that are evaluated; initial ones have no share in them.
@@ -83,7 +84,7 @@ class TrainingConfig:
     epochs: int = 100
     stop_epoch: int = 60
     warmup_epochs: int = 5
-    batch_size: int = 2
+    global_batch: int = 2
     accumulate: int = 1
     lr: float = 1e-4
     backbone_lr: float = 2e-4
@@ -108,7 +109,7 @@ class TrainingConfig:
         return due or epoch == self.stop_epoch
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "stop_epoch", "batch_size", "accumulate", "validate_every"):
+        for name in ("epochs", "stop_epoch", "global_batch", "accumulate", "validate_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"training.{name} must be at least 1")
         for name in ("lr", "backbone_lr", "weight_decay", "workers", "warmup_epochs", "seed"):

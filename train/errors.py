@@ -5,17 +5,22 @@ from contextlib import contextmanager
 
 import torch
 
+SMALLER_BATCHES = "raise training.accumulate: as many windows an update, fewer at a time"
+
 
 @contextmanager
-def translate_oom(batch_setting: str) -> Iterator[None]:
-    """Turn a device that is out of memory into a MemoryError that says what to lower."""
+def translate_oom(remedy: str) -> Iterator[None]:
+    """Turn a device that is out of memory into a MemoryError that says what to do.
+
+    Args:
+        remedy: the setting that helps most.
+    """
     try:
         yield
     except torch.OutOfMemoryError as error:
         raise MemoryError(
-            f"the device ran out of memory; lower {batch_setting} (training.accumulate makes up "
-            "for smaller training batches), set training.precision bf16, or lower the number of "
-            "frames or their size; detectors need less with backbone.recompute full, too"
+            f"the device ran out of memory; {remedy}, set training.precision bf16, or lower the "
+            "number of frames or their size; detectors need less with backbone.recompute full, too"
         ) from error
 
 

@@ -27,7 +27,7 @@ from train.detector.postprocess import predict
 from train.detector.training import DetectionTask
 from train.engine.loop import TrainingRun
 from train.engine.sharding import gathered
-from train.errors import translate_oom
+from train.errors import SMALLER_BATCHES, translate_oom
 
 FILES = 3  # videos that are tried
 REPEATS = 3  # the first one warms up, another may meet some noise
@@ -87,7 +87,8 @@ def measure_step(
     run = TrainingRun(DetectionTask(detector, [item], None, accelerator), accelerator, False)
 
     def cost(clips: int) -> NDArray[np.float64]:
-        batch = _random_batch(config, detector, accelerator.device, clips, cut)
+        count = run.sampler.batch
+        batch = _random_batch(config, detector, accelerator.device, count, clips, cut)
         run.wrapped.train()
         trained_s = _least_s(lambda: run.update(0, [batch]), accelerator.device)
         detector.eval()
@@ -97,7 +98,7 @@ def measure_step(
         return np.array([trained_s, tested_s])
 
     most, clips, slope = config.sampling.samples // CLIP_FRAMES, 1, np.zeros(2)
-    with translate_oom("training.batch_size"):
+    with translate_oom(SMALLER_BATCHES):
         seconds = cost(clips)
         long = False
         while clips < most and not long:
@@ -107,17 +108,25 @@ def measure_step(
             # Decided by one for all: their steps wait for each other.
             (long,) = broadcast_object_list([bool(seconds[0] > ENOUGH_S)])
     accelerator.free_memory()
-    return StepCost(*map(float, (seconds + (most - clips) * slope) / config.training.batch_size))
+    return StepCost(*map(float, (seconds + (most - clips) * slope) / run.sampler.batch))
 
 
 def _random_batch(
-    config: Experiment, detector: Detector, device: torch.device, clips: int, cut: Cut | None
+    config: Experiment,
+    detector: Detector,
+    device: torch.device,
+    count: int,
+    clips: int,
+    cut: Cut | None,
 ) -> Batch:
     """Return a batch whose windows hold two actions and random frames, or what a cut has of them.
 
+    Args:
+        count: windows; `clips`: of each.
+
     The features of fewer clips than a window has are stretched over it.
     """
-    count, steps, size = config.training.batch_size, config.sampling.window_size, config.pixels.size
+    steps, size = config.sampling.window_size, config.pixels.size
     shape = (count, 3, clips * CLIP_FRAMES, size, size)
     inputs = torch.randint(256, shape, dtype=torch.uint8, device=device)
     if cut is not None:

@@ -62,7 +62,7 @@ def count(
     """
     settings, sampling = config.training, config.sampling
     active = [item for item in training if len(item.segments)]
-    batch, seed, accumulate = settings.batch_size, settings.seed, settings.accumulate
+    batch, seed, accumulate = settings.global_batch, settings.seed, settings.accumulate
     sampler = EpochSampler(len(active), batch, 0, processes, seed, accumulate)
     every = {item.path: item for item in (*training, *validation)}
     samples = {path: len(sampled_frames(item.frames, sampling)) for path, item in every.items()}

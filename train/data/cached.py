@@ -136,7 +136,7 @@ def ensure_cached(
     if accelerator.is_main_process:
         print(made.headline())
     counts = Counts(made.there, made.partial, len(made.todo) - made.partial)
-    with translate_worker_death(), translate_oom("sampling.window_size or pixels.size"):
+    with translate_worker_death(), translate_oom("lower sampling.window_size or pixels.size"):
         skipped = refresh(made, accelerator, workers, skip_bad)
     if skipped and accelerator.is_main_process:
         print(format_skipped(skipped, sum(map(len, subsets))))

@@ -52,15 +52,33 @@ def balanced_splits(counts: Sequence[int], parts: int) -> NDArray[np.int64]:
 class EpochSampler(Sampler[tuple[int, int]]):
     """This process's share of every epoch's shuffled keys.
 
-    Each step takes consecutive keys of one global order, so that the data of a step is the same
-    for any number of processes with the same global batch. What does not fill a step is left for
-    another epoch.
+    Each update takes consecutive keys of one global order, so that its data are the same for any
+    number of processes. What does not fill an update is left for another epoch.
+
+    Args:
+        length: how many keys there are.
+        global_batch: keys of an update, over all processes.
+        rank, processes: which share, of how many.
+        accumulate: micro-batches of a process's share.
+
+    Attributes:
+        batch: keys of a micro-batch.
+
+    Raises:
+        ValueError: the global batch cannot be divided so.
     """
 
     def __init__(
-        self, length: int, batch: int, rank: int, processes: int, seed: int, accumulate: int = 1
+        self,
+        length: int,
+        global_batch: int,
+        rank: int,
+        processes: int,
+        seed: int,
+        accumulate: int = 1,
     ) -> None:
-        self.length, self.batch, self.rank, self.processes = length, batch, rank, processes
+        self.length, self.rank, self.processes = length, rank, processes
+        self.batch = micro_batch(global_batch, processes, accumulate)
         self.seed, self.accumulate, self.epoch = seed, accumulate, 0
 
     @property
@@ -79,6 +97,26 @@ class EpochSampler(Sampler[tuple[int, int]]):
         order = np.resize(order, self.steps * self.batch * self.processes)
         mine = order.reshape(self.steps, self.processes, self.batch)[:, self.rank].ravel()
         return iter([(self.epoch, int(position)) for position in mine])
+
+
+def micro_batch(global_batch: int, processes: int, accumulate: int) -> int:
+    """Return how many windows a process takes at a time.
+
+    Raises:
+        ValueError: processes × accumulate do not divide the global batch; it says what would.
+    """
+    parts = processes * accumulate
+    if global_batch % parts:
+        below, above = global_batch // parts * parts, (global_batch // parts + 1) * parts
+        sizes = f"{below} or {above}" if below else str(above)
+        share = [n for n in range(1, global_batch + 1) if not global_batch % (n * accumulate)]
+        fewer = f", or start {' or '.join(map(str, share))} processes" if share else ""
+        raise ValueError(
+            f"training.global_batch {global_batch} cannot be divided by {processes} processes × "
+            f"training.accumulate {accumulate}; set it to {sizes}{fewer} (another global batch "
+            "is another recipe: the learning rates are for this one)"
+        )
+    return global_batch // parts
 
 
 def batch_loader(

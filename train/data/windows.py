@@ -197,10 +197,10 @@ def _sample(
 
 
 def training_loader(
-    dataset: TrainingWindows, sampler: EpochSampler, batch_size: int, workers: int
+    dataset: TrainingWindows, sampler: EpochSampler, workers: int
 ) -> "DataLoader[Sample]":
     """Return a loader of training batches; `sampler.epoch` chooses the epoch of the next pass."""
-    return batch_loader(dataset, batch_size, workers, collate, sampler)
+    return batch_loader(dataset, sampler.batch, workers, collate, sampler)
 
 
 def evaluation_loader(

@@ -67,7 +67,7 @@ class DatasetCheck:
         lines = [
             f"{len(seen.used)} videos of {', '.join(map(repr, subsets(seen.config.data)))}: "
             f"{actions} actions of {len(seen.annotations.classes)} classes",
-            f"a run on one process: {per_epoch} updates an epoch, {updates} in all",
+            f"a run: {per_epoch} updates an epoch, {updates} in all",
         ]
         if self.findings:
             lines.append(findings_table(self.findings))

@@ -10,16 +10,15 @@ from train.engine.optim import FEW_UPDATES
 FEW = Kind(
     "few updates",
     "warning",
-    "the weights hardly move: raise training.epochs and stop_epoch, or lower the batch size",
+    "the weights hardly move: raise training.epochs and stop_epoch, or lower training.global_batch",
 )
 
 
 def planned_updates(survey: Survey) -> tuple[int, int]:
-    """Return how many updates an epoch has, on one process, and how many the whole run."""
+    """Return how many updates an epoch has, and how many the whole run."""
     config, training = survey.config, survey.config.training
     videos = sum(len(item.truth) > 0 for item in survey.items(config.data.train_subset))
-    of = EpochSampler(videos, training.batch_size, 0, 1, training.seed, training.accumulate)
-    updates = of.steps // training.accumulate
+    updates = EpochSampler(videos, training.global_batch, 0, 1, training.seed).steps
     return updates, updates * training.stop_epoch
 
 

@@ -117,7 +117,7 @@ def detect_subset(
 
     with (
         accelerator.autocast(),
-        translate_oom("evaluation.batch_size"),
+        translate_oom("lower evaluation.batch_size"),
         translate_worker_death(),
         _bar(windows, what, accelerator) as bar,
     ):

@@ -105,8 +105,7 @@ class DetectionTask:
         return [part for part in parts if next(part.parameters(), None) is not None]
 
     def loader(self, sampler: EpochSampler) -> "DataLoader[Sample]":
-        training = self.config.training
-        return training_loader(self.dataset, sampler, training.batch_size, training.workers)
+        return training_loader(self.dataset, sampler, self.config.training.workers)
 
     def prepare(self, batches: Sequence[Batch]) -> list[Weighed]:
         accelerator = self.accelerator

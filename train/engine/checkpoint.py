@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar
 
 import torch
+import yaml
 from torch import Tensor
 
 from configs.atomic import atomic_path
@@ -134,6 +135,19 @@ def check_kind(path: str | Path, found: object) -> None:
         raise ValueError(f"{path} is {KINDS[found]}")
 
 
+def _renamed(config: str) -> str:
+    """Return a config as now written: before, it gave the windows of one process and part.
+
+    How many processes there were it did not say; `training.global_batch` is as of one.
+    """
+    content = yaml.safe_load(config)
+    training = content.get("training", {}) if isinstance(content, dict) else {}
+    if "batch_size" not in training:
+        return config
+    training["global_batch"] = training.pop("batch_size") * training.get("accumulate", 1)
+    return yaml.safe_dump(content, sort_keys=False)
+
+
 def load_checkpoint(path: str | Path, kind: type[C]) -> Checkpoint[C]:
     """Read a checkpoint of this project; pickled code is never run.
 
@@ -162,5 +176,5 @@ def load_checkpoint(path: str | Path, kind: type[C]) -> Checkpoint[C]:
     del fields["format"]
     if fields.keys() != set(Checkpoint._fields) or not isinstance(fields["config"], str):
         raise ValueError(f"{path} is of another version: its fields are {', '.join(fields)}")
-    config = parse(kind, fields.pop("config"), source=str(path))
+    config = parse(kind, _renamed(fields.pop("config")), source=str(path))
     return Checkpoint(config, classes=tuple(fields.pop("classes")), **fields)

@@ -25,7 +25,7 @@ from train.engine.metrics_log import MetricsLog
 from train.engine.optim import Average, build_schedule, describe_updates, statistics
 from train.engine.sharding import gathered, load_model, load_optimizer, prepare_sharding, whole
 from train.engine.stopwatch import Stopwatch
-from train.errors import translate_oom, translate_worker_death
+from train.errors import SMALLER_BATCHES, translate_oom, translate_worker_death
 
 LOG_EVERY = 10  # updates between two lines of metrics
 START_UP = "starting up"
@@ -153,7 +153,7 @@ class TrainingRun(Generic[T]):
         self.problems: set[str] = set()  # causes that were told
         self.sampler = EpochSampler(
             len(task.videos),
-            self.training.batch_size,
+            self.training.global_batch,
             accelerator.process_index,
             accelerator.num_processes,
             self.training.seed,
@@ -213,7 +213,7 @@ class TrainingRun(Generic[T]):
         self.wrapped.train()
         self.sampler.epoch = self.epoch
         began, recent = time.monotonic(), list[MicroBatch]()
-        with translate_worker_death(), translate_oom("training.batch_size"):
+        with translate_worker_death(), translate_oom(SMALLER_BATCHES):
             updates = zip(*[iter(self.loader)] * self.training.accumulate, strict=True)
             came = self.watch.waiting(updates, WAITING)
             for step, batches in enumerate(came, self.epoch * self.updates):

@@ -24,7 +24,7 @@ def describe_updates(per_epoch: int, epochs: int) -> str:
         return text
     return (
         f"{text}\nwarning: {total} updates are few, the weights hardly move: raise training.epochs "
-        "and training.stop_epoch, or lower training.batch_size"
+        "and training.stop_epoch, or lower training.global_batch"
     )
 
 

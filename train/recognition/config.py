@@ -56,7 +56,7 @@ class RecognitionTraining(TrainingConfig):
     """
 
     # The published recipes of the TAda networks, where they differ from a detector's.
-    batch_size: int = 16
+    global_batch: int = 128
     weight_decay: float = 1e-4
     clip_norm: float = inf
     ema_decay: float = 0.0

@@ -378,8 +378,7 @@ def training_loader(
     dataset: TrainingViews, sampler: EpochSampler, config: Recognition
 ) -> "DataLoader[Any]":
     """Return a loader of training batches; `sampler.epoch` chooses the epoch of the next pass."""
-    training = config.training
-    return batch_loader(dataset, training.batch_size, training.workers, collate, sampler)
+    return batch_loader(dataset, sampler.batch, config.training.workers, collate, sampler)
 
 
 def evaluation_loader(

@@ -175,7 +175,7 @@ def score_all(
     total = len(range(rank, len(examples), count))
     with (
         accelerator.autocast(),
-        translate_oom("evaluation.batch_size"),
+        translate_oom("lower evaluation.batch_size"),
         translate_worker_death(),
         tqdm(total=total, desc=what, unit="clip", leave=False, disable=quiet) as bar,
     ):
