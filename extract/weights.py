@@ -23,7 +23,15 @@ from configs.messages import truncated
 from extract.backbone.pretrained import trunk_settings
 from extract.backbone.videomae import TrunkConfig, VideoMAE
 from extract.checkpoints.key_maps import ADAPTERS, MMACTION, head_to_opentad, renamed, turned
-from extract.checkpoints.layouts import ADDED, KEPT, NORMALIZER, FoundNetwork, counted, recognise
+from extract.checkpoints.layouts import (
+    ADDED,
+    DETECTOR,
+    KEPT,
+    NORMALIZER,
+    FoundNetwork,
+    counted,
+    recognise,
+)
 from extract.checkpoints.tensor_files import TensorFile, read_tensors, sha256
 from extract.sampling.units import TUBELET
 from extract.tada.pretrained import TAdaNetwork, new_tada, recognise_tada
@@ -83,6 +91,8 @@ def describe(path: Path, content: TensorFile, networks: tuple[FoundNetwork, ...]
         print(f"  {outputs(network)}")
     settings = trunk_settings(network, path)
     print("  backbone.trunk: " + ", ".join(f"{n} {value:g}" for n, value in settings.items()))
+    if network.layout == DETECTOR:
+        print("  pixels.antialias: false, its frames were resized without")
     used = sum(len(each.backbone) + len(each.head) for each in networks)
     print(f"  used: {used} tensors of backbone and head")
     for reason in dict.fromkeys(network.why.values()):

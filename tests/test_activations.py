@@ -245,6 +245,7 @@ def test_what_a_pass_depends_on_makes_it_miss(video: Path, store: Store, tmp_pat
 
     others = [
         seam(store, new_backbone(), pixels=replace(PIXELS, size=48)),
+        seam(store, new_backbone(), pixels=replace(PIXELS, antialias=False)),
         seam(store, new_backbone(mean=(123.0, 116.28, 103.53))),
         seam(store, new_backbone(std=(58.0, 57.12, 57.375))),
         seam(store, new_backbone(), precision="bf16"),

@@ -36,6 +36,7 @@ LATER: dict[str, dict[str, Any]] = {
     "Experiment": {
         "sampling.validation_overlap": 0.5,  # the published runs validate as they test
         "data.min_share": 0.0,
+        "pixels.antialias": True,
         "head.projection_dropout": 0.0,
         "training.overlapping_ranges": False,
         "training.every_class": False,

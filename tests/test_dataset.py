@@ -302,6 +302,46 @@ def test_decoded_layout_changes_no_pixel() -> None:
         assert torch.equal(apply(transform, frames, seed), expected.transpose(0, 1))
 
 
+def by_neighbours(frames: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Resize frames [N, H, W, 3] as OpenCV's bilinear does: from two neighbours, far or near."""
+    result = frames.astype(np.float64)
+    for axis, size in ((1, height), (2, width)):
+        old = result.shape[axis]
+        places = np.clip((np.arange(size) + 0.5) * old / size - 0.5, 0, old - 1)
+        low = np.minimum(places.astype(int), old - 2)
+        share = (places - low).reshape([-1 if a == axis else 1 for a in range(4)])
+        result = result.take(low, axis) * (1 - share) + result.take(low + 1, axis) * share
+    return result
+
+
+def test_without_antialiasing_pixels_come_from_two_neighbours() -> None:
+    """As OpenTAD's frames; the default is another picture."""
+    config = PixelConfig(
+        size=32, random_crop=None, flip=0.0, rand_augment=0, colour_jitter=None, antialias=False
+    )
+    frames = np.random.default_rng(0).integers(0, 256, (3, 200, 300, 3), dtype=np.uint8)
+    expected = by_neighbours(frames, 32, 48)[:, :, 8:40].transpose(3, 0, 1, 2)
+    for transform in (evaluation_transform(config), train_transform(config)):
+        found = apply(transform, frames).numpy().astype(int)
+        assert np.abs(found - expected).max() <= 1
+    smooth = apply(evaluation_transform(replace(config, antialias=True)), frames).numpy()
+    assert np.abs(smooth - expected).mean() > 20
+
+
+def test_a_random_crop_is_resized_without_antialiasing_too() -> None:
+    """Of noise with a deviation of 74, a mean of 5 × 5 pixels keeps 15, of 2 × 2 at least half."""
+    plain = PixelConfig(
+        32, 160, random_crop=(0.9, 1.0), flip=0.0, rand_augment=0, colour_jitter=None
+    )
+    noise = np.random.default_rng(0).integers(0, 256, (2, 160, 160, 3), dtype=np.uint8)
+    for seed in range(8):
+        smooth, sharp = (
+            apply(train_transform(replace(plain, antialias=antialias)), noise, seed).float().std()
+            for antialias in (True, False)
+        )
+        assert smooth < 25 < 37 < sharp
+
+
 def test_flip_can_be_forbidden_where_classes_mirror_each_other() -> None:
     plain = PixelConfig(32, 40, random_crop=None, flip=0.0, rand_augment=0, colour_jitter=None)
     expected = apply(evaluation_transform(plain), striped())

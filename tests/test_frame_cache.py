@@ -226,7 +226,7 @@ def test_names_tell_apart_all_that_pixels_depend_on(tmp_path: Path) -> None:
         FrameCache(tmp_path, sampling).file(of, to)
         for sampling in (WINDOW, RESIZE, replace(WINDOW, snippet_stride=3))
         for of in (video, replace(video, digest="0" * 64))
-        for to in (WIDE, SQUARE, Shrink(40, square=True))
+        for to in (WIDE, SQUARE, Shrink(40, square=True), replace(WIDE, antialias=False))
     ]
     assert len(set(names)) == len(names)
     assert all(re.fullmatch(r"[0-9a-f]{32}\.npy", name.name) for name in names)

@@ -335,7 +335,8 @@ def test_detectors_of_opentad_are_streams(tmp_path: Path) -> None:
         ValueError, match=r"R\.pth would be stream 2, but .*method none there are 1"
     ):
         read_source(files[1], full, [listed], 1)
-    with pytest.raises(ValueError, match=r"'OpenTAD detector', which brings no settings: add --co"):
+    message = r"'OpenTAD detector', which brings no settings: add --co.* pixels\.antialias false"
+    with pytest.raises(ValueError, match=message):
         read_source(files[0], None)
 
 
@@ -408,6 +409,7 @@ def test_the_script_says_what_a_file_is(
     said = capsys.readouterr().out
     assert "OpenTAD detector" in said and "detector of 5 classes" in said
     assert "mode adapter: 2 adapters, blocks 0 to 1" in said
+    assert "pixels.antialias: false" in said
     with pytest.raises(SystemExit, match="error: no checkpoint at"):
         run_main(monkeypatch, tmp_path / "absent")
 

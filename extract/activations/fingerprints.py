@@ -23,9 +23,12 @@ def settings(config: BackboneConfig, pixels: PixelConfig, precision: Precision) 
     else:
         trunk = asdict(config.trunk)
         del trunk["drop_path"]  # no part of a pass in eval mode
+    taken = {"size": pixels.size, "take": "short side, centre"}
+    if not pixels.antialias:  # named only then: caches from before this was a setting stay true
+        taken["antialias"] = False
     return {
         "arithmetic": ARITHMETIC,
-        "pixels": {"size": pixels.size, "take": "short side, centre"},
+        "pixels": taken,
         "mean": list(config.mean),
         "std": list(config.std),
         "precision": precision,

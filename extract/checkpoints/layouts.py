@@ -18,6 +18,7 @@ from extract.checkpoints.tensor_files import TensorFile, read_tensors
 from extract.sampling.units import CLIP_FRAMES, TUBELET
 
 HEAD_PARTS = ("projection.", "neck.", "rpn_head.")  # of OpenTAD's detectors
+DETECTOR = "OpenTAD detector"  # the layout's name
 NORMALIZER = "rpn_head.loss_normalizer"
 KEPT = "kept."  # in files of ours, before what OpenTAD's detectors have and ours have not
 PUBLISHED = {  # width and depth: name and attention heads
@@ -213,7 +214,7 @@ def _network(tensors: Mapping[str, Tensor], prefix: str, layout: str, names: Nam
         head = head_from_opentad(head)
         backbone = _reshaped(backbone)
         if head:
-            layout = "OpenTAD detector"
+            layout = DETECTOR
         elif prefix.endswith("encoder."):
             layout = f"{layout} pretraining"
     scores = [head["class_out.weight"]] if "class_out.weight" in head else []

@@ -93,7 +93,7 @@ class FrameCache:
 
     def file(self, video: VideoInfo, to: Shrink) -> Path:
         """Return where a video's frames are, or would be."""
-        settings = {"frames": VERSION, "video": video.digest, **asdict(to), "antialias": True}
+        settings = {"frames": VERSION, "video": video.digest, **asdict(to)}
         numbers = torch.from_numpy(sampled_frames(video.frames, self.sampling))
         (name,) = chain(settings, [{"numbers": numbers}])
         return self.folder / f"{name}.npy"

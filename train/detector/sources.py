@@ -33,6 +33,7 @@ COMPATIBLE_SETTINGS = (  # others give other numbers, or other meanings, with th
     *("sampling.window_size", "sampling.scale_factor", "sampling.snippet_stride"),
     *("sampling.method", "pixels.size", "backbone.mean", "backbone.std", "backbone.mode"),
     *(
+        "pixels.antialias",
         "backbone.trunk.",
         "backbone.network",
         "backbone.tada.",
@@ -182,7 +183,8 @@ def read_source(
     if file is None:
         raise ValueError(
             f"{path} has the layout '{networks[0].layout}', which brings no settings: add --config "
-            "with the whole experiment that it comes from"
+            "with the whole experiment that it comes from; OpenTAD's detectors need "
+            "pixels.antialias false"
         )
     return checkpoint_from_opentad(networks[0], load(Experiment, file, overrides), path, number)
 
