@@ -64,9 +64,11 @@ class TrainingConfig:
     """How the weights move.
 
     Args:
-        epochs: length of the cosine schedule; `stop_epoch`: where training ends.
-        warmup_epochs: linear warm-up from zero; `warmup_ends_full`: its last update has the full
-            rate, not the first one behind it.
+        epochs: length of the cosine schedule; `stop_epoch`: where training ends, null at its end.
+        updates: length of the schedule in updates, whatever the number of videos: all that is
+            counted in epochs is scaled; null leaves it as it is.
+        warmup_epochs: linear warm-up from `warmup_start`, a share of the full rates;
+            `warmup_ends_full`: its last update has the full rate, not the first one behind it.
         global_batch: windows of an update, over all processes, however many there are;
             `accumulate`: parts in which each process takes its share, one after the other, which
             needs less memory and gives the same gradients.
@@ -82,8 +84,10 @@ class TrainingConfig:
     warmup_ends_full: ClassVar = False
 
     epochs: int = 100
-    stop_epoch: int = 60
+    stop_epoch: int | None = None
+    updates: int | None = None
     warmup_epochs: int = 5
+    warmup_start: float = 0.0
     global_batch: int = 2
     accumulate: int = 1
     lr: float = 1e-4
@@ -106,24 +110,21 @@ class TrainingConfig:
     def validates_after(self, epoch: int) -> bool:
         """Return whether a run validates once so many epochs are done."""
         due = epoch >= self.validate_from and epoch % self.validate_every == 0
-        return due or epoch == self.stop_epoch
+        return due or epoch == (self.stop_epoch or self.epochs)
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "stop_epoch", "global_batch", "accumulate", "validate_every"):
-            if getattr(self, name) < 1:
+        counts = ("epochs", "stop_epoch", "updates", "global_batch", "accumulate", "validate_every")
+        for name in counts:
+            value = getattr(self, name)
+            if value is not None and value < 1:
                 raise ValueError(f"training.{name} must be at least 1")
         for name in ("lr", "backbone_lr", "weight_decay", "workers", "warmup_epochs", "seed"):
             if getattr(self, name) < 0:
                 raise ValueError(f"training.{name} must not be negative")
         if self.clip_norm <= 0:
             raise ValueError("training.clip_norm must be above 0")
-        if self.warmup_epochs >= self.epochs:
-            raise ValueError("training.warmup_epochs must be below training.epochs")
-        if self.stop_epoch > self.epochs:
-            raise ValueError(
-                f"training.stop_epoch {self.stop_epoch} lies behind training.epochs {self.epochs}, "
-                "the end of the schedule"
-            )
+        if not 0 <= self.warmup_start < 1:
+            raise ValueError("training.warmup_start must be at least 0 and below 1")
         if not 0 <= self.label_smoothing < 1:
             raise ValueError("training.label_smoothing must be at least 0 and below 1")
         if not 0 <= self.ema_decay < 1:
@@ -260,6 +261,15 @@ class Experiment:
             )
         if self.data.class_agnostic and self.fusion.method == "calibrated":
             raise ValueError("fusion.method calibrated weighs classes; class_agnostic has one")
+        if self.sampling.test_whole and self.backbone.mode != "imported":
+            raise ValueError(
+                "sampling.test_whole is for backbone.mode imported: frames of a whole video would "
+                "not fit a device; test on windows"
+            )
+        if self.sampling.test_whole and self.evaluation.batch_size != 1:
+            raise ValueError(
+                "sampling.test_whole needs evaluation.batch_size 1: videos are of many lengths"
+            )
         transformer = self.backbone.network == "videomae"
         if transformer and self.pixels.size < self.backbone.trunk.patch:
             raise ValueError(

@@ -90,6 +90,7 @@ def train(
             notes.activations["training and validation"] = task.total
             if accelerator.is_main_process:
                 notes.about = write_run_record(session.out, detector, data)
+                notes.about["epochs"] = run.epochs
             run.train()
 
 

@@ -41,9 +41,10 @@ def train(config: Recognition, resume: bool) -> None:
         validation = data.validation and data.validation.kept
         task = RecognitionTask(recogniser, data.training.kept, validation, accelerator)
         run = TrainingRun(task, accelerator, session.begun, session.watch)
-        with session.report():
+        with session.report() as notes:
             if accelerator.is_main_process:
                 write_run_record(session.out, recogniser, data, taken)
+                notes.about["epochs"] = run.epochs
             run.train()
 
 

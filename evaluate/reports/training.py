@@ -122,7 +122,9 @@ def _summary(
     if not lines:
         return "Nothing was trained by gradients: the checkpoint is composed of others."
     about = last.about if last else {}
-    wanted = yaml.safe_load(config)["training"]["stop_epoch"]
+    settings = yaml.safe_load(config)["training"]
+    # Runs of earlier versions say it in their config alone.
+    wanted = about.get("epochs") or settings["stop_epoch"] or settings["epochs"]
     text = f"Trained for {lines[-1]['epoch']} of {wanted} epochs"
     if "training videos" in about and "classes" in about:
         text += f" on {about['training videos']:,} videos with {about['classes']:,} classes"

@@ -4,7 +4,7 @@ Three units of time meet here. A *frame* is one of the file. A *sample* is a fra
 *feature step* is `scale_factor` samples and the unit of the detector's input and of its segments.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -27,6 +27,8 @@ class SamplingConfig:
         scale_factor: samples per feature step.
         snippet_stride: frames per feature step (`window` only); a multiple of `scale_factor`.
         test_overlap, validation_overlap: share of a window that the next one repeats, below 1.
+        test_whole: test on whole videos, padded, whatever their length, as the published runs on
+            features do; for imported features only.
         min_completeness: share of an action's length that must lie inside a training window.
         crop: a training video shorter than the window is cut to this range of its length.
     """
@@ -37,6 +39,7 @@ class SamplingConfig:
     snippet_stride: int = 4
     test_overlap: float = 0.5
     validation_overlap: float = 0.5  # while training, too, windows are as when testing
+    test_whole: bool = False
     min_completeness: float = 0.75
     crop: tuple[float, float] = (0.9, 1.0)
 
@@ -122,6 +125,11 @@ def sliding_windows(frame_count: int, overlap: float, config: SamplingConfig) ->
     if config.method == "resize":
         return [whole_video(frame_count, config)]
     steps = _steps(frame_count, config)
+    if config.test_whole:
+        # As divisible by two as training windows are: every level of a pyramid comes out even.
+        grain = config.window_size & -config.window_size
+        size = -(-steps // grain) * grain
+        return [strided_window(frame_count, 0, size, replace(config, window_size=size))]
     hop = max(1, int(config.window_size * (1 - overlap)))
     last = max(0, steps - config.window_size)
     starts = [*range(0, last, hop), last]

@@ -14,6 +14,7 @@ from extract.transcoding.proxy import SHORT_SIDES
 from train.config import Experiment
 from train.data.loading import EpochSampler
 from train.data.videos import VideoItem
+from train.engine.lengths import resolve_lengths
 
 NPY_HEADER = 128  # bytes in front of a .npy file's numbers
 
@@ -71,16 +72,17 @@ def count(
     overlap = sampling.validation_overlap
     cores = len(os.sched_getaffinity(0))
     share = cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # of a process, on its machine
-    epochs = range(1, settings.stop_epoch + 1)
+    resolved, _ = resolve_lengths(settings, sampler.steps // accumulate)
+    epochs = range(1, (resolved.stop_epoch or 0) + 1)
     return Workload(
         processes=processes,
         workers=min(settings.workers, max(1, share)),
         cores=cores,
-        epochs=settings.stop_epoch,
-        windows=settings.stop_epoch * len(sampler) * processes,
+        epochs=len(epochs),
+        windows=len(epochs) * len(sampler) * processes,
         samples=float(np.mean([min(samples[item.path], sampling.samples) for item in active])),
         clips=sampling.samples // CLIP_FRAMES,
-        validations=sum(map(settings.validates_after, epochs)) if validation else 0,
+        validations=sum(map(resolved.validates_after, epochs)) if validation else 0,
         validation_windows=sum(
             len(sliding_windows(item.frames, overlap, sampling)) for item in validation
         ),

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from train.data.loading import EpochSampler
 from train.dataset_check.findings import Finding, Kind
 from train.dataset_check.survey import Survey
+from train.engine.lengths import resolve_lengths
 from train.engine.optim import FEW_UPDATES
 
 FEW = Kind(
@@ -19,7 +20,8 @@ def planned_updates(survey: Survey) -> tuple[int, int]:
     config, training = survey.config, survey.config.training
     videos = sum(len(item.truth) > 0 for item in survey.items(config.data.train_subset))
     updates = EpochSampler(videos, training.global_batch, 0, 1, training.seed).steps
-    return updates, updates * training.stop_epoch
+    resolved, _ = resolve_lengths(training, updates)
+    return updates, updates * (resolved.stop_epoch or 0)
 
 
 def check_updates(survey: Survey) -> Iterator[Finding]:

@@ -68,6 +68,7 @@ def train_on_cache(
         notes.activations = {"before training": before, "training and validation": task.total}
         if accelerator.is_main_process:
             notes.about = write_run_record(session.out, detector, data)
+            notes.about["epochs"] = run.epochs
         run.train()
 
 

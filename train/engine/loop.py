@@ -21,6 +21,7 @@ from configs.messages import truncated
 from train.config import Trained
 from train.data.loading import EpochSampler
 from train.engine.checkpoint import Checkpoint, check_same_run, load_checkpoint, save_checkpoint
+from train.engine.lengths import resolve_lengths
 from train.engine.metrics_log import MetricsLog
 from train.engine.optim import Average, build_schedule, describe_updates, statistics
 from train.engine.sharding import gathered, load_model, load_optimizer, prepare_sharding, whole
@@ -160,6 +161,9 @@ class TrainingRun(Generic[T]):
             self.training.accumulate,
         )
         self.updates = self.sampler.steps // self.training.accumulate
+        self.training, self.notes = resolve_lengths(settings.training, self.updates)
+        assert self.training.stop_epoch is not None
+        self.epochs = self.training.stop_epoch
         self.loader = task.loader(self.sampler)
         self.schedule = build_schedule(task.optimizer, self.training, self.updates)
         prepare_sharding(accelerator)
@@ -179,10 +183,12 @@ class TrainingRun(Generic[T]):
         """
         main, first_step = self.accelerator.is_main_process, self.epoch * self.updates
         if main:
-            tqdm.write(describe_updates(self.updates, self.training.stop_epoch))
+            for line in self.notes:
+                tqdm.write(line)
+            tqdm.write(describe_updates(self.updates, self.epochs))
         self.log = MetricsLog(self.out, main, first_step, self.validated)
         self.bar: tqdm[Any] = tqdm(
-            total=self.training.stop_epoch * self.updates,
+            total=self.epochs * self.updates,
             initial=first_step,
             unit="step",
             desc="training",
@@ -191,7 +197,7 @@ class TrainingRun(Generic[T]):
         with self.bar, closing(self.log), self.watch.stage(STEPS):
             if not self.validated:
                 self._validate()
-            while self.epoch < self.training.stop_epoch:
+            while self.epoch < self.epochs:
                 self._train_epoch()
                 self._share_statistics()
                 self.epoch += 1

@@ -32,13 +32,16 @@ class Schedule:
     """Learning rates by the number of the step: it has no memory.
 
     Args:
-        warmup: updates W of the linear warm-up from zero; `total`: of all, at whose end the rates
-            are zero again.
+        warmup: updates W of the linear warm-up; `start`: the share of the rates that it begins
+            with; `total`: updates of all, at whose end the rates are zero.
         peak: the step at which the warm-up's line reaches the full rate, W or W - 1.
     """
 
-    def __init__(self, optimizer: Optimizer, warmup: int, total: int, peak: int) -> None:
-        self.optimizer, self.warmup, self.total, self.peak = optimizer, warmup, total, peak
+    def __init__(
+        self, optimizer: Optimizer, warmup: int, start: float, total: int, peak: int
+    ) -> None:
+        self.optimizer, self.warmup, self.start = optimizer, warmup, start
+        self.total, self.peak = total, peak
         for group in optimizer.param_groups:
             group.setdefault("initial_lr", group["lr"])
         self.rates = [group["initial_lr"] for group in optimizer.param_groups]
@@ -46,7 +49,7 @@ class Schedule:
     def step_update(self, step: int) -> None:
         """Set the rates of a step."""
         if step < self.warmup:
-            share = step / max(self.peak, 1)
+            share = self.start + (1 - self.start) * step / max(self.peak, 1)
         else:
             done = (step - self.warmup) / max(self.total - self.warmup, 1)
             share = (1 + math.cos(math.pi * min(done, 1.0))) / 2
@@ -60,7 +63,8 @@ def build_schedule(optimizer: Optimizer, config: TrainingConfig, steps_per_epoch
     Call `step_update(step)` before every step.
     """
     warmup, total = config.warmup_epochs * steps_per_epoch, config.epochs * steps_per_epoch
-    return Schedule(optimizer, warmup, total, warmup - config.warmup_ends_full)
+    peak = warmup - config.warmup_ends_full
+    return Schedule(optimizer, warmup, config.warmup_start, total, peak)
 
 
 class Average:
