@@ -50,13 +50,15 @@ class ReadingCost:
 
     Args:
         decoded_s: to decode it and make it small; `drawn_s`: to augment it then.
-        proxy_decoded_s: the former from a proxy; None where none is large enough for the inputs.
+        proxy_side: short side of proxies that are large enough for the inputs; None for none.
+        proxy_decoded_s: what `decoded_s` is of a proxy; None where there are none.
         proxy_made_s, proxy_bytes: of a proxy, for each frame of the file.
     """
 
     videos: tuple[str, ...]
     decoded_s: float
     drawn_s: float
+    proxy_side: int | None
     proxy_decoded_s: float | None
     proxy_made_s: float
     proxy_bytes: float
@@ -182,7 +184,7 @@ def measure_reading(
     if not tried:
         raise problem
     decoded_s, drawn_s, *proxy = np.mean(costs, 0).tolist()
-    return ReadingCost(tuple(tried), decoded_s, drawn_s, *(proxy or (None, 0.0, 0.0)))
+    return ReadingCost(tuple(tried), decoded_s, drawn_s, side, *(proxy or (None, 0.0, 0.0)))
 
 
 def _proxy_cost(
