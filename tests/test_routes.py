@@ -28,7 +28,8 @@ from extract.video.reader import VideoError, VideoReader
 from tests.conftest import REPOSITORY
 from tests.encodings import read_numbers
 from tests.forks import script
-from tests.test_e2e import DEMO, QUICK
+from tests.test_e2e import DEMO, QUICK, TWO_PROCESSES
+from tests.test_e2e import script as launched
 from tests.test_proxy import numbered
 from train.config import Experiment
 from train.cost.compare import not_comparable
@@ -521,6 +522,14 @@ def test_a_plan_compares_the_ways_and_leaves_no_trace(data: list[str], tmp_path:
     wrong = told_by(*common, "--plan", tmp_path / "plan.json", "--of", "test", code=1)
     assert "add train to --of" in wrong
     assert "no .json file" in told_by(*common, "--plan", tmp_path / "x/plan.json", code=1)
+
+
+@pytest.mark.slow
+def test_two_processes_try_their_steps_together(data: list[str], tmp_path: Path) -> None:
+    arguments = ["--config", DEMO, *data, *QUICK, "--cache", tmp_path / "cache", "--plan"]
+    done = launched("extract/run.py", *arguments, launcher=TWO_PROCESSES)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "2 process(es)" in done.stdout and done.stdout.count("| cached features") == 1
 
 
 def test_it_is_told_why_there_is_nothing_to_compare(data: list[str], tmp_path: Path) -> None:

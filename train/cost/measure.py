@@ -115,22 +115,22 @@ def measure_step(
 def _random_batch(
     config: Experiment, detector: Detector, device: torch.device, clips: int, cut: Cut | None
 ) -> Batch:
-    """Return a batch whose windows hold two actions and random frames, or what a cut has of them.
+    """Return a batch whose windows hold two actions and copies of a random clip, as a cut has it.
 
     The features of fewer clips than a window has are stretched over it.
     """
     count, steps, size = config.training.batch_size, config.sampling.window_size, config.pixels.size
-    shape = (count, 3, clips * CLIP_FRAMES, size, size)
-    inputs = torch.randint(256, shape, dtype=torch.uint8, device=device)
+    clip = torch.randint(256, (1, 3, CLIP_FRAMES, size, size), dtype=torch.uint8, device=device)
     if cut is not None:
         with torch.no_grad():
-            inputs = detector.streams[0].backbone.eval()(inputs, None, cut)
+            clip = detector.streams[0].backbone.eval()(clip, None, cut)
+    window_inputs = torch.cat([clip] * clips, 2 if cut in (None, "features") else 1)
     segments = torch.tensor([[0.1, 0.3], [0.5, 0.55]], device=device) * steps
     window = whole_video(config.sampling.samples, config.sampling)
     return Batch(
         videos=("random",) * count,
         windows=(window,) * count,
-        inputs=(inputs,) * len(detector.streams),
+        inputs=(torch.cat([window_inputs] * count),) * len(detector.streams),
         mask=torch.ones(count, steps, dtype=torch.bool, device=device),
         reflection=torch.full((count,), window.reflection, device=device),
         segments=((segments,) * count,) * len(detector.streams),
