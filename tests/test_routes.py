@@ -4,7 +4,7 @@ import json
 import math
 import shutil
 import time
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -28,12 +28,13 @@ from extract.video.reader import VideoError, VideoReader
 from tests.conftest import REPOSITORY
 from tests.encodings import read_numbers
 from tests.forks import script
-from tests.test_e2e import DEMO, QUICK
+from tests.test_e2e import DEMO, QUICK, TWO_PROCESSES
+from tests.test_e2e import script as launched
 from tests.test_proxy import numbered
 from train.config import Experiment
 from train.cost.compare import not_comparable
 from train.cost.measure import ReadingCost, StepCost, measure_reading, measure_step
-from train.cost.routes import CachedCost, Routes, compare
+from train.cost.routes import CachedCost, Measurements, Routes, compare
 from train.cost.workload import Workload, count, proxy_side, trained_from, with_block
 from train.data.cached import ensure_cached, evaluation_spans, training_spans
 from train.data.videos import Subset, learned_classes, load_annotations, load_items
@@ -64,6 +65,7 @@ READING = ReadingCost(
     videos=("a", "b"),
     decoded_s=0.02,
     drawn_s=0.005,
+    proxy_side=182,
     proxy_decoded_s=0.001,
     proxy_made_s=0.004,
     proxy_bytes=20_000.0,
@@ -77,19 +79,16 @@ PART = CachedCost(
 )
 
 
+MEASURED = Measurements(30.0, READING, PIXELS, FEATURES, PART)
+PLACES = {"videos": ("data", 7_000_000_000), "store": ("runs/cache", 5_000_000_000)}
+
+
 def by_hand(work: Workload = WORK, **changed: Any) -> Routes:
-    given: dict[str, Any] = {
-        "reading": READING,
-        "pixels": PIXELS,
-        "videos": ("data", 7_000_000_000),
-        "store": ("runs/cache", 5_000_000_000),
-        "side": 182,
-        "learner": "adapters",
-        "features": FEATURES,
-        "part": PART,
-        "seconds": 30.0,
-    }
-    return compare(work, **(given | changed))
+    names = {field.name for field in fields(Measurements)}
+    measured = {name: value for name, value in changed.items() if name in names}
+    given: dict[str, Any] = PLACES | {"learner": "adapters"}
+    given |= {name: value for name, value in changed.items() if name not in names}
+    return compare(work, replace(MEASURED, **measured), **given)
 
 
 def seconds(found: Routes) -> list[tuple[float, float, float]]:
@@ -169,8 +168,8 @@ def test_the_advice_follows_from_the_numbers() -> None:
 
 
 def test_closed_ways_say_why() -> None:
-    none = replace(READING, proxy_decoded_s=None)
-    found = by_hand(reading=none, side=None, features=None, part=None)
+    none = replace(READING, proxy_side=None, proxy_decoded_s=None)
+    found = by_hand(reading=none, features=None, part=None)
     rows = cells(found.table())
     assert [row[1:6] == ["–"] * 5 for row in rows] == [False, False, True, True, True]
     assert all(row[6].startswith("not open: ") for row in rows[2:])
@@ -523,6 +522,14 @@ def test_a_plan_compares_the_ways_and_leaves_no_trace(data: list[str], tmp_path:
     wrong = told_by(*common, "--plan", tmp_path / "plan.json", "--of", "test", code=1)
     assert "add train to --of" in wrong
     assert "no .json file" in told_by(*common, "--plan", tmp_path / "x/plan.json", code=1)
+
+
+@pytest.mark.slow
+def test_two_processes_try_their_steps_together(data: list[str], tmp_path: Path) -> None:
+    arguments = ["--config", DEMO, *data, *QUICK, "--cache", tmp_path / "cache", "--plan"]
+    done = launched("extract/run.py", *arguments, launcher=TWO_PROCESSES)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "2 process(es)" in done.stdout and done.stdout.count("| cached features") == 1
 
 
 def test_it_is_told_why_there_is_nothing_to_compare(data: list[str], tmp_path: Path) -> None:

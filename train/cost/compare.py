@@ -10,7 +10,7 @@ from extract.activations.activations import Activations
 from extract.activations.plan import SpanRequest, estimate_s, needed_bytes, plan
 from extract.backbone.backbone import Cut
 from train.cost.measure import measure_reading, measure_step
-from train.cost.routes import CachedCost, Routes, compare
+from train.cost.routes import CachedCost, Measurements, Routes, compare
 from train.cost.workload import count, proxy_side, trained_from, with_block
 from train.data.cached import evaluation_spans, training_spans
 from train.data.videos import VideoItem
@@ -81,17 +81,12 @@ def compared(
     pixels = measure_step(config, detector.classes, active[0], accelerator, None)
     if not accelerator.is_main_process:
         return None
-    side, videos, store = proxy_side(config.pixels), config.data.videos, activations[0].store
-    reading = measure_reading(config, active, side)
+    reading = measure_reading(config, active, proxy_side(config.pixels))
+    videos, store = config.data.videos, activations[0].store
     return compare(
         count(config, training, validation, processes),
-        reading,
-        pixels,
+        Measurements(time.monotonic() - began, reading, pixels, features, part),
         (videos, shutil.disk_usage(videos).free),
         (store.url, store.files.free_bytes()),
-        side,
         LEARNERS[config.backbone.mode] if config.backbone.learns else None,
-        features,
-        part,
-        time.monotonic() - began,
     )

@@ -50,13 +50,15 @@ class ReadingCost:
 
     Args:
         decoded_s: to decode it and make it small; `drawn_s`: to augment it then.
-        proxy_decoded_s: the former from a proxy; None where none is large enough for the inputs.
+        proxy_side: short side of proxies that are large enough for the inputs; None for none.
+        proxy_decoded_s: what `decoded_s` is of a proxy; None where there are none.
         proxy_made_s, proxy_bytes: of a proxy, for each frame of the file.
     """
 
     videos: tuple[str, ...]
     decoded_s: float
     drawn_s: float
+    proxy_side: int | None
     proxy_decoded_s: float | None
     proxy_made_s: float
     proxy_bytes: float
@@ -119,7 +121,7 @@ def _random_batch(
     clips: int,
     cut: Cut | None,
 ) -> Batch:
-    """Return a batch whose windows hold two actions and random frames, or what a cut has of them.
+    """Return a batch whose windows hold two actions and copies of a random clip, as a cut has it.
 
     Args:
         count: windows; `clips`: of each.
@@ -127,17 +129,17 @@ def _random_batch(
     The features of fewer clips than a window has are stretched over it.
     """
     steps, size = config.sampling.window_size, config.pixels.size
-    shape = (count, 3, clips * CLIP_FRAMES, size, size)
-    inputs = torch.randint(256, shape, dtype=torch.uint8, device=device)
+    clip = torch.randint(256, (1, 3, CLIP_FRAMES, size, size), dtype=torch.uint8, device=device)
     if cut is not None:
         with torch.no_grad():
-            inputs = detector.streams[0].backbone.eval()(inputs, None, cut)
+            clip = detector.streams[0].backbone.eval()(clip, None, cut)
+    window_inputs = torch.cat([clip] * clips, 2 if cut in (None, "features") else 1)
     segments = torch.tensor([[0.1, 0.3], [0.5, 0.55]], device=device) * steps
     window = whole_video(config.sampling.samples, config.sampling)
     return Batch(
         videos=("random",) * count,
         windows=(window,) * count,
-        inputs=(inputs,) * len(detector.streams),
+        inputs=(torch.cat([window_inputs] * count),) * len(detector.streams),
         mask=torch.ones(count, steps, dtype=torch.bool, device=device),
         reflection=torch.full((count,), window.reflection, device=device),
         segments=((segments,) * count,) * len(detector.streams),
@@ -191,7 +193,7 @@ def measure_reading(
     if not tried:
         raise problem
     decoded_s, drawn_s, *proxy = np.mean(costs, 0).tolist()
-    return ReadingCost(tuple(tried), decoded_s, drawn_s, *(proxy or (None, 0.0, 0.0)))
+    return ReadingCost(tuple(tried), decoded_s, drawn_s, side, *(proxy or (None, 0.0, 0.0)))
 
 
 def _proxy_cost(

@@ -1,9 +1,9 @@
 """Ways to train on a dataset: what each takes, in bytes and hours, and what it gives up."""
 
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
-from configs.messages import pad_columns
+from configs.messages import markdown_table
 from evaluate.reports.sections import duration
 from extract.backbone.backbone import Cut
 from train.cost.measure import ReadingCost, StepCost
@@ -22,10 +22,11 @@ Place = tuple[str, int | None]
 """Where something would be written, and how many bytes are free there; None: nobody can say."""
 
 
-class CachedCost(NamedTuple):
+@dataclass(frozen=True)
+class CachedCost:
     """What training on a cached cut takes, whatever learns below a block staying as it is.
 
-    Attributes:
+    Args:
         bytes: that the cache lacks, before compression; `needed`: that must be free meanwhile.
         filling_h: hours of the passes that are missing.
     """
@@ -36,6 +37,22 @@ class CachedCost(NamedTuple):
     needed: int
     filling_h: float
     step: StepCost
+
+
+@dataclass(frozen=True)
+class Measurements:
+    """All that was measured, in `seconds`: reading, steps from pixels and on what can be cached.
+
+    Args:
+        features: None where nothing behind the backbone learns.
+        part: of a block; None where nothing of the backbone would learn behind one.
+    """
+
+    seconds: float
+    reading: ReadingCost
+    pixels: StepCost
+    features: CachedCost | None
+    part: CachedCost | None
 
 
 @dataclass(frozen=True)
@@ -91,18 +108,12 @@ class TrainingRoute:
 
 @dataclass(frozen=True)
 class Routes:
-    """All ways to train, end to end and on cached activations, and what they come from.
-
-    Args:
-        seconds: that it took to measure.
-    """
+    """All ways to train, end to end and on cached activations, and what they come from."""
 
     whole: tuple[TrainingRoute, ...]
     cached: tuple[TrainingRoute, ...]
     work: Workload
-    reading: ReadingCost
-    pixels: StepCost
-    seconds: float
+    measured: Measurements
 
     def headline(self) -> str:
         """Return in one line what a run is, here."""
@@ -116,20 +127,18 @@ class Routes:
 
     def table(self) -> str:
         """Return a line for each way, to be printed."""
-        head, *rows = pad_columns([COLUMNS, *(r.row() for r in (*self.whole, *self.cached))])
-        ruled = [head, ["-" * len(cell) for cell in head], *rows]
-        return "\n".join(f"| {' | '.join(cells)} |" for cells in ruled)
+        return markdown_table([COLUMNS, *(r.row() for r in (*self.whole, *self.cached))])
 
     def advice(self) -> list[str]:
         """Return what the numbers say, in a few lines."""
-        work, reading, raw, every = self.work, self.reading, self.whole[0], self.whole + self.cached
+        work, reading, every = self.work, self.measured.reading, self.whole + self.cached
         decode_s = _drawn_s(work, reading, reading.decoded_s) / max(work.workers, 1)
         lines = [
             f"free there: on the disk of {self.whole[1].place} for frames and proxies, on that "
             f"of {self.cached[0].place} for activations",
             f"raw: of a window, decoding takes {decode_s:.2f} s "
             + (f"({work.workers} at once), " if work.workers else "(in turns, without workers), ")
-            + f"the network {self.pixels.trained_s:.2f} s",
+            + f"the network {self.measured.pixels.trained_s:.2f} s",
         ]
         if no_room := [route.name for route in every if not route.closed and route.fits is False]:
             lines.append(f"no room on the disk: {', '.join(no_room)}")
@@ -144,10 +153,10 @@ class Routes:
         if many != first:
             line += f" for one run, {many.name} for many"
         for route in usable[len(whole) :]:
-            share = route.further_run_hours / raw.further_run_hours
+            share = route.further_run_hours / self.whole[0].further_run_hours
             line += f"; {route.name}: a further run takes {share:.1%} of one from raw videos"
         origin = (
-            f"estimated from {self.seconds:.0f} s of trials on {len(reading.videos)} "
+            f"estimated from {self.measured.seconds:.0f} s of trials on {len(reading.videos)} "
             "videos, with the machine as busy as it is now; starting up, slow disks and "
             "suppression are not in it; it may be off by half"
         )
@@ -159,37 +168,24 @@ class Routes:
             "routes": [route.to_dict() for route in (*self.whole, *self.cached)],
             "advice": self.advice(),
             "work": asdict(self.work),
-            "reading": asdict(self.reading),
-            "step_from_pixels": asdict(self.pixels),
+            "trials": asdict(self.measured),
         }
 
 
 def compare(
-    work: Workload,
-    reading: ReadingCost,
-    pixels: StepCost,
-    videos: Place,
-    store: Place,
-    side: int | None,
-    learner: str | None,
-    features: CachedCost | None,
-    part: CachedCost | None,
-    seconds: float,
+    work: Workload, measured: Measurements, videos: Place, store: Place, learner: str | None
 ) -> Routes:
-    """Compute what every way takes, from what was counted and what was measured.
+    """Return what every way takes, from what was counted and what was measured.
 
     Args:
         videos: where frames and proxies would lie; `store`: where activations would.
-        side: the short side of proxies; None where none is large enough.
         learner: what of the backbone learns end to end, None for nothing.
-        features: None where nothing behind the backbone learns.
-        part: of a block; None where nothing of the backbone would learn behind one.
-        seconds: that it took to measure.
     """
+    reading, part = measured.reading, measured.part
 
     def end_to_end_h(decoded_s: float) -> float:
         drawn_s = _drawn_s(work, reading, decoded_s)
-        return _run_h(work, pixels, drawn_s, work.validation_samples * decoded_s)
+        return _run_h(work, measured.pixels, drawn_s, work.validation_samples * decoded_s)
 
     def of_cache(name: str, cost: CachedCost | None, gives_up: str, closed: str) -> TrainingRoute:
         if cost is None:
@@ -206,20 +202,22 @@ def compare(
     proxies = TrainingRoute("proxies", "", *videos, closed=why)
     if reading.proxy_decoded_s is not None:
         total = round(reading.proxy_bytes * work.frames)
-        gives_up = f"detail beyond {side} px, H.264's losses"
+        gives_up = f"detail beyond {reading.proxy_side} px, H.264's losses"
         gives_up += "; larger than the videos" if total > work.videos_bytes else ""
         made_h = reading.proxy_made_s * work.frames / work.cores / 3600
         hours = made_h, end_to_end_h(reading.proxy_decoded_s)
-        proxies = TrainingRoute(f"proxies of {side} px", gives_up, *videos, total, total, *hours)
+        proxies = TrainingRoute(
+            f"proxies of {reading.proxy_side} px", gives_up, *videos, total, total, *hours
+        )
     lost = f"augmentation, drop path{f', {learner} that learn' if learner else ''}"
     why = "nothing behind the backbone learns"
-    on_features = of_cache("cached features", features, lost, why)
+    on_features = of_cache("cached features", measured.features, lost, why)
     name, lost, why = "cached block", "", "nothing of the backbone would learn behind one"
     if part is not None:
         name = "cached ladder" if part.cut == "ladder" else f"cached block {part.cut}"
         lost = f"augmentation; drop path and what learns below block {part.frozen_below}"
     cached = on_features, of_cache(name, part, lost, why)
-    return Routes((raw, frames, proxies), cached, work, reading, pixels, seconds)
+    return Routes((raw, frames, proxies), cached, work, measured)
 
 
 def _drawn_s(work: Workload, reading: ReadingCost, decoded_s: float) -> float:
