@@ -78,7 +78,7 @@ def race(file: Path, folder: Path, configs: tuple[Experiment, ...], repeats: int
         )
         rates.append(" → ".join(f"{samples / s:.0f}" for s in medians(ways, repeats)))
     sizes = " → ".join(f"{path.stat().st_size / 1e6:.1f}" for path in (file, proxy, kept))
-    filled = -(-item.frames // configs[0].sampling.frame_stride) / filled_s
+    filled = -(-item.frames // configs[0].sampling.sample_step) / filled_s
     return f"| {file.name} | {item.frames} | {sizes} MB | {filled:.0f} | {rates[0]} | {rates[1]} |"
 
 

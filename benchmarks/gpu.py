@@ -97,9 +97,8 @@ def training(config: Experiment, device: str, compiled: bool) -> Step:
         assert isinstance(stream.backbone, Backbone)
         compile_blocks(stream.backbone, device)
     frames = config.sampling.samples
-    video = VideoItem(
-        "noise", Path("noise"), frames, 1.0, np.array([[0.0, 9.0]]), np.zeros(1, np.int64), ()
-    )
+    truth = np.array([[0.0, 9.0]]), np.zeros(1, np.int64), ()
+    video = VideoItem("noise", Path("noise"), frames, 1.0, frames, *truth)
     accelerator = Accelerator(cpu=device == "cpu", mixed_precision="bf16")
     run = TrainingRun(
         DetectionTask(detector, [video] * VIDEOS, None, accelerator), accelerator, False

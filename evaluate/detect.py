@@ -128,7 +128,7 @@ def detect(
         file.parent.mkdir(parents=True, exist_ok=True)  # now, not after hours of detection
     for folder in filter(None, (outputs.srt, outputs.vtt)):
         folder.mkdir(parents=True, exist_ok=True)
-    items, bad = looked_at(paths)
+    items, bad = looked_at(paths, detector.config.sampling.fps)
     truth = truth_of(items, annotations) if annotations else {}
     for item in items if outputs.embed else ():
         check_size(item.path)
@@ -232,12 +232,18 @@ def truth_of(
     return truth
 
 
-def looked_at(paths: Sequence[Path]) -> tuple[list[VideoItem], dict[str, str]]:
-    """Return the files that can be read, and by name why the others cannot."""
+def looked_at(
+    paths: Sequence[Path], sampling_fps: float | None
+) -> tuple[list[VideoItem], dict[str, str]]:
+    """Return the files that can be read, and by name why the others cannot.
+
+    Args:
+        sampling_fps: `sampling.fps`.
+    """
     items, bad = [], {}
     for path, answer in zip(paths, probe(paths), strict=True):
         try:
-            items.append(make_item(path, answer))
+            items.append(make_item(path, answer, sampling_fps))
         except VideoError as error:
             bad[path.stem] = str(error)
     return items, bad

@@ -37,7 +37,7 @@ from extract.activations.plan import (
 from extract.activations.refresh import refresh
 from extract.sampling.spans import Span, SpanKind
 from extract.sampling.units import CLIP_FRAMES
-from extract.sampling.windows import Direction, SamplingConfig
+from extract.sampling.windows import Direction, SamplingConfig, samples_of
 from train.config import DataConfig, Experiment
 from train.cost.compare import compared, not_comparable
 from train.data.cached import evaluation_spans, training_spans
@@ -131,7 +131,10 @@ def run(
     wanted_of = [purpose for purpose in PURPOSES if purpose in purposes]
     names = {purpose: _subset(config.data, purpose) for purpose in wanted_of}
     subsets = sorted(set(names.values()))
-    loaded = load_subsets(config.data, annotations, subsets, accelerator, store)
+    loaded = load_subsets(
+        *(config.data, annotations, subsets, accelerator, store),
+        sampling_fps=config.sampling.fps,
+    )
     items = dict(zip(subsets, loaded, strict=True))
     wanted, first = [], None
     for config, saved, source in backbones:
@@ -268,7 +271,7 @@ def _not_needed(
     items: Subset, sampling: SamplingConfig, direction: Direction, kind: SpanKind
 ) -> tuple[int, int]:
     """Return how many training videos have no action, and how many clips no training span has."""
-    samples = sum(-(-item.frames // sampling.frame_stride) for item in items)
+    samples = sum(len(samples_of(item, sampling)) for item in items)
     needed = distinct_frames(training_spans(items, sampling, direction, kind))
     idle = sum(not len(item.segments) for item in items)
     return idle, max(0, samples - needed) // CLIP_FRAMES

@@ -282,7 +282,7 @@ def mirrored(
         pair = np.array(reverse_seconds(start_s, end_s, item.frames, fps))
     else:
         pair = np.array(reverse_seconds(start_s, end_s, item.frames + 1, fps))
-        shown = item.frames - 1 - item.to_frames(np.array([end_s, start_s]))
+        shown = item.frames - 1 - item.to_timeline(np.array([end_s, start_s]))
         pair = np.clip(pair, (shown + TINY) / fps, (shown + 1 - TINY) / fps)
     return [float(time_s) for time_s in np.maximum(pair, 0.0)]
 

@@ -531,7 +531,7 @@ def test_what_can_be_learned_by_the_formula(
     sampling = SamplingConfig(window_size=size, snippet_stride=stride, min_completeness=share)
     config = replace(load(Experiment, DEMO), sampling=sampling, head=HeadConfig(levels=levels))
     segments = np.array([[first, last]])
-    item = VideoItem("clip", Path("clip"), 500, 20.0, segments, np.zeros(1, np.int64), ())
+    item = VideoItem("clip", Path("clip"), 500, 20.0, 25.0, segments, np.zeros(1, np.int64), ())
     seen = Survey(config, Annotations({}, (), {}), [], {}, {}, {})
 
     steps = -(-500 // stride)

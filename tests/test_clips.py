@@ -36,7 +36,7 @@ def test_sliding_windows_cover_every_sample(
     config = sampling(size, factor)
     windows = sliding_windows(frames, overlap, config)
     covered = np.unique(np.concatenate([window.frames for window in windows]))
-    assert np.array_equal(covered, np.arange(0, frames, config.frame_stride))
+    assert np.array_equal(covered, np.arange(0, frames, config.sample_step))
     for window in windows:
         assert len(window.indices("forward")) == config.samples
         assert window.indices("forward").max() < frames
@@ -57,7 +57,7 @@ def test_reversed_window_shows_the_same_frames_in_opposite_order(
         assert (backward[valid:] == backward[valid - 1]).all()
         # Sample k of the reversed input lies at reversed time R − t: the frame says the same.
         step = np.arange(valid) / factor[0]
-        there = window.to_frames(window.reflection - step)
+        there = window.to_timeline(window.reflection - step)
         assert np.allclose(there, backward[:valid])
 
 
@@ -67,7 +67,7 @@ def test_resized_video(frames: int, steps: int, factor: int) -> None:
     window = whole_video(frames, config)
     assert len(window.frames) == steps * factor and window.mask().all()
     assert window.reflection == pytest.approx(steps * (frames - 1) / frames)
-    assert window.to_frames(np.array([[0.0, steps]])) == pytest.approx(np.array([[0, frames]]))
+    assert window.to_timeline(np.array([[0.0, steps]])) == pytest.approx(np.array([[0, frames]]))
     # Sampling is symmetric: what reversal shows is what the reversed file would show.
     assert np.abs(frames - 1 - window.frames[::-1] - window.frames).max() <= 1
 

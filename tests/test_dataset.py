@@ -96,10 +96,10 @@ def test_truth_survives_the_way_through_the_window(config: Experiment) -> None:
     items = {item.name: item for item in dataset.items}
     for sample in dataset:
         item, window = items[sample.video], sample.window
-        borders = item.to_seconds(window.to_frames(np.array([0, window.valid])))
+        borders = item.to_seconds(window.to_timeline(np.array([0, window.valid])))
         frame = item.duration_s / item.frames  # truth is rounded down to frames
         for segment, label in zip(sample.segments[0].numpy(), sample.labels, strict=True):
-            start, end = item.to_seconds(window.to_frames(segment))
+            start, end = item.to_seconds(window.to_timeline(segment))
             assert any(
                 truth.label == annotations.classes[label]
                 and (abs(truth.start_s - start) <= frame or start == pytest.approx(borders[0]))

@@ -168,7 +168,7 @@ def test_curves_stand_where_the_scores_are(tmp_path: Path, direction: Direction)
 def test_memory_of_curves_does_not_grow() -> None:
     nothing = np.zeros((0, 2)), np.zeros(0, np.int64), ()
     for frames, bins in ((30, 15), (31, 15), (10**7, MOST_BINS)):
-        item = VideoItem("long", Path("long.mp4"), frames, frames / 25, *nothing)
+        item = VideoItem("long", Path("long.mp4"), frames, frames / 25, 25, *nothing)
         assert ScoreCurves.of(item, 2.0, 3).scores.shape == (3, bins)
 
 

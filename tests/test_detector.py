@@ -81,7 +81,7 @@ def small_experiment(out: Path) -> Experiment:
 
 def item(frames: int = 100) -> VideoItem:
     nothing = np.zeros((0, 2)), np.zeros(0, np.int64), ()
-    return VideoItem("clip", Path("clip.mp4"), frames, frames / 10, *nothing)
+    return VideoItem("clip", Path("clip.mp4"), frames, frames / 10, 10, *nothing)
 
 
 class Echo:

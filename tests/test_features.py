@@ -237,8 +237,8 @@ def test_features_of_another_width_are_mapped_and_warm_an_end_to_end_start(
         items = load_items(config.data, annotations, "test", None, store, "i3d")
         for item in items:  # row i stands for frame 8 + 4 i
             seconds = np.array([8.0, 12.0, 8 + 4 * 10]) / FPS
-            assert np.allclose(item.to_frames(seconds), [0, 4, 40])
-            assert np.allclose(item.to_seconds(item.to_frames(seconds)), seconds)
+            assert np.allclose(item.to_timeline(seconds), [0, 4, 40])
+            assert np.allclose(item.to_seconds(item.to_timeline(seconds)), seconds)
     (tmp_path / "imported.yaml").write_text(dump(config))
     good("train/heads.py", "--config", tmp_path / "imported.yaml")
     saved = load_checkpoint(tmp_path / "head/last.pt", Experiment)

@@ -71,10 +71,10 @@ def test_frames_at_uneven_times_keep_them(tmp_path: Path) -> None:
     numbers = np.array([0, 9, 10, 25, 39])
     seconds = np.array([irregular_time(n) / 1000 for n in numbers])
     assert item.to_seconds(numbers) == pytest.approx(seconds, abs=2e-3)
-    assert item.to_frames(seconds) == pytest.approx(numbers, abs=0.1)
+    assert item.to_timeline(seconds) == pytest.approx(numbers, abs=0.1)
     # Evenly spread, frame 9 would stand elsewhere.
     assert abs(9 / item.frames * item.duration_s - seconds[1]) > 0.05
-    assert item.segments == pytest.approx(item.to_frames(np.array([[0.2, 0.6]])))
+    assert item.segments == pytest.approx(item.to_timeline(np.array([[0.2, 0.6]])))
 
 
 def test_nothing_but_bad_videos_stops_in_any_case(tmp_path: Path) -> None:

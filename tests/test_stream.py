@@ -71,7 +71,7 @@ def test_every_frame_is_decoded_once(tmp_path: Path, overlap: float) -> None:
         windows, window_frames(reader, windows, evaluation_transform(PIXELS)), strict=True
     ):
         # Nor earlier than needed: what is kept is bounded by a window and a chunk.
-        assert counting.asked[-1] < window.frames[-1] + CHUNK * SAMPLING.frame_stride
+        assert counting.asked[-1] < window.frames[-1] + CHUNK * SAMPLING.sample_step
         for direction in ("forward", "reversed"):
             arrange(frames, window, direction)
     assert counting.asked == list(range(0, 251, 2))

@@ -282,6 +282,7 @@ class Experiment:
         for name, value, wanted in (
             ("sampling.method", self.sampling.method, "window"),
             ("sampling.scale_factor", self.sampling.scale_factor, TUBELET),
+            ("sampling.fps", self.sampling.fps, None),
             ("cache.span", self.cache.span, "video"),
             ("direction", self.direction, "forward"),
             ("fusion.method", self.fusion.method, "none"),

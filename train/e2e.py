@@ -76,7 +76,9 @@ def train(
     """
     with Session(config, resume, config.cache.url) as session:
         accelerator, store = session.accelerator, session.store
-        data = load_training_data(config.data, accelerator, store, needs_files=True)
+        data = load_training_data(
+            *(config.data, accelerator, store), sampling_fps=config.sampling.fps, needs_files=True
+        )
         detector = build_detector(config, data.classes, streams)
         if source:
             init_from(detector, source)

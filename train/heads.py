@@ -56,7 +56,9 @@ def train(config: Experiment, sources: Sequence[Source], file: str, resume: bool
         if store is None:
             raise ValueError("--cache: give the store that activations are kept in")
         imported = config.backbone.imported
-        data = load_training_data(config.data, accelerator, store, imported=imported)
+        data = load_training_data(
+            *(config.data, accelerator, store), sampling_fps=config.sampling.fps, imported=imported
+        )
         if imported and accelerator.is_main_process:
             print(
                 f"features '{imported}' are imported: there are no pixels, so nothing behind the "

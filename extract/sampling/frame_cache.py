@@ -84,7 +84,7 @@ class FrameCache:
         if kept is None:
             reader = known_reader(path, video.frames, video.digest)
             return window_frames(reader, windows, transform, seed)
-        numbers, wanted = sampled_frames(video.frames, self.sampling), wanted_frames(windows)
+        numbers, wanted = sampled_frames(video, self.sampling), wanted_frames(windows)
         rows = np.searchsorted(numbers, wanted)
         assert np.array_equal(numbers[rows], wanted)
         # In chunks, as from the decoder: sums over other numbers of frames might round otherwise.
@@ -94,7 +94,7 @@ class FrameCache:
     def file(self, video: VideoInfo, to: Shrink) -> Path:
         """Return where a video's frames are, or would be."""
         settings = {"frames": VERSION, "video": video.digest, **asdict(to)}
-        numbers = torch.from_numpy(sampled_frames(video.frames, self.sampling))
+        numbers = torch.from_numpy(sampled_frames(video, self.sampling))
         (name,) = chain(settings, [{"numbers": numbers}])
         return self.folder / f"{name}.npy"
 
@@ -107,7 +107,7 @@ class FrameCache:
             try:
                 there += file.stat().st_size
             except OSError:
-                more += kept_bytes(path, len(sampled_frames(video.frames, self.sampling)), to)
+                more += kept_bytes(path, len(sampled_frames(video, self.sampling)), to)
         room = self.room()
         outcome = "the rest fits" if more else "nothing is missing"
         if more > room:
@@ -161,7 +161,7 @@ class FrameCache:
 
     def _read(self, file: Path, video: VideoInfo, to: Shrink) -> NDArray[np.uint8] | None:
         """Return what a file holds; None if it is not there, or not what it should be."""
-        count = len(sampled_frames(video.frames, self.sampling))
+        count = len(sampled_frames(video, self.sampling))
         try:
             found = npy.open_memmap(file, mode="r")
             if _fits(found, count, to) and file.stat().st_size == found.offset + found.nbytes:
@@ -184,7 +184,7 @@ class FrameCache:
             OSError: the file cannot be written.
         """
         reader = known_reader(path, video.frames, video.digest)
-        numbers = sampled_frames(video.frames, self.sampling)
+        numbers = sampled_frames(video, self.sampling)
         chunks = resized_chunks(reader, numbers, to)
         try:
             first = next(chunks)

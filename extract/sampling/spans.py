@@ -12,7 +12,14 @@ from numpy.typing import NDArray
 
 from cache.address import VideoInfo
 from extract.sampling.units import CLIP_FRAMES, TUBELET
-from extract.sampling.windows import Direction, SamplingConfig, Window, random_window
+from extract.sampling.windows import (
+    Direction,
+    SamplingConfig,
+    Timed,
+    Window,
+    random_window,
+    samples_of,
+)
 
 SpanKind = Literal["window", "video"]
 
@@ -50,7 +57,7 @@ class Span:
         return self.window.samples // TUBELET
 
 
-def whole_video_window(frame_count: int, config: SamplingConfig) -> Window:
+def whole_video_window(video: Timed | int, config: SamplingConfig) -> Window:
     """Return all strided samples of a video as one window, padded to whole clips and steps.
 
     Raises:
@@ -58,10 +65,10 @@ def whole_video_window(frame_count: int, config: SamplingConfig) -> Window:
     """
     if config.method == "resize":
         raise ValueError("cache.span video needs sampling.method window; set cache.span window")
-    frames = np.arange(0, frame_count, config.frame_stride)
+    frames = samples_of(video, config)
     unit = lcm(CLIP_FRAMES, config.scale_factor)
     samples = -(-len(frames) // unit) * unit
-    size, step = samples // config.scale_factor, float(config.snippet_stride)
+    size, step = samples // config.scale_factor, float(config.step)
     return Window(frames, 0.0, step, size, samples, (len(frames) - 1) / config.scale_factor)
 
 
@@ -77,7 +84,7 @@ def random_window_of_span(
 
     Args:
         span: of kind `video`, in either direction.
-        segments: the video's truth in frames, [G, 2].
+        segments: the video's truth on its timeline, [G, 2].
         grain: samples between two places where the span may be cut, a divisor of 16.
 
     Returns:
@@ -85,8 +92,8 @@ def random_window_of_span(
         part.
     """
     steps = lcm(grain, config.scale_factor) // config.scale_factor
-    window = random_window(rng, span.video.frames, segments, config, steps)
-    padded, first = span.window.indices("forward"), round(window.start / config.frame_stride)
+    window = random_window(rng, span.video, segments, config, steps)
+    padded, first = span.window.indices("forward"), round(window.start / config.sample_step)
     stop = -(-(first + len(window.frames)) // grain) * grain
     rows = {
         "forward": slice(first // TUBELET, stop // TUBELET),

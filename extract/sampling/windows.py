@@ -1,11 +1,14 @@
 """Which frames: sliding windows, random windows, whole videos resized; and the truth in them.
 
-Three units of time meet here. A *frame* is one of the file. A *sample* is a frame that is taken. A
-*feature step* is `scale_factor` samples and the unit of the detector's input and of its segments.
+Three units of time meet here. A *frame* is one of the file. A *sample* is a frame that is taken:
+every n-th one, or, with `sampling.fps`, the nearest to every 1/fps seconds, so that a feature step
+lasts as long in every video. A *feature step* is `scale_factor` samples and the unit of the
+detector's input and of its segments. Windows and truth stand on a video's *timeline*, whose unit is
+a frame or, with `sampling.fps`, 1/fps seconds.
 """
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +20,24 @@ Direction = Literal["forward", "reversed"]
 TRIES = 200  # random windows drawn until one holds an action, as the peers do
 
 
+class Timed(Protocol):
+    """When a video's frames are; `VideoInfo` and `VideoItem` say it.
+
+    Attributes:
+        frames: how many it has; `fps`: per second, on average.
+        times_s: when each begins, where they come unevenly [frames or more].
+    """
+
+    @property
+    def frames(self) -> int: ...
+
+    @property
+    def fps(self) -> float: ...
+
+    @property
+    def times_s(self) -> NDArray[np.float64] | None: ...
+
+
 @dataclass(frozen=True)
 class SamplingConfig:
     """How a video becomes windows.
@@ -25,7 +46,10 @@ class SamplingConfig:
         method: `window` cuts strided windows; `resize` squeezes the whole video into one.
         window_size: feature steps of a window.
         scale_factor: samples per feature step.
-        snippet_stride: frames per feature step (`window` only); a multiple of `scale_factor`.
+        fps: samples per second of video, whatever its frame rate (`window` only): the nearest
+            frames are taken. Null takes frames by `snippet_stride`, as the published runs do.
+        snippet_stride: frames per feature step (`window` without `fps`); a multiple of
+            `scale_factor`.
         test_overlap, validation_overlap: share of a window that the next one repeats, below 1.
         test_whole: test on whole videos, padded, whatever their length, as the published runs on
             features do; for imported features only.
@@ -42,11 +66,18 @@ class SamplingConfig:
     test_whole: bool = False
     min_completeness: float = 0.75
     crop: tuple[float, float] = (0.9, 1.0)
+    fps: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("window_size", "scale_factor", "snippet_stride"):
             if getattr(self, name) < 1:
                 raise ValueError(f"sampling.{name} must be at least 1, not {getattr(self, name)}")
+        if self.fps is not None and not self.fps > 0:
+            raise ValueError("sampling.fps must be above 0 samples per second, or null")
+        if self.fps is not None and self.method == "resize":
+            raise ValueError(
+                "sampling.method resize squeezes whole videos: leave sampling.fps null"
+            )
         if not 0 < self.min_completeness <= 1:
             raise ValueError("sampling.min_completeness must be a share above 0, at most 1")
         if self.samples % CLIP_FRAMES:
@@ -54,7 +85,7 @@ class SamplingConfig:
                 f"sampling.window_size × sampling.scale_factor is {self.samples}; "
                 f"it must be a multiple of {CLIP_FRAMES}, the frames of a clip"
             )
-        if self.snippet_stride % self.scale_factor:
+        if self.fps is None and self.snippet_stride % self.scale_factor:
             raise ValueError(
                 f"sampling.snippet_stride {self.snippet_stride} must be a multiple of "
                 f"sampling.scale_factor {self.scale_factor}: samples sit on whole frames"
@@ -71,19 +102,24 @@ class SamplingConfig:
         return self.window_size * self.scale_factor
 
     @property
-    def frame_stride(self) -> int:
-        """Frames from one sample to the next."""
-        return self.snippet_stride // self.scale_factor
+    def step(self) -> int:
+        """Units of the timeline per feature step."""
+        return self.snippet_stride if self.fps is None else self.scale_factor
+
+    @property
+    def sample_step(self) -> int:
+        """Units of the timeline from one sample to the next."""
+        return self.step // self.scale_factor
 
 
 @dataclass(frozen=True)
 class Window:
-    """A stretch of one video as the detector sees it; step t lies at `start + t · step` frames.
+    """A stretch of one video as the detector sees it; step t lies at `start + t · step`.
 
     Args:
-        frames: the valid samples' frame numbers, int [S], rising.
-        start: frame number of feature step 0.
-        step: frames per feature step.
+        frames: the valid samples' frame numbers, int [S], not falling.
+        start: where feature step 0 is on the video's timeline.
+        step: units of the timeline per feature step.
         size: feature steps, padding included.
         samples: samples, padding included.
         reflection: R of the reversed direction, in feature steps (extract.sampling.reversal).
@@ -111,46 +147,72 @@ class Window:
         padded = np.concatenate((self.frames, padding))
         return padded if direction == "forward" else reverse_valid(padded, len(self.frames))
 
-    def to_frames(self, segments: NDArray[np.floating]) -> NDArray[np.floating]:
-        """Map segments from feature steps to frames."""
+    def to_timeline(self, segments: NDArray[np.floating]) -> NDArray[np.floating]:
+        """Map segments from feature steps to the video's timeline."""
         return segments * self.step + self.start
 
     def to_steps(self, segments: NDArray[np.floating]) -> NDArray[np.floating]:
-        """Map segments from frames to feature steps."""
+        """Map segments from the video's timeline to feature steps."""
         return (segments - self.start) / self.step
 
 
-def sliding_windows(frame_count: int, overlap: float, config: SamplingConfig) -> list[Window]:
+def samples_of(video: Timed | int, config: SamplingConfig) -> NDArray[np.int64]:
+    """Return the frame number of every sample of a video, from its begin to its end, not falling.
+
+    Args:
+        video: a number of frames is enough where samples are counted in frames.
+    """
+    if config.fps is None:
+        return np.arange(0, _frames(video), config.sample_step)
+    assert not isinstance(video, int), "samples by time need the times of frames"
+    length_s = video.frames / video.fps
+    times = np.arange(max(1, np.ceil(length_s * config.fps - 1e-6))) / config.fps
+    if video.times_s is None:  # halfway between two frames the earlier one is taken
+        nearest = np.ceil(times * video.fps - 0.5 - 1e-6)
+    else:
+        begins = video.times_s[: video.frames]
+        nearest = np.searchsorted((begins[1:] + begins[:-1]) / 2 + 1e-6, times)
+    return np.clip(nearest, 0, video.frames - 1).astype(np.int64)
+
+
+def _frames(video: Timed | int) -> int:
+    return video if isinstance(video, int) else video.frames
+
+
+def sliding_windows(video: Timed | int, overlap: float, config: SamplingConfig) -> list[Window]:
     """Cover every sampled frame of a video; the last window is shifted back to end with it."""
     if config.method == "resize":
-        return [whole_video(frame_count, config)]
-    steps = _steps(frame_count, config)
+        return [whole_video(_frames(video), config)]
+    samples = samples_of(video, config)
+    steps = -(-len(samples) // config.scale_factor)
     if config.test_whole:
         # As divisible by two as training windows are: every level of a pyramid comes out even.
         grain = config.window_size & -config.window_size
         size = -(-steps // grain) * grain
-        return [strided_window(frame_count, 0, size, replace(config, window_size=size))]
+        return [_window(samples, 0, size, replace(config, window_size=size))]
     hop = max(1, int(config.window_size * (1 - overlap)))
     last = max(0, steps - config.window_size)
     starts = [*range(0, last, hop), last]
-    return [strided_window(frame_count, start, config.window_size, config) for start in starts]
+    return [_window(samples, start, config.window_size, config) for start in starts]
 
 
-def sampled_frames(frame_count: int, config: SamplingConfig) -> NDArray[np.int64]:
+def sampled_frames(video: Timed | int, config: SamplingConfig) -> NDArray[np.int64]:
     """Return the numbers of all frames that any window of a video can ask for, rising."""
     if config.method == "resize":
-        return np.unique(whole_video(frame_count, config).frames)
-    return np.arange(0, frame_count, config.frame_stride)
+        return np.unique(whole_video(_frames(video), config).frames)
+    return np.unique(samples_of(video, config))
 
 
-def strided_window(frame_count: int, start: int, length: int, config: SamplingConfig) -> Window:
+def strided_window(video: Timed | int, start: int, length: int, config: SamplingConfig) -> Window:
     """Take `length` feature steps from step `start`, or what the video has of them."""
-    first = start * config.snippet_stride
-    stop = min(frame_count, first + length * config.snippet_stride)
-    frames = np.arange(first, stop, config.frame_stride)
-    step = float(config.snippet_stride)
-    mirror = reflection(float(frames[0]), float(frames[-1]), step)
-    return Window(frames, float(first), step, config.window_size, config.samples, mirror)
+    return _window(samples_of(video, config), start, length, config)
+
+
+def _window(samples: NDArray[np.int64], start: int, length: int, config: SamplingConfig) -> Window:
+    scale, step = config.scale_factor, float(config.step)
+    frames = samples[start * scale : (start + length) * scale]
+    mirror = reflection(0.0, float((len(frames) - 1) * config.sample_step), step)
+    return Window(frames, start * step, step, config.window_size, config.samples, mirror)
 
 
 def whole_video(frame_count: int, config: SamplingConfig) -> Window:
@@ -165,7 +227,7 @@ def whole_video(frame_count: int, config: SamplingConfig) -> Window:
 
 def random_window(
     rng: np.random.Generator,
-    frame_count: int,
+    video: Timed | int,
     segments: NDArray[np.floating],
     config: SamplingConfig,
     grid: int = 1,
@@ -173,12 +235,13 @@ def random_window(
     """Draw a training window that holds a sufficiently complete action, if one can be found.
 
     Args:
-        segments: the video's truth in frames, [G, 2].
+        segments: the video's truth on its timeline, [G, 2].
         grid: windows begin at multiples of so many feature steps.
     """
     if config.method == "resize":
-        return whole_video(frame_count, config)
-    steps = _steps(frame_count, config)
+        return whole_video(_frames(video), config)
+    samples = samples_of(video, config)
+    steps = -(-len(samples) // config.scale_factor)
     length = config.window_size
     if steps <= length:
         low, high = (round(share * steps) for share in config.crop)
@@ -188,7 +251,7 @@ def random_window(
         places = -(-(steps - length) // grid)  # the last one must let the video's end be seen
     for _ in range(TRIES):
         start = grid * int(rng.integers(0, places + 1))
-        window = strided_window(frame_count, start, length, config)
+        window = _window(samples, start, length, config)
         if len(truth_inside(window, segments, config.min_completeness)[0]):
             break
     return window
@@ -200,7 +263,7 @@ def truth_inside(
     """Return the truth that a window holds, clipped to it.
 
     Args:
-        segments: in frames, [G, 2].
+        segments: on the video's timeline, [G, 2].
         min_completeness: segments with a smaller share of their length inside are dropped.
 
     Returns:
@@ -218,8 +281,3 @@ def seconds_to_frames(
 ) -> NDArray[np.floating]:
     """Map times to frame numbers as the published models were trained: rounded down."""
     return np.floor(seconds / duration * frames)
-
-
-def _steps(frame_count: int, config: SamplingConfig) -> int:
-    samples = -(-frame_count // config.frame_stride)
-    return -(-samples // config.scale_factor)

@@ -178,7 +178,7 @@ def measure_reading(
     try:
         for item in items[step // 2 :: step]:
             rng = np.random.default_rng(config.training.seed)
-            window = random_window(rng, item.frames, item.segments, config.sampling)
+            window = random_window(rng, item, item.segments, config.sampling)
             numbers = wanted_frames([window])
             try:
                 cost = [*_frame_s(item.path, item.frames, numbers, to)]

@@ -66,7 +66,7 @@ def count(
     batch, seed, accumulate = settings.global_batch, settings.seed, settings.accumulate
     sampler = EpochSampler(len(active), batch, 0, processes, seed, accumulate)
     every = {item.path: item for item in (*training, *validation)}
-    samples = {path: len(sampled_frames(item.frames, sampling)) for path, item in every.items()}
+    samples = {path: len(sampled_frames(item, sampling)) for path, item in every.items()}
     drawn, plain = train_transform(config.pixels).shrink, evaluation_transform(config.pixels).shrink
     kept = {(item.path, drawn) for item in active} | {(item.path, plain) for item in validation}
     overlap = sampling.validation_overlap
@@ -84,7 +84,7 @@ def count(
         clips=sampling.samples // CLIP_FRAMES,
         validations=sum(map(resolved.validates_after, epochs)) if validation else 0,
         validation_windows=sum(
-            len(sliding_windows(item.frames, overlap, sampling)) for item in validation
+            len(sliding_windows(item, overlap, sampling)) for item in validation
         ),
         validation_samples=sum(samples[item.path] for item in validation),
         videos_bytes=sum(path.stat().st_size for path in every),

@@ -63,7 +63,7 @@ def evaluation_spans(
     return [
         window_span(item, window, direction)
         for item in items
-        for window in sliding_windows(item.frames, overlap, sampling)
+        for window in sliding_windows(item, overlap, sampling)
     ]
 
 
@@ -86,7 +86,7 @@ def training_windows(item: VideoItem, sampling: SamplingConfig) -> list[Window]:
 
     Where no window holds one whole enough, all that hold a part of one.
     """
-    windows = sliding_windows(item.frames, sampling.test_overlap, sampling)
+    windows = sliding_windows(item, sampling.test_overlap, sampling)
     for completeness in (sampling.min_completeness, 1e-6):
         kept = [w for w in windows if len(truth_inside(w, item.segments, completeness)[0])]
         if kept:
@@ -100,7 +100,7 @@ def window_span(item: VideoItem, window: Window, direction: Direction) -> Span:
 
 
 def _video_span(item: VideoItem, sampling: SamplingConfig, direction: Direction) -> Span:
-    window = whole_video_window(item.frames, sampling)
+    window = whole_video_window(item, sampling)
     return Span(item.info, item.path, window, direction, "video")
 
 
@@ -217,7 +217,7 @@ def read_windows(
         (of,), (direction,) = cached.places, directions
         span = _video_span(item, sampling, direction)
         for window in windows:
-            first = round(window.start / sampling.snippet_stride)
+            first = round(window.start / sampling.step)
             inputs = _as_input(of.read(span, slice(first, first + window.valid)), of)
             yield (_padded(inputs, window.size, of),)
         return

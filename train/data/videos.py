@@ -37,21 +37,32 @@ ACTION = "action"  # any
 
 @dataclass(frozen=True)
 class VideoItem:
-    """A video file with its truth: in frames [G, 2] and class indices [G], and as annotated.
+    """A video file with its truth: on its timeline [G, 2], class indices [G], and as annotated.
 
-    Where frames come at uneven times, `times_s` [N + 1] says when each begins and the last ends.
-    `known` is the file's identity, where a cache is used; the file itself may then be gone.
+    The unit of the timeline is a frame or, with `sampling_fps` (`sampling.fps`), 1/fps seconds; see
+    extract.sampling.windows. `fps` is the file's rate, on average; where frames come at uneven
+    times, `times_s` [N + 1] says when each begins and the last ends. `known` is the file's
+    identity, where a cache is used; the file itself may then be gone.
     """
 
     name: str
     path: Path
     frames: int
     duration_s: float
+    fps: float
     segments: NDArray[np.floating]
     labels: NDArray[np.int64]
     truth: tuple[Segment, ...]
     times_s: NDArray[np.float64] | None = None
     known: VideoInfo | None = None
+    sampling_fps: float | None = None
+
+    @property
+    def length(self) -> float:
+        """Where the timeline ends."""
+        if self.sampling_fps is None:
+            return self.frames
+        return self.frames / self.fps * self.sampling_fps
 
     @property
     def info(self) -> VideoInfo:
@@ -59,14 +70,16 @@ class VideoItem:
         assert self.known is not None
         return self.known
 
-    def to_seconds(self, frames: NDArray[np.floating]) -> NDArray[np.floating]:
-        """Map frame numbers to times within the video, in seconds."""
-        if self.times_s is not None:
-            return np.interp(frames, np.arange(self.frames + 1), self.times_s)
-        return np.clip(frames / self.frames, 0, 1) * self.duration_s
+    def to_seconds(self, places: NDArray[np.floating]) -> NDArray[np.floating]:
+        """Map places on the timeline to times within the video, in seconds."""
+        if self.times_s is not None and self.sampling_fps is None:
+            return np.interp(places, np.arange(self.frames + 1), self.times_s)
+        return np.clip(places / self.length, 0, 1) * self.duration_s
 
-    def to_frames(self, seconds: NDArray[np.floating]) -> NDArray[np.floating]:
-        """Map times to frame numbers; where frames come evenly, as published models had them."""
+    def to_timeline(self, seconds: NDArray[np.floating]) -> NDArray[np.floating]:
+        """Map times to the timeline; on evenly coming frames rounded, as published models were."""
+        if self.sampling_fps is not None:
+            return np.clip(seconds / self.duration_s, 0, 1) * self.length
         if self.times_s is not None:
             return np.interp(seconds, self.times_s, np.arange(self.frames + 1))
         return seconds_to_frames(seconds, self.duration_s, self.frames)
@@ -91,17 +104,22 @@ def format_skipped(skipped: dict[str, str], videos: int) -> str:
     return f"warning: {len(skipped)} of {videos} videos were skipped and do not count:\n  {causes}"
 
 
-def probe_item(path: str | Path) -> VideoItem:
+def probe_item(path: str | Path, sampling_fps: float | None = None) -> VideoItem:
     """Return a file without truth as an item.
+
+    Args:
+        sampling_fps: `sampling.fps`.
 
     Raises:
         VideoError: it cannot be read or does not decode.
     """
     (found,) = probe([path], progress=False)
-    return make_item(Path(path), found)
+    return make_item(Path(path), found, sampling_fps)
 
 
-def make_item(path: Path, found: VideoIndex | VideoError) -> VideoItem:
+def make_item(
+    path: Path, found: VideoIndex | VideoError, sampling_fps: float | None = None
+) -> VideoItem:
     if isinstance(found, VideoError):
         raise found
     frames = len(found.pts)
@@ -109,7 +127,9 @@ def make_item(path: Path, found: VideoIndex | VideoError) -> VideoItem:
     times_s = np.append(found.times(np.arange(frames)), frames / found.fps)
     uneven = np.abs(times_s * found.fps - np.arange(frames + 1)).max() > 0.5
     return VideoItem(
-        path.stem, path, frames, frames / found.fps, *nothing, (), times_s if uneven else None
+        *(path.stem, path, frames, frames / found.fps, found.fps, *nothing, ()),
+        times_s=times_s if uneven else None,
+        sampling_fps=sampling_fps,
     )
 
 
@@ -154,9 +174,15 @@ def load_items(
     accelerator: Accelerator | None = None,
     store: Store | None = None,
     imported: str | None = None,
+    sampling_fps: float | None = None,
 ) -> Subset:
     """Match a subset's videos with their files; see `load_subsets`."""
-    return load_subsets(data, annotations, [subset], accelerator, store, imported=imported)[0]
+    (found,) = load_subsets(
+        *(data, annotations, [subset], accelerator, store),
+        imported=imported,
+        sampling_fps=sampling_fps,
+    )
+    return found
 
 
 def load_subsets(
@@ -167,6 +193,7 @@ def load_subsets(
     store: Store | None = None,
     needs_files: bool = False,
     imported: str | None = None,
+    sampling_fps: float | None = None,
 ) -> list[Subset]:
     """Match the subsets' videos with their files; adds to the annotations' warnings.
 
@@ -175,6 +202,7 @@ def load_subsets(
         store: of activations: videos get their identity, and those whose files are gone are known.
         needs_files: gone videos are missing, whatever the store knows.
         imported: name of the imported features that stand for the videos; no file is looked at.
+        sampling_fps: `sampling.fps`.
 
     Raises:
         ValueError: files are missing or unreadable (with `data.bad_videos` skip: all of a subset);
@@ -183,7 +211,7 @@ def load_subsets(
     found = [
         _features_of(data, annotations, subset, store, imported)
         if imported and store
-        else _match(data, annotations, subset, accelerator, store, needs_files)
+        else _match(data, annotations, subset, accelerator, store, needs_files, sampling_fps)
         for subset in subsets
     ]
     problems = {name: cause for items in found for name, cause in items.skipped.items()}
@@ -240,6 +268,7 @@ def _match(
     accelerator: Accelerator | None,
     store: Store | None,
     needs_files: bool,
+    sampling_fps: float | None,
 ) -> Subset:
     folder = Path(data.videos)
     kept = store.videos_by_name if store and not needs_files else {}
@@ -263,7 +292,7 @@ def _match(
                         f"{names[video.name]} different videos of that name; bring the file back"
                     )
                 away += 1
-                item = _kept_item(kept[video.name], folder)
+                item = replace(_kept_item(kept[video.name], folder), sampling_fps=sampling_fps)
                 items.append(with_truth(item, video, data, annotations.classes, warnings))
                 continue
             if video.name not in files:
@@ -276,7 +305,7 @@ def _match(
                     )
                 raise ValueError(f"{video.name}: no such file in {folder}{hint}")
             path = files[video.name]
-            item = make_item(path, looked_at[path])
+            item = make_item(path, looked_at[path], sampling_fps)
             item = with_digest(item) if store or data.frame_cache else item
             items.append(with_truth(item, video, data, annotations.classes, warnings))
         except ValueError as error:
@@ -305,14 +334,18 @@ def with_digest(item: VideoItem) -> VideoItem:
         digest, size = video_digest(item.path), item.path.stat().st_size
     except OSError as error:
         raise VideoError(f"{item.path}: cannot be read as video: {error.strerror}") from error
-    fps = item.frames / item.duration_s
-    return replace(item, known=VideoInfo(digest, item.name, size, item.frames, fps, item.times_s))
+    known = VideoInfo(digest, item.name, size, item.frames, item.fps, item.times_s)
+    return replace(item, known=known)
 
 
 def _kept_item(info: VideoInfo, folder: Path) -> VideoItem:
     nothing = np.zeros((0, 2)), np.zeros(0, np.int64)
     path, duration_s = folder / info.name, info.frames / info.fps
-    return VideoItem(info.name, path, info.frames, duration_s, *nothing, (), info.times_s, info)
+    return VideoItem(
+        *(info.name, path, info.frames, duration_s, info.fps, *nothing, ()),
+        times_s=info.times_s,
+        known=info,
+    )
 
 
 def with_truth(
@@ -342,7 +375,7 @@ def with_truth(
     item = replace(item, duration_s=duration)
     return replace(
         item,
-        segments=item.to_frames(seconds),
+        segments=item.to_timeline(seconds),
         labels=np.array(
             [0 if data.class_agnostic else classes.index(s.label) for s in video.segments], np.int64
         ),

@@ -76,7 +76,7 @@ class TrainingWindows(Dataset[Sample]):
         if self.cached is not None:
             window, inputs = draw_inputs(rng, item, *of, self.cached)
             return _sample(item, window, inputs, *of, start=self.cached.cut)
-        window = random_window(rng, item.frames, item.segments, self.sampling)
+        window = random_window(rng, item, item.segments, self.sampling)
         seed = int(rng.integers(2**31))
         (frames,) = _frames(item, [window], self.transform, self.kept, seed)
         inputs = tuple(arrange(frames, window, d) for d in self.directions)
@@ -135,7 +135,7 @@ class EvaluationWindows(IterableDataset[Sample]):
                 yield from self._samples(item, windows)
 
     def _windows(self, item: VideoItem) -> list[Window]:
-        return sliding_windows(item.frames, self.overlap, self.sampling)
+        return sliding_windows(item, self.overlap, self.sampling)
 
     def _samples(self, item: VideoItem, windows: list[Window]) -> Iterator[Sample]:
         of = self.sampling, self.directions

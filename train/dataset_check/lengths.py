@@ -91,7 +91,7 @@ def complete(item: VideoItem, survey: Survey) -> NDArray[np.bool_]:
     for place in np.flatnonzero(~held):
         # No window holds more of a long action than the one that begins with it.
         begin = min(math.ceil(item.segments[place, 0] / last.step), int(last.start / last.step))
-        window = strided_window(item.frames, begin, sampling.window_size, sampling)
+        window = strided_window(item, begin, sampling.window_size, sampling)
         held[place] = place in truth_inside(window, item.segments, sampling.min_completeness)[1]
     return held
 
@@ -100,7 +100,7 @@ def unseen(item: VideoItem, survey: Survey) -> NDArray[np.bool_]:
     """Return which of a video's actions lie within a window, but no point learns, [G]."""
     missed = np.zeros(len(item.segments), np.bool_)
     windows = _windows(item, survey)
-    middles = np.array([w.to_frames(np.array(w.valid / 2)) for w in windows])
+    middles = np.array([w.to_timeline(np.array(w.valid / 2)) for w in windows])
     nearest = np.abs(item.segments.mean(1)[:, None] - middles).argmin(1)
     size, levels = survey.config.sampling.window_size, survey.config.head.levels
     overlapping = survey.config.training.overlapping_ranges
@@ -149,7 +149,7 @@ def check_frame_rates(survey: Survey) -> Iterator[Finding]:
 
 
 def _windows(item: VideoItem, survey: Survey) -> list[Window]:
-    return sliding_windows(item.frames, 0.5, survey.config.sampling)
+    return sliding_windows(item, 0.5, survey.config.sampling)
 
 
 # With THUMOS-14's actions and 30 frames a second this gives the published stride of 4.

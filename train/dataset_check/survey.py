@@ -135,7 +135,7 @@ def survey(config: Experiment, timeout_s: float = 60.0) -> Survey:
 
 def _file(video: Video, path: Path, index: VideoIndex | VideoError, found: Survey) -> File:
     """Return what there is to know of a file, with its truth; what does not fit is noted."""
-    item = make_item(path, index)
+    item = make_item(path, index, found.config.sampling.fps)
     assert isinstance(index, VideoIndex)
     digest, announced = video_digest(path), announced_frames(path, index)
     if video.duration_s is None:

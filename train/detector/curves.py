@@ -18,24 +18,24 @@ MOST_BINS = 2000  # more than a screen has columns; memory does not grow with th
 
 @dataclass(frozen=True)
 class ScoreCurves:
-    """The highest score of every class in equally many frames each.
+    """The highest score of every class in equally long stretches.
 
     Args:
         times_s: the bins' edges, [N + 1].
         scores: in [0, 1], [K, N]; `add` raises them.
-        frames: of the video.
+        length: of the video's timeline.
     """
 
     times_s: NDArray[np.floating]
     scores: NDArray[np.float32]
-    frames: int = field(repr=False)
+    length: float = field(repr=False)
 
     @classmethod
     def of(cls, item: VideoItem, step: float, classes: int) -> "ScoreCurves":
-        """Begin at 0, with bins of at least `step` frames, a feature step."""
-        bins = max(1, min(MOST_BINS, int(item.frames / step)))
-        edges = np.linspace(0, item.frames, bins + 1)
-        return cls(item.to_seconds(edges), np.zeros((classes, bins), np.float32), item.frames)
+        """Begin at 0, with bins of at least `step` of the timeline, a feature step."""
+        bins = max(1, min(MOST_BINS, int(item.length / step)))
+        edges = np.linspace(0, item.length, bins + 1)
+        return cls(item.to_seconds(edges), np.zeros((classes, bins), np.float32), item.length)
 
     def add(self, answer: Answer, batch: Batch) -> None:
         """Take in what one result says about a batch of windows, all of this video."""
@@ -47,7 +47,7 @@ class ScoreCurves:
                 steps = np.arange(window.valid)[:, None] + (-0.5, 0.5)
                 if direction == "reversed":
                     steps = reverse_segments(steps, window.reflection)
-                places = np.floor(window.to_frames(steps) * bins / self.frames).astype(np.int64)
+                places = np.floor(window.to_timeline(steps) * bins / self.length).astype(np.int64)
                 for place in places.clip(0, bins - 1).T:  # a step touches two bins at most
                     np.maximum.at(self.scores.T, place, scores[:, : window.valid].T)
 

@@ -310,7 +310,9 @@ def evaluate_checkpoint(
     if imported and not url:
         raise ValueError(f"--cache: give the store that the features '{imported}' are in")
     store = open_cache(url) if url else None
-    items = load_items(config.data, annotations, subset, accelerator, store, imported)
+    items = load_items(
+        *(config.data, annotations, subset, accelerator, store, imported), config.sampling.fps
+    )
     if items.skipped and accelerator.is_main_process:
         print(format_skipped(items.skipped, len(items) + len(items.skipped)))
     detector = Detector.restore(saved._replace(config=config), checkpoint)

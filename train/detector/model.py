@@ -244,7 +244,8 @@ class Detector(nn.Module):
         Raises:
             VideoError: the file cannot be read.
         """
-        return self.detect_with_scores(probe_item(path)).detections[self.answer]
+        item = probe_item(path, self.config.sampling.fps)
+        return self.detect_with_scores(item).detections[self.answer]
 
     def detect_with_scores(
         self,
@@ -297,7 +298,7 @@ class Detector(nn.Module):
     def windows(self, item: VideoItem) -> list[Window]:
         """Return the windows of a video that `detect_with_scores` runs over."""
         sampling = self.config.sampling
-        return sliding_windows(item.frames, sampling.test_overlap, sampling)
+        return sliding_windows(item, sampling.test_overlap, sampling)
 
     @torch.no_grad()
     def parameter_counts(self) -> dict[str, int]:

@@ -79,7 +79,7 @@ def _forward_frames(found: Candidates, window: Window, direction: Direction) -> 
     segments = found.segments
     if direction == "reversed":
         segments = reverse_segments(segments, window.reflection)
-    return found._replace(segments=window.to_frames(segments).astype(np.float32))
+    return found._replace(segments=window.to_timeline(segments).astype(np.float32))
 
 
 def detections(

@@ -62,6 +62,7 @@ def load_training_data(
     data: DataConfig,
     accelerator: Accelerator,
     store: Store | None,
+    sampling_fps: float | None,
     needs_files: bool = False,
     imported: str | None = None,
 ) -> TrainingData:
@@ -75,7 +76,7 @@ def load_training_data(
     name = data.validation_subset
     names = [data.train_subset, *([name] if name else [])]
     training, *others = load_subsets(
-        data, annotations, names, accelerator, store, needs_files, imported
+        data, annotations, names, accelerator, store, needs_files, imported, sampling_fps
     )
     validation = others[0] if others else None
     if validation is not None and not any(item.truth for item in validation):

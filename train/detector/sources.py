@@ -30,7 +30,7 @@ Source = tuple[str, Checkpoint[Experiment]]
 
 TRUNK = "backbone.trunk."
 COMPATIBLE_SETTINGS = (  # others give other numbers, or other meanings, with the same weights
-    *("sampling.window_size", "sampling.scale_factor", "sampling.snippet_stride"),
+    *("sampling.window_size", "sampling.scale_factor", "sampling.snippet_stride", "sampling.fps"),
     *("sampling.method", "pixels.size", "backbone.mean", "backbone.std", "backbone.mode"),
     *(
         "pixels.antialias",

@@ -227,7 +227,7 @@ def _example(clip: Labelled, name: str, item: VideoItem, sets: Sequence[LabelSet
             f"{clip.place}: begins at {clip.span_s[0]:g} s, but {item.path} ends at "
             f"{item.duration_s:.1f} s; is it another video?"
         )
-    begin, end = item.to_frames(np.array(clip.span_s))
+    begin, end = item.to_timeline(np.array(clip.span_s))
     first = min(int(begin), item.frames - 1)
     last = min(max(int(np.ceil(end)), first + 1), item.frames)
     return Example(name, item, whole._replace(first=first, length=last - first), labels)
