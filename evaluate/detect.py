@@ -32,6 +32,7 @@ from evaluate.files.timeline import PageVideo, check_size, embedded, linked, pag
 from extract.video.files import VIDEO_SUFFIXES
 from extract.video.probe import probe
 from extract.video.reader import VideoError
+from train.data.frame_rates import describe_unlike_rates
 from train.data.videos import VideoItem, make_item
 from train.detector.model import Detector, Examined
 from train.detector.sources import read_source, resolve_config
@@ -129,6 +130,8 @@ def detect(
     for folder in filter(None, (outputs.srt, outputs.vtt)):
         folder.mkdir(parents=True, exist_ok=True)
     items, bad = looked_at(paths, detector.config.sampling.fps)
+    if unlike := describe_unlike_rates(items, saved.frame_rates, detector.config.sampling):
+        print(unlike)
     truth = truth_of(items, annotations) if annotations else {}
     for item in items if outputs.embed else ():
         check_size(item.path)

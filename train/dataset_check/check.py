@@ -2,7 +2,7 @@
 
 import textwrap
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -56,7 +56,7 @@ class DatasetCheck:
         """Return everything as what JSON can hold."""
         proposal = self.suggestion
         return findings_to_dict(self.findings) | {
-            "suggestion": asdict(proposal) if proposal else None
+            "suggestion": proposal.to_dict() if proposal else None
         }
 
     def text(self) -> str:
@@ -74,8 +74,9 @@ class DatasetCheck:
         if self.suggestion:
             better = self.suggestion
             lines += [
-                f"suggested: sampling.window_size {better.window_size} and sampling.snippet_stride "
-                f"{better.snippet_stride} (now {now.window_size} and {now.snippet_stride}):",
+                f"suggested: sampling.window_size {better.window_size} and "
+                f"sampling.{better.setting} {better.pace:g} (now {now.window_size} and "
+                f"{getattr(now, better.setting):g}):",
                 textwrap.fill(better.reason, 96, initial_indent="  ", subsequent_indent="  "),
             ]
         return "\n".join(lines)

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from statistics import median
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -24,22 +25,23 @@ MOST = 95  # per cent of the actions that a window should be able to hold
 INCOMPLETE = Kind(
     "action that no training window holds",
     "warning",
-    "it is never learned: raise sampling.window_size or snippet_stride, or lower min_completeness",
+    "it is never learned: raise sampling.window_size, take fewer samples a second (sampling.fps "
+    "or snippet_stride), or lower min_completeness",
 )
 UNSEEN = Kind(
     "action that no point learns",
     "warning",
-    "it lies between two feature steps: lower sampling.snippet_stride",
+    "it lies between two feature steps: raise sampling.fps, or lower snippet_stride",
 )
 SHORT = Kind(
     "action shorter than a feature step",
     "warning",
-    "its boundaries cannot be told apart: lower sampling.snippet_stride",
+    "its boundaries cannot be told apart: raise sampling.fps, or lower snippet_stride",
 )
 NARROW = Kind(
     "window shorter than ordinary actions",
     "warning",
-    "raise sampling.window_size or snippet_stride",
+    "raise sampling.window_size, or take fewer samples a second (sampling.fps, or snippet_stride)",
 )
 PADDED = Kind(
     "windows are mostly padding",
@@ -49,7 +51,7 @@ PADDED = Kind(
 RATES = Kind(
     "unusual frame rate",
     "warning",
-    "a feature step lasts much longer or shorter here: convert the video, or choose resize",
+    "a feature step lasts much longer or shorter here: take samples by time, with sampling.fps",
 )
 
 
@@ -133,10 +135,11 @@ def check_windows(survey: Survey) -> Iterator[Finding]:
 
 def check_frame_rates(survey: Survey) -> Iterator[Finding]:
     """Videos in which a fixed stride means quite another time than in most."""
-    if survey.config.sampling.method == "resize" or not survey.files:
+    sampling = survey.config.sampling
+    if sampling.method == "resize" or sampling.fps is not None or not survey.files:
         return
     usual = median(file.index.fps for file in survey.files.values())
-    stride = survey.config.sampling.snippet_stride
+    stride = sampling.snippet_stride
     for name, file in survey.files.items():
         fps = file.index.fps
         if not 1 / UNLIKE < fps / usual < UNLIKE:
@@ -161,11 +164,19 @@ ROOM = 3  # windows hold so many times an action of ordinary length (the 95th pe
 
 @dataclass(frozen=True)
 class Suggestion:
-    """Values for `sampling.window_size` and `sampling.snippet_stride`, and one sentence why."""
+    """Values for `sampling.window_size` and `sampling.fps` or `snippet_stride`, and why.
+
+    Args:
+        pace: samples per second where the config has `sampling.fps`, else the stride in frames.
+    """
 
     window_size: int
-    snippet_stride: int
+    setting: Literal["fps", "snippet_stride"]
+    pace: float
     reason: str
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"window_size": self.window_size, self.setting: self.pace, "reason": self.reason}
 
 
 def suggest(survey: Survey) -> Suggestion | None:
@@ -177,18 +188,24 @@ def suggest(survey: Survey) -> Suggestion | None:
         return None
     fps = median(survey.files[item.name].index.fps for item in items)
     short_s, ordinary_s, long_s = np.percentile(seconds, [10, 95, 99]).tolist()
-    stride = sampling.scale_factor * max(
-        1, round(short_s * fps / STEPS_OF_SHORT / sampling.scale_factor)
-    )
+    scale = sampling.scale_factor
+    setting: Literal["fps", "snippet_stride"]
+    pace: float
+    if sampling.fps is not None:
+        fps = float(f"{STEPS_OF_SHORT * scale / short_s:.2g}")
+        stride, setting, pace, at = scale, "fps", fps, "samples/s"
+    else:
+        stride = scale * max(1, round(short_s * fps / STEPS_OF_SHORT / scale))
+        setting, pace, at = "snippet_stride", stride, "frames/s"
     # Whole clips, and whole strides of the coarsest level.
     unit = math.lcm(
         CLIP_FRAMES // math.gcd(CLIP_FRAMES, sampling.scale_factor), 2 ** (config.head.levels - 1)
     )
     window = unit * math.ceil(max(ROOM * ordinary_s, long_s) * fps / stride / unit)
     reason = (
-        f"at {fps:.4g} frames/s an action of {short_s:.2f} s (only a tenth are shorter) spans "
+        f"at {fps:.4g} {at} an action of {short_s:.2f} s (only a tenth are shorter) spans "
         f"{short_s * fps / stride:.1f} feature steps, and a window of {window * stride / fps:.1f} "
         f"s is {window * stride / fps / ordinary_s:.1f} times the length of {ordinary_s:.2f} s "
         "that 95 % of the actions do not exceed"
     )
-    return Suggestion(window, stride, reason)
+    return Suggestion(window, setting, pace, reason)

@@ -25,6 +25,7 @@ from extract.video.reader import VideoError
 from train.config import DataConfig, EvaluationConfig, Experiment
 from train.data.batch import Batch, Sample
 from train.data.cached import CachedStreams, ensure_cached, evaluation_spans
+from train.data.frame_rates import describe_unlike_rates
 from train.data.videos import (
     ACTION,
     Subset,
@@ -315,6 +316,9 @@ def evaluate_checkpoint(
     )
     if items.skipped and accelerator.is_main_process:
         print(format_skipped(items.skipped, len(items) + len(items.skipped)))
+    unlike = describe_unlike_rates(items, saved.frame_rates, config.sampling)
+    if unlike and accelerator.is_main_process:
+        print(unlike)
     detector = Detector.restore(saved._replace(config=config), checkpoint)
     _check_labels(checkpoint, detector, items)
     out = out or checkpoint.parent / "evaluation" / f"{checkpoint.stem}-{subset}"

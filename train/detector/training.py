@@ -21,6 +21,7 @@ from extract.sampling.frame_cache import FrameCache
 from train.config import TrainingConfig
 from train.data.batch import Batch, Sample
 from train.data.cached import CachedStreams, window_span
+from train.data.frame_rates import frame_rates
 from train.data.loading import EpochSampler
 from train.data.videos import VideoItem, format_skipped
 from train.data.windows import TrainingWindows, training_loader
@@ -86,6 +87,7 @@ class DetectionTask:
         if not self.dataset.items:
             raise ValueError(f"no video of subset '{config.data.train_subset}' has an action")
         self.videos = [item.name for item in self.dataset.items]
+        self.frame_rates = frame_rates(self.dataset.items)
         if validation is not None:
             # Kept: starting decoding workers anew would cost every validation some seconds.
             overlap = config.sampling.validation_overlap

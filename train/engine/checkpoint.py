@@ -51,6 +51,8 @@ class Checkpoint(NamedTuple, Generic[C]):
         config: the resolved experiment; `classes`: names in the order of the logits.
         model, ema: tensors of the detector as trained and as averaged.
         training: state that only resuming needs (optimizer, epoch, …); empty in `best`.
+        frame_rates: the lowest and highest of the training videos; None where unknown, as in files
+            of earlier versions.
     """
 
     config: C
@@ -58,6 +60,7 @@ class Checkpoint(NamedTuple, Generic[C]):
     model: dict[str, Tensor]
     ema: dict[str, Tensor]
     training: dict[str, Any]
+    frame_rates: tuple[float, float] | None = None
 
 
 def save_checkpoint(path: Path, content: Checkpoint[Any]) -> None:
@@ -174,6 +177,7 @@ def load_checkpoint(path: str | Path, kind: type[C]) -> Checkpoint[C]:
             f"{path} is not a checkpoint of this project (format {kind.checkpoint_format})"
         )
     del fields["format"]
+    fields.setdefault("frame_rates", None)
     if fields.keys() != set(Checkpoint._fields) or not isinstance(fields["config"], str):
         raise ValueError(f"{path} is of another version: its fields are {', '.join(fields)}")
     config = parse(kind, _renamed(fields.pop("config")), source=str(path))

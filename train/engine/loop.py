@@ -55,6 +55,7 @@ class Task(Protocol):
         measure: name of the score's average.
         videos: what is trained on, by position.
         validates: whether there is something to validate with.
+        frame_rates: the training videos' lowest and highest, for a task that depends on them.
     """
 
     @property
@@ -83,6 +84,9 @@ class Task(Protocol):
 
     @property
     def validates(self) -> bool: ...
+
+    @property
+    def frame_rates(self) -> tuple[float, float] | None: ...
 
     def loader(self, sampler: EpochSampler) -> "DataLoader[Any]":
         """Return a loader of training batches, which tell their `videos` and `problems`."""
@@ -367,6 +371,7 @@ class TrainingRun(Generic[T]):
             model=model,
             ema=model | average,
             training=training if resumable else {},
+            frame_rates=self.task.frame_rates,
         )
         with self._what_is_safe():
             save_checkpoint(self.out / name, checkpoint)

@@ -49,6 +49,7 @@ class RecognitionTask:
     """
 
     measure = "top-1"
+    frame_rates = None  # clips are sampled by time
 
     def __init__(
         self,

@@ -1,0 +1,60 @@
+"""Videos of other frame rates than a detector's training videos are named, with what to set."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+
+from configs.loader import load
+from extract.sampling.windows import SamplingConfig
+from tests.test_e2e import DEMO, QUICK, build
+from train.config import Experiment
+from train.data.frame_rates import describe_unlike_rates
+from train.data.videos import VideoItem, probe_item
+from train.engine.checkpoint import load_checkpoint
+
+BY_FRAMES = SamplingConfig(window_size=64, snippet_stride=4, scale_factor=2)
+
+
+def video(name: str, fps: float) -> VideoItem:
+    nothing = np.zeros((0, 2)), np.zeros(0, np.int64), ()
+    return VideoItem(name, Path(f"{name}.mp4"), 100, 100 / fps, fps, *nothing)
+
+
+def test_the_pace_that_training_had_is_what_to_set() -> None:
+    found = describe_unlike_rates([video("a", 60.0), video("b", 24.5)], (24.0, 24.0), BY_FRAMES)
+    assert found is not None and "1 of 2 videos" in found and "a (60)" in found
+    assert "--sampling.fps 12 " in found and "b" not in found.split("frames: ")[1].split(".")[0]
+
+
+@pytest.mark.parametrize(
+    ("rates", "trained", "sampling"),
+    [
+        ((24.0, 25.0), (24.0, 24.0), BY_FRAMES),
+        ((60.0,), None, BY_FRAMES),  # of an earlier version
+        ((60.0,), (24.0, 60.0), BY_FRAMES),
+        ((60.0,), (24.0, 24.0), replace(BY_FRAMES, fps=12.0)),
+        ((60.0,), (24.0, 24.0), replace(BY_FRAMES, method="resize")),
+    ],
+)
+def test_nothing_is_said_where_it_does_not_matter(
+    rates: tuple[float, ...], trained: tuple[float, float] | None, sampling: SamplingConfig
+) -> None:
+    assert describe_unlike_rates([video("a", fps) for fps in rates], trained, sampling) is None
+
+
+def test_a_checkpoint_keeps_the_training_videos_rates(
+    data: list[str], tmp_path: Path, accelerator: Accelerator
+) -> None:
+    short = ["--training.epochs=1", "--data.validation_subset=null", f"--out={tmp_path}"]
+    build(load(Experiment, DEMO, [*data, *QUICK, *short]), accelerator).train()
+    rates = [probe_item(path).fps for path in Path(data[1].split("=")[1]).glob("training_*")]
+    kept = load_checkpoint(tmp_path / "last.pt", Experiment).frame_rates
+    assert kept == pytest.approx((min(rates), max(rates)))
+    fields = torch.load(tmp_path / "last.pt", weights_only=True)
+    del fields["frame_rates"]
+    torch.save(fields, tmp_path / "old.pt")
+    assert load_checkpoint(tmp_path / "old.pt", Experiment).frame_rates is None
