@@ -41,6 +41,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         f"--data.annotations={folder / 'annotations.json'}",
         f"--data.videos={folder / 'videos'}",
         f"--data.classes={folder / 'classes.txt'}",
+        *("--sampling.fps=null", "--sampling.snippet_stride=2"),  # tests count in frames
     ]
 
 

@@ -158,9 +158,10 @@ def build(
 ) -> TrainingRun[DetectionTask]:
     torch.manual_seed(config.training.seed)
     annotations = load_annotations(config.data)
-    training = load_items(config.data, annotations, "training")
+    fps = config.sampling.fps
+    training = load_items(config.data, annotations, "training", sampling_fps=fps)
     subset = config.data.validation_subset
-    validation = load_items(config.data, annotations, subset) if subset else None
+    validation = load_items(config.data, annotations, subset, sampling_fps=fps) if subset else None
     detector = Detector(config, annotations.classes)
     detector.load_pretrained()
     Path(config.out).mkdir(parents=True, exist_ok=True)

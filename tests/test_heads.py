@@ -90,15 +90,18 @@ def shaken(config: Experiment) -> Detector:
 
 
 def loaded(config: Experiment, subset: str, store: Store) -> Subset:
-    return load_items(config.data, load_annotations(config.data), subset, None, store)
+    return load_items(
+        *(config.data, load_annotations(config.data), subset, None, store),
+        sampling_fps=config.sampling.fps,
+    )
 
 
-@pytest.mark.parametrize("directions", ["forward", "reversed", "both"])
+@pytest.mark.parametrize("directions", ["forward", "reversed", "both", "by time"])
 def test_detections_from_the_cache_are_those_from_pixels_bit_for_bit(
     data: list[str], tmp_path: Path, accelerator: Accelerator, directions: str
 ) -> None:
-    chosen = "--fusion.method=average" if directions == "both" else f"--direction={directions}"
-    config = experiment(data, tmp_path, chosen)
+    chosen = {"both": "--fusion.method=average", "by time": "--sampling.fps=8.5"}
+    config = experiment(data, tmp_path, chosen.get(directions, f"--direction={directions}"))
     detector = shaken(config)
     with Store.open(tmp_path / "cache", "a") as store:
         items = loaded(config, "test", store)

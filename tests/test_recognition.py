@@ -289,13 +289,15 @@ def test_running_statistics_travel_with_the_average() -> None:
     assert statistics(network).keys() == {
         f"{k}.running_{x}" for k in (1, 2) for x in ("mean", "var")
     }
-    expected = {name: t.clone() for name, t in network.state_dict().items()}
+    # The averages of an exponential decay whose weights add up to 1: nothing of the start is left.
+    summed = {name: torch.zeros_like(t) for name, t in network.state_dict().items()}
     for _ in range(3):
         network(torch.randn(8, 2))
         average.update(network)
         for name, tensor in network.state_dict().items():
             if tensor.is_floating_point():
-                expected[name] = 0.75 * expected[name] + 0.25 * tensor
+                summed[name] = 0.75 * summed[name] + 0.25 * tensor
+    expected = {name: tensor / (1 - 0.75**3) for name, tensor in summed.items()}
     own = {name: t.clone() for name, t in network.state_dict().items()}
     with average.applied(network):
         for name, tensor in network.state_dict().items():

@@ -257,8 +257,9 @@ def test_a_run_is_counted(data: list[str]) -> None:
     assert work.videos_bytes == sum(i.path.stat().st_size for i in (*training, *validation))
     nothing = count(config, training, [], 1)
     assert (nothing.validations, nothing.validation_windows) == (0, 0)
-    # Three processes with two windows each cannot share four videos: they go round again.
-    assert count(config, training, [], 3).windows == 4 * 6
+    # Six windows an update, of four videos: they go round again, on one process or on three.
+    six = replace(config, training=replace(config.training, global_batch=6))
+    assert [count(six, training, [], processes).windows for processes in (1, 3)] == [4 * 6] * 2
     assert count(experiment(data), training, [], 1).workers == 0
 
 
@@ -266,7 +267,7 @@ def test_a_run_is_counted(data: list[str]) -> None:
 def test_workers_that_have_no_core_do_not_count(
     data: list[str], monkeypatch: pytest.MonkeyPatch, cores: int, here: int, workers: int
 ) -> None:
-    config = experiment(data, "--training.workers=4")
+    config = experiment(data, "--training.workers=4", "--training.global_batch=8")
     monkeypatch.setattr("os.sched_getaffinity", lambda _: range(cores))
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(here))
     # As many machines again take part.
