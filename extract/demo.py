@@ -47,6 +47,7 @@ class DemoConfig:
     Args:
         shortest, longest: bounds of a video's duration in seconds.
         held_out: videos that no detector trains on, for fusions to be fitted to.
+        frame_rates: one is drawn for each video.
     """
 
     training: int = 40
@@ -56,6 +57,7 @@ class DemoConfig:
     longest: float = 60.0
     seed: int = 0
     held_out: int = 0
+    frame_rates: tuple[int, ...] = FRAME_RATES
 
 
 CLIPS = "clips"
@@ -145,7 +147,7 @@ def _write_clip(folder: Path, subset: str, index: int, config: DemoConfig) -> No
     # The last number keeps this stream apart from those of the long videos.
     rng = np.random.default_rng((config.seed, SUBSETS.index(subset), index, 1))
     action = ACTIONS[index % len(ACTIONS)]
-    fps, (height, width) = int(rng.choice(FRAME_RATES)), SIZES[rng.integers(len(SIZES))]
+    fps, (height, width) = int(rng.choice(config.frame_rates)), SIZES[rng.integers(len(SIZES))]
     count = int(rng.uniform(config.shortest, config.longest) * fps)
     scene = random_clip(rng, action, count / fps)
     _encode(folder / subset / action / f"{index:04d}.mp4", scene, (height, width), fps, count, rng)
@@ -155,7 +157,7 @@ def _write_video(
     folder: Path, subset: str, index: int, config: DemoConfig
 ) -> tuple[str, dict[str, Any]]:
     rng = np.random.default_rng((config.seed, SUBSETS.index(subset), index))
-    fps, (height, width) = int(rng.choice(FRAME_RATES)), SIZES[rng.integers(len(SIZES))]
+    fps, (height, width) = int(rng.choice(config.frame_rates)), SIZES[rng.integers(len(SIZES))]
     count = int(rng.uniform(config.shortest, config.longest) * fps)
     scene = random_scene(rng, count / fps)
     name = f"{subset}_{index:03d}"

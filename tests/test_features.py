@@ -104,11 +104,9 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Videos as long as one window, a frozen backbone's features of them, and a head on these."""
     folder = tmp_path_factory.mktemp("study")
     (folder / "videos").mkdir()
-    sizes = DemoConfig(shortest=SECONDS, longest=SECONDS)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(demo, "FRAME_RATES", (FPS,))
-        places = [("training", k) for k in range(4)] + [("test", k) for k in range(2)]
-        database = dict(demo._write_video(folder / "videos", *place, sizes) for place in places)
+    sizes = DemoConfig(shortest=SECONDS, longest=SECONDS, frame_rates=(FPS,))
+    places = [("training", k) for k in range(4)] + [("test", k) for k in range(2)]
+    database = dict(demo._write_video(folder / "videos", *place, sizes) for place in places)
     (folder / "annotations.json").write_text(json.dumps({"database": database}))
     config = folder / "frozen.yaml"
     config.write_text(dump(experiment(folder)))
