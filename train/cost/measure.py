@@ -99,16 +99,14 @@ def measure_step(
             tested_s = _least_s(lambda: predict(*arguments), accelerator.device)
         return np.array([trained_s, tested_s])
 
-    most, clips, slope = config.sampling.samples // CLIP_FRAMES, 1, np.zeros(2)
+    most, slope = config.sampling.samples // CLIP_FRAMES, np.zeros(2)
+    clips = most if cut == "features" else 1  # their number is no matter to what stands behind them
     with translate_oom(SMALLER_BATCHES):
         seconds = cost(clips)
-        long = False
-        while clips < most and not long:
+        while clips < most and (clips == 1 or not _is_long(float(seconds[0]))):
             more = min(2 * clips, most)
             before, seconds = seconds, cost(more)
             slope, clips = np.maximum(0.0, seconds - before) / (more - clips), more
-            # Decided by one for all: their steps wait for each other.
-            (long,) = broadcast_object_list([bool(seconds[0] > ENOUGH_S)])
     accelerator.free_memory()
     return StepCost(*map(float, (seconds + (most - clips) * slope) / run.sampler.batch))
 
@@ -149,14 +147,23 @@ def _random_batch(
 
 
 def _least_s(work: Callable[[], object], device: torch.device) -> float:
+    """Return the least seconds of some repeats, or those of the first if that is long."""
     each = list[float]()
-    for _ in range(REPEATS):  # all processes as often: they wait for each other
+    while len(each) < REPEATS:
         began = time.perf_counter()
         work()
         if device.type != "cpu":
             torch.accelerator.synchronize(device)
         each.append(time.perf_counter() - began)
+        if len(each) == 1 and _is_long(each[0]):
+            return each[0]
     return min(each[1:])
+
+
+def _is_long(seconds: float) -> bool:
+    """Return what the first process finds: steps of all wait for each other."""
+    (long,) = broadcast_object_list([seconds > ENOUGH_S])
+    return bool(long)
 
 
 def measure_reading(
