@@ -38,6 +38,7 @@ from train.modeling.actionformer import HeadConfig
 
 CLASSES = ("run", "jump", "throw")
 FRAMES, FPS = 500, 25  # of the first video; 25 is what write_numbered writes
+BY_FRAMES = ("--sampling.fps=null", "--sampling.snippet_stride=2")
 LONG = ("--training.epochs=600", "--training.stop_epoch=600")  # updates enough for anybody
 SUBSETS = ("training",) * 6 + ("validation", "test")
 
@@ -71,6 +72,7 @@ class Data:
             f"--data.annotations={self.folder / 'annotations.json'}",
             f"--data.videos={self.folder / 'videos'}",
             f"--data.classes={self.folder / 'classes.txt'}",
+            *BY_FRAMES,
             *LONG,
             *self.settings,
         ]

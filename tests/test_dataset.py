@@ -38,7 +38,9 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Experiment:
         videos=str(folder / "videos"),
         classes=str(folder / "classes.txt"),
     )
-    return replace(demo, data=data, sampling=replace(demo.sampling, window_size=64))
+    return replace(
+        demo, data=data, sampling=replace(demo.sampling, window_size=64, fps=None, snippet_stride=2)
+    )
 
 
 def training_windows(config: Experiment) -> TrainingWindows:

@@ -127,6 +127,7 @@ def experiment(folder: Path, *more: str) -> Experiment:
         f"--sampling.window_size={ROWS}",
         "--sampling.scale_factor=2",
         f"--sampling.snippet_stride={STRIDE}",
+        "--sampling.fps=null",
         f"--cache.url={folder / 'cache'}",
         "--cache.dtype=float32",
         *more,
