@@ -100,7 +100,7 @@ class Store:
             self._lease = None
 
     def contains(self, address: Address) -> bool:
-        """Say whether all rows of an activation are there."""
+        """Return whether all rows of an activation are there."""
         self._use(address.fingerprint)
         return bool(self._index.pieces(address, 0, address.rows))
 

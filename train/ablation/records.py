@@ -172,7 +172,7 @@ def table_inputs(grid: Grid, failed: Mapping[Run, str], files: Sequence[Path]) -
 
 
 def is_current(grid: Grid, failed: Mapping[Run, str]) -> bool:
-    """Say whether a grid's table is there and nothing has changed since."""
+    """Return whether a grid's table is there and nothing has changed since."""
     if not all((grid.root / name).is_file() for name in TABLES):
         return False
     try:
