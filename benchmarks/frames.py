@@ -100,8 +100,8 @@ def inspect(file: Path) -> tuple[str, Known | None, int]:
     outcomes = []
     for indices in access_paths(len(reader)).values():
         outcomes.append(known.wrong(VideoReader(file).frames(indices), indices))
-    told = " | ".join("exact" if not wrong else f"{wrong} wrong" for wrong in outcomes)
-    row = f"| {file.name} | {len(reader)} | {reader.index.access} | {unlike} | {told} |"
+    summary = " | ".join("exact" if not wrong else f"{wrong} wrong" for wrong in outcomes)
+    row = f"| {file.name} | {len(reader)} | {reader.index.access} | {unlike} | {summary} |"
     return row, known, unlike + sum(outcomes)
 
 

@@ -108,10 +108,10 @@ def measured(work: str, size: str, path: Path) -> dict[str, float]:
 def memory() -> dict[str, int]:
     """Return the bytes of this process that are no file's, and its peak with all."""
     lines = Path("/proc/self/status").read_text().splitlines()
-    said = dict(line.split(":", 1) for line in lines)
+    status = dict(line.split(":", 1) for line in lines)
     return {
-        "kept": 1024 * int(said["RssAnon"].split()[0]),
-        "peak": 1024 * int(said["VmHWM"].split()[0]),
+        "kept": 1024 * int(status["RssAnon"].split()[0]),
+        "peak": 1024 * int(status["VmHWM"].split()[0]),
     }
 
 

@@ -122,7 +122,7 @@ def disturb(videos: Path, aside: Path, every_s: float) -> Iterator[dict[str, Any
 
 def start(folder: Path, videos: Path, epochs: int) -> "subprocess.Popen[bytes]":
     """Start the real script on a folder of videos; it runs in `folder`/run."""
-    looks = str(max(1, epochs // 20))
+    validate_every = str(max(1, epochs // 20))
     settings = {
         "out": folder / "run",
         "data.annotations": folder.parent / "data/annotations.json",
@@ -132,8 +132,8 @@ def start(folder: Path, videos: Path, epochs: int) -> "subprocess.Popen[bytes]":
         "training.epochs": epochs,
         "training.stop_epoch": epochs,
         "training.warmup_epochs": epochs // 20,
-        "training.validate_every": looks,
-        "training.validate_from": looks,
+        "training.validate_every": validate_every,
+        "training.validate_from": validate_every,
         "training.workers": 1,
     }
     command = [sys.executable, "train/e2e.py", "--config", "configs/e2e/demo/forward.yaml"]

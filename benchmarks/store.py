@@ -75,14 +75,14 @@ def write_index(folder: Path, spans: int) -> None:
         records["place"] = np.arange(len(numbers)) * ROWS
         records["rows"] = records["total"] = ROWS
         digests = [f"{video:064x}" for video in videos]
-        told: list[Metadata] = [Metadata(1, FingerprintInfo(PRINT, "features", "a.pth"))]
-        told += [Metadata(1, VideoInfo(d, f"{d}.mp4", 10**8, 40_000, 30.0)) for d in digests]
+        metadata: list[Metadata] = [Metadata(1, FingerprintInfo(PRINT, "features", "a.pth"))]
+        metadata += [Metadata(1, VideoInfo(d, f"{d}.mp4", 10**8, 40_000, 30.0)) for d in digests]
         chunks = np.zeros(-(-len(numbers) * ROWS // 1365), CHUNK)
         info = ArrayInfo(len(numbers) * ROWS, 1365, 1365 * 64, "0" * 32, [(10**7, 1)] * 4, chunks)
         part = folder / "parts" / f"{first // SPANS_A_TABLE // 30:06}"
         part.mkdir(parents=True, exist_ok=True)
         name = part / f"a{first // SPANS_A_TABLE % 30:06}.idx"
-        name.write_bytes(encode(IndexTable(records, [group], digests, told, info)))
+        name.write_bytes(encode(IndexTable(records, [group], digests, metadata, info)))
 
 
 def measure_index(folder: Path, spans: int) -> dict[str, float]:

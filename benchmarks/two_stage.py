@@ -45,10 +45,10 @@ def main() -> None:
                 train("train/e2e.py", run, seed, epochs, *start)
                 step, found = last_score(run)
                 scores[way].setdefault(step, []).append(found)
-    said = table(scores, heads)
-    write_text(args.out / "results.md", said)
+    report = table(scores, heads)
+    write_text(args.out / "results.md", report)
     picture(scores, statistics.mean(heads), args.out / "two_stage.png")
-    print(said)
+    print(report)
 
 
 def python(*command: str) -> None:

@@ -67,8 +67,8 @@ class Address:
     @cached_property
     def key(self) -> bytes:
         """16 bytes that stand for the whole address."""
-        said = [self.fingerprint, self.dtype, self.video, self.direction, self.span, self.rows]
-        hashed = hashlib.blake2b(json.dumps(said).encode(), digest_size=16, person=b"palindrome")
+        fields = [self.fingerprint, self.dtype, self.video, self.direction, self.span, self.rows]
+        hashed = hashlib.blake2b(json.dumps(fields).encode(), digest_size=16, person=b"palindrome")
         hashed.update(np.ascontiguousarray(self.frames, "<i8").data)
         return hashed.digest()
 
@@ -115,11 +115,11 @@ class VideoInfo:
         return asdict(self) | {"times_s": times}
 
     @staticmethod
-    def from_dict(said: dict[str, Any]) -> "VideoInfo":
-        times = said["times_s"]
+    def from_dict(fields: dict[str, Any]) -> "VideoInfo":
+        times = fields["times_s"]
         if times is not None:
             times = np.frombuffer(base64.b64decode(times), "<f8").astype(np.float64)
-        return VideoInfo(**(said | {"times_s": times}))
+        return VideoInfo(**(fields | {"times_s": times}))
 
 
 @dataclass(frozen=True)
@@ -143,5 +143,5 @@ class FingerprintInfo:
         return asdict(self)
 
     @staticmethod
-    def from_dict(said: dict[str, Any]) -> "FingerprintInfo":
-        return FingerprintInfo(**said)
+    def from_dict(fields: dict[str, Any]) -> "FingerprintInfo":
+        return FingerprintInfo(**fields)

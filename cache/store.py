@@ -94,13 +94,13 @@ class Store:
         self.close()
 
     def close(self) -> None:
-        """Say that this process uses it no more; the end of the process does that, too."""
+        """Release the lease of this process; the end of the process does that, too."""
         if self._lease is not None:
             self._lease.release()
             self._lease = None
 
     def contains(self, address: Address) -> bool:
-        """Say whether all rows of an activation are there."""
+        """Return whether all rows of an activation are there."""
         self._use(address.fingerprint)
         return bool(self._index.pieces(address, 0, address.rows))
 
@@ -189,7 +189,7 @@ class Store:
         )
 
     def _remark(self) -> str:
-        """Say what writes a mark anew."""
+        """Return what the user can do to write the mark anew."""
         return (
             f"`python cache/show.py {self.url} --verify --prune` then writes it anew and checks "
             "the rest"
@@ -205,7 +205,7 @@ class Store:
             self._warn(error)
 
     def _use(self, fingerprint: str) -> None:
-        """Say that a fingerprint is used, before the answer to whether it is there."""
+        """Note in the lease that a fingerprint is used, before looking whether it is there."""
         lease = self._lease
         if lease is None:
             return

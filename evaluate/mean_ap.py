@@ -121,7 +121,7 @@ class Matches(NamedTuple):
 
     @property
     def found(self) -> Booleans:
-        """Whether a prediction takes a truth, [T, P]."""
+        """Return whether a prediction takes a truth, [T, P]."""
         return self.taken >= 0
 
     def rows(self) -> Iterator[slice]:

@@ -126,7 +126,7 @@ def write_clips(folder: Path, config: DemoConfig, processes: int = 2) -> None:
 
 
 def _is_complete(folder: Path, wanted: str) -> bool:
-    """Say whether the dataset of a stamp is there; otherwise make room for it.
+    """Return whether the dataset of a stamp is there; otherwise make room for it.
 
     Raises:
         ValueError: the folder holds something else, which is not touched.

@@ -161,7 +161,7 @@ def _random_actor(
 
 
 def action_map(scene: Scene, times: NDArray[np.float64], grid: int) -> NDArray[np.float32]:
-    """Say which actions happen where: multi-hot [N, grid, grid, K] over the central square."""
+    """Return which actions happen where: multi-hot [N, grid, grid, K] over the central square."""
     found = np.zeros((len(times), grid, grid, len(ACTIONS)), np.float32)
     centres = (np.arange(grid) + 0.5) / grid - 0.5
     for actor in scene.actors:

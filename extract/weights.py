@@ -103,7 +103,7 @@ def describe(path: Path, content: TensorFile, networks: tuple[FoundNetwork, ...]
 
 
 def outputs(network: FoundNetwork) -> str:
-    """Say in words what classes a network tells apart."""
+    """Return a phrase for the classes that a network tells apart."""
     count, what = network.outputs or 0, "detector" if network.head else "classifier"
     if network.classes:
         return f"{what} of {count} classes: {', '.join(truncated(network.classes))}"

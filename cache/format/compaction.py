@@ -48,14 +48,14 @@ def compact(
     group: Group,
     placed: Sequence[Placed],
     videos: Sequence[str],
-    told: Sequence[Metadata],
+    metadata: Sequence[Metadata],
 ) -> bytes:
     """Write one array and return its index, whose writing commits it.
 
     Args:
         folder: of the array, new.
         placed: records of that group; `video` is a number into `videos`.
-        told: what the index shall say of videos and fingerprints.
+        metadata: what the index shall say of videos and fingerprints.
     """
     placed = _ordered(placed)
     rows = sum(entry.rows for _, entry in placed)
@@ -83,7 +83,7 @@ def compact(
         else:
             entries.append(entry)
     sized = [entry._replace(size=stored * entry.rows // rows) for entry in entries]
-    return encode(IndexTable(np.array(sized, RECORD), [group], list(videos), list(told), info))
+    return encode(IndexTable(np.array(sized, RECORD), [group], list(videos), list(metadata), info))
 
 
 def _put_again(placed: Sequence[Placed]) -> set[tuple[int, int]]:

@@ -37,14 +37,14 @@ class Loaded:
 
     Args:
         file: its name in the store; `bytes`: its size.
-        told: what its header says of videos and fingerprints.
+        metadata: what its header says of videos and fingerprints.
         fingerprints: what its records are of.
         array: the array that it is of; None for a segment, which holds its rows itself.
     """
 
     file: str
     bytes: int
-    told: list[Metadata]
+    metadata: list[Metadata]
     fingerprints: frozenset[str]
     array: Array | None
 
@@ -62,7 +62,7 @@ class Index:
     Args:
         records: RECORD [n], sorted by `hi`; `group`, `video` and `table` are numbers in here.
         tables: by number; numbers are never used again.
-        videos, videos_by_name, fingerprints: what was told last; `told`: everything, by subject.
+        videos, videos_by_name, fingerprints: the latest; `metadata`: all, by subject.
         unreadable: tables that are damaged, and how.
     """
 
@@ -217,18 +217,18 @@ def _with_tables(index: Index, files: Files, listed: dict[str, int]) -> Index:
         if table.array is not None:
             array = Array(files, file.removesuffix(".idx"), table.groups[0], table.array)
         used = frozenset(group.fingerprint for group in table.groups)
-        kept[number] = Loaded(file, listed[file], table.told, used, array)
+        kept[number] = Loaded(file, listed[file], table.metadata, used, array)
         number += 1
     del tables, old  # the sorted copy needs room
     every = every[np.argsort(every["hi"], kind="stable")]
     last = sorted(
-        newest(told for table in kept.values() for told in table.told).values(),
-        key=lambda told: told.time,
+        newest(each for table in kept.values() for each in table.metadata).values(),
+        key=lambda each: each.time,
     )
     by_subject: dict[str, list[Metadata]] = {}
-    for told in last:
-        by_subject.setdefault(told.subject, []).append(told)
-    infos = [told.info for told in last]
+    for each in last:
+        by_subject.setdefault(each.subject, []).append(each)
+    infos = [each.info for each in last]
     return Index(
         records=every,
         hi=np.ascontiguousarray(every["hi"]),
@@ -262,10 +262,10 @@ def _numbering(values: list[T]) -> Callable[[T], int]:
 
 
 def newest(every: Iterable[Metadata]) -> dict[tuple[str, str], Metadata]:
-    """Return what was told last, by subject and name."""
+    """Return the latest description, by subject and name."""
     found: dict[tuple[str, str], Metadata] = {}
-    for told in sorted(every, key=lambda told: told.time):
-        found[told.key] = told
+    for each in sorted(every, key=lambda each: each.time):
+        found[each.key] = each
     return found
 
 

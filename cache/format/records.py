@@ -90,14 +90,14 @@ class Group(NamedTuple):
 
 
 class Metadata(NamedTuple):
-    """What was told of a video or a fingerprint, and when (nanoseconds since 1970)."""
+    """A description of a video or a fingerprint, and its time (nanoseconds since 1970)."""
 
     time: int
     info: VideoInfo | FingerprintInfo
 
     @property
     def subject(self) -> str:
-        """The digest or the fingerprint that it is told of."""
+        """The digest or the fingerprint that it describes."""
         info = self.info
         return info.digest if isinstance(info, VideoInfo) else info.fingerprint
 
@@ -134,14 +134,14 @@ class IndexTable:
     Args:
         records: RECORD [n]; `group` and `video` are numbers into the lists here.
         groups, videos: what records refer to.
-        told: what is known of the videos and fingerprints.
+        metadata: what is known of the videos and fingerprints.
         array: the array that the records point into; None for a journal segment.
     """
 
     records: Records
     groups: list[Group]
     videos: list[str]
-    told: list[Metadata] = field(default_factory=list)
+    metadata: list[Metadata] = field(default_factory=list)
     array: ArrayInfo | None = None
 
 
@@ -161,7 +161,7 @@ def encode(table: IndexTable, offset: int = 0) -> bytes:
         {
             "groups": table.groups,
             "videos": table.videos,
-            "told": [(told.time, _kind_of(told.info), told.info.to_dict()) for told in table.told],
+            "told": [(m.time, _kind_of(m.info), m.info.to_dict()) for m in table.metadata],
             "records": len(table.records),
             "array": None if array is None else vars(array) | {"chunks": len(array.chunks)},
         }
@@ -212,7 +212,9 @@ def decode(tail: Bytes, size: int, file: str) -> IndexTable:
         records=np.frombuffer(body[8 + length : end], RECORD),
         groups=[Group(name, dtype, tuple(shape)) for name, dtype, shape in header["groups"]],
         videos=header["videos"],
-        told=[Metadata(time, _info_from_dict(kind, said)) for time, kind, said in header["told"]],
+        metadata=[
+            Metadata(time, _info_from_dict(kind, info)) for time, kind, info in header["told"]
+        ],
         array=array,
     )
 
@@ -229,5 +231,5 @@ def _kind_of(info: VideoInfo | FingerprintInfo) -> str:
     return "video" if isinstance(info, VideoInfo) else "fingerprint"
 
 
-def _info_from_dict(kind: str, said: dict[str, Any]) -> VideoInfo | FingerprintInfo:
-    return VideoInfo.from_dict(said) if kind == "video" else FingerprintInfo.from_dict(said)
+def _info_from_dict(kind: str, fields: dict[str, Any]) -> VideoInfo | FingerprintInfo:
+    return VideoInfo.from_dict(fields) if kind == "video" else FingerprintInfo.from_dict(fields)

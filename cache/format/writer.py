@@ -35,8 +35,8 @@ PAYLOAD_BYTES = 2**26  # more rows at once are cut: Blosc ends at 2 GiB
 
 def contents(tables: dict[str, int]) -> bytes:
     """Return a part's list of its tables and their bytes: what is missing can be named."""
-    said = json.dumps({"tables": dict(sorted(tables.items()))}, indent=1)
-    return f"{digest(said.encode()).hex()}\n{said}\n".encode()
+    listed = json.dumps({"tables": dict(sorted(tables.items()))}, indent=1)
+    return f"{digest(listed.encode()).hex()}\n{listed}\n".encode()
 
 
 def read_contents(data: Bytes) -> dict[str, int] | None:
@@ -84,8 +84,8 @@ class Writer:
         self._groups: dict[Group, int] = {}
         self._videos: dict[str, int] = {}
         self._described: dict[str, VideoInfo | FingerprintInfo] = {}
-        self._told: dict[str, list[Metadata]] = {}  # by subject
-        self._untold: set[str] = set()  # described since the last flush
+        self._metadata: dict[str, list[Metadata]] = {}  # by subject
+        self._new_subjects: set[str] = set()  # described since the last flush
         self._tables: dict[str, int] = {}
         self._listed: dict[str, int] | None = None  # what contents.json says; None if not there
         self._segments: dict[str, list[Entry]] = {}  # not folded yet
@@ -109,10 +109,10 @@ class Writer:
             self.copy_metadata(Metadata(self._now(), info))
         self._described[name] = info
 
-    def copy_metadata(self, told: Metadata) -> None:
-        """Pass on what was told before, with its time."""
-        self._told.setdefault(told.subject, []).append(told)
-        self._untold.add(told.subject)
+    def copy_metadata(self, metadata: Metadata) -> None:
+        """Write an earlier description again, with its time."""
+        self._metadata.setdefault(metadata.subject, []).append(metadata)
+        self._new_subjects.add(metadata.subject)
 
     def put(self, address: Address, rows: torch.Tensor, start: int = 0) -> None:
         """Take a whole activation or some rows of it; flushed when much or old enough.
@@ -175,7 +175,7 @@ class Writer:
                 flush again when there is room.
         """
         try:
-            if self._entries or self._untold:
+            if self._entries or self._new_subjects:
                 self._write_segment()
             self._write_contents()
         except OSError as error:
@@ -266,7 +266,7 @@ class Writer:
         self._tables[name] = sum(len(piece) for piece in content)
         self._segments[name] = entries
         self._payloads, self._entries, self.waiting = [], [], 0
-        self._untold -= local
+        self._new_subjects -= local
 
     def _table(self, entries: Sequence[Entry]) -> tuple[IndexTable, set[str]]:
         """Return the table of a segment, and what it tells of."""
@@ -283,17 +283,17 @@ class Writer:
             RECORD,
         )
         table = IndexTable(records, [groups[i] for i in used], [videos[i] for i in seen])
-        names = {group.fingerprint for group in table.groups} | {*table.videos} | self._untold
-        table.told.extend(self._known(names))
+        names = {group.fingerprint for group in table.groups} | {*table.videos} | self._new_subjects
+        table.metadata.extend(self._metadata_of(names))
         return table, names
 
-    def _known(self, names: set[str]) -> list[Metadata]:
-        """Return what was told of digests and fingerprints, here or by others."""
+    def _metadata_of(self, names: set[str]) -> list[Metadata]:
+        """Return the descriptions of digests and fingerprints, from here or from others."""
         found: list[Metadata] = []
         for name in sorted(names):
-            if name not in self._told and (told := self.index().metadata.get(name)):
-                self._told[name] = list(told)
-            found += newest(self._told.get(name, [])).values()
+            if name not in self._metadata and (metadata := self.index().metadata.get(name)):
+                self._metadata[name] = list(metadata)
+            found += newest(self._metadata.get(name, [])).values()
         return found
 
     def _write_contents(self, force: bool = False) -> None:
@@ -311,7 +311,7 @@ class Writer:
         for name, entries in segments.items():
             for entry in entries:
                 placed.setdefault(entry.group, []).append((f"{self._here}/{name}", entry))
-        told_of: set[str] = set()
+        described_before: set[str] = set()
         for group, records in placed.items():
             self._folds += 1
             name = f"a{self._folds:06}"
@@ -321,12 +321,13 @@ class Writer:
             renumbered = [(file, e._replace(video=number[e.video])) for file, e in records]
             names = {videos[i] for i in seen} | {groups[group].fingerprint}
             if group == max(placed):
-                names |= self._told.keys() - told_of  # what no record mentions is kept, too
-            told_of |= names
+                # What no record mentions is kept, too.
+                names |= self._metadata.keys() - described_before
+            described_before |= names
             digests = [videos[i] for i in seen]
             commits[name] = compact(
                 *(self.files, f"{self._here}/{name}", groups[group], renumbered),
-                *(digests, self._known(names)),
+                *(digests, self._metadata_of(names)),
             )
 
     def _checked(self, address: Address, rows: torch.Tensor, start: int) -> torch.Tensor:

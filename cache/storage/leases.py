@@ -64,7 +64,7 @@ class Lease:
 
     def beat(self) -> None:
         """Write the file."""
-        said = {
+        fields = {
             "pid": self.pid,
             "machine": _machine(),
             "began": _began(self.pid),
@@ -75,7 +75,7 @@ class Lease:
         }
         with self._guard:
             if self._end.alive:
-                content = json.dumps(said, indent=1).encode()
+                content = json.dumps(fields, indent=1).encode()
                 self.files.write(self.name, [content], durable=False)
 
     def release(self) -> None:
@@ -95,9 +95,9 @@ def users(files: Files) -> list[User]:
         if data is None:
             continue
         try:
-            said = json.loads(data.tobytes())
-            part, prunes, used = said["part"], said["prunes"], frozenset(said["fingerprints"])
-            alive = _alive(said["pid"], said["machine"], said["began"], said["beat"])
+            fields = json.loads(data.tobytes())
+            part, prunes, used = fields["part"], fields["prunes"], frozenset(fields["fingerprints"])
+            alive = _alive(fields["pid"], fields["machine"], fields["began"], fields["beat"])
         except (ValueError, KeyError, TypeError):
             found.append(User(name, None, frozenset(), False, alive=True, unreadable=True))
             continue

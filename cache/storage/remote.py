@@ -27,7 +27,7 @@ class RemoteFiles:
         paths, starts, stops = self._columns(ranges)
         found = self.system.cat_ranges(paths, starts, stops, on_error="return") if paths else []
         return [
-            self._content(answer, *wanted) for answer, wanted in zip(found, ranges, strict=True)
+            self._content(result, *wanted) for result, wanted in zip(found, ranges, strict=True)
         ]
 
     def size(self, name: str) -> int | None:
@@ -78,16 +78,16 @@ class RemoteFiles:
                 found.setdefault(below[0], {})[below[1]] = size
         return found
 
-    def _content(self, answer: Any, name: str, start: int, stop: int) -> Bytes | None:
-        if isinstance(answer, FileNotFoundError):
+    def _content(self, result: Any, name: str, start: int, stop: int) -> Bytes | None:
+        if isinstance(result, FileNotFoundError):
             return None
-        if isinstance(answer, Exception):
+        if isinstance(result, Exception):
             # Object stores refuse a range behind a file's end.
             size = self.size(name)
             if size is not None and start < size:
-                raise answer
+                raise result
             return None if size is None else np.empty(0, np.uint8)
-        return np.frombuffer(answer, np.uint8)
+        return np.frombuffer(result, np.uint8)
 
     def usage(self, folder: str) -> int:
         self.system.invalidate_cache()

@@ -186,11 +186,11 @@ class _Prune:
         gone = [table for table in full if not choice.stays(table)]
         moving = [table for table in full if table not in gone and self._moves(choice, table)]
         needed = choice.needed()
-        orphans = needed.keys() - choice.told(tables - {*gone, *moving})
+        orphans = needed.keys() - choice.metadata_keys(tables - {*gone, *moving})
         # Tables of descriptions only: they stay while nobody else tells what they do.
         empty = [table for table in mine if table not in full]
-        told = choice.told(tables - {*gone, *moving, *empty})
-        gone += [t for t in empty if not (choice.told([t]) & needed.keys()) - told]
+        elsewhere = choice.metadata_keys(tables - {*gone, *moving, *empty})
+        gone += [t for t in empty if not (choice.metadata_keys([t]) & needed.keys()) - elsewhere]
         if orphans:
             # On a full disk nothing of this works; the first thing then is to make room.
             with suppress(OSError), self.store.writer() as writer:
@@ -211,7 +211,7 @@ class _Prune:
             self._mend(file)
 
     def _moves(self, choice: Choice, table: int) -> bool:
-        """Say whether what stays moves: out of journals and of arrays damaged or mostly freed."""
+        """Return whether what stays moves: from journals and arrays damaged or mostly freed."""
         loaded, keep = choice.mine[table], choice.keep[choice.rows(table)]
         mostly = 2 * int(keep.sum()) < len(keep)
         return loaded.array is None or loaded.file in self.damaged or mostly
@@ -285,7 +285,7 @@ class _Prune:
                 self.files.delete(f"{PARTS}/{part}")
 
     def _is_mine(self, file: str) -> bool:
-        """Say whether a file stands in a part that nobody writes."""
+        """Return whether a file stands in a part that nobody writes."""
         return file.startswith(f"{PARTS}/") and file.split("/")[1] in self.parts
 
 

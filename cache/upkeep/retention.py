@@ -15,8 +15,8 @@ from cache.format.index import Index, Loaded
 from cache.format.records import Entry, Metadata
 from cache.storage.base import Files
 
-ToldKey = tuple[str, str, int]
-"""Subject, name and time of something that was told."""
+MetadataKey = tuple[str, str, int]
+"""Subject, name and time of a description."""
 
 
 @dataclass
@@ -50,7 +50,7 @@ class Choice:
         return Entry._make(self.index.records[row].tolist())
 
     def stays(self, table: int) -> bool:
-        """Say whether anything of a table stays."""
+        """Return whether anything of a table stays."""
         return bool(self.keep[self.rows(table)].any())
 
     def drop_stale(self, drop: Callable[[FingerprintInfo], bool]) -> tuple[int, set[str]]:
@@ -123,24 +123,24 @@ class Choice:
             return None
         return out
 
-    def needed(self) -> dict[ToldKey, Metadata]:
-        """Return what is told of videos and fingerprints that stay.
+    def needed(self) -> dict[MetadataKey, Metadata]:
+        """Return the descriptions of videos and fingerprints that stay.
 
         And who else had a name of theirs last, or the name would mean the former video again.
         """
         index, records = self.index, self.index.records[self.keep]
         stay = {index.digests[video] for video in np.unique(records["video"])}
         stay |= {index.groups[group].fingerprint for group in np.unique(records["group"])}
-        needed = [told for subject in stay for told in index.metadata.get(subject, ())]
-        for name in [told.key[1] for told in needed if told.key[1]]:
+        needed = [metadata for subject in stay for metadata in index.metadata.get(subject, ())]
+        for name in [metadata.key[1] for metadata in needed if metadata.key[1]]:
             last = index.metadata[index.videos_by_name[name].digest]
-            needed += [told for told in last if told.key[1] == name]
-        return {(*told.key, told.time): told for told in needed}
+            needed += [metadata for metadata in last if metadata.key[1] == name]
+        return {(*metadata.key, metadata.time): metadata for metadata in needed}
 
-    def told(self, tables: Iterable[int]) -> set[ToldKey]:
-        """Return what some tables tell."""
-        every = (told for table in tables for told in self.index.tables[table].told)
-        return {(*told.key, told.time) for told in every}
+    def metadata_keys(self, tables: Iterable[int]) -> set[MetadataKey]:
+        """Return which descriptions some tables hold."""
+        every = (metadata for table in tables for metadata in self.index.tables[table].metadata)
+        return {(*metadata.key, metadata.time) for metadata in every}
 
     def _same_keys(self) -> Iterator[range]:
         """Yield the records of every key that has more than one; they are neighbours."""

@@ -104,7 +104,7 @@ def _check_array(files: Files, file: str, table: IndexTable, bar: Any) -> list[P
 
 
 def _has_index(files: Files, shard: str, size: int, chunks: int, expected: int) -> bool:
-    """Say whether a shard ends with the index that zarr wrote."""
+    """Return whether a shard ends with the index that zarr wrote."""
     (data,) = files.read([(shard, size - 16 * chunks - 4, size)])
     if data is None:
         return True  # deleted since; the chunks tell

@@ -51,7 +51,7 @@ def annotation_files(path: Path) -> list[Path]:
 
 
 def holds_annotations(folder: Path) -> bool:
-    """Say whether a folder itself, its sub-folders aside, has an annotation file.
+    """Return whether a folder itself, its sub-folders aside, has an annotation file.
 
     Raises:
         ValueError: a file in it cannot be read.

@@ -16,7 +16,7 @@ _CLASS_LINE = re.compile(
 
 
 def is_class_file(lines: list[str]) -> bool:
-    """Say whether a text holds annotations: at least one line is `video start end`."""
+    """Return whether a text holds annotations: at least one line is `video start end`."""
     return any(_LINE.fullmatch(line) for line in lines)
 
 

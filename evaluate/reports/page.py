@@ -60,7 +60,7 @@ class Table:
         assert all(len(row) == len(self.columns) for row in self.rows), self.name
 
     def is_number(self, column: int) -> bool:
-        """Say whether a column holds nothing but numbers."""
+        """Return whether a column holds nothing but numbers."""
         cells = [row[column] for row in self.rows if row[column] is not None]
         return bool(cells) and not any(isinstance(cell, str) for cell in cells)
 

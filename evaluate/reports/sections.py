@@ -177,12 +177,12 @@ def report_of(folder: Path, seen_from: Path) -> str | None:
 
 
 def outcome(launch: Launch) -> str:
-    """Say how a launch ended."""
+    """Return how a launch ended."""
     return "still running, or killed" if launch.outcome == RUNNING else launch.outcome
 
 
 def where(launch: Launch) -> str:
-    """Say what a launch ran on."""
+    """Return what a launch ran on."""
     devices = ", ".join(
         f"{count} × {name}" if count > 1 else name
         for name, count in Counter(launch.devices).items()

@@ -145,7 +145,7 @@ class Activations:
         return torch.cat(done[::-1] if run is not None and run.backwards else done)
 
     def is_stale(self, cuts: Iterable[Cut]) -> bool:
-        """Say whether the store knows one of the cuts, but only for other weights of this file."""
+        """Return whether the store has one of the cuts, but only for other weights of this file."""
         places = self.cached_cuts()
         stored = self.store.fingerprints
         others = {

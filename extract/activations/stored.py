@@ -45,7 +45,7 @@ class Cached:
         )
 
     def contains(self, span: Span) -> bool:
-        """Say whether the whole activation is there."""
+        """Return whether the whole activation is there."""
         return self.store.contains(self.address(span))
 
     def read(self, span: Span, rows: slice = slice(None)) -> Tensor:

@@ -139,7 +139,7 @@ class BackboneConfig:
 
     @property
     def learns(self) -> bool:
-        """Whether any of it does."""
+        """Return whether any of it does."""
         return self.first_trainable_block < self.depth
 
     @property

@@ -93,7 +93,7 @@ def trunk_settings(network: FoundNetwork, source: str | Path) -> dict[str, float
 
 
 def _readings(size: Size) -> str:
-    """Say which clips a position table is for; several lengths may be possible."""
+    """Return which clips a position table is for; several lengths may be possible."""
     rows = size.positions or 0
     clips = [
         f"{steps * TUBELET} frames of {grid * size.patch} px"

@@ -123,7 +123,7 @@ class FoundNetwork:
 
 
 def counted(classes: int) -> str:
-    """Say how many classes there are, and which dataset has as many."""
+    """Return a phrase for a number of classes, and the dataset that has as many."""
     known = f", as {DATASETS[classes]} has" if classes in DATASETS else ""
     return f"{classes} class{'es' if classes != 1 else ''}{known}"
 

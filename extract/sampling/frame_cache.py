@@ -231,7 +231,7 @@ class _NoRoomError(Exception):
 
 
 def _fits(found: NDArray[np.generic], count: int, to: Shrink) -> bool:
-    """Say whether an array can be a video's frames [count, h, w, 3]."""
+    """Return whether an array can be a video's frames [count, h, w, 3]."""
     if found.dtype != np.uint8 or found.ndim != 4 or not found.flags.c_contiguous:
         return False
     n, height, width, channels = found.shape

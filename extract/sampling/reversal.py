@@ -54,7 +54,7 @@ def reverse_valid(samples: Array, valid: int) -> Array:
 def pair(
     reflection: Tensor, stride: float, points: Tensor, pairing: Pairing
 ) -> tuple[Tensor, Tensor]:
-    """Say which points of one level belong together: i of one direction, j of the other.
+    """Return which points of one level belong together: i of one direction, j of the other.
 
     Both stand at multiples of the stride in their own time, and so j stands at R − j·stride in the
     time of i. What is said holds from either side.

@@ -31,7 +31,7 @@ def units(data: bytes, unit_length: int) -> Iterator[bytes]:
 
 
 def holds_idr(units: list[bytes]) -> bool:
-    """Say whether a keyframe is an IDR picture (ITU-T H.264, 7.4.1.2.4).
+    """Return whether a keyframe is an IDR picture (ITU-T H.264, 7.4.1.2.4).
 
     Only there a decoder that jumps to it is in the state of one that came from before.
     """
@@ -39,7 +39,7 @@ def holds_idr(units: list[bytes]) -> bool:
 
 
 def recovers_at_once(units: list[bytes]) -> bool:
-    """Say whether a keyframe is an I picture from which all that is shown later is right.
+    """Return whether a keyframe is an I picture from which all that is shown later is right.
 
     Open GOPs have those. With intra refresh the pictures recover only bit by bit, yet containers
     call the first of them a keyframe.
@@ -51,7 +51,7 @@ def recovers_at_once(units: list[bytes]) -> bool:
 
 
 def _tells_recovery(unit: bytes) -> bool:
-    """Say whether an SEI unit has a recovery point with recovery_frame_cnt 0 (D.1.8)."""
+    """Return whether an SEI unit has a recovery point with recovery_frame_cnt 0 (D.1.8)."""
     data = unit[1:].replace(b"\0\0\3", b"\0\0")
     at = 0
     while at + 2 < len(data):

@@ -83,7 +83,7 @@ def scoring_digest(grid: Grid, run: Run) -> str:
 
 
 def remaining_work(grid: Grid, run: Run, training: str) -> str:
-    """Say in words what a run whose inputs are done still needs; nothing if it is done.
+    """Return in words what a run whose inputs are done still needs; nothing if it is done.
 
     Args:
         training: its `training_digest`.
@@ -103,7 +103,7 @@ def remaining_work(grid: Grid, run: Run, training: str) -> str:
 
 
 def status(grid: Grid, runs: Sequence[Run]) -> dict[Run, str]:
-    """Say in words what each run needs, those that others build on first; nothing if done."""
+    """Return in words what each run needs, those that others build on first; nothing if done."""
     words: dict[Run, str] = {}
     for run in runs:
         waits = [
@@ -154,7 +154,7 @@ def prepare(grid: Grid, run: Run, training: str) -> RunRecord:
 
 
 def _anew(folder: Path, record: RunRecord, training: str) -> str:
-    """Say in words why a run cannot go on from what its folder holds; nothing if it can."""
+    """Return in words why a run cannot go on from what its folder holds; nothing if it can."""
     if record.training != training:
         return "anew: its settings or what it builds on have changed"
     if record.trained and not (folder / "last.pt").is_file():
@@ -172,7 +172,7 @@ def table_inputs(grid: Grid, failed: Mapping[Run, str], files: Sequence[Path]) -
 
 
 def is_current(grid: Grid, failed: Mapping[Run, str]) -> bool:
-    """Say whether a grid's table is there and nothing has changed since."""
+    """Return whether a grid's table is there and nothing has changed since."""
     if not all((grid.root / name).is_file() for name in TABLES):
         return False
     try:

@@ -84,7 +84,7 @@ class TrainingRoute:
 
     @property
     def fits(self) -> bool | None:
-        """Whether there is room for it; None where nobody can say."""
+        """Return whether there is room for it; None where nobody can say."""
         if self.place is None:
             return True
         return None if self.free_bytes is None else self.needed_bytes <= self.free_bytes

@@ -128,5 +128,5 @@ def check_sizes(survey: Survey) -> Iterator[Finding]:
 
 
 def _differ(one: float, other: float, share: float) -> bool:
-    """Say whether two numbers differ by more than rounding or another tool's way of counting."""
+    """Return whether two numbers differ by more than rounding or another tool's way of counting."""
     return abs(one - other) > share * max(one, other)

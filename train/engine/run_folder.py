@@ -41,7 +41,7 @@ def claim_folder(folder: Path, begun: bool) -> None:
 
 
 def _locked(file: int) -> bool:
-    """Say whether nobody else holds the file; file systems without locks cannot tell."""
+    """Return whether nobody else holds the file; file systems without locks cannot tell."""
     try:
         # Unlike `flock`, it is not handed down to workers, which might outlive the run.
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

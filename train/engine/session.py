@@ -183,7 +183,7 @@ def check_fp16_has_gpu(config: Trained, accelerator: Accelerator) -> None:
 
 
 def is_resuming(out: Path, resume: bool) -> bool:
-    """Say whether the folder holds a run to go on with; the same on all processes.
+    """Return whether the folder holds a run to go on with; the same on all processes.
 
     Raises:
         ValueError: it holds one, but `resume` is not wanted; or it is a file.
