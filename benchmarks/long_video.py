@@ -113,7 +113,7 @@ def measure(checkpoint: Path, path: Path, batch: int | None) -> Measured:
     item = probe_item(path)
     windows = len(detector.windows(item))
     with tqdm(total=windows, desc=clock(item.duration_s, 0), unit="window", leave=False) as bar:
-        found = detector.detect_with_scores(item, done=bar.update).detections[detector.answer]
+        found = detector.detect_with_scores(item, done=bar.update).detections[detector.main_output]
     took = time.monotonic() - began
     return Measured(item.duration_s, took, windows, peak_mb(), found)
 
@@ -145,7 +145,7 @@ def one_by_one(detector: Detector, path: Path) -> list[Detection]:
             labels=torch.zeros(0, dtype=torch.int64),
         )
         alone = predict(detector.predict_batch, [collate([sample])], config.evaluation, device)
-        found += alone[detector.answer][item.name]
+        found += alone[detector.main_output][item.name]
     return detections(found, item, detector.classes, config.evaluation)
 
 

@@ -159,7 +159,7 @@ def with_duration(
             segments.append(_within(segment, duration_s, met, where))
         except ValueError as error:
             notice(video.name, index, error)
-        _tell(notice, video.name, index, met, warnings)
+        _notify(notice, video.name, index, met, warnings)
     return replace(video, duration_s=duration_s, segments=tuple(segments))
 
 
@@ -186,7 +186,7 @@ def _video(
             met["exact duplicates dropped"] += 1
         if segment is not None:
             segments[segment] = None
-        _tell(notice, name, index, met, warnings)
+        _notify(notice, name, index, met, warnings)
     return Video(name, subset, duration_s, frames, fps, tuple(segments))
 
 
@@ -232,7 +232,7 @@ def _segment(
     return segment if duration_s is None else _within(segment, duration_s, warnings, place)
 
 
-def _tell(
+def _notify(
     notice: Notice, video: str, entry: int, met: Counter[str], warnings: Counter[str]
 ) -> None:
     for what in met:

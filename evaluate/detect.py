@@ -129,7 +129,7 @@ def detect(
         file.parent.mkdir(parents=True, exist_ok=True)  # now, not after hours of detection
     for folder in filter(None, (outputs.srt, outputs.vtt)):
         folder.mkdir(parents=True, exist_ok=True)
-    items, bad = looked_at(paths, detector.config.sampling.fps)
+    items, bad = probe_files(paths, detector.config.sampling.fps)
     if unlike := describe_unlike_rates(items, saved.frame_rates, detector.config.sampling):
         print(unlike)
     truth = truth_of(items, annotations) if annotations else {}
@@ -154,9 +154,9 @@ def detect(
                     bad[item.name] = message(error).removeprefix("error: ")
                     continue
                 took, seconds = time.monotonic() - since, seconds + item.duration_s
-                kept = chosen(examined.detections[detector.answer], threshold, top)
+                kept = chosen(examined.detections[detector.main_output], threshold, top)
                 found[item.name] = kept
-                bar.write(told(item, kept, took), file=sys.stdout)
+                bar.write(describe_found(item, kept, took), file=sys.stdout)
                 if len(kept) == limit:
                     bar.write(
                         f"note: these are all that evaluation.nms.max_segments ({limit}) lets "
@@ -235,7 +235,7 @@ def truth_of(
     return truth
 
 
-def looked_at(
+def probe_files(
     paths: Sequence[Path], sampling_fps: float | None
 ) -> tuple[list[VideoItem], dict[str, str]]:
     """Return the files that can be read, and by name why the others cannot.
@@ -269,7 +269,7 @@ def chosen(detections: Sequence[Detection], threshold: float, top: int | None) -
     return [d for d in detections if d.score >= threshold][:top]
 
 
-def told(item: VideoItem, kept: Sequence[Detection], took: float) -> str:
+def describe_found(item: VideoItem, kept: Sequence[Detection], took: float) -> str:
     """Return what the terminal shows of one video."""
     rate = f"{took:.1f} s, {item.duration_s / max(took, 1e-9):.1f} × real time"
     head = f"{item.path} ({clock(item.duration_s)}): {len(kept)} segments ({rate})"
@@ -287,7 +287,7 @@ def on_page(
     """Return what the page shows of one video; without annotations there is no lane of truth."""
     lanes: dict[str, Sequence[Segment | Detection]] = {} if truth is None else {TRUTH: truth}
     # The detector's own result stands last, below the streams that it is made of.
-    for name in (*detector.stream_names, detector.answer):
+    for name in (*detector.stream_names, detector.main_output):
         if name in examined.detections:
             lanes[name] = examined.detections[name][:top]
     return PageVideo(
@@ -296,7 +296,7 @@ def on_page(
         duration_s=item.duration_s,
         fps=item.frames / item.duration_s,
         lanes=lanes,
-        curves_of=detector.answer,
+        curves_of=detector.main_output,
         curves=examined.curves.scores,
         times_s=examined.curves.times_s,
     )

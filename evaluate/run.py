@@ -168,7 +168,7 @@ def score_checkpoint(
         ),
     )
     print(f"report: {out / REPORT}")
-    _tell_the_run(checkpoint.parent, out)
+    _update_training_report(checkpoint.parent, out)
 
 
 def print_scores(result: MeanAP, streams: Mapping[str, MeanAP], out: Path) -> None:
@@ -179,7 +179,7 @@ def print_scores(result: MeanAP, streams: Mapping[str, MeanAP], out: Path) -> No
     print(f"average mAP {result.average:.4f}; details in {out}")
 
 
-def _tell_the_run(run: Path, out: Path) -> None:
+def _update_training_report(run: Path, out: Path) -> None:
     """Let the report of a training run, if there is one, show a score that is in its folder."""
     if (run / LAUNCHES).exists() and out.resolve().is_relative_to(run.resolve()):
         try:

@@ -97,7 +97,7 @@ def run(request: Request) -> None:
     if request.annotations:
         videos = read_annotations(request.annotations, info_csv=request.info_csv).videos
     sources = find(request.features, videos, request.fps)
-    layout, width = request.layout or told_by(sources, request.key), 0
+    layout, width = request.layout or layout_of(sources, request.key), 0
     problems: list[str] = []
     with open_cache(request.cache) as store, store.writer() as writer:
         for source in tqdm(sources, desc="features", unit="video"):
@@ -184,7 +184,7 @@ def find(folders: Sequence[Path], videos: dict[str, Video], fps: float | None) -
     ]
 
 
-def told_by(sources: Sequence[Source], key: str | None) -> Layout:
+def layout_of(sources: Sequence[Source], key: str | None) -> Layout:
     """Return which axis is time: the one whose length differs between videos.
 
     Raises:

@@ -155,7 +155,7 @@ def run(
     skip = config.data.bad_videos == "skip"
     made = plan(wanted, accelerator, skip)
     if accelerator.is_main_process:
-        _tell(made, config, items, names, accelerator.num_processes)
+        _print_plan(made, config, items, names, accelerator.num_processes)
     if plan_file is not None and "train" in names:
         assert first is not None
         looks = "validation" in names and config.data.validation_subset is not None
@@ -219,7 +219,7 @@ def _spans(
     return evaluation_spans(items, overlap, sampling, direction)
 
 
-def _tell(
+def _print_plan(
     made: Plan, config: Experiment, items: dict[str, Subset], names: dict[str, str], processes: int
 ) -> None:
     print(made.headline())

@@ -36,7 +36,7 @@ def refresh(
     jobs = _jobs(made)
     mine = _share(made, jobs, accelerator.process_index, accelerator.num_processes)
     if accelerator.is_main_process:
-        _tell_names(made)
+        _copy_names(made)
     try:
         skipped = _work(made, mine, accelerator, workers, skip_bad)
     except BaseException:
@@ -56,7 +56,7 @@ def refresh(
     return skipped
 
 
-def _tell_names(made: Plan) -> None:
+def _copy_names(made: Plan) -> None:
     """Let the store know weights and videos by their names of today, also where nothing is made."""
     for request in made.wanted:
         places = request.activations.cached_cuts()

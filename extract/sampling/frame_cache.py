@@ -61,7 +61,7 @@ class FrameCache:
     ) -> None:
         self.folder, self.sampling, self.limit_gb = folder, sampling, limit_gb
         self._given_up: set[Path] = set()
-        self._told: set[str] = set()
+        self._warned: set[str] = set()
 
     def frames_of(
         self,
@@ -152,7 +152,7 @@ class FrameCache:
                 found = self._read(file, video, to)
         except OSError as error:
             self._given_up.add(file)
-            self._tell(
+            self._warn_once(
                 f"{self.folder}: {error.strerror or error}; videos whose frames cannot be kept "
                 "there are decoded in every epoch"
             )
@@ -172,7 +172,7 @@ class FrameCache:
             raise
         except Exception:  # whatever numpy and its parsers say of bytes that are no array
             pass
-        self._tell(f"{file}: is damaged or no file of frames; it is made anew")
+        self._warn_once(f"{file}: is damaged or no file of frames; it is made anew")
         file.unlink(missing_ok=True)
         return None
 
@@ -219,10 +219,10 @@ class FrameCache:
             os.fsync(file.fileno())  # a name that survives a power cut must not stand for less
         return True
 
-    def _tell(self, cause: str) -> None:
+    def _warn_once(self, cause: str) -> None:
         """Warn once in this process."""
-        if cause not in self._told:
-            self._told.add(cause)
+        if cause not in self._warned:
+            self._warned.add(cause)
             tqdm.write(f"warning: {cause}")
 
 

@@ -73,13 +73,13 @@ def _runs(grid: Grid, results: Results) -> Table:
         record = read_record(grid.folder(run))
         took = duration(record.seconds) if record else ""
         rows.append([str(run), average_of(metrics_of(grid, run, grid.subset), grid), took])
-        if file := _told(grid, run):
+        if file := _report_or_log(grid, run):
             links[str(run)] = quote(str(file.relative_to(grid.root)))
     note = "Each run's own report opens with a click; runs without one open their log."
     columns = ("row/seed", f"average mAP on {grid.subset}", "training took")
     return Table("runs", columns, rows, note=note, links=links)
 
 
-def _told(grid: Grid, run: Run) -> Path | None:
+def _report_or_log(grid: Grid, run: Run) -> Path | None:
     files = [grid.folder(run) / name for name in (REPORT, LOG)]
     return next((file for file in files if file.is_file()), None)

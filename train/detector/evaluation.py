@@ -125,7 +125,7 @@ def detect_subset(
         batches = _followed(windows, bar, dropped)
         found = predict(run, batches, config.evaluation, accelerator.device)
     # A video's windows may lie in two processes; suppression needs them together.
-    names = [detector.answer, *(detector.stream_names if of_streams else ())]
+    names = [detector.main_output, *(detector.stream_names if of_streams else ())]
     joined = {name: {item.name: list[Candidates]() for item in items} for name in names}
     for share in gather_object([{name: dict(videos) for name, videos in found.items()}]):
         for name, videos in share.items():
@@ -350,7 +350,7 @@ def evaluate_checkpoint(
         detector,
         out,
         items,
-        answers.pop(detector.answer),
+        answers.pop(detector.main_output),
         answers,
         dropped,
         sum(item.duration_s for item in items) / 60,

@@ -82,8 +82,8 @@ class Detector(nn.Module):
         streams: the networks, in the order of `config.directions`. A transformer that stays as it
             is they share.
         fusion: what makes one answer of two streams.
-        learned: how many outputs `forward` has.
-        answer: name of the result, among those of `predict`.
+        training_outputs: how many outputs `forward` has.
+        main_output: name of the result, among those of `predict`.
         coverage: what became of the pretrained weights' tensors; None where there are none.
     """
 
@@ -111,8 +111,8 @@ class Detector(nn.Module):
             size = config.sampling.window_size
             points = [size // 2**level for level in range(config.head.levels)]
             self.fusion = PredictionFusion(config.fusion, points, len(classes))
-        self.learned = 1 if method in FEATURE_METHODS else len(streams)
-        self.answer = "fused" if len(streams) > 1 else config.direction
+        self.training_outputs = 1 if method in FEATURE_METHODS else len(streams)
+        self.main_output = "fused" if len(streams) > 1 else config.direction
 
     @classmethod
     def from_checkpoint(cls, path: str | Path) -> "Detector":
@@ -188,7 +188,7 @@ class Detector(nn.Module):
         answers: Answers = {}
         if isinstance(self.fusion, FeatureFusion):
             fused = self._joined(self.fusion, features, mask, reflection)
-            answers[self.answer] = ((fused, self.config.direction),)
+            answers[self.main_output] = ((fused, self.config.direction),)
             if not (of_streams and self.stream_names):
                 return answers
         outputs = self.outputs(features, mask)
@@ -196,9 +196,9 @@ class Detector(nn.Module):
         if isinstance(self.fusion, PredictionFusion):
             first, second = outputs
             fused = self.fusion.fuse(first, second, self.reflection_if_opposed(reflection), 0)
-            answers[self.answer] = ((fused, self.config.direction),)
+            answers[self.main_output] = ((fused, self.config.direction),)
         elif self.fusion is None:
-            answers[self.answer] = alone
+            answers[self.main_output] = alone
         if of_streams:
             answers |= {name: (one,) for name, one in zip(self.stream_names, alone, strict=True)}
         return answers
@@ -245,7 +245,7 @@ class Detector(nn.Module):
             VideoError: the file cannot be read.
         """
         item = probe_item(path, self.config.sampling.fps)
-        return self.detect_with_scores(item).detections[self.answer]
+        return self.detect_with_scores(item).detections[self.main_output]
 
     def detect_with_scores(
         self,
@@ -281,12 +281,12 @@ class Detector(nn.Module):
 
         def run(batch: Batch) -> Answers:
             answers = self.predict_batch(batch, of_streams)
-            curves.add(answers[self.answer], batch)
+            curves.add(answers[self.main_output], batch)
             return answers
 
         loader = evaluation_loader(windows, evaluation.batch_size, workers)
         device = next(self.parameters()).device
-        found = predict(run, _told(loader, done), evaluation, device)
+        found = predict(run, _counted(loader, done), evaluation, device)
         return Examined(
             {
                 name: detections(videos[item.name], item, self.classes, evaluation)
@@ -328,7 +328,7 @@ def _trunks(streams: Iterable[Stream]) -> list[Trunk]:
     return list({b.trunk: None for b in backbones if not isinstance(b, Imported)})
 
 
-def _told(batches: Iterable[Batch], done: Callable[[int], None]) -> Iterator[Batch]:
+def _counted(batches: Iterable[Batch], done: Callable[[int], None]) -> Iterator[Batch]:
     """Pass batches through; tell of each that it is finished."""
     for batch in batches:
         yield batch

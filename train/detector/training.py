@@ -92,7 +92,7 @@ class DetectionTask:
             # Kept: starting decoding workers anew would cost every validation some seconds.
             overlap = config.sampling.validation_overlap
             self.windows = window_loader(validation, overlap, config, accelerator, cached, kept)
-        self.normaliser = PositivesAverage(detector.learned, config.training.positives)
+        self.normaliser = PositivesAverage(detector.training_outputs, config.training.positives)
         self.normaliser.to(accelerator.device)
         self.optimizer = build_optimizer(detector, config.training)
 
@@ -140,7 +140,7 @@ class DetectionTask:
         points = pyramid_points(length, self.levels, device, of.overlapping_ranges)
         return [
             assign_batch(points, segments, batch.labels, len(self.classes), of.every_class)
-            for segments in batch.segments[: self.model.learned]
+            for segments in batch.segments[: self.model.training_outputs]
         ]
 
     def validate(self) -> tuple[MeanAP, int]:
@@ -153,7 +153,7 @@ class DetectionTask:
                 activations.flush()
         if skipped and self.accelerator.is_main_process:
             tqdm.write(format_skipped(skipped, len(self.validation)))
-        return score(self.validation, found[self.model.answer], self.model), len(skipped)
+        return score(self.validation, found[self.model.main_output], self.model), len(skipped)
 
     def observe(self, batch: Batch) -> None:
         if batch.start is None:
