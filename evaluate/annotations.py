@@ -18,6 +18,7 @@ from evaluate.datasets.fields import (
     positive,
     read_text,
     short_repr,
+    spelled_alike,
 )
 from evaluate.datasets.read import read_dataset
 from evaluate.datasets.records import Record
@@ -117,6 +118,10 @@ def read_annotations(
         known = read_classes(classes)
     else:
         known = ClassList(_labels(records.values(), ignore_labels), {})
+    for alike in spelled_alike(known.names):
+        names = ", ".join(map(repr, alike))
+        what = f"labels that differ in case, blanks or Unicode form alone: {names}"
+        dataset.warnings[what] += len(alike)
     info = {name: row for table in info_csv for name, row in _read_info(table).items()}
     videos = {}
     for name, record in records.items():

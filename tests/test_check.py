@@ -362,6 +362,15 @@ def a_class_has_few_examples(data: Data) -> None:
     data.add(16, 17, "fly")
 
 
+@plant("warning", "labels that hardly differ", None)
+def two_labels_hardly_differ(data: Data) -> None:
+    other = data.classes[1]
+    data.classes[1] = "Run"
+    for record in data.database.values():
+        for entry in record["annotations"]:
+            entry["label"] = entry["label"].replace(other, "Run")
+
+
 @plant("warning", "flips exchange left and right", None)
 def labels_name_a_side(data: Data) -> None:
     data.settings.append("--pixels.flip=0.5")

@@ -3,8 +3,10 @@
 import difflib
 import json
 import math
+import re
 import reprlib
-from collections.abc import Collection
+import unicodedata
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +83,36 @@ def did_you_mean(name: str, names: Collection[str]) -> str:
     """Return the end of a message about a wrong name: the nearest right one."""
     nearest = difflib.get_close_matches(name, names, n=1, cutoff=0)
     return f"; did you mean {nearest[0]!r}?" if nearest else "."
+
+
+def spelling(name: str) -> str:
+    """Return a name in one form of Unicode, without its case and what stands between its words."""
+    plain = unicodedata.normalize("NFKC", name).casefold().strip()
+    return re.sub(r"(?<=[^\W_])[\s_-]+(?=[^\W_])", "", plain)
+
+
+def spelled_alike(names: Iterable[str]) -> list[tuple[str, ...]]:
+    """Return groups of two or more names that differ in case, blanks or Unicode form alone."""
+    groups: dict[str, list[str]] = {}
+    for name in dict.fromkeys(names):
+        groups.setdefault(spelling(name), []).append(name)
+    return [tuple(group) for group in groups.values() if len(group) > 1]
+
+
+def near_file(name: str, files: Iterable[str]) -> str:
+    """Return the end of a message about a video without a file: files whose names nearly match.
+
+    Args:
+        files: names without their extension.
+    """
+    alike = [file for file in files if spelling(file) in (spelling(name), spelling(_stem(name)))]
+    if alike == [_stem(name)]:
+        return "; leave out the extension in the annotations"
+    return f", but there is {' and '.join(map(repr, alike))}: give both one name" if alike else ""
+
+
+def _stem(name: str) -> str:
+    return Path(name).stem
 
 
 def read_text(path: Path) -> str:

@@ -23,7 +23,7 @@ from evaluate.annotations import (
     stop,
     with_duration,
 )
-from evaluate.datasets.fields import Refused
+from evaluate.datasets.fields import Refused, near_file
 from extract.backbone.imported import imported_name
 from extract.identity.digest import video_digest
 from extract.sampling.windows import seconds_to_frames
@@ -296,8 +296,7 @@ def _match(
                 items.append(with_truth(item, video, data, annotations.classes, warnings))
                 continue
             if video.name not in files:
-                twin = Path(video.name).stem in files
-                hint = "; leave out the extension in the annotations" if twin else ""
+                hint = near_file(video.name, files)
                 if store is not None and not needs_files:
                     hint = (
                         f", and {store.url} does not know it: bring it back and run "

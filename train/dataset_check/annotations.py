@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from evaluate.annotations import Video
-from evaluate.datasets.fields import Refused
+from evaluate.datasets.fields import Refused, spelled_alike
 from train.dataset_check.findings import Finding, Kind
 from train.dataset_check.survey import Note, Survey, subsets
 
@@ -40,6 +40,11 @@ ONLY_TESTED = Kind(
     "class that is tested but never trained",
     "warning",
     "its average precision will be about 0 and lower the mean: move videos to the training subset",
+)
+ALIKE = Kind(
+    "labels that hardly differ",
+    "warning",
+    "they are learned as classes of their own; if they mean the same, write them alike",
 )
 FEW_EXAMPLES = Kind(
     "class with few training examples", "warning", f"aim at {FEW} or more; more is better"
@@ -129,6 +134,9 @@ def check_classes(survey: Survey) -> Iterator[Finding]:
     """Classes with too few examples to learn from."""
     data, names = survey.config.data, survey.annotations.classes
     trained, tested = (check_examples(survey, s) for s in (data.train_subset, data.test_subset))
+    for alike in spelled_alike(names):
+        examples = " and ".join(f"{name!r} ({trained[name]} training)" for name in alike)
+        yield Finding(ALIKE, examples, numbers={name: trained[name] for name in alike})
     for name in names:
         numbers = {"training": trained[name], "test": tested[name]}
         if not trained[name]:

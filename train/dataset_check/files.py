@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from evaluate.datasets.fields import near_file
 from extract.video.probe import HANGS
 from train.dataset_check.findings import Finding, Kind
 from train.dataset_check.survey import Survey
@@ -52,9 +53,7 @@ def check_missing_files(survey: Survey) -> Iterator[Finding]:
     folder = Path(survey.config.data.videos)
     for video in survey.used:
         if video.name not in survey.folder:
-            twin = Path(video.name).stem in survey.folder
-            hint = "; leave out the extension in the annotations" if twin else ""
-            text = f"{video.name}: no such file in {folder}{hint}"
+            text = f"{video.name}: no such file in {folder}{near_file(video.name, survey.folder)}"
             yield Finding(_unless_skipped(MISSING, survey), text, video.name)
     for name, paths in survey.folder.items():
         if len(paths) > 1:
