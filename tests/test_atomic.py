@@ -11,7 +11,7 @@ import pytest
 
 from configs.atomic import atomic_path, write_text
 
-TIMES = 400
+TIMES = 200
 
 
 def write_often(path: Path, letter: str) -> None:

@@ -271,6 +271,7 @@ def test_one_command_writes_all(folder: Path) -> None:
     assert (out / one["source"]).resolve() == (folder / "videos/one.mp4").resolve()
 
 
+@pytest.mark.slow
 def test_thresholds_tops_and_patterns(folder: Path) -> None:
     out = folder / "some.json"
     pattern = "videos/**/[ot]*.*"  # found by us where no shell does it

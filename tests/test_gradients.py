@@ -143,7 +143,7 @@ def one(arguments: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(
     scope="module",
     params=[
-        accumulated,
+        pytest.param(accumulated, marks=pytest.mark.slow),
         two_processes,
         pytest.param(sharded, marks=pytest.mark.slow),
         pytest.param(two_nodes, marks=pytest.mark.slow),

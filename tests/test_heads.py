@@ -206,6 +206,7 @@ def study(data: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_validation_leaves_features_that_heads_find(study: Path, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     shutil.copytree(study / "cache", cache)

@@ -302,6 +302,7 @@ def test_bad_files_are_told_at_the_end_and_the_others_are_done(
     assert cells["bytes before"] == f"{before:,}" and cells["saved"] == f"{report['saved']:.1%}"
 
 
+@pytest.mark.slow
 def test_proxies_are_made_once_and_anew_when_something_changed(tmp_path: Path) -> None:
     videos, out = tmp_path / "videos", tmp_path / "out"
     for file in ("one", "two"):

@@ -456,16 +456,21 @@ def test_steps_are_those_of_the_loop_and_long_ones_are_tried_on_fewer_clips(
 @pytest.mark.parametrize(
     "settings",
     [
-        (),
         ("--backbone.mode=side",),
-        ("--backbone.mode=full",),
-        ("--backbone.mode=frozen",),
-        ("--backbone.second_from_block=2", "--head.learns=false"),
-        ("--fusion.method=fc",),
         ("--fusion.method=gated",),
-        ("--sampling.method=resize", "--cache.span=window"),
-        ("--pixels.random_crop=[0.5, 1]", "--pixels.flip=0.5", "--pixels.rand_augment=2"),
-        ("--pixels.size=192", "--pixels.train_short_side=192"),
+        *(
+            pytest.param(settings, marks=pytest.mark.slow)
+            for settings in (
+                (),
+                ("--backbone.mode=full",),
+                ("--backbone.mode=frozen",),
+                ("--backbone.second_from_block=2", "--head.learns=false"),
+                ("--fusion.method=fc",),
+                ("--sampling.method=resize", "--cache.span=window"),
+                ("--pixels.random_crop=[0.5, 1]", "--pixels.flip=0.5", "--pixels.rand_augment=2"),
+                ("--pixels.size=192", "--pixels.train_short_side=192"),
+            )
+        ),
     ],
 )
 def test_every_kind_of_experiment_can_be_tried(
@@ -554,6 +559,7 @@ def test_nothing_is_compared_where_nothing_learns(data: list[str], tmp_path: Pat
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_told_in_the_table_and_by_the_exit_code(
     data: list[str],
     tmp_path: Path,

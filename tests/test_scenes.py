@@ -146,6 +146,7 @@ def test_a_clip_is_little_longer_than_its_one_action(action: str) -> None:
     assert {len(scene.actors) for scene in scenes} == {1, 2}
 
 
+@pytest.mark.slow
 def test_clips_lie_in_class_folders_and_come_again_byte_for_byte(tmp_path: Path) -> None:
     sizes = DemoConfig(training=2, validation=0, test=1, shortest=0.5, longest=0.8)
     for folder in ("one", "two"):

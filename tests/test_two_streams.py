@@ -81,6 +81,7 @@ def scored(streams: Path, checkpoint: Path) -> Path:
     return out
 
 
+@pytest.mark.slow
 def test_averaging_needs_no_training_and_tells_of_each_stream(
     streams: Path, tmp_path: Path
 ) -> None:
