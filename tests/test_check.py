@@ -655,7 +655,7 @@ def test_the_demo_dataset_is_clean(demo: list[str], tmp_path: Path) -> None:
     done = script("extract/check.py", "--config", DEMO, *demo, *LONG, "--out", out)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "error: 0, warning: 0, info: 0" in done.stdout and "suggested: " in done.stdout
-    assert "a run on one process: 3 updates an epoch, 1800 in all" in done.stdout
+    assert "a run: 3 updates an epoch, 1800 in all" in done.stdout
     assert json.loads((tmp_path / "check/check.json").read_text())["findings"] == []
     assert (tmp_path / "check/check.png").stat().st_size > 10_000
 
