@@ -107,10 +107,15 @@ class TrainingConfig:
         """The name that Accelerate has for `precision`."""
         return "no" if self.precision == "fp32" else self.precision
 
+    @property
+    def last_epoch(self) -> int:
+        """Where training ends, which lengths that do not fit yet may put behind `epochs`."""
+        return self.stop_epoch or self.epochs
+
     def validates_after(self, epoch: int) -> bool:
         """Return whether a run validates once so many epochs are done."""
         due = epoch >= self.validate_from and epoch % self.validate_every == 0
-        return due or epoch == (self.stop_epoch or self.epochs)
+        return due or epoch == self.last_epoch
 
     def __post_init__(self) -> None:
         counts = ("epochs", "stop_epoch", "updates", "global_batch", "accumulate", "validate_every")

@@ -6,7 +6,7 @@ import math
 import re
 import reprlib
 import unicodedata
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -91,28 +91,31 @@ def spelling(name: str) -> str:
     return re.sub(r"(?<=[^\W_])[\s_-]+(?=[^\W_])", "", plain)
 
 
-def spelled_alike(names: Iterable[str]) -> list[tuple[str, ...]]:
-    """Return groups of two or more names that differ in case, blanks or Unicode form alone."""
+def by_spelling(names: Iterable[str]) -> dict[str, list[str]]:
+    """Return the names that differ in case, blanks or Unicode form alone, each group together."""
     groups: dict[str, list[str]] = {}
     for name in dict.fromkeys(names):
         groups.setdefault(spelling(name), []).append(name)
-    return [tuple(group) for group in groups.values() if len(group) > 1]
+    return groups
 
 
-def near_file(name: str, files: Iterable[str]) -> str:
+def spelled_alike(names: Iterable[str]) -> list[tuple[str, ...]]:
+    """Return groups of two or more names that differ in case, blanks or Unicode form alone."""
+    return [tuple(group) for group in by_spelling(names).values() if len(group) > 1]
+
+
+def near_file(name: str, files: Mapping[str, list[str]]) -> str:
     """Return the end of a message about a video without a file: files whose names nearly match.
 
     Args:
-        files: names without their extension.
+        files: names without their extension, by their spelling (`by_spelling`).
     """
-    alike = [file for file in files if spelling(file) in (spelling(name), spelling(_stem(name)))]
-    if alike == [_stem(name)]:
+    stem = Path(name).stem
+    spellings = dict.fromkeys((spelling(name), spelling(stem)))
+    alike = [file for each in spellings for file in files.get(each, ())]
+    if alike == [stem]:
         return "; leave out the extension in the annotations"
     return f", but there is {' and '.join(map(repr, alike))}: give both one name" if alike else ""
-
-
-def _stem(name: str) -> str:
-    return Path(name).stem
 
 
 def read_text(path: Path) -> str:

@@ -110,8 +110,8 @@ class StreamingPass:
                 tokens = self._adapt(adapter, tokens, last)
             if tokens is not None and k in self.cuts:
                 found[k] = tokens
-            looked_at = ladder is not None and k in self.backbone.config.adapted_blocks
-            if tokens is not None and looked_at:
+            feeds_ladder = ladder is not None and k in self.backbone.config.adapted_blocks
+            if tokens is not None and feeds_ladder:
                 beside.append(tokens)
         if beside:
             tokens = torch.cat(beside, -1)

@@ -72,8 +72,8 @@ def count(
     overlap = sampling.validation_overlap
     cores = len(os.sched_getaffinity(0))
     share = cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # of a process, on its machine
-    resolved, _ = resolve_lengths(settings, sampler.steps // accumulate)
-    epochs = range(1, (resolved.stop_epoch or 0) + 1)
+    resolved, _ = resolve_lengths(settings, sampler.updates)
+    epochs = range(1, resolved.last_epoch + 1)
     return Workload(
         processes=processes,
         workers=min(settings.workers, max(1, share)),

@@ -82,10 +82,14 @@ class EpochSampler(Sampler[tuple[int, int]]):
         self.seed, self.accumulate, self.epoch = seed, accumulate, 0
 
     @property
+    def updates(self) -> int:
+        """Updates in an epoch."""
+        return max(1, self.length // (self.batch * self.processes * self.accumulate))
+
+    @property
     def steps(self) -> int:
         """Batches per process and epoch: whole updates, so that no gradient crosses epochs."""
-        updates = self.length // (self.batch * self.processes * self.accumulate)
-        return max(1, updates) * self.accumulate
+        return self.updates * self.accumulate
 
     def __len__(self) -> int:
         return self.steps * self.batch

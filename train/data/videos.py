@@ -23,7 +23,7 @@ from evaluate.annotations import (
     stop,
     with_duration,
 )
-from evaluate.datasets.fields import Refused, near_file
+from evaluate.datasets.fields import Refused, by_spelling, near_file
 from extract.backbone.imported import imported_name
 from extract.identity.digest import video_digest
 from extract.sampling.windows import seconds_to_frames
@@ -275,6 +275,7 @@ def _match(
     if not folder.is_dir() and not kept:
         raise ValueError(f"data.videos: there is no folder {folder}")
     files = video_files(folder, "data.videos") if folder.is_dir() else {}
+    spelled = by_spelling(files)
     names = Counter(info.name for info in store.videos.values()) if kept and store else Counter()
     away = 0
     videos = select(annotations, subset)
@@ -296,7 +297,7 @@ def _match(
                 items.append(with_truth(item, video, data, annotations.classes, warnings))
                 continue
             if video.name not in files:
-                hint = near_file(video.name, files)
+                hint = near_file(video.name, spelled)
                 if store is not None and not needs_files:
                     hint = (
                         f", and {store.url} does not know it: bring it back and run "

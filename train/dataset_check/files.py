@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from evaluate.datasets.fields import near_file
+from evaluate.datasets.fields import by_spelling, near_file
 from extract.video.probe import HANGS
 from train.dataset_check.findings import Finding, Kind
 from train.dataset_check.survey import Survey
@@ -51,9 +51,10 @@ RATE = Kind(
 def check_missing_files(survey: Survey) -> Iterator[Finding]:
     """Videos without a file, names with two files, and files without annotations."""
     folder = Path(survey.config.data.videos)
+    spelled = by_spelling(survey.folder)
     for video in survey.used:
         if video.name not in survey.folder:
-            text = f"{video.name}: no such file in {folder}{near_file(video.name, survey.folder)}"
+            text = f"{video.name}: no such file in {folder}{near_file(video.name, spelled)}"
             yield Finding(_unless_skipped(MISSING, survey), text, video.name)
     for name, paths in survey.folder.items():
         if len(paths) > 1:

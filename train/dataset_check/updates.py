@@ -6,12 +6,12 @@ from train.data.loading import EpochSampler
 from train.dataset_check.findings import Finding, Kind
 from train.dataset_check.survey import Survey
 from train.engine.lengths import resolve_lengths
-from train.engine.optim import FEW_UPDATES
+from train.engine.optim import FEW_UPDATES, MORE_UPDATES
 
 FEW = Kind(
     "few updates",
     "warning",
-    "the weights hardly move: raise training.epochs and stop_epoch, or lower training.global_batch",
+    f"the weights hardly move: {MORE_UPDATES}",
 )
 
 
@@ -19,9 +19,9 @@ def planned_updates(survey: Survey) -> tuple[int, int]:
     """Return how many updates an epoch has, and how many the whole run."""
     config, training = survey.config, survey.config.training
     videos = sum(len(item.truth) > 0 for item in survey.items(config.data.train_subset))
-    updates = EpochSampler(videos, training.global_batch, 0, 1, training.seed).steps
+    updates = EpochSampler(videos, training.global_batch, 0, 1, training.seed).updates
     resolved, _ = resolve_lengths(training, updates)
-    return updates, updates * (resolved.stop_epoch or 0)
+    return updates, updates * resolved.last_epoch
 
 
 def check_updates(survey: Survey) -> Iterator[Finding]:

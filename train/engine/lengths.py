@@ -35,7 +35,7 @@ def resolve_lengths(training: T, per_epoch: int) -> tuple[T, list[str]]:
             validate_from=round(training.validate_from * ratio),
             updates=None,
         )
-    stop = training.stop_epoch or training.epochs
+    stop = training.last_epoch
     if stop > training.epochs:
         notes.append(f"training.stop_epoch {stop} is beyond the last of {training.epochs} epochs")
         stop = training.epochs

@@ -151,23 +151,22 @@ class TrainingRun(Generic[T]):
         self.task, self.accelerator = task, accelerator
         self.watch = watch or Stopwatch(START_UP)
         settings: Trained = task.config
-        self.config, self.training = task.config, settings.training
+        self.config = task.config
         self.out = Path(settings.out)
         self.epoch, self.saved_epoch, self.best = 0, 0, -1.0
         self.validated = True  # nothing to make up for
         self.problems: set[str] = set()  # causes that were told
         self.sampler = EpochSampler(
             len(task.videos),
-            self.training.global_batch,
+            settings.training.global_batch,
             accelerator.process_index,
             accelerator.num_processes,
-            self.training.seed,
-            self.training.accumulate,
+            settings.training.seed,
+            settings.training.accumulate,
         )
-        self.updates = self.sampler.steps // self.training.accumulate
+        self.updates = self.sampler.updates
         self.training, self.notes = resolve_lengths(settings.training, self.updates)
-        assert self.training.stop_epoch is not None
-        self.epochs = self.training.stop_epoch
+        self.epochs = self.training.last_epoch
         self.loader = task.loader(self.sampler)
         self.schedule = build_schedule(task.optimizer, self.training, self.updates)
         prepare_sharding(accelerator)

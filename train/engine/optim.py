@@ -14,21 +14,21 @@ from train.config import TrainingConfig
 from train.engine.sharding import spread
 
 LATE = 10  # where updates are few, averages should reach back a tenth of them
+MORE_UPDATES = "raise training.epochs and training.stop_epoch, or lower training.global_batch"
 FEW_UPDATES = 500  # ordinary runs have thousands; with fewer the weights hardly leave their start
 
 
 def describe_updates(per_epoch: int, epochs: int, ema_decay: float) -> str:
     """Return how many updates a run has, and what to do where they are few."""
     total = per_epoch * epochs
-    recent = max(0.0, round(1 - LATE / total, 3))
-    shorter = f", or set training.ema_decay {recent:g}: the averages are of late weights then"
     text = f"{per_epoch} updates an epoch, {total} in all"
     if total >= FEW_UPDATES:
         return text
-    return (
-        f"{text}\nwarning: {total} updates are few, the weights hardly move: raise training.epochs "
-        f"and training.stop_epoch, or lower training.global_batch{shorter * (ema_decay > recent)}"
-    )
+    text += f"\nwarning: {total} updates are few, the weights hardly move: {MORE_UPDATES}"
+    recent = max(0.0, round(1 - LATE / total, 3))
+    if ema_decay > recent:
+        text += f", or set training.ema_decay {recent:g}: the averages are of late weights then"
+    return text
 
 
 class Schedule:
