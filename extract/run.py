@@ -132,7 +132,11 @@ def run(
     names = {purpose: _subset(config.data, purpose) for purpose in wanted_of}
     subsets = sorted(set(names.values()))
     loaded = load_subsets(
-        *(config.data, annotations, subsets, accelerator, store),
+        config.data,
+        annotations,
+        subsets,
+        accelerator,
+        store,
         sampling_fps=config.sampling.fps,
     )
     items = dict(zip(subsets, loaded, strict=True))

@@ -77,7 +77,7 @@ def train(
     with Session(config, resume, config.cache.url) as session:
         accelerator, store = session.accelerator, session.store
         data = load_training_data(
-            *(config.data, accelerator, store), sampling_fps=config.sampling.fps, needs_files=True
+            config.data, accelerator, store, config.sampling.fps, needs_files=True
         )
         detector = build_detector(config, data.classes, streams)
         if source:

@@ -57,7 +57,7 @@ def train(config: Experiment, sources: Sequence[Source], file: str, resume: bool
             raise ValueError("--cache: give the store that activations are kept in")
         imported = config.backbone.imported
         data = load_training_data(
-            *(config.data, accelerator, store), sampling_fps=config.sampling.fps, imported=imported
+            config.data, accelerator, store, config.sampling.fps, imported=imported
         )
         if imported and accelerator.is_main_process:
             print(

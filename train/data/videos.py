@@ -178,7 +178,11 @@ def load_items(
 ) -> Subset:
     """Match a subset's videos with their files; see `load_subsets`."""
     (found,) = load_subsets(
-        *(data, annotations, [subset], accelerator, store),
+        data,
+        annotations,
+        [subset],
+        accelerator,
+        store,
         imported=imported,
         sampling_fps=sampling_fps,
     )

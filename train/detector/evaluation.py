@@ -312,7 +312,7 @@ def evaluate_checkpoint(
         raise ValueError(f"--cache: give the store that the features '{imported}' are in")
     store = open_cache(url) if url else None
     items = load_items(
-        *(config.data, annotations, subset, accelerator, store, imported), config.sampling.fps
+        config.data, annotations, subset, accelerator, store, imported, config.sampling.fps
     )
     if items.skipped and accelerator.is_main_process:
         print(format_skipped(items.skipped, len(items) + len(items.skipped)))
