@@ -64,6 +64,17 @@ def test_a_process_that_was_killed_while_idle_is_replaced() -> None:
         assert pool.call(calls.process_id, timeout_s=LONG_S) != before
 
 
+def test_a_process_that_dies_between_a_look_at_it_and_the_call_is_replaced(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with GuardedPool(1) as pool:
+        before = pool.call(calls.process_id, timeout_s=LONG_S)
+        os.kill(before, signal.SIGKILL)
+        not_yet_seen = lambda self: not self.busy and self.popen.returncode is None  # noqa: E731
+        monkeypatch.setattr(guarded._Process, "is_idle", not_yet_seen)
+        assert pool.call(calls.process_id, timeout_s=LONG_S) != before
+
+
 def test_progress_keeps_a_slow_call_alive_and_is_added_up() -> None:
     steps: list[int] = []
     with GuardedPool(1) as pool:

@@ -31,6 +31,10 @@ class CallFailed(Exception):
     """A call that did not come back; its text says how, and follows what was called."""
 
 
+class _DiedIdle(Exception):
+    """A process ended between two calls, as one does that the system kills for its memory."""
+
+
 class GuardedPool:
     """Threads, and as many processes as threads make calls at once, started when a call needs one.
 
@@ -77,17 +81,26 @@ class GuardedPool:
                 are (`configs.messages.EXPECTED`).
             OSError: no process can be started.
         """
+        request = (function, args, timeout_s)
+        while True:  # a process just started is not an idle one
+            with suppress(_DiedIdle):
+                kind, value = self._call_once(request, progress)
+                break
+        if kind == "raised":
+            raise value
+        return value
+
+    def _call_once(
+        self, request: tuple[Any, Any, float], progress: Callable[[int], None]
+    ) -> tuple[str, Any]:
         process = self._take()
         try:
-            kind, value = process.call((function, args, timeout_s), progress)
+            return process.call(request, progress)
         except BaseException:  # whatever still came would be taken for the next call's answer
             process.end()
             raise
         finally:
             process.busy = False
-        if kind == "raised":
-            raise value
-        return value
 
     def _take(self) -> "_Process":
         """Return a process that nobody else uses."""
@@ -145,16 +158,19 @@ class _Process:
         self, request: tuple[Any, Any, float], progress: Callable[[int], None]
     ) -> tuple[str, Any]:
         """Return ("returned", the result) or ("raised", an exception)."""
+        was_started, began = self.started, False
         try:
             self.link.send_bytes(pickle.dumps(request))
             while self.link.poll(limit_s := request[-1] if self.started else START_S):
                 kind, value = pickle.loads(self.link.recv_bytes())
-                self.started = True
+                self.started = began = True
                 if kind != "progress":
                     return kind, value
                 progress(value)
             how, why = HANGS, f"no answer within {limit_s:g} s"
         except (EOFError, ConnectionError):
+            if was_started and not began:
+                raise _DiedIdle from None
             how, why = "crashed", self._cause_of_end()
         if not self.started:
             raise OSError(f"the process that reads videos does not start: {why}")
