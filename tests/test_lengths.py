@@ -1,5 +1,7 @@
 """How long a run is, from its settings and its data."""
 
+from dataclasses import replace
+
 import pytest
 
 from train.config import TrainingConfig
@@ -24,11 +26,21 @@ def lengths(training: TrainingConfig) -> tuple[int, int | None, int, int, int]:
         ({}, 100, (100, 100, 5, 5, 40), ()),
         ({"stop_epoch": 60}, 100, (100, 60, 5, 5, 40), ()),
         # --training.epochs 4 alone.
-        ({"epochs": 4}, 100, (4, 4, 1, 5, 40), ("training.warmup_epochs 5",)),
-        ({"epochs": 1}, 100, (1, 1, 0, 5, 40), ("training.warmup_epochs 5",)),
+        (
+            {"epochs": 4},
+            100,
+            (4, 4, 1, 5, 40),
+            ("training.warmup_epochs 5", "training.ema_decay 0.999"),
+        ),
+        (
+            {"epochs": 1, "ema_decay": 0.9},
+            100,
+            (1, 1, 0, 5, 40),
+            ("training.warmup_epochs 5",),
+        ),
         (
             {"epochs": 4, "stop_epoch": 60},
-            100,
+            1000,
             (4, 4, 1, 5, 40),
             ("training.stop_epoch 60", "training.warmup_epochs 5"),
         ),
@@ -38,7 +50,7 @@ def lengths(training: TrainingConfig) -> tuple[int, int | None, int, int, int]:
             {"updates": 3000, "stop_epoch": 60},
             6,
             (500, 300, 25, 25, 200),
-            ("training.updates 3000",),
+            ("training.updates 3000", "training.ema_decay 0.999"),
         ),
         # More data than updates: one epoch, validated once.
         (
@@ -50,7 +62,7 @@ def lengths(training: TrainingConfig) -> tuple[int, int | None, int, int, int]:
     ],
 )
 def test_lengths_fit_each_other(
-    settings: dict[str, int],
+    settings: dict[str, float],
     per_epoch: int,
     expected: tuple[int, ...],
     told: tuple[str, ...],
@@ -59,6 +71,33 @@ def test_lengths_fit_each_other(
     assert lengths(resolved) == expected
     assert [note for note in notes if note.startswith(told)] == notes and len(notes) == len(told)
     assert resolve_lengths(resolved, per_epoch) == (resolved, [])
+
+
+@pytest.mark.parametrize(
+    ("decay", "updates", "expected"),
+    [
+        (0.999, 6000, 0.999),  # THUMOS-14 as published
+        (0.999, 2000, 0.999),  # it reaches back 1,000 of 2,000 updates
+        (0.999, 1999, 0.995),
+        (0.999, 300, 0.967),
+        (0.98, 300, 0.98),
+        (0.967, 300, 0.967),
+        (0.9, 3, 0.0),
+        (0.0, 1, 0.0),  # no averages are wanted
+    ],
+)
+def test_averages_reach_back_over_half_of_the_updates_at_most(
+    decay: float, updates: int, expected: float
+) -> None:
+    training = TrainingConfig(epochs=1, warmup_epochs=0, ema_decay=decay)
+    resolved, notes = resolve_lengths(training, updates)
+    assert resolved.ema_decay == expected
+    assert len(notes) == (decay != expected)
+    assert all(
+        f"training.ema_decay {decay:g}" in note and f"{expected:g}" in note for note in notes
+    )
+    stopped, _ = resolve_lengths(replace(training, epochs=2, stop_epoch=1), updates)
+    assert stopped.ema_decay == expected
 
 
 def test_kinds_of_training_keep_what_else_they_have() -> None:

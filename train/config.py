@@ -75,6 +75,7 @@ class TrainingConfig:
         lr: of heads and fusion; `backbone_lr`: of the adapters, or of the whole trunk in full mode.
         clip_norm: bound of the gradient's norm, of each stream and of the fusion.
         ema_decay: of the averaged weights that are evaluated; initial ones have no share in them.
+            A run that is too short for it gets a lower one.
         label_smoothing: share of the classes' targets that is spread over all of them.
         precision: of the forward pass.
         workers: decoding processes per training process.

@@ -1,15 +1,21 @@
-"""How long a run is: epochs of the user's data, from what the settings say."""
+"""How long a run is, from its settings and the user's data, and what follows from a short one."""
 
 from dataclasses import replace
 from typing import TypeVar
 
 from train.config import TrainingConfig
 
+# Measured with 300 updates: averages that reach back over all of them are 6 points of mAP worse
+# than the last weights, over a tenth of them as good.
+SHORT_REACH = 0.1
+
 T = TypeVar("T", bound=TrainingConfig)
 
 
 def resolve_lengths(training: T, per_epoch: int) -> tuple[T, list[str]]:
-    """Return the settings with epochs that fit each other, and a line for each that was changed.
+    """Return the settings with lengths that fit each other, and a line for each that was changed.
+
+    Averages reach back over half of the updates at most.
 
     With `training.updates`, everything counted in epochs is scaled, so that the schedule has about
     so many updates: it is in whole epochs.
@@ -46,4 +52,11 @@ def resolve_lengths(training: T, per_epoch: int) -> tuple[T, list[str]]:
             f"training.warmup_epochs {training.warmup_epochs} of {training.epochs} epochs leave "
             f"nothing to train at the full rate: {warmup} instead"
         )
-    return replace(training, stop_epoch=stop, warmup_epochs=warmup), notes
+    decay, updates = training.ema_decay, stop * per_epoch
+    if (reach := 1 / (1 - decay)) > max(updates / 2, 1):
+        decay = max(0.0, round(1 - 1 / (SHORT_REACH * updates), 3))
+        notes.append(
+            f"training.ema_decay {training.ema_decay:g} averages the weights of some {reach:.0f} "
+            f"updates, but there are {updates}: {decay:g} instead, so that early ones count little"
+        )
+    return replace(training, stop_epoch=stop, warmup_epochs=warmup, ema_decay=decay), notes

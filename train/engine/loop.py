@@ -188,7 +188,7 @@ class TrainingRun(Generic[T]):
         if main:
             for line in self.notes:
                 tqdm.write(line)
-            tqdm.write(describe_updates(self.updates, self.epochs, self.training.ema_decay))
+            tqdm.write(describe_updates(self.updates, self.epochs))
         self.log = MetricsLog(self.out, main, first_step, self.validated)
         self.bar: tqdm[Any] = tqdm(
             total=self.epochs * self.updates,

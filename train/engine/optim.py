@@ -13,21 +13,16 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from train.config import TrainingConfig
 from train.engine.sharding import spread
 
-LATE = 10  # where updates are few, averages should reach back a tenth of them
 MORE_UPDATES = "raise training.epochs and training.stop_epoch, or lower training.global_batch"
 FEW_UPDATES = 500  # ordinary runs have thousands; with fewer the weights hardly leave their start
 
 
-def describe_updates(per_epoch: int, epochs: int, ema_decay: float) -> str:
+def describe_updates(per_epoch: int, epochs: int) -> str:
     """Return how many updates a run has, and what to do where they are few."""
     total = per_epoch * epochs
     text = f"{per_epoch} updates an epoch, {total} in all"
-    if total >= FEW_UPDATES:
-        return text
-    text += f"\nwarning: {total} updates are few, the weights hardly move: {MORE_UPDATES}"
-    recent = max(0.0, round(1 - LATE / total, 3))
-    if ema_decay > recent:
-        text += f", or set training.ema_decay {recent:g}: the averages are of late weights then"
+    if total < FEW_UPDATES:
+        text += f"\nwarning: {total} updates are few, the weights hardly move: {MORE_UPDATES}"
     return text
 
 
