@@ -349,6 +349,7 @@ def test_what_has_changed_is_done_again(copy: Path) -> None:
         assert "8 of 8 runs are done" in good(copy, "--plan")
 
 
+@pytest.mark.slow
 def test_missing_results_are_made_again(copy: Path) -> None:
     (copy / "study/tuned/3/test/metrics.json").unlink()
     (copy / "study/control/3/last.pt").unlink()
@@ -400,6 +401,7 @@ def wait_for(folder: Path, what: str, count: int) -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 def test_killed_it_goes_on_and_waits_for_what_it_left_running(place: Path, finished: Path) -> None:
     grid = small_grid()
     grid["overrides"]["sleep"] = 1.5

@@ -125,7 +125,8 @@ def test_the_next_training_video_stands_in(config: Experiment, cause: str) -> No
 
 
 @pytest.mark.parametrize(
-    ("cause", "workers"), [*((cause, 0) for cause in SPOILERS), ("its data are damaged", 2)]
+    ("cause", "workers"),
+    [*((c, 0) for c in SPOILERS), pytest.param("its data are damaged", 2, marks=pytest.mark.slow)],
 )
 def test_the_windows_behind_are_given_up(config: Experiment, cause: str, workers: int) -> None:
     items = loaded(config, "test")

@@ -150,7 +150,8 @@ def test_processes_share_one_global_order() -> None:
 
 
 @pytest.mark.parametrize(
-    ("processes", "workers"), [(1, 0), (3, 0), pytest.param(1, 2, marks=pytest.mark.slow), (2, 2)]
+    ("processes", "workers"),
+    [(1, 0), (3, 0), *(pytest.param(n, 2, marks=pytest.mark.slow) for n in (1, 2))],
 )
 def test_every_test_window_belongs_to_exactly_one_worker(
     config: Experiment, processes: int, workers: int

@@ -536,6 +536,7 @@ def files(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_detectors_side_by_side(files: Path) -> None:
     folder, out = files / "run/evaluation/last-test", files / "out"
     told = good(

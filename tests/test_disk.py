@@ -237,6 +237,7 @@ def test_a_full_disk_costs_nothing_that_was_saved(
     assert len(the_same_curve(tmp_path / "whole", out)) > 4
 
 
+@pytest.mark.slow
 def test_the_script_refuses_before_it_trains(data: list[str], tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     out = tmp_path / "file/run"

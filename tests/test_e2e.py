@@ -187,7 +187,9 @@ def the_same_curve(one: Path, two: Path) -> list[dict[str, Any]]:
     return curves[0]
 
 
-@pytest.mark.parametrize("where", ["in an epoch", "in a validation"])
+@pytest.mark.parametrize(
+    "where", [pytest.param("in an epoch", marks=pytest.mark.slow), "in a validation"]
+)
 def test_a_resumed_run_is_the_run_that_would_have_been(
     data: list[str],
     tmp_path: Path,

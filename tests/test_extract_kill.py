@@ -49,6 +49,7 @@ def complete(store: Store, places: Places, spans: list[Span]) -> int:
     return sum(not missing(places, span, CUTS) for span in spans)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kills", [2, pytest.param(50, marks=pytest.mark.slow)])
 def test_killed_extractions_end_as_if_they_had_not_been(
     data: list[str], tmp_path: Path, kills: int

@@ -136,6 +136,7 @@ def from_pixels(
     return window, tuple(arrange(frames, window, d) for d in directions)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", [6, pytest.param(3, marks=pytest.mark.slow)])
 def test_losses_on_the_cache_are_those_of_an_end_to_end_run(
     data: list[str],

@@ -52,6 +52,7 @@ def run_and_kill(arguments: list[str], out: Path, rng: random.Random) -> str | N
     return process.communicate()[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kills", [1, pytest.param(20, marks=pytest.mark.slow)])
 def test_killed_runs_end_as_if_they_had_not_been(
     data: list[str], tmp_path: Path, kills: int

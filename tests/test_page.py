@@ -426,6 +426,7 @@ def test_classes_differ_without_colour(opened: Opened) -> None:
         assert np.abs(one - other).mean() > 0.02
 
 
+@pytest.mark.slow
 def test_2000_segments_of_each_stream(browser: Any, folder: Path) -> None:
     rng = np.random.default_rng(0)
     names = [f"class {number}" for number in range(40)]

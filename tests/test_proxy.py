@@ -253,6 +253,7 @@ def names_in(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
+@pytest.mark.slow
 def test_bad_files_are_told_at_the_end_and_the_others_are_done(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -362,6 +363,7 @@ def test_a_run_that_was_ended_goes_on(tmp_path: Path, how: signal.Signals) -> No
     check(videos / "short.mp4", out / "short.mp4")
 
 
+@pytest.mark.slow
 def test_a_decoder_that_hangs_or_crashes_costs_no_other_file(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -203,6 +203,7 @@ def test_bad_files_are_told_at_the_end_and_finished_ones_left_alone(
     assert (out / "one.mp4").stat() == made
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on(tmp_path: Path) -> None:
     videos, out = tmp_path / "videos", tmp_path / "out"
     videos.mkdir()
@@ -255,6 +256,7 @@ def grown(folder: Path) -> int:
     return most - before
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_video(tmp_path: Path) -> None:
     # In a process of its own: what other tests left behind would count.
     with multiprocessing.get_context("spawn").Pool(1) as process:

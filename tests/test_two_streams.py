@@ -168,8 +168,8 @@ def untrained(streams: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[b
 @pytest.mark.parametrize(
     "name",
     [
-        # One of predictions and one of features; the others learn in the same loop.
-        pytest.param(name, marks=[] if name in ("experiment_3_2", "gated") else pytest.mark.slow)
+        # The others learn in the same loop.
+        pytest.param(name, marks=[] if name == "experiment_3_2" else pytest.mark.slow)
         for name in LEARNING
     ],
 )
@@ -218,6 +218,7 @@ def test_second_adapters_learn_behind_frozen_ones(streams: Path, tmp_path: Path)
     scored(streams, tmp_path / "run/last.pt")
 
 
+@pytest.mark.slow
 def test_joint_training_is_two_trainings(data: list[str], tmp_path: Path) -> None:
     """Summed losses of two networks: each learns what it would alone (drop path aside)."""
     plain = [*data, *QUICK, "--head.drop_path=0", "--training.epochs=2", "--training.stop_epoch=2"]
