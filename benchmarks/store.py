@@ -32,11 +32,11 @@ from zarr.codecs import BytesCodec, Crc32cCodec
 
 from cache.address import Address, FingerprintInfo, VideoInfo
 from cache.format import arrays
-from cache.format.records import CHUNK, RECORD, ArrayInfo, Group, IndexTable, Metadata, encode
+from cache.format.records import CHUNK, RECORD, ArrayInfo, Group, IndexTable, Metadata, encode_table
 from cache.storage import codec
 from cache.store import Store
 
-SPANS_A_TABLE, ROWS, WIDTH = 900, 384, 384  # windows of 768 frames; 256 MB make a fold
+SPANS_A_TABLE, ROWS, WIDTH = 900, 384, 384  # windows of 768 frames; 256 MB fill a journal
 PRINT = "0123456789abcdef" * 2
 VIDEOS = ("demo.mp4", "test.avi", "flipping_a_pancake.mkv", "part_0.mp4")
 
@@ -61,7 +61,7 @@ def medians(works: Sequence[Callable[[], object]], passes: int) -> list[float]:
 
 
 def write_index(folder: Path, spans: int) -> None:
-    """Write the indexes of a store as folds leave them, without the arrays behind them."""
+    """Write the indexes of a store as compaction writes them, without the arrays behind them."""
     Store.open(folder, "a").close()
     group = Group(PRINT, "float16", (WIDTH,))
     for first in range(0, spans, SPANS_A_TABLE):
@@ -82,7 +82,7 @@ def write_index(folder: Path, spans: int) -> None:
         part = folder / "parts" / f"{first // SPANS_A_TABLE // 30:06}"
         part.mkdir(parents=True, exist_ok=True)
         name = part / f"a{first // SPANS_A_TABLE % 30:06}.idx"
-        name.write_bytes(encode(IndexTable(records, [group], digests, metadata, info)))
+        name.write_bytes(encode_table(IndexTable(records, [group], digests, metadata, info)))
 
 
 def measure_index(folder: Path, spans: int) -> dict[str, float]:
@@ -125,7 +125,7 @@ def index(folder: Path, passes: int) -> None:
 
 def plain_zarr(folder: Path, rows: NDArray[np.float16], sharded: bool) -> "zarr.Array[Any]":
     """Write rows with plain zarr in the store's chunks, codecs and, if asked, shards."""
-    chunk, shard = arrays.layout(len(rows), rows[0].nbytes)
+    chunk, shard = arrays.choose_layout(len(rows), rows[0].nbytes)
     made = zarr.create_array(
         str(folder),
         shape=rows.shape,
@@ -145,9 +145,9 @@ def bulk(folder: Path, rows: NDArray[np.float16], passes: int) -> None:
     count = len(rows) // ROWS
     rows = rows[: count * ROWS]
     addresses = [window(number) for number in range(count)]
-    with Store.open(folder / "store", "a") as store, store.writer(fold_bytes=2**40) as writer:
+    with Store.open(folder / "store", "a") as store, store.writer(compact_bytes=2**40) as writer:
         for number, a in enumerate(addresses):
-            writer.put(a, torch.from_numpy(rows[number * ROWS : (number + 1) * ROWS]))
+            writer.write(a, torch.from_numpy(rows[number * ROWS : (number + 1) * ROWS]))
     np.save(folder / "rows.npy", rows)
     store = Store.open(folder / "store")
     sharded = plain_zarr(folder / "sharded", rows, True)
@@ -183,7 +183,7 @@ def codecs(folder: Path, name: str, rows: NDArray[np.float16], passes: int) -> N
     """Try codecs, chunks and shards, one at a time, around what is the default."""
     print(f"\n{name}: {rows.nbytes / 1e6:.0f} MB of {rows.dtype} {list(rows.shape)}")
     print(
-        "| codec, block | chunk | shard | size | fold | bulk read | one window |\n"
+        "| codec, block | chunk | shard | size | compaction | bulk read | one window |\n"
         "|---|---|---|---|---|---|---|"
     )
     default = (codec.CODEC, arrays.CHUNK_BYTES, arrays.SHARD_BYTES)
@@ -222,11 +222,11 @@ def _one_try(folder: Path, rows: NDArray[np.float16], passes: int, name: str) ->
         Address(PRINT, "float16", template.video, "forward", "window", np.array([n]), span)
         for n in range(count)
     ]
-    with Store.open(folder, "a") as store, store.writer(fold_bytes=2**40) as writer:
+    with Store.open(folder, "a") as store, store.writer(compact_bytes=2**40) as writer:
         for number, a in enumerate(addresses):
-            writer.put(a, torch.from_numpy(rows[number * span : (number + 1) * span]))
+            writer.write(a, torch.from_numpy(rows[number * span : (number + 1) * span]))
         writer.flush()
-        fold = seconds(writer.compact)
+        compaction_s = seconds(writer.compact)
     store = Store.open(folder)
     (loaded,) = store.index.tables.values()
     nbytes = count * span * rows[0].nbytes
@@ -243,7 +243,7 @@ def _one_try(folder: Path, rows: NDArray[np.float16], passes: int, name: str) ->
     row = rows[0].nbytes
     return (
         f"| {name} | {info.chunk_rows * row / 2**20:.2f} MiB | {info.shard_rows * row / 2**20:.0f} "
-        f"MiB | {loaded.stored / nbytes:.1%} | {nbytes / fold / 1e6:,.0f} MB/s "
+        f"MiB | {loaded.stored_bytes / nbytes:.1%} | {nbytes / compaction_s / 1e6:,.0f} MB/s "
         f"| {nbytes / whole / 1e6:,.0f} MB/s | {some / len(places) * 1e3:.2f} ms |"
     )
 

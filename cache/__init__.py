@@ -1,1 +1,1 @@
-"""The activation cache: what the backbone left behind, kept true."""
+"""The activation cache: results of the backbone, stored by what they depend on."""

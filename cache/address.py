@@ -1,4 +1,4 @@
-"""What an activation is of: addresses, and what is told of videos and fingerprints."""
+"""Addresses of activations, and descriptions of videos and fingerprints."""
 
 import base64
 import hashlib
@@ -24,7 +24,7 @@ SPANS = ("window", "video")
 
 @dataclass(frozen=True, eq=False)
 class Address:
-    """Names one activation; equal addresses have equal keys.
+    """The address of one activation; equal addresses have equal keys.
 
     Args:
         fingerprint: 32 hex characters; names weights, preprocessing and cut.
@@ -66,7 +66,7 @@ class Address:
 
     @cached_property
     def key(self) -> bytes:
-        """16 bytes that stand for the whole address."""
+        """A hash of the whole address, 16 bytes."""
         fields = [self.fingerprint, self.dtype, self.video, self.direction, self.span, self.rows]
         hashed = hashlib.blake2b(json.dumps(fields).encode(), digest_size=16, person=b"palindrome")
         hashed.update(np.ascontiguousarray(self.frames, "<i8").data)
@@ -88,16 +88,15 @@ class Address:
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """What a store still knows of a video when its file is gone.
+    """A store's description of a video, which outlives the file.
 
     Args:
         digest: SHA-256 of the file's content, hex.
-        name: the name it had.
+        name: the file's name without its folder.
         size: bytes.
-        frames: how many it has.
-        fps: frames per second, the average where frame times are uneven.
-        times_s: begin of every frame and the end of the last, seconds, where they are uneven
-            [frames + 1].
+        frames: number of frames.
+        fps: the average where frame times are uneven.
+        times_s: start of every frame and the end of the last, where they are uneven [frames + 1].
     """
 
     digest: str
@@ -124,12 +123,12 @@ class VideoInfo:
 
 @dataclass(frozen=True)
 class FingerprintInfo:
-    """What a fingerprint stands for, for people.
+    """A store's description of a fingerprint, for people.
 
     Args:
         fingerprint: 32 hex characters.
         cut: the number of a block, `ladder` or `features`.
-        checkpoint: where the weights came from; one file a line.
+        checkpoint: files that the weights came from; one a line.
         about: readable settings; plain JSON values.
     """
 

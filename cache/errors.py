@@ -1,4 +1,4 @@
-"""What can go wrong with a store, in words for people."""
+"""Errors of a store."""
 
 
 class StoreError(ValueError):
@@ -6,16 +6,16 @@ class StoreError(ValueError):
 
 
 class Damaged(StoreError):
-    """A file of the store does not hold what was written; nothing of it is believed.
+    """A file of the store that does not hold what was written; none of it is used.
 
     Args:
         file: the file's name within the store.
         what: what is wrong with it.
-        url: the store, where it is known: then the text says what to do.
+        url: the store, where it is known: the message then says how to repair it.
     """
 
     def __init__(self, file: str, what: str | None = None, url: str | None = None) -> None:
-        # With one argument, its own text: so loaders of torch build what a worker has raised.
+        # torch's loaders rebuild a worker's exception from its text alone.
         text = file if what is None else f"{file} is damaged: {what}"
         if url is not None:
             text = (
@@ -27,8 +27,9 @@ class Damaged(StoreError):
         self.what = what or ""
         self.url = url
 
+    # Workers of a loader send it to the main process.
     def __reduce__(self) -> tuple[type["Damaged"], tuple[str, str, str | None]]:
-        return Damaged, (self.file, self.what, self.url)  # it crosses processes of a loader
+        return Damaged, (self.file, self.what, self.url)
 
 
 class Missing(StoreError, KeyError):

@@ -65,16 +65,16 @@ def show(url: str, verifies: bool, prunes: bool, budget_gb: float | None) -> lis
             )
             print(
                 f"freed {done.freed_bytes / 1e6:,.1f} MB: {done.dropped:,} spans stale or over the "
-                f"budget, {done.damaged:,} damaged, {done.doubled:,} twice, "
+                f"budget, {done.damaged:,} damaged, {done.duplicates:,} twice, "
                 f"{done.leftovers:,} leftovers of killed processes; "
                 f"{done.kept_bytes / 1e6:,.1f} MB stay"
             )
-            if done.mended:
-                print(f"{done.mended:,} lists of a part's files are written anew")
-            if done.in_use or done.writing:
+            if done.repaired:
+                print(f"{done.repaired:,} lists of a part's files are written anew")
+            if done.in_use or done.active_parts:
                 print(
                     f"in use, so they stayed: {len(done.in_use)} fingerprints and "
-                    f"{done.writing} parts that are being written"
+                    f"{done.active_parts} parts that are being written"
                 )
     return problems
 

@@ -1,11 +1,11 @@
-"""The store of activations: opened by URL, read by address, written by any number of writers.
+"""A store of activations: opened by URL, read by address, written by any number of writers.
 
     STORE/palindrome.json           format and version
-    STORE/parts/PART/contents.json  the part's tables: what is missing can be named
+    STORE/parts/PART/contents.json  the part's tables, so that a missing one can be named
     STORE/parts/PART/j000001.bin    journal: what one flush wrote, and its index
-    STORE/parts/PART/a000001/       a zarr array, folded from the journal
+    STORE/parts/PART/a000001/       a zarr array, compacted from the journal
     STORE/parts/PART/a000001.idx    its index; written last, which commits it
-    STORE/users/*.json              leases of those who read and write now
+    STORE/users/*.json              leases of the processes that read and write now
 
 A part belongs to one writer, and a file never changes once it is there, so nobody waits for
 anybody. Icechunk, the transactional engine for zarr, would give this and history, but warns that
@@ -23,27 +23,27 @@ import torch
 
 from cache.address import DTYPES, Address, FingerprintInfo, VideoInfo
 from cache.errors import Damaged, Missing, StoreError
-from cache.format.arrays import Gone, RowRequest
-from cache.format.compaction import unpack
-from cache.format.index import PARTS, Index, Loaded, Summary, refreshed, summaries
+from cache.format.arrays import FileGone, RowRequest
+from cache.format.compaction import unpack_payload
+from cache.format.index import PARTS, Index, LoadedTable, Summary, refresh_index, summarise_index
 from cache.format.records import Entry, Group, Metadata
 from cache.format.writer import Writer
 from cache.storage.base import Files, Range, read_whole
 from cache.storage.codec import Bytes, as_bytes
 from cache.storage.leases import USERS, Lease
-from cache.storage.open import files_at
+from cache.storage.open import open_files
 
 __all__ = ["Damaged", "Missing", "Store", "StoreError"]
 
-MARK = "palindrome.json"
+MARKER = "palindrome.json"
 FORMAT = b'{"format": "palindrome activations", "version": 1}\n'
-NEWER = re.compile(rb'{"format": "palindrome activations", "version": \d+.*}\n', re.DOTALL)
+NEWER_FORMAT = re.compile(rb'{"format": "palindrome activations", "version": \d+.*}\n', re.DOTALL)
 
-Mode = Literal["r", "a", "look"]
+Mode = Literal["r", "a", "inspect"]
 
 
 class _RowCopy(NamedTuple):
-    """Rows of one record, to be put into `out` [bytes]."""
+    """Rows of one record, to be copied into `out` [bytes]."""
 
     entry: Entry
     low: int
@@ -52,7 +52,7 @@ class _RowCopy(NamedTuple):
 
 
 class Store:
-    """Activations by address. Cheap to send to another process, which opens it anew."""
+    """Activations by address. Cheap to send to another process, which opens the store again."""
 
     videos: dict[str, VideoInfo]
     fingerprints: dict[str, FingerprintInfo]
@@ -60,21 +60,21 @@ class Store:
     def __init__(self, url: str | Path, mode: Mode = "r") -> None:
         """See `open`."""
         self.url, self.mode = str(url), mode
-        self.files: Files = files_at(url)
-        self._check_mark()
+        self.files: Files = open_files(url)
+        self._check_marker()
         self._lease: Lease | None = None
         self._warned = False
-        # Before the index is read: what is in it may not be pruned from then on.
-        self._claim()
+        # Before the index is read, so that nothing in it is pruned from then on.
+        self._take_lease()
         self._index = Index.empty()
         self.refresh()
 
     @classmethod
     def open(cls, url: str | Path, mode: Mode = "r") -> "Store":
-        """Open a store; mode "a" creates it if need be, and can write.
+        """Return a store; mode "a" creates it if need be, and can write.
 
-        Mode "look" takes a store that is not there for an empty one and leaves no trace: nothing
-        keeps others from pruning what it saw.
+        Mode "inspect" treats a store that does not exist as an empty one and writes nothing, not
+        even a lease: nothing keeps others from pruning what it found.
 
         Args:
             url: a path or any URL that fsspec knows.
@@ -94,65 +94,65 @@ class Store:
         self.close()
 
     def close(self) -> None:
-        """Release the lease of this process; the end of the process does that, too."""
+        """Release the lease of this process, as the end of the process does, too."""
         if self._lease is not None:
             self._lease.release()
             self._lease = None
 
     def contains(self, address: Address) -> bool:
-        """Return whether all rows of an activation are there."""
-        self._use(address.fingerprint)
-        return bool(self._index.pieces(address, 0, address.rows))
+        """Return whether all rows of an activation are stored."""
+        self._record_use(address.fingerprint)
+        return bool(self._index.find_rows(address, 0, address.rows))
 
     def read(self, address: Address, start: int = 0, stop: int | None = None) -> torch.Tensor:
-        """Return rows of an activation [stop − start, *row_shape] in the dtype they have there.
+        """Return rows of an activation [stop − start, *row_shape] in the dtype of the address.
 
         Raises:
-            Missing: it is not there, or not all of these rows.
-            Damaged: what is there is not what was written.
+            Missing: these rows are not all stored.
+            Damaged: what is stored is not what was written.
         """
         return self._read([(address, start, address.rows if stop is None else stop)])[0]
 
     def read_many(self, addresses: Sequence[Address]) -> list[torch.Tensor]:
-        """Return whole activations; those that stand side by side are fetched and decoded at once.
+        """Return whole activations; neighbours in a file are fetched and decoded together.
 
         Raises:
-            Missing: one is not there, or not all of it.
-            Damaged: what is there is not what was written.
+            Missing: one is not stored, or not all of it.
+            Damaged: what is stored is not what was written.
         """
         return self._read([(address, 0, address.rows) for address in addresses])
 
     def refresh(self) -> None:
-        """See what others have flushed and pruned since the store was opened or refreshed."""
-        self._index = refreshed(self._index, self.files)
+        """Read what other processes have flushed and pruned since the last time."""
+        self._index = refresh_index(self._index, self.files)
         self.videos, self.fingerprints = self._index.videos, self._index.fingerprints
 
     @property
     def videos_by_name(self) -> dict[str, VideoInfo]:
-        """The videos by every name that they had; a name means the one that had it last."""
+        """The videos by every name that they had; a name stands for the last that had it."""
         return self._index.videos_by_name
 
     @property
     def index(self) -> Index:
-        """What is where at this moment; for upkeep."""
+        """The index as it was last read; for `cache.upkeep`."""
         return self._index
 
     @property
     def lease(self) -> Lease | None:
-        """What says that this process uses the store; None where that cannot be written."""
+        """The lease of this process; None where it cannot be written."""
         return self._lease
 
     @property
     def bytes(self) -> int:
-        """Size of what is committed."""
-        return sum(loaded.stored for loaded in self._index.tables.values())
+        """Bytes of everything that is committed."""
+        return sum(loaded.stored_bytes for loaded in self._index.tables.values())
 
     def summaries(self) -> list[Summary]:
-        """Return what is there by fingerprint, dtype, direction and kind of span."""
-        return summaries(self._index)
+        """Return what is stored, by fingerprint, dtype, direction and kind of span."""
+        return summarise_index(self._index)
 
     def metadata_of(self, subject: str) -> list[Metadata]:
-        """Return what the store knows of a video's digest or a fingerprint, and since when."""
+        """Return the descriptions of a video's digest or of a fingerprint, with their times."""
         return self._index.metadata.get(subject, [])
 
     def writer(self, **options: Any) -> Writer:
@@ -161,68 +161,68 @@ class Store:
             raise StoreError(f'{self.url} is open for reading; open it with mode "a" to write')
         return Writer(self.files, lambda: self._index, **options)
 
-    def _check_mark(self) -> None:
-        found = read_whole(self.files, MARK, None)
+    def _check_marker(self) -> None:
+        found = read_whole(self.files, MARKER, None)
         if found is None and self.mode == "a":
-            self.files.write(MARK, [FORMAT])
+            self.files.write(MARKER, [FORMAT])
             return
-        if found is None and self.mode == "look":
+        if found is None and self.mode == "inspect":
             return
         if found is None and self.files.children(PARTS):
-            raise StoreError(f"{self.url}/{MARK} is missing; {self._remark()}")
+            raise StoreError(f"{self.url}/{MARKER} is missing; {self._repair_hint()}")
         if found is None:
             raise StoreError(
-                f"{self.url}: there is no activation cache here (no {MARK}); make one with "
+                f"{self.url}: there is no activation cache here (no {MARKER}); make one with "
                 "`python extract/run.py --config CONFIG --checkpoint CHECKPOINT "
                 f"--cache {self.url}`"
             )
         if found.tobytes() == FORMAT:
             return
-        if NEWER.fullmatch(found.tobytes()):
+        if NEWER_FORMAT.fullmatch(found.tobytes()):
             raise StoreError(
-                f"{self.url}/{MARK}: a newer version of Palindrome made this cache; update, or "
+                f"{self.url}/{MARKER}: a newer version of Palindrome made this cache; update, or "
                 "choose another --cache"
             )
         raise StoreError(
-            f"{self.url}/{MARK} is damaged, or of another program; if this is a cache of "
-            f"Palindrome, delete this one file: {self._remark()}"
+            f"{self.url}/{MARKER} is damaged, or of another program; if this is a cache of "
+            f"Palindrome, delete this one file: {self._repair_hint()}"
         )
 
-    def _remark(self) -> str:
-        """Return what the user can do to write the mark anew."""
+    def _repair_hint(self) -> str:
+        """Return what the user can do to have the marker file written again."""
         return (
             f"`python cache/show.py {self.url} --verify --prune` then writes it anew and checks "
             "the rest"
         )
 
-    def _claim(self) -> None:
-        if self.mode == "look":
+    def _take_lease(self) -> None:
+        if self.mode == "inspect":
             return
-        # Whatever the place raises: a store that cannot be written can still be read.
+        # Whatever error it is: a store that cannot be written can still be read.
         try:
             self._lease = Lease(self.files)
         except Exception as error:
-            self._warn(error)
+            self._warn_without_lease(error)
 
-    def _use(self, fingerprint: str) -> None:
-        """Note in the lease that a fingerprint is used, before looking whether it is there."""
+    def _record_use(self, fingerprint: str) -> None:
+        """Add a fingerprint to the lease, before the index is asked whether it is stored."""
         lease = self._lease
         if lease is None:
             return
         if lease.pid != os.getpid():
             # A forked child needs a lease of its own.
             self._lease = None
-            self._claim()
+            self._take_lease()
             lease = self._lease
         if lease is not None and fingerprint not in lease.fingerprints:
             try:
-                lease.use(fingerprint)
+                lease.add_fingerprint(fingerprint)
             except Exception as error:
-                self._warn(error)
-            # Somebody may have pruned it before that could be seen.
+                self._warn_without_lease(error)
+            # Another process may have pruned it before it could see the lease.
             self.refresh()
 
-    def _warn(self, error: Exception) -> None:
+    def _warn_without_lease(self, error: Exception) -> None:
         """Print, the first time, that a lease cannot be written and what that means."""
         if self._warned:
             return
@@ -237,34 +237,34 @@ class Store:
 
     def _read(self, wanted: Sequence[tuple[Address, int, int]]) -> list[torch.Tensor]:
         for fingerprint in {address.fingerprint for address, _, _ in wanted}:
-            self._use(fingerprint)
+            self._record_use(fingerprint)
         for address, start, stop in wanted:
             if not 0 <= start <= stop <= address.rows:
                 raise StoreError(f"there are no rows {start} to {stop} of {address}")
         while True:
             index = self._index
-            outs, jobs = self._plan(index, wanted)
+            outs, copies = self._plan_copies(index, wanted)
             try:
-                for table, there in jobs.items():
-                    _fetch(self.files, index, index.tables[table], there)
+                for table, from_table in copies.items():
+                    _fetch_rows(self.files, index, index.tables[table], from_table)
                 return outs
-            except Gone as gone:
-                # Folded or pruned since: a new look finds where its rows are now. Whoever deletes
-                # takes the table away first, so a table that is still there misses a file.
+            except FileGone as gone:
+                # Compacted or pruned since: the refreshed index says where its rows are now. A
+                # table is deleted before its files, so if it is still there, a file is lost.
                 self.refresh()
                 if table in self._index.tables:
                     raise Damaged(gone.file, "it is missing", self.url) from gone
             except Damaged as damage:
                 raise Damaged(damage.file, damage.what, self.url) from damage
 
-    def _plan(
+    def _plan_copies(
         self, index: Index, wanted: Sequence[tuple[Address, int, int]]
     ) -> tuple[list[torch.Tensor], dict[int, list[_RowCopy]]]:
-        """Return tensors to be filled, and by table what fills them."""
+        """Return empty tensors, and by table the copies that fill them."""
         outs = []
-        jobs: dict[int, list[_RowCopy]] = {}
+        copies: dict[int, list[_RowCopy]] = {}
         for address, start, stop in wanted:
-            found = index.pieces(address, start, stop)
+            found = index.find_rows(address, start, stop)
             if not found:
                 raise Missing(
                     f"{self.url} does not hold {address}, or not all of it; make it with "
@@ -275,50 +275,50 @@ class Store:
             data, width = as_bytes(out), group.row_bytes
             for entry, low, high in found:
                 part = data[(low - start) * width : (high - start) * width]
-                job = _RowCopy(entry, low - entry.start, high - entry.start, part)
+                copy = _RowCopy(entry, low - entry.start, high - entry.start, part)
                 if low < high:
-                    jobs.setdefault(entry.table, []).append(job)
+                    copies.setdefault(entry.table, []).append(copy)
             outs.append(out)
-        return outs, jobs
+        return outs, copies
 
 
-def _fetch(files: Files, index: Index, table: Loaded, jobs: Sequence[_RowCopy]) -> None:
-    """Fill what one table's file or array holds.
+def _fetch_rows(files: Files, index: Index, table: LoadedTable, copies: Sequence[_RowCopy]) -> None:
+    """Carry out the copies from one table's file or array.
 
     Raises:
-        Gone: a file is not there. Damaged: it is not what was written.
+        FileGone: a file is not there. Damaged: it is not what was written.
     """
     if table.array is not None:
         table.array.read(
-            [RowRequest(j.entry.place + j.low, j.entry.place + j.high, j.out) for j in jobs]
+            [RowRequest(c.entry.place + c.low, c.entry.place + c.high, c.out) for c in copies]
         )
         return
-    jobs = sorted(jobs, key=lambda job: job.entry.place)
-    while jobs:
-        count = _batch([job.entry.size for job in jobs], files.batch_bytes)
+    copies = sorted(copies, key=lambda copy: copy.entry.place)
+    while copies:
+        count = _count_within([copy.entry.size for copy in copies], files.batch_bytes)
+        batch, copies = copies[:count], copies[count:]
         ranges: list[Range] = [
-            (table.file, job.entry.place, job.entry.place + job.entry.size) for job in jobs[:count]
+            (table.file, copy.entry.place, copy.entry.place + copy.entry.size) for copy in batch
         ]
-        for job, data in zip(jobs[:count], files.read(ranges), strict=True):
+        for copy, data in zip(batch, files.read(ranges), strict=True):
             if data is None:
-                raise Gone(table.file)
-            _take(data, job, index.groups[job.entry.group], table.file)
-        jobs = jobs[count:]
+                raise FileGone(table.file)
+            _copy_rows(data, copy, index.groups[copy.entry.group], table.file)
 
 
-def _take(data: Bytes, job: _RowCopy, group: Group, file: str) -> None:
-    """Put a payload's rows where they are wanted."""
-    size = job.entry.rows * group.row_bytes
-    if len(job.out) == size:
-        unpack(data, job.entry, job.out, file)
+def _copy_rows(data: Bytes, copy: _RowCopy, group: Group, file: str) -> None:
+    """Decompress a payload and copy the rows that are asked for."""
+    size = copy.entry.rows * group.row_bytes
+    if len(copy.out) == size:
+        unpack_payload(data, copy.entry, copy.out, file)
         return
     rows = torch.empty(size, dtype=torch.uint8).numpy()
-    unpack(data, job.entry, rows, file)
-    job.out[:] = rows[job.low * group.row_bytes : job.high * group.row_bytes]
+    unpack_payload(data, copy.entry, rows, file)
+    copy.out[:] = rows[copy.low * group.row_bytes : copy.high * group.row_bytes]
 
 
-def _batch(sizes: Sequence[int], limit: int) -> int:
-    """Return how many of the first sizes stay within a limit, one at least."""
+def _count_within(sizes: Sequence[int], limit: int) -> int:
+    """Return how many of the first sizes add up to no more than a limit, at least one."""
     total = 0
     for count, size in enumerate(sizes):
         total += size
@@ -328,10 +328,10 @@ def _batch(sizes: Sequence[int], limit: int) -> int:
 
 
 def open_cache(url: str) -> Store:
-    """Open a store for writing, or make one.
+    """Return a store that can be written, made if need be.
 
     Raises:
-        ValueError: that is impossible there.
+        ValueError: the place cannot be written.
     """
     try:
         return Store.open(url, "a")

@@ -121,7 +121,7 @@ def run(request: Request) -> None:
             span = span_of(source, len(rows), request.name, request.stride, request.offset)
             writer.describe(span.video)
             if not place.contains(span):
-                writer.put(place.address(span), padded(rows, span.rows))
+                writer.write(place.address(span), padded(rows, span.rows))
     done, absent = len(sources) - len(problems), len(videos.keys() - {s.name for s in sources})
     if absent:
         print(f"warning: {absent:,} of {len(videos):,} annotated videos have no file of features")

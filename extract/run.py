@@ -126,7 +126,7 @@ def run(
     url, planning = config.cache.url, plan_file is not None
     if plan_file:
         _check_writable(Path(plan_file), purposes)
-    store = Store.open(url, "look") if planning else open_cache(url)
+    store = Store.open(url, "inspect") if planning else open_cache(url)
     annotations = load_annotations(config.data)
     wanted_of = [purpose for purpose in PURPOSES if purpose in purposes]
     names = {purpose: _subset(config.data, purpose) for purpose in wanted_of}

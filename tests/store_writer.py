@@ -53,7 +53,7 @@ def described(number: int) -> tuple[VideoInfo, FingerprintInfo]:
 def write(url: str, first: int, step: int, log: Path, flush_every: int) -> None:
     """Write what is not there yet, and say in the log what was put and when it was committed."""
     store = Store.open(url, "a")
-    with log.open("a", buffering=1) as say, store.writer(fold_bytes=200_000) as writer:
+    with log.open("a", buffering=1) as say, store.writer(compact_bytes=200_000) as writer:
         say.write("begin\n")
         for count, number in enumerate(range(first, COUNT, step)):
             address, rows = activation(number)
@@ -62,8 +62,8 @@ def write(url: str, first: int, step: int, log: Path, flush_every: int) -> None:
                     writer.describe(info)
                 half = len(rows) // 2 if number % 5 == 0 else 0
                 if half:
-                    writer.put(address, rows[:half])
-                writer.put(address, rows[half:], half)
+                    writer.write(address, rows[:half])
+                writer.write(address, rows[half:], half)
                 say.write(f"put {number}\n")
             if count % flush_every == flush_every - 1:
                 writer.flush()

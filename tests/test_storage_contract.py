@@ -9,13 +9,13 @@ import pytest
 
 from cache.storage.base import Content, Files, read_whole
 from cache.storage.local import LocalFiles
-from cache.storage.open import files_at
+from cache.storage.open import open_files
 from cache.storage.remote import RemoteFiles
 
 PLACES: dict[str, Callable[[Path], Files]] = {
-    "path": lambda folder: files_at(folder / "store"),
-    "file URL": lambda folder: files_at(f"file://{folder}/store"),
-    "memory URL": lambda folder: files_at(f"memory://{uuid4()}/store"),
+    "path": lambda folder: open_files(folder / "store"),
+    "file URL": lambda folder: open_files(f"file://{folder}/store"),
+    "memory URL": lambda folder: open_files(f"memory://{uuid4()}/store"),
     # Real folders behind fsspec, as SFTP has them.
     "disk behind fsspec": lambda folder: RemoteFiles(f"file://{folder}/store"),
 }

@@ -24,7 +24,7 @@ from cache.address import DTYPES, Address, Dtype, FingerprintInfo, VideoInfo
 from cache.errors import Damaged, Missing, StoreError
 from cache.storage.codec import Codec
 from cache.storage.local import LocalFiles
-from cache.store import FORMAT, MARK, Mode, Store
+from cache.store import FORMAT, MARKER, Mode, Store
 from cache.upkeep.prune import prune
 from cache.upkeep.verify import verify
 from tests.store_writer import activation, described
@@ -44,7 +44,7 @@ def filled(url: str | Path, count: int, **options: Any) -> list[tuple[Address, t
         for number, pair in enumerate(pairs):
             for info in described(number):
                 writer.describe(info)
-            writer.put(*pair)
+            writer.write(*pair)
     return pairs
 
 
@@ -73,7 +73,7 @@ def test_what_is_put_comes_out(url: str, dtype: Dtype, shape: tuple[int, ...]) -
     reader = Store.open(url)
     with store.writer() as writer:
         for a, rows in pairs:
-            writer.put(a, rows)
+            writer.write(a, rows)
             assert not reader.contains(a)
         writer.flush()
         reader.refresh()
@@ -136,7 +136,7 @@ def put_and_compare(store: Store, reader: Store, steps: list[Step]) -> None:
             stop = min(start + count, 12)
             value += 1
             put[which, start:stop] = value
-            writer.put(address(12, which), torch.full((stop - start, 3), value), start)
+            writer.write(address(12, which), torch.full((stop - start, 3), value), start)
         elif what == "flush":
             writer.flush()
         elif what == "fold":
@@ -193,14 +193,14 @@ def test_wrong_rows_are_refused(tmp_path: Path) -> None:
     with Store.open(tmp_path, "a").writer() as writer:
         for rows, start in ((torch.zeros(5, 2), 0), (torch.zeros(2, 2), 3), (torch.zeros(1), -1)):
             with pytest.raises(StoreError, match="are not within the 4"):
-                writer.put(address(4), rows, start)
+                writer.write(address(4), rows, start)
         with pytest.raises(StoreError, match="floating point"):
-            writer.put(address(4), torch.zeros(4, dtype=torch.int64))
+            writer.write(address(4), torch.zeros(4, dtype=torch.int64))
         with pytest.raises(StoreError, match=r"up to 7e\+04 do not fit into float16"):
-            writer.put(address(1, dtype="float16"), torch.tensor([[1.0, 7e4]]))
-        writer.put(address(1, dtype="float16"), torch.tensor([[1.0, float("inf")]]))
+            writer.write(address(1, dtype="float16"), torch.tensor([[1.0, 7e4]]))
+        writer.write(address(1, dtype="float16"), torch.tensor([[1.0, float("inf")]]))
     with pytest.raises(StoreError, match="closed"):
-        writer.put(address(1), torch.zeros(1, 1))
+        writer.write(address(1), torch.zeros(1, 1))
     store = Store.open(tmp_path)
     for start, stop in ((-1, 1), (0, 2), (1, 0)):
         with pytest.raises(StoreError, match="no rows"):
@@ -219,11 +219,11 @@ def test_errors_say_what_to_do(tmp_path: Path) -> None:
         Store.open(tmp_path).writer()
     with pytest.raises(StoreError, match='mode "a"'):
         prune(Store.open(tmp_path))
-    modes: tuple[Mode, ...] = ("r", "a", "look")
+    modes: tuple[Mode, ...] = ("r", "a", "inspect")
     for mark, says in ((FORMAT.replace(b"1", b"2"), "newer"), (b"{gar", "--verify --prune")):
-        (tmp_path / MARK).write_bytes(mark)
+        (tmp_path / MARKER).write_bytes(mark)
         for mode in modes:
-            with pytest.raises(StoreError, match=f"{tmp_path}/{MARK}.*{says}"):
+            with pytest.raises(StoreError, match=f"{tmp_path}/{MARKER}.*{says}"):
                 Store.open(tmp_path, mode)
     for url, meant in {
         "s3:bucket/x": "s3://bucket/x",
@@ -236,14 +236,14 @@ def test_errors_say_what_to_do(tmp_path: Path) -> None:
 
 
 def test_who_only_looks_leaves_no_trace(tmp_path: Path) -> None:
-    store = Store.open(tmp_path / "none" / "cache", "look")
+    store = Store.open(tmp_path / "none" / "cache", "inspect")
     assert not store.contains(activation(0)[0]) and not list(tmp_path.iterdir())
     free = store.files.free_bytes()
     assert free is not None and free > 0
     with pytest.raises(StoreError, match='mode "a"'):
         store.writer()
     pairs = filled(tmp_path, 3)
-    store = Store.open(tmp_path, "look")
+    store = Store.open(tmp_path, "inspect")
     same(store, pairs)
     assert not list((tmp_path / "users").iterdir())
 
@@ -271,7 +271,7 @@ def test_what_was_told_is_known(url: str) -> None:
     with store.writer() as writer:
         for info in (first, uneven, about):
             writer.describe(info)
-        writer.put(address(2), torch.zeros(2, 2))
+        writer.write(address(2), torch.zeros(2, 2))
     store.refresh()
     assert store.videos == {VIDEO: first, VIDEO[::-1]: uneven}
     assert store.fingerprints == {PRINT: about}
@@ -318,25 +318,25 @@ def test_it_is_flushed_by_size_and_by_time(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr("cache.format.writer.time.monotonic", lambda: now[0])
     with store.writer(flush_bytes=50_000) as writer:
         for number in range(10):
-            writer.put(address(10, number), torch.randn(10, 1000))
+            writer.write(address(10, number), torch.randn(10, 1000))
             reader.refresh()
             assert writer.waiting < 50_000
             assert sum(reader.contains(address(10, n)) for n in range(11)) == (number + 1) // 2 * 2
-        writer.put(address(10, 10), torch.zeros(10, 10))
+        writer.write(address(10, 10), torch.zeros(10, 10))
         now[0] = 29.0
-        writer.put(address(10, 11), torch.zeros(10, 10))
+        writer.write(address(10, 11), torch.zeros(10, 10))
         assert writer.waiting
         now[0] = 30.0
-        writer.put(address(10, 12), torch.zeros(10, 10))
+        writer.write(address(10, 12), torch.zeros(10, 10))
         assert not writer.waiting
     assert all(Store.open(tmp_path).contains(address(10, n)) for n in range(13))
 
 
-def test_the_journal_is_folded_when_it_grows(tmp_path: Path) -> None:
+def test_the_journal_is_compacted_when_it_grows(tmp_path: Path) -> None:
     store = Store.open(tmp_path, "a")
-    with store.writer(fold_bytes=100_000) as writer:
+    with store.writer(compact_bytes=100_000) as writer:
         for number in range(20):
-            writer.put(address(10, number), torch.randn(10, 1000))
+            writer.write(address(10, number), torch.randn(10, 1000))
             writer.flush()
             sizes = [file.stat().st_size for file in tmp_path.glob("parts/*/*.bin")]
             assert sum(sizes) < 100_000
@@ -344,7 +344,7 @@ def test_the_journal_is_folded_when_it_grows(tmp_path: Path) -> None:
     many = tmp_path / "many"
     with Store.open(many, "a").writer() as writer:
         for number in range(70):
-            writer.put(address(1, number), torch.zeros(1, 1))
+            writer.write(address(1, number), torch.zeros(1, 1))
             writer.flush()
         assert len(list(many.glob("parts/*/*.bin"))) < 10  # small ones are many at some time
 
@@ -379,11 +379,11 @@ def test_damage_anywhere_is_named_and_never_read(
     abandoned = Store.open(tmp_path, "a").writer()
     for number in range(18, 26):
         pairs.append(activation(number))
-        abandoned.put(*pairs[-1])
+        abandoned.write(*pairs[-1])
         if number % 4 == 1:
             abandoned.flush()
     files = [path for path in sorted(tmp_path.glob("parts/**/*")) if path.is_file()]
-    files.append(tmp_path / MARK)
+    files.append(tmp_path / MARKER)
     assert len([file for file in files if file.parent.name in "0123"]) > 12
     rng = random.Random(0)
     before = Store.open(tmp_path)
@@ -401,8 +401,8 @@ def test_damage_anywhere_is_named_and_never_read(
             problems = verify(before)
             named = {problem.file for problem in problems}
             assert file.relative_to(tmp_path).as_posix() in named, (file, place)
-            if file.name == MARK:
-                with pytest.raises(StoreError, match=MARK):
+            if file.name == MARKER:
+                with pytest.raises(StoreError, match=MARKER):
                     Store.open(tmp_path)
                 stores = [before]
             else:
@@ -432,7 +432,7 @@ def test_shards_do_not_stand_in_for_each_other(
     rng = np.random.default_rng(0)
     noise = rng.integers(2**30, size=(8, 1000), dtype=np.int32).view(np.float32)
     with Store.open(tmp_path, "a").writer() as writer:
-        writer.put(address(8), torch.from_numpy(noise))
+        writer.write(address(8), torch.from_numpy(noise))
     first, second = sorted(tmp_path.glob("parts/*/a000001/c/*/0"))[:2]
     assert first.stat().st_size == second.stat().st_size
     assert first.read_bytes()[-36:] == second.read_bytes()[-36:]
@@ -455,7 +455,7 @@ def test_what_is_damaged_can_be_put_again_and_pruned(tmp_path: Path) -> None:
             try:
                 store.read(a)
             except Damaged:
-                writer.put(a, rows)
+                writer.write(a, rows)
                 damaged += 1
     assert damaged
     store.refresh()
@@ -477,10 +477,10 @@ def test_lost_lists_and_marks_are_written_anew(tmp_path: Path) -> None:
         (problem,) = verify(store)
         assert problem.file.endswith("contents.json") and "--prune writes it anew" in problem.what
         report = prune(store, problems=[problem])
-        assert (report.mended, report.damaged, report.dropped) == (1, 0, 0)
+        assert (report.repaired, report.damaged, report.dropped) == (1, 0, 0)
         assert verify(store) == []
-    (tmp_path / MARK).unlink()
-    with pytest.raises(StoreError, match=f"{MARK} is missing; .*--verify --prune"):
+    (tmp_path / MARKER).unlink()
+    with pytest.raises(StoreError, match=f"{MARKER} is missing; .*--verify --prune"):
         Store.open(tmp_path)
     same(Store.open(tmp_path, "a"), pairs)
     assert verify(Store.open(tmp_path)) == []
@@ -523,7 +523,7 @@ def test_a_full_disk_is_told_and_costs_nothing(
     monkeypatch.setattr(LocalFiles, "write", limited)
     for number in range(10, 20):
         pairs.append(activation(number))
-        writer.put(*pairs[-1])
+        writer.write(*pairs[-1])
     if name in (r"\.bin$", r"contents\.json$"):
         for _ in range(2):
             with pytest.raises(OSError, match=f"{tmp_path}: No space left .* good; .*make room"):
@@ -549,7 +549,7 @@ def test_files_that_may_not_grow(tmp_path: Path, capsys: pytest.CaptureFixture[s
     store = Store.open(tmp_path, "a")
     writer = store.writer()
     rows = torch.randn(100, 1000)
-    writer.put(address(100), rows)
+    writer.write(address(100), rows)
     with files_end_at(100_000), pytest.raises(OSError, match="File too large"):
         writer.flush()
     assert not list(tmp_path.glob("parts/*/*.part"))
@@ -564,13 +564,13 @@ def test_files_that_may_not_grow(tmp_path: Path, capsys: pytest.CaptureFixture[s
     bits(Store.open(tmp_path).read(address(100)), rows)
 
 
-def test_a_segment_that_is_damaged_before_it_is_folded_stays(
+def test_a_segment_that_is_damaged_before_it_is_compacted_stays(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     writer = Store.open(tmp_path, "a").writer()
     pairs = [activation(number) for number in range(12)]
     for number, pair in enumerate(pairs):
-        writer.put(*pair)
+        writer.write(*pair)
         if number % 4 == 3:
             writer.flush()
     segment = sorted(tmp_path.glob("parts/*/*.bin"))[1]
@@ -619,7 +619,7 @@ def test_places_may_refuse_ranges_behind_the_end(monkeypatch: pytest.MonkeyPatch
 def test_a_full_disk_can_be_pruned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     filled(tmp_path, 10)
     left = Store.open(tmp_path, "a").writer()
-    left.put(*activation(20))
+    left.write(*activation(20))
     left.flush()
     left.lease.release()
 

@@ -129,7 +129,7 @@ def nothing_left(folder: Path) -> None:
     assert not list(folder.glob("parts/*/j*.bin")) and not list(folder.glob("parts/*/*.part"))
     files = {file for file in folder.glob("parts/**/*")}
     report = prune(Store.open(folder, "a"))
-    assert (report.moved, report.doubled, report.leftovers) == (0, 0, 0)
+    assert (report.moved, report.duplicates, report.leftovers) == (0, 0, 0)
     assert files == {file for file in folder.glob("parts/**/*")}
 
 
@@ -144,7 +144,7 @@ class Death:
         self.left = self.done = 0
         self.wounded = False
         # A dead process gives no sign; here its thread would, into a folder that is just deleted.
-        monkeypatch.setattr("cache.storage.leases._beating", lambda lease: None)
+        monkeypatch.setattr("cache.storage.leases._keep_renewed", lambda lease: None)
         for name in ("write", "move", "delete"):
             monkeypatch.setattr(LocalFiles, name, self._mortal(getattr(LocalFiles, name)))
 
@@ -197,24 +197,24 @@ def test_death_at_every_step(
 
     def write(folder: Path) -> None:
         store = Store.open(folder, "a")
-        writer = store.writer(fold_bytes=60_000)
+        writer = store.writer(compact_bytes=60_000)
         for number, (address, rows) in enumerate(pairs):
             for info in described(number):
                 writer.describe(info)
             if not store.contains(address):
-                writer.put(address, rows)
+                writer.write(address, rows)
             if number % 5 == 4:
                 writer.flush()
         writer.close()
 
     def prepare(folder: Path) -> None:
-        """Make what prune shall work on: a folded part, an abandoned journal, doubles."""
+        """Make what prune shall work on: a compacted part, an abandoned journal, duplicates."""
         write(folder)
         for shift in (0, 1):
             left = Store.open(folder, "a").writer()
             for number in range(shift, 24, 3):
-                left.put(*pairs[number])
-                left.put(*activation(100 + number))
+                left.write(*pairs[number])
+                left.write(*activation(100 + number))
             left.flush()
             left.lease.release()
 

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from cache.address import FingerprintInfo
 from cache.errors import Missing, StoreError
 from cache.storage import leases
-from cache.storage.leases import USERS, users
+from cache.storage.leases import USERS, list_users
 from cache.storage.local import LocalFiles
 from cache.store import Store
 from cache.upkeep.prune import prune
@@ -92,7 +92,7 @@ def test_only_what_is_dropped_goes(tmp_path: Path) -> None:
     left = Store.open(tmp_path, "a").writer()
     for number in range(40, 60):  # both fingerprints in one segment
         pairs.append(activation(number))
-        left.put(*pairs[-1])
+        left.write(*pairs[-1])
     left.flush()
     left.lease.release()
     store = Store.open(tmp_path, "a")
@@ -111,7 +111,7 @@ def test_the_oldest_goes_first(tmp_path: Path) -> None:
     store = Store.open(tmp_path, "a")
     for number in range(6):
         with store.writer() as writer:
-            writer.put(address(100, number), torch.randn(100, 100))
+            writer.write(address(100, number), torch.randn(100, 100))
     store.refresh()
     for keep in (10**9, store.bytes, store.bytes // 2 + 5000, 0):
         report = prune(store, keep_bytes=keep)
@@ -127,7 +127,7 @@ def test_a_fold_in_the_middle_of_a_listing_hides_nothing(
     pairs = [activation(number) for number in range(6)]
     writer = Store.open(tmp_path, "a").writer()
     for pair in pairs:
-        writer.put(*pair)
+        writer.write(*pair)
     writer.flush()
     listings = LocalFiles.grandchildren
     early = listings(LocalFiles(tmp_path), "parts")
@@ -145,16 +145,16 @@ def test_a_fold_in_the_middle_of_a_listing_hides_nothing(
 
 def test_parts_of_living_writers_stay(tmp_path: Path) -> None:
     store = Store.open(tmp_path, "a")
-    writer = store.writer(fold_bytes=10_000)
+    writer = store.writer(compact_bytes=10_000)
     pairs = [activation(number) for number in range(20)]
     for number, pair in enumerate(pairs):
         writer.describe(described(number)[1])
-        writer.put(*pair)
+        writer.write(*pair)
         writer.flush()
     before = sorted(tmp_path.glob("parts/**/*"))
     other = Store.open(tmp_path, "a")
     report = prune(other, lambda info: True, keep_bytes=0)
-    assert report.writing == 1 and report.freed_bytes == 0
+    assert report.active_parts == 1 and report.freed_bytes == 0
     assert sorted(tmp_path.glob("parts/**/*")) == before
     writer.close()
     same(Store.open(tmp_path), pairs)
@@ -219,7 +219,7 @@ def test_only_one_prunes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         pairs = filled(folder, 10)
         left = Store.open(folder, "a").writer()
         for number in range(5, 15):
-            left.put(*activation(number))
+            left.write(*activation(number))
         left.flush()
         left.lease.release()
         pairs += [activation(number) for number in range(10, 15)]
@@ -263,7 +263,7 @@ def test_a_lease_ends_with_its_process(tmp_path: Path) -> None:
         )
         assert process.stdin is not None and process.stdout is not None
         assert process.stdout.readline() == "ready\n"
-        (user,) = users(LocalFiles(tmp_path))
+        (user,) = list_users(LocalFiles(tmp_path))
         assert user.alive and user.part is None and user.fingerprints == {ONE}
         assert f"-{process.pid}-" in user.name
         if ending == "itself":
@@ -273,13 +273,13 @@ def test_a_lease_ends_with_its_process(tmp_path: Path) -> None:
         process.send_signal(signal.SIGKILL)
         while Path(f"/proc/{process.pid}/stat").read_text().split()[2] != "Z":
             time.sleep(0.01)  # nobody has waited for it yet
-        (user,) = users(LocalFiles(tmp_path))
+        (user,) = list_users(LocalFiles(tmp_path))
         assert not user.alive
         process.communicate()
-        (user,) = users(LocalFiles(tmp_path))
+        (user,) = list_users(LocalFiles(tmp_path))
         assert not user.alive
         prune(Store.open(tmp_path, "a"))
-        assert all(user.alive for user in users(LocalFiles(tmp_path)))
+        assert all(user.alive for user in list_users(LocalFiles(tmp_path)))
 
 
 def test_other_machines_live_by_their_signs(
@@ -299,9 +299,9 @@ def test_other_machines_live_by_their_signs(
             ({"machine": "elsewhere", "beat": time.time() - 700}, False),
         ):
             path.write_text(json.dumps(said | change))
-            assert [user.alive for user in users(store.files)] == [alive], change
+            assert [user.alive for user in list_users(store.files)] == [alive], change
         path.write_text("{")
-        (user,) = users(store.files)
+        (user,) = list_users(store.files)
         assert user.unreadable and user.alive
         with pytest.raises(StoreError, match=f"{path.name} is damaged"):
             prune(Store.open(tmp_path, "a"), drop_one)
@@ -309,7 +309,7 @@ def test_other_machines_live_by_their_signs(
 
 def test_leases_beat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(leases, "BEAT_S", 0.02)
-    monkeypatch.setattr(leases, "_heart", leases._Heart())
+    monkeypatch.setattr(leases, "_renewer", leases._Renewer())
     store = Store.open(tmp_path, "a")
     (path,) = leases_of(tmp_path)
     path.unlink()  # somebody thought that it was dead
@@ -380,7 +380,7 @@ def test_a_lease_that_cannot_be_written_is_told_once(
     check_warned_once()
     same(store, pairs)
     assert store.contains(pairs[0][0])
-    Store.open(tmp_path, "look")
+    Store.open(tmp_path, "inspect")
     assert capfd.readouterr().err == ""
 
 
@@ -406,5 +406,5 @@ def test_loaders_read_it(tmp_path: Path, method: str, workers: int) -> None:
     for got, (_, rows) in zip(loader, pairs, strict=True):
         bits(got, rows)
     # The children's end is not the parent's.
-    assert [user.name for user in users(store.files)].count(store.lease.name) == 1  # type: ignore[union-attr]
-    assert len(users(store.files)) <= 3
+    assert [user.name for user in list_users(store.files)].count(store.lease.name) == 1  # type: ignore[union-attr]
+    assert len(list_users(store.files)) <= 3

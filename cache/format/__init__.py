@@ -1,1 +1,1 @@
-"""How activations lie in files: the journal, binary tables, zarr arrays, compaction."""
+"""The file format of activations: the journal, binary tables, zarr arrays, compaction."""

@@ -1,9 +1,9 @@
-"""Arrays of activations laid end to end: written by zarr, read by hand.
+"""Arrays of activations laid end to end: written with zarr, read without.
 
 An array is ordinary zarr (format 3, sharded, Blosc, CRC-32C) and any zarr can open it. It is read
 here without zarr, which takes a missing chunk for zeros, decodes a shard's chunks one after another
-and starts a thread that does not survive a fork. Where chunks stand and what their checksums are is
-known from the array's index table. benchmarks/store.py compares the two.
+and starts a thread that does not survive a fork. The array's index table has the chunks' offsets
+and checksums. benchmarks/store.py compares the two.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +17,7 @@ from zarr.storage import MemoryStore
 
 from cache.address import Dtype
 from cache.errors import Damaged
-from cache.format.records import CHUNK, ArrayInfo, Group, digest
+from cache.format.records import CHUNK, ArrayInfo, Group, compute_digest
 from cache.storage import codec
 from cache.storage.base import Files
 from cache.storage.codec import Bytes, checksum, decompress, itemsize
@@ -25,12 +25,12 @@ from cache.storage.codec import Bytes, checksum, decompress, itemsize
 CHUNK_BYTES, SHARD_BYTES = 2**20, 2**26  # uncompressed; benchmarks/store.py has the table
 RANGE_BYTES = 2**22  # compressed, fetched at a time: some chunks, which the CPU's cache can hold
 
-# NumPy has no bfloat16, and zarr neither: its bits are kept.
+# Neither NumPy nor zarr has bfloat16: its bits are kept.
 STORED: dict[Dtype, str] = {"float32": "float32", "float16": "float16", "bfloat16": "uint16"}
 
 
-class Gone(Exception):
-    """A file is not there; another process may have moved what it held."""
+class FileGone(Exception):
+    """A file that is not there; another process may have moved its rows."""
 
     def __init__(self, file: str) -> None:
         super().__init__(file)
@@ -38,22 +38,22 @@ class Gone(Exception):
 
 
 class RowRequest(NamedTuple):
-    """Rows `start` to `stop` of an array, to be put into `out` [bytes]."""
+    """Rows `start` to `stop` of an array, to be read into `out` [bytes]."""
 
     start: int
     stop: int
     out: Bytes
 
 
-def layout(rows: int, row_bytes: int) -> tuple[int, int]:
-    """Return rows of a chunk and of a shard for an array of so many rows."""
+def choose_layout(rows: int, row_bytes: int) -> tuple[int, int]:
+    """Return the rows of a chunk and of a shard for an array of so many rows."""
     chunk = min(max(CHUNK_BYTES // row_bytes, 1), rows)
     chunks = min(max(SHARD_BYTES // (chunk * row_bytes), 1), -(-rows // chunk))
     return chunk, chunk * chunks
 
 
 def blosc_codec(dtype: Dtype) -> BloscCodec:
-    """Return the compression of the journal in zarr's words."""
+    """Return the journal's compression as a codec of zarr."""
     name, level, shuffle, block = codec.CODEC
     return BloscCodec(
         typesize=itemsize(dtype), cname=name, clevel=level, shuffle=shuffle, blocksize=block
@@ -61,19 +61,19 @@ def blosc_codec(dtype: Dtype) -> BloscCodec:
 
 
 def shard_name(folder: str, group: Group, shard: int) -> str:
-    """Return the file of a shard, as zarr calls it."""
+    """Return the file of a shard, as zarr names it."""
     return "/".join([folder, "c", str(shard), *("0" for _ in group.row_shape)])
 
 
 def write_array(
     files: Files, folder: str, group: Group, rows: int, pieces: Iterator[Bytes]
 ) -> ArrayInfo:
-    """Write an array, each shard once; nothing refers to it yet.
+    """Write an array, each shard once, and return what its index is to say of it.
 
     Args:
         pieces: the rows' bytes in order, in pieces of whole rows.
     """
-    chunk_rows, shard_rows = layout(rows, group.row_bytes)
+    chunk_rows, shard_rows = choose_layout(rows, group.row_bytes)
     # zarr encodes into memory; the files are written here, where they are forced to the disk.
     encoded: dict[str, Any] = {}
     array = zarr.create_array(
@@ -87,37 +87,40 @@ def write_array(
         filters=None,
         fill_value=0,
         attributes={"fingerprint": group.fingerprint, "dtype": group.dtype},
-        config={"write_empty_chunks": True},  # what is absent is damage, never zeros
+        config={"write_empty_chunks": True},  # an absent chunk is damage, never zeros
     )
     description = encoded.pop("zarr.json").to_bytes()
     files.write(f"{folder}/zarr.json", [description])
     shards, chunks = [], []
     buffer = np.empty(min(shard_rows, rows) * group.row_bytes, np.uint8)
-    for number, content in enumerate(_shards(buffer, rows * group.row_bytes, pieces)):
+    for number, content in enumerate(_fill_shards(buffer, rows * group.row_bytes, pieces)):
         begin = number * shard_rows
         numbers = content.view(STORED[group.dtype]).reshape(-1, *group.row_shape)
         array[begin : begin + len(numbers)] = numbers
         name = shard_name(folder, group, number)
         data = encoded.pop(name.removeprefix(folder + "/")).as_numpy_array().view(np.uint8)
         files.write(name, [data])
-        shards.append((len(data), _ending(data)))
-        chunks.append(_chunks(data, -(-len(numbers) // chunk_rows), shard_rows // chunk_rows))
-    described = digest(description).hex()
-    return ArrayInfo(rows, chunk_rows, shard_rows, described, shards, np.concatenate(chunks))
+        shards.append((len(data), _trailing_checksum(data)))
+        count, capacity = -(-len(numbers) // chunk_rows), shard_rows // chunk_rows
+        chunks.append(_chunk_records(data, count, capacity))
+    description_digest = compute_digest(description).hex()
+    return ArrayInfo(
+        rows, chunk_rows, shard_rows, description_digest, shards, np.concatenate(chunks)
+    )
 
 
-def _chunks(shard: Bytes, count: int, room: int) -> NDArray[Any]:
-    """Return CHUNK [count] of a shard that zarr encoded, which has room for more."""
-    index = shard[-16 * room - 4 : -4].view("<u8").reshape(room, 2)[:count]
+def _chunk_records(shard: Bytes, count: int, capacity: int) -> NDArray[Any]:
+    """Return CHUNK [count] of a shard that zarr encoded and whose index has `capacity` rows."""
+    index = shard[-16 * capacity - 4 : -4].view("<u8").reshape(capacity, 2)[:count]
     found = np.empty(count, CHUNK)
     found["offset"], found["size"] = index.T
     for chunk, (offset, size) in zip(found, index.tolist(), strict=True):
-        chunk["checksum"] = _ending(shard[offset : offset + size])
+        chunk["checksum"] = _trailing_checksum(shard[offset : offset + size])
     return found
 
 
-def _shards(buffer: Bytes, total: int, pieces: Iterator[Bytes]) -> Iterator[Bytes]:
-    """Fill the buffer from pieces, again and again; the last time it may not become full."""
+def _fill_shards(buffer: Bytes, total: int, pieces: Iterator[Bytes]) -> Iterator[Bytes]:
+    """Yield the buffer each time that pieces have filled it; the last time it may be part full."""
     filled = done = 0
     for piece in pieces:
         while len(piece):
@@ -130,13 +133,13 @@ def _shards(buffer: Bytes, total: int, pieces: Iterator[Bytes]) -> Iterator[Byte
     assert done == total and not filled
 
 
-def _ending(data: Bytes) -> int:
+def _trailing_checksum(data: Bytes) -> int:
     """Return the checksum that a chunk, or a shard's index, ends with."""
     return int.from_bytes(data[-4:].tobytes(), "little")
 
 
 class Array:
-    """Reads one array."""
+    """Reader of one array."""
 
     def __init__(self, files: Files, folder: str, group: Group, info: ArrayInfo) -> None:
         self.files = files
@@ -146,10 +149,10 @@ class Array:
         self.chunk_bytes = info.chunk_rows * group.row_bytes
 
     def read(self, wanted: Sequence[RowRequest]) -> None:
-        """Fill every `out`; each chunk is fetched and decoded once.
+        """Fill every `out`, fetching and decoding each chunk once.
 
         Raises:
-            Gone: a shard is not there. Damaged: it is not what was written.
+            FileGone: a shard is not there. Damaged: it is not what was written.
         """
         targets: dict[int, list[RowRequest]] = {}  # per chunk, rows counted in it
         rows, width = self.info.chunk_rows, self.group.row_bytes
@@ -172,31 +175,33 @@ class Array:
             for low, high, out in others:
                 out[:] = decoded[low * width : high * width]
 
-        self.each_chunk(sorted(targets), deliver)
+        self.read_chunks(sorted(targets), deliver)
 
-    def each_chunk(self, chunks: Sequence[int], deliver: Callable[[int, Bytes, str], None]) -> None:
+    def read_chunks(
+        self, chunks: Sequence[int], deliver: Callable[[int, Bytes, str], None]
+    ) -> None:
         """Call `deliver(chunk, compressed, file)` for chunks in rising order, checksums right.
 
         Raises:
-            Gone: a shard is not there. Damaged: it is not what was written.
+            FileGone: a shard is not there. Damaged: it is not what was written.
         """
         for batch in self._batches(chunks):
-            found = self.files.read([(run.file, run.start, run.stop) for run in batch])
-            for run, data in zip(batch, found, strict=True):
+            found = self.files.read([(part.file, part.start, part.stop) for part in batch])
+            for part, data in zip(batch, found, strict=True):
                 if data is None:
-                    raise Gone(run.file)
-                if len(data) < run.stop - run.start:
-                    raise Damaged(run.file, f"it ends after {run.start + len(data)} bytes")
-                for chunk, start, stop in run.chunks:
-                    block = data[start - run.start : stop - run.start]
-                    # The checksum that stands with it is not enough: it may be another chunk.
+                    raise FileGone(part.file)
+                if len(data) < part.stop - part.start:
+                    raise Damaged(part.file, f"it ends after {part.start + len(data)} bytes")
+                for chunk, start, stop in part.chunks:
+                    block = data[start - part.start : stop - part.start]
+                    # The checksum in the chunk is not enough: it may be another chunk.
                     expected = int(self.info.chunks["checksum"][chunk])
-                    if not checksum(block[:-4]) == _ending(block) == expected:
-                        raise Damaged(run.file, f"the checksum of bytes {start}–{stop} is wrong")
-                    deliver(chunk, block[:-4], run.file)
+                    if not checksum(block[:-4]) == _trailing_checksum(block) == expected:
+                        raise Damaged(part.file, f"the checksum of bytes {start}–{stop} is wrong")
+                    deliver(chunk, block[:-4], part.file)
 
     def _batches(self, chunks: Sequence[int]) -> Iterator[list["_ByteRange"]]:
-        """Join neighbours to runs, and runs to what is fetched at once."""
+        """Yield lists of ranges to fetch at once; neighbouring chunks are joined in one range."""
         batch: list[_ByteRange] = []
         total = 0
         per_shard = self.info.shard_rows // self.info.chunk_rows

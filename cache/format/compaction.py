@@ -1,4 +1,4 @@
-"""From journal segments to arrays: what belongs together is laid end to end, once."""
+"""Compaction of journal segments into arrays, in which the pieces of an activation are joined."""
 
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
@@ -7,15 +7,15 @@ import numpy as np
 
 from cache.errors import Damaged
 from cache.format.arrays import write_array
-from cache.format.records import RECORD, Entry, Group, IndexTable, Metadata, encode
+from cache.format.records import RECORD, Entry, Group, IndexTable, Metadata, encode_table
 from cache.storage.base import Files
 from cache.storage.codec import Bytes, checksum, decompress
 
-Placed = tuple[str, Entry]
+PlacedEntry = tuple[str, Entry]
 """A segment's file and a record in it."""
 
 
-def payload(files: Files, file: str, entry: Entry, row_bytes: int) -> Bytes:
+def read_payload(files: Files, file: str, entry: Entry, row_bytes: int) -> Bytes:
     """Return a record's rows as bytes, uncompressed.
 
     Raises:
@@ -25,12 +25,12 @@ def payload(files: Files, file: str, entry: Entry, row_bytes: int) -> Bytes:
     if data is None:
         raise Damaged(file, "it is missing")
     out = np.empty(entry.rows * row_bytes, np.uint8)
-    unpack(data, entry, out, file)
+    unpack_payload(data, entry, out, file)
     return out
 
 
-def unpack(data: Bytes, entry: Entry, out: Bytes, file: str) -> None:
-    """Check a record's payload and decompress it into `out`.
+def unpack_payload(data: Bytes, entry: Entry, out: Bytes, file: str) -> None:
+    """Verify a record's payload and decompress it into `out`.
 
     Raises:
         Damaged: it is not what was written.
@@ -46,7 +46,7 @@ def compact(
     files: Files,
     folder: str,
     group: Group,
-    placed: Sequence[Placed],
+    placed: Sequence[PlacedEntry],
     videos: Sequence[str],
     metadata: Sequence[Metadata],
 ) -> bytes:
@@ -55,19 +55,19 @@ def compact(
     Args:
         folder: of the array, new.
         placed: records of that group; `video` is a number into `videos`.
-        metadata: what the index shall say of videos and fingerprints.
+        metadata: descriptions of videos and fingerprints for the index.
     """
-    placed = _ordered(placed)
+    placed = _group_pieces(placed)
     rows = sum(entry.rows for _, entry in placed)
     width = group.row_bytes
 
     def pieces() -> Iterator[Bytes]:
         for file, entry in placed:
-            yield payload(files, file, entry, width)
+            yield read_payload(files, file, entry, width)
 
     info = write_array(files, folder, group, rows, pieces())
     stored = sum(size for size, _ in info.shards)
-    again = _put_again(placed)
+    rewritten = _rewritten_keys(placed)
     entries: list[Entry] = []
     place = 0
     for _, entry in placed:
@@ -75,19 +75,20 @@ def compact(
         place += entry.rows
         last = entries[-1] if entries else None
         key = (entry.hi, entry.lo)
-        meets = last and (last.hi, last.lo, last.start + last.rows) == (*key, entry.start)
-        if last and meets and key not in again:
-            # Pieces of one activation that meet are one from here on.
-            rows_there, time = last.rows + entry.rows, max(last.time, entry.time)
-            entries[-1] = last._replace(rows=rows_there, time=time)
+        adjoins = last and (last.hi, last.lo, last.start + last.rows) == (*key, entry.start)
+        if last and adjoins and key not in rewritten:
+            # Adjoining pieces of one activation become one record.
+            joined_rows, time = last.rows + entry.rows, max(last.time, entry.time)
+            entries[-1] = last._replace(rows=joined_rows, time=time)
         else:
             entries.append(entry)
     sized = [entry._replace(size=stored * entry.rows // rows) for entry in entries]
-    return encode(IndexTable(np.array(sized, RECORD), [group], list(videos), list(metadata), info))
+    records = np.array(sized, RECORD)
+    return encode_table(IndexTable(records, [group], list(videos), list(metadata), info))
 
 
-def _put_again(placed: Sequence[Placed]) -> set[tuple[int, int]]:
-    """Return keys some of whose rows come more than once; only their times tell which count."""
+def _rewritten_keys(placed: Sequence[PlacedEntry]) -> set[tuple[int, int]]:
+    """Return keys some of whose rows occur more than once; only their times tell which count."""
     found = set()
     for (_, last), (_, entry) in pairwise(placed):
         key = (entry.hi, entry.lo)
@@ -96,8 +97,8 @@ def _put_again(placed: Sequence[Placed]) -> set[tuple[int, int]]:
     return found
 
 
-def _ordered(placed: Sequence[Placed]) -> list[Placed]:
-    """Bring the pieces of an activation together; activations stay in the order they came in."""
+def _group_pieces(placed: Sequence[PlacedEntry]) -> list[PlacedEntry]:
+    """Return the pieces of each activation together, the activations in the order they came in."""
     first: dict[tuple[int, int], int] = {}
     for number, (_, entry) in enumerate(placed):
         first.setdefault((entry.hi, entry.lo), number)

@@ -1,4 +1,4 @@
-"""All index tables of a store joined in memory: where the rows of an address stand."""
+"""All index tables of a store joined in memory: where the rows of an address are."""
 
 import re
 from collections.abc import Callable, Hashable, Iterable
@@ -19,8 +19,8 @@ from cache.format.records import (
     IndexTable,
     Metadata,
     Records,
-    begin_of,
-    decode,
+    decode_table,
+    table_offset,
 )
 from cache.storage.base import Files
 
@@ -32,14 +32,14 @@ TAIL_BYTES = 2**16  # of a segment, read at first: most tables fit
 
 
 @dataclass(frozen=True)
-class Loaded:
+class LoadedTable:
     """A table in memory, its records joined into those of the index.
 
     Args:
         file: its name in the store; `bytes`: its size.
-        metadata: what its header says of videos and fingerprints.
-        fingerprints: what its records are of.
-        array: the array that it is of; None for a segment, which holds its rows itself.
+        metadata: the descriptions in its header.
+        fingerprints: those of its records.
+        array: the array that it describes; None for a segment, which holds its rows itself.
     """
 
     file: str
@@ -49,7 +49,7 @@ class Loaded:
     array: Array | None
 
     @property
-    def stored(self) -> int:
+    def stored_bytes(self) -> int:
         """Bytes on the disk, the array's shards included."""
         shards = self.array.info.shards if self.array is not None else []
         return self.bytes + sum(size for size, _ in shards)
@@ -57,18 +57,19 @@ class Loaded:
 
 @dataclass(frozen=True)
 class Index:
-    """What is known of a store at one moment; never changed, only replaced.
+    """The content of a store at one moment; never changed, only replaced.
 
     Args:
-        records: RECORD [n], sorted by `hi`; `group`, `video` and `table` are numbers in here.
-        tables: by number; numbers are never used again.
+        records: RECORD [n], sorted by `hi`; `group`, `video` and `table` index `groups`, `digests`
+            and `tables` of this index.
+        tables: by number; numbers are never reused.
         videos, videos_by_name, fingerprints: the latest; `metadata`: all, by subject.
-        unreadable: tables that are damaged, and how.
+        unreadable: damaged tables, with the error of each.
     """
 
     records: Records
     hi: NDArray[np.uint64]
-    tables: dict[int, Loaded] = field(default_factory=dict)
+    tables: dict[int, LoadedTable] = field(default_factory=dict)
     groups: list[Group] = field(default_factory=list)
     digests: list[str] = field(default_factory=list)
     videos: dict[str, VideoInfo] = field(default_factory=dict)
@@ -96,36 +97,37 @@ class Index:
             found.sort(key=lambda entry: (-entry.time, entry.start))
         return found
 
-    def pieces(self, address: Address, start: int, stop: int) -> list[tuple[Entry, int, int]]:
-        """Return records that hold the rows, and which of their rows to take; empty if none do.
+    def find_rows(self, address: Address, start: int, stop: int) -> list[tuple[Entry, int, int]]:
+        """Return the records that hold the rows, each with the rows to take from it.
 
-        Where rows were put more than once, the newest are taken.
+        Of rows that were written more than once, the newest are taken. The list is empty if any row
+        is missing.
         """
         entries = self.find(address.key)
         if not entries:
             return []
         if entries[0].start <= start and stop <= entries[0].start + entries[0].rows:
             return [(entries[0], start, stop)]
-        shape = self.groups[entries[0].group]
-        holes, found = [(start, stop)], []
+        group = self.groups[entries[0].group]
+        missing, found = [(start, stop)], []
         for entry in entries:
-            if self.groups[entry.group] != shape:
-                continue  # put with another shape before
-            left = []
-            for low, high in holes:
+            if self.groups[entry.group] != group:
+                continue  # an earlier one, of another row shape
+            still_missing = []
+            for low, high in missing:
                 begin, end = max(low, entry.start), min(high, entry.start + entry.rows)
                 if begin >= end:
-                    left.append((low, high))
+                    still_missing.append((low, high))
                     continue
                 found.append((entry, begin, end))
-                left += [hole for hole in ((low, begin), (end, high)) if hole[0] < hole[1]]
-            holes = left
-            if not holes:
+                still_missing += [(a, b) for a, b in ((low, begin), (end, high)) if a < b]
+            missing = still_missing
+            if not missing:
                 return found
         return []
 
 
-def table_files(parts: dict[str, dict[str, int | None]]) -> dict[str, int]:
+def list_tables(parts: dict[str, dict[str, int | None]]) -> dict[str, int]:
     """Return the tables among the files of all parts, with their sizes."""
     return {
         f"{PARTS}/{part}/{name}": size
@@ -135,17 +137,17 @@ def table_files(parts: dict[str, dict[str, int | None]]) -> dict[str, int]:
     }
 
 
-def refreshed(index: Index, files: Files) -> Index:
+def refresh_index(index: Index, files: Files) -> Index:
     """Return an index of what is committed now.
 
-    A listing is no snapshot: a writer that folds meanwhile could hide rows in the gap between the
-    segment that it deletes and the array that it commits before. Two equal listings have no gap.
+    A listing is no snapshot: while a writer compacts, one may lack both the segment that it deletes
+    and the array that it committed before. Two equal listings in a row lack nothing.
     """
-    listed = table_files(files.grandchildren(PARTS))
+    listed = list_tables(files.grandchildren(PARTS))
     for _ in range(8):
-        index = _with_tables(index, files, listed)
-        before, listed = listed, table_files(files.grandchildren(PARTS))
-        if before == listed:
+        index = _apply_listing(index, files, listed)
+        previous, listed = listed, list_tables(files.grandchildren(PARTS))
+        if previous == listed:
             break
     return index
 
@@ -153,7 +155,7 @@ def refreshed(index: Index, files: Files) -> Index:
 def load_tables(
     files: Files, sizes: dict[str, int]
 ) -> tuple[dict[str, IndexTable], dict[str, Damaged]]:
-    """Read tables; those that are gone meanwhile are in neither answer."""
+    """Return the tables that can be read and the damaged ones; deleted ones are in neither."""
     tables: dict[str, IndexTable] = {}
     unreadable: dict[str, Damaged] = {}
     begins = {
@@ -169,23 +171,25 @@ def load_tables(
             try:
                 if begin + len(tail) != size:
                     raise Damaged(name, f"it ends after {begin + len(tail)} of {size} bytes")
-                needed = begin_of(tail, size, name)
+                needed = table_offset(tail, size, name)
                 if needed < begin:
                     again[name] = needed
                 else:
-                    tables[name] = decode(tail, size, name)
+                    tables[name] = decode_table(tail, size, name)
             except Damaged as damage:
                 unreadable[name] = damage
         begins = again
     return tables, unreadable
 
 
-def _with_tables(index: Index, files: Files, listed: dict[str, int]) -> Index:
-    """Return an index of the listed tables; those known already are not read again."""
+def _apply_listing(index: Index, files: Files, listed: dict[str, int]) -> Index:
+    """Return an index of the listed tables; those in `index` are not read again."""
     known = {loaded.file: number for number, loaded in index.tables.items()}
     gone = [number for file, number in known.items() if file not in listed]
-    seen = known.keys() | index.unreadable.keys()
-    tables, unreadable = load_tables(files, {f: s for f, s in listed.items() if f not in seen})
+    loaded_before = known.keys() | index.unreadable.keys()
+    tables, unreadable = load_tables(
+        files, {f: s for f, s in listed.items() if f not in loaded_before}
+    )
     if not (gone or tables or unreadable or index.unreadable.keys() - listed.keys()):
         return index
     for damage in unreadable.values():
@@ -201,7 +205,7 @@ def _with_tables(index: Index, files: Files, listed: dict[str, int]) -> Index:
     every[: len(old)] = old
     end = len(old)
     groups, digests = list(index.groups), list(index.digests)
-    group_number, digest_number = _numbering(groups), _numbering(digests)
+    group_number, digest_number = _make_numbering(groups), _make_numbering(digests)
     number = index.next_table
     for file, table in tables.items():
         joined = every[end : end + len(table.records)]
@@ -217,12 +221,12 @@ def _with_tables(index: Index, files: Files, listed: dict[str, int]) -> Index:
         if table.array is not None:
             array = Array(files, file.removesuffix(".idx"), table.groups[0], table.array)
         used = frozenset(group.fingerprint for group in table.groups)
-        kept[number] = Loaded(file, listed[file], table.metadata, used, array)
+        kept[number] = LoadedTable(file, listed[file], table.metadata, used, array)
         number += 1
     del tables, old  # the sorted copy needs room
     every = every[np.argsort(every["hi"], kind="stable")]
     last = sorted(
-        newest(each for table in kept.values() for each in table.metadata).values(),
+        latest_metadata(each for table in kept.values() for each in table.metadata).values(),
         key=lambda each: each.time,
     )
     by_subject: dict[str, list[Metadata]] = {}
@@ -235,7 +239,7 @@ def _with_tables(index: Index, files: Files, listed: dict[str, int]) -> Index:
         tables=kept,
         groups=groups,
         digests=digests,
-        # In the order of telling: the last one stays.
+        # In the order of their times: the last one stays.
         videos={info.digest: info for info in infos if isinstance(info, VideoInfo)},
         videos_by_name={info.name: info for info in infos if isinstance(info, VideoInfo)},
         fingerprints={i.fingerprint: i for i in infos if isinstance(i, FingerprintInfo)},
@@ -248,8 +252,8 @@ def _with_tables(index: Index, files: Files, listed: dict[str, int]) -> Index:
 T = TypeVar("T", bound=Hashable)
 
 
-def _numbering(values: list[T]) -> Callable[[T], int]:
-    """Return a function that gives a value's number, appending it to the list if it is new."""
+def _make_numbering(values: list[T]) -> Callable[[T], int]:
+    """Return a function from a value to its index in the list, which appends new values."""
     numbers = {value: number for number, value in enumerate(values)}
 
     def number(value: T) -> int:
@@ -261,7 +265,7 @@ def _numbering(values: list[T]) -> Callable[[T], int]:
     return number
 
 
-def newest(every: Iterable[Metadata]) -> dict[tuple[str, str], Metadata]:
+def latest_metadata(every: Iterable[Metadata]) -> dict[tuple[str, str], Metadata]:
     """Return the latest description, by subject and name."""
     found: dict[tuple[str, str], Metadata] = {}
     for each in sorted(every, key=lambda each: each.time):
@@ -271,11 +275,11 @@ def newest(every: Iterable[Metadata]) -> dict[tuple[str, str], Metadata]:
 
 @dataclass(frozen=True)
 class Summary:
-    """What a store holds of one fingerprint in one way, for tables that people read.
+    """Counts of a store's activations of one fingerprint, direction and kind of span.
 
     Args:
-        spans: activations that are all there; `pieces`: records, of unfinished ones too.
-        bytes: as stored; `oldest_s`, `newest_s`: when they were put, seconds since 1970.
+        spans: complete activations; `pieces`: records, of incomplete ones too.
+        bytes: as stored; `oldest_s`, `newest_s`: when they were written, seconds since 1970.
     """
 
     fingerprint: str
@@ -292,39 +296,39 @@ class Summary:
     newest_s: float
 
 
-def summaries(index: Index) -> list[Summary]:
-    """Count what is there, by group, direction and kind of span."""
+def summarise_index(index: Index) -> list[Summary]:
+    """Return counts of what is stored, by group, direction and kind of span."""
     records = index.records
     kinds = (records["group"].astype(np.int64) * 2 + records["direction"]) * 2 + records["span"]
     found = []
     for kind in np.unique(kinds):
-        mine = records[kinds == kind]
-        group = index.groups[int(mine["group"][0])]
+        chosen = records[kinds == kind]
+        group = index.groups[int(chosen["group"][0])]
         found.append(
             Summary(
                 *group,
-                direction=DIRECTIONS[int(mine["direction"][0])],
-                span=SPANS[int(mine["span"][0])],
-                spans=_whole(mine),
-                pieces=len(mine),
-                videos=len(np.unique(mine["video"])),
-                rows=int(mine["rows"].sum(dtype=np.int64)),
-                bytes=int(mine["size"].sum()),
-                oldest_s=float(mine["time"].min()) / 1e9,
-                newest_s=float(mine["time"].max()) / 1e9,
+                direction=DIRECTIONS[int(chosen["direction"][0])],
+                span=SPANS[int(chosen["span"][0])],
+                spans=_count_complete(chosen),
+                pieces=len(chosen),
+                videos=len(np.unique(chosen["video"])),
+                rows=int(chosen["rows"].sum(dtype=np.int64)),
+                bytes=int(chosen["size"].sum()),
+                oldest_s=float(chosen["time"].min()) / 1e9,
+                newest_s=float(chosen["time"].max()) / 1e9,
             )
         )
     return found
 
 
-def _whole(records: Records) -> int:
-    """Count addresses all of whose rows are there; keys are told apart by their first half."""
+def _count_complete(records: Records) -> int:
+    """Return how many addresses have all their rows; keys are compared by their first half."""
     ordered = records[np.lexsort((records["start"], records["hi"]))]
     stops = ordered["start"].astype(np.int64) + ordered["rows"]
     begins = np.flatnonzero(np.r_[True, ordered["hi"][1:] != ordered["hi"][:-1]])
     ends = np.r_[begins[1:], len(ordered)]
     single = begins[ends - begins == 1]
-    whole = int((ordered["rows"][single] == ordered["total"][single]).sum())
+    complete = int((ordered["rows"][single] == ordered["total"][single]).sum())
     for begin, end in zip(begins[ends - begins > 1], ends[ends - begins > 1], strict=True):
         reached = 0
         for start, stop in zip(
@@ -333,5 +337,5 @@ def _whole(records: Records) -> int:
             if start > reached:
                 break
             reached = max(reached, stop)
-        whole += reached == ordered["total"][begin]
-    return whole
+        complete += reached == ordered["total"][begin]
+    return complete

@@ -1,7 +1,7 @@
-"""The index tables: which rows of which activation stand where in one file or array.
+"""The index tables: where the rows of each activation are in one file or array.
 
 A table is a JSON header (what its records refer to by number) and fixed-size records, followed by a
-footer with a digest over both. It stands alone in an `.idx` file or behind the payloads of a
+footer with a digest of both. It is the whole of an `.idx` file, or follows the payloads of a
 journal segment; in both cases the file ends with the footer.
 """
 
@@ -16,21 +16,21 @@ from numpy.typing import NDArray
 
 from cache.address import DIRECTIONS, SPANS, Dtype, FingerprintInfo, VideoInfo
 from cache.errors import Damaged
-from cache.storage.codec import Bytes, buffer, itemsize
+from cache.storage.codec import Bytes, as_buffer, itemsize
 
 RECORD = np.dtype(
     [
         ("hi", "<u8"),  # the address's key, in two halves
         ("lo", "<u8"),
-        ("time", "<i8"),  # when it was put, nanoseconds since 1970; the newest wins
+        ("time", "<i8"),  # when it was written, nanoseconds since 1970; the newest wins
         ("place", "<i8"),  # first row in the array, or first byte in the segment
         ("size", "<i8"),  # stored bytes; in an array its share of them
         ("first", "<i8"),  # lowest and highest frame number, for people
         ("last", "<i8"),
         ("samples", "<u4"),
-        ("start", "<u4"),  # first row of the activation that stands here
-        ("rows", "<u4"),  # how many stand here
-        ("total", "<u4"),  # how many the whole activation has
+        ("start", "<u4"),  # first row of the activation that is here
+        ("rows", "<u4"),  # how many are here
+        ("total", "<u4"),  # of the whole activation
         ("group", "<u4"),  # numbers into the header
         ("video", "<u4"),
         ("checksum", "<u4"),  # of the payload in a segment; an array's chunks have their own
@@ -77,7 +77,7 @@ class Entry(NamedTuple):
 
 
 class Group(NamedTuple):
-    """What can stand in one array."""
+    """What all rows of one array have in common."""
 
     fingerprint: str
     dtype: Dtype
@@ -103,19 +103,22 @@ class Metadata(NamedTuple):
 
     @property
     def key(self) -> tuple[str, str]:
-        """What a later one replaces: a video may have several names at once."""
+        """Subject and name, of which a later description replaces an earlier one.
+
+        A video may have several names at once.
+        """
         return self.subject, self.info.name if isinstance(self.info, VideoInfo) else ""
 
 
 @dataclass(frozen=True)
 class ArrayInfo:
-    """What an array looked like when it was committed.
+    """An array as it was committed.
 
     Args:
         rows: of the whole array.
         chunk_rows, shard_rows: of a chunk and of a shard.
         description: digest of the bytes of zarr.json, hex.
-        shards: bytes of every shard, and the checksum that its own index ends with.
+        shards: bytes of every shard, and the checksum at the end of its own index.
         chunks: CHUNK [n], over all shards in the order of the rows.
     """
 
@@ -133,8 +136,8 @@ class IndexTable:
 
     Args:
         records: RECORD [n]; `group` and `video` are numbers into the lists here.
-        groups, videos: what records refer to.
-        metadata: what is known of the videos and fingerprints.
+        groups, videos: those that records refer to; videos as digests.
+        metadata: descriptions of the videos and fingerprints.
         array: the array that the records point into; None for a journal segment.
     """
 
@@ -149,19 +152,19 @@ FOOTER = struct.Struct("<QQ16s8s")  # where the table begins, its bytes, their d
 MAGIC = b"PALTABL1"
 
 
-def digest(data: bytes | Bytes) -> bytes:
-    """16 bytes that no damage leaves as they were."""
-    return hashlib.blake2b(buffer(data), digest_size=16).digest()
+def compute_digest(data: bytes | Bytes) -> bytes:
+    """Return a hash of 16 bytes."""
+    return hashlib.blake2b(as_buffer(data), digest_size=16).digest()
 
 
-def encode(table: IndexTable, offset: int = 0) -> bytes:
-    """Return a table and its footer, to stand at a byte offset of a file and end it."""
+def encode_table(table: IndexTable, offset: int = 0) -> bytes:
+    """Return the bytes of a table with its footer, for the end of a file, from `offset` on."""
     array = table.array
     header = json.dumps(
         {
             "groups": table.groups,
             "videos": table.videos,
-            "told": [(m.time, _kind_of(m.info), m.info.to_dict()) for m in table.metadata],
+            "told": [(m.time, _info_kind(m.info), m.info.to_dict()) for m in table.metadata],
             "records": len(table.records),
             "array": None if array is None else vars(array) | {"chunks": len(array.chunks)},
         }
@@ -169,11 +172,11 @@ def encode(table: IndexTable, offset: int = 0) -> bytes:
     body = len(header).to_bytes(8, "little") + header + table.records.tobytes()
     if array is not None:
         body += array.chunks.tobytes()
-    return body + FOOTER.pack(offset, len(body), digest(body), MAGIC)
+    return body + FOOTER.pack(offset, len(body), compute_digest(body), MAGIC)
 
 
-def begin_of(tail: Bytes, size: int, file: str) -> int:
-    """Return where the table of a file begins, given its last bytes.
+def table_offset(tail: Bytes, size: int, file: str) -> int:
+    """Return the byte at which the table of a file begins, given the file's last bytes.
 
     Raises:
         Damaged: the file does not end with a footer that fits.
@@ -186,19 +189,19 @@ def begin_of(tail: Bytes, size: int, file: str) -> int:
     return int(offset)
 
 
-def decode(tail: Bytes, size: int, file: str) -> IndexTable:
+def decode_table(tail: Bytes, size: int, file: str) -> IndexTable:
     """Return the table that a file ends with.
 
     Args:
-        tail: the file's last bytes, from `begin_of` or further ahead.
+        tail: the file's last bytes, from `table_offset` on or from earlier.
         size: bytes of the file.
 
     Raises:
         Damaged: these are not the bytes that were written.
     """
-    offset = begin_of(tail, size, file)
+    offset = table_offset(tail, size, file)
     body = tail[len(tail) - (size - offset) : -FOOTER.size]
-    if digest(body) != FOOTER.unpack(tail[-FOOTER.size :].tobytes())[2]:
+    if compute_digest(body) != FOOTER.unpack(tail[-FOOTER.size :].tobytes())[2]:
         raise Damaged(file, "its index does not have the digest that was written with it")
     length = int.from_bytes(body[:8].tobytes(), "little")
     header = json.loads(body[8 : 8 + length].tobytes())
@@ -227,7 +230,7 @@ def span_number(span: str) -> int:
     return SPANS.index(span)
 
 
-def _kind_of(info: VideoInfo | FingerprintInfo) -> str:
+def _info_kind(info: VideoInfo | FingerprintInfo) -> str:
     return "video" if isinstance(info, VideoInfo) else "fingerprint"
 
 

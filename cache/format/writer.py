@@ -1,4 +1,4 @@
-"""Writes activations: into a journal that readers see at once, from there into arrays."""
+"""Writing activations: into a journal, which readers see at once, and from there into arrays."""
 
 import json
 import secrets
@@ -11,17 +11,17 @@ from tqdm import tqdm
 
 from cache.address import DTYPES, Address, FingerprintInfo, VideoInfo
 from cache.errors import Damaged, StoreError
-from cache.format.compaction import Placed, compact
-from cache.format.index import CONTENTS, PARTS, Index, newest
+from cache.format.compaction import PlacedEntry, compact
+from cache.format.index import CONTENTS, PARTS, Index, latest_metadata
 from cache.format.records import (
     RECORD,
     Entry,
     Group,
     IndexTable,
     Metadata,
-    digest,
+    compute_digest,
     direction_number,
-    encode,
+    encode_table,
     span_number,
 )
 from cache.storage.base import Content, Files
@@ -29,31 +29,33 @@ from cache.storage.codec import Bytes, as_bytes, checksum, compress, itemsize
 from cache.storage.leases import Lease
 
 FLUSH_BYTES, FLUSH_SECONDS = 2**26, 30.0
-FOLD_BYTES, FOLD_SEGMENTS = 2**28, 64
-PAYLOAD_BYTES = 2**26  # more rows at once are cut: Blosc ends at 2 GiB
+COMPACT_BYTES, COMPACT_SEGMENTS = 2**28, 64
+PAYLOAD_BYTES = 2**26  # larger writes are divided: Blosc's limit is 2 GiB
 
 
-def contents(tables: dict[str, int]) -> bytes:
-    """Return a part's list of its tables and their bytes: what is missing can be named."""
+def encode_contents(tables: dict[str, int]) -> bytes:
+    """Return the bytes of a part's list of its tables, with their sizes."""
     listed = json.dumps({"tables": dict(sorted(tables.items()))}, indent=1)
-    return f"{digest(listed.encode()).hex()}\n{listed}\n".encode()
+    return f"{compute_digest(listed.encode()).hex()}\n{listed}\n".encode()
 
 
-def read_contents(data: Bytes) -> dict[str, int] | None:
-    """Return what `contents` listed; None if the bytes are not those that were written."""
+def decode_contents(data: Bytes) -> dict[str, int] | None:
+    """Return what `encode_contents` listed; None if the bytes are not those that were written."""
     try:
         tables: dict[str, int] = json.loads(data.tobytes().partition(b"\n")[2])["tables"]
     except (ValueError, KeyError, TypeError):
         return None
-    return tables if contents(tables) == data.tobytes() else None
+    return tables if encode_contents(tables) == data.tobytes() else None
 
 
 class Writer:
-    """Owns one part of a store, a folder that nobody else writes into.
+    """Writer of one part of a store, a folder that nobody else writes into.
 
     Args:
-        files: where the store is.
-        index: returns what the store's owner knows of it at the moment.
+        files: of the store.
+        index: returns the index of the store as it was last read.
+        flush_bytes, flush_seconds: how much may wait in memory, and for how long.
+        compact_bytes: size of the journal at which it becomes arrays.
     """
 
     def __init__(
@@ -62,20 +64,20 @@ class Writer:
         index: Callable[[], Index],
         flush_bytes: int = FLUSH_BYTES,
         flush_seconds: float = FLUSH_SECONDS,
-        fold_bytes: int = FOLD_BYTES,
+        compact_bytes: int = COMPACT_BYTES,
     ) -> None:
         self.files, self.index = files, index
         self.part = f"{time.strftime('%Y%m%d')}-{secrets.token_hex(5)}"
-        self._here = f"{PARTS}/{self.part}"
+        self._folder = f"{PARTS}/{self.part}"
         self.flush_bytes, self.flush_seconds = flush_bytes, flush_seconds
-        self.fold_bytes = self._fold_at = fold_bytes
-        self._fold_segments_at = FOLD_SEGMENTS
+        self.compact_bytes = self._compact_at_bytes = compact_bytes
+        self._compact_at_segments = COMPACT_SEGMENTS
         self.waiting = 0  # bytes that a kill would lose
-        # The lease stands before the part does: a part without one is nobody's.
+        # The lease is written before the part: `prune` may take a part that has no lease.
         try:
             self.lease = Lease(self.files, self.part)
         except OSError as error:
-            raise self._cannot_write(error) from error
+            raise self._write_error(error) from error
         self.closed = False
         self._flushed = time.monotonic()
         self._time = 0
@@ -87,10 +89,10 @@ class Writer:
         self._metadata: dict[str, list[Metadata]] = {}  # by subject
         self._new_subjects: set[str] = set()  # described since the last flush
         self._tables: dict[str, int] = {}
-        self._listed: dict[str, int] | None = None  # what contents.json says; None if not there
-        self._segments: dict[str, list[Entry]] = {}  # not folded yet
-        self._obsolete: list[str] = []  # segments that are folded and off the list
-        self._folds = self._flushes = 0
+        self._listed: dict[str, int] | None = None  # in contents.json; None if that is not there
+        self._segments: dict[str, list[Entry]] = {}  # not compacted yet
+        self._obsolete: list[str] = []  # segments that are compacted and no longer listed
+        self._arrays_written = self._segments_written = 0
 
     def __enter__(self) -> "Writer":
         return self
@@ -99,13 +101,13 @@ class Writer:
         self.close()
 
     def describe(self, info: VideoInfo | FingerprintInfo) -> None:
-        """Say what a digest or a fingerprint stands for; written with the next flush."""
-        known: VideoInfo | FingerprintInfo | None
+        """Take a description of a video or a fingerprint; written with the next flush."""
+        current: VideoInfo | FingerprintInfo | None
         if isinstance(info, VideoInfo):
-            name, known = f"video {info.name}", self.index().videos_by_name.get(info.name)
+            name, current = f"video {info.name}", self.index().videos_by_name.get(info.name)
         else:
-            name, known = info.fingerprint, self.index().fingerprints.get(info.fingerprint)
-        if self._described.get(name, known) != info:
+            name, current = info.fingerprint, self.index().fingerprints.get(info.fingerprint)
+        if self._described.get(name, current) != info:
             self.copy_metadata(Metadata(self._now(), info))
         self._described[name] = info
 
@@ -114,24 +116,24 @@ class Writer:
         self._metadata.setdefault(metadata.subject, []).append(metadata)
         self._new_subjects.add(metadata.subject)
 
-    def put(self, address: Address, rows: torch.Tensor, start: int = 0) -> None:
-        """Take a whole activation or some rows of it; flushed when much or old enough.
+    def write(self, address: Address, rows: torch.Tensor, start: int = 0) -> None:
+        """Take a whole activation or some rows of it, and flush if that is due.
 
         Args:
             rows: [n, *row_shape], any floating dtype; converted to the address's.
-            start: the activation's row that comes first.
+            start: the first of them in the activation.
 
         Raises:
             StoreError: the rows do not fit the address, or the numbers not its dtype.
-            OSError: it was time to flush, and that failed; the rows are kept for the next flush.
+            OSError: a flush was due and failed; the rows are kept for the next one.
         """
         if self.closed:
             raise StoreError(f"{self.files.url}: this writer is closed; take a new one")
-        rows = self._checked(address, rows, start)
+        rows = self._as_stored(address, rows, start)
         group = Group(address.fingerprint, address.dtype, tuple(rows.shape[1:]))
-        at_once = max(PAYLOAD_BYTES // group.row_bytes, 1)
-        for offset in range(0, len(rows), at_once):
-            piece = rows[offset : offset + at_once]
+        limit = max(PAYLOAD_BYTES // group.row_bytes, 1)
+        for offset in range(0, len(rows), limit):
+            piece = rows[offset : offset + limit]
             payload = compress(as_bytes(piece), itemsize(address.dtype))
             self._add(
                 Entry(
@@ -160,69 +162,72 @@ class Writer:
             )
         self._flush_if_due()
 
-    def copy(self, entry: Entry, group: Group, video: str, rows: Bytes) -> None:
-        """Take rows [bytes] that already stand elsewhere in the store, with their record."""
+    def copy_rows(self, entry: Entry, group: Group, video: str, rows: Bytes) -> None:
+        """Take rows [bytes] that are already elsewhere in the store, with their record."""
         payload = compress(rows, itemsize(group.dtype))
         changed = entry._replace(size=len(payload), checksum=checksum(payload))
         self._add(changed, group, video, payload)
         self._flush_if_due()
 
     def flush(self) -> None:
-        """Commit what was put: it survives a kill and a power cut, and readers see it.
+        """Commit what was written: it survives a kill and a power cut, and readers see it.
 
         Raises:
-            OSError: the disk is full or gone. What was committed stays good, what waits is kept:
-                flush again when there is room.
+            OSError: the disk is full or gone. What was committed stays good, and what waits is
+                kept: flush again when there is room.
         """
         try:
             if self._entries or self._new_subjects:
                 self._write_segment()
             self._write_contents()
         except OSError as error:
-            raise self._cannot_write(error) from error
+            raise self._write_error(error) from error
         finally:
             self._flushed = time.monotonic()
-        if self._journal_bytes >= self._fold_at or len(self._segments) >= self._fold_segments_at:
+        if (
+            self._journal_bytes >= self._compact_at_bytes
+            or len(self._segments) >= self._compact_at_segments
+        ):
             self.compact()
 
     def compact(self) -> None:
-        """Move the journal into arrays; a disk without room for both leaves it as it is."""
+        """Move the journal into arrays; it stays as it is if the disk has no room for both."""
         segments = dict(self._segments)
         if not any(segments.values()):
             return  # descriptions stay where they are
         commits: dict[str, bytes] = {}
         try:
-            self._fold(segments, commits)
+            self._write_arrays(segments, commits)
             for name, index in commits.items():
-                self.files.write(f"{self._here}/{name}.idx", [index])
+                self.files.write(f"{self._folder}/{name}.idx", [index])
         except (OSError, Damaged) as error:
             for name in commits:
-                self.files.delete(f"{self._here}/{name}.idx")
-                self.files.delete(f"{self._here}/{name}")
+                self.files.delete(f"{self._folder}/{name}.idx")
+                self.files.delete(f"{self._folder}/{name}")
             if isinstance(error, Damaged):
                 damage = Damaged(error.file, error.what, self.files.url)
-                tqdm.write(f"warning: {damage} (the rest of the journal is folded)")
+                tqdm.write(f"warning: {damage} (the rest of the journal is compacted)")
                 del self._segments[error.file.rpartition("/")[2]]
                 self.compact()
                 return
             tqdm.write(
-                f"warning: {self._cannot_write(error)}; nothing is lost, the journal is just not "
-                f"folded into arrays yet (`python cache/show.py {self.files.url} --prune` does it "
-                "later)"
+                f"warning: {self._write_error(error)}; nothing is lost, the journal is just not "
+                "compacted into arrays yet "
+                f"(`python cache/show.py {self.files.url} --prune` does it later)"
             )
-            self._fold_at = self.fold_bytes + self._journal_bytes
-            self._fold_segments_at = FOLD_SEGMENTS + len(self._segments)
+            self._compact_at_bytes = self.compact_bytes + self._journal_bytes
+            self._compact_at_segments = COMPACT_SEGMENTS + len(self._segments)
             return
-        # Committed: the segments are not needed any more.
+        # Committed: the segments are no longer needed.
         self._tables.update({f"{name}.idx": len(index) for name, index in commits.items()})
         for name in segments:
             del self._tables[name], self._segments[name]
         self._obsolete += segments
-        self._fold_at, self._fold_segments_at = self.fold_bytes, FOLD_SEGMENTS
+        self._compact_at_bytes, self._compact_at_segments = self.compact_bytes, COMPACT_SEGMENTS
         self._write_contents()
 
     def close(self) -> None:
-        """Flush, fold what is left and give the part away; nothing happens the second time."""
+        """Flush, compact the rest and release the part; nothing happens the second time."""
         if self.closed:
             return
         self.flush()
@@ -233,7 +238,7 @@ class Writer:
 
     @property
     def _journal_bytes(self) -> int:
-        """Bytes of the segments that are not folded yet."""
+        """Bytes of the segments that are not compacted yet."""
         return sum(self._tables[name] for name in self._segments)
 
     def _add(self, entry: Entry, group: Group, video: str, payload: bytes) -> None:
@@ -250,31 +255,31 @@ class Writer:
 
     def _write_segment(self) -> None:
         if self._listed is None:
-            # Before anything else: from now on a missing list is a damage.
+            # Before any segment: from now on a missing list means damage.
             self._write_contents(force=True)
         place = 0
         entries = []
         for entry in self._entries:
             entries.append(entry._replace(place=place))
             place += entry.size
-        table, local = self._table(entries)
-        name = f"j{self._flushes + 1:06}.bin"
-        content: Content = [*self._payloads, encode(table, place)]
-        self.files.write(f"{self._here}/{name}", content)
+        table, subjects = self._make_table(entries)
+        name = f"j{self._segments_written + 1:06}.bin"
+        content: Content = [*self._payloads, encode_table(table, place)]
+        self.files.write(f"{self._folder}/{name}", content)
         # Committed.
-        self._flushes += 1
+        self._segments_written += 1
         self._tables[name] = sum(len(piece) for piece in content)
         self._segments[name] = entries
         self._payloads, self._entries, self.waiting = [], [], 0
-        self._new_subjects -= local
+        self._new_subjects -= subjects
 
-    def _table(self, entries: Sequence[Entry]) -> tuple[IndexTable, set[str]]:
-        """Return the table of a segment, and what it tells of."""
+    def _make_table(self, entries: Sequence[Entry]) -> tuple[IndexTable, set[str]]:
+        """Return the table of a segment, and the subjects that its metadata describe."""
         groups, videos = list(self._groups), list(self._videos)
-        used = sorted({entry.group for entry in entries})
-        seen = sorted({entry.video for entry in entries})
-        group_number = {old: new for new, old in enumerate(used)}
-        video_number = {old: new for new, old in enumerate(seen)}
+        used_groups = sorted({entry.group for entry in entries})
+        used_videos = sorted({entry.video for entry in entries})
+        group_number = {old: new for new, old in enumerate(used_groups)}
+        video_number = {old: new for new, old in enumerate(used_videos)}
         records = np.array(
             [
                 entry._replace(group=group_number[entry.group], video=video_number[entry.video])
@@ -282,56 +287,67 @@ class Writer:
             ],
             RECORD,
         )
-        table = IndexTable(records, [groups[i] for i in used], [videos[i] for i in seen])
-        names = {group.fingerprint for group in table.groups} | {*table.videos} | self._new_subjects
-        table.metadata.extend(self._metadata_of(names))
-        return table, names
+        table = IndexTable(
+            records, [groups[i] for i in used_groups], [videos[i] for i in used_videos]
+        )
+        subjects = {group.fingerprint for group in table.groups} | {*table.videos}
+        subjects |= self._new_subjects
+        table.metadata.extend(self._metadata_of(subjects))
+        return table, subjects
 
-    def _metadata_of(self, names: set[str]) -> list[Metadata]:
-        """Return the descriptions of digests and fingerprints, from here or from others."""
+    def _metadata_of(self, subjects: set[str]) -> list[Metadata]:
+        """Return the descriptions of digests and fingerprints, from this writer or from others."""
         found: list[Metadata] = []
-        for name in sorted(names):
-            if name not in self._metadata and (metadata := self.index().metadata.get(name)):
-                self._metadata[name] = list(metadata)
-            found += newest(self._metadata.get(name, [])).values()
+        for subject in sorted(subjects):
+            if subject not in self._metadata and (others := self.index().metadata.get(subject)):
+                self._metadata[subject] = list(others)
+            found += latest_metadata(self._metadata.get(subject, [])).values()
         return found
 
     def _write_contents(self, force: bool = False) -> None:
         if force or (self._listed is not None and self._listed != self._tables):
-            self.files.write(f"{self._here}/{CONTENTS}", [contents(self._tables)])
+            self.files.write(f"{self._folder}/{CONTENTS}", [encode_contents(self._tables)])
             self._listed = dict(self._tables)
             for name in self._obsolete:
-                self.files.delete(f"{self._here}/{name}")
+                self.files.delete(f"{self._folder}/{name}")
             self._obsolete = []
 
-    def _fold(self, segments: dict[str, list[Entry]], commits: dict[str, bytes]) -> None:
-        """Write the segments' arrays; `commits` becomes the content of their indexes."""
+    def _write_arrays(self, segments: dict[str, list[Entry]], commits: dict[str, bytes]) -> None:
+        """Write the segments' arrays, and add the content of their indexes to `commits`."""
         groups, videos = list(self._groups), list(self._videos)
-        placed: dict[int, list[Placed]] = {}
+        placed: dict[int, list[PlacedEntry]] = {}
         for name, entries in segments.items():
             for entry in entries:
-                placed.setdefault(entry.group, []).append((f"{self._here}/{name}", entry))
+                placed.setdefault(entry.group, []).append((f"{self._folder}/{name}", entry))
         described_before: set[str] = set()
         for group, records in placed.items():
-            self._folds += 1
-            name = f"a{self._folds:06}"
+            self._arrays_written += 1
+            name = f"a{self._arrays_written:06}"
             commits[name] = b""
-            seen = sorted({entry.video for _, entry in records})
-            number = {old: new for new, old in enumerate(seen)}
+            used_videos = sorted({entry.video for _, entry in records})
+            number = {old: new for new, old in enumerate(used_videos)}
             renumbered = [(file, e._replace(video=number[e.video])) for file, e in records]
-            names = {videos[i] for i in seen} | {groups[group].fingerprint}
+            digests = [videos[i] for i in used_videos]
+            subjects = {*digests, groups[group].fingerprint}
             if group == max(placed):
-                # What no record mentions is kept, too.
-                names |= self._metadata.keys() - described_before
-            described_before |= names
-            digests = [videos[i] for i in seen]
+                # Subjects that no record refers to are kept, too.
+                subjects |= self._metadata.keys() - described_before
+            described_before |= subjects
             commits[name] = compact(
-                *(self.files, f"{self._here}/{name}", groups[group], renumbered),
-                *(digests, self._metadata_of(names)),
+                self.files,
+                f"{self._folder}/{name}",
+                groups[group],
+                renumbered,
+                digests,
+                self._metadata_of(subjects),
             )
 
-    def _checked(self, address: Address, rows: torch.Tensor, start: int) -> torch.Tensor:
-        """Return rows in the address's dtype, in this machine's memory, contiguous."""
+    def _as_stored(self, address: Address, rows: torch.Tensor, start: int) -> torch.Tensor:
+        """Return the rows in the address's dtype, in the host's memory, contiguous.
+
+        Raises:
+            StoreError: they do not fit the address, or the numbers not its dtype.
+        """
         if not rows.is_floating_point() or rows.ndim < 1 or not rows.numel():
             raise StoreError(
                 f"an activation is floating point [rows, …], not {rows.dtype} of shape "
@@ -352,11 +368,11 @@ class Writer:
         return stored
 
     def _now(self) -> int:
-        """Nanoseconds since 1970, later than any that was given before."""
+        """Return the time in nanoseconds since 1970, later than any that was returned before."""
         self._time = max(time.time_ns(), self._time + 1)
         return self._time
 
-    def _cannot_write(self, error: OSError) -> OSError:
+    def _write_error(self, error: OSError) -> OSError:
         waits = f"{self.waiting / 1e6:.1f} MB wait in memory, " if self.waiting else ""
         text = (
             f"cannot write into {self.files.url}: {error.strerror or error}; what was committed "

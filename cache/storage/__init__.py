@@ -1,1 +1,1 @@
-"""Where a store's bytes lie: local folders and fsspec URLs alike, leases, compression."""
+"""Storage of a store's bytes: local folders and fsspec URLs alike, leases, compression."""

@@ -17,11 +17,11 @@ Content = Sequence[bytes | Bytes]
 
 
 class Files(Protocol):
-    """What a store needs of a place."""
+    """The operations that a store needs of a disk or an object store."""
 
     url: str
     batch_bytes: int
-    """How much to ask for in one `read`: much where a request takes long."""
+    """Bytes to ask for in one `read`: many where a request takes long."""
 
     def read(self, ranges: Sequence[Range]) -> list[Bytes | None]:
         """Return what the ranges hold, shorter where a file ends, None where it is not there."""
@@ -30,16 +30,16 @@ class Files(Protocol):
         """Return a file's bytes, None if it is not there."""
 
     def write(self, name: str, content: Content, durable: bool = True) -> None:
-        """Write a file whole or not at all; when this returns, a power cut keeps it."""
+        """Write a file whole or not at all; once this returns, it survives a power cut."""
 
     def move(self, old: str, new: str) -> None:
-        """Rename a file. FileNotFoundError: it is not there."""
+        """Rename a file; raise FileNotFoundError if it is not there."""
 
     def delete(self, name: str) -> None:
         """Delete a file or a folder with all that is in it; it need not be there."""
 
     def children(self, folder: str) -> dict[str, int | None]:
-        """Return names in a folder and the files' bytes, None for folders; empty if absent."""
+        """Return the names in a folder with files' bytes, None for folders; empty if absent."""
 
     def grandchildren(self, folder: str) -> dict[str, dict[str, int | None]]:
         """Return `children` of every folder in a folder."""
@@ -48,7 +48,7 @@ class Files(Protocol):
         """Return the bytes of all files below a folder."""
 
     def free_bytes(self) -> int | None:
-        """Return how much fits on the disk; None where nobody can say."""
+        """Return the free space of the disk; None where it is unknown."""
 
 
 def read_whole(files: Files, name: str, size: int | None) -> Bytes | None:

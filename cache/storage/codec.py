@@ -19,12 +19,12 @@ Bytes = NDArray[np.uint8]
 
 
 class Codec(NamedTuple):
-    """How Blosc compresses.
+    """Settings of Blosc.
 
     Args:
         name, level: of the compressor.
         shuffle: by bytes or by bits of a number.
-        block_bytes: what is compressed at once, at most.
+        block_bytes: compressed at once, at most.
     """
 
     name: Literal["lz4", "zstd"]
@@ -44,18 +44,18 @@ _SHUFFLES = {"shuffle": blosc.SHUFFLE, "bitshuffle": blosc.BITSHUFFLE}
 blosc.use_threads = False
 
 
-def buffer(data: bytes | Bytes) -> bytes | memoryview:
-    """Return bytes as files and hashes take them."""
+def as_buffer(data: bytes | Bytes) -> bytes | memoryview:
+    """Return bytes as files and hashes accept them."""
     return data if isinstance(data, bytes) else data.data
 
 
 def itemsize(dtype: Dtype) -> int:
-    """Bytes of a number."""
+    """Return the bytes of a number."""
     return DTYPES[dtype].itemsize
 
 
 def checksum(data: Bytes | bytes) -> int:
-    """CRC-32C."""
+    """Return the CRC-32C."""
     return int(google_crc32c.value(data))
 
 
@@ -79,7 +79,7 @@ def decompress(frame: Bytes, out: Bytes, file: str) -> None:
     # Blosc writes as many bytes as the frame's header says: it has to be `out`'s size.
     size = int.from_bytes(frame[4:8].tobytes(), "little") if len(frame) >= 16 else -1
     if size != len(out):
-        raise Damaged(file, f"a block of {size} bytes stands where {len(out)} belong")
+        raise Damaged(file, f"a block has {size} bytes instead of {len(out)}")
     try:
         blosc.decompress(frame, out)
     except RuntimeError as error:

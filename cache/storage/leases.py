@@ -1,8 +1,8 @@
-"""Who uses a store: one small file per user, which says so while it lives.
+"""Leases: one small file per process that uses a store, for as long as it does.
 
-Nobody waits for anybody: leases only keep `prune` from taking what somebody reads or writes. A user
-is dead if its machine is this one and its process is gone, or if it is elsewhere and has not given
-a sign for ten minutes (clocks of machines may differ by some of them).
+Nobody waits for anybody: leases only keep `prune` from freeing what somebody reads or writes. A
+lease is dead if it is of this machine and its process is gone, or if it is of another machine and
+has not been renewed for ten minutes (the clocks of machines may differ by some of them).
 """
 
 import json
@@ -19,18 +19,18 @@ from pathlib import Path
 from cache.storage.base import Files, read_whole
 
 USERS = "users"
-BEAT_S, DEAD_S = 30.0, 600.0
+RENEW_S, EXPIRE_S = 30.0, 600.0
 
 
 @dataclass(frozen=True)
 class User:
-    """Somebody's lease as it was found.
+    """A process that uses a store, from its lease.
 
     Args:
-        name: the file; `part`: the part it writes, None for a reader.
-        fingerprints: what it asked for.
+        name: the lease's file; `part`: the part that it writes, None for a reader.
+        fingerprints: those that it has used.
         prunes: whether it frees what others do not use.
-        alive: whether it may still use them; `unreadable`: its file cannot be understood.
+        alive: whether it may still use them; `unreadable`: the file cannot be parsed.
     """
 
     name: str
@@ -42,50 +42,54 @@ class User:
 
 
 class Lease:
-    """A file in the store that says what this process uses; deleted at the process's end."""
+    """A file in the store that lists what this process uses; deleted when the process ends."""
 
     def __init__(self, files: Files, part: str | None = None, prunes: bool = False) -> None:
-        """Raises OSError if it cannot be written, as on a read-only disk."""
+        """Write the file.
+
+        Raises:
+            OSError: it cannot be written, as on a read-only disk.
+        """
         self.files = files
         self.part, self.prunes = part, prunes
         self.pid = os.getpid()
         self.fingerprints: set[str] = set()
         host = platform.node() or "unknown"
         self.name = f"{USERS}/{host}-{self.pid}-{secrets.token_hex(4)}.json"
-        self._guard = threading.Lock()  # a beat shall not bring back what was released
-        self._end = weakref.finalize(self, _delete, files, self.name, self.pid)
-        self.beat()
-        _beating(self)
+        self._lock = threading.Lock()  # renewing must not bring back a released file
+        self._finalizer = weakref.finalize(self, _delete, files, self.name, self.pid)
+        self.renew()
+        _keep_renewed(self)
 
-    def use(self, fingerprint: str) -> None:
-        """Say that a fingerprint is used from now on."""
+    def add_fingerprint(self, fingerprint: str) -> None:
+        """Record that this process uses a fingerprint from now on."""
         self.fingerprints.add(fingerprint)
-        self.beat()
+        self.renew()
 
-    def beat(self) -> None:
-        """Write the file."""
+    def renew(self) -> None:
+        """Write the file again, with the time of now."""
         fields = {
             "pid": self.pid,
-            "machine": _machine(),
-            "began": _began(self.pid),
+            "machine": _machine_id(),
+            "began": _start_time(self.pid),
             "beat": time.time(),
             "part": self.part,
             "prunes": self.prunes,
             "fingerprints": sorted(self.fingerprints),
         }
-        with self._guard:
-            if self._end.alive:
+        with self._lock:
+            if self._finalizer.alive:
                 content = json.dumps(fields, indent=1).encode()
                 self.files.write(self.name, [content], durable=False)
 
     def release(self) -> None:
         """Delete the file; nothing happens the second time."""
-        with self._guard:
-            self._end()
+        with self._lock:
+            self._finalizer()
 
 
-def users(files: Files) -> list[User]:
-    """Return every lease that stands in a store."""
+def list_users(files: Files) -> list[User]:
+    """Return every process that has a lease in a store."""
     found = []
     for name in files.children(USERS):
         if not name.endswith(".json"):
@@ -97,7 +101,7 @@ def users(files: Files) -> list[User]:
         try:
             fields = json.loads(data.tobytes())
             part, prunes, used = fields["part"], fields["prunes"], frozenset(fields["fingerprints"])
-            alive = _alive(fields["pid"], fields["machine"], fields["began"], fields["beat"])
+            alive = _is_alive(fields["pid"], fields["machine"], fields["began"], fields["beat"])
         except (ValueError, KeyError, TypeError):
             found.append(User(name, None, frozenset(), False, alive=True, unreadable=True))
             continue
@@ -105,15 +109,15 @@ def users(files: Files) -> list[User]:
     return found
 
 
-def _alive(pid: int, machine: str, began: str | None, beat: float) -> bool:
-    if machine == _machine():
-        # A number is used again some day; the time when its process began tells them apart.
-        return _runs(pid) and began == _began(pid)
-    return time.time() - beat < DEAD_S
+def _is_alive(pid: int, machine: str, start_time: str | None, renewed: float) -> bool:
+    if machine == _machine_id():
+        # Process numbers are reused; the start time distinguishes the processes.
+        return _is_running(pid) and start_time == _start_time(pid)
+    return time.time() - renewed < EXPIRE_S
 
 
-def _machine() -> str:
-    """Name where process numbers mean the same: host, boot and, in containers, their space."""
+def _machine_id() -> str:
+    """Return a name of where process numbers are valid: host, boot and PID namespace."""
     boot = space = ""
     with suppress(OSError):
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
@@ -122,24 +126,24 @@ def _machine() -> str:
     return f"{platform.node()} {boot} {space}"
 
 
-def _runs(pid: int) -> bool:
+def _is_running(pid: int) -> bool:
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
     except PermissionError:
         return True
-    stat = _stat(pid)
+    stat = _read_stat(pid)
     return not stat or stat[0] not in "ZX"  # a killed process that nobody has waited for
 
 
-def _began(pid: int) -> str | None:
-    stat = _stat(pid)
+def _start_time(pid: int) -> str | None:
+    stat = _read_stat(pid)
     return stat[19] if stat else None
 
 
-def _stat(pid: int) -> list[str]:
-    """Return what Linux says of a process behind its name, which may hold anything."""
+def _read_stat(pid: int) -> list[str]:
+    """Return the fields of /proc/PID/stat after the name, which may hold anything."""
     with suppress(OSError):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return []
@@ -153,34 +157,34 @@ def _delete(files: Files, name: str, pid: int) -> None:
 
 
 @dataclass
-class _Heart:
-    """The thread that keeps this process's leases young."""
+class _Renewer:
+    """The leases of this process, which a thread of it renews."""
 
     pid: int = 0
     leases: "weakref.WeakSet[Lease]" = field(default_factory=weakref.WeakSet)
-    guard: threading.Lock = field(default_factory=threading.Lock)
+    lock: threading.Lock = field(default_factory=threading.Lock)
 
 
-_heart = _Heart()
+_renewer = _Renewer()
 
 
-def _beating(lease: Lease) -> None:
-    global _heart
-    if _heart.pid != os.getpid():  # neither a thread nor a lock survives a fork
-        _heart = _Heart(os.getpid())
-        threading.Thread(target=_beat, args=(_heart,), daemon=True).start()
-    with _heart.guard:
-        _heart.leases.add(lease)
+def _keep_renewed(lease: Lease) -> None:
+    global _renewer
+    if _renewer.pid != os.getpid():  # neither a thread nor a lock survives a fork
+        _renewer = _Renewer(os.getpid())
+        threading.Thread(target=_renew_forever, args=(_renewer,), daemon=True).start()
+    with _renewer.lock:
+        _renewer.leases.add(lease)
 
 
-def _beat(heart: _Heart) -> None:
+def _renew_forever(renewer: _Renewer) -> None:
     while True:
-        time.sleep(BEAT_S)
-        with heart.guard:
-            leases = [weakref.ref(lease) for lease in heart.leases]
+        time.sleep(RENEW_S)
+        with renewer.lock:
+            leases = [weakref.ref(lease) for lease in renewer.leases]
         for reference in leases:
             # A full disk or a lost network passes, and nobody could catch this.
             with suppress(Exception):
                 if lease := reference():
-                    lease.beat()
+                    lease.renew()
         lease = None  # it may be collected while this sleeps

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from cache.storage.base import Content, Range
-from cache.storage.codec import Bytes, buffer
+from cache.storage.codec import Bytes, as_buffer
 from configs.atomic import atomic_path
 
 
@@ -27,14 +27,14 @@ class LocalFiles:
         found: list[Bytes | None] = []
         opened, name = -1, None
         try:
-            for wanted, start, stop in ranges:
-                if wanted != name:
+            for wanted_name, start, stop in ranges:
+                if wanted_name != name:
                     if opened >= 0:
                         os.close(opened)
-                    opened, name = -1, wanted
+                    opened, name = -1, wanted_name
                     with suppress(FileNotFoundError, NotADirectoryError):
-                        opened = os.open(self.folder / wanted, os.O_RDONLY)
-                found.append(None if opened < 0 else _read_at(opened, start, stop))
+                        opened = os.open(self.folder / wanted_name, os.O_RDONLY)
+                found.append(None if opened < 0 else _read_range(opened, start, stop))
         finally:
             if opened >= 0:
                 os.close(opened)
@@ -48,10 +48,10 @@ class LocalFiles:
 
     def write(self, name: str, content: Content, durable: bool = True) -> None:
         path = self.folder / name
-        self._make(path.parent)
+        self._make_folder(path.parent)
         with atomic_path(path) as aside, open(aside, "wb") as file:
             for piece in content:
-                file.write(buffer(piece))
+                file.write(as_buffer(piece))
             if durable:
                 file.flush()
                 os.fsync(file.fileno())
@@ -69,12 +69,12 @@ class LocalFiles:
         except FileNotFoundError:
             pass
         except (IsADirectoryError, PermissionError):
-            shutil.rmtree(path, onerror=_unless_gone)
+            shutil.rmtree(path, onerror=_ignore_missing)
 
     def children(self, folder: str) -> dict[str, int | None]:
         try:
             with os.scandir(self.folder / folder) as entries:
-                return dict(sorted(filter(None, map(_entry, entries))))
+                return dict(sorted(filter(None, map(_name_and_size, entries))))
         except (FileNotFoundError, NotADirectoryError):
             return {}
 
@@ -94,16 +94,16 @@ class LocalFiles:
             folder = folder.parent
         return shutil.disk_usage(folder).free
 
-    def _make(self, folder: Path) -> None:
+    def _make_folder(self, folder: Path) -> None:
         if not folder.is_dir():
             if folder != folder.parent:
-                self._make(folder.parent)
+                self._make_folder(folder.parent)
             folder.mkdir(exist_ok=True)
             _sync_folder(folder.parent)
 
 
-def _read_at(opened: int, start: int, stop: int) -> Bytes:
-    """Read a range of an open file; shorter where the file ends."""
+def _read_range(opened: int, start: int, stop: int) -> Bytes:
+    """Return a range of an open file; shorter where the file ends."""
     size = min(stop, os.fstat(opened).st_size) - start
     data = np.empty(max(size, 0), np.uint8)
     done = 0
@@ -115,16 +115,16 @@ def _read_at(opened: int, start: int, stop: int) -> Bytes:
     return data[:done]
 
 
-def _entry(entry: "os.DirEntry[str]") -> tuple[str, int | None] | None:
-    """Name and size; None if it was deleted while the folder was listed."""
+def _name_and_size(entry: "os.DirEntry[str]") -> tuple[str, int | None] | None:
+    """Return name and size, None for both if it was deleted while the folder was listed."""
     try:
         return entry.name, None if entry.is_dir() else entry.stat().st_size
     except FileNotFoundError:
         return None
 
 
-def _unless_gone(function: object, path: object, why: Any) -> None:
-    """Let another process delete the same folder."""
+def _ignore_missing(function: object, path: object, why: Any) -> None:
+    """Raise an error of `rmtree` unless another process has deleted the same file."""
     if not issubclass(why[0], FileNotFoundError):
         raise why[1]
 

@@ -9,7 +9,7 @@ from cache.storage.local import LocalFiles
 from cache.storage.remote import RemoteFiles
 
 
-def files_at(url: str | Path) -> Files:
+def open_files(url: str | Path) -> Files:
     """Return the place that a path or a URL names.
 
     Raises:

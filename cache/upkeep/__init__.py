@@ -1,1 +1,1 @@
-"""Looking after a store: reading every checksum, what may go, freeing it."""
+"""Maintenance of a store: verifying every checksum, retention, pruning."""

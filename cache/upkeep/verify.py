@@ -1,4 +1,4 @@
-"""Reading every checksum of a store."""
+"""Verification of every checksum of a store."""
 
 from collections.abc import Iterable
 from typing import Any, NamedTuple
@@ -7,51 +7,51 @@ import numpy as np
 from tqdm import tqdm
 
 from cache.errors import Damaged
-from cache.format.arrays import Array, Gone, RowRequest, shard_name
-from cache.format.compaction import payload
-from cache.format.index import CONTENTS, PARTS, RETIRED, TABLE_NAME, load_tables, table_files
-from cache.format.records import Entry, IndexTable, digest
-from cache.format.writer import read_contents
+from cache.format.arrays import Array, FileGone, RowRequest, shard_name
+from cache.format.compaction import read_payload
+from cache.format.index import CONTENTS, PARTS, RETIRED, TABLE_NAME, list_tables, load_tables
+from cache.format.records import Entry, IndexTable, compute_digest
+from cache.format.writer import decode_contents
 from cache.storage.base import Files, read_whole
 from cache.storage.codec import checksum
-from cache.store import FORMAT, MARK, Store
+from cache.store import FORMAT, MARKER, Store
 
 LIST_ONLY = (
-    "; what it lists was checked all the same, except that a file which is lost, too, is not known "
-    "to be missing; --prune writes it anew"
+    "; the tables that are there were checked all the same, but one that is lost, too, cannot be "
+    "noticed; --prune writes it anew"
 )
 
 
 class Problem(NamedTuple):
-    """A file of the store that is not what it should be, and how."""
+    """A damaged or missing file of the store, and what is wrong with it."""
 
     file: str
     what: str
 
 
 def verify(store: Store, progress: bool = False) -> list[Problem]:
-    """Read everything that is committed and return what is wrong, by file; empty if all is well.
+    """Read everything that is committed and return the problems, at most one of each file.
 
-    Others may write, fold and prune meanwhile. What a killed process left half done is not wrong:
-    nothing refers to it, and `prune` removes it.
+    Others may write, compact and prune meanwhile. What a killed process did not finish is no
+    problem: nothing refers to it, and `prune` removes it.
     """
     files = store.files
     found = []
-    mark = read_whole(files, MARK, None)
+    mark = read_whole(files, MARKER, None)
     if mark is None or mark.tobytes() != FORMAT:
-        found.append(Problem(MARK, "it is missing" if mark is None else "it is not as written"))
+        found.append(Problem(MARKER, "it is missing" if mark is None else "it is not as written"))
     parts = files.grandchildren(PARTS)
-    tables, unreadable = load_tables(files, table_files(parts))
-    stored = sum(_bytes(table) for table in tables.values())
+    tables, unreadable = load_tables(files, list_tables(parts))
+    stored = sum(_stored_bytes(table) for table in tables.values())
     with tqdm(total=stored, unit="B", unit_scale=True, desc="verify", disable=not progress) as bar:
         for file, damage in unreadable.items():
-            found += _unless_moved(files, file, [Problem(file, damage.what)])
+            found += _if_still_there(files, file, [Problem(file, damage.what)])
         for file, table in tables.items():
             if table.array is None:
                 problems = _check_segment(files, file, table, bar)
             else:
                 problems = _check_array(files, file, table, bar)
-            found += _unless_moved(files, file, problems)
+            found += _if_still_there(files, file, problems)
     for part in parts:
         found += _check_contents(files, part)
     return found
@@ -62,11 +62,11 @@ def _check_segment(files: Files, file: str, table: IndexTable, bar: Any) -> list
     for values in table.records.tolist():
         entry = Entry._make(values)
         try:
-            payload(files, file, entry, table.groups[entry.group].row_bytes)
+            read_payload(files, file, entry, table.groups[entry.group].row_bytes)
         except Damaged as damage:
             found.append(damage.what)
         bar.update(entry.size)
-    return _one_each([(file, what) for what in found])
+    return _merge_by_file([(file, what) for what in found])
 
 
 def _check_array(files: Files, file: str, table: IndexTable, bar: Any) -> list[Problem]:
@@ -77,7 +77,7 @@ def _check_array(files: Files, file: str, table: IndexTable, bar: Any) -> list[P
     description = read_whole(files, f"{folder}/zarr.json", None)
     if description is None:
         found.append((f"{folder}/zarr.json", "it is missing"))
-    elif digest(description).hex() != info.description:
+    elif compute_digest(description).hex() != info.description:
         found.append((f"{folder}/zarr.json", "it is not as written"))
     array = Array(files, folder, table.groups[0], info)
     chunks = -(-info.rows // info.chunk_rows)
@@ -88,7 +88,7 @@ def _check_array(files: Files, file: str, table: IndexTable, bar: Any) -> list[P
         there = files.size(name)
         if there is not None and there != size:
             found.append((name, f"it has {there} bytes, {size} were written"))
-        elif there is not None and not _has_index(files, name, size, per_shard, expected):
+        elif there is not None and not _index_is_intact(files, name, size, per_shard, expected):
             found.append((name, "the index at its end, which zarr reads, is not as written"))
         for chunk in range(shard * per_shard, min((shard + 1) * per_shard, chunks)):
             try:
@@ -97,32 +97,33 @@ def _check_array(files: Files, file: str, table: IndexTable, bar: Any) -> list[P
                 )
             except Damaged as damage:
                 found.append((damage.file, damage.what))
-            except Gone as gone:
+            except FileGone as gone:
                 found.append((gone.file, "it is missing"))
         bar.update(size)
-    return _one_each(found)
+    return _merge_by_file(found)
 
 
-def _has_index(files: Files, shard: str, size: int, chunks: int, expected: int) -> bool:
+def _index_is_intact(files: Files, shard: str, size: int, chunks: int, expected: int) -> bool:
     """Return whether a shard ends with the index that zarr wrote."""
     (data,) = files.read([(shard, size - 16 * chunks - 4, size)])
     if data is None:
-        return True  # deleted since; the chunks tell
+        return True  # deleted since, which reading the chunks finds
     stored = int.from_bytes(data[-4:].tobytes(), "little")
     return checksum(data[:-4]) == stored == expected
 
 
 def _check_contents(files: Files, part: str) -> list[Problem]:
-    """Name tables that a part should have and has not."""
+    """Return the tables that a part lists and does not have, or what is wrong with the list."""
     folder = f"{PARTS}/{part}"
 
     def listed() -> dict[str, int] | None:
         data = read_whole(files, f"{folder}/{CONTENTS}", None)
-        return {} if data is None else read_contents(data)
+        return {} if data is None else decode_contents(data)
 
     before = listed()
     there = files.children(folder)
-    # A writer takes a table off the list before it deletes it: listed still, and gone, is lost.
+    # A writer removes a table from the list before it deletes it: one that is gone but still
+    # listed is lost.
     after = listed()
     if CONTENTS not in there:
         if not any(TABLE_NAME.match(name) for name in there):
@@ -137,14 +138,14 @@ def _check_contents(files: Files, part: str) -> list[Problem]:
     ]
 
 
-def _unless_moved(files: Files, file: str, problems: list[Problem]) -> list[Problem]:
-    """Forget problems of a table that was folded or pruned while it was looked at."""
+def _if_still_there(files: Files, file: str, problems: list[Problem]) -> list[Problem]:
+    """Return the problems of a table, none if it was compacted or pruned while it was read."""
     folder, _, name = file.rpartition("/")
     return problems if problems and name in files.children(folder) else []
 
 
-def _one_each(found: Iterable[tuple[str, str]]) -> list[Problem]:
-    """Return one problem for each file, the first, and how many there are."""
+def _merge_by_file(found: Iterable[tuple[str, str]]) -> list[Problem]:
+    """Return one problem for each file, the first, with the number of the others."""
     by_file: dict[str, list[str]] = {}
     for file, what in found:
         by_file.setdefault(file, []).append(what)
@@ -154,7 +155,7 @@ def _one_each(found: Iterable[tuple[str, str]]) -> list[Problem]:
     ]
 
 
-def _bytes(table: IndexTable) -> int:
+def _stored_bytes(table: IndexTable) -> int:
     if table.array is not None:
         return sum(size for size, _ in table.array.shards)
     return int(table.records["size"].sum())

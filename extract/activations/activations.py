@@ -179,7 +179,7 @@ class Activations:
         writer, address = self._writing(), place.address(span)
         self.describe_fingerprint(place)
         self.describe(span.video)
-        writer.put(address, rows, first)
+        writer.write(address, rows, first)
         self._put.add(address.key)
 
     def describe_fingerprint(self, place: Cached) -> None:
