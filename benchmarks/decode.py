@@ -52,12 +52,12 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        files = args.files or [synthetic(Path(folder) / "synthetic.mp4", 2000)]
+        files = args.files or [write_synthetic(Path(folder) / "synthetic.mp4", 2000)]
         if args.wait:
             print("| workers | batch ready every | share of time waiting |")
             print("|---|---|---|")
             for workers in args.workers:
-                print(waiting(files, workers, args.step_seconds))
+                print(measure_waiting(files, workers, args.step_seconds))
             return
         print(
             "| file | overlap | input frames | ours, frames/s | decord by window | ratio "
@@ -66,10 +66,10 @@ def main() -> None:
         print("|---|---|---|---|---|---|---|---|")
         for file in files:
             for overlap in args.overlap:
-                print(race(file, overlap, args))
+                print(race_readers(file, overlap, args))
 
 
-def synthetic(path: Path, count: int, height: int = 256, width: int = 340) -> Path:
+def write_synthetic(path: Path, count: int, height: int = 256, width: int = 340) -> Path:
     """Write a moving picture with fine detail and some noise, encoded as THUMOS-14's are."""
     rng = np.random.default_rng(0)
     unit = height // 32  # pixels of the finest detail
@@ -88,7 +88,7 @@ def synthetic(path: Path, count: int, height: int = 256, width: int = 340) -> Pa
     return path
 
 
-def race(file: Path, overlap: float, args: argparse.Namespace) -> str:
+def race_readers(file: Path, overlap: float, args: argparse.Namespace) -> str:
     """Return a row of the table; each way opens its own reader, as it would for a new video."""
     sampling = SamplingConfig(window_size=args.window, snippet_stride=4)
     count = len(VideoReader(file))  # reads the file's index, which a run does once
@@ -107,12 +107,12 @@ def race(file: Path, overlap: float, args: argparse.Namespace) -> str:
 
     def once() -> None:
         reader = decord.VideoReader(str(file), num_threads=1)
-        needed = needed_frames(windows)
+        needed = unique_frames(windows)
         for start in range(0, len(needed), CHUNK):
             reader.get_batch(needed[start : start + CHUNK]).asnumpy()
 
     frames = sum(len(window.frames) for window in windows)
-    rates = [frames / seconds for seconds in medians((ours, by_window, once), args.repeats)]
+    rates = [frames / seconds for seconds in median_seconds((ours, by_window, once), args.repeats)]
     mine, naive, least = rates
     return (
         f"| {file.name} | {overlap:g} | {frames} | {mine:.0f} | {naive:.0f} | {mine / naive:.2f} "
@@ -120,11 +120,11 @@ def race(file: Path, overlap: float, args: argparse.Namespace) -> str:
     )
 
 
-def needed_frames(windows: list[Window]) -> np.ndarray:
+def unique_frames(windows: list[Window]) -> np.ndarray:
     return np.unique(np.concatenate([window.frames for window in windows]))
 
 
-def medians(ways: tuple[Callable[[], None], ...], repeats: int) -> list[float]:
+def median_seconds(ways: tuple[Callable[[], None], ...], repeats: int) -> list[float]:
     """Return the median seconds of every way; they take turns, so that all meet the same noise."""
     seconds: list[list[float]] = [[] for _ in ways]
     for _ in range(repeats):
@@ -135,10 +135,10 @@ def medians(ways: tuple[Callable[[], None], ...], repeats: int) -> list[float]:
     return [statistics.median(taken) for taken in seconds]
 
 
-def waiting(files: list[Path], workers: int, step_seconds: float | None) -> str:
+def measure_waiting(files: list[Path], workers: int, step_seconds: float | None) -> str:
     """Return a row of the table for some steps on windows of `files`, after the first two."""
     config = load(Experiment, DEMO, [f"--training.workers={workers}"])
-    items = [annotated(probe_item(file)) for file in files]
+    items = [with_action(probe_item(file)) for file in files]
     dataset = TrainingWindows(
         items * (STEPS * config.training.global_batch // len(items)),
         config.sampling,
@@ -146,7 +146,7 @@ def waiting(files: list[Path], workers: int, step_seconds: float | None) -> str:
         config.directions,
     )
     sampler = EpochSampler(len(dataset), config.training.global_batch, 0, 1, seed=0)
-    step = sleeper(step_seconds) if step_seconds is not None else trainer(config)
+    step = build_sleeper(step_seconds) if step_seconds is not None else build_trainer(config)
     waited, began = 0.0, 0.0
     batches = iter(training_loader(dataset, sampler, workers))
     for number in range(sampler.steps):
@@ -160,17 +160,17 @@ def waiting(files: list[Path], workers: int, step_seconds: float | None) -> str:
     return f"| {workers} | {total / (sampler.steps - 2):.2f} s | {waited / total:.1%} |"
 
 
-def annotated(item: VideoItem) -> VideoItem:
+def with_action(item: VideoItem) -> VideoItem:
     """Give an item one action, without which it is no training video."""
     middle = np.array([[0.45, 0.55]]) * item.frames
     return replace(item, segments=middle, labels=np.zeros(1, np.int64))
 
 
-def sleeper(seconds: float) -> Callable[[Any], None]:
+def build_sleeper(seconds: float) -> Callable[[Any], None]:
     return lambda batch: time.sleep(seconds)
 
 
-def trainer(config: Experiment) -> Callable[[Any], None]:
+def build_trainer(config: Experiment) -> Callable[[Any], None]:
     """Return the costly part of a training step: forward and backward."""
     detector = Detector(config, ("action",)).train()
     detector.load_pretrained()

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.decode import annotated, medians, synthetic
+from benchmarks.decode import median_seconds, with_action, write_synthetic
 from configs.loader import load
 from extract.sampling.frame_cache import FrameCache
 from extract.transcoding.proxy import ProxyConfig, write_proxy
@@ -46,16 +46,16 @@ def main() -> None:
     print("|---" * 6 + "|")
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
-        files = args.files or [synthetic(place / "720p.mp4", args.frames, 720, 1280)]
+        files = args.files or [write_synthetic(place / "720p.mp4", args.frames, 720, 1280)]
         for file in files:
-            print(race(file, place, (config, light), args.repeats), flush=True)
+            print(race_samples(file, place, (config, light), args.repeats), flush=True)
 
 
-def race(file: Path, folder: Path, configs: tuple[Experiment, ...], repeats: int) -> str:
+def race_samples(file: Path, folder: Path, configs: tuple[Experiment, ...], repeats: int) -> str:
     """Return a row of the table."""
     proxy, cache = folder / "proxy.mp4", FrameCache(folder, configs[0].sampling)
     write_proxy(file, proxy, ProxyConfig(configs[0].pixels.train_short_side))
-    item, small = (annotated(with_digest(probe_item(path))) for path in (file, proxy))
+    item, small = (with_action(with_digest(probe_item(path))) for path in (file, proxy))
     windows = TrainingWindows(
         [item], configs[0].sampling, configs[0].pixels, configs[0].directions, kept=cache
     )
@@ -68,21 +68,25 @@ def race(file: Path, folder: Path, configs: tuple[Experiment, ...], repeats: int
     rates = []
     for config in configs:
         ways = (
-            draws(TrainingWindows([item], config.sampling, config.pixels, config.directions)),
-            draws(TrainingWindows([small], config.sampling, config.pixels, config.directions)),
-            draws(
+            sample_maker(
+                TrainingWindows([item], config.sampling, config.pixels, config.directions)
+            ),
+            sample_maker(
+                TrainingWindows([small], config.sampling, config.pixels, config.directions)
+            ),
+            sample_maker(
                 TrainingWindows(
                     [item], config.sampling, config.pixels, config.directions, kept=cache
                 )
             ),
         )
-        rates.append(" → ".join(f"{samples / s:.0f}" for s in medians(ways, repeats)))
+        rates.append(" → ".join(f"{samples / s:.0f}" for s in median_seconds(ways, repeats)))
     sizes = " → ".join(f"{path.stat().st_size / 1e6:.1f}" for path in (file, proxy, kept))
     filled = -(-item.frames // configs[0].sampling.sample_step) / filled_s
     return f"| {file.name} | {item.frames} | {sizes} MB | {filled:.0f} | {rates[0]} | {rates[1]} |"
 
 
-def draws(windows: TrainingWindows) -> Callable[[], None]:
+def sample_maker(windows: TrainingWindows) -> Callable[[], None]:
     """Return what makes the sample of the next epoch."""
     epochs = count()
 

@@ -37,12 +37,12 @@ def main() -> None:
     # As many rates as the demo has: the same draws, so the same scenes.
     fast = DemoConfig(1, 0, sizes.test, frame_rates=(RATE,) * len(sizes.frame_rates))
     write_dataset(args.out / "rendered", fast)
-    table = "\n".join(rows(args.checkpoints, args.out))
+    table = "\n".join(score_rows(args.checkpoints, args.out))
     write_text(args.out / "results.md", table + "\n")
     print(table)
 
 
-def rows(checkpoints: list[Path], out: Path) -> Iterator[str]:
+def score_rows(checkpoints: list[Path], out: Path) -> Iterator[str]:
     """Yield the lines of a table: a checkpoint's mAP on every kind of file."""
     kinds = {
         "as they are": DEMO,
@@ -53,13 +53,13 @@ def rows(checkpoints: list[Path], out: Path) -> Iterator[str]:
     yield "|---" * (len(kinds) + 1) + "|"
     for number, checkpoint in enumerate(checkpoints):
         scores = [
-            f"{score(checkpoint, folder, out / f'{number}-{place}').average:.3f}"
+            f"{score_checkpoint(checkpoint, folder, out / f'{number}-{place}').average:.3f}"
             for place, folder in enumerate(kinds.values())
         ]
         yield f"| {checkpoint} | {' | '.join(scores)} |"
 
 
-def score(checkpoint: Path, data: Path, out: Path) -> MeanAP:
+def score_checkpoint(checkpoint: Path, data: Path, out: Path) -> MeanAP:
     """Return how a checkpoint does on a dataset's test videos."""
     settings = [
         f"--data.annotations={data / 'annotations.json'}",
@@ -80,12 +80,12 @@ def repeat_frames(source: Path, target: Path) -> None:
     test = {name: x for name, x in content["database"].items() if x["subset"] == "test"}
     for name, video in test.items():
         times = RATE // video["fps"]
-        write_often(source / f"videos/{name}.mp4", target / f"videos/{name}.mp4", times)
+        repeat_video(source / f"videos/{name}.mp4", target / f"videos/{name}.mp4", times)
         video |= {"fps": video["fps"] * times, "frame": video["frame"] * times}
     write_text(target / "annotations.json", json.dumps(content | {"database": test}))
 
 
-def write_often(source: Path, target: Path, times: int) -> None:
+def repeat_video(source: Path, target: Path, times: int) -> None:
     """Encode a video anew, with every frame several times, in as many seconds."""
     with av.open(str(source)) as container, av.open(str(target), "w") as repeated:
         stream = container.streams.video[0]

@@ -32,7 +32,7 @@ PATHS = tuple(access_paths(2))
 
 
 @dataclass(frozen=True)
-class Known:
+class ReferenceFrames:
     """A file and the fingerprint of every frame as it comes in sequence."""
 
     path: Path
@@ -50,16 +50,16 @@ def main() -> None:
     parser.add_argument("--windows", type=int, default=1000)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        files = [*generated(Path(folder)), *given(args.files)]
+        files = [*write_videos(Path(folder)), *list_videos(args.files)]
         print(f"| file | frames | access | unlike PyAV | {' | '.join(PATHS)} |")
         print("|---" * (4 + len(PATHS)) + "|")
         good, differences = [], 0
         for file in files:
-            row, known, wrong = inspect(file)
+            row, known, wrong = inspect_file(file)
             print(row, flush=True)
             differences += wrong
             good += [known] if known else []
-        wrong, frames = random_windows(good, args.windows)
+        wrong, frames = check_random_windows(good, args.windows)
     print(
         f"\n{args.windows} random windows of {len(good)} files, {frames} frames: "
         f"{wrong} frames differ; by access path: {differences}"
@@ -67,7 +67,7 @@ def main() -> None:
     sys.exit(bool(wrong + differences))
 
 
-def generated(folder: Path) -> Iterator[Path]:
+def write_videos(folder: Path) -> Iterator[Path]:
     for name, encoding in ENCODINGS.items():
         path = folder / f"{name.replace(' ', '_')}{encoding.suffix}"
         write_numbered(path, 130, encoding)
@@ -78,7 +78,7 @@ def generated(folder: Path) -> Iterator[Path]:
     yield turned
 
 
-def given(paths: list[Path]) -> Iterator[Path]:
+def list_videos(paths: list[Path]) -> Iterator[Path]:
     for path in paths:
         if path.is_dir():
             yield from (p for p in sorted(path.iterdir()) if p.suffix.lower() in VIDEO_SUFFIXES)
@@ -86,7 +86,7 @@ def given(paths: list[Path]) -> Iterator[Path]:
             yield path
 
 
-def inspect(file: Path) -> tuple[str, Known | None, int]:
+def inspect_file(file: Path) -> tuple[str, ReferenceFrames | None, int]:
     """Return a file's row of the table, what is known of it if it is read, and wrong frames."""
     try:
         reader = VideoReader(file)
@@ -95,8 +95,8 @@ def inspect(file: Path) -> tuple[str, Known | None, int]:
     except VideoError as error:
         cause = str(error).removeprefix(f"{file}: ")
         return f"| {file.name} | | refused: {cause} |{' |' * (1 + len(PATHS))}", None, 0
-    known = Known(file, [print_ for print_, _ in seen])
-    unlike = unidentified(file, np.stack([small for _, small in seen]))
+    known = ReferenceFrames(file, [print_ for print_, _ in seen])
+    unlike = count_unlike(file, np.stack([small for _, small in seen]))
     outcomes = []
     for indices in access_paths(len(reader)).values():
         outcomes.append(known.wrong(VideoReader(file).frames(indices), indices))
@@ -105,7 +105,7 @@ def inspect(file: Path) -> tuple[str, Known | None, int]:
     return row, known, unlike + sum(outcomes)
 
 
-def unidentified(file: Path, ours: NDArray[np.float32]) -> int:
+def count_unlike(file: Path, ours: NDArray[np.float32]) -> int:
     """Return how many frames, or missing ones, are nearer to another frame of PyAV's."""
     prints, small = [], []
     with av.open(str(file)) as container:
@@ -132,7 +132,7 @@ def thumbnail(frame: NDArray[np.uint8]) -> NDArray[np.float32]:
     return adaptive_avg_pool2d(picture, 32).flatten().numpy()
 
 
-def random_windows(files: list[Known], count: int) -> tuple[int, int]:
+def check_random_windows(files: list[ReferenceFrames], count: int) -> tuple[int, int]:
     """Return how many frames of random windows, in both directions, are wrong, and of how many."""
     rng = np.random.default_rng(0)
     wrong, frames = 0, 0

@@ -33,7 +33,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from benchmarks.sizes import CLASSES, FILES, experiment, flops
+from benchmarks.sizes import CLASSES, FILES, count_flops, experiment
 from configs.atomic import write_text
 from extract.backbone.backbone import Backbone
 from extract.backbone.recompute import Recompute
@@ -69,7 +69,7 @@ def settings(size: str, batch: int, recompute: Recompute | None, out: str) -> Ex
     )
 
 
-def synthetic(config: Experiment, device: str) -> Batch:
+def noise_batch(config: Experiment, device: str) -> Batch:
     """Return windows of noise with two actions each."""
     batch, steps = config.training.global_batch, config.sampling.window_size
     segments = torch.tensor([[0.1, 0.3], [0.5, 0.55]], device=device) * steps
@@ -88,7 +88,7 @@ def synthetic(config: Experiment, device: str) -> Batch:
     )
 
 
-def training(config: Experiment, device: str, compiled: bool) -> Step:
+def build_training_step(config: Experiment, device: str, compiled: bool) -> Step:
     """Return what trains on a batch: the loop's own update."""
     with torch.device(device):
         detector = Detector(config, NAMES)
@@ -104,7 +104,7 @@ def training(config: Experiment, device: str, compiled: bool) -> Step:
         DetectionTask(detector, [video] * VIDEOS, None, accelerator), accelerator, False
     )
     run.wrapped.train()
-    batch = synthetic(config, device)
+    batch = noise_batch(config, device)
     number = 0
 
     def step() -> Tensor:
@@ -116,13 +116,13 @@ def training(config: Experiment, device: str, compiled: bool) -> Step:
     return step
 
 
-def extraction(config: Experiment, device: str, compiled: bool) -> Step:
+def build_extraction_step(config: Experiment, device: str, compiled: bool) -> Step:
     """Return what turns a batch into features."""
     with torch.device(device):
         backbone = Backbone(config.backbone).eval()
     if compiled:
         compile_blocks(backbone, device)
-    (pixels,) = synthetic(config, device).inputs
+    (pixels,) = noise_batch(config, device).inputs
 
     @torch.no_grad()
     def step() -> Tensor:
@@ -138,12 +138,12 @@ def compile_blocks(backbone: Backbone, device: str) -> None:
         block.compile(backend=BACKENDS[device])
 
 
-def needed_for_training(config: Experiment) -> int:
+def count_training_flops(config: Experiment) -> int:
     """Count the operations of a training step, each of them once."""
     config = replace(config, backbone=replace(config.backbone, recompute="none"))
     with torch.device("meta"):
         detector = Detector(config, NAMES).train()
-        batch = synthetic(config, "meta")
+        batch = noise_batch(config, "meta")
     points = pyramid_points(batch.mask.shape[1], config.head.levels, batch.mask.device)
     targets = assign_batch(points, batch.segments[0], batch.labels, CLASSES)
 
@@ -151,34 +151,34 @@ def needed_for_training(config: Experiment) -> int:
         (output,) = detector(batch.inputs, batch.mask, batch.reflection)
         torch.stack(detection_losses(output, targets)).sum().backward()
 
-    return flops(work)
+    return count_flops(work)
 
 
-def needed_for_extraction(config: Experiment) -> int:
+def count_extraction_flops(config: Experiment) -> int:
     """Count the operations of an extraction."""
     with torch.device("meta"):
         backbone = Backbone(config.backbone).eval()
-    (pixels,) = synthetic(config, "meta").inputs
+    (pixels,) = noise_batch(config, "meta").inputs
     with torch.no_grad():
-        return flops(lambda: backbone(pixels))
+        return count_flops(lambda: backbone(pixels))
 
 
 WORKS = {
-    "training": (training, needed_for_training),
-    "extraction": (extraction, needed_for_extraction),
+    "training": (build_training_step, count_training_flops),
+    "extraction": (build_extraction_step, count_extraction_flops),
 }
 
 
-def wait(device: str) -> None:
+def synchronise(device: str) -> None:
     if device == "cuda":
         torch.cuda.synchronize()
 
 
-def seconds(step: Callable[[], object], device: str) -> float:
-    wait(device)
+def time_step(step: Callable[[], object], device: str) -> float:
+    synchronise(device)
     began = time.perf_counter()
     step()
-    wait(device)
+    synchronise(device)
     return time.perf_counter() - began
 
 
@@ -190,12 +190,12 @@ def measure(build: Callable[[], Step], repeats: int, device: str) -> Row:
         torch.cuda.empty_cache()
     try:
         step = build()
-        first = seconds(step, device)
+        first = time_step(step, device)
         for _ in range(WARM_UP):
             step()
         if device == "cuda":
             torch.cuda.reset_peak_memory_stats()
-        taken = [seconds(step, device) for _ in range(repeats)]
+        taken = [time_step(step, device) for _ in range(repeats)]
         peak = torch.cuda.max_memory_allocated() if device == "cuda" else None
         if not step().isfinite().all():  # such numbers would be quick to multiply
             return {"failed": "the result is not finite"}
@@ -206,7 +206,9 @@ def measure(build: Callable[[], Step], repeats: int, device: str) -> Row:
     return {"first_s": first, "step_s": statistics.median(taken), "peak_bytes": peak}
 
 
-def compare(work: str, config: Experiment, repeats: int, device: str, where: Row) -> Iterator[Row]:
+def compare_compiled(
+    work: str, config: Experiment, repeats: int, device: str, where: Row
+) -> Iterator[Row]:
     """Measure one kind of work without compiling and with it."""
     build, needed = WORKS[work]
     batch, count = config.training.global_batch, needed(config)
@@ -223,11 +225,11 @@ def compare(work: str, config: Experiment, repeats: int, device: str, where: Row
 def matrix_rate(device: str) -> float:
     """Return floating-point operations per second of a large product in bf16, median of 20."""
     left, right = torch.randn(2, SIDE[device], SIDE[device], device=device, dtype=torch.bfloat16)
-    taken = [seconds(lambda: left @ right, device) for _ in range(25)]
+    taken = [time_step(lambda: left @ right, device) for _ in range(25)]
     return 2 * SIDE[device] ** 3 / statistics.median(taken[5:])
 
 
-def driver() -> str | None:
+def driver_version() -> str | None:
     """Return the version of the GPU's driver, where that can be asked."""
     command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
@@ -237,11 +239,11 @@ def driver() -> str | None:
     return done.stdout.splitlines()[0].strip()
 
 
-def environment(device: str, repeats: int) -> Row:
+def describe_machine(device: str, repeats: int) -> Row:
     on_gpu = device == "cuda"
     return {
         "device": torch.cuda.get_device_name() if on_gpu else "cpu",
-        "driver": driver() if on_gpu else None,
+        "driver": driver_version() if on_gpu else None,
         "torch": torch.__version__,
         "date": date.today().isoformat(),
         "matrix_side": SIDE[device],
@@ -250,7 +252,7 @@ def environment(device: str, repeats: int) -> Row:
     }
 
 
-def text(where: Row, rows: list[Row]) -> str:
+def results_table(where: Row, rows: list[Row]) -> str:
     """Return the table under a line on the machine."""
     lines = [
         f"{where['device']}, driver {where['driver']}, torch {where['torch']}, {where['date']}; "
@@ -291,7 +293,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.device == "cuda" and not torch.cuda.is_available():
         sys.exit("no GPU that torch can use; --device cpu --sizes tiny only tries the script")
-    where, rows = environment(args.device, args.repeats), list[Row]()
+    where, rows = describe_machine(args.device, args.repeats), list[Row]()
     name = "-".join(where["device"].lower().split())
     args.out.mkdir(parents=True, exist_ok=True)
     file = args.out / f"gpu-{name}-{where['date']}"
@@ -299,9 +301,9 @@ def main() -> None:
         for size in args.sizes:
             config = settings(size, args.batch, args.recompute, folder)
             for work in WORKS:
-                for row in compare(work, config, args.repeats, args.device, where):
+                for row in compare_compiled(work, config, args.repeats, args.device, where):
                     rows.append({"size": size} | row)
-                    table = text(where, rows)
+                    table = results_table(where, rows)
                     write_text(file.with_name(f"{file.name}.txt"), table)
                     written = json.dumps(where | {"rows": rows}, indent=1)
                     write_text(file.with_name(f"{file.name}.json"), written + "\n")

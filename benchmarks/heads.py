@@ -53,7 +53,7 @@ def settings(url: Path, precision: str, block: int) -> Experiment:
     return load(Experiment, CONFIG, overrides)
 
 
-def items_of(files: list[Path]) -> list[VideoItem]:
+def read_items(files: list[Path]) -> list[VideoItem]:
     """Give videos an action in their middle, without which they are no training videos."""
     items = []
     for file in files:
@@ -63,7 +63,7 @@ def items_of(files: list[Path]) -> list[VideoItem]:
     return items
 
 
-def way(
+def build_way(
     config: Experiment, items: list[VideoItem], cached: CachedStreams | None
 ) -> Callable[[int], None]:
     """Return what trains on the n-th sample."""
@@ -71,7 +71,7 @@ def way(
     detector = Detector(config, tuple(f"class {i}" for i in range(CLASSES))).train()
     dataset, step = (
         TrainingWindows(items, config.sampling, config.pixels, config.directions, cached=cached),
-        trainer(detector),
+        build_trainer(detector),
     )
 
     def train(number: int) -> None:
@@ -80,7 +80,7 @@ def way(
     return train
 
 
-def trainer(detector: Detector) -> Callable[[Batch], None]:
+def build_trainer(detector: Detector) -> Callable[[Batch], None]:
     config = detector.config
     optimizer = build_optimizer(detector, config.training)
     points = pyramid_points(FRAMES, config.head.levels, torch.device("cpu"))
@@ -99,14 +99,14 @@ def trainer(detector: Detector) -> Callable[[Batch], None]:
     return step
 
 
-def waiting(config: Experiment, items: list[VideoItem], cached: CachedStreams) -> float:
+def measure_waiting(config: Experiment, items: list[VideoItem], cached: CachedStreams) -> float:
     """Return the share of its time that head training waits for batches of two."""
     dataset = TrainingWindows(
         items * (80 // len(items)), config.sampling, config.pixels, config.directions, cached=cached
     )
     sampler = EpochSampler(len(dataset), HEAD_BATCH, 0, 1, seed=0)
     detector = Detector(config, tuple(f"class {i}" for i in range(CLASSES))).train()
-    step, batches = trainer(detector), iter(training_loader(dataset, sampler, 1))
+    step, batches = build_trainer(detector), iter(training_loader(dataset, sampler, 1))
     waited = began = 0.0
     for number in range(sampler.steps):
         if number == 5:  # the worker has started and is ahead
@@ -129,7 +129,7 @@ def main() -> None:
         files = args.videos or [Path(folder) / f"{n}.mp4" for n in range(2)]
         for file in [] if args.videos else files:
             write_numbered(file, 1600, Encoding("libx264", "decord", size=(240, 320)))
-        items = items_of(files)
+        items = read_items(files)
         whole, part, head = (settings(url, args.precision, b) for b in (0, BLOCK, DEPTH))
         accelerator = Accelerator(cpu=True)
         torch.manual_seed(0)
@@ -141,9 +141,9 @@ def main() -> None:
             features, _ = ensure_cached(activations, spans, "features", [], accelerator, workers)
             block, _ = ensure_cached(activations, spans, BLOCK - 1, [], accelerator, workers)
             ways = {
-                "end to end": way(whole, items, None),
-                f"trainable_from_block {BLOCK}": way(part, items, block),
-                "head alone": way(head, items, features),
+                "end to end": build_way(whole, items, None),
+                f"trainable_from_block {BLOCK}": build_way(part, items, block),
+                "head alone": build_way(head, items, features),
             }
             seconds: dict[str, list[float]] = {name: [] for name in ways}
             for number in range(args.repeats + 1):
@@ -151,7 +151,7 @@ def main() -> None:
                     began = time.perf_counter()
                     train(number)
                     seconds[name].append(time.perf_counter() - began)
-            waits = waiting(head, items, features)
+            waits = measure_waiting(head, items, features)
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {args.precision}")
     print("| a training sample | seconds | of an end-to-end one |\n|---|---|---|")
     medians = {name: statistics.median(taken[1:]) for name, taken in seconds.items()}

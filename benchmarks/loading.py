@@ -43,17 +43,17 @@ def main() -> None:
     parser.add_argument("--file", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.work:
-        print(json.dumps(measured(args.work, args.size, args.file)))
+        print(json.dumps(measure_work(args.work, args.size, args.file)))
         return
     with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder:
-        for path in written(args.size, Path(folder)):
-            compare(path, args)
+        for path in write_weights(args.size, Path(folder)):
+            compare_loading(path, args)
 
 
-def written(size: str, folder: Path) -> tuple[Path, Path]:
+def write_weights(size: str, folder: Path) -> tuple[Path, Path]:
     """Write a size's transformer as a pickle and as safetensors."""
     config = experiment(size).backbone.trunk
-    state = theirs(VideoMAE(config).state_dict(), config)
+    state = to_mmaction(VideoMAE(config).state_dict(), config)
     paths = folder / f"{size}.pth", folder / f"{size}.safetensors"
     torch.save({"meta": {}, "state_dict": state}, paths[0])
     save_file(state, paths[1])
@@ -61,14 +61,14 @@ def written(size: str, folder: Path) -> tuple[Path, Path]:
     return paths
 
 
-def theirs(trunk: dict[str, Tensor], config: TrunkConfig) -> dict[str, Tensor]:
+def to_mmaction(trunk: dict[str, Tensor], config: TrunkConfig) -> dict[str, Tensor]:
     """Return a transformer's tensors as mmaction2 names and shapes them."""
     shape = (3, TUBELET, config.patch, config.patch)
     patches = {"patch_embed.weight": trunk["patch_embed.weight"].unflatten(1, shape)}
     return {f"backbone.{renamed(n, turned(MMACTION))}": t for n, t in (trunk | patches).items()}
 
 
-def compare(path: Path, args: argparse.Namespace) -> None:
+def compare_loading(path: Path, args: argparse.Namespace) -> None:
     """Print what reading and loading a file took: medians over the repeats."""
     command = [sys.executable, "-m", "benchmarks.loading", "--size", args.size, "--file", str(path)]
     found: dict[str, list[dict[str, float]]] = {"read": [], "load": []}
@@ -88,12 +88,12 @@ def compare(path: Path, args: argparse.Namespace) -> None:
     )
 
 
-def measured(work: str, size: str, path: Path) -> dict[str, float]:
+def measure_work(work: str, size: str, path: Path) -> dict[str, float]:
     """Read or load a file; return the seconds, and the bytes kept and at most in memory."""
     config = replace(experiment(size).backbone, weights=str(path), mode="frozen")
     tiny = experiment("tiny").backbone.trunk
     load_trunk(VideoMAE(tiny), HOME / "demo/videomae_tiny.safetensors")  # imports what it needs
-    before, began = memory(), time.perf_counter()
+    before, began = memory_use(), time.perf_counter()
     if work == "read":
         with path.open("rb", buffering=0) as file:
             while file.read(PIECE):
@@ -102,10 +102,10 @@ def measured(work: str, size: str, path: Path) -> dict[str, float]:
         backbone = Backbone(config)
         load_trunk(backbone.trunk, path)
     seconds = time.perf_counter() - began
-    return {"seconds": seconds} | {name: rise - before[name] for name, rise in memory().items()}
+    return {"seconds": seconds} | {name: rise - before[name] for name, rise in memory_use().items()}
 
 
-def memory() -> dict[str, int]:
+def memory_use() -> dict[str, int]:
     """Return the bytes of this process that are no file's, and its peak with all."""
     lines = Path("/proc/self/status").read_text().splitlines()
     status = dict(line.split(":", 1) for line in lines)

@@ -22,17 +22,17 @@ import torch
 from tqdm import tqdm
 
 from evaluate.annotations import Detection
-from evaluate.files.subtitles import clock
+from evaluate.files.subtitles import format_clock
 from extract.sampling.transforms import evaluation_transform
 from extract.sampling.window_frames import arrange, window_frames
 from extract.video.reader import VideoReader
 from train.data.batch import Sample, collate
 from train.data.videos import probe_item
 from train.detector.model import Detector
-from train.detector.postprocess import detections, predict
+from train.detector.postprocess import merge_windows, predict_windows
 
 
-class Measured(NamedTuple):
+class Measurement(NamedTuple):
     """One run: seconds of video and of work, windows, peak memory in MB, segments."""
 
     duration_s: float
@@ -55,11 +55,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for minutes in args.minutes:
             path = Path(folder) / f"{minutes:g}.mp4"
-            repeat(args.video, path, 60 * minutes)
+            repeat_video(args.video, path, 60 * minutes)
             with multiprocessing.get_context("spawn").Pool(1) as pool:
                 run = pool.apply(measure, (args.checkpoint, path, batch))
             cells = (
-                clock(run.duration_s, 0),
+                format_clock(run.duration_s, 0),
                 run.windows,
                 f"{run.took_s:.1f}",
                 f"{run.duration_s / run.took_s:.1f}",
@@ -68,12 +68,12 @@ def main() -> None:
             )
             print(f"| {' | '.join(map(str, cells))} |", flush=True)
         if args.check:
-            same = run.segments == one_by_one(load(args.checkpoint, 1), path)
+            same = run.segments == detect_one_by_one(load_detector(args.checkpoint, 1), path)
             print("segments of single windows: " + ("the same" if same else "OTHERS"))
             sys.exit(not same)
 
 
-def repeat(source: Path, target: Path, duration_s: float) -> None:
+def repeat_video(source: Path, target: Path, duration_s: float) -> None:
     """Write a video's packets again and again, until it lasts so long.
 
     The video must begin with a frame that resets the decoder, as those of `make demo` do.
@@ -97,7 +97,7 @@ def repeat(source: Path, target: Path, duration_s: float) -> None:
                 longer.mux(again)
 
 
-def load(checkpoint: Path, batch: int | None) -> Detector:
+def load_detector(checkpoint: Path, batch: int | None) -> Detector:
     """Return a detector that takes `batch` windows at a time; None as its settings say."""
     detector = Detector.from_checkpoint(checkpoint)
     if batch is not None:
@@ -106,16 +106,18 @@ def load(checkpoint: Path, batch: int | None) -> Detector:
     return detector.cuda() if torch.cuda.is_available() else detector
 
 
-def measure(checkpoint: Path, path: Path, batch: int | None) -> Measured:
+def measure(checkpoint: Path, path: Path, batch: int | None) -> Measurement:
     """Detect in one video, in a process that did nothing else."""
-    detector = load(checkpoint, batch)
+    detector = load_detector(checkpoint, batch)
     began = time.monotonic()
     item = probe_item(path)
     windows = len(detector.windows(item))
-    with tqdm(total=windows, desc=clock(item.duration_s, 0), unit="window", leave=False) as bar:
+    with tqdm(
+        total=windows, desc=format_clock(item.duration_s, 0), unit="window", leave=False
+    ) as bar:
         found = detector.detect_with_scores(item, done=bar.update).detections[detector.main_output]
     took = time.monotonic() - began
-    return Measured(item.duration_s, took, windows, peak_mb(), found)
+    return Measurement(item.duration_s, took, windows, peak_mb(), found)
 
 
 def peak_mb() -> float:
@@ -126,7 +128,7 @@ def peak_mb() -> float:
     return int(line.split()[1]) / 1024
 
 
-def one_by_one(detector: Detector, path: Path) -> list[Detection]:
+def detect_one_by_one(detector: Detector, path: Path) -> list[Detection]:
     """Detect in a video whose windows know nothing of each other: the decoder jumps to each."""
     item, reader = probe_item(path), VideoReader(path)
     config, windows = detector.config, detector.windows(item)
@@ -144,9 +146,11 @@ def one_by_one(detector: Detector, path: Path) -> list[Detection]:
             segments=(nothing,) * len(config.directions),
             labels=torch.zeros(0, dtype=torch.int64),
         )
-        alone = predict(detector.predict_batch, [collate([sample])], config.evaluation, device)
+        alone = predict_windows(
+            detector.predict_batch, [collate([sample])], config.evaluation, device
+        )
         found += alone[detector.main_output][item.name]
-    return detections(found, item, detector.classes, config.evaluation)
+    return merge_windows(found, item, detector.classes, config.evaluation)
 
 
 if __name__ == "__main__":

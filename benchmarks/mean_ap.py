@@ -13,13 +13,13 @@ from pathlib import Path
 
 import numpy as np
 
-from evaluate.annotations import Detection, Segment, read_annotations, select
+from evaluate.annotations import Detection, Segment, read_annotations, select_videos
 from evaluate.mean_ap import mean_average_precision
 
 TIOUS = (0.3, 0.4, 0.5, 0.6, 0.7)
 
 
-def made_up_predictions(
+def make_predictions(
     truth: dict[str, tuple[Segment, ...]], per_video: int, rng: np.random.Generator
 ) -> dict[str, list[Detection]]:
     """Return `per_video` detections for every video, half near the truth."""
@@ -40,10 +40,10 @@ def main() -> None:
     parser.add_argument("--subset", default="test")
     parser.add_argument("--predictions", type=int, default=42_000)
     args = parser.parse_args()
-    videos = select(read_annotations(args.annotations), args.subset)
+    videos = select_videos(read_annotations(args.annotations), args.subset)
     truth = {video.name: video.segments for video in videos if video.segments}
     rng = np.random.default_rng(0)
-    found = made_up_predictions(truth, args.predictions // len(truth), rng)
+    found = make_predictions(truth, args.predictions // len(truth), rng)
     seconds = []
     for _ in range(7):
         began = time.perf_counter()

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from benchmarks.decode import medians, synthetic
+from benchmarks.decode import median_seconds, write_synthetic
 from extract.sampling.transforms import PixelConfig, evaluation_transform
 from extract.sampling.window_frames import window_frames
 from extract.sampling.windows import SamplingConfig, Window, sliding_windows
@@ -49,24 +49,24 @@ def main() -> None:
     print("| file | frames | bytes | proxy | saved | made/s | window | gain | whole | gain |")
     print("|---" * 10 + "|")
     with tempfile.TemporaryDirectory() as folder:
-        files = args.files or generated(Path(folder), args.seconds, args.frames)
-        gains = [race(file, Path(folder) / "proxy.mp4", args) for file in files]
+        files = args.files or write_videos(Path(folder), args.seconds, args.frames)
+        gains = [race_proxy(file, Path(folder) / "proxy.mp4", args) for file in files]
     gain = statistics.median(gains)
     print(f"\nmedian gain of a window: {gain:.1f}")
     sys.exit(gain < args.aim)
 
 
-def generated(folder: Path, seconds: int, frames: int) -> list[Path]:
+def write_videos(folder: Path, seconds: int, frames: int) -> list[Path]:
     """Write two videos of the demo and two longer clips; returns their paths."""
-    files = [drawn(folder / f"demo_{seed}.mp4", seed, seconds * FPS) for seed in range(2)]
+    files = [write_scene(folder / f"demo_{seed}.mp4", seed, seconds * FPS) for seed in range(2)]
     longer = tqdm(range(2), desc="writing clips", leave=False)
     return files + [
-        synthetic(folder / f"clip_{number}.mp4", frames * (number + 1), HEIGHT, WIDTH)
+        write_synthetic(folder / f"clip_{number}.mp4", frames * (number + 1), HEIGHT, WIDTH)
         for number in longer
     ]
 
 
-def drawn(path: Path, seed: int, count: int) -> Path:
+def write_scene(path: Path, seed: int, count: int) -> Path:
     """Write one of the demo's scenes at full size."""
     rng = np.random.default_rng(seed)
     scene = random_scene(rng, count / FPS)
@@ -82,7 +82,7 @@ def drawn(path: Path, seed: int, count: int) -> Path:
     return path
 
 
-def race(file: Path, proxy: Path, args: argparse.Namespace) -> float:
+def race_proxy(file: Path, proxy: Path, args: argparse.Namespace) -> float:
     """Print a row of the table; return how many times faster a window of the proxy is read."""
     began = time.perf_counter()
     write_proxy(file, proxy, ProxyConfig(args.short_side))
@@ -102,7 +102,7 @@ def race(file: Path, proxy: Path, args: argparse.Namespace) -> float:
         for wanted in (middle, windows)
         for path in (file, proxy)
     ]
-    one, small_one, whole, small_whole = medians(tuple(ways), args.repeats)
+    one, small_one, whole, small_whole = median_seconds(tuple(ways), args.repeats)
     inputs = [sum(len(window.frames) for window in wanted) for wanted in (middle, windows)]
     before, after = file.stat().st_size, proxy.stat().st_size
     print(

@@ -42,22 +42,22 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--out", type=Path, default=Path("runs/proxy_training"))
     args = parser.parse_args()
-    python("extract/demo.py", "--out", str(DEMO))
+    run_script("extract/demo.py", "--out", str(DEMO))
     large, small = args.out / "720p", args.out / "proxies"
     enlarge_all(sorted((DEMO / "videos").glob("*.mp4")), large)
     options = ["--short_side", str(SHORT_SIDE), "--videos", str(large), "--out", str(small)]
-    python("extract/transcode.py", *options, "--annotations", str(DEMO / "annotations.json"))
-    refuse_other_times(large, small)
+    run_script("extract/transcode.py", *options, "--annotations", str(DEMO / "annotations.json"))
+    check_same_times(large, small)
     scores = {
-        (videos, seed): trained(videos, seed, args.epochs, args.out)
+        (videos, seed): train_and_score(videos, seed, args.epochs, args.out)
         for seed in args.seeds
         for videos in (large, small)
     }
-    write_text(args.out / "results.md", table(scores, args.seeds))
-    print(table(scores, args.seeds))
+    write_text(args.out / "results.md", scores_by_seed(scores, args.seeds))
+    print(scores_by_seed(scores, args.seeds))
 
 
-def python(*command: str) -> None:
+def run_script(*command: str) -> None:
     """Run one of the project's scripts."""
     subprocess.run([sys.executable, *command], check=True)
 
@@ -90,7 +90,7 @@ def enlarge(source: Path, target: Path) -> None:
     aside.rename(target)
 
 
-def refuse_other_times(large: Path, small: Path) -> None:
+def check_same_times(large: Path, small: Path) -> None:
     """Stop unless every proxy has as many frames as its source, at the same times."""
     for path in sorted(large.glob("*.mp4")):
         one, other = VideoReader(path), VideoReader(small / path.name)
@@ -99,19 +99,19 @@ def refuse_other_times(large: Path, small: Path) -> None:
             sys.exit(f"{path.name}: its proxy has other frames or times")
 
 
-def trained(videos: Path, seed: int, epochs: int, out: Path) -> dict[str, float]:
+def train_and_score(videos: Path, seed: int, epochs: int, out: Path) -> dict[str, float]:
     """Return the test metrics of a training on these videos."""
     run = out / f"{videos.name}_{seed}"
     settings = ["--data.videos", str(videos), "--training.seed", str(seed)]
     settings += ["--training.epochs", str(epochs), "--training.stop_epoch", str(epochs)]
     settings += ["--data.frame_cache", str(out / "frames")]  # the samples are the same to the bit
-    python("train/e2e.py", "--config", CONFIG, "--out", str(run), "--resume", *settings)
-    python("evaluate/run.py", "--checkpoint", str(run / "last.pt"), "--out", str(run / "test"))
+    run_script("train/e2e.py", "--config", CONFIG, "--out", str(run), "--resume", *settings)
+    run_script("evaluate/run.py", "--checkpoint", str(run / "last.pt"), "--out", str(run / "test"))
     metrics: dict[str, float] = json.loads((run / "test" / "metrics.json").read_text())
     return metrics
 
 
-def table(scores: dict[tuple[Path, int], dict[str, float]], seeds: list[int]) -> str:
+def scores_by_seed(scores: dict[tuple[Path, int], dict[str, float]], seeds: list[int]) -> str:
     """Return average mAP of both kinds by seed, and their paired difference."""
     kinds = list(dict.fromkeys(videos for videos, _ in scores))
     average = {

@@ -62,7 +62,7 @@ def experiment(size: str) -> Experiment:
     return load(Experiment, HOME / FILES[size], [none])
 
 
-def parts(size: str) -> tuple[Backbone, TemporalAdapter, ActionFormer]:
+def build_parts(size: str) -> tuple[Backbone, TemporalAdapter, ActionFormer]:
     """Return a size's transformer, one of its adapters, and its head, without numbers."""
     config = experiment(size)
     with torch.device("meta"):
@@ -71,15 +71,17 @@ def parts(size: str) -> tuple[Backbone, TemporalAdapter, ActionFormer]:
         return transformer, adapter, ActionFormer(transformer.width, CLASSES, config.head).eval()
 
 
-def weights(size: str) -> Cost:
+def count_weights(size: str) -> Cost:
     """Count the weights of a size."""
-    transformer, adapter, head = (sum(p.numel() for p in part.parameters()) for part in parts(size))
+    transformer, adapter, head = (
+        sum(p.numel() for p in part.parameters()) for part in build_parts(size)
+    )
     return Cost(transformer, len(experiment(size).backbone.adapted_blocks) * adapter, head)
 
 
-def forward_flops(size: str) -> Cost:
+def count_forward_flops(size: str) -> Cost:
     """Count the operations of the forward pass of one window."""
-    transformer, adapter, head = parts(size)
+    transformer, adapter, head = build_parts(size)
     config, width = experiment(size), transformer.width
     frames, pixels = config.sampling.samples, config.pixels.size
     patches, steps = (pixels // config.backbone.trunk.patch) ** 2, config.sampling.window_size
@@ -89,13 +91,13 @@ def forward_flops(size: str) -> Cost:
         features, mask = torch.empty(1, width, steps), torch.ones(1, steps, dtype=torch.bool)
     with torch.no_grad():
         return Cost(
-            transformer=flops(lambda: transformer(clip)),
-            adapters=len(config.backbone.adapted_blocks) * flops(lambda: adapter(tokens)),
-            head=flops(lambda: head(features, mask)),
+            transformer=count_flops(lambda: transformer(clip)),
+            adapters=len(config.backbone.adapted_blocks) * count_flops(lambda: adapter(tokens)),
+            head=count_flops(lambda: head(features, mask)),
         )
 
 
-def flops(work: Callable[[], object]) -> int:
+def count_flops(work: Callable[[], object]) -> int:
     """Count the operations of a piece of work, backward passes included."""
     aten = torch.ops.aten
     # The counter takes the gradient of a depthwise convolution's weight for a full one's.
@@ -112,7 +114,7 @@ def _convolution_backward(
     return 2 * 2 * gradient.numel() * weight[1:].numel()
 
 
-def table() -> list[tuple[str, ...]]:
+def size_table() -> list[tuple[str, ...]]:
     """Return the lines, one for every size and window, under a header."""
     lines: list[tuple[str, ...]] = [
         (
@@ -126,7 +128,7 @@ def table() -> list[tuple[str, ...]]:
         )
     ]
     for size in FILES:
-        config, count, cost = experiment(size), weights(size), forward_flops(size)
+        config, count, cost = experiment(size), count_weights(size), count_forward_flops(size)
         trunk = config.backbone.trunk
         lines.append(
             (
@@ -147,7 +149,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--markdown", action="store_true", help="as a table for the README")
     markdown = parser.parse_args().markdown
-    header, *rows = table()
+    header, *rows = size_table()
     if markdown:
         rows = [("---",) * len(header), *rows]
         for row in (header, *rows):

@@ -63,7 +63,7 @@ def without_pictures() -> bytes:
     return file.getvalue()
 
 
-def hollow(content: bytes) -> bytes:
+def zero_middle(content: bytes) -> bytes:
     """Return the content with zeros in its middle; both ends still decode."""
     begin, end = len(content) * 4 // 10, len(content) * 7 // 10
     return content[:begin] + bytes(end - begin) + content[end:]
@@ -74,7 +74,7 @@ SPOILERS: dict[str, Callable[[Path, bytes], object]] = {
     "deleted": lambda path, content: None,
     "emptied": lambda path, content: path.touch(),
     "cut in half": lambda path, content: path.write_bytes(content[: len(content) // 2]),
-    "hollow": lambda path, content: path.write_bytes(hollow(content)),
+    "hollow": lambda path, content: path.write_bytes(zero_middle(content)),
     "random bytes": lambda path, content: path.write_bytes(os.urandom(len(content))),
     "a folder": lambda path, content: path.mkdir(),
     "no video stream": lambda path, content: path.write_bytes(without_pictures()),
@@ -104,12 +104,12 @@ def disturb(videos: Path, aside: Path, every_s: float) -> Iterator[dict[str, Any
 
     An unannotated bad file of the same kind stays in the folder each time.
     """
-    draw = random.Random(0)
+    rng = random.Random(0)
     names = sorted(videos.glob("training_*.mp4"))
     content = names[0].read_bytes()
     for number in range(sys.maxsize):
         kind = list(SPOILERS)[number % len(SPOILERS)]
-        video = draw.choice(names)
+        video = rng.choice(names)
         SPOILERS[kind](videos / f"stranger_{number:03d}.mp4", content)
         due = time.monotonic() + every_s
         with spoilt(video, kind, aside):
@@ -120,7 +120,7 @@ def disturb(videos: Path, aside: Path, every_s: float) -> Iterator[dict[str, Any
             yield None
 
 
-def start(folder: Path, videos: Path, epochs: int) -> "subprocess.Popen[bytes]":
+def start_training(folder: Path, videos: Path, epochs: int) -> "subprocess.Popen[bytes]":
     """Start the real script on a folder of videos; it runs in `folder`/run."""
     validate_every = str(max(1, epochs // 20))
     settings = {
@@ -146,7 +146,7 @@ def start(folder: Path, videos: Path, epochs: int) -> "subprocess.Popen[bytes]":
         )
 
 
-def memory(pid: int) -> Memory:
+def memory_of_run(pid: int) -> Memory:
     """Return the resident memory of a training process and its loaders' workers."""
     trainer, found = psutil.Process(pid), Memory()
     for process in [trainer, *trainer.children()]:
@@ -156,7 +156,7 @@ def memory(pid: int) -> Memory:
     return {pid: megabytes for pid, megabytes in found.items() if megabytes}
 
 
-def lost(samples: list[Memory]) -> list[int]:
+def lost_processes(samples: list[Memory]) -> list[int]:
     """Return processes that were there and later were not, before the run came to its end."""
     seen, gone = set[int](), set[int]()
     for sample in samples[:-ENDING]:
@@ -165,7 +165,7 @@ def lost(samples: list[Memory]) -> list[int]:
     return sorted(gone)
 
 
-def growth(samples: list[Memory]) -> dict[str, tuple[float, float]]:
+def memory_growth(samples: list[Memory]) -> dict[str, tuple[float, float]]:
     """Return per process its memory at the beginning and the end, in MB: medians over a fifth."""
     whole = [list(sample.values()) for sample in samples if len(sample) == len(ROLES)]
     fifth = max(1, len(whole) // 5)
@@ -175,7 +175,7 @@ def growth(samples: list[Memory]) -> dict[str, tuple[float, float]]:
     }
 
 
-def result(folder: Path, code: int | None, samples: list[Memory]) -> dict[str, Any]:
+def summarise_run(folder: Path, code: int | None, samples: list[Memory]) -> dict[str, Any]:
     """Return what became of one run."""
     file = folder / "run" / METRICS
     lines = read_metrics(file) if file.exists() else []
@@ -187,14 +187,14 @@ def result(folder: Path, code: int | None, samples: list[Memory]) -> dict[str, A
         "steps": max((line["step"] for line in lines), default=0),
         "bad_files_noticed": NOTICED.findall((folder / "log.txt").read_text()),
         "workers": pids[1:],
-        "lost": lost(samples),
-        "memory_mb": growth(samples),
+        "lost": lost_processes(samples),
+        "memory_mb": memory_growth(samples),
         "final_loss": statistics.mean(last) if last else None,
         "validation": [x["validation"]["average_mAP"] for x in lines if "validation" in x],
     }
 
 
-def faults(runs: dict[str, dict[str, Any]]) -> list[str]:
+def find_faults(runs: dict[str, dict[str, Any]]) -> list[str]:
     """Return what is not as promised."""
     found = []
     for name, run in runs.items():
@@ -215,7 +215,7 @@ def faults(runs: dict[str, dict[str, Any]]) -> list[str]:
     return found
 
 
-def table(runs: dict[str, dict[str, Any]]) -> str:
+def runs_table(runs: dict[str, dict[str, Any]]) -> str:
     """Return the runs side by side, in Markdown."""
 
     def grown(run: dict[str, Any], process: str) -> str:
@@ -242,7 +242,7 @@ def table(runs: dict[str, dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def draw(
+def draw_memory(
     times: list[float], samples: dict[str, list[Memory]], events: list[dict[str, Any]], path: Path
 ) -> None:
     """Draw the memory of all processes over minutes, with a line where a file went bad."""
@@ -279,7 +279,7 @@ def main() -> None:
     epochs = args.epochs or max(1, round(args.minutes * EPOCHS_PER_MINUTE))
     read = {"undisturbed": videos, "disturbed": copy}
     began = time.monotonic()
-    runs = {name: start(folder, read[name], epochs) for name, folder in folders.items()}
+    runs = {name: start_training(folder, read[name], epochs) for name, folder in folders.items()}
     times, events = list[float](), list[dict[str, Any]]()
     samples: dict[str, list[Memory]] = {name: [] for name in runs}
     trouble = disturb(copy, folders["disturbed"] / "aside", args.every)
@@ -290,7 +290,7 @@ def main() -> None:
             times.append(time.monotonic() - began)
             for name, run in runs.items():
                 if run.poll() is None:
-                    samples[name].append(memory(run.pid))
+                    samples[name].append(memory_of_run(run.pid))
             # What is bad before the first step is left out of the whole run.
             training = begun.exists() and begun.stat().st_size
             if training and runs["disturbed"].poll() is None and (event := next(trouble)):
@@ -301,17 +301,19 @@ def main() -> None:
             run.kill()
             run.wait()
 
-    results = {name: result(folders[name], runs[name].poll(), samples[name]) for name in runs}
-    wrong = faults(results)
+    results = {
+        name: summarise_run(folders[name], runs[name].poll(), samples[name]) for name in runs
+    }
+    wrong = find_faults(results)
     settings = {"epochs": epochs, "every_s": args.every, "minutes": times[-1] / 60}
     record: dict[str, Any] = {"settings": settings, "faults": wrong, "runs": results}
     record |= {"events": events, "seconds": times, "samples_mb": samples}
     write_text(out / "soak.json", json.dumps(record, indent=1) + "\n")
-    draw(times, samples, events, out / "memory.png")
+    draw_memory(times, samples, events, out / "memory.png")
     print(
         f"{settings['minutes']:.1f} minutes, {epochs} epochs, {len(events)} times a file went bad"
     )
-    print(table(results))
+    print(runs_table(results))
     if wrong:
         sys.exit("error: " + "; ".join(wrong))
 

@@ -41,22 +41,22 @@ PRINT = "0123456789abcdef" * 2
 VIDEOS = ("demo.mp4", "test.avi", "flipping_a_pancake.mkv", "part_0.mp4")
 
 
-def window(number: int) -> Address:
+def window_address(number: int) -> Address:
     """Return the address of a known window; 100 of a video."""
     frames = np.arange(2 * ROWS, dtype=np.int64) + number % 100 * ROWS
     video = f"{number // 100:064x}"
     return Address(PRINT, "float16", video, "forward", "window", frames, ROWS)
 
 
-def seconds(work: Callable[[], object]) -> float:
+def time_work(work: Callable[[], object]) -> float:
     began = time.perf_counter()
     work()
     return time.perf_counter() - began
 
 
-def medians(works: Sequence[Callable[[], object]], passes: int) -> list[float]:
+def median_seconds(works: Sequence[Callable[[], object]], passes: int) -> list[float]:
     """Return seconds of each; they take turns, and the first turn does not count."""
-    turns = [[seconds(work) for work in works] for _ in range(passes + 1)]
+    turns = [[time_work(work) for work in works] for _ in range(passes + 1)]
     return [statistics.median(column) for column in zip(*turns[1:], strict=True)]
 
 
@@ -69,7 +69,7 @@ def write_index(folder: Path, spans: int) -> None:
         videos = sorted({number // 100 for number in numbers})
         records = np.zeros(len(numbers), RECORD)
         for row, number in zip(records, numbers, strict=True):
-            a = window(number)
+            a = window_address(number)
             row["hi"], row["lo"] = np.frombuffer(a.key, "<u8")
             row["video"] = videos.index(number // 100)
         records["place"] = np.arange(len(numbers)) * ROWS
@@ -95,16 +95,16 @@ def measure_index(folder: Path, spans: int) -> dict[str, float]:
     peak = int(status.partition("VmHWM:")[2].split()[0]) * 1024
     assert len(store.index.records) == spans
     numbers = np.random.default_rng(0).integers(0, spans, 20_000)
-    addresses = [window(int(number)) for number in numbers]
+    addresses = [window_address(int(number)) for number in numbers]
     keys = [a.key for a in addresses]
     assert all(map(store.contains, addresses))
     lookups = []
     for _ in range(7):
-        lookups.append(seconds(lambda: all(map(store.contains, addresses))))
+        lookups.append(time_work(lambda: all(map(store.contains, addresses))))
     return {"open": opened, "lookup": statistics.median(lookups) / len(keys), "bytes": peak}
 
 
-def index(folder: Path, passes: int) -> None:
+def compare_index(folder: Path, passes: int) -> None:
     found: dict[int, list[dict[str, float]]] = {1_000: [], 1_000_000: []}
     for spans in found:
         write_index(folder / str(spans), spans)
@@ -123,7 +123,7 @@ def index(folder: Path, passes: int) -> None:
     print(f"\nlookup, 1,000,000 : 1,000 = {statistics.median(ratios):.2f}")
 
 
-def plain_zarr(folder: Path, rows: NDArray[np.float16], sharded: bool) -> "zarr.Array[Any]":
+def write_plain_zarr(folder: Path, rows: NDArray[np.float16], sharded: bool) -> "zarr.Array[Any]":
     """Write rows with plain zarr in the store's chunks, codecs and, if asked, shards."""
     chunk, shard = arrays.choose_layout(len(rows), rows[0].nbytes)
     made = zarr.create_array(
@@ -140,18 +140,18 @@ def plain_zarr(folder: Path, rows: NDArray[np.float16], sharded: bool) -> "zarr.
     return made
 
 
-def bulk(folder: Path, rows: NDArray[np.float16], passes: int) -> None:
+def compare_bulk(folder: Path, rows: NDArray[np.float16], passes: int) -> None:
     """Compare reading everything, and one window, with plain zarr and numpy.load."""
     count = len(rows) // ROWS
     rows = rows[: count * ROWS]
-    addresses = [window(number) for number in range(count)]
+    addresses = [window_address(number) for number in range(count)]
     with Store.open(folder / "store", "a") as store, store.writer(compact_bytes=2**40) as writer:
         for number, a in enumerate(addresses):
             writer.write(a, torch.from_numpy(rows[number * ROWS : (number + 1) * ROWS]))
     np.save(folder / "rows.npy", rows)
     store = Store.open(folder / "store")
-    sharded = plain_zarr(folder / "sharded", rows, True)
-    unsharded = plain_zarr(folder / "unsharded", rows, False)
+    sharded = write_plain_zarr(folder / "sharded", rows, True)
+    unsharded = write_plain_zarr(folder / "unsharded", rows, False)
     assert np.array_equal(torch.cat(store.read_many(addresses)).numpy(), rows)
     works: list[Callable[[], object]] = [
         lambda: store.read_many(addresses),
@@ -159,14 +159,14 @@ def bulk(folder: Path, rows: NDArray[np.float16], passes: int) -> None:
         lambda: unsharded[:],
         lambda: np.load(folder / "rows.npy"),
     ]
-    whole = medians(works, passes)
+    whole = median_seconds(works, passes)
     places = np.random.default_rng(0).integers(0, count, 100)
     singles: list[Callable[[], object]] = [
         lambda: [store.read(addresses[i]) for i in places],
         lambda: [sharded[i * ROWS : (i + 1) * ROWS] for i in places],
         lambda: [unsharded[i * ROWS : (i + 1) * ROWS] for i in places],
     ]
-    one = [value / len(places) for value in medians(singles, passes)]
+    one = [value / len(places) for value in median_seconds(singles, passes)]
     print(f"\n{rows.nbytes / 1e6:.0f} MB of {rows.dtype} {list(rows.shape)}")
     print("| reader | everything | of numpy.load's rate | one window of 384 rows |")
     print("|---|---|---|---|")
@@ -179,7 +179,7 @@ def bulk(folder: Path, rows: NDArray[np.float16], passes: int) -> None:
     print(f"\nread_many : plain zarr with the same chunks and shards = {whole[1] / whole[0]:.1f}")
 
 
-def codecs(folder: Path, name: str, rows: NDArray[np.float16], passes: int) -> None:
+def compare_codecs(folder: Path, name: str, rows: NDArray[np.float16], passes: int) -> None:
     """Try codecs, chunks and shards, one at a time, around what is the default."""
     print(f"\n{name}: {rows.nbytes / 1e6:.0f} MB of {rows.dtype} {list(rows.shape)}")
     print(
@@ -217,7 +217,7 @@ def _one_try(folder: Path, rows: NDArray[np.float16], passes: int, name: str) ->
     """Return a line of the table."""
     span = max(min(ROWS, 40_000_000 // rows[0].nbytes), 1)  # blocks' windows are big
     count = len(rows) // span
-    template = window(0)
+    template = window_address(0)
     addresses = [
         Address(PRINT, "float16", template.video, "forward", "window", np.array([n]), span)
         for n in range(count)
@@ -226,12 +226,12 @@ def _one_try(folder: Path, rows: NDArray[np.float16], passes: int, name: str) ->
         for number, a in enumerate(addresses):
             writer.write(a, torch.from_numpy(rows[number * span : (number + 1) * span]))
         writer.flush()
-        compaction_s = seconds(writer.compact)
+        compaction_s = time_work(writer.compact)
     store = Store.open(folder)
     (loaded,) = store.index.tables.values()
     nbytes = count * span * rows[0].nbytes
     places = np.random.default_rng(0).integers(0, count, 20)
-    whole, some = medians(
+    whole, some = median_seconds(
         [
             lambda: store.read_many(addresses),
             lambda: [store.read(addresses[i]) for i in places],
@@ -248,7 +248,7 @@ def _one_try(folder: Path, rows: NDArray[np.float16], passes: int, name: str) ->
     )
 
 
-def real_activations(videos: Path) -> dict[str, NDArray[np.float16]]:
+def compute_activations(videos: Path) -> dict[str, NDArray[np.float16]]:
     """Run two backbones over real clips: the demo's, which is trained, and VideoMAE-S.
 
     Weights of VideoMAE-S are not shipped: it gets random ones of the size that trained ones have.
@@ -314,21 +314,21 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         if "index" in args.parts:
-            index(folder, args.passes)
+            compare_index(folder, args.passes)
         if "bulk" not in args.parts and "codecs" not in args.parts:
             return
         if args.activations is not None:
             real = {args.activations.name: np.load(args.activations)}
         else:
-            real = real_activations(args.videos)
+            real = compute_activations(args.videos)
         if "bulk" in args.parts:
             flat = next((rows for rows in real.values() if rows.shape[1:] == (WIDTH,)), None)
             if flat is None:
                 flat = next(iter(real.values())).reshape(-1, WIDTH)
-            bulk(folder, flat, args.passes)
+            compare_bulk(folder, flat, args.passes)
         if "codecs" in args.parts:
             for label, rows in real.items():
-                codecs(folder, label, rows, args.passes)
+                compare_codecs(folder, label, rows, args.passes)
 
 
 if __name__ == "__main__":

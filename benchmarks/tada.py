@@ -58,7 +58,7 @@ class PerFrameConv(nn.Module):
         return found.contiguous(memory_format=torch.channels_last)
 
 
-def variants() -> dict[str, TAda2D]:
+def build_variants() -> dict[str, TAda2D]:
     """Return the network in four ways; all have the same weights."""
     networks: dict[str, TAda2D] = {}
     for way in ("TAda2D", "plain, averaged", "plain", "TAda2D, per frame"):
@@ -84,7 +84,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=9)
     args = parser.parse_args()
     clip = torch.randn(1, 3, args.frames, args.size, args.size)
-    networks = variants()
+    networks = build_variants()
     found = {way: network(clip) for way, network in networks.items()}  # touches fresh memory
     torch.testing.assert_close(found["TAda2D"], found["TAda2D, per frame"], rtol=1e-3, atol=1e-4)
     seconds: dict[str, list[float]] = {way: [] for way in networks}

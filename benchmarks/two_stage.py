@@ -31,39 +31,39 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, nargs="+", default=[5, 10, 20])
     parser.add_argument("--out", type=Path, default=Path("runs/two_stage"))
     args = parser.parse_args()
-    python("extract/demo.py", "--out", "data/demo")
+    run_script("extract/demo.py", "--out", "data/demo")
     scores: Scores = {way: {} for way in WAYS}
     heads = []
     for seed in args.seeds:
         head = args.out / f"head_{seed}"
-        train("train/heads.py", head, seed, 40, "--cache", str(args.out / "cache"))
+        train_and_validate("train/heads.py", head, seed, 40, "--cache", str(args.out / "cache"))
         heads.append(last_score(head)[1])
         for epochs in args.epochs:
             for way in WAYS:
                 run = args.out / f"{way}_{epochs}_{seed}"
                 start = ["--init-from", str(head / "last.pt")] if way == "warm" else []
-                train("train/e2e.py", run, seed, epochs, *start)
+                train_and_validate("train/e2e.py", run, seed, epochs, *start)
                 step, found = last_score(run)
                 scores[way].setdefault(step, []).append(found)
-    report = table(scores, heads)
+    report = scores_by_steps(scores, heads)
     write_text(args.out / "results.md", report)
-    picture(scores, statistics.mean(heads), args.out / "two_stage.png")
+    draw_curve(scores, statistics.mean(heads), args.out / "two_stage.png")
     print(report)
 
 
-def python(*command: str) -> None:
+def run_script(*command: str) -> None:
     """Run one of the project's scripts."""
     subprocess.run([sys.executable, *command], check=True)
 
 
-def train(script: str, run: Path, seed: int, epochs: int, *options: str) -> None:
+def train_and_validate(script: str, run: Path, seed: int, epochs: int, *options: str) -> None:
     """Train into a folder, or go on there; score the test videos at the end."""
     settings = ["--config", CONFIG, "--out", str(run), "--resume", "--training.seed", str(seed)]
     lengths = {"epochs": epochs, "stop_epoch": epochs, "warmup_epochs": max(1, epochs // 10)}
     lengths |= {"validate_every": epochs, "validate_from": epochs}
     for name, value in lengths.items():
         settings += [f"--training.{name}", str(value)]
-    python(script, *settings, "--data.validation_subset", "test", *options)
+    run_script(script, *settings, "--data.validation_subset", "test", *options)
 
 
 def last_score(run: Path) -> tuple[int, float]:
@@ -73,22 +73,24 @@ def last_score(run: Path) -> tuple[int, float]:
     return last["step"], last["validation"]["average_mAP"]
 
 
-def table(scores: Scores, heads: list[float]) -> str:
+def scores_by_steps(scores: Scores, heads: list[float]) -> str:
     """Return mean and deviation over seeds by length and way."""
     lines = ["| end-to-end steps | " + " | ".join(WAYS.values()) + " |", "|---|---|---|"]
     for step in scores["scratch"]:
-        lines.append(f"| {step} | {' | '.join(spread(scores[way][step]) for way in WAYS)} |")
-    lines.append(f"\nThe heads alone, on the pretrained backbone: {spread(heads)}.")
+        lines.append(
+            f"| {step} | {' | '.join(mean_and_deviation(scores[way][step]) for way in WAYS)} |"
+        )
+    lines.append(f"\nThe heads alone, on the pretrained backbone: {mean_and_deviation(heads)}.")
     return "\n".join(lines) + "\n"
 
 
-def spread(values: list[float]) -> str:
+def mean_and_deviation(values: list[float]) -> str:
     if len(values) == 1:
         return f"{values[0]:.4f}"
     return f"{statistics.mean(values):.4f} ± {statistics.stdev(values):.4f}"
 
 
-def picture(scores: Scores, head: float, path: Path) -> None:
+def draw_curve(scores: Scores, head: float, path: Path) -> None:
     """Draw the mean over seeds of both ways, every seed as a dot, and the heads alone."""
     import matplotlib
 

@@ -12,13 +12,13 @@ from evaluate.datasets.classes import ClassList, read_classes
 from evaluate.datasets.fields import (
     Refused,
     as_int,
+    as_positive,
     as_segment,
     did_you_mean,
     get_field,
-    positive,
+    group_spelled_alike,
     read_text,
     short_repr,
-    spelled_alike,
 )
 from evaluate.datasets.read import read_dataset
 from evaluate.datasets.records import Record
@@ -75,7 +75,7 @@ Notice = Callable[[str, int | None, str | ValueError], None]
 the phrase that `Annotations.warnings` counts it by, or the error that refuses it."""
 
 
-def stop(video: str, entry: int | None, problem: str | ValueError) -> None:
+def raise_problem(video: str, entry: int | None, problem: str | ValueError) -> None:
     """The notice of those who need good annotations: the first error ends the reading."""
     if isinstance(problem, ValueError):
         raise problem
@@ -88,7 +88,7 @@ def read_annotations(
     info_csv: Sequence[Path] = (),
     ignore_labels: Collection[str] = ("Ambiguous",),
     blocked: Collection[str] = (),
-    notice: Notice = stop,
+    notice: Notice = raise_problem,
 ) -> Annotations:
     """Read a dataset's annotations: a file, or a folder with its published files.
 
@@ -118,7 +118,7 @@ def read_annotations(
         known = read_classes(classes)
     else:
         known = ClassList(_labels(records.values(), ignore_labels), {})
-    for alike in spelled_alike(known.names):
+    for alike in group_spelled_alike(known.names):
         names = ", ".join(map(repr, alike))
         what = f"labels that differ in case, blanks or Unicode form alone: {names}"
         dataset.warnings[what] += len(alike)
@@ -136,7 +136,7 @@ def read_annotations(
     return Annotations(videos, known.names, dict(dataset.warnings))
 
 
-def select(annotations: Annotations, subset: str) -> list[Video]:
+def select_videos(annotations: Annotations, subset: str) -> list[Video]:
     """The videos of one subset, in file order; the name must match exactly."""
     videos = [video for video in annotations.videos.values() if video.subset == subset]
     if not videos:
@@ -149,7 +149,7 @@ def select(annotations: Annotations, subset: str) -> list[Video]:
 
 
 def with_duration(
-    video: Video, duration_s: float, warnings: Counter[str], notice: Notice = stop
+    video: Video, duration_s: float, warnings: Counter[str], notice: Notice = raise_problem
 ) -> Video:
     """Complete a video whose duration the annotations do not know, and check its segments.
 
@@ -178,9 +178,9 @@ def _video(
     notice: Notice,
 ) -> Video:
     subset = get_field(record.content, "subset", record.where, kind=str)
-    duration_s, frames, fps = _measures(record.content, info, record.where)
+    duration_s, frames, fps = _video_measures(record.content, info, record.where)
     known, segments = dict.fromkeys(classes.names), dict[Segment, None]()
-    for index, (place, entry) in enumerate(_entries(record)):
+    for index, (place, entry) in enumerate(_annotated_entries(record)):
         met = Counter[str]()
         try:
             segment = _segment(entry, place, duration_s, known, classes.codes, ignore_labels, met)
@@ -195,7 +195,7 @@ def _video(
     return Video(name, subset, duration_s, frames, fps, tuple(segments))
 
 
-def _entries(record: Record) -> Iterable[tuple[str, Any]]:
+def _annotated_entries(record: Record) -> Iterable[tuple[str, Any]]:
     """The annotations of a video, each with its place for messages."""
     # Test subsets are published without labels, then without the list as well.
     entries = record.content.get("annotations", [])
@@ -247,10 +247,12 @@ def _notify(
 
 def _within(segment: Segment, duration_s: float, warnings: Counter[str], where: str) -> Segment:
     beyond = segment.end_s > duration_s
-    return _beyond(segment, duration_s, warnings, where) if beyond else segment
+    return _clip_or_keep(segment, duration_s, warnings, where) if beyond else segment
 
 
-def _beyond(segment: Segment, duration_s: float, warnings: Counter[str], where: str) -> Segment:
+def _clip_or_keep(
+    segment: Segment, duration_s: float, warnings: Counter[str], where: str
+) -> Segment:
     """What becomes of a segment that ends behind the video's end.
 
     A little (1 s or 2 %) is rounding or another container's idea of the duration: clipped. More is
@@ -273,12 +275,12 @@ def _beyond(segment: Segment, duration_s: float, warnings: Counter[str], where: 
     return segment
 
 
-def _measures(
+def _video_measures(
     record: dict[str, Any], info: _Info | None, where: str
 ) -> tuple[float | None, int | None, float | None]:
     """(duration in seconds, frames, frames per second), as far as JSON and table know them."""
     duration_s, count, fps = (
-        None if record.get(key) is None else positive(record[key], key, where)
+        None if record.get(key) is None else as_positive(record[key], key, where)
         for key in ("duration", "frame", "fps")
     )
     frames = None if count is None else as_int(count, "frame", where)
@@ -312,7 +314,7 @@ def _read_info(path: Path) -> dict[str, _Info]:
             )
         for row in table:
             where = f"{path}: line {table.line_num}"
-            fps, count = (positive(row[key], key, where) for key in ("fps", "count"))
+            fps, count = (as_positive(row[key], key, where) for key in ("fps", "count"))
             rows[row["video"]] = _Info(fps, as_int(count, "count", where))
     except csv.Error as error:
         raise ValueError(

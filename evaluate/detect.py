@@ -27,14 +27,26 @@ from configs.atomic import write_text
 from configs.messages import message
 from evaluate.annotations import Annotations, Detection, Segment, read_annotations, with_duration
 from evaluate.files.predictions import write_predictions
-from evaluate.files.subtitles import clock, csv_text, listing, srt, vtt
-from evaluate.files.timeline import PageVideo, check_size, embedded, linked, page
+from evaluate.files.subtitles import (
+    format_clock,
+    format_csv,
+    format_listing,
+    format_srt,
+    format_vtt,
+)
+from evaluate.files.timeline import (
+    PageVideo,
+    check_embeddable,
+    embed_video,
+    link_video,
+    render_page,
+)
 from extract.video.files import VIDEO_SUFFIXES
 from extract.video.probe import probe
 from extract.video.reader import VideoError
 from train.data.frame_rates import describe_unlike_rates
 from train.data.videos import VideoItem, make_item
-from train.detector.model import Detector, Examined
+from train.detector.model import Detector, VideoResult
 from train.detector.sources import read_source, resolve_config
 from train.errors import translate_oom
 
@@ -132,9 +144,9 @@ def detect(
     items, bad = probe_files(paths, detector.config.sampling.fps)
     if unlike := describe_unlike_rates(items, saved.frame_rates, detector.config.sampling):
         print(unlike)
-    truth = truth_of(items, annotations) if annotations else {}
+    truth = select_truth(items, annotations) if annotations else {}
     for item in items if outputs.embed else ():
-        check_size(item.path)
+        check_embeddable(item.path)
     found: dict[str, list[Detection]] = {}
     pages: list[PageVideo] = []
     limit = config.evaluation.nms.max_segments
@@ -154,7 +166,7 @@ def detect(
                     bad[item.name] = message(error).removeprefix("error: ")
                     continue
                 took, seconds = time.monotonic() - since, seconds + item.duration_s
-                kept = chosen(examined.detections[detector.main_output], threshold, top)
+                kept = select_detections(examined.detections[detector.main_output], threshold, top)
                 found[item.name] = kept
                 bar.write(describe_found(item, kept, took), file=sys.stdout)
                 if len(kept) == limit:
@@ -167,16 +179,18 @@ def detect(
                 if outputs.page:
                     segments = truth.get(item.name)
                     source = (
-                        embedded(item.path) if outputs.embed else linked(item.path, outputs.page)
+                        embed_video(item.path)
+                        if outputs.embed
+                        else link_video(item.path, outputs.page)
                     )
-                    pages.append(on_page(item, examined, detector, segments, top, source))
+                    pages.append(build_page_video(item, examined, detector, segments, top, source))
     finally:  # behind an interrupt, too: what was found stays
         title = f"Found by {checkpoint}, which reads {' and '.join(config.directions)}"
         write_files(outputs, found, pages, detector.classes, title, threshold)
     if found:
         took = time.monotonic() - began
         rate = f"{seconds / took:.1f} × real time"
-        print(f"{len(found)} videos, {clock(seconds, 0)} in {took:.1f} s: {rate}")
+        print(f"{len(found)} videos, {format_clock(seconds, 0)} in {took:.1f} s: {rate}")
     return bad
 
 
@@ -219,7 +233,7 @@ def read_truth(path: Path) -> Annotations:
     return read_annotations(path)
 
 
-def truth_of(
+def select_truth(
     items: Sequence[VideoItem], annotations: Annotations
 ) -> dict[str, tuple[Segment, ...]]:
     """Return the annotated segments of those videos that the annotations know."""
@@ -254,7 +268,7 @@ def probe_files(
 
 def detect_with_scores(
     detector: Detector, item: VideoItem, with_curves: bool, workers: int, bar: "tqdm[None]"
-) -> Examined:
+) -> VideoResult:
     """Detect in one video; a decoder that takes its worker with it is the video's fault."""
     try:
         return detector.detect_with_scores(item, with_curves, workers, bar.update)
@@ -264,7 +278,9 @@ def detect_with_scores(
         raise VideoError(f"{item.path}: cannot be decoded: its decoder hangs or crashes") from error
 
 
-def chosen(detections: Sequence[Detection], threshold: float, top: int | None) -> list[Detection]:
+def select_detections(
+    detections: Sequence[Detection], threshold: float, top: int | None
+) -> list[Detection]:
     """Return those that count, best first."""
     return [d for d in detections if d.score >= threshold][:top]
 
@@ -272,13 +288,13 @@ def chosen(detections: Sequence[Detection], threshold: float, top: int | None) -
 def describe_found(item: VideoItem, kept: Sequence[Detection], took: float) -> str:
     """Return what the terminal shows of one video."""
     rate = f"{took:.1f} s, {item.duration_s / max(took, 1e-9):.1f} × real time"
-    head = f"{item.path} ({clock(item.duration_s)}): {len(kept)} segments ({rate})"
-    return f"{head}\n{listing(kept)}\n" if kept else f"{head}\n"
+    head = f"{item.path} ({format_clock(item.duration_s)}): {len(kept)} segments ({rate})"
+    return f"{head}\n{format_listing(kept)}\n" if kept else f"{head}\n"
 
 
-def on_page(
+def build_page_video(
     item: VideoItem,
-    examined: Examined,
+    examined: VideoResult,
     detector: Detector,
     truth: Sequence[Segment] | None,
     top: int | None,
@@ -304,9 +320,9 @@ def on_page(
 
 def write_subtitles(outputs: Outputs, name: str, kept: Sequence[Detection]) -> None:
     if outputs.srt:
-        write_text(outputs.srt / f"{name}.srt", srt(kept))
+        write_text(outputs.srt / f"{name}.srt", format_srt(kept))
     if outputs.vtt:
-        write_text(outputs.vtt / f"{name}.vtt", vtt(kept))
+        write_text(outputs.vtt / f"{name}.vtt", format_vtt(kept))
 
 
 def write_files(
@@ -323,9 +339,9 @@ def write_files(
     if outputs.json:
         write_predictions(outputs.json, found)
     if outputs.csv:
-        write_text(outputs.csv, csv_text(found))
+        write_text(outputs.csv, format_csv(found))
     if outputs.page:
-        write_text(outputs.page, page(pages, classes, title, threshold))
+        write_text(outputs.page, render_page(pages, classes, title, threshold))
 
 
 if __name__ == "__main__":

@@ -21,10 +21,10 @@ from tqdm import tqdm
 from configs import cli
 from configs.atomic import write_text
 from configs.loader import load
-from evaluate.annotations import Video, read_annotations, select
+from evaluate.annotations import Video, read_annotations, select_videos
 from evaluate.diagnosis.diagnosis import Diagnosis, diagnose
 from evaluate.files.predictions import read_predictions, scoring_problems
-from evaluate.reports.diagnosis import MOST_DETECTORS, draw_diagnosis, text
+from evaluate.reports.diagnosis import MOST_DETECTORS, diagnosis_table, draw_diagnosis
 from train.config import Experiment
 from train.data.videos import load_annotations
 from train.detector.evaluation import Truth, relabel_truth
@@ -52,7 +52,7 @@ def main() -> None:
         parser.error("--names goes with --predictions")
     if args.annotations:
         overrides.append(f"--data.annotations={args.annotations}")
-    run(
+    diagnose_predictions(
         args.checkpoint,
         args.predictions,
         args.config,
@@ -65,7 +65,7 @@ def main() -> None:
     )
 
 
-def run(
+def diagnose_predictions(
     checkpoint: Path | None,
     predictions: list[Path] | None,
     config_file: Path | None,
@@ -82,7 +82,7 @@ def run(
     Raises:
         ValueError: a file is missing or malformed, or files and arguments do not fit.
     """
-    config = experiment(checkpoint, config_file, overrides)
+    config = read_experiment(checkpoint, config_file, overrides)
     if config is not None:
         annotations = load_annotations(config.data)
         subset = subset or config.data.test_subset
@@ -94,14 +94,14 @@ def run(
     if checkpoint:
         assert config is not None
         answer = "fused" if len(config.directions) > 1 else str(config.direction)
-        files = of_checkpoint(checkpoint, subset, answer)
+        files = find_predictions(checkpoint, subset, answer)
         out = out or files[answer].parent / "diagnosis"
     else:
         assert predictions is not None
-        files = named(predictions, names)
+        files = name_files(predictions, names)
         out = out or predictions[0].parent / f"diagnosis-{'+'.join(files)}"
     found = {name: read_predictions(path) for name, path in files.items()}
-    videos = select(annotations, subset)
+    videos = select_videos(annotations, subset)
     if checkpoint:
         # What evaluate/run.py could not read does not count there, either.
         seen = next(iter(found.values()))
@@ -118,10 +118,10 @@ def run(
         name: diagnose(truth, detections, durations_s, tiou)
         for name, detections in tqdm(found.items(), "diagnosing", unit="file", leave=False)
     }
-    write(out, files, subset, videos, diagnoses)
+    write_diagnosis(out, files, subset, videos, diagnoses)
 
 
-def experiment(
+def read_experiment(
     checkpoint: Path | None, config_file: Path | None, overrides: list[str]
 ) -> Experiment | None:
     """Return the settings of the checkpoint or the config; None if there is neither."""
@@ -131,7 +131,7 @@ def experiment(
     return load(Experiment, config_file, overrides) if config_file else None
 
 
-def of_checkpoint(checkpoint: Path, subset: str, answer: str) -> dict[str, Path]:
+def find_predictions(checkpoint: Path, subset: str, answer: str) -> dict[str, Path]:
     """Return the predictions files that evaluate/run.py left of a checkpoint, its answer first.
 
     Raises:
@@ -150,7 +150,7 @@ def of_checkpoint(checkpoint: Path, subset: str, answer: str) -> dict[str, Path]
     return {answer: path} | {path.stem.removeprefix("predictions-"): path for path in streams}
 
 
-def named(files: list[Path], names: list[str] | None) -> dict[str, Path]:
+def name_files(files: list[Path], names: list[str] | None) -> dict[str, Path]:
     """Return files by the given names, or by their own without `predictions-` and ending.
 
     Raises:
@@ -170,7 +170,7 @@ def named(files: list[Path], names: list[str] | None) -> dict[str, Path]:
     return found
 
 
-def write(
+def write_diagnosis(
     out: Path,
     files: Mapping[str, Path],
     subset: str,
@@ -189,7 +189,7 @@ def write(
     }
     write_text(out / "diagnosis.json", json.dumps(content, indent=1, ensure_ascii=False) + "\n")
     draw_diagnosis(diagnoses, out)
-    print(text(diagnoses))
+    print(diagnosis_table(diagnoses))
     one = next(iter(diagnoses.values()))
     if "coverage" not in one.characteristics:
         print(

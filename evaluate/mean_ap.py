@@ -60,7 +60,7 @@ def mean_average_precision(
     Raises ValueError for an empty ground truth, thresholds outside (0, 1], and numbers that are
     not finite.
     """
-    matches = match(ground_truth, predictions, tious)
+    matches = match_predictions(ground_truth, predictions, tious)
     found, counts = matches.found, matches.truth_counts()
     precision = np.array(
         [
@@ -134,7 +134,7 @@ class Matches(NamedTuple):
         return np.bincount(self.truths.label, minlength=len(self.labels))
 
 
-def match(
+def match_predictions(
     ground_truth: Mapping[str, Sequence[Segment]],
     predictions: Mapping[str, Sequence[Detection]],
     tious: Sequence[float],
@@ -150,8 +150,8 @@ def match(
     classes = {label: index for index, label in enumerate(labels)}
     truths = _truths(ground_truth, videos, classes)
     ranked, scores = _ranked(predictions, videos, classes)
-    pairs = overlapping(ranked, truths, min(tious))
-    taken = np.stack([_matched(pairs, tiou, len(ranked.start)) for tiou in tious])
+    pairs = find_overlaps(ranked, truths, min(tious))
+    taken = np.stack([_assign_truths(pairs, tiou, len(ranked.start)) for tiou in tious])
     return Matches(labels, truths, ranked, scores, pairs, taken)
 
 
@@ -206,7 +206,7 @@ def _finite(columns: Sequence[Sequence[float]], what: str) -> list[Floats]:
     return arrays
 
 
-def overlapping(ranked: MatchTable, truths: MatchTable, lowest: float) -> Pairs:
+def find_overlaps(ranked: MatchTable, truths: MatchTable, lowest: float) -> Pairs:
     """All pairs of one group whose tIoU is at least `lowest`; truths are sorted by group."""
     first = np.searchsorted(truths.group, ranked.group, side="left")
     counts = np.searchsorted(truths.group, ranked.group, side="right") - first
@@ -226,7 +226,7 @@ def overlapping(ranked: MatchTable, truths: MatchTable, lowest: float) -> Pairs:
     return Pairs(prediction[near], truth[near], tiou[near])
 
 
-def _matched(pairs: Pairs, tiou: float, predictions: int) -> Integers:
+def _assign_truths(pairs: Pairs, tiou: float, predictions: int) -> Integers:
     """The truth [P] that each prediction takes: one that no better prediction has taken, or -1.
 
     The greedy choice, in rounds instead of one by one: a pair that comes first among the remaining
@@ -252,10 +252,10 @@ def _matched(pairs: Pairs, tiou: float, predictions: int) -> Integers:
 def _average_precision(found: Booleans, truths: int) -> float:
     """Interpolated average precision of one class; found [P], best score first."""
     true = np.flatnonzero(found)
-    return float(interpolated(true - np.arange(len(true)), truths))
+    return float(interpolated_precision(true - np.arange(len(true)), truths))
 
 
-def interpolated(false: Integers, truths: int, instances: float | None = None) -> Floats:
+def interpolated_precision(false: Integers, truths: int, instances: float | None = None) -> Floats:
     """Interpolated average precision [...] of one class, from what stands ahead of its hits.
 
     Recall grows by 1 / truths at every true positive and nowhere else, and precision only rises
@@ -274,7 +274,7 @@ def interpolated(false: Integers, truths: int, instances: float | None = None) -
 
 
 def precision_at_hits(false: Integers, truths: int, instances: float | None = None) -> Floats:
-    """Precision [..., N] at each true positive; arguments as for `interpolated`."""
+    """Precision [..., N] at each true positive; arguments as for `interpolated_precision`."""
     true = np.arange(1, false.shape[-1] + 1)
     if instances is not None:
         true = true / truths * instances

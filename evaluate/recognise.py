@@ -34,7 +34,7 @@ from train.recognition.config import Recognition
 from train.recognition.dataset import Example
 from train.recognition.evaluation import evaluate_recogniser
 from train.recognition.recogniser import Recogniser, recogniser_from_weights
-from train.recognition.training import Scores
+from train.recognition.training import ClipScores
 
 TOP = 5
 
@@ -50,17 +50,17 @@ def main() -> None:
     parser.add_argument("--subset", help="which clips; default: the config's test subset")
     parser.add_argument("--reversed", action="store_true", help="test on turned clips as well")
     parser.add_argument("--out", type=Path, help="folder of results; default: beside the input")
-    args, overrides = parser.parse_known_args(joined(sys.argv[1:]))
+    args, overrides = parser.parse_known_args(join_overrides(sys.argv[1:]))
     if args.videos and (args.subset or args.reversed or args.out):
         parser.error("--subset, --reversed and --out go with a list of clips, not with videos")
     recogniser = read_recogniser(args.checkpoint, args.config, args.classes, overrides)
     if args.videos:
-        name_actions(recogniser, args.videos)
+        print_actions(recogniser, args.videos)
     else:
-        test(recogniser, args.checkpoint, args.subset, args.reversed, args.out)
+        score_subset(recogniser, args.checkpoint, args.subset, args.reversed, args.out)
 
 
-def joined(arguments: list[str]) -> list[str]:
+def join_overrides(arguments: list[str]) -> list[str]:
     """Return arguments with settings and their values in one, so that no value seems a video."""
     settings = {f"--{name}" for name in field_names(Recognition)} - {"--out"}
     found, rest = list[str](), iter(arguments)
@@ -97,7 +97,7 @@ def read_recogniser(
     return recogniser
 
 
-def name_actions(recogniser: Recogniser, videos: list[Path]) -> None:
+def print_actions(recogniser: Recogniser, videos: list[Path]) -> None:
     """Print the best classes of every video."""
     recogniser.network.to(Accelerator().device)
     for video in videos:
@@ -109,7 +109,7 @@ def name_actions(recogniser: Recogniser, videos: list[Path]) -> None:
                 print(f"  {value:6.4f}  {label}")
 
 
-def test(
+def score_subset(
     recogniser: Recogniser,
     checkpoint: Path,
     subset: str | None,
@@ -136,14 +136,14 @@ def test(
     write_text(out / "metrics.json", json.dumps(metrics, indent=1) + "\n")
     first = recogniser.sets[0]
     draw_confusion(result.confusion[first.name], first.classes, out / "confusion.png")
-    print(table(result))
+    print(accuracy_table(result))
     for name, value in of_time.items():
         print(f"{name.replace('_', ' ')}: {value:.4f}")
     print(f"top-1 {result.top1:.4f}, top-5 {result.top5:.4f} of {clips} clips; in {out}")
 
 
 def write_scores(
-    path: Path, recogniser: Recogniser, examples: Sequence[Example], scores: Scores
+    path: Path, recogniser: Recogniser, examples: Sequence[Example], scores: ClipScores
 ) -> None:
     """Write the best classes of every clip, of each label set."""
     results: dict[str, Any] = {}
@@ -159,7 +159,7 @@ def write_scores(
     write_text(path, json.dumps({"results": results}, indent=1) + "\n")
 
 
-def table(result: Accuracy) -> str:
+def accuracy_table(result: Accuracy) -> str:
     """Return top-1 per class as aligned text, label set after label set."""
     lines = []
     for name, classes in result.per_class.items():

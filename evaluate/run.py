@@ -19,7 +19,7 @@ from pathlib import Path
 
 from configs import cli
 from configs.loader import dump, load
-from evaluate.annotations import read_annotations, select
+from evaluate.annotations import read_annotations, select_videos
 from evaluate.files.predictions import (
     join_predictions,
     read_predictions,
@@ -110,7 +110,7 @@ def score_files(
         if not annotation_file.exists():
             raise ValueError(f"--annotations: there is no file or folder {annotation_file}")
         annotations = read_annotations(annotation_file)
-    truth = {video.name: video.segments for video in select(annotations, subset)}
+    truth = {video.name: video.segments for video in select_videos(annotations, subset)}
     found = files[0] if len(files) == 1 else join_predictions(files, nms)
     for problem in scoring_problems(found, truth, annotations.classes, subset):
         print(f"warning: {problem}")

@@ -45,7 +45,7 @@ def check(config: Experiment, out: Path) -> int:
     found = check_dataset(config)
     content = json.dumps(found.to_dict(), indent=1, ensure_ascii=False)
     write_text(out / "check.json", content + "\n")
-    found.draw(out / "check.png")
+    found.draw_figure(out / "check.png")
     print(found.text())
     print(
         f"{found.totals()}; everything is in {out / 'check.json'}, pictures in {out / 'check.png'}"

@@ -45,9 +45,9 @@ from train.data.videos import (
     Subset,
     VideoItem,
     format_skipped,
-    learned_classes,
     load_annotations,
     load_subsets,
+    target_classes,
 )
 from train.detector.model import Detector
 from train.detector.setup import activations_of, check_has_pixels
@@ -143,7 +143,7 @@ def run(
     wanted, first = [], None
     for config, saved, source in backbones:
         detector = build_detector(
-            config, learned_classes(config.data, annotations), [(source, saved)] if saved else []
+            config, target_classes(config.data, annotations), [(source, saved)] if saved else []
         )
         every = activations_of(detector.to(accelerator.device).eval(), store, [source])
         for activations, direction in zip(every, config.directions, strict=True):

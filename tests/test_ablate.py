@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import yaml
 
-from evaluate.annotations import Segment, read_annotations, select
+from evaluate.annotations import Segment, read_annotations, select_videos
 from evaluate.files.predictions import read_predictions
 from evaluate.mean_ap import Floats
 from evaluate.metrics.bootstrap import resample
@@ -245,7 +245,7 @@ def test_runs_at_a_time_are_spread_over_gpus(finished: Path) -> None:
 
 
 def bootstrap(folder: Path, row: str, seed: int, tious: list[float]) -> Floats:
-    videos = select(read_annotations(folder / "annotations.json"), "test")
+    videos = select_videos(read_annotations(folder / "annotations.json"), "test")
     truth: dict[str, tuple[Segment, ...]] = {video.name: video.segments for video in videos}
     found = read_predictions(folder / f"study/{row}/{seed}/test/predictions.json")
     rows: Floats = resample(truth, found, tious, RESAMPLES, SEED).mean(axis=1)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from evaluate.metrics.accuracy import (
     LabelSet,
-    accuracy,
+    compute_accuracy,
     flat_names,
     label_sets,
     rank_of,
@@ -23,7 +23,7 @@ def test_top1_and_top5_are_counted(seed: int, count: int) -> None:
     rng = np.random.default_rng(seed)
     scores = rng.integers(0, 4, (count, 7)) / 10  # many are equal
     labels = rng.integers(0, 7, (count, 1))
-    found = accuracy(ONE, labels, scores)
+    found = compute_accuracy(ONE, labels, scores)
     best = [sorted(range(7), key=lambda k: (-row[k], k)) for row in scores]
     assert found.top1 == np.mean([b[0] == y for b, (y,) in zip(best, labels, strict=True)])
     assert found.top5 == np.mean([y in b[:5] for b, (y,) in zip(best, labels, strict=True)])
@@ -43,7 +43,7 @@ def test_two_labels_must_be_right_together(seed: int) -> None:
     rng = np.random.default_rng(seed)
     scores = rng.random((9, 7))
     labels = np.stack([rng.integers(0, 2, 9), rng.integers(0, 5, 9)], 1)
-    found = accuracy(TWO, labels, scores)
+    found = compute_accuracy(TWO, labels, scores)
     first, five = 0, 0
     for row, (verb, noun) in zip(scores, labels.tolist(), strict=True):
         joint = {(v, n): row[v] * row[2 + n] for v in range(2) for n in range(5)}
@@ -51,7 +51,7 @@ def test_two_labels_must_be_right_together(seed: int) -> None:
         first += best[0] == (verb, noun)
         five += (verb, noun) in best[:5]
     assert (found.top1, found.top5) == (first / 9, five / 9)
-    verbs = accuracy([LabelSet("", TWO[0].classes)], labels[:, :1], scores[:, :2])
+    verbs = compute_accuracy([LabelSet("", TWO[0].classes)], labels[:, :1], scores[:, :2])
     assert found.of_sets["verb"] == (verbs.top1, verbs.top5)
     assert found.to_dict()["noun_top1"] == np.mean(scores[:, 2:].argmax(1) == labels[:, 1])
 
@@ -89,4 +89,4 @@ def test_names_of_several_sets_are_kept_apart() -> None:
 
 def test_nothing_to_score_is_an_error() -> None:
     with pytest.raises(ValueError, match="no labelled example"):
-        accuracy(ONE, np.zeros((0, 1), np.int64), np.zeros((0, 7)))
+        compute_accuracy(ONE, np.zeros((0, 1), np.int64), np.zeros((0, 7)))

@@ -15,7 +15,7 @@ from extract.checkpoints.tensor_files import read_tensors
 from tests.conftest import GOLDEN
 from train.modeling.actionformer import ActionFormer, HeadConfig, TransformerBlock
 from train.modeling.attention import local_attention
-from train.modeling.points import decode, pyramid_points
+from train.modeling.points import decode_segments, pyramid_points
 
 SMALL = HeadConfig(width=16, heads=2, levels=4)
 CPU = torch.device("cpu")
@@ -81,7 +81,7 @@ def test_predictions_match_reference(tiny: ActionFormer, golden: dict[str, Tenso
 @torch.inference_mode()
 def test_segments_and_scores_match_reference(tiny: ActionFormer, golden: dict[str, Tensor]) -> None:
     logits, distances, valid = tiny(golden["head_in"], golden["head_mask"]).flat()
-    segments = decode(pyramid_points(64, 4, CPU), distances)
+    segments = decode_segments(pyramid_points(64, 4, CPU), distances)
     for window in range(2):
         keep = valid[window]
         assert relative(segments[window, keep], golden[f"segments_{window}"]) < 1e-5

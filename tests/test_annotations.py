@@ -18,7 +18,7 @@ from evaluate.annotations import (
     Detection,
     Segment,
     read_annotations,
-    select,
+    select_videos,
 )
 from evaluate.files.predictions import read_predictions, write_predictions
 
@@ -74,8 +74,8 @@ def test_the_real_thumos_file_loads_as_listed(shared: Path) -> None:
     labels = {x["label"] for record in listed.values() for x in record["annotations"]}
     assert annotations.classes == tuple(sorted(labels))
     assert len(annotations.classes) == 20
-    assert len(select(annotations, "train")) == 200
-    assert [each.name for each in select(annotations, "test")] == [
+    assert len(select_videos(annotations, "train")) == 200
+    assert [each.name for each in select_videos(annotations, "test")] == [
         name for name, record in listed.items() if record["subset"] == "test"
     ]
 
@@ -186,9 +186,9 @@ def test_all_problems_are_told_to_who_asks(tmp_path: Path) -> None:
 def test_select_matches_exactly_and_names_the_nearest(tmp_path: Path) -> None:
     path = write(tmp_path, {"a": video(RUN), "b": {**video(RUN), "subset": "validation"}})
     annotations = read_annotations(path)
-    assert [each.name for each in select(annotations, "validation")] == ["b"]
+    assert [each.name for each in select_videos(annotations, "validation")] == ["b"]
     with pytest.raises(ValueError, match=r"have train, validation; did you mean 'validation'\?"):
-        select(annotations, "Validation")
+        select_videos(annotations, "Validation")
 
 
 # ------------------------------------------------------------------ what is tolerated

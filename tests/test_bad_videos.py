@@ -32,7 +32,7 @@ from tests.test_e2e import TWO_PROCESSES, script
 from train.config import Experiment
 from train.data.videos import load_annotations, load_items
 from train.data.windows import EvaluationWindows, TrainingWindows, evaluation_loader
-from train.detector.evaluation import detect_subset, score, window_loader
+from train.detector.evaluation import detect_subset, score_detections, window_loader
 from train.detector.sources import build_detector
 from train.detector.training import DetectionTask
 from train.engine.checkpoint import Checkpoint, save_checkpoint
@@ -205,7 +205,7 @@ def test_skipped_videos_do_not_count(config: Experiment, accelerator: Accelerato
     assert list(skipped) == [items[1].name]
     assert found == {name: everything[name] for name in everything if name not in skipped}
     rest = [items[0], items[2]]
-    assert score(items, found, detector) == score(rest, found, detector)
+    assert score_detections(items, found, detector) == score_detections(rest, found, detector)
     with pytest.raises(VideoError, match=r"test_001\.mp4"):
         detector.detect(items[1].path)
     for item in items:

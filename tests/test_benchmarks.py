@@ -41,7 +41,7 @@ def test_operations_are_those_of_the_products(size: str) -> None:
     linear, attention, adapters = products(size)
     tokens = config.sampling.samples // TUBELET * (config.pixels.size // trunk.patch) ** 2
     embedding = 2 * tokens * (3 * TUBELET * trunk.patch**2) * trunk.width
-    cost = sizes.forward_flops(size)
+    cost = sizes.count_forward_flops(size)
     assert cost.transformer == pytest.approx(embedding + linear + attention, rel=0.01)
     assert cost.adapters == pytest.approx(adapters, rel=0.01)
     assert cost.total == cost.transformer + cost.adapters + cost.head
@@ -54,13 +54,13 @@ def test_a_training_step_needs_what_learning_passes_back() -> None:
     assert config.backbone.recompute != "none"  # what is computed anew does not count
     config = replace(config, training=replace(config.training, global_batch=1))
     linear, attention, adapters = products("s")
-    cost, blocks = sizes.forward_flops("s"), 11 / 12
+    cost, blocks = sizes.count_forward_flops("s"), 11 / 12
     backward = blocks * (linear + 2 * attention) + 2 * (adapters + cost.head)
-    assert gpu.needed_for_training(config) == pytest.approx(cost.total + backward, rel=0.01)
-    extraction = gpu.needed_for_extraction(config)
+    assert gpu.count_training_flops(config) == pytest.approx(cost.total + backward, rel=0.01)
+    extraction = gpu.count_extraction_flops(config)
     assert extraction == cost.transformer + cost.adapters
     two = replace(config, training=replace(config.training, global_batch=2))
-    assert gpu.needed_for_extraction(two) == 2 * extraction
+    assert gpu.count_extraction_flops(two) == 2 * extraction
 
 
 @pytest.mark.parametrize("size", [*"sblh", "v2-g"])
@@ -70,14 +70,14 @@ def test_weights_are_as_many_as_the_reference_has(shared: Path, size: str) -> No
     if not file.is_file():
         pytest.skip("reference numbers of real sizes are not here")
     reference = json.loads(file.read_text())[size.removeprefix("v2-")]
-    trunk, cost = sizes.experiment(size).backbone.trunk, sizes.weights(size)
+    trunk, cost = sizes.experiment(size).backbone.trunk, sizes.count_weights(size)
     assert trunk.depth == reference["cfg"]["depth"]
     assert cost.transformer + cost.adapters + 2 * trunk.width == reference["params"]
 
 
 def test_the_table_names_what_it_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sizes, "FILES", {"s": sizes.FILES["s"]})
-    header, line = sizes.table()
+    header, line = sizes.size_table()
     assert dict(zip(header, line, strict=True))["transformer"] == "21.88 M"
 
 

@@ -30,10 +30,10 @@ from tests.test_e2e import DEMO, script
 from tests.test_probe import ACTOR, spoil_the_end
 from train.config import Experiment
 from train.data.videos import VideoItem
-from train.dataset_check.check import judge
+from train.dataset_check.check import run_checks
 from train.dataset_check.findings import exit_code
 from train.dataset_check.lengths import complete, unseen
-from train.dataset_check.survey import Survey, survey
+from train.dataset_check.survey import Survey, survey_dataset
 from train.modeling.actionformer import HeadConfig
 
 CLASSES = ("run", "jump", "throw")
@@ -456,7 +456,7 @@ def unmeasured(data: Data) -> None:
 def test_a_planted_defect_is_found_and_nothing_else(data: Data, title: str) -> None:
     spoil, severity, kind, videos = PLANTS[title]
     spoil(data)
-    found = judge(survey(load(Experiment, DEMO, data.overrides())))
+    found = run_checks(survey_dataset(load(Experiment, DEMO, data.overrides())))
     told = [finding for finding in found if finding.kind.severity != "info"] or found
     assert {(finding.kind.severity, finding.kind.name) for finding in told} == {(severity, kind)}
     assert {finding.video for finding in told} == videos
@@ -470,7 +470,7 @@ def test_a_hanging_video_is_told_from_a_damaged_one(data: Data, hanging: None) -
     # A content of its own: what is remembered of it would be believed.
     with data.path("hangs").open("ab") as file:
         file.write(b"\0\0\0\x08free")
-    found = judge(survey(load(Experiment, DEMO, data.overrides()), timeout_s=2.0))
+    found = run_checks(survey_dataset(load(Experiment, DEMO, data.overrides()), timeout_s=2.0))
     told = {finding.video: finding.kind.name for finding in found}
     assert told == {"hangs": "hanging video", "training_1": "unreadable video"}
 

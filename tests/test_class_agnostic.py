@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from configs.loader import dump, load
 from evaluate.annotations import Detection, read_annotations
 from evaluate.files.predictions import read_predictions
-from evaluate.files.video_scores import classified, read_video_scores
+from evaluate.files.video_scores import assign_classes, read_video_scores
 from tests.forks import good, script
 from tests.test_e2e import DEMO, QUICK
 from train.config import Experiment
@@ -39,15 +39,15 @@ AGNOSTIC = (
 def test_detections_get_their_videos_best_classes() -> None:
     scores = {"v": [("a", 0.5), ("b", 0.25), ("c", 0.1)]}
     found = [Detection("action", 0, 1, 0.8), Detection("action", 2, 3, 0.5)]
-    assert classified(found, "v", scores, 2) == [
+    assert assign_classes(found, "v", scores, 2) == [
         Detection("a", 0, 1, 0.4),
         Detection("a", 2, 3, 0.25),
         Detection("b", 0, 1, 0.2),
         Detection("b", 2, 3, 0.125),
     ]
-    assert len(classified(found, "v", scores, 9)) == 6
+    assert len(assign_classes(found, "v", scores, 9)) == 6
     with pytest.raises(ValueError, match="no video 'w' among its 1"):
-        classified(found, "w", scores, 2)
+        assign_classes(found, "w", scores, 2)
 
 
 def test_both_layouts_of_scores_are_the_same(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from configs.loader import load
-from evaluate.annotations import Annotations, Segment, read_annotations, select
+from evaluate.annotations import Annotations, Segment, read_annotations, select_videos
 from evaluate.datasets.classes import read_classes
 from evaluate.datasets.fields import Refused
 from evaluate.datasets.read import annotation_files
@@ -213,7 +213,7 @@ def test_configs_read_what_is_published(tmp_path: Path, monkeypatch: pytest.Monk
             data = load(Experiment, file).data
             annotations = load_annotations(data)
             for subset in (data.train_subset, data.validation_subset, data.test_subset):
-                assert subset and select(annotations, subset)
+                assert subset and select_videos(annotations, subset)
             read.add((file.parent.name, annotations.classes))
     assert read == {
         ("multithumos", ("BaseballPitch", "Diving")),
@@ -253,7 +253,7 @@ def test_without_subsets_one_video_in_five_is_for_testing(tmp_path: Path) -> Non
     for name, video in annotations.videos.items():
         chosen = zlib.crc32(name.encode("utf-8")) % 5 == 0
         assert video.subset == ("test" if chosen else "training")
-    assert 60 < len(select(annotations, "test")) < 140
+    assert 60 < len(select_videos(annotations, "test")) < 140
     assert list(annotations.warnings.values()) == [500]
     assert "'subset'" in next(iter(annotations.warnings))
 
@@ -300,7 +300,7 @@ def test_thumos_is_the_same_in_every_layout(shared: Path, tmp_path: Path) -> Non
     assert Counter(s.label for v in text.videos.values() for s in v.segments) == labels
     assert (len(text.videos), labels.total()) == (410, 6318)
     assert text.classes == tuple(sorted(labels))
-    assert len(select(text, "validation")) == 200
+    assert len(select_videos(text, "validation")) == 200
     measures: dict[str, dict[str, str]] = {}
     for path in tables:
         with path.open() as file:

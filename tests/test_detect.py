@@ -21,7 +21,13 @@ from configs.loader import load
 from evaluate import detect
 from evaluate.annotations import Detection
 from evaluate.files.predictions import read_predictions
-from evaluate.files.subtitles import clock, csv_text, listing, srt, vtt
+from evaluate.files.subtitles import (
+    format_clock,
+    format_csv,
+    format_listing,
+    format_srt,
+    format_vtt,
+)
 from extract.sampling.windows import Direction
 from extract.video.reader import VideoError, VideoReader
 from tests.conftest import REPOSITORY
@@ -32,7 +38,7 @@ from train.config import Experiment
 from train.data.videos import VideoItem, probe_item
 from train.detector.curves import MOST_BINS, ScoreCurves, step_scores
 from train.detector.model import Detector
-from train.detector.postprocess import Candidates, detections, strongest
+from train.detector.postprocess import Candidates, merge_windows, select_candidates
 from train.engine.checkpoint import Checkpoint, save_checkpoint
 from train.modeling.actionformer import HeadOutput
 from train.modeling.fusion import FusionConfig
@@ -96,9 +102,9 @@ def window_by_window(detector: Detector, path: Path) -> list[Detection]:
         mask = torch.arange(size)[None] < len(indices)
         with torch.inference_mode():
             (output,) = detector([padded[None]], mask, torch.zeros(1))
-        (best,) = strongest(output, config.evaluation)
+        (best,) = select_candidates(output, config.evaluation)
         found.append(Candidates(best.segments * stride + start * stride, *best[1:]))
-    return detections(found, item, CLASSES, config.evaluation)
+    return merge_windows(found, item, CLASSES, config.evaluation)
 
 
 @pytest.mark.parametrize("frames", [40, 64, 333])
@@ -169,7 +175,7 @@ def test_memory_of_curves_does_not_grow() -> None:
     nothing = np.zeros((0, 2)), np.zeros(0, np.int64), ()
     for frames, bins in ((30, 15), (31, 15), (10**7, MOST_BINS)):
         item = VideoItem("long", Path("long.mp4"), frames, frames / 25, 25, *nothing)
-        assert ScoreCurves.of(item, 2.0, 3).scores.shape == (3, bins)
+        assert ScoreCurves.empty(item, 2.0, 3).scores.shape == (3, bins)
 
 
 FOUND = [
@@ -181,12 +187,12 @@ FOUND = [
 
 def test_subtitles_have_their_formats() -> None:
     """SubRip: number, times with commas, text, empty line. WebVTT: points, and escaped text."""
-    assert srt(FOUND) == (
+    assert format_srt(FOUND) == (
         "1\n00:00:00,000 --> 00:00:00,001\na & <b> (0.50)\n\n"
         "2\n00:00:01,000 --> 00:00:02,500\nx → y z (0.88)\n\n"
         "3\n01:01:01,500 --> 01:01:02,000\nb (0.25)\n\n"
     )
-    head, *cues = vtt(FOUND).rstrip("\n").split("\n\n")
+    head, *cues = format_vtt(FOUND).rstrip("\n").split("\n\n")
     assert head == "WEBVTT" and len(cues) == 3
     stamp = r"\d\d:\d\d:\d\d\.\d{3}"
     for cue in cues:
@@ -194,11 +200,11 @@ def test_subtitles_have_their_formats() -> None:
         assert re.fullmatch(f"{stamp} --> {stamp}", times)
         assert "-->" not in text and "<" not in text
     assert "a &amp; &lt;b&gt; (0.50)" in cues[0]
-    assert srt([]) == "" and vtt([]) == "WEBVTT\n\n"
+    assert format_srt([]) == "" and format_vtt([]) == "WEBVTT\n\n"
 
 
 def test_other_readers_read_the_subtitles(tmp_path: Path) -> None:
-    for name, text in (("cues.srt", srt(FOUND)), ("cues.vtt", vtt(FOUND))):
+    for name, text in (("cues.srt", format_srt(FOUND)), ("cues.vtt", format_vtt(FOUND))):
         (tmp_path / name).write_text(text)
         with av.open(str(tmp_path / name)) as container:
             cues: Any = [packet for packet in container.demux(subtitles=0) if packet.size]
@@ -207,17 +213,17 @@ def test_other_readers_read_the_subtitles(tmp_path: Path) -> None:
 
 
 def test_csv_and_listing() -> None:
-    rows = list(csv.reader(csv_text({"v,1": FOUND}).splitlines(keepends=True)))
+    rows = list(csv.reader(format_csv({"v,1": FOUND}).splitlines(keepends=True)))
     assert rows[0] == ["video", "label", "start_s", "end_s", "score"]
-    text = csv_text({"v,1": FOUND})
+    text = format_csv({"v,1": FOUND})
     labels = [row["label"] for row in csv.DictReader(text.split("\r\n")[:2])]
     assert labels == ["a & <b>"] and text.count("\r\n") == 4
-    lines = listing(FOUND).splitlines()
+    lines = format_listing(FOUND).splitlines()
     assert len(lines) == 4 and "1:01:01.50" in lines[-1] and "x --> y z" in lines[2]
-    many = listing([Detection("a", i, i + 1, 1 / (i + 1)) for i in range(100)])
+    many = format_listing([Detection("a", i, i + 1, 1 / (i + 1)) for i in range(100)])
     assert "60 more" in many and len(many.splitlines()) == 42
-    assert [clock(t) for t in (0, 59.999, 3599.5)] == ["0:00.00", "1:00.00", "59:59.50"]
-    assert clock(7200, 0) == "2:00:00"
+    assert [format_clock(t) for t in (0, 59.999, 3599.5)] == ["0:00.00", "1:00.00", "59:59.50"]
+    assert format_clock(7200, 0) == "2:00:00"
 
 
 def test_one_command_writes_all(folder: Path) -> None:
@@ -248,8 +254,8 @@ def test_one_command_writes_all(folder: Path) -> None:
     detector = Detector.from_checkpoint(folder / "fused.pt")
     for name, path in (("one", "one.mp4"), ("two", "two.avi")):
         assert found[name] == detector.detect(folder / "videos" / path)
-        assert (out / f"srt/{name}.srt").read_text() == srt(found[name])
-        assert (out / f"vtt/{name}.vtt").read_text() == vtt(found[name])
+        assert (out / f"srt/{name}.srt").read_text() == format_srt(found[name])
+        assert (out / f"vtt/{name}.vtt").read_text() == format_vtt(found[name])
     with (out / "a.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == sum(map(len, found.values()))
@@ -338,7 +344,7 @@ def test_real_clips(folder: Path, shared: Path) -> None:
 def test_a_repeated_video_is_its_frames_again(tmp_path: Path) -> None:
     """What the benchmark of long videos measures with."""
     write_numbered(tmp_path / "once.mp4", 40)
-    long_video.repeat(tmp_path / "once.mp4", tmp_path / "again.mp4", 4.8)
+    long_video.repeat_video(tmp_path / "once.mp4", tmp_path / "again.mp4", 4.8)
     reader = VideoReader(tmp_path / "again.mp4")
     assert read_numbers(reader.frames(np.arange(len(reader)))) == list(range(40)) * 3
     assert reader.times(np.array([0, 1, 40, 119])) == pytest.approx([0, 0.04, 1.6, 4.76])
@@ -351,7 +357,7 @@ def test_memory_does_not_grow_with_the_video(folder: Path, tmp_path: Path) -> No
     peaks = []
     for minutes in (1, 10):
         path = tmp_path / f"{minutes}.mp4"
-        long_video.repeat(tmp_path / "once.mp4", path, 60 * minutes)
+        long_video.repeat_video(tmp_path / "once.mp4", path, 60 * minutes)
         with multiprocessing.get_context("spawn").Pool(1) as pool:
             run = pool.apply(long_video.measure, (folder / "forward.pt", path, None))
         assert run.duration_s == 60 * minutes

@@ -21,7 +21,13 @@ from train.config import Experiment
 from train.data.batch import Batch
 from train.data.videos import VideoItem
 from train.detector.model import Detector
-from train.detector.postprocess import Answers, Candidates, detections, predict, strongest
+from train.detector.postprocess import (
+    Answers,
+    Candidates,
+    merge_windows,
+    predict_windows,
+    select_candidates,
+)
 from train.detector.sources import checkpoint_from_opentad
 from train.engine.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from train.modeling.actionformer import HeadConfig, HeadOutput
@@ -116,17 +122,19 @@ def test_a_prediction_finds_its_place_in_the_video(tmp_path: Path, frames: int) 
         labels=(torch.zeros(0, dtype=torch.int64),),
     )
     forward, backward = (
-        predict(Echo(10, 2.0, 3.0, direction), [batch], config.evaluation, torch.device("cpu"))
+        predict_windows(
+            Echo(10, 2.0, 3.0, direction), [batch], config.evaluation, torch.device("cpu")
+        )
         for direction in get_args(Direction)
     )
     # The frame that stands at reversed step 10 is the one before the last valid by 10 steps.
     last = window.frames[-1]
     start, end = window.start + 2 * 8, window.start + 2 * 13
-    found = detections(forward["it"]["clip"], item(frames), ("x", "y"), config.evaluation)
+    found = merge_windows(forward["it"]["clip"], item(frames), ("x", "y"), config.evaluation)
     assert found[0].label == "y"
     assert found[0].score == pytest.approx(torch.tensor(3.0).sigmoid().item())
     assert (found[0].start_s, found[0].end_s) == pytest.approx((start / 10, end / 10))
-    found = detections(backward["it"]["clip"], item(frames), ("x", "y"), config.evaluation)
+    found = merge_windows(backward["it"]["clip"], item(frames), ("x", "y"), config.evaluation)
     assert (found[0].start_s, found[0].end_s) == pytest.approx(
         ((last - 2 * 13) / 10, (last - 2 * 8) / 10)
     )
@@ -137,10 +145,10 @@ def test_only_valid_and_strong_points_count(tmp_path: Path) -> None:
     logits = torch.tensor([[[3.0, -10.0, 2.0, 5.0]]])
     mask = torch.tensor([[True, True, True, False]])
     output = HeadOutput((logits,), (torch.ones(1, 2, 4),), (mask,))
-    (found,) = strongest(output, config)
+    (found,) = select_candidates(output, config)
     assert np.allclose(found.segments, [[-1, 1], [1, 3]])
     assert np.all(np.diff(found.scores) < 0) and len(found.scores) == 2
-    (found,) = strongest(output, replace(config, max_per_window=1))
+    (found,) = select_candidates(output, replace(config, max_per_window=1))
     assert len(found.scores) == 1 and found.labels.dtype == np.int64
 
 
@@ -151,7 +159,7 @@ def test_segments_stay_within_the_video(tmp_path: Path) -> None:
         np.array([0.9, 0.8], np.float32),
         np.array([0, 0]),
     )
-    found = detections([candidates], item(), ("x",), config)
+    found = merge_windows([candidates], item(), ("x",), config)
     assert [(d.start_s, d.end_s) for d in found] == [(0.0, 5.0), (9.0, 10.0)]
 
 

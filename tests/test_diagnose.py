@@ -15,13 +15,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from configs.loader import load
-from evaluate.annotations import Detection, Segment, read_annotations, select
-from evaluate.diagnosis.calibration import reliability
+from evaluate.annotations import Detection, Segment, read_annotations, select_videos
+from evaluate.diagnosis.calibration import compute_reliability
 from evaluate.diagnosis.diagnosis import diagnose
-from evaluate.diagnosis.false_positives import KINDS, kinds_of
-from evaluate.diagnosis.sensitivity import bins_of
+from evaluate.diagnosis.false_positives import KINDS, classify_predictions
+from evaluate.diagnosis.sensitivity import assign_bins
 from evaluate.files.predictions import write_predictions
-from evaluate.mean_ap import match, mean_average_precision
+from evaluate.mean_ap import match_predictions, mean_average_precision
 from evaluate.reports.diagnosis import MOST_DETECTORS, draw_diagnosis
 from tests.forks import good, script
 from tests.test_e2e import DEMO
@@ -35,7 +35,7 @@ PICTURES = {"costs", "profiles", "sensitivity", "classes", "reliability"}
 
 def found_kinds(truth: Truth, predictions: Predictions, tiou: float = TIOU) -> Counter[str]:
     """How many predictions are of each kind, by class, video and times."""
-    matches = match(truth, predictions, [tiou])
+    matches = match_predictions(truth, predictions, [tiou])
     ranked, videos = matches.ranked, [*dict.fromkeys([*truth, *predictions])]
     return Counter(
         f"{videos[video]} {matches.labels[label]} {start} {end}: {('true', *KINDS)[kind + 1]}"
@@ -44,7 +44,7 @@ def found_kinds(truth: Truth, predictions: Predictions, tiou: float = TIOU) -> C
             ranked.label,
             ranked.start,
             ranked.end,
-            kinds_of(matches, tiou),
+            classify_predictions(matches, tiou),
             strict=True,
         )
     )
@@ -372,9 +372,9 @@ def test_normalised_precision_forgives_a_rare_class() -> None:
 
 def test_bins_hold_a_fifth_each_as_far_as_ties_allow() -> None:
     rng = np.random.default_rng(0)
-    assert np.bincount(bins_of(rng.permutation(500) / 7)).tolist() == [100] * 5
-    assert bins_of(np.full(9, 4.0)).tolist() == [0] * 9
-    assert bins_of(np.array([1.0, 1, 1, 1, 1, 1, 1, 1, 2, 3])).tolist() == [0] * 8 + [1, 1]
+    assert np.bincount(assign_bins(rng.permutation(500) / 7)).tolist() == [100] * 5
+    assert assign_bins(np.full(9, 4.0)).tolist() == [0] * 9
+    assert assign_bins(np.array([1.0, 1, 1, 1, 1, 1, 1, 1, 2, 3])).tolist() == [0] * 8 + [1, 1]
 
 
 def test_unknown_durations_leave_coverage_out() -> None:
@@ -401,7 +401,7 @@ def test_thresholds_below_background_are_refused(tiou: float) -> None:
 @given(st.lists(st.tuples(st.floats(0, 1), st.booleans()), min_size=1, max_size=60))
 def test_calibration_is_as_defined(pairs: list[tuple[float, bool]]) -> None:
     scores, hits = (np.array(each) for each in zip(*pairs, strict=True))
-    result = reliability(scores.astype(np.float64), hits.astype(np.bool_))
+    result = compute_reliability(scores.astype(np.float64), hits.astype(np.bool_))
     assert result is not None and sum(result.count) == len(pairs)
     error = sum(
         abs(score - true) * count / len(pairs)
@@ -419,11 +419,13 @@ def test_calibration_is_as_defined(pairs: list[tuple[float, bool]]) -> None:
 def test_calibration_of_scores_that_are_what_they_say() -> None:
     scores = np.repeat([0.25, 0.75], 400)
     hits = np.arange(800) % 4 < np.repeat([1, 3], 400)
-    result = reliability(scores, hits)
+    result = compute_reliability(scores, hits)
     assert result is not None and result.error == pytest.approx(0)
-    doubled = reliability(scores / 2, hits)
+    doubled = compute_reliability(scores / 2, hits)
     assert doubled is not None and doubled.error == pytest.approx(0.25)
-    assert reliability(scores * 2, hits) is None and reliability(-scores, hits) is None
+    assert (
+        compute_reliability(scores * 2, hits) is None and compute_reliability(-scores, hits) is None
+    )
 
 
 # ------------------------------------------------------------------ THUMOS-14
@@ -434,7 +436,7 @@ def thumos(shared: Path) -> tuple[Truth, list[float | None]]:
     annotations = read_annotations(
         shared / "thumos14/thumos_gt.json", info_csv=[shared / "thumos14/test_video_info.csv"]
     )
-    videos = select(annotations, "test")
+    videos = select_videos(annotations, "test")
     return {v.name: list(v.segments) for v in videos}, [v.duration_s for v in videos]
 
 

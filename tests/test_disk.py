@@ -26,7 +26,7 @@ from tests.test_e2e import DEMO, ENVIRONMENT, QUICK, build, script, the_same_cur
 from train.config import Experiment
 from train.engine.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from train.engine.metrics_log import MetricsLog
-from train.engine.run_folder import LOCK, check_disk_space, claim_folder
+from train.engine.run_folder import LOCK, check_checkpoint_space, claim_folder
 
 
 @contextmanager
@@ -102,14 +102,14 @@ def test_room_for_all_checkpoints_is_asked_for(
             usage = shutil._ntuple_diskusage(10**9, 0, int(free * 1e6))
             monkeypatch.setattr(shutil, "disk_usage", lambda _, usage=usage: usage)
             if enough:
-                check_disk_space(tmp_path, model, keeps_best)
+                check_checkpoint_space(tmp_path, model, keeps_best)
                 continue
             told = f"need {needed:.0f} MB, but the disk of .* has {free:.0f} MB free"
             with pytest.raises(ValueError, match=told):
-                check_disk_space(tmp_path, model, keeps_best)
+                check_checkpoint_space(tmp_path, model, keeps_best)
             # What a resumed run has already, it need not find again.
             (tmp_path / "last.pt").write_bytes(bytes(200_000))
-            check_disk_space(tmp_path, model, keeps_best)
+            check_checkpoint_space(tmp_path, model, keeps_best)
             (tmp_path / "last.pt").unlink()
 
 

@@ -26,7 +26,7 @@ from train.data.cached import evaluation_spans, training_spans
 from train.data.videos import load_annotations, load_items
 from train.detector.model import Detector
 from train.detector.setup import activations_of
-from train.detector.sources import build_detector, init_from
+from train.detector.sources import build_detector, init_from_checkpoint
 from train.engine.checkpoint import load_checkpoint
 
 FPS, SECONDS, STRIDE = 24, 16, 4
@@ -253,7 +253,7 @@ def test_features_of_another_width_are_mapped_and_warm_an_end_to_end_start(
     plain = replace(experiment(study, "--backbone.mode=adapter"), head=saved.config.head)
     detector = build_detector(plain, saved.classes)
     trunk = detector.streams[0].backbone.state_dict()
-    init_from(detector, tmp_path / "head/last.pt")
+    init_from_checkpoint(detector, tmp_path / "head/last.pt")
     assert type(detector.streams[0].backbone) is Backbone
     for name, tensor in detector.streams[0].head.state_dict().items():
         assert torch.equal(tensor, stream.head.state_dict()[name]), name

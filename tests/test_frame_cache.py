@@ -614,7 +614,7 @@ def test_digests_are_known_where_frames_are_kept(config: Experiment) -> None:
     for item in loaded(config):
         assert item.info.digest == video_digest(item.path)
     without = replace(config, data=replace(config.data, frame_cache=None))
-    assert all(item.known is None for item in loaded(without))
+    assert all(item.identity is None for item in loaded(without))
 
 
 def test_a_run_says_what_it_needs(

@@ -28,7 +28,7 @@ from train.modeling.fusion import (
     align,
 )
 from train.modeling.losses import detection_losses
-from train.modeling.points import Targets, decode, pyramid_points
+from train.modeling.points import Targets, decode_segments, pyramid_points
 
 SIZE, LEVELS, CLASSES = 64, 5, 3
 POINTS = [SIZE // 2**level for level in range(LEVELS)]
@@ -378,7 +378,7 @@ def test_all_methods_are_built() -> None:
     for method in get_args(Method):
         detector = Detector(fused(FusionConfig(method=method)), ("a",))
         assert len(detector.streams) == (1 if method == "none" else 2)
-        assert detector.parameter_counts()["fusion"] > 0 or method in (
+        assert detector.count_parameters()["fusion"] > 0 or method in (
             "none",
             "average",
             "segments",
@@ -387,7 +387,7 @@ def test_all_methods_are_built() -> None:
 
 def test_decoded_fused_segments_never_end_before_they_start() -> None:
     from train.config import EvaluationConfig
-    from train.detector.postprocess import strongest
+    from train.detector.postprocess import select_candidates
 
     crossed = outputs(SIZE, 4)
     crossed = HeadOutput(
@@ -396,7 +396,7 @@ def test_decoded_fused_segments_never_end_before_they_start() -> None:
         crossed.masks,
     )
     points = pyramid_points(SIZE, LEVELS, torch.device("cpu"))
-    ends = decode(points, crossed.flat()[1])
+    ends = decode_segments(points, crossed.flat()[1])
     assert (ends[..., 1] < ends[..., 0]).any()
-    (found,) = strongest(crossed, EvaluationConfig())
+    (found,) = select_candidates(crossed, EvaluationConfig())
     assert len(found.scores) and (found.segments[:, 1] >= found.segments[:, 0]).all()

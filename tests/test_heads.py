@@ -38,7 +38,7 @@ from train.data.cached import ensure_cached, evaluation_spans, training_spans, t
 from train.data.videos import Subset, VideoItem, load_annotations, load_items
 from train.detector.evaluation import detect_subset, window_loader
 from train.detector.model import Detector
-from train.detector.setup import activations_of, learning_only
+from train.detector.setup import activations_of, freeze_by_default
 from train.detector.training import DetectionTask
 from train.engine.checkpoint import load_checkpoint, save_checkpoint
 from train.engine.loop import TrainingRun
@@ -164,7 +164,7 @@ def test_losses_on_the_cache_are_those_of_an_end_to_end_run(
                 cached, _ = ensure_cached(activations, spans, cut, [items], accelerator, 0)
             else:
                 monkeypatch.setattr(
-                    train.data.windows, "draw_inputs", partial(from_pixels, config.pixels)
+                    train.data.windows, "sample_inputs", partial(from_pixels, config.pixels)
                 )
             (tmp_path / name).mkdir()
             task = DetectionTask(detector, items, None, accelerator, cached)
@@ -185,11 +185,11 @@ def test_losses_on_the_cache_are_those_of_an_end_to_end_run(
 
 def test_only_the_head_learns_unless_told_otherwise(data: list[str], tmp_path: Path) -> None:
     backbone = experiment(data, tmp_path).backbone
-    assert learning_only(backbone).last_frozen_cut == "features"
+    assert freeze_by_default(backbone).last_frozen_cut == "features"
     part = replace(backbone, trainable_from_block=2)
-    assert learning_only(part) == part
+    assert freeze_by_default(part) == part
     frozen = replace(backbone, mode="frozen")
-    assert learning_only(frozen).last_frozen_cut == "features"
+    assert freeze_by_default(frozen).last_frozen_cut == "features"
 
 
 def good(*arguments: object, launcher: tuple[str, ...] = ()) -> str:

@@ -11,14 +11,14 @@ from hypothesis import strategies as st
 from evaluate.datasets.classes import read_classes
 from evaluate.metrics.accuracy import LabelSet
 from tests.encodings import write_numbered
-from train.recognition.clip_lists import BY_CHANCE, Labelled, read_labelled
+from train.recognition.clip_lists import BY_CHANCE, LabelledClip, read_clip_list
 from train.recognition.config import LabelledData
 from train.recognition.dataset import (
     Examples,
     TrainingViews,
-    example_of,
+    label_swaps,
     load_examples,
-    other_labels,
+    probe_example,
     read_clips,
 )
 
@@ -46,7 +46,7 @@ def loaded(data: LabelledData, *subsets: str) -> list[Examples]:
     return load_examples(data, read_clips(data), subsets or ["training"])
 
 
-def spans(clips: list[Labelled]) -> list[tuple[str, tuple[str, ...], object, str]]:
+def spans(clips: list[LabelledClip]) -> list[tuple[str, tuple[str, ...], object, str]]:
     return [(clip.video[0], clip.labels, clip.span_s, clip.subset) for clip in clips]
 
 
@@ -71,13 +71,13 @@ def test_class_folders(tmp_path: Path, video: Path) -> None:
 def test_class_folders_without_subsets_are_shared_out(tmp_path: Path, video: Path) -> None:
     names = [f"{label}/{n}.mp4" for label in ("Run", "Jump") for n in range(20)]
     put(tmp_path, video, *names)
-    clips = read_labelled(tmp_path)
+    clips = read_clip_list(tmp_path)
     subsets = {clip.subset for clip in clips.clips}
     assert len(clips.clips) == 40 and subsets == {"training", "test"}
     assert clips.warnings == {BY_CHANCE: 40}
     moved = tmp_path / "elsewhere"
     put(moved, video, *names)
-    assert [c.subset for c in read_labelled(moved).clips] == [c.subset for c in clips.clips]
+    assert [c.subset for c in read_clip_list(moved).clips] == [c.subset for c in clips.clips]
 
 
 def test_own_tables(tmp_path: Path, video: Path) -> None:
@@ -90,7 +90,7 @@ def test_own_tables(tmp_path: Path, video: Path) -> None:
         "deep/two.mp4,Run,1.6,9,training\n"
         "two,,,,test\n"
     )
-    clips = read_labelled(table)
+    clips = read_clip_list(table)
     assert spans(clips.clips) == [
         ("one", ("Run",), None, "training"),
         ("one.mp4", ("Jump",), (0.4, 1.2), "training"),
@@ -110,7 +110,7 @@ def test_own_tables(tmp_path: Path, video: Path) -> None:
 def test_tables_of_a_folder_tell_their_subset(tmp_path: Path) -> None:
     (tmp_path / "train.csv").write_text("video,label\na,Run\n")
     (tmp_path / "my_val.csv").write_text("video,label\nb,Jump\n")
-    assert spans(read_labelled(tmp_path).clips) == [
+    assert spans(read_clip_list(tmp_path).clips) == [
         ("b", ("Jump",), None, "validation"),
         ("a", ("Run",), None, "training"),
     ]
@@ -157,7 +157,7 @@ def test_something_something(tmp_path: Path, video: Path) -> None:
     training, held, test = loaded(data, "training", "validation", "test")
     assert [(e.name, e.labels) for e in training.kept] == [("78687", (0,)), ("42326", (1,))]
     assert len(held.kept) == 1 and test.kept[0].labels == ()
-    mirrored = other_labels([("Moving something up", 0)], read_clips(data).sets, "data.mirrored")
+    mirrored = label_swaps([("Moving something up", 0)], read_clips(data).sets, "data.mirrored")
     assert mirrored == {0: 1, 1: 0}
 
 
@@ -246,7 +246,7 @@ def test_malformed_lists_name_their_place(
 ) -> None:
     (tmp_path / name).write_text(text)
     with pytest.raises(ValueError, match=message):
-        read_labelled(tmp_path / name)
+        read_clip_list(tmp_path / name)
 
 
 def test_impossible_combinations_are_refused(tmp_path: Path, video: Path) -> None:
@@ -264,16 +264,16 @@ def test_impossible_combinations_are_refused(tmp_path: Path, video: Path) -> Non
         (tmp_path / "EPIC_100_train.csv", [lists[0]] * 2, "lists of the same"),
     ):
         with pytest.raises(ValueError, match=message):
-            read_labelled(path, names)
+            read_clip_list(path, names)
     (tmp_path / "nothing/here").mkdir(parents=True)
     with pytest.raises(ValueError, match="holds no clips"):
-        read_labelled(tmp_path / "nothing")
+        read_clip_list(tmp_path / "nothing")
     mixed = tmp_path / "mixed"
     mixed.mkdir()
     (mixed / "a.csv").write_text("video,label\na,Run\n")
     (mixed / "b.json").write_text('[{"id": "1", "template": "x"}]')
     with pytest.raises(ValueError, match=r"several layouts, as a\.csv and b\.json"):
-        read_labelled(mixed)
+        read_clip_list(mixed)
 
 
 @pytest.mark.parametrize(
@@ -332,18 +332,18 @@ def test_names_that_two_files_share_are_refused(tmp_path: Path, video: Path) -> 
 
 def test_pairs_of_labels() -> None:
     sets = (LabelSet("", ("a", "b", "c", "d")),)
-    assert other_labels([("a", 2), ("d", "d")], sets, "x") == {0: 2, 2: 0, 3: 3}
+    assert label_swaps([("a", 2), ("d", "d")], sets, "x") == {0: 2, 2: 0, 3: 3}
     for pairs, message in (
         ([("a", "e")], "no class 'e'"),
         ([(0, 4)], "class 4, but there are 4"),
         ([("a", "b"), ("b", "c")], "'b' stands in two pairs"),
     ):
         with pytest.raises(ValueError, match=message):
-            other_labels(pairs, sets, "data.mirrored")
+            label_swaps(pairs, sets, "data.mirrored")
 
 
 def test_an_unlabelled_file_is_an_example(video: Path) -> None:
-    example = example_of(video)
+    example = probe_example(video)
     assert example.labels == () and example.stretch == (0, 50, 25.0)
 
 
@@ -354,7 +354,7 @@ def test_nothing_to_learn_from_is_an_error(tmp_path: Path, video: Path) -> None:
 
     config = load(Recognition, REPOSITORY / "configs/recognition/demo.yaml")
     with pytest.raises(ValueError, match="no clip of subset 'training' has a label"):
-        TrainingViews([example_of(video)], config, (LabelSet("", ("a",)),))
+        TrainingViews([probe_example(video)], config, (LabelSet("", ("a",)),))
 
 
 # ------------------------------------------------------------------ fuzz
@@ -378,7 +378,7 @@ def test_any_table_is_read_or_refused(
     with path.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([header, *rows])
     try:
-        found = read_labelled(path)
+        found = read_clip_list(path)
     except ValueError as error:
         assert str(error)
     else:
@@ -404,7 +404,7 @@ def test_any_json_is_read_or_refused(tmp_path: Path, content: object) -> None:
     path = tmp_path / "list.json"
     path.write_text(json.dumps(content))
     try:
-        found = read_labelled(path)
+        found = read_clip_list(path)
     except ValueError as error:
         assert str(error)
     else:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from evaluate.annotations import Annotations, Segment, read_annotations, select
+from evaluate.annotations import Annotations, Segment, read_annotations, select_videos
 from tests import published
 from tests.published import SUFFIX, Videos
 
@@ -128,6 +128,6 @@ def test_what_is_written_is_read(
         assert {segment.label for segment in mine} <= set(annotations.classes)
     # Every video is in exactly one subset, under the name that the file gives it.
     subsets = {video.subset for video in annotations.videos.values()}
-    selected = [video.name for subset in subsets for video in select(annotations, subset)]
+    selected = [video.name for subset in subsets for video in select_videos(annotations, subset)]
     assert sorted(selected) == sorted(annotations.videos)
     assert read(layout, folder) == annotations

@@ -11,7 +11,7 @@ from evaluate.annotations import (
     Detection,
     Segment,
     read_annotations,
-    select,
+    select_videos,
 )
 from evaluate.files.predictions import read_predictions
 from evaluate.mean_ap import RECALL_KS, mean_average_precision
@@ -28,7 +28,7 @@ TIOUS = {
 
 @pytest.mark.parametrize("protocol", TIOUS)
 def test_equals_the_reference(protocol: str) -> None:
-    videos = select(read_annotations(GOLDEN / "ground_truth.json"), "test")
+    videos = select_videos(read_annotations(GOLDEN / "ground_truth.json"), "test")
     truth = {video.name: video.segments for video in videos}
     predictions = read_predictions(GOLDEN / "predictions.json")
     golden = json.loads((GOLDEN / "mean_average_precision.json").read_text())[protocol]
@@ -39,7 +39,7 @@ def test_equals_the_reference(protocol: str) -> None:
 
 def test_real_truth_as_its_own_prediction_is_perfect() -> None:
     annotations = read_annotations(GOLDEN / "ground_truth.json")
-    truth = {video.name: video.segments for video in select(annotations, "test")}
+    truth = {video.name: video.segments for video in select_videos(annotations, "test")}
     predictions = {
         name: [Detection(*segment, score=1.0) for segment in segments]
         for name, segments in truth.items()

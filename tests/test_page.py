@@ -16,7 +16,13 @@ from matplotlib import image
 from numpy.typing import NDArray
 
 from evaluate.annotations import Detection, Segment
-from evaluate.files.timeline import PageVideo, check_size, embedded, linked, page
+from evaluate.files.timeline import (
+    PageVideo,
+    check_embeddable,
+    embed_video,
+    link_video,
+    render_page,
+)
 from tests.encodings import ENCODINGS, read_numbers, write_numbered
 
 CLASSES = ("jump", "run", "fall", "wave", "idle")
@@ -55,7 +61,7 @@ def data_of(text: str) -> dict[str, Any]:
 
 
 def test_nothing_comes_from_outside() -> None:
-    text = page([page_video("video.mp4")], CLASSES, "Found by x")
+    text = render_page([page_video("video.mp4")], CLASSES, "Found by x")
     assert not re.findall(r"https?://|@import|url\(|<link(?! rel=\"icon\" href=\"data:,\")", text)
     assert re.findall(r'src="[^"]*"', text) == []
 
@@ -63,7 +69,7 @@ def test_nothing_comes_from_outside() -> None:
 def test_names_cannot_break_out() -> None:
     evil = "</script><img src=x onerror=alert(1)>{{ 7 * 7 }}"
     video = page_video(evil, name=evil, lanes={evil: [Detection(evil, 0, 1, 0.5)]}, curves_of=evil)
-    text = page([video], CLASSES, evil)
+    text = render_page([video], CLASSES, evil)
     assert "<img" not in text and text.count("</script>") == 2
     (read,) = data_of(text)["videos"]
     assert read["name"] == read["source"] == read["lanes"][0]["name"] == evil
@@ -78,7 +84,7 @@ def test_classes_that_are_seen_come_first() -> None:
     curves = np.zeros((50, 60))
     curves[40, 5] = 0.8125
     video = page_video("v.mp4", lanes={"ground truth": truth, "fused": lane}, curves=curves)
-    data = data_of(page([video], many, "x"))
+    data = data_of(render_page([video], many, "x"))
     assert data["classes"][:4] == ["class 7", "class 40", "unheard of", "class 0"]
     assert sorted(data["classes"]) == sorted([*many, "unheard of"])
     scores = data["videos"][0]["curves"]["scores"]
@@ -89,14 +95,14 @@ def test_sources(tmp_path: Path) -> None:
     (tmp_path / "a b").mkdir()
     path = tmp_path / "a b/100% #1?.mp4"
     path.write_bytes(b"content")
-    assert linked(path, tmp_path / "pages/x.html") == "../a%20b/100%25%20%231%3F.mp4"
-    head, content = embedded(path).split(",")
+    assert link_video(path, tmp_path / "pages/x.html") == "../a%20b/100%25%20%231%3F.mp4"
+    head, content = embed_video(path).split(",")
     assert head == "data:video/mp4;base64" and base64.b64decode(content) == b"content"
-    check_size(path)
+    check_embeddable(path)
     with path.open("r+b") as file:
         file.truncate(100_000_001)  # sparse
     with pytest.raises(ValueError, match="100 MB can be embedded"):
-        check_size(path)
+        check_embeddable(path)
 
 
 # ---- In a browser ------------------------------------------------------------------------------
@@ -188,7 +194,7 @@ def browser() -> Iterator[Any]:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("page")
     write_numbered(folder / "video.mp4", int(DURATION * FPS))
-    (folder / "page.html").write_text(page([page_video("video.mp4")], CLASSES, "Found by x"))
+    (folder / "page.html").write_text(render_page([page_video("video.mp4")], CLASSES, "Found by x"))
     return folder
 
 
@@ -443,7 +449,7 @@ def test_2000_segments_of_each_stream(browser: Any, folder: Path) -> None:
     curves = rng.uniform(0, 1, (40, 2000))
     times = np.linspace(0, 3600, 2001)
     video = page_video("video.mp4", duration_s=3600.0, lanes=lanes, curves=curves, times_s=times)
-    (folder / "many.html").write_text(page([video], names, "x"))
+    (folder / "many.html").write_text(render_page([video], names, "x"))
     opened = Opened(browser, folder / "many.html")
     opened.threshold(0)
     assert len(opened.bars()) == 6000
@@ -489,9 +495,9 @@ def test_hostile_names_play(browser: Any, folder: Path) -> None:
     name = "a#b ?100% '\"<\\script>&amp;.mp4"
     (folder / name).write_bytes((folder / "video.mp4").read_bytes())
     evil = "</script><img src=x onerror=alert(1)>"
-    source = linked(folder / name, folder / "evil.html")
+    source = link_video(folder / name, folder / "evil.html")
     video = page_video(source, name=name, lanes={"fused": [Detection(evil, 1, 2, 0.9)]})
-    (folder / "evil.html").write_text(page([video], CLASSES, evil))
+    (folder / "evil.html").write_text(render_page([video], CLASSES, evil))
     opened = Opened(browser, folder / "evil.html")
     assert opened.tab.locator("h1").inner_text() == f"Actions in {name}"
     assert opened.tab.locator("img").count() == 0
@@ -504,7 +510,7 @@ def test_hostile_names_play(browser: Any, folder: Path) -> None:
 
 
 def test_an_embedded_video_needs_no_file(browser: Any, folder: Path, tmp_path: Path) -> None:
-    text = page([page_video(embedded(folder / "video.mp4"))], CLASSES, "x")
+    text = render_page([page_video(embed_video(folder / "video.mp4"))], CLASSES, "x")
     (tmp_path / "alone.html").write_text(text)
     opened = Opened(browser, tmp_path / "alone.html")
     opened.tab.mouse.click(*opened.place(4.0))
@@ -522,7 +528,7 @@ def test_what_cannot_be_played_is_told(browser: Any, folder: Path) -> None:
         page_video("gone%20away.mp4", name="gone away.mp4"),
         page_video("video.mp4"),
     ]
-    (folder / "bad.html").write_text(page(videos, CLASSES, "x"))
+    (folder / "bad.html").write_text(render_page(videos, CLASSES, "x"))
     opened = Opened(browser, folder / "bad.html")
     told = opened.tab.locator("#unplayable")
     told.wait_for(state="visible")

@@ -12,7 +12,7 @@ from train.modeling.points import (
     Targets,
     assign,
     assign_batch,
-    decode,
+    decode_segments,
     pyramid_points,
     regression_ranges,
 )
@@ -119,7 +119,7 @@ def test_points_are_built_once_and_fit_for_training() -> None:
         points = pyramid_points(24, 3, CPU)
     assert pyramid_points(24, 3, CPU) is points
     distances = torch.ones(len(points.time), 2, requires_grad=True)
-    decode(points, distances).diff().sum().backward()
+    decode_segments(points, distances).diff().sum().backward()
     assert distances.grad is not None
     assert torch.equal(distances.grad, points.stride[:, None].expand(-1, 2))
 
@@ -156,7 +156,7 @@ def test_positive_targets_decode_to_their_segment(truth: list[tuple[float, float
     points = pyramid_points(40, 4, CPU)
     segments, labels = tensors(truth)
     targets = assign(points, segments, labels, CLASSES)
-    decoded = decode(points, targets.distances)[targets.classes.any(-1)]
+    decoded = decode_segments(points, targets.distances)[targets.classes.any(-1)]
     known = {tuple(segment) for segment in segments.tolist()}
     assert {tuple(segment) for segment in decoded.tolist()} <= known
 
@@ -211,8 +211,8 @@ def test_targets_stay_float32_under_autocast() -> None:
 def test_decode_reads_distances_in_strides() -> None:
     points = pyramid_points(8, 2, CPU)
     distances = torch.tensor([1.0, 2.0]).expand(3, 12, 2)
-    segments = decode(points, distances)
+    segments = decode_segments(points, distances)
     assert segments.shape == (3, 12, 2)
     assert segments[0, 5].tolist() == [4.0, 7.0]  # level 0, time 5
     assert segments[2, 9].tolist() == [0.0, 6.0]  # level 1, time 2, stride 2
-    assert decode(points, distances.half()).dtype == torch.float32
+    assert decode_segments(points, distances.half()).dtype == torch.float32

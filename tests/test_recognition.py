@@ -30,14 +30,20 @@ from train.config import Experiment
 from train.data.loading import EpochSampler
 from train.engine.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from train.engine.loop import TrainingRun
-from train.engine.optim import Average, statistics
+from train.engine.optim import Average, batch_norm_statistics
 from train.recognition.config import Recognition, RecognitionTraining
-from train.recognition.dataset import Example, TrainingViews, collate, load_examples, read_clips
+from train.recognition.dataset import (
+    Example,
+    TrainingViews,
+    collate_views,
+    load_examples,
+    read_clips,
+)
 from train.recognition.recogniser import Recogniser, recogniser_from_weights
 from train.recognition.training import (
     RecognitionTask,
-    recognition_optimizer,
-    score_all,
+    build_recognition_optimizer,
+    score_examples,
     share_loader,
 )
 
@@ -268,7 +274,7 @@ def test_a_published_checkpoint_is_used_as_it_is(tmp_path: Path) -> None:
 def test_the_classifier_has_a_rate_of_its_own(kind: Any) -> None:
     network = build_network(SIZES, 4)
     training = RecognitionTraining(lr=0.3, backbone_lr=0.1, weight_decay=0.02, optimizer=kind)
-    optimizer = recognition_optimizer(network, training)
+    optimizer = build_recognition_optimizer(network, training)
     names = {p: name for name, p in network.named_parameters()}
     seen: dict[str, tuple[float, float]] = {}
     for group in optimizer.param_groups:
@@ -286,7 +292,7 @@ def test_the_classifier_has_a_rate_of_its_own(kind: Any) -> None:
 def test_running_statistics_travel_with_the_average() -> None:
     network = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3), nn.BatchNorm1d(3, affine=False))
     average = Average(network, 0.75)
-    assert statistics(network).keys() == {
+    assert batch_norm_statistics(network).keys() == {
         f"{k}.running_{x}" for k in (1, 2) for x in ("mean", "var")
     }
     # The averages of an exponential decay whose weights add up to 1: nothing of the start is left.
@@ -362,7 +368,7 @@ def test_a_broken_video_is_stood_in_for_or_stops(clips: list[str], tmp_path: Pat
     recogniser.network.eval()
     accelerator = Accelerator(cpu=True)
     loader = share_loader(recogniser, broken, accelerator)
-    scores, skipped = score_all(recogniser, broken, loader, accelerator, "")
+    scores, skipped = score_examples(recogniser, broken, loader, accelerator, "")
     assert list(scores) == [0, 2] and skipped.keys() == {gone.name}
 
 
@@ -377,7 +383,7 @@ def test_scores_are_means_over_views(clips: list[str], accelerator: Accelerator)
     for size in (1, 4, 64):
         recogniser.config = replace(config, evaluation=replace(config.evaluation, batch_size=size))
         loader = share_loader(recogniser, test[:3], accelerator)
-        scores, _ = score_all(recogniser, test[:3], loader, accelerator, "")
+        scores, _ = score_examples(recogniser, test[:3], loader, accelerator, "")
         found.append(np.stack([scores[k] for k in range(3)]))
     batch = next(iter(loader))
     assert batch.views.shape == (3, 6, 3, 5, 32, 32)
@@ -456,12 +462,12 @@ def test_a_loss_is_that_of_the_common_batch(
     assert task.losses == ("verb", "noun")
     samples = [task.dataset[(0, k)] for k in range(4)]
     task.model.eval()
-    whole = task.loss(task.model, task.prepare([collate(samples)])[0])
-    halves = task.prepare([collate(samples[:2]), collate(samples[2:])])
+    whole = task.loss(task.model, task.prepare([collate_views(samples)])[0])
+    halves = task.prepare([collate_views(samples[:2]), collate_views(samples[2:])])
     parts = sum(task.loss(task.model, half) for half in halves)
     torch.testing.assert_close(parts, whole)
     with torch.no_grad():
-        logits = task.model(collate(samples).views[:, 0])
+        logits = task.model(collate_views(samples).views[:, 0])
     for number, (part, classes) in enumerate(((logits[:, :2], 2), (logits[:, 2:], 3))):
         expected = 0.0
         for row, example in zip(part.log_softmax(1), two, strict=True):
@@ -517,8 +523,8 @@ def test_two_processes_share_what_their_batch_norms_counted(
         assert len(samples) == 6  # one update
         network = Recogniser(config, sets).network
         network.load_state_dict(start.network.state_dict())
-        network.train()(collate(samples).views[:, 0])
-        counted.append(statistics(network))
+        network.train()(collate_views(samples).views[:, 0])
+        counted.append(batch_norm_statistics(network))
     assert len(counted[0]) == 2 * (1 + 4 * 6)  # stem; every block's six, one a shortcut's
     for name, one in counted[0].items():
         mean = (one + counted[1][name]) / 2

@@ -16,8 +16,14 @@ from jinja2 import UndefinedError
 from evaluate.annotations import Detection, Segment
 from evaluate.mean_ap import mean_average_precision
 from evaluate.metrics.precision_recall import RECALLS, precision_recall
-from evaluate.rendering import render
-from evaluate.reports.launches import Launch, command, new_launch, read_launches, write_launches
+from evaluate.rendering import render_template
+from evaluate.reports.launches import (
+    Launch,
+    new_launch,
+    read_launches,
+    repeat_command,
+    write_launches,
+)
 from evaluate.reports.page import Fact, Figure, Report, Section, Table, write_report
 from evaluate.reports.scores import PICTURES, write_scores_report
 from evaluate.reports.training import write_training_report
@@ -114,7 +120,7 @@ def test_a_page_escapes_what_it_is_given(tmp_path: Path) -> None:
 
 def test_a_template_must_be_given_all_it_shows() -> None:
     with pytest.raises(UndefinedError, match="report"):
-        render("report.html.j2")
+        render_template("report.html.j2")
 
 
 def test_numbers_are_shown_as_they_are(tmp_path: Path) -> None:
@@ -332,7 +338,7 @@ def test_a_run_that_composed_others_has_no_curves(tmp_path: Path) -> None:
     ],
 )
 def test_the_command_is_the_one_that_was_typed(parent: list[str], expected: str) -> None:
-    assert command(["train/e2e.py", "--out", "a b"], parent) == expected
+    assert repeat_command(["train/e2e.py", "--out", "a b"], parent) == expected
 
 
 def test_this_process_is_described(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -359,7 +365,7 @@ def test_every_moment_belongs_to_one_stage(monkeypatch: pytest.MonkeyPatch) -> N
                 pass_by(10)
                 yield number
 
-        for _ in watch.waiting(slow(), "waiting"):
+        for _ in watch.time_waiting(slow(), "waiting"):
             pass_by(2)
         with pytest.raises(ValueError), watch.stage("validation"):
             pass_by(100)

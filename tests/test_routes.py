@@ -37,7 +37,7 @@ from train.cost.measure import ReadingCost, StepCost, measure_reading, measure_s
 from train.cost.routes import CachedCost, Measurements, Routes, compare
 from train.cost.workload import Workload, count, proxy_side, trained_from, with_block
 from train.data.cached import ensure_cached, evaluation_spans, training_spans
-from train.data.videos import Subset, learned_classes, load_annotations, load_items
+from train.data.videos import Subset, load_annotations, load_items, target_classes
 from train.detector.model import Detector
 from train.detector.setup import activations_of
 from train.detector.sources import build_detector
@@ -226,7 +226,7 @@ def loaded(config: Experiment, subset: str, store: Store | None = None) -> Subse
 
 
 def detector_of(config: Experiment) -> Detector:
-    return build_detector(config, learned_classes(config.data, load_annotations(config.data)))
+    return build_detector(config, target_classes(config.data, load_annotations(config.data)))
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from evaluate.annotations import read_annotations, select
+from evaluate.annotations import read_annotations, select_videos
 from extract.demo import DemoConfig, exchange_annotations, write_clips, write_dataset
 from extract.scenes import ACTIONS, Scene, action_map, random_clip, random_scene, render
 from extract.video.reader import VideoReader
@@ -87,7 +87,7 @@ def test_dataset_is_real_and_repeatable(tmp_path: Path) -> None:
         tmp_path / "one/annotations.json", classes=tmp_path / "one/classes.txt"
     )
     assert annotations.classes == ACTIONS
-    assert {len(select(annotations, subset)) for subset in ("training",)} == {3}
+    assert {len(select_videos(annotations, subset)) for subset in ("training",)} == {3}
     for name, video in annotations.videos.items():
         reader = VideoReader(tmp_path / f"one/videos/{name}.mp4")
         assert len(reader) == video.frames and reader.fps == pytest.approx(video.fps)

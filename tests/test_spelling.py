@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from evaluate.annotations import read_annotations
-from evaluate.datasets.fields import by_spelling, near_file, spelled_alike
+from evaluate.datasets.fields import describe_near_files, group_by_spelling, group_spelled_alike
 from tests import published
 
 
@@ -25,7 +25,7 @@ def test_labels_that_differ_in_form_alone_are_told() -> None:
         "C",
         "C+",
     ]
-    assert spelled_alike(names) == [
+    assert group_spelled_alike(names) == [
         ("Run", "run "),
         ("Long Jump", "long_jump", "LongJump"),
         (accent, "Café"),
@@ -52,5 +52,5 @@ def test_reading_counts_them(tmp_path: Path) -> None:
     ],
 )
 def test_files_that_nearly_match_are_named(name: str, files: list[str], hint: str) -> None:
-    found = near_file(name, by_spelling(files))
+    found = describe_near_files(name, group_by_spelling(files))
     assert hint in found if hint else not found

@@ -147,7 +147,7 @@ def test_what_should_learn_moves_and_statistics_stay(
     trunk = {name for name in moved if ".trunk." in name}
     assert len(moved) > len(trunk) and bool(trunk) == (mode == "full")
     assert not any("running_" in name or "num_batches" in name for name in moved)
-    assert detector.parameter_counts()["trunk"] > 0
+    assert detector.count_parameters()["trunk"] > 0
 
 
 @pytest.mark.parametrize("span", ["window", "video"])

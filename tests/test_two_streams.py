@@ -23,7 +23,7 @@ from tests.test_e2e import script as launched
 from train.config import Experiment
 from train.data.cached import ensure_cached, evaluation_spans
 from train.data.videos import load_annotations, load_items
-from train.detector.evaluation import detect_subset, score, window_loader
+from train.detector.evaluation import detect_subset, score_detections, window_loader
 from train.detector.model import Detector
 from train.detector.setup import activations_of
 from train.detector.sources import build_detector, merge_configs
@@ -135,8 +135,11 @@ def test_untrained_fusions_score_as_their_parts(streams: Path, accelerator: Acce
             assert not any(of.counts.full for of in activations)
             windows = window_loader(items, overlap, config, accelerator, cached)
             found, _ = detect_subset(detector, items, windows, accelerator, "test", of_streams=True)
-            scores |= {name: score(items, found[name], detector) for name in detector.stream_names}
-            scores[method] = score(items, found["fused"], detector)
+            scores |= {
+                name: score_detections(items, found[name], detector)
+                for name in detector.stream_names
+            }
+            scores[method] = score_detections(items, found["fused"], detector)
     for method in ("calibrated", *MIXING_METHODS):
         assert scores[method].per_tiou == scores["average"].per_tiou, method
     for method in FEATURE_METHODS:

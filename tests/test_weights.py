@@ -33,7 +33,7 @@ from tests.layouts import SMALL, hugging_face, mmaction, opentad, random_backbon
 from train.config import Experiment
 from train.data.videos import Subset
 from train.detector.model import Detector
-from train.detector.setup import TrainingData, write_run_record
+from train.detector.setup import TrainingData, write_detector_record
 from train.detector.sources import (
     build_detector,
     checkpoint_from_opentad,
@@ -285,7 +285,7 @@ def test_the_record_of_a_run_says_what_became_of_every_tensor(
     torch.save({"state_dict": tensors()}, path)
     detector = build_detector(demo(tmp_path, f"--backbone.weights={path}"), ("a", "b"))
     data = TrainingData(Annotations({}, ("a", "b"), {}), ("a", "b"), Subset([], {}), None)
-    write_run_record(tmp_path, detector, data)
+    write_detector_record(tmp_path, detector, data)
     record = json.loads((tmp_path / "weights.json").read_text())
     assert record["source"] == str(path) and record["layout"] == "mmaction2 VideoMAE"
     assert record["sha256"] == sha256([path]) and record["size"] == "a VideoMAE (32 wide, 3 blocks)"

@@ -56,12 +56,12 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _interrupt)  # launchers send it, and runs must not outlive us
     grid = read_grid(args.grid)
     if args.plan:
-        plan(grid)
+        print_plan(grid)
     elif not ablate(grid, args.processes):
         sys.exit(1)
 
 
-def plan(grid: Grid) -> None:
+def print_plan(grid: Grid) -> None:
     """Print the runs in order and what each still needs."""
     words = status(grid, grid.runs())
     width = max(len(str(run)) for run in words)

@@ -22,9 +22,14 @@ from train.detector.setup import (
     check_has_pixels,
     load_training_data,
     open_frame_cache,
-    write_run_record,
+    write_detector_record,
 )
-from train.detector.sources import Source, build_detector, init_from, read_sources
+from train.detector.sources import (
+    CheckpointSource,
+    build_detector,
+    init_from_checkpoint,
+    read_sources,
+)
 from train.detector.training import DetectionTask
 from train.engine.loop import TrainingRun
 from train.engine.session import Session, with_cache
@@ -48,7 +53,7 @@ def main() -> None:
         _check_directions(config.directions, named, args.init_from)
     paths = [path for path in map(named.get, config.directions) if path]
     sources = read_sources(paths, args.config, overrides)
-    train(config, args.resume, args.init_from, sources)
+    train_end_to_end(config, args.resume, args.init_from, sources)
 
 
 def _check_directions(
@@ -62,11 +67,11 @@ def _check_directions(
         )
 
 
-def train(
+def train_end_to_end(
     config: Experiment,
     resume: bool,
     source: str | None = None,
-    streams: Sequence[Source] = (),
+    streams: Sequence[CheckpointSource] = (),
 ) -> None:
     """Train as the config says; leaves checkpoints, metrics and a report in `config.out`.
 
@@ -81,7 +86,7 @@ def train(
         )
         detector = build_detector(config, data.classes, streams)
         if source:
-            init_from(detector, source)
+            init_from_checkpoint(detector, source)
         session.claim(detector, keeps_best=data.validation is not None)
         activations = activations_of(detector, store, [session.out / "last.pt"]) if store else ()
         subsets = data.training, data.validation
@@ -91,7 +96,7 @@ def train(
         with session.report() as notes:
             notes.activations["training and validation"] = task.total
             if accelerator.is_main_process:
-                notes.about = write_run_record(session.out, detector, data)
+                notes.about = write_detector_record(session.out, detector, data)
                 notes.about["epochs"] = run.epochs
             run.train()
 

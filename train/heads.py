@@ -21,9 +21,9 @@ from pathlib import Path
 
 from configs import cli
 from train.config import Experiment
-from train.detector.cached_training import compose, train_on_cache
-from train.detector.setup import activations_of, learning_only, load_training_data
-from train.detector.sources import Source, build_detector, merge_configs, read_sources
+from train.detector.cached_training import compose_detector, train_on_cache
+from train.detector.setup import activations_of, freeze_by_default, load_training_data
+from train.detector.sources import CheckpointSource, build_detector, merge_configs, read_sources
 from train.engine.session import Session, with_cache
 
 
@@ -41,11 +41,13 @@ def main() -> None:
     overrides = with_cache(overrides, args.cache)
     sources = read_sources(args.checkpoint, args.config, overrides)
     config = merge_configs(args.config, sources, overrides)
-    config = replace(config, backbone=learning_only(config.backbone))
-    train(config, sources, args.config or "", args.resume)
+    config = replace(config, backbone=freeze_by_default(config.backbone))
+    train_heads(config, sources, args.config or "", args.resume)
 
 
-def train(config: Experiment, sources: Sequence[Source], file: str, resume: bool) -> None:
+def train_heads(
+    config: Experiment, sources: Sequence[CheckpointSource], file: str, resume: bool
+) -> None:
     """Train as the config says; leaves checkpoints, metrics and a report in `config.out`.
 
     Args:
@@ -75,7 +77,7 @@ def train(config: Experiment, sources: Sequence[Source], file: str, resume: bool
         if any(p.requires_grad for p in detector.parameters()):
             train_on_cache(session, detector, activations, data, origins)
         else:
-            compose(session, detector, activations, data)
+            compose_detector(session, detector, activations, data)
 
 
 if __name__ == "__main__":

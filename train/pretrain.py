@@ -110,10 +110,10 @@ def main() -> None:
             bar.set_postfix(loss=f"{mean_loss:.4f}", accuracy=f"{accuracy:.3f}")
             recent.clear()
             if step % 500 == 0 or step == args.steps:
-                save(args.out, command, backbone, curve, time.monotonic() - began)
+                save_trunk(args.out, command, backbone, curve, time.monotonic() - began)
 
 
-def save(
+def save_trunk(
     out: Path,
     command: str,
     backbone: Backbone,

@@ -15,7 +15,7 @@ from train.engine.loop import TrainingRun
 from train.engine.session import Session
 from train.recognition.config import Recognition
 from train.recognition.recogniser import Recogniser
-from train.recognition.setup import check_not_sharded, load_training_clips, write_run_record
+from train.recognition.setup import check_not_sharded, load_training_clips, write_recogniser_record
 from train.recognition.training import RecognitionTask
 
 
@@ -24,10 +24,10 @@ def main() -> None:
     parser.add_argument("--config", required=True, help="YAML file of the experiment")
     parser.add_argument("--resume", action="store_true", help="go on from last.pt, if there is one")
     args, overrides = parser.parse_known_args()
-    train(load(Recognition, args.config, overrides), args.resume)
+    train_recogniser(load(Recognition, args.config, overrides), args.resume)
 
 
-def train(config: Recognition, resume: bool) -> None:
+def train_recogniser(config: Recognition, resume: bool) -> None:
     """Train as the config says; leaves checkpoints, metrics and a report in `config.out`."""
     with Session(config, resume) as session:
         accelerator = session.accelerator
@@ -43,7 +43,7 @@ def train(config: Recognition, resume: bool) -> None:
         run = TrainingRun(task, accelerator, session.begun, session.watch)
         with session.report() as notes:
             if accelerator.is_main_process:
-                write_run_record(session.out, recogniser, data, taken)
+                write_recogniser_record(session.out, recogniser, data, taken)
                 notes.about["epochs"] = run.epochs
             run.train()
 

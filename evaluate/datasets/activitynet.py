@@ -3,10 +3,10 @@
 from typing import Any
 
 from evaluate.datasets.fields import get_field
-from evaluate.datasets.records import Dataset, Record, Source
+from evaluate.datasets.records import AnnotationSource, Dataset, Record
 
 
-def read_activitynet(content: dict[str, Any], source: Source, dataset: Dataset) -> None:
+def read_activitynet(content: dict[str, Any], source: AnnotationSource, dataset: Dataset) -> None:
     """Add the videos of `{"database": {video: record}}`, as they are."""
     for name, record in get_field(content, "database", f"{source.path}").items():
         dataset.whole_video(name, Record(f"{source.path}: video {name!r}", record))

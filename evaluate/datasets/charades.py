@@ -2,18 +2,18 @@
 
 import math
 
-from evaluate.datasets.records import Dataset, Record, Source, subset_of
-from evaluate.datasets.tables import CsvTable, cell
+from evaluate.datasets.records import AnnotationSource, Dataset, Record, subset_of
+from evaluate.datasets.tables import CsvTable, get_cell
 
 COLUMNS = frozenset({"id", "actions", "length"})
 
 
-def read_charades(table: CsvTable, source: Source, dataset: Dataset) -> None:
+def read_charades(table: CsvTable, source: AnnotationSource, dataset: Dataset) -> None:
     """Add the videos of one subset; `actions` is `c092 11.90 21.20;c147 0.00 12.60`."""
     for place, row in table.rows:
-        name = cell(row, "id", place)
+        name = get_cell(row, "id", place)
         subset = subset_of(name, source, place)
-        content = {"subset": subset, "duration": cell(row, "length", place), "annotations": []}
+        content = {"subset": subset, "duration": get_cell(row, "length", place), "annotations": []}
         record = Record(f"{place}, video {name!r}", content)
         actions = [action for action in row["actions"].split(";") if action.strip()]
         for index, action in enumerate(actions):

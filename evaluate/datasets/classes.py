@@ -5,8 +5,8 @@ from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
-from evaluate.datasets.fields import number, read_json, read_text, short_repr
-from evaluate.datasets.tables import CsvTable, cell, read_table
+from evaluate.datasets.fields import as_number, read_json, read_text, short_repr
+from evaluate.datasets.tables import CsvTable, get_cell, read_table
 
 _CODED = re.compile(r"(c?)(\d+)\s+(\S.*)")
 
@@ -49,7 +49,7 @@ def _indexed(content: object, path: Path) -> ClassList:
         raise ValueError(
             f"{path}: expected an object with each class's number, not {short_repr(content)}."
         )
-    numbers = {name: number(value, repr(name), f"{path}") for name, value in content.items()}
+    numbers = {name: as_number(value, repr(name), f"{path}") for name, value in content.items()}
     if sorted(numbers.values()) != list(range(len(numbers))):
         raise ValueError(f"{path}: the numbers must be 0, 1, 2 and so on; copy the file again.")
     # Kinetics' names of several words stand between quotes.
@@ -70,8 +70,8 @@ def _coded(lines: list[str]) -> ClassList | None:
 
 
 def _numbered(table: CsvTable, path: Path) -> ClassList:
-    codes = {cell(row, "id", place): cell(row, "key", place) for place, row in table.rows}
-    numbers = [number(row["id"], "id", place) for place, row in table.rows]
+    codes = {get_cell(row, "id", place): get_cell(row, "key", place) for place, row in table.rows}
+    numbers = [as_number(row["id"], "id", place) for place, row in table.rows]
     if numbers != list(range(len(codes))):
         raise ValueError(f"{path}: the ids must be 0, 1, 2 and so on; copy the file again.")
     return ClassList(tuple(codes.values()), codes)

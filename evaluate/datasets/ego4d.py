@@ -7,13 +7,13 @@ taxonomy count; clips without any, and clips whose frame rate is impossible, are
 
 from typing import Any
 
-from evaluate.datasets.fields import get_field, number
-from evaluate.datasets.records import Dataset, Record, Source
+from evaluate.datasets.fields import as_number, get_field
+from evaluate.datasets.records import AnnotationSource, Dataset, Record
 
 POSSIBLE_FPS = (10, 100)
 
 
-def read_ego4d(content: dict[str, Any], source: Source, dataset: Dataset) -> None:
+def read_ego4d(content: dict[str, Any], source: AnnotationSource, dataset: Dataset) -> None:
     """Add the clips of a file; subsets are called as its `split` says: train, val, test."""
     for i, video in enumerate(get_field(content, "videos", f"{source.path}", kind=list)):
         where = f"{source.path}: videos[{i}]"
@@ -26,7 +26,7 @@ def read_ego4d(content: dict[str, Any], source: Source, dataset: Dataset) -> Non
 
 def _clip(clip: dict[str, Any], name: str, subset: str, where: str, dataset: Dataset) -> None:
     first_s, last_s, first, last = (
-        number(clip.get(key), key, where)
+        as_number(clip.get(key), key, where)
         for key in ("video_start_sec", "video_end_sec", "video_start_frame", "video_end_frame")
     )
     start_s = max(first_s, 0)
@@ -54,7 +54,7 @@ def _labels(clip: dict[str, Any], start_s: float, record: Record, dataset: Datas
             if not get_field(label, "primary", place, kind=bool):
                 continue
             begin_s, end_s = (
-                round(number(label.get(key), key, place) - start_s, 6)
+                round(as_number(label.get(key), key, place) - start_s, 6)
                 for key in ("video_start_time", "video_end_time")
             )
             if begin_s < 0 < end_s:

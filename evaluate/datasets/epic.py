@@ -7,32 +7,32 @@ published `EPIC_100_verb_classes.csv` or `EPIC_100_noun_classes.csv`.
 import re
 from pathlib import Path
 
-from evaluate.datasets.records import Dataset, Source, subset_of
-from evaluate.datasets.tables import CsvTable, cell, seconds
+from evaluate.datasets.records import AnnotationSource, Dataset, subset_of
+from evaluate.datasets.tables import CsvTable, get_cell, parse_seconds
 
 SEGMENTS = frozenset({"video_id", "start_timestamp", "stop_timestamp"})
 KINDS = ("verb", "noun")
 INFO = frozenset({"video_id", "duration", "fps"})
 
 
-def read_epic(table: CsvTable, source: Source, dataset: Dataset) -> None:
+def read_epic(table: CsvTable, source: AnnotationSource, dataset: Dataset) -> None:
     """Add the annotations of one subset; the test file's videos have none."""
     labelled = table.columns >= {"verb_class", "noun_class"}
     column = _label_column(source.path, source.classes) if labelled else ""
     for place, row in table.rows:
-        name = cell(row, "video_id", place)
+        name = get_cell(row, "video_id", place)
         video = dataset.video(name, subset_of(name, source, place), source.path, place)
         if labelled:
-            start, end = (seconds(row[key]) for key in ("start_timestamp", "stop_timestamp"))
-            video.add(cell(row, column, place), start, end, place)
+            start, end = (parse_seconds(row[key]) for key in ("start_timestamp", "stop_timestamp"))
+            video.add(get_cell(row, column, place), start, end, place)
 
 
 def read_info(table: CsvTable, dataset: Dataset) -> None:
     """Complete videos by what `EPIC_100_video_info.csv` knows of them."""
     for place, row in table.rows:
-        record = dataset.records.get(cell(row, "video_id", place))
+        record = dataset.records.get(get_cell(row, "video_id", place))
         if record is not None:
-            record.content |= {key: cell(row, key, place) for key in ("duration", "fps")}
+            record.content |= {key: get_cell(row, key, place) for key in ("duration", "fps")}
 
 
 def _label_column(path: Path, classes: Path | None) -> str:

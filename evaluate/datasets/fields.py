@@ -46,14 +46,14 @@ def as_segment(entry: Any, where: str) -> tuple[float, float]:
         raise ValueError(
             f"{where}: 'segment' must be [start, end] in seconds, not {short_repr(pair)}."
         )
-    start_s, end_s = (number(value, "segment", where) for value in pair)
+    start_s, end_s = (as_number(value, "segment", where) for value in pair)
     if end_s < start_s:
         text = f"{where}: the segment ends at {end_s} s, before its start {start_s} s."
         raise Refused("reversed segment", text)
     return start_s, end_s
 
 
-def number(value: Any, what: str, where: str) -> float:
+def as_number(value: Any, what: str, where: str) -> float:
     """Return a finite number, given as one or as a text."""
     try:
         found = math.nan if isinstance(value, bool) else float(value)
@@ -64,9 +64,9 @@ def number(value: Any, what: str, where: str) -> float:
     return found
 
 
-def positive(value: Any, what: str, where: str) -> float:
+def as_positive(value: Any, what: str, where: str) -> float:
     """Return a finite number above 0."""
-    found = number(value, what, where)
+    found = as_number(value, what, where)
     if found <= 0:
         raise ValueError(f"{where}: {what} must be above 0, not {found}.")
     return found
@@ -85,33 +85,33 @@ def did_you_mean(name: str, names: Collection[str]) -> str:
     return f"; did you mean {nearest[0]!r}?" if nearest else "."
 
 
-def spelling(name: str) -> str:
+def normalise_spelling(name: str) -> str:
     """Return a name in one form of Unicode, without its case and what stands between its words."""
     plain = unicodedata.normalize("NFKC", name).casefold().strip()
     return re.sub(r"(?<=[^\W_])[\s_-]+(?=[^\W_])", "", plain)
 
 
-def by_spelling(names: Iterable[str]) -> dict[str, list[str]]:
+def group_by_spelling(names: Iterable[str]) -> dict[str, list[str]]:
     """Return the names that differ in case, blanks or Unicode form alone, each group together."""
     groups: dict[str, list[str]] = {}
     for name in dict.fromkeys(names):
-        groups.setdefault(spelling(name), []).append(name)
+        groups.setdefault(normalise_spelling(name), []).append(name)
     return groups
 
 
-def spelled_alike(names: Iterable[str]) -> list[tuple[str, ...]]:
+def group_spelled_alike(names: Iterable[str]) -> list[tuple[str, ...]]:
     """Return groups of two or more names that differ in case, blanks or Unicode form alone."""
-    return [tuple(group) for group in by_spelling(names).values() if len(group) > 1]
+    return [tuple(group) for group in group_by_spelling(names).values() if len(group) > 1]
 
 
-def near_file(name: str, files: Mapping[str, list[str]]) -> str:
+def describe_near_files(name: str, files: Mapping[str, list[str]]) -> str:
     """Return the end of a message about a video without a file: files whose names nearly match.
 
     Args:
         files: names without their extension, by their spelling (`by_spelling`).
     """
     stem = Path(name).stem
-    spellings = dict.fromkeys((spelling(name), spelling(stem)))
+    spellings = dict.fromkeys((normalise_spelling(name), normalise_spelling(stem)))
     alike = [file for each in spellings for file in files.get(each, ())]
     if alike == [stem]:
         return "; leave out the extension in the annotations"

@@ -6,15 +6,15 @@ from typing import Any, NamedTuple
 
 from evaluate.datasets import activitynet, charades, ego4d, epic, tables, text
 from evaluate.datasets.fields import read_json, read_text
-from evaluate.datasets.records import Dataset, Source, subset_in
+from evaluate.datasets.records import AnnotationSource, Dataset, subset_in
 from evaluate.datasets.tables import CsvTable, read_table
 
 SUFFIXES = (".csv", ".json", ".txt")
 
-Reader = Callable[[Any, Source, Dataset], None]
+Reader = Callable[[Any, AnnotationSource, Dataset], None]
 
 
-class _File(NamedTuple):
+class _AnnotationFile(NamedTuple):
     path: Path
     content: Any
     read: Reader | None
@@ -30,9 +30,9 @@ def read_dataset(path: Path, classes: Path | None = None) -> Dataset:
         ValueError: naming file and line or key, for everything that cannot be read.
     """
     if path.is_dir():
-        files, in_folder = _folder(path), True
+        files, in_folder = _read_folder(path), True
     else:
-        files, in_folder = [_open(path)], False
+        files, in_folder = [_read_file(path)], False
     dataset = Dataset()
     for file in files:
         if file.read is not None:
@@ -56,7 +56,7 @@ def holds_annotations(folder: Path) -> bool:
     Raises:
         ValueError: a file in it cannot be read.
     """
-    return any(_open(path, in_folder=True).read for path in _candidates(folder, "*"))
+    return any(_read_file(path, in_folder=True).read for path in _candidates(folder, "*"))
 
 
 def _candidates(folder: Path, pattern: str) -> list[Path]:
@@ -64,9 +64,9 @@ def _candidates(folder: Path, pattern: str) -> list[Path]:
     return sorted(file for file in files if file.is_file() and not file.name.startswith("."))
 
 
-def _folder(folder: Path) -> list[_File]:
+def _read_folder(folder: Path) -> list[_AnnotationFile]:
     for pattern in ("*", "**/*"):
-        files = [_open(path, in_folder=True) for path in _candidates(folder, pattern)]
+        files = [_read_file(path, in_folder=True) for path in _candidates(folder, pattern)]
         formats = {file.read: file.path for file in files if file.read}
         if len(formats) > 1:
             some = " and ".join(path.name for path in list(formats.values())[:2])
@@ -77,7 +77,7 @@ def _folder(folder: Path) -> list[_File]:
         if text.read_text_folder in formats:
             for file in files:
                 if file.read is None and file.path.suffix.lower() == ".txt":
-                    text.check_left_over(file.path, file.content)
+                    text.check_other_text(file.path, file.content)
         if formats:
             return files
     raise ValueError(
@@ -86,35 +86,35 @@ def _folder(folder: Path) -> list[_File]:
     )
 
 
-def _source(path: Path, root: Path, in_folder: bool, classes: Path | None) -> Source:
+def _source(path: Path, root: Path, in_folder: bool, classes: Path | None) -> AnnotationSource:
     """Say what a file's own name tells of its subset, or that of a folder on the way to it."""
     folders = path.relative_to(root).parts[-2::-1] if in_folder else ()
     told = (subset_in(name) for name in (path.stem, *folders))
-    return Source(path, next(filter(None, told), None), in_folder, classes)
+    return AnnotationSource(path, next(filter(None, told), None), in_folder, classes)
 
 
-def _open(path: Path, in_folder: bool = False) -> _File:
+def _read_file(path: Path, in_folder: bool = False) -> _AnnotationFile:
     """Read a file; in a folder one without annotations is let be, named alone it is refused."""
     suffix = path.suffix.lower()
     start = "" if in_folder or suffix == ".json" else read_text(path).lstrip()[:1]
     if suffix == ".json" or start in ("{", "["):
         content = read_json(path)
         if isinstance(content, dict) and isinstance(content.get("videos"), list):
-            return _File(path, content, ego4d.read_ego4d)
+            return _AnnotationFile(path, content, ego4d.read_ego4d)
         known = isinstance(content, dict) and "database" in content
-        return _File(
+        return _AnnotationFile(
             path, content, activitynet.read_activitynet if known or not in_folder else None
         )
     if suffix != ".csv":
         lines = read_text(path).splitlines()
         if text.is_class_file(lines):
-            return _File(path, lines, text.read_text_folder)
+            return _AnnotationFile(path, lines, text.read_text_folder)
         if suffix == ".txt":
             if not in_folder:
                 raise ValueError(f"{path}: no line of it is `video start end`; is it another file?")
-            return _File(path, lines, None)
+            return _AnnotationFile(path, lines, None)
     table = read_table(path)
-    return _File(path, table, _table_reader(table, path, in_folder))
+    return _AnnotationFile(path, table, _table_reader(table, path, in_folder))
 
 
 def _table_reader(table: CsvTable, path: Path, in_folder: bool) -> Reader | None:

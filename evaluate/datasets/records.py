@@ -74,7 +74,7 @@ class Dataset:
         self.records[name] = record
 
 
-class Source(NamedTuple):
+class AnnotationSource(NamedTuple):
     """Where a file's annotations come from.
 
     subset: as the names of the file and its folders tell it, if they do.
@@ -94,7 +94,7 @@ def subset_in(name: str) -> str | None:
     return next((_SUBSETS[word] for word in reversed(words) if word in _SUBSETS), None)
 
 
-def subset_of(video: str, source: Source, place: str) -> str:
+def subset_of(video: str, source: AnnotationSource, place: str) -> str:
     """Return the subset as the file, its folders or the video's name tells it.
 
     Raises:

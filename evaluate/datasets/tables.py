@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from evaluate.datasets.fields import read_text
-from evaluate.datasets.records import Dataset, Source, subset_of
+from evaluate.datasets.records import AnnotationSource, Dataset, subset_of
 
 OWN = frozenset({"video", "start", "end", "label"})
 AFSD = frozenset({"video", "start", "end", "type"})
@@ -63,14 +63,14 @@ def _lines(path: Path) -> Iterator[tuple[str, list[str]]]:
         first = reader.line_num + 1
 
 
-def cell(row: Row, column: str, place: str) -> str:
+def get_cell(row: Row, column: str, place: str) -> str:
     """Return a cell that must not be empty."""
     if not row[column]:
         raise ValueError(f"{place}: {column!r} is empty; fill it in.")
     return row[column]
 
 
-def seconds(text: str) -> Any:
+def parse_seconds(text: str) -> Any:
     """Return `h:m:s` or `m:s` in seconds; anything else stays as it is, for others to check."""
     parts = text.split(":")
     if not 2 <= len(parts) <= 3:
@@ -81,15 +81,15 @@ def seconds(text: str) -> Any:
         return text
 
 
-def read_afsd(table: CsvTable, source: Source, dataset: Dataset) -> None:
+def read_afsd(table: CsvTable, source: AnnotationSource, dataset: Dataset) -> None:
     """Add `video,type,type_idx,start,end,startFrame,endFrame`, times in seconds."""
     for place, row in table.rows:
-        name = cell(row, "video", place)
+        name = get_cell(row, "video", place)
         video = dataset.video(name, subset_of(name, source, place), source.path, place)
-        video.add(cell(row, "type", place), row["start"], row["end"], place)
+        video.add(get_cell(row, "type", place), row["start"], row["end"], place)
 
 
-def read_own(table: CsvTable, source: Source, dataset: Dataset) -> None:
+def read_own(table: CsvTable, source: AnnotationSource, dataset: Dataset) -> None:
     """Add `video,start,end,label` and perhaps `subset`, times in seconds or as `h:m:s`.
 
     A row with a video alone is a video without actions. Without the column, the names of several
@@ -97,9 +97,9 @@ def read_own(table: CsvTable, source: Source, dataset: Dataset) -> None:
     """
     by_chance = set()
     for place, row in table.rows:
-        name = cell(row, "video", place)
+        name = get_cell(row, "video", place)
         if "subset" in row:
-            subset = cell(row, "subset", place)
+            subset = get_cell(row, "subset", place)
         elif source.in_folder and source.subset:
             subset = source.subset
         else:
@@ -107,8 +107,10 @@ def read_own(table: CsvTable, source: Source, dataset: Dataset) -> None:
             by_chance.add(name)
         video = dataset.video(name, subset, source.path, place)
         if row["start"] or row["end"] or row["label"]:
-            start, end = (seconds(cell(row, column, place)) for column in ("start", "end"))
-            video.add(cell(row, "label", place), start, end, place)
+            start, end = (
+                parse_seconds(get_cell(row, column, place)) for column in ("start", "end")
+            )
+            video.add(get_cell(row, "label", place), start, end, place)
     if by_chance:
         what = "videos put into 'training' or 'test' by their names, for want of a column 'subset'"
         dataset.warnings[what] += len(by_chance)

@@ -7,7 +7,7 @@ THUMOS-14, the subset. MultiTHUMOS says the subset in its videos' names alone.
 import re
 from pathlib import Path
 
-from evaluate.datasets.records import Dataset, Source, subset_in, subset_of
+from evaluate.datasets.records import AnnotationSource, Dataset, subset_in, subset_of
 
 _LINE = re.compile(r"\s*\S+\s+[-+.\d]+\s+[-+.\d]+\s*")
 _CLASS_LINE = re.compile(
@@ -20,7 +20,7 @@ def is_class_file(lines: list[str]) -> bool:
     return any(_LINE.fullmatch(line) for line in lines)
 
 
-def check_left_over(path: Path, lines: list[str]) -> None:
+def check_other_text(path: Path, lines: list[str]) -> None:
     """Refuse a text beside class files that is neither a list of classes nor a readme.
 
     Raises:
@@ -34,7 +34,7 @@ def check_left_over(path: Path, lines: list[str]) -> None:
         )
 
 
-def read_text_folder(lines: list[str], source: Source, dataset: Dataset) -> None:
+def read_text_folder(lines: list[str], source: AnnotationSource, dataset: Dataset) -> None:
     """Add the annotations of one class."""
     label = source.path.stem
     front, _, back = label.rpartition("_")

@@ -24,7 +24,7 @@ class Reliability:
     error: float
 
 
-def reliability(scores: Floats, found: Booleans) -> Reliability | None:
+def compute_reliability(scores: Floats, found: Booleans) -> Reliability | None:
     """Return the reliability curve of scores [P]; None if they are no probabilities, or none.
 
     Args:

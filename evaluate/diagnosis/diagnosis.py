@@ -6,24 +6,24 @@ from dataclasses import dataclass
 import numpy as np
 
 from evaluate.annotations import Detection, Segment
-from evaluate.diagnosis.calibration import Reliability, reliability
+from evaluate.diagnosis.calibration import Reliability, compute_reliability
 from evaluate.diagnosis.false_positives import (
     BACKGROUND_TIOU,
     KINDS,
     Cost,
-    cost,
-    kinds_of,
-    mended,
-    profile,
+    classify_predictions,
+    compute_cost,
+    count_top_kinds,
+    precision_without,
 )
 from evaluate.diagnosis.sensitivity import (
     Bin,
     characteristics,
     found_truths,
-    normalised,
-    sensitivity,
+    normalised_mean_ap,
+    sensitivity_bins,
 )
-from evaluate.mean_ap import Floats, Integers, Matches, match
+from evaluate.mean_ap import Floats, Integers, Matches, match_predictions
 
 
 @dataclass(frozen=True)
@@ -97,10 +97,10 @@ def diagnose(
             f"the tIoU must be above {BACKGROUND_TIOU}, where background ends, and at most 1; "
             f"it is {tiou}"
         )
-    matches = match(truth, found, [tiou])
-    kinds = kinds_of(matches, tiou)
-    precision = mended(matches, kinds)
-    top = profile(matches, kinds)
+    matches = match_predictions(truth, found, [tiou])
+    kinds = classify_predictions(matches, tiou)
+    precision = precision_without(matches, kinds)
+    top = count_top_kinds(matches, kinds)
     truths = len(matches.truths.label)
     return Diagnosis(
         tiou=tiou,
@@ -110,15 +110,15 @@ def diagnose(
         unknown_labels=sum(len(each) for each in found.values()) - len(kinds),
         false=_counts(kinds),
         top=dict(zip(("true", *KINDS), top.T.tolist(), strict=True)),
-        cost=cost(precision.mean(axis=0)),
+        cost=compute_cost(precision.mean(axis=0)),
         missed=float(1 - found_truths(matches).mean()),
-        mean_ap_n=normalised(matches, np.ones(truths, np.bool_)),
+        mean_ap_n=normalised_mean_ap(matches, np.ones(truths, np.bool_)),
         characteristics={
-            name: Characteristic(unit, sensitivity(matches, values))
+            name: Characteristic(unit, sensitivity_bins(matches, values))
             for name, (unit, values) in characteristics(matches, durations_s).items()
         },
         classes=_classes(matches, kinds, precision),
-        reliability=reliability(matches.scores, matches.found[0]),
+        reliability=compute_reliability(matches.scores, matches.found[0]),
     )
 
 
@@ -133,7 +133,7 @@ def _classes(matches: Matches, kinds: Integers, precision: Floats) -> dict[str, 
             predictions=mine.stop - mine.start,
             found=float((kinds[mine] < 0).sum() / count),
             false=_counts(kinds[mine]),
-            cost=cost(row),
+            cost=compute_cost(row),
         )
         for label, mine, count, row in rows
     }

@@ -5,7 +5,14 @@ from math import comb
 
 import numpy as np
 
-from evaluate.mean_ap import Booleans, Floats, Integers, Matches, interpolated, overlapping
+from evaluate.mean_ap import (
+    Booleans,
+    Floats,
+    Integers,
+    Matches,
+    find_overlaps,
+    interpolated_precision,
+)
 
 KINDS = ("duplicate", "wrong label", "localisation", "confusion", "background")
 BACKGROUND_TIOU = 0.1  # what overlaps no action by so much has nothing to do with any
@@ -31,7 +38,7 @@ class Cost:
     missed: float
 
 
-def kinds_of(matches: Matches, tiou: float) -> Integers:
+def classify_predictions(matches: Matches, tiou: float) -> Integers:
     """Return what each prediction is: a place in `KINDS`, or -1 for true positives [P].
 
     The truth of its video that a false positive overlaps most, of whatever class (of equals one of
@@ -45,7 +52,7 @@ def kinds_of(matches: Matches, tiou: float) -> Integers:
     """
     ranked, truths = matches.ranked, matches.truths
     # One class in one video is a group in a match; here all of a video are one.
-    near = overlapping(
+    near = find_overlaps(
         ranked._replace(group=ranked.video), truths._replace(group=truths.video), BACKGROUND_TIOU
     )
     own = ranked.label[near.prediction] == truths.label[near.truth]
@@ -62,23 +69,27 @@ def kinds_of(matches: Matches, tiou: float) -> Integers:
     return kinds
 
 
-def mended(matches: Matches, kinds: Integers) -> Floats:
+def precision_without(matches: Matches, kinds: Integers) -> Floats:
     """Return average precision [classes, 2 ** len(KINDS)] without some of the false positives.
 
     In column c the kinds k are gone for which bit k of c is set. A false positive takes no truth,
     so the others stay what they are when it goes.
     """
-    present = ~_gone()
+    present = ~_removed_kinds()
     rows = []
     for mine, count in zip(matches.rows(), matches.truth_counts().tolist(), strict=True):
         ahead = np.cumsum(kinds[mine, None] == np.arange(len(KINDS)), axis=0)
-        rows.append(interpolated(present @ ahead[kinds[mine] < 0].T, count))
+        rows.append(interpolated_precision(present @ ahead[kinds[mine] < 0].T, count))
     return np.array(rows)
 
 
-def cost(precision: Floats) -> Cost:
-    """Return what each kind costs, from average precision [subsets of kinds] as in `mended`."""
-    gone = _gone()
+def compute_cost(precision: Floats) -> Cost:
+    """Return what each kind costs.
+
+    Args:
+        precision: average precision without each subset of kinds, as `precision_without` gives.
+    """
+    gone = _removed_kinds()
     number = len(KINDS)
     alone, share = {}, {}
     for place, kind in enumerate(KINDS):
@@ -90,7 +101,7 @@ def cost(precision: Floats) -> Cost:
     return Cost(alone, share, float(precision[-1] - precision[0]), float(1 - precision[-1]))
 
 
-def profile(matches: Matches, kinds: Integers) -> Integers:
+def count_top_kinds(matches: Matches, kinds: Integers) -> Integers:
     """Return how many of the best predictions are of each kind [SLICES, 1 + len(KINDS)].
 
     With G truths of a class, slice n holds its predictions from the n·G-th to the (n + 1)·G-th in
@@ -103,7 +114,7 @@ def profile(matches: Matches, kinds: Integers) -> Integers:
     return counts
 
 
-def _gone() -> Booleans:
+def _removed_kinds() -> Booleans:
     """Which kinds each subset removes [2 ** len(KINDS), len(KINDS)]: the bits of its number."""
     subsets, places = np.arange(2 ** len(KINDS)), np.arange(len(KINDS))
     return (subsets[:, None] >> places & 1).astype(np.bool_)

@@ -5,7 +5,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from evaluate.mean_ap import Booleans, Floats, Integers, Matches, interpolated, precision_at_hits
+from evaluate.mean_ap import (
+    Booleans,
+    Floats,
+    Integers,
+    Matches,
+    interpolated_precision,
+    precision_at_hits,
+)
 
 BINS = 5
 LOWEST_PRECISION = 0.05  # normalised; below it a hit is one among masses, and counts as a miss
@@ -50,7 +57,7 @@ def characteristics(
     return found
 
 
-def bins_of(values: Floats) -> Integers:
+def assign_bins(values: Floats) -> Integers:
     """Return each value's bin: `BINS` with as many values as ties allow, the lowest first [N].
 
     Bins of equal weight suit every dataset, and their rates are equally sure. Of THUMOS-14's test
@@ -63,9 +70,9 @@ def bins_of(values: Floats) -> Integers:
     return number
 
 
-def sensitivity(matches: Matches, values: Floats) -> list[Bin]:
+def sensitivity_bins(matches: Matches, values: Floats) -> list[Bin]:
     """Return the bins of a characteristic with one value for each truth [N], the lowest first."""
-    number = bins_of(values)
+    number = assign_bins(values)
     found = found_truths(matches)
     bins = []
     for each in range(number.max() + 1):
@@ -76,7 +83,7 @@ def sensitivity(matches: Matches, values: Floats) -> list[Bin]:
                 high=float(values[mine].max()),
                 truths=int(mine.sum()),
                 missed=float(1 - found[mine].mean()),
-                mean_ap_n=normalised(matches, mine),
+                mean_ap_n=normalised_mean_ap(matches, mine),
             )
         )
     return bins
@@ -105,7 +112,7 @@ def found_truths(matches: Matches) -> Booleans:
     return found
 
 
-def normalised(matches: Matches, wanted: Booleans) -> float:
+def normalised_mean_ap(matches: Matches, wanted: Booleans) -> float:
     """Return normalised mAP (DETAD's mAP_N) as if the wanted truths [N] were all there are.
 
     Predictions that take another truth are left out, false positives all stay. Precision is that
@@ -120,5 +127,5 @@ def normalised(matches: Matches, wanted: Booleans) -> float:
             taken = matches.taken[0, mine]
             ahead = np.cumsum(taken < 0, dtype=np.intp)
             hits = (taken >= 0) & wanted[taken]
-            precisions.append(float(interpolated(ahead[hits], count, instances)))
+            precisions.append(float(interpolated_precision(ahead[hits], count, instances)))
     return float(np.mean(precisions))

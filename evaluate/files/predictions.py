@@ -9,7 +9,7 @@ import numpy as np
 
 from configs.atomic import write_text
 from evaluate.annotations import Detection
-from evaluate.datasets.fields import as_segment, get_field, number, read_json, short_repr
+from evaluate.datasets.fields import as_number, as_segment, get_field, read_json, short_repr
 from evaluate.nms import NmsConfig, suppress
 
 
@@ -97,7 +97,7 @@ def _detections(entries: Any, where: str) -> list[Detection]:
 def _detection(entry: Any, where: str) -> Detection:
     label = get_field(entry, "label", where, kind=str)
     start_s, end_s = as_segment(entry, where)
-    return Detection(label, start_s, end_s, number(entry.get("score"), "score", where))
+    return Detection(label, start_s, end_s, as_number(entry.get("score"), "score", where))
 
 
 def _entry(detection: Detection, where: str) -> dict[str, Any]:

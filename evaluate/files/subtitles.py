@@ -14,12 +14,12 @@ BAR = 10  # characters of a score's bar
 MOST_ROWS = 40  # of a listing
 
 
-def in_time(detections: Iterable[Detection]) -> list[Detection]:
+def sort_by_time(detections: Iterable[Detection]) -> list[Detection]:
     """Return detections in the order in which they begin."""
     return sorted(detections, key=lambda d: (d.start_s, d.end_s, -d.score, d.label))
 
 
-def clock(seconds: float, places: int = 2) -> str:
+def format_clock(seconds: float, places: int = 2) -> str:
     """Return a time as people read it, 1:02:03.50 or 2:03.50."""
     whole, fraction = divmod(round(max(seconds, 0.0) * 10**places), 10**places)
     minutes, second = divmod(whole, 60)
@@ -28,46 +28,46 @@ def clock(seconds: float, places: int = 2) -> str:
     return f"{start}:{second:02d}" + (f".{fraction:0{places}d}" if places else "")
 
 
-def listing(detections: Iterable[Detection]) -> str:
+def format_listing(detections: Iterable[Detection]) -> str:
     """Return a table for the terminal; of very many only the best, in the order of time."""
     every = list(detections)
     best = sorted(every, key=lambda d: -d.score)[:MOST_ROWS]
     width = max([5, *(len(_line(d.label)) for d in best)])
     lines = [f"  {'start':>10}  {'end':>10}  {'class':<{width}}  score"]
-    for d in in_time(best):
+    for d in sort_by_time(best):
         bar = "█" * round(d.score * BAR)
-        times = f"  {clock(d.start_s):>10}  {clock(d.end_s):>10}"
+        times = f"  {format_clock(d.start_s):>10}  {format_clock(d.end_s):>10}"
         lines.append(f"{times}  {_line(d.label):<{width}}  {d.score:.3f} {bar}".rstrip())
     if len(every) > len(best):
         lines.append(f"  … and {len(every) - len(best)} more with lower scores")
     return "\n".join(lines)
 
 
-def csv_text(videos: Mapping[str, Iterable[Detection]]) -> str:
+def format_csv(videos: Mapping[str, Iterable[Detection]]) -> str:
     """Return all videos' detections as CSV (RFC 4180): video, label, start_s, end_s, score."""
     file = io.StringIO(newline="")
     writer = csv.writer(file)
     writer.writerow(("video", "label", "start_s", "end_s", "score"))
     for video, detections in videos.items():
-        for d in in_time(detections):
+        for d in sort_by_time(detections):
             times = f"{d.start_s:.3f}", f"{d.end_s:.3f}"
             writer.writerow((video, d.label, *times, f"{d.score:.4f}"))
     return file.getvalue()
 
 
-def srt(detections: Iterable[Detection]) -> str:
+def format_srt(detections: Iterable[Detection]) -> str:
     """Return SubRip subtitles: a cue for each detection, its label and score."""
     return "".join(
         f"{number}\n{_stamp(d.start_s, ',')} --> {_after(d, ',')}\n{_text(d)}\n\n"
-        for number, d in enumerate(in_time(detections), 1)
+        for number, d in enumerate(sort_by_time(detections), 1)
     )
 
 
-def vtt(detections: Iterable[Detection]) -> str:
+def format_vtt(detections: Iterable[Detection]) -> str:
     """Return WebVTT subtitles (W3C): a cue for each detection, its label and score."""
     cues = (
         f"{_stamp(d.start_s, '.')} --> {_after(d, '.')}\n{escape(_text(d), quote=False)}\n\n"
-        for d in in_time(detections)
+        for d in sort_by_time(detections)
     )
     return "WEBVTT\n\n" + "".join(cues)
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evaluate.annotations import Detection, Segment
-from evaluate.rendering import render
+from evaluate.rendering import render_template
 
 LARGEST_EMBEDDED = 100_000_000  # bytes; browsers stop somewhere behind that
 
@@ -40,18 +40,18 @@ class PageVideo:
     times_s: NDArray[np.floating]
 
 
-def linked(video: Path, page: Path) -> str:
+def link_video(video: Path, page: Path) -> str:
     """Return the URL that a page has for a video: relative, so that both can move together."""
     return quote(os.path.relpath(video.resolve(), page.resolve().parent))
 
 
-def embedded(video: Path) -> str:
+def embed_video(video: Path) -> str:
     """Return a URL that holds the video itself."""
     kind = mimetypes.guess_type(video.name)[0] or "video/mp4"
     return f"data:{kind};base64,{base64.b64encode(video.read_bytes()).decode()}"
 
 
-def check_size(video: Path) -> None:
+def check_embeddable(video: Path) -> None:
     """Raise ValueError for a file that is too large to be embedded."""
     size = video.stat().st_size
     if size > LARGEST_EMBEDDED:
@@ -61,7 +61,7 @@ def check_size(video: Path) -> None:
         )
 
 
-def page(
+def render_page(
     videos: Sequence[PageVideo], classes: Sequence[str], title: str, threshold: float = 0.3
 ) -> str:
     """Return the HTML text.
@@ -77,7 +77,7 @@ def page(
         "threshold": threshold,
         "videos": [_as_data(video, classes, names) for video in videos],
     }
-    return render("page.html", title=title, data=data)
+    return render_template("page.html", title=title, data=data)
 
 
 def _ranked(videos: Sequence[PageVideo], classes: Sequence[str], threshold: float) -> list[str]:

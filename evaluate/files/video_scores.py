@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from evaluate.annotations import Detection
-from evaluate.datasets.fields import get_field, number, read_json, short_repr
+from evaluate.datasets.fields import as_number, get_field, read_json, short_repr
 
 VideoScores = Mapping[str, Sequence[tuple[str, float]]]
 """Per video the classes and their scores, best first."""
@@ -33,19 +33,19 @@ def read_video_scores(path: str | Path) -> VideoScores:
                     f"{where}: {len(entries)} scores, but {len(names)} names under 'class'."
                 )
             pairs = [
-                (str(label), number(score, str(label), where))
+                (str(label), as_number(score, str(label), where))
                 for label, score in zip(names, entries, strict=True)
             ]
         else:
             pairs = [
-                (get_field(e, "label", where, kind=str), number(e.get("score"), "score", where))
+                (get_field(e, "label", where, kind=str), as_number(e.get("score"), "score", where))
                 for e in entries
             ]
         scores[video] = sorted(pairs, key=lambda pair: -pair[1])
     return scores
 
 
-def classified(
+def assign_classes(
     detections: Sequence[Detection], video: str, scores: VideoScores, classes: int
 ) -> list[Detection]:
     """Return every detection once for each of its video's best classes, best first.

@@ -64,7 +64,7 @@ class Accuracy:
         return numbers
 
 
-def accuracy(
+def compute_accuracy(
     sets: Sequence[LabelSet], labels: NDArray[np.integer], scores: NDArray[np.floating]
 ) -> Accuracy:
     """Score examples.

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evaluate.annotations import Detection, Segment
-from evaluate.mean_ap import Booleans, Floats, Integers, match
+from evaluate.mean_ap import Booleans, Floats, Integers, match_predictions
 
 Weights = NDArray[np.int32]
 
@@ -52,7 +52,7 @@ def resample(
             f"the ground truth does not have video {min(strangers)!r} and {len(strangers) - 1} "
             "more of the detections' videos: leave them out, or take the subset they are of"
         )
-    matches = match(truth, detections, tious)
+    matches = match_predictions(truth, detections, tious)
     classes = range(len(matches.labels))
     ranked, found = matches.ranked, matches.found
     bounds = np.searchsorted(ranked.label, np.arange(len(classes) + 1))

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from evaluate.annotations import Detection, Segment
-from evaluate.mean_ap import Booleans, Floats, match
+from evaluate.mean_ap import Booleans, Floats, match_predictions
 
 RECALLS: Floats = np.linspace(0, 1, 101)
 
@@ -35,7 +35,7 @@ def precision_recall(
     Raises:
         ValueError: for the same reasons.
     """
-    matches = match(ground_truth, predictions, tious)
+    matches = match_predictions(ground_truth, predictions, tious)
     counts = np.bincount(matches.truths.label, minlength=len(matches.labels))
     bounds = np.searchsorted(matches.ranked.label, np.arange(len(matches.labels) + 1))
     precision = np.array(

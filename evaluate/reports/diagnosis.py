@@ -12,7 +12,7 @@ import matplotlib.pyplot as plt
 from evaluate.diagnosis.diagnosis import Diagnosis
 from evaluate.diagnosis.false_positives import KINDS, SLICES
 from evaluate.diagnosis.sensitivity import Bin
-from evaluate.reports.figures import MOST_NAMES, save
+from evaluate.reports.figures import MOST_NAMES, save_figure
 
 Diagnoses = Mapping[str, Diagnosis]
 """By the detector's name, in the order of drawing; all of the same truth."""
@@ -86,7 +86,7 @@ def draw_costs(diagnoses: Diagnoses, path: Path) -> None:
     below.set_title("What removing one kind of false positives would gain")
     below.margins(y=0.2)
     below.legend()
-    save(figure, path)
+    save_figure(figure, path)
 
 
 def draw_profiles(diagnoses: Diagnoses, path: Path) -> None:
@@ -113,7 +113,7 @@ def draw_profiles(diagnoses: Diagnoses, path: Path) -> None:
     )
     handles, labels = rows[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncol=6, fontsize=9)
-    save(figure, path)
+    save_figure(figure, path)
 
 
 def draw_sensitivity(diagnoses: Diagnoses, path: Path) -> None:
@@ -135,7 +135,7 @@ def draw_sensitivity(diagnoses: Diagnoses, path: Path) -> None:
                 axes.axhline(level, color=colour, linestyle=line, linewidth=0.8, alpha=0.6)
     for column, (name, characteristic) in enumerate(one.characteristics.items()):
         above, below = grid[:, column]
-        names = [span(each) for each in characteristic.bins]
+        names = [format_bin(each) for each in characteristic.bins]
         for axes in (above, below):
             axes.set(xticks=range(len(names)), xlim=(-0.4, len(names) - 0.6))
             axes.grid(axis="y", alpha=0.3)
@@ -153,7 +153,7 @@ def draw_sensitivity(diagnoses: Diagnoses, path: Path) -> None:
         loc="outside upper center",
         ncol=len(labels),
     )
-    save(figure, path)
+    save_figure(figure, path)
 
 
 def draw_classes(diagnoses: Diagnoses, path: Path) -> None:
@@ -185,7 +185,7 @@ def draw_classes(diagnoses: Diagnoses, path: Path) -> None:
     axes.set_ylim(len(shown) - 0.5, -0.5)  # the first on top
     axes.grid(alpha=0.3)
     figure.legend(loc="outside lower center", ncol=3)
-    save(figure, path)
+    save_figure(figure, path)
 
 
 def draw_reliability(diagnoses: Diagnoses, path: Path) -> None:
@@ -208,7 +208,7 @@ def draw_reliability(diagnoses: Diagnoses, path: Path) -> None:
     for axes in (left, right):
         axes.grid(alpha=0.3)
     figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncol=2)
-    save(figure, path)
+    save_figure(figure, path)
 
 
 def _cause(cause: str) -> dict[str, Any]:
@@ -220,7 +220,7 @@ def _slice(number: int) -> str:
     return "0–1 G" if not number else f"{number}–{number + 1} G"
 
 
-def text(diagnoses: Diagnoses) -> str:
+def diagnosis_table(diagnoses: Diagnoses) -> str:
     """Return detectors side by side as aligned text."""
     all_of = list(diagnoses.values())
     one = all_of[0]
@@ -238,7 +238,7 @@ def text(diagnoses: Diagnoses) -> str:
         rows.append((f"  by {name} ({characteristic.unit})", []))
         for place, each in enumerate(characteristic.bins):
             bins = [d.characteristics[name].bins[place] for d in all_of]
-            label = f"    {span(each)}"
+            label = f"    {format_bin(each)}"
             rows.append((label, [_both(b.missed, b.mean_ap_n) for b in bins]))
     rows.append(("calibration error of scores", [_error(d) for d in all_of]))
     rows.append(("average precision, hardest classes", []))
@@ -254,7 +254,7 @@ def text(diagnoses: Diagnoses) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
-def span(each: Bin) -> str:
+def format_bin(each: Bin) -> str:
     """Return a bin's values as people read them: 2.5–4.1, or one number."""
     low, high = (
         f"{value:.0f}" if value >= 100 else f"{value:.2g}" for value in (each.low, each.high)

@@ -57,7 +57,7 @@ def draw_curves(metrics: Sequence[Mapping[str, Any]], rates: Mapping[str, str], 
     speed.set(title="Seconds per step", xlabel="step", ylim=(0, None))
     for axis in axes.flat:
         _finish(axis)
-    save(figure, path)
+    save_figure(figure, path)
 
 
 def _draw_checks(axes: Any, checks: Sequence[Mapping[str, Any]]) -> None:
@@ -102,7 +102,7 @@ def draw_tious(
     axes.set(xlabel="tIoU that a detection must reach to count", ylabel="mAP", ylim=(0, 1.08))
     axes.set_xticks(list(result.per_tiou))
     _finish(axes)
-    save(figure, path)
+    save_figure(figure, path)
 
 
 def draw_precision_recall(curves: Curves, path: Path) -> None:
@@ -115,7 +115,7 @@ def draw_precision_recall(curves: Curves, path: Path) -> None:
         axes.plot(RECALLS, curve, label=f"tIoU {tiou:g}", color=colour, linewidth=1.8)
     axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.03))
     _finish(axes)
-    save(figure, path)
+    save_figure(figure, path)
 
 
 def draw_class_curves(
@@ -155,7 +155,7 @@ def draw_class_curves(
         grid.flat[place - columns].tick_params(labelbottom=True)  # nothing stands below it
     figure.supxlabel("recall", fontsize=10)
     figure.supylabel("precision", fontsize=10)
-    save(figure, path)
+    save_figure(figure, path)
 
 
 def draw_rows(
@@ -206,7 +206,7 @@ def draw_rows(
         right.tick_params(axis="y", left=False)
     else:
         right.set_axis_off()
-    save(figure, path)
+    save_figure(figure, path)
 
 
 def draw_dataset(
@@ -263,7 +263,7 @@ def draw_dataset(
     right.scatter([duration for duration, _ in videos], rates, s=12, alpha=0.5)
     right.set(xlabel="duration in s", ylabel="frames per second", title="videos")
     right.set_ylim(0, 1.1 * max([1.0, *rates]))
-    save(figure, path)
+    save_figure(figure, path)
 
 
 def draw_confusion(counts: NDArray[np.int64], names: Sequence[str], path: Path) -> None:
@@ -281,7 +281,7 @@ def draw_confusion(counts: NDArray[np.int64], names: Sequence[str], path: Path) 
         axes.set_xticks(range(len(names)), names, rotation=90)
         axes.set_yticks(range(len(names)), names)
     axes.set(xlabel="found", ylabel="true")
-    save(figure, path)
+    save_figure(figure, path)
 
 
 def scores_table(result: MeanAP) -> str:
@@ -305,7 +305,7 @@ def _finish(axes: Any) -> None:
         axes.legend(fontsize=9, framealpha=0.7)
 
 
-def save(figure: Any, path: Path) -> None:
+def save_figure(figure: Any, path: Path) -> None:
     """Write a figure as PNG with 100 pixels an inch, aside first, and close it."""
     with atomic_path(path) as aside:
         figure.savefig(aside, dpi=100, format="png")

@@ -53,7 +53,7 @@ class Launch:
 def new_launch(processes: int = 1, devices: Sequence[str] = ()) -> Launch:
     """Describe this process: the command it was started with, and the software it runs on."""
     return Launch(
-        command=command(sys.argv, _parent()),
+        command=repeat_command(sys.argv, _parent()),
         folder=str(Path.cwd()),
         began=datetime.now().astimezone().isoformat(sep=" ", timespec="seconds"),
         processes=processes,
@@ -77,7 +77,7 @@ def write_launches(folder: Path, launches: Sequence[Launch]) -> None:
     write_text(folder / LAUNCHES, text + "\n")
 
 
-def command(arguments: Sequence[str], parent: Sequence[str]) -> str:
+def repeat_command(arguments: Sequence[str], parent: Sequence[str]) -> str:
     """Return a command line that does again what this process does.
 
     Args:

@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 from urllib.parse import quote
 
 from configs.atomic import write_text
-from evaluate.rendering import render
+from evaluate.rendering import render_template
 
 REPORT = "report.html"
 TABLES = "report.json"
@@ -139,7 +139,7 @@ def write_report(report: Report, out: Path) -> None:
     Raises:
         OSError: they cannot be written; what was there before is whole.
     """
-    page = render(
+    page = render_template(
         "report.html.j2",
         report=report,
         embedded=lambda file: _embedded(out / file),

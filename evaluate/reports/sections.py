@@ -58,10 +58,10 @@ def evaluation_sections(
         skipped: videos that do not count, with causes.
         run: the folder of the training run, if it is known.
     """
-    report = report_of(run, out) if run else None
+    report = find_report(run, out) if run else None
     above = [(report, "the report of the training run")] if report else []
     sections = [
-        left_out_section(skipped),
+        skipped_section(skipped),
         time_section([launch]),
         activations_section([launch]),
         repeat_section([launch]),
@@ -78,7 +78,7 @@ def time_section(launches: Sequence[Launch]) -> Section:
         total.update(launch.seconds)
     whole = sum(total.values())
     killed = sum(launch.outcome == RUNNING for launch in launches)
-    note = f"In all {duration(whole)}"
+    note = f"In all {format_duration(whole)}"
     note += f" in {len(launches)} launches" if len(launches) > 1 else ""
     note += f"; {killed} of them told nothing, because they were killed" if killed else ""
     rows = [
@@ -118,7 +118,13 @@ def repeat_section(launches: Sequence[Launch]) -> Section:
         for n, launch in enumerate(launches, 1)
     }
     rows = [
-        (n, launch.began, duration(sum(launch.seconds.values())), outcome(launch), where(launch))
+        (
+            n,
+            launch.began,
+            format_duration(sum(launch.seconds.values())),
+            describe_outcome(launch),
+            describe_machine(launch),
+        )
         for n, launch in enumerate(launches, 1)
     ]
     columns = ("launch", "began", "took", "how it ended", "on")
@@ -161,7 +167,7 @@ def settings_section(config: str) -> Section:
     return Section("Settings", texts={"The resolved config, config.yaml": config}, folded=True)
 
 
-def left_out_section(skipped: Mapping[str, str]) -> Section | None:
+def skipped_section(skipped: Mapping[str, str]) -> Section | None:
     """Return which videos do not count, and why; None if all do."""
     if not skipped:
         return None
@@ -169,19 +175,19 @@ def left_out_section(skipped: Mapping[str, str]) -> Section | None:
     return Section("Videos left out", "They could not be read and do not count.", tables=[table])
 
 
-def report_of(folder: Path, seen_from: Path) -> str | None:
+def find_report(folder: Path, seen_from: Path) -> str | None:
     """Return the relative path of a folder's report, if it has one."""
     if not (folder / REPORT).is_file():
         return None
     return os.path.relpath((folder / REPORT).resolve(), seen_from.resolve())
 
 
-def outcome(launch: Launch) -> str:
+def describe_outcome(launch: Launch) -> str:
     """Return how a launch ended."""
     return "still running, or killed" if launch.outcome == RUNNING else launch.outcome
 
 
-def where(launch: Launch) -> str:
+def describe_machine(launch: Launch) -> str:
     """Return what a launch ran on."""
     devices = ", ".join(
         f"{count} × {name}" if count > 1 else name
@@ -190,7 +196,7 @@ def where(launch: Launch) -> str:
     return f"{launch.processes} process{'es' if launch.processes > 1 else ''}; {devices or 'CPU'}"
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Return seconds, minutes or hours, whichever reads best."""
     if seconds < 120:
         return f"{seconds:.1f} s"

@@ -14,13 +14,13 @@ from evaluate.reports.metrics_file import METRICS, read_metrics
 from evaluate.reports.page import TABLES, Fact, Figure, Report, Section, Table, write_report
 from evaluate.reports.sections import (
     activations_section,
-    duration,
+    describe_outcome,
     files_section,
-    left_out_section,
-    outcome,
+    find_report,
+    format_duration,
     repeat_section,
-    report_of,
     settings_section,
+    skipped_section,
     time_section,
 )
 
@@ -80,7 +80,7 @@ def _report(out: Path, metrics: Sequence[Mapping[str, Any]], config: str) -> Rep
         time_section(launches) if launches else None,
         activations_section(launches),
         _network(out, launches),
-        left_out_section(skipped),
+        skipped_section(skipped),
         repeat_section(launches) if launches else None,
         settings_section(config),
         files_section(out),
@@ -150,7 +150,7 @@ def _facts(
     if launches:
         end = launches[-1].outcome
         moods = {FINISHED: "good", RUNNING: ""}
-        word = "failed" if end.startswith("failed") else outcome(launches[-1])
+        word = "failed" if end.startswith("failed") else describe_outcome(launches[-1])
         facts.append(Fact("how it ended", word, moods.get(end, "bad")))  # type: ignore[arg-type]
     if best is not None:
         facts.append(Fact(f"best validation {_name(measure)}", best["validation"][measure]))
@@ -160,7 +160,9 @@ def _facts(
     if lines:
         facts.append(Fact("last loss", lines[-1]["loss"]))
     if launches:
-        facts.append(Fact("took", duration(sum(sum(one.seconds.values()) for one in launches))))
+        facts.append(
+            Fact("took", format_duration(sum(sum(one.seconds.values()) for one in launches)))
+        )
     return facts
 
 
@@ -209,7 +211,7 @@ def _scores(out: Path) -> Section | None:
     rows, links = [], {}
     for file in sorted([*out.glob(f"evaluation/*/{TABLES}"), *out.glob(f"*/{TABLES}")]):
         content = json.loads(file.read_text())
-        report = report_of(file.parent, out)
+        report = find_report(file.parent, out)
         if content["kind"] != EVALUATION or not report:
             continue
         facts = content["facts"]

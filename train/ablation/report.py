@@ -7,7 +7,7 @@ from urllib.parse import quote
 from configs.loader import dump
 from evaluate.reports.launches import Launch
 from evaluate.reports.page import REPORT, Cell, Fact, Figure, Report, Section, Table, write_report
-from evaluate.reports.sections import duration, files_section, repeat_section, time_section
+from evaluate.reports.sections import files_section, format_duration, repeat_section, time_section
 from train.ablation.grid import Grid, Run
 from train.ablation.records import read_record
 from train.ablation.results import Results, average_of, metrics_of
@@ -71,7 +71,7 @@ def _runs(grid: Grid, results: Results) -> Table:
         if str(run) in results.failed:
             continue
         record = read_record(grid.folder(run))
-        took = duration(record.seconds) if record else ""
+        took = format_duration(record.seconds) if record else ""
         rows.append([str(run), average_of(metrics_of(grid, run, grid.subset), grid), took])
         if file := _report_or_log(grid, run):
             links[str(run)] = quote(str(file.relative_to(grid.root)))

@@ -13,7 +13,7 @@ import torch
 from tqdm import tqdm
 
 from configs.loader import load
-from evaluate.annotations import Segment, select
+from evaluate.annotations import Segment, select_videos
 from evaluate.datasets.read import annotation_files
 from evaluate.files.predictions import read_predictions
 from evaluate.mean_ap import Floats
@@ -206,7 +206,7 @@ def _data(folder: Path) -> DataConfig:
 
 @lru_cache
 def _truth(data: DataConfig, subset: str) -> Truth:
-    return {video.name: video.segments for video in select(load_annotations(data), subset)}
+    return {video.name: video.segments for video in select_videos(load_annotations(data), subset)}
 
 
 def _drawn(

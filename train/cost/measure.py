@@ -23,7 +23,7 @@ from train.config import Experiment
 from train.data.batch import Batch
 from train.data.videos import VideoItem
 from train.detector.model import Detector
-from train.detector.postprocess import predict
+from train.detector.postprocess import predict_windows
 from train.detector.training import DetectionTask
 from train.engine.loop import TrainingRun
 from train.engine.sharding import gathered
@@ -96,7 +96,7 @@ def measure_step(
         detector.eval()
         with gathered(detector), accelerator.autocast():
             arguments = detector.predict_batch, [batch], config.evaluation, accelerator.device
-            tested_s = _least_s(lambda: predict(*arguments), accelerator.device)
+            tested_s = _least_s(lambda: predict_windows(*arguments), accelerator.device)
         return np.array([trained_s, tested_s])
 
     most, slope = config.sampling.samples // CLIP_FRAMES, np.zeros(2)

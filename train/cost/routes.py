@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from configs.messages import markdown_table
-from evaluate.reports.sections import duration
+from evaluate.reports.sections import format_duration
 from extract.backbone.backbone import Cut
 from train.cost.measure import ReadingCost, StepCost
 from train.cost.workload import Workload
@@ -97,7 +97,7 @@ class TrainingRoute:
         if self.free_bytes is not None:
             free = _size(self.free_bytes) + ("" if self.fits else ": TOO SMALL")
         hours = self.preparation_hours, self.first_run_hours, self.further_run_hours
-        times = (duration(3600 * each) for each in hours)
+        times = (format_duration(3600 * each) for each in hours)
         return (self.name, _size(self.bytes), free, *times, self.gives_up)
 
     def to_dict(self) -> dict[str, Any]:

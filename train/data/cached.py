@@ -130,7 +130,7 @@ def ensure_cached(
         ValueError: a video cannot be read or is gone, or the disk is too small.
     """
     if activations[0].backbone.config.mode == "imported":
-        return _imported(activations, spans), Counts()
+        return _find_imported(activations, spans), Counts()
     wanted = [SpanRequest(of, some, (cut,)) for of, some in zip(activations, spans, strict=True)]
     made = plan(wanted, accelerator, skip_bad)
     if accelerator.is_main_process:
@@ -141,14 +141,16 @@ def ensure_cached(
     if skipped and accelerator.is_main_process:
         print(format_skipped(skipped, sum(map(len, subsets))))
     for items in subsets:
-        items.leave_out(skipped)
+        items.skip_videos(skipped)
         if not items:
             raise ValueError(f"not one video can be read; for one, {next(iter(skipped.values()))}")
     places = tuple(of.cached_cuts()[cut] for of in activations)
     return CachedStreams(places, activations[0].config.span), counts
 
 
-def _imported(activations: Sequence[Activations], spans: Sequence[Sequence[Span]]) -> CachedStreams:
+def _find_imported(
+    activations: Sequence[Activations], spans: Sequence[Sequence[Span]]
+) -> CachedStreams:
     """Return where imported features are; ValueError unless all are there."""
     places = tuple(of.cached_cuts()["features"] for of in activations)
     gone = {
@@ -176,7 +178,7 @@ def _imported(activations: Sequence[Activations], spans: Sequence[Sequence[Span]
     return CachedStreams(places, tested_on="video")
 
 
-def draw_inputs(
+def sample_inputs(
     rng: np.random.Generator,
     item: VideoItem,
     sampling: SamplingConfig,
@@ -196,7 +198,7 @@ def draw_inputs(
     grain = TUBELET if cached.cut == "features" else CLIP_FRAMES
     window, parts = random_window_of_span(rng, spans[0], item.segments, sampling, grain, directions)
     return window, tuple(
-        _padded(_as_input(of.read(span, rows), of), window.samples // TUBELET, of)
+        _pad_steps(_as_input(of.read(span, rows), of), window.samples // TUBELET, of)
         for of, span, rows in zip(cached.places, spans, parts, strict=True)
     )
 
@@ -219,7 +221,7 @@ def read_windows(
         for window in windows:
             first = round(window.start / sampling.step)
             inputs = _as_input(of.read(span, slice(first, first + window.valid)), of)
-            yield (_padded(inputs, window.size, of),)
+            yield (_pad_steps(inputs, window.size, of),)
         return
     streams = [
         of.read_all([window_span(item, window, direction) for window in windows])
@@ -233,7 +235,7 @@ def _as_input(rows: Tensor, cached: Cached) -> Tensor:
     return rows.float().mT if cached.cut == "features" else rows.float()
 
 
-def _padded(inputs: Tensor, steps: int, cached: Cached) -> Tensor:
+def _pad_steps(inputs: Tensor, steps: int, cached: Cached) -> Tensor:
     """Repeat the last step, as the pixels of padded windows repeat the last frame."""
     if cached.cut == "features":
         return F.pad(inputs, (0, steps - inputs.shape[-1]), mode="replicate")

@@ -6,10 +6,10 @@ from configs.messages import truncated
 from extract.sampling.windows import SamplingConfig
 from train.data.videos import VideoItem
 
-UNLIKE = 1.1  # a step that lasts so many times as long, or as short, is another one
+SAME_RATE_RATIO = 1.1  # a step that lasts so many times as long, or as short, is another one
 
 
-def frame_rates(items: Sequence[VideoItem]) -> tuple[float, float]:
+def frame_rate_range(items: Sequence[VideoItem]) -> tuple[float, float]:
     """Return the lowest and the highest rate of videos."""
     rates = [item.fps for item in items]
     return min(rates), max(rates)
@@ -28,7 +28,9 @@ def describe_unlike_rates(
     if trained is None or sampling.fps is not None or sampling.method == "resize":
         return None
     low, high = trained
-    unlike = [item for item in items if not low / UNLIKE <= item.fps <= high * UNLIKE]
+    unlike = [
+        item for item in items if not low / SAME_RATE_RATIO <= item.fps <= high * SAME_RATE_RATIO
+    ]
     if not unlike:
         return None
     rates = f"{low:.4g}" if high / low < 1.01 else f"{low:.4g} to {high:.4g}"

@@ -18,12 +18,12 @@ from evaluate.annotations import (
     Notice,
     Segment,
     Video,
+    raise_problem,
     read_annotations,
-    select,
-    stop,
+    select_videos,
     with_duration,
 )
-from evaluate.datasets.fields import Refused, by_spelling, near_file
+from evaluate.datasets.fields import Refused, describe_near_files, group_by_spelling
 from extract.backbone.imported import imported_name
 from extract.identity.digest import video_digest
 from extract.sampling.windows import seconds_to_frames
@@ -54,7 +54,7 @@ class VideoItem:
     labels: NDArray[np.int64]
     truth: tuple[Segment, ...]
     times_s: NDArray[np.float64] | None = None
-    known: VideoInfo | None = None
+    identity: VideoInfo | None = None
     sampling_fps: float | None = None
 
     @property
@@ -67,8 +67,8 @@ class VideoItem:
     @property
     def info(self) -> VideoInfo:
         """The file's identity; only of items that were loaded with a store."""
-        assert self.known is not None
-        return self.known
+        assert self.identity is not None
+        return self.identity
 
     def to_seconds(self, places: NDArray[np.floating]) -> NDArray[np.floating]:
         """Map places on the timeline to times within the video, in seconds."""
@@ -92,7 +92,7 @@ class Subset(list[VideoItem]):
         super().__init__(items)
         self.skipped = skipped
 
-    def leave_out(self, skipped: dict[str, str]) -> None:
+    def skip_videos(self, skipped: dict[str, str]) -> None:
         """Move videos to `skipped`, with causes by name; names that are not here do not matter."""
         self.skipped |= {item.name: skipped[item.name] for item in self if item.name in skipped}
         self[:] = [item for item in self if item.name not in skipped]
@@ -133,7 +133,7 @@ def make_item(
     )
 
 
-def load_annotations(data: DataConfig, notice: Notice = stop) -> Annotations:
+def load_annotations(data: DataConfig, notice: Notice = raise_problem) -> Annotations:
     """Read the experiment's annotations, class list and video tables.
 
     Args:
@@ -162,7 +162,7 @@ def load_annotations(data: DataConfig, notice: Notice = stop) -> Annotations:
     return annotations
 
 
-def learned_classes(data: DataConfig, annotations: Annotations) -> tuple[str, ...]:
+def target_classes(data: DataConfig, annotations: Annotations) -> tuple[str, ...]:
     """Return what a detector tells apart: the annotated classes, or actions from nothing."""
     return (ACTION,) if data.class_agnostic else annotations.classes
 
@@ -213,9 +213,9 @@ def load_subsets(
             those of all subsets are listed at once.
     """
     found = [
-        _features_of(data, annotations, subset, store, imported)
+        _match_features(data, annotations, subset, store, imported)
         if imported and store
-        else _match(data, annotations, subset, accelerator, store, needs_files, sampling_fps)
+        else _match_files(data, annotations, subset, accelerator, store, needs_files, sampling_fps)
         for subset in subsets
     ]
     problems = {name: cause for items in found for name, cause in items.skipped.items()}
@@ -243,13 +243,13 @@ def without_short(item: VideoItem, share: float) -> VideoItem:
     return replace(item, segments=item.segments[kept], labels=item.labels[kept])
 
 
-def _features_of(
+def _match_features(
     data: DataConfig, annotations: Annotations, subset: str, store: Store, imported: str
 ) -> Subset:
     """Match a subset's videos with features that were imported for them."""
     warnings: Counter[str] = Counter()
     items, problems = [], {}
-    for video in select(annotations, subset):
+    for video in select_videos(annotations, subset):
         try:
             info = store.videos_by_name.get(imported_name(imported, video.name))
             if info is None:
@@ -257,15 +257,15 @@ def _features_of(
                     f"{video.name}: no features '{imported}' of it are in {store.url}; import them "
                     "with extract/features.py"
                 )
-            item = replace(_kept_item(info, Path(store.url)), name=video.name)
+            item = replace(_stored_item(info, Path(store.url)), name=video.name)
             items.append(with_truth(item, video, data, annotations.classes, warnings))
         except ValueError as error:
             problems[video.name] = str(error)
-    _count(annotations, warnings)
+    _add_warnings(annotations, warnings)
     return Subset(items, problems)
 
 
-def _match(
+def _match_files(
     data: DataConfig,
     annotations: Annotations,
     subset: str,
@@ -279,10 +279,10 @@ def _match(
     if not folder.is_dir() and not kept:
         raise ValueError(f"data.videos: there is no folder {folder}")
     files = video_files(folder, "data.videos") if folder.is_dir() else {}
-    spelled = by_spelling(files)
+    spelled = group_by_spelling(files)
     names = Counter(info.name for info in store.videos.values()) if kept and store else Counter()
     away = 0
-    videos = select(annotations, subset)
+    videos = select_videos(annotations, subset)
     present = [files[video.name] for video in videos if video.name in files]
     bar = accelerator is None or accelerator.is_main_process
     looked_at = dict(zip(present, probe(present, progress=bar), strict=True))
@@ -297,11 +297,11 @@ def _match(
                         f"{names[video.name]} different videos of that name; bring the file back"
                     )
                 away += 1
-                item = replace(_kept_item(kept[video.name], folder), sampling_fps=sampling_fps)
+                item = replace(_stored_item(kept[video.name], folder), sampling_fps=sampling_fps)
                 items.append(with_truth(item, video, data, annotations.classes, warnings))
                 continue
             if video.name not in files:
-                hint = near_file(video.name, spelled)
+                hint = describe_near_files(video.name, spelled)
                 if store is not None and not needs_files:
                     hint = (
                         f", and {store.url} does not know it: bring it back and run "
@@ -323,11 +323,11 @@ def _match(
         print(
             f"{away} of {len(videos)} videos have no file in {folder}: the cache knows them by name"
         )
-    _count(annotations, warnings)
+    _add_warnings(annotations, warnings)
     return Subset(items, problems)
 
 
-def _count(annotations: Annotations, warnings: Counter[str]) -> None:
+def _add_warnings(annotations: Annotations, warnings: Counter[str]) -> None:
     """Add to what is told of the annotations."""
     for what, count in warnings.items():
         annotations.warnings[what] = annotations.warnings.get(what, 0) + count
@@ -339,16 +339,16 @@ def with_digest(item: VideoItem) -> VideoItem:
     except OSError as error:
         raise VideoError(f"{item.path}: cannot be read as video: {error.strerror}") from error
     known = VideoInfo(digest, item.name, size, item.frames, item.fps, item.times_s)
-    return replace(item, known=known)
+    return replace(item, identity=known)
 
 
-def _kept_item(info: VideoInfo, folder: Path) -> VideoItem:
+def _stored_item(info: VideoInfo, folder: Path) -> VideoItem:
     nothing = np.zeros((0, 2)), np.zeros(0, np.int64)
     path, duration_s = folder / info.name, info.frames / info.fps
     return VideoItem(
         *(info.name, path, info.frames, duration_s, info.fps, *nothing, ()),
         times_s=info.times_s,
-        known=info,
+        identity=info,
     )
 
 

@@ -31,7 +31,7 @@ from extract.sampling.windows import (
 )
 from extract.video.reader import VideoError
 from train.data.batch import Sample, collate
-from train.data.cached import CachedStreams, draw_inputs, read_windows
+from train.data.cached import CachedStreams, read_windows, sample_inputs
 from train.data.loading import EpochSampler, balanced_splits, batch_loader, with_substitute
 from train.data.videos import VideoItem
 
@@ -74,7 +74,7 @@ class TrainingWindows(Dataset[Sample]):
         item, of = self.items[position], (self.sampling, self.directions)
         rng = np.random.default_rng((self.seed, epoch, position, 1))
         if self.cached is not None:
-            window, inputs = draw_inputs(rng, item, *of, self.cached)
+            window, inputs = sample_inputs(rng, item, *of, self.cached)
             return _sample(item, window, inputs, *of, start=self.cached.cut)
         window = random_window(rng, item, item.segments, self.sampling)
         seed = int(rng.integers(2**31))
@@ -166,7 +166,7 @@ def _frames(
 ) -> Iterator[list[Tensor]]:
     if kept is not None:
         return kept.frames_of(item.path, item.info, windows, transform, seed)
-    reader = known_reader(item.path, item.frames, item.known.digest if item.known else None)
+    reader = known_reader(item.path, item.frames, item.identity.digest if item.identity else None)
     return window_frames(reader, windows, transform, seed)
 
 

@@ -5,9 +5,9 @@ from collections import Counter
 from collections.abc import Iterator
 
 from evaluate.annotations import Video
-from evaluate.datasets.fields import Refused, spelled_alike
-from train.dataset_check.findings import Finding, Kind
-from train.dataset_check.survey import Note, Survey, subsets
+from evaluate.datasets.fields import Refused, group_spelled_alike
+from train.dataset_check.findings import Finding, FindingKind
+from train.dataset_check.survey import AnnotationNote, Survey, subsets
 
 FEW = 10  # examples of a class; with fewer, what is learned is mostly chance
 OUTSIDE = "outside the video"
@@ -15,48 +15,50 @@ REFUSED = "correct the file, or list the video under data.blocked; training woul
 TOLERATED = "handled as said; correct the file if that is not what it means"
 HARMLESS = {"segments clipped to the end of their video"}  # rounding
 
-UNIT = Kind(
+UNIT = FindingKind(
     "times in another unit",
     "error",
     "times are in seconds: divide frame numbers by the frame rate, milliseconds by 1000",
 )
-NO_SUBSET = Kind(
+NO_SUBSET = FindingKind(
     "subset that no video is in", "error", "correct the setting or the annotations' subsets"
 )
-UNUSED = Kind("subset that is not used", "info", "nothing; no setting under data names this subset")
-SHARED = Kind(
+UNUSED = FindingKind(
+    "subset that is not used", "info", "nothing; no setting under data names this subset"
+)
+SHARED = FindingKind(
     "one subset to train and to test on",
     "warning",
     "results say nothing about other videos; name another data.test_subset",
 )
-NO_ACTION = Kind("subset without an action", "error", "annotate it, or name another subset")
-IDLE = Kind("training video without an action", "info", "nothing; training leaves it out")
-UNTRAINED = Kind(
+NO_ACTION = FindingKind("subset without an action", "error", "annotate it, or name another subset")
+IDLE = FindingKind("training video without an action", "info", "nothing; training leaves it out")
+UNTRAINED = FindingKind(
     "class without a training example",
     "warning",
     "it can never be found: annotate examples, or take it off the class list",
 )
-ONLY_TESTED = Kind(
+ONLY_TESTED = FindingKind(
     "class that is tested but never trained",
     "warning",
     "its average precision will be about 0 and lower the mean: move videos to the training subset",
 )
-ALIKE = Kind(
+ALIKE = FindingKind(
     "labels that hardly differ",
     "warning",
     "they are learned as classes of their own; if they mean the same, write them alike",
 )
-FEW_EXAMPLES = Kind(
+FEW_EXAMPLES = FindingKind(
     "class with few training examples", "warning", f"aim at {FEW} or more; more is better"
 )
-MIRRORED = Kind(
+MIRRORED = FindingKind(
     "flips exchange left and right",
     "warning",
     "set pixels.flip 0, or these classes are trained on each other's pictures",
 )
 
 
-def check_entries(survey: Survey) -> Iterator[Finding]:
+def check_annotations(survey: Survey) -> Iterator[Finding]:
     """What reading the annotations refused or tolerated, and times that are not in seconds."""
     far: dict[str, list[float]] = {}
     for note in survey.notes:
@@ -76,17 +78,17 @@ def check_entries(survey: Survey) -> Iterator[Finding]:
             yield _finding(note)
 
 
-def _finding(note: Note) -> Finding:
+def _finding(note: AnnotationNote) -> Finding:
     if isinstance(note.problem, str):
         harmless = note.problem in HARMLESS or note.problem.endswith("annotations dropped")
-        kind = Kind(note.problem, "info" if harmless else "warning", TOLERATED)
+        kind = FindingKind(note.problem, "info" if harmless else "warning", TOLERATED)
         place = "" if note.entry is None else f", entry {note.entry}"
         return Finding(kind, f"video {note.video!r}{place}", note.video, note.entry)
     name = note.problem.kind if isinstance(note.problem, Refused) else "malformed annotation"
-    return Finding(Kind(name, "error", REFUSED), str(note.problem), note.video, note.entry)
+    return Finding(FindingKind(name, "error", REFUSED), str(note.problem), note.video, note.entry)
 
 
-def _is_outside(note: Note) -> bool:
+def _is_outside(note: AnnotationNote) -> bool:
     if isinstance(note.problem, str):
         return "video" in note.problem and note.entry is not None
     return isinstance(note.problem, Refused) and note.problem.kind == OUTSIDE
@@ -133,8 +135,8 @@ def check_subsets(survey: Survey) -> Iterator[Finding]:
 def check_classes(survey: Survey) -> Iterator[Finding]:
     """Classes with too few examples to learn from."""
     data, names = survey.config.data, survey.annotations.classes
-    trained, tested = (check_examples(survey, s) for s in (data.train_subset, data.test_subset))
-    for alike in spelled_alike(names):
+    trained, tested = (count_examples(survey, s) for s in (data.train_subset, data.test_subset))
+    for alike in group_spelled_alike(names):
         examples = " and ".join(f"{name!r} ({trained[name]} training)" for name in alike)
         yield Finding(ALIKE, examples, numbers={name: trained[name] for name in alike})
     for name in names:
@@ -147,7 +149,7 @@ def check_classes(survey: Survey) -> Iterator[Finding]:
             yield Finding(FEW_EXAMPLES, f"{name}: {trained[name]} examples", numbers=numbers)
 
 
-def check_examples(survey: Survey, subset: str) -> Counter[str]:
+def count_examples(survey: Survey, subset: str) -> Counter[str]:
     """Return how many actions of each class a subset has."""
     return Counter(s.label for video in survey.videos(subset) for s in video.segments)
 

@@ -12,13 +12,13 @@ from train.config import Experiment
 from train.dataset_check import annotations, files, lengths
 from train.dataset_check.findings import (
     Finding,
-    counts,
+    count_by_severity,
     exit_code,
     findings_table,
     findings_to_dict,
 )
 from train.dataset_check.lengths import Suggestion, suggest
-from train.dataset_check.survey import Survey, subsets, survey
+from train.dataset_check.survey import Survey, subsets, survey_dataset
 from train.dataset_check.updates import check_updates, planned_updates
 from train.modeling.points import regression_ranges
 
@@ -28,7 +28,7 @@ CHECKS = (
     files.check_duplicates,
     files.check_sizes,
     files.check_slow_readers,
-    annotations.check_entries,
+    annotations.check_annotations,
     annotations.check_subsets,
     annotations.check_classes,
     annotations.check_reversed_pairs,
@@ -84,14 +84,14 @@ class DatasetCheck:
     def totals(self) -> str:
         """Return how many findings there are of each severity."""
         return ", ".join(
-            f"{severity}: {count}" for severity, count in counts(self.findings).items()
+            f"{severity}: {count}" for severity, count in count_by_severity(self.findings).items()
         )
 
-    def draw(self, path: Path) -> None:
+    def draw_figure(self, path: Path) -> None:
         """Draw classes, lengths of actions and videos."""
         config = self.survey.config
         examples = {
-            subset: annotations.check_examples(self.survey, subset)
+            subset: annotations.count_examples(self.survey, subset)
             for subset in subsets(config.data)
         }
         draw_dataset(
@@ -117,10 +117,10 @@ def check_dataset(config: Experiment) -> DatasetCheck:
     Raises:
         ValueError: the annotations cannot be read at all, or the folder of videos is absent.
     """
-    seen = survey(config)
-    return DatasetCheck(seen, judge(seen), suggest(seen))
+    seen = survey_dataset(config)
+    return DatasetCheck(seen, run_checks(seen), suggest(seen))
 
 
-def judge(seen: Survey) -> list[Finding]:
+def run_checks(seen: Survey) -> list[Finding]:
     """Return what all checks find."""
     return list(chain.from_iterable(look(seen) for look in CHECKS))

@@ -4,44 +4,50 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from evaluate.datasets.fields import by_spelling, near_file
+from evaluate.datasets.fields import describe_near_files, group_by_spelling
 from extract.video.probe import HANGS
-from train.dataset_check.findings import Finding, Kind
+from train.dataset_check.findings import Finding, FindingKind
 from train.dataset_check.survey import Survey
 
-LEAVE_OUT = "list the video under data.blocked"
-MISSING = Kind(
-    "missing video", "error", f"bring the file, correct the name in the annotations, or {LEAVE_OUT}"
+BLOCK_IT = "list the video under data.blocked"
+MISSING = FindingKind(
+    "missing video", "error", f"bring the file, correct the name in the annotations, or {BLOCK_IT}"
 )
-UNREADABLE = Kind("unreadable video", "error", f"copy or convert the file again, or {LEAVE_OUT}")
-HANGING = Kind(
+UNREADABLE = FindingKind(
+    "unreadable video", "error", f"copy or convert the file again, or {BLOCK_IT}"
+)
+HANGING = FindingKind(
     "hanging video",
     "error",
-    f"its decoder never comes back: convert the file again, or {LEAVE_OUT}",
+    f"its decoder never comes back: convert the file again, or {BLOCK_IT}",
 )
-CUT = Kind(
+CUT = FindingKind(
     "truncated video",
     "error",
-    f"its header tells of more frames than there are: copy the file again, or {LEAVE_OUT}",
+    f"its header tells of more frames than there are: copy the file again, or {BLOCK_IT}",
 )
-TWO_FILES = Kind("two files of one name", "error", "remove or rename all but one")
-LEAKED = Kind(
+TWO_FILES = FindingKind("two files of one name", "error", "remove or rename all but one")
+LEAKED = FindingKind(
     "training video again in another subset",
     "error",
     "the same content is trained on and tested: results would mean nothing; remove one",
 )
-DUPLICATE = Kind("duplicate video", "warning", "the same content counts twice; remove one")
-READER = Kind(
+DUPLICATE = FindingKind("duplicate video", "warning", "the same content counts twice; remove one")
+READER = FindingKind(
     "read by the slower reader", "info", "nothing; an H.264 mp4 with closed GOPs would be faster"
 )
-UNEVEN = Kind("frames at uneven times", "info", "nothing; truth is mapped by the frames' own times")
-UNNAMED = Kind("file without annotations", "info", "nothing, unless its name is misspelt somewhere")
-FRAMES = Kind(
+UNEVEN = FindingKind(
+    "frames at uneven times", "info", "nothing; truth is mapped by the frames' own times"
+)
+UNNAMED = FindingKind(
+    "file without annotations", "info", "nothing, unless its name is misspelt somewhere"
+)
+FRAMES = FindingKind(
     "another number of frames than annotated",
     "warning",
     "the file is believed; check that it is the video that was annotated",
 )
-RATE = Kind(
+RATE = FindingKind(
     "another frame rate than annotated",
     "warning",
     "the file is believed; check that it is the video that was annotated",
@@ -51,10 +57,12 @@ RATE = Kind(
 def check_missing_files(survey: Survey) -> Iterator[Finding]:
     """Videos without a file, names with two files, and files without annotations."""
     folder = Path(survey.config.data.videos)
-    spelled = by_spelling(survey.folder)
+    spelled = group_by_spelling(survey.folder)
     for video in survey.used:
         if video.name not in survey.folder:
-            text = f"{video.name}: no such file in {folder}{near_file(video.name, spelled)}"
+            text = (
+                f"{video.name}: no such file in {folder}{describe_near_files(video.name, spelled)}"
+            )
             yield Finding(_unless_skipped(MISSING, survey), text, video.name)
     for name, paths in survey.folder.items():
         if len(paths) > 1:
@@ -80,7 +88,7 @@ def check_unreadable(survey: Survey) -> Iterator[Finding]:
             yield Finding(CUT, text, name, numbers=numbers)
 
 
-def _unless_skipped(kind: Kind, survey: Survey) -> Kind:
+def _unless_skipped(kind: FindingKind, survey: Survey) -> FindingKind:
     """Where bad videos are skipped, they do not stop training."""
     skips = survey.config.data.bad_videos == "skip"
     return replace(kind, severity="warning") if skips else kind

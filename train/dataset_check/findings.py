@@ -9,7 +9,7 @@ SHOWN = 3  # places of each kind in the table; the file has all
 
 
 @dataclass(frozen=True)
-class Kind:
+class FindingKind:
     """A sort of finding: `error` stops or spoils training, `warning` is unwise, `info` is good to
     know; `advice` says what to do about it."""
 
@@ -28,16 +28,16 @@ class Finding:
         numbers: what the sentence says, for programs.
     """
 
-    kind: Kind
+    kind: FindingKind
     text: str
     video: str | None = None
     entry: int | None = None
     numbers: Mapping[str, float] = field(default_factory=dict)
 
 
-def by_kind(findings: Sequence[Finding]) -> dict[Kind, list[Finding]]:
+def group_by_kind(findings: Sequence[Finding]) -> dict[FindingKind, list[Finding]]:
     """Return findings by kind, errors first, otherwise in the order in which they came."""
-    kinds: dict[Kind, list[Finding]] = {}
+    kinds: dict[FindingKind, list[Finding]] = {}
     for severity in get_args(Severity):
         for finding in findings:
             if finding.kind.severity == severity:
@@ -45,7 +45,7 @@ def by_kind(findings: Sequence[Finding]) -> dict[Kind, list[Finding]]:
     return kinds
 
 
-def counts(findings: Sequence[Finding]) -> dict[Severity, int]:
+def count_by_severity(findings: Sequence[Finding]) -> dict[Severity, int]:
     """Return how many findings there are of each severity."""
     severities = [finding.kind.severity for finding in findings]
     return {severity: severities.count(severity) for severity in get_args(Severity)}
@@ -53,14 +53,14 @@ def counts(findings: Sequence[Finding]) -> dict[Severity, int]:
 
 def exit_code(findings: Sequence[Finding]) -> int:
     """Return 1 if there are errors, 2 if there are only warnings, else 0."""
-    count = counts(findings)
+    count = count_by_severity(findings)
     return 1 if count["error"] else 2 if count["warning"] else 0
 
 
 def findings_table(findings: Sequence[Finding]) -> str:
     """Return the kinds with their counts, the first places of each and what to do, as text."""
     lines = []
-    for kind, found in by_kind(findings).items():
+    for kind, found in group_by_kind(findings).items():
         lines.append(f"{kind.severity:<7} {len(found):>6}  {kind.name}")
         lines += [f"{'':16}- {finding.text}" for finding in found[:SHOWN]]
         if len(found) > SHOWN:
@@ -72,7 +72,7 @@ def findings_table(findings: Sequence[Finding]) -> str:
 def findings_to_dict(findings: Sequence[Finding]) -> dict[str, Any]:
     """Return all findings as what JSON can hold."""
     return {
-        "counts": counts(findings),
+        "counts": count_by_severity(findings),
         "kinds": [
             {
                 "kind": kind.name,
@@ -80,7 +80,7 @@ def findings_to_dict(findings: Sequence[Finding]) -> dict[str, Any]:
                 "count": len(found),
                 "advice": kind.advice,
             }
-            for kind, found in by_kind(findings).items()
+            for kind, found in group_by_kind(findings).items()
         ],
         "findings": [
             {
@@ -91,7 +91,7 @@ def findings_to_dict(findings: Sequence[Finding]) -> dict[str, Any]:
                 "text": finding.text,
                 "numbers": dict(finding.numbers),
             }
-            for found in by_kind(findings).values()
+            for found in group_by_kind(findings).values()
             for finding in found
         ],
     }

@@ -14,7 +14,7 @@ from evaluate.annotations import Segment
 from extract.sampling.units import CLIP_FRAMES
 from extract.sampling.windows import Window, sliding_windows, strided_window, truth_inside
 from train.data.videos import VideoItem
-from train.dataset_check.findings import Finding, Kind
+from train.dataset_check.findings import Finding, FindingKind
 from train.dataset_check.survey import Survey, subsets
 from train.modeling.points import assign, pyramid_points
 
@@ -22,33 +22,33 @@ UNLIKE = 1.75  # times the usual frame rate: a fixed stride then means quite ano
 MOSTLY = 0.5  # share of windows that may be padding
 MOST = 95  # per cent of the actions that a window should be able to hold
 
-INCOMPLETE = Kind(
+INCOMPLETE = FindingKind(
     "action that no training window holds",
     "warning",
     "it is never learned: raise sampling.window_size, take fewer samples a second (sampling.fps "
     "or snippet_stride), or lower min_completeness",
 )
-UNSEEN = Kind(
+UNSEEN = FindingKind(
     "action that no point learns",
     "warning",
     "it lies between two feature steps: raise sampling.fps, or lower snippet_stride",
 )
-SHORT = Kind(
+SHORT = FindingKind(
     "action shorter than a feature step",
     "warning",
     "its boundaries cannot be told apart: raise sampling.fps, or lower snippet_stride",
 )
-NARROW = Kind(
+NARROW = FindingKind(
     "window shorter than ordinary actions",
     "warning",
     "raise sampling.window_size, or take fewer samples a second (sampling.fps, or snippet_stride)",
 )
-PADDED = Kind(
+PADDED = FindingKind(
     "windows are mostly padding",
     "warning",
     "time and memory are spent on nothing: lower sampling.window_size",
 )
-RATES = Kind(
+RATES = FindingKind(
     "unusual frame rate",
     "warning",
     "a feature step lasts much longer or shorter here: take samples by time, with sampling.fps",
@@ -60,19 +60,19 @@ def check_actions(survey: Survey) -> Iterator[Finding]:
     for subset in subsets(survey.config.data):
         for item in survey.items(subset):
             steps = lengths(item, survey)
-            kinds: list[Kind | None] = [SHORT if length < 1 else None for length in steps]
+            kinds: list[FindingKind | None] = [SHORT if length < 1 else None for length in steps]
             if subset == survey.config.data.train_subset:
                 for place in np.flatnonzero(unseen(item, survey)):
                     kinds[place] = UNSEEN
                 for place in np.flatnonzero(~complete(item, survey)):
                     kinds[place] = INCOMPLETE
-            entries = survey.entries(item.name, len(item.truth))
+            entries = survey.entry_indices(item.name, len(item.truth))
             for kind, truth, entry, length in zip(kinds, item.truth, entries, steps, strict=True):
                 if kind is not None:
                     yield _of_action(kind, item.name, truth, entry, float(length))
 
 
-def _of_action(kind: Kind, video: str, truth: Segment, entry: int, steps: float) -> Finding:
+def _of_action(kind: FindingKind, video: str, truth: Segment, entry: int, steps: float) -> Finding:
     label, start_s, end_s = truth
     text = f"{video}: {label} [{start_s:g}, {end_s:g}] s, {steps:.2f} feature steps"
     numbers = {"start_s": start_s, "end_s": end_s, "steps": steps}

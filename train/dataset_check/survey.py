@@ -18,7 +18,7 @@ from train.config import DataConfig, Experiment
 from train.data.videos import VideoItem, load_annotations, make_item, with_truth
 
 
-class Note(NamedTuple):
+class AnnotationNote(NamedTuple):
     """What reading the annotations met: see `evaluate.annotations.Notice`."""
 
     video: str
@@ -27,7 +27,7 @@ class Note(NamedTuple):
 
 
 @dataclass(frozen=True)
-class File:
+class SurveyedFile:
     """A readable video file.
 
     Args:
@@ -58,9 +58,9 @@ class Survey:
 
     config: Experiment
     annotations: Annotations
-    notes: list[Note]
+    notes: list[AnnotationNote]
     folder: dict[str, list[Path]]
-    files: dict[str, File]
+    files: dict[str, SurveyedFile]
     unreadable: dict[str, VideoError]
 
     @cached_property
@@ -72,9 +72,9 @@ class Survey:
 
     def notice(self, video: str, entry: int | None, problem: str | ValueError) -> None:
         """Note a problem; see `evaluate.annotations.Notice`."""
-        self.notes.append(Note(video, entry, problem))
+        self.notes.append(AnnotationNote(video, entry, problem))
 
-    def entries(self, name: str, kept: int) -> list[int]:
+    def entry_indices(self, name: str, kept: int) -> list[int]:
         """Return where the `kept` segments of a video stand in its whole list of annotations."""
         gone = {n.entry for n in self.notes if n.video == name and _drops(n.problem)}
         every = range(kept + len(gone - {None}))
@@ -103,7 +103,7 @@ def subsets(data: DataConfig) -> dict[str, str]:
     return named
 
 
-def survey(config: Experiment, timeout_s: float = 60.0) -> Survey:
+def survey_dataset(config: Experiment, timeout_s: float = 60.0) -> Survey:
     """Read the annotations, and look at all videos of the subsets in use.
 
     Args:
@@ -113,8 +113,8 @@ def survey(config: Experiment, timeout_s: float = 60.0) -> Survey:
         ValueError: a file of the experiment or the folder of videos is absent, or an annotation
             file cannot be read at all.
     """
-    notes: list[Note] = []
-    annotations = load_annotations(config.data, lambda *note: notes.append(Note(*note)))
+    notes: list[AnnotationNote] = []
+    annotations = load_annotations(config.data, lambda *note: notes.append(AnnotationNote(*note)))
     videos = Path(config.data.videos)
     if not videos.is_dir():
         raise ValueError(f"data.videos: there is no folder {videos}")
@@ -124,7 +124,7 @@ def survey(config: Experiment, timeout_s: float = 60.0) -> Survey:
     looked_at = zip(present, paths, probe(paths, timeout_s), strict=True)
     for video, path, index in tqdm(looked_at, "headers", len(paths), delay=2, leave=False):
         try:
-            found.files[video.name] = _file(video, path, index, found)
+            found.files[video.name] = _survey_file(video, path, index, found)
         except VideoError as error:
             found.unreadable[video.name] = error
         except OSError as error:
@@ -133,14 +133,16 @@ def survey(config: Experiment, timeout_s: float = 60.0) -> Survey:
     return found
 
 
-def _file(video: Video, path: Path, index: VideoIndex | VideoError, found: Survey) -> File:
+def _survey_file(
+    video: Video, path: Path, index: VideoIndex | VideoError, found: Survey
+) -> SurveyedFile:
     """Return what there is to know of a file, with its truth; what does not fit is noted."""
     item = make_item(path, index, found.config.sampling.fps)
     assert isinstance(index, VideoIndex)
     digest, announced = video_digest(path), announced_frames(path, index)
     if video.duration_s is None:
         # Every segment that is far outside is noted, and then left out.
-        entries = found.entries(video.name, len(video.segments))
+        entries = found.entry_indices(video.name, len(video.segments))
 
         def notice(name: str, place: int | None, problem: str | ValueError) -> None:
             found.notice(name, None if place is None else entries[place], problem)
@@ -156,4 +158,4 @@ def _file(video: Video, path: Path, index: VideoIndex | VideoError, found: Surve
     if announced == item.frames:  # a file that was cut is too short for that reason
         for problem in problems:
             found.notice(video.name, None, problem)
-    return File(path, index, digest, announced, with_its_truth)
+    return SurveyedFile(path, index, digest, announced, with_its_truth)

@@ -3,12 +3,12 @@
 from collections.abc import Iterator
 
 from train.data.loading import EpochSampler
-from train.dataset_check.findings import Finding, Kind
+from train.dataset_check.findings import Finding, FindingKind
 from train.dataset_check.survey import Survey
 from train.engine.lengths import resolve_lengths
 from train.engine.optim import FEW_UPDATES, MORE_UPDATES
 
-FEW = Kind(
+FEW_UPDATES_FINDING = FindingKind(
     "few updates",
     "warning",
     f"the weights hardly move: {MORE_UPDATES}",
@@ -29,4 +29,4 @@ def check_updates(survey: Survey) -> Iterator[Finding]:
     per_epoch, total = planned_updates(survey)
     if total < FEW_UPDATES:
         text = f"{per_epoch} an epoch make {total} in all; ordinary runs have thousands"
-        yield Finding(FEW, text, numbers={"per_epoch": per_epoch, "updates": total})
+        yield Finding(FEW_UPDATES_FINDING, text, numbers={"per_epoch": per_epoch, "updates": total})

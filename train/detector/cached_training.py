@@ -15,12 +15,12 @@ from train.data.videos import Subset
 from train.detector.calibrate import fit_class_weights
 from train.detector.evaluation import window_loader
 from train.detector.model import Detector
-from train.detector.setup import TrainingData, write_run_record
+from train.detector.setup import TrainingData, write_detector_record
 from train.detector.training import DetectionTask
 from train.engine.checkpoint import (
     Checkpoint,
+    changed_settings,
     check_same_run,
-    differences,
     load_checkpoint,
     save_checkpoint,
 )
@@ -67,12 +67,12 @@ def train_on_cache(
     with session.report() as notes:
         notes.activations = {"before training": before, "training and validation": task.total}
         if accelerator.is_main_process:
-            notes.about = write_run_record(session.out, detector, data)
+            notes.about = write_detector_record(session.out, detector, data)
             notes.about["epochs"] = run.epochs
         run.train()
 
 
-def compose(
+def compose_detector(
     session: Session, detector: Detector, activations: Sequence[Activations], data: TrainingData
 ) -> None:
     """Leave a fusion in which nothing learns by gradients as a checkpoint, fitted if need be.
@@ -95,7 +95,7 @@ def compose(
             whole = Checkpoint(detector.config, detector.classes, state, state, training={})
             save_checkpoint(path, whole)
             print(f"nothing to train; the fused detector is {path}")
-            notes.about = write_run_record(session.out, detector, data)
+            notes.about = write_detector_record(session.out, detector, data)
 
 
 def _calibrate(
@@ -115,7 +115,7 @@ def _calibrate(
 def _check_same_composition(path: Path, config: Experiment) -> None:
     """Raise ValueError if something else is there than what this run would leave."""
     kept = load_checkpoint(path, Experiment)
-    if kept.training or differences(kept.config, config):
+    if kept.training or changed_settings(kept.config, config):
         raise ValueError(f"{path} belongs to another run; choose another --out")
 
 

@@ -16,7 +16,7 @@ from train.modeling.actionformer import HeadOutput
 from train.modeling.fusion import ClassWeights, PredictionFusion, align
 from train.modeling.points import assign_batch, pyramid_points
 
-MOST = 500_000  # points that a regression looks at; two weights and a bias need no more
+MOST_POINTS = 500_000  # points that a regression looks at; two weights and a bias need no more
 
 
 @torch.inference_mode()
@@ -43,7 +43,7 @@ def fit_class_weights(
     shares = [share for share in gather_object([seen]) if share]
     pairs = [pair for share in shares for pair in share]
     scores, truth = (np.concatenate(parts) for parts in zip(*pairs, strict=True))
-    step = -(-len(scores) // MOST)
+    step = -(-len(scores) // MOST_POINTS)
     for label in range(truth.shape[1]):
         hit = truth[::step, label] > 0
         if hit.any():

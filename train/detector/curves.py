@@ -31,7 +31,7 @@ class ScoreCurves:
     length: float = field(repr=False)
 
     @classmethod
-    def of(cls, item: VideoItem, step: float, classes: int) -> "ScoreCurves":
+    def empty(cls, item: VideoItem, step: float, classes: int) -> "ScoreCurves":
         """Begin at 0, with bins of at least `step` of the timeline, a feature step."""
         bins = max(1, min(MOST_BINS, int(item.length / step)))
         edges = np.linspace(0, item.length, bins + 1)

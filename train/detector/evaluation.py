@@ -15,7 +15,7 @@ from tqdm import tqdm
 from cache.store import open_cache
 from configs.messages import truncated
 from evaluate.annotations import Detection, Segment
-from evaluate.files.video_scores import classified, read_video_scores
+from evaluate.files.video_scores import assign_classes, read_video_scores
 from evaluate.mean_ap import MeanAP, mean_average_precision
 from evaluate.reports.launches import FINISHED, Launch, new_launch
 from extract.activations.stored import Counts
@@ -36,7 +36,7 @@ from train.data.videos import (
 )
 from train.data.windows import EvaluationWindows, evaluation_loader
 from train.detector.model import Detector
-from train.detector.postprocess import Answers, Candidates, detections, predict
+from train.detector.postprocess import Answers, Candidates, merge_windows, predict_windows
 from train.detector.setup import activations_of
 from train.detector.sources import read_source, resolve_config
 from train.engine.loop import START_UP
@@ -44,7 +44,7 @@ from train.engine.session import PASSES, device_names, inference_accelerator
 from train.engine.stopwatch import Stopwatch
 from train.errors import translate_oom, translate_worker_death
 
-Keep = Callable[[Batch, Sequence[Tensor]], None]
+OnFeatures = Callable[[Batch, Sequence[Tensor]], None]
 Truth = Mapping[str, Sequence[Segment]]
 """Per video what is annotated."""
 Found = dict[str, dict[str, list[Detection]]]
@@ -87,7 +87,7 @@ def detect_subset(
     windows: "DataLoader[Sample]",
     accelerator: Accelerator,
     what: str,
-    keep: Keep | None = None,
+    keep: OnFeatures | None = None,
     of_streams: bool = False,
 ) -> tuple[Found, dict[str, str]]:
     """Detect in all videos, each window counted once; every process returns the same.
@@ -120,10 +120,10 @@ def detect_subset(
         accelerator.autocast(),
         translate_oom("lower evaluation.batch_size"),
         translate_worker_death(),
-        _bar(windows, what, accelerator) as bar,
+        _progress_bar(windows, what, accelerator) as bar,
     ):
-        batches = _followed(windows, bar, dropped)
-        found = predict(run, batches, config.evaluation, accelerator.device)
+        batches = _follow_progress(windows, bar, dropped)
+        found = predict_windows(run, batches, config.evaluation, accelerator.device)
     # A video's windows may lie in two processes; suppression needs them together.
     names = [detector.main_output, *(detector.stream_names if of_streams else ())]
     joined = {name: {item.name: list[Candidates]() for item in items} for name in names}
@@ -140,9 +140,9 @@ def detect_subset(
     mine: Found = {name: {} for name in joined}
     for name, videos in joined.items():
         for item in read[rank::count]:
-            found_here = detections(videos[item.name], item, detector.classes, config.evaluation)
+            found_here = merge_windows(videos[item.name], item, detector.classes, config.evaluation)
             if scores:
-                found_here = classified(
+                found_here = assign_classes(
                     found_here, item.name, scores, config.evaluation.video_classes
                 )
             mine[name][item.name] = found_here
@@ -153,14 +153,16 @@ def detect_subset(
     }, skipped
 
 
-def _bar(windows: "DataLoader[Sample]", what: str, accelerator: Accelerator) -> "tqdm[Any]":
+def _progress_bar(
+    windows: "DataLoader[Sample]", what: str, accelerator: Accelerator
+) -> "tqdm[Any]":
     assert isinstance(windows.dataset, EvaluationWindows)
     total = windows.dataset.length(windows.num_workers)
     quiet = not accelerator.is_main_process
     return tqdm(total=total, desc=what, unit="window", leave=False, disable=quiet)
 
 
-def _followed(
+def _follow_progress(
     windows: Iterable[Batch], bar: "tqdm[Any]", dropped: dict[str, str]
 ) -> Iterator[Batch]:
     """Pass batches through; note in `dropped` the videos that the workers gave up."""
@@ -170,7 +172,9 @@ def _followed(
         bar.update(len(batch.videos))
 
 
-def score(items: list[VideoItem], found: dict[str, list[Detection]], detector: Detector) -> MeanAP:
+def score_detections(
+    items: list[VideoItem], found: dict[str, list[Detection]], detector: Detector
+) -> MeanAP:
     """Score detections against the truth at the config's tIoUs; videos not in `found` are out."""
     truth: Truth = {item.name: item.truth for item in items if item.name in found}
     truth = relabel_truth(truth, detector.config.data, detector.config.evaluation)
@@ -200,7 +204,7 @@ def _check_classes(truth: Truth, found: Mapping[str, Sequence[Detection]]) -> No
         )
 
 
-class Scores(NamedTuple):
+class DetectionScores(NamedTuple):
     """What detections reach: the detector's answer, and each stream alone of several."""
 
     result: MeanAP
@@ -248,16 +252,19 @@ class Evaluation:
         config = self.detector.config
         return relabel_truth(found, config.data, config.evaluation)
 
-    def score(self) -> Scores:
+    def score(self) -> DetectionScores:
         """Return the scores at the config's tIoUs.
 
         Raises:
             ValueError: classes of `evaluation.video_scores` are called otherwise than annotated.
         """
         streams = {
-            name: score(self.items, found, self.detector) for name, found in self.of_streams.items()
+            name: score_detections(self.items, found, self.detector)
+            for name, found in self.of_streams.items()
         }
-        return Scores(score(self.items, self.detections, self.detector), streams)
+        return DetectionScores(
+            score_detections(self.items, self.detections, self.detector), streams
+        )
 
     def finished_launch(self) -> Launch:
         """Return the record of this evaluation, which ends now."""

@@ -23,7 +23,7 @@ from train.data.batch import Batch
 from train.data.videos import VideoItem, probe_item
 from train.data.windows import EvaluationWindows, evaluation_loader
 from train.detector.curves import ScoreCurves
-from train.detector.postprocess import Answer, Answers, detections, predict
+from train.detector.postprocess import Answer, Answers, merge_windows, predict_windows
 from train.engine.checkpoint import Checkpoint, load_checkpoint
 from train.modeling.actionformer import ActionFormer, HeadConfig, HeadOutput
 from train.modeling.fusion import FEATURE_METHODS, FeatureFusion, PredictionFusion
@@ -59,7 +59,7 @@ class Stream(nn.Module):
         self.head = ActionFormer(backbone.width, classes, head)
 
 
-class Examined(NamedTuple):
+class VideoResult(NamedTuple):
     """What a detector finds in one video.
 
     Attributes:
@@ -253,7 +253,7 @@ class Detector(nn.Module):
         of_streams: bool = False,
         workers: int = 0,
         done: Callable[[int], None] = lambda windows: None,
-    ) -> Examined:
+    ) -> VideoResult:
         """Find the actions in one video, and the scores behind them, in one pass.
 
         Windows are decoded, predicted and forgotten one batch after another: what stays of each is
@@ -277,7 +277,7 @@ class Detector(nn.Module):
         windows = EvaluationWindows(
             [item], sampling.test_overlap, sampling, self.config.pixels, self.config.directions
         )
-        curves = ScoreCurves.of(item, self.windows(item)[0].step, len(self.classes))
+        curves = ScoreCurves.empty(item, self.windows(item)[0].step, len(self.classes))
 
         def run(batch: Batch) -> Answers:
             answers = self.predict_batch(batch, of_streams)
@@ -286,10 +286,10 @@ class Detector(nn.Module):
 
         loader = evaluation_loader(windows, evaluation.batch_size, workers)
         device = next(self.parameters()).device
-        found = predict(run, _counted(loader, done), evaluation, device)
-        return Examined(
+        found = predict_windows(run, _report_progress(loader, done), evaluation, device)
+        return VideoResult(
             {
-                name: detections(videos[item.name], item, self.classes, evaluation)
+                name: merge_windows(videos[item.name], item, self.classes, evaluation)
                 for name, videos in found.items()
             },
             curves,
@@ -301,7 +301,7 @@ class Detector(nn.Module):
         return sliding_windows(item, sampling.test_overlap, sampling)
 
     @torch.no_grad()
-    def parameter_counts(self) -> dict[str, int]:
+    def count_parameters(self) -> dict[str, int]:
         """Return how many weights the parts have and how many of all learn."""
         parts: dict[str, list[nn.Module]] = {
             "trunk": [*_trunks(self.streams)],
@@ -328,7 +328,7 @@ def _trunks(streams: Iterable[Stream]) -> list[Trunk]:
     return list({b.trunk: None for b in backbones if not isinstance(b, Imported)})
 
 
-def _counted(batches: Iterable[Batch], done: Callable[[int], None]) -> Iterator[Batch]:
+def _report_progress(batches: Iterable[Batch], done: Callable[[int], None]) -> Iterator[Batch]:
     """Pass batches through; tell of each that it is finished."""
     for batch in batches:
         yield batch

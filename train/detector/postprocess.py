@@ -16,7 +16,7 @@ from train.config import EvaluationConfig
 from train.data.batch import Batch
 from train.data.videos import VideoItem
 from train.modeling.actionformer import HeadOutput
-from train.modeling.points import decode, pyramid_points
+from train.modeling.points import decode_segments, pyramid_points
 
 Answer = tuple[tuple[HeadOutput, Direction], ...]
 """Raw predictions that make up one result together, each in the time of its direction."""
@@ -33,12 +33,12 @@ class Candidates(NamedTuple):
     labels: NDArray[np.int64]
 
 
-def strongest(output: HeadOutput, config: EvaluationConfig) -> list[Candidates]:
+def select_candidates(output: HeadOutput, config: EvaluationConfig) -> list[Candidates]:
     """Return per window the best-scored segments, in feature steps of the window's direction."""
     logits, distances, valid = output.flat()
     scores = logits.float().sigmoid().masked_fill(~valid.unsqueeze(-1), 0.0)
     points = pyramid_points(output.masks[0].shape[-1], len(output.masks), logits.device)
-    segments = decode(points, distances)
+    segments = decode_segments(points, distances)
     count = min(config.max_per_window, scores[0].numel())
     best, where = scores.flatten(1).topk(count)
     point, label = where // scores.shape[-1], where % scores.shape[-1]
@@ -51,7 +51,7 @@ def strongest(output: HeadOutput, config: EvaluationConfig) -> list[Candidates]:
     ]
 
 
-def predict(
+def predict_windows(
     model: Model, batches: Iterable[Batch], config: EvaluationConfig, device: torch.device
 ) -> dict[str, dict[str, list[Candidates]]]:
     """Run all windows; return per answer and video its windows' candidates, in forward frames.
@@ -63,7 +63,9 @@ def predict(
         batch = batch.to(device)
         with torch.inference_mode():
             answers = {
-                name: [(strongest(output, config), direction) for output, direction in answer]
+                name: [
+                    (select_candidates(output, config), direction) for output, direction in answer
+                ]
                 for name, answer in model(batch).items()
             }
         for name, parts in answers.items():
@@ -82,7 +84,7 @@ def _forward_frames(found: Candidates, window: Window, direction: Direction) -> 
     return found._replace(segments=window.to_timeline(segments).astype(np.float32))
 
 
-def detections(
+def merge_windows(
     windows: Sequence[Candidates], item: VideoItem, classes: Sequence[str], config: EvaluationConfig
 ) -> list[Detection]:
     """Join the windows of one video and let overlapping segments give way to the best."""

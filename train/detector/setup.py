@@ -23,9 +23,9 @@ from train.data.videos import (
     Subset,
     VideoItem,
     format_skipped,
-    learned_classes,
     load_annotations,
     load_subsets,
+    target_classes,
 )
 from train.detector.model import Detector
 
@@ -84,17 +84,17 @@ def load_training_data(
             f"no video of subset '{name}' has an action, so nothing can be validated; set "
             "data.validation_subset to another one or to null"
         )
-    return TrainingData(annotations, learned_classes(data, annotations), training, validation)
+    return TrainingData(annotations, target_classes(data, annotations), training, validation)
 
 
-def write_run_record(out: Path, detector: Detector, data: TrainingData) -> dict[str, Any]:
+def write_detector_record(out: Path, detector: Detector, data: TrainingData) -> dict[str, Any]:
     """Write what is decided of a run before it begins, and say it.
 
     Returns:
         What its report tells of it (`Notes.about`).
     """
     write_text(out / "config.yaml", dump(detector.config))
-    weights = detector.parameter_counts()
+    weights = detector.count_parameters()
     counts = ", ".join(f"{name} {n:,}" for name, n in weights.items())
     windows = sum(bool(len(item.segments)) for item in data.training)
     print(f"{windows} training videos, {len(detector.classes)} classes; weights: {counts}")
@@ -178,7 +178,7 @@ def open_frame_cache(
     return kept
 
 
-def learning_only(backbone: BackboneConfig) -> BackboneConfig:
+def freeze_by_default(backbone: BackboneConfig) -> BackboneConfig:
     """Return the backbone of a run on cached activations: by default only the head learns.
 
     Raises:

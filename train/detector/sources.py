@@ -18,14 +18,14 @@ from train.data.videos import ACTION
 from train.detector.model import Detector
 from train.engine.checkpoint import (
     Checkpoint,
+    changed_settings,
     check_kind,
-    differences,
     format_of,
     is_checkpoint,
     load_checkpoint,
 )
 
-Source = tuple[str, Checkpoint[Experiment]]
+CheckpointSource = tuple[str, Checkpoint[Experiment]]
 """A checkpoint and its file."""
 
 TRUNK = "backbone.trunk."
@@ -44,7 +44,7 @@ COMPATIBLE_SETTINGS = (  # others give other numbers, or other meanings, with th
 
 
 def build_detector(
-    config: Experiment, classes: tuple[str, ...], sources: Sequence[Source] = ()
+    config: Experiment, classes: tuple[str, ...], sources: Sequence[CheckpointSource] = ()
 ) -> Detector:
     """Return a detector whose streams are from checkpoints, or as pretrained.
 
@@ -86,7 +86,7 @@ def build_detector(
 
 
 def _check_settings(
-    config: Experiment, classes: tuple[str, ...], sources: Sequence[Source]
+    config: Experiment, classes: tuple[str, ...], sources: Sequence[CheckpointSource]
 ) -> None:
     """Raise ValueError unless checkpoints' streams see and predict what the experiment's do."""
     directions = [direction for _, saved in sources for direction in saved.config.directions]
@@ -100,7 +100,7 @@ def _check_settings(
         _check_classes(path, saved, classes)
         lines = [
             line
-            for line in differences(saved.config, config)
+            for line in changed_settings(saved.config, config)
             if line.startswith(COMPATIBLE_SETTINGS)
         ]
         if lines:
@@ -129,7 +129,7 @@ def _check_same_trunk(ours: dict[str, Tensor], theirs: dict[str, Tensor], path: 
 
 
 def merge_configs(
-    file: str | None, sources: Sequence[Source], overrides: Sequence[str]
+    file: str | None, sources: Sequence[CheckpointSource], overrides: Sequence[str]
 ) -> Experiment:
     """Return what a run on checkpoints' streams is: the first one's experiment, the file over it.
 
@@ -158,7 +158,7 @@ def merge_configs(
 
 def read_sources(
     paths: Sequence[str], file: str | Path | None, overrides: Sequence[str]
-) -> list[Source]:
+) -> list[CheckpointSource]:
     """Read checkpoints, other people's as the streams of the experiment in their order."""
     return [(path, read_source(path, file, overrides, number)) for number, path in enumerate(paths)]
 
@@ -263,7 +263,7 @@ def _classes(network: FoundNetwork, data: DataConfig, path: str | Path) -> tuple
     return classes
 
 
-def init_from(detector: Detector, path: str | Path) -> None:
+def init_from_checkpoint(detector: Detector, path: str | Path) -> None:
     """Start from another run's averaged weights, backbone and head.
 
     Raises:
@@ -275,13 +275,13 @@ def init_from(detector: Detector, path: str | Path) -> None:
         other = checkpoint_from_opentad(find_networks(path)[0], detector.config, path)
     _check_classes(path, other, detector.classes)
     if other.config.backbone.mode == "imported":
-        _warm_heads(detector, other, path)
+        _load_heads(detector, other, path)
         return
     load_state_dict_strict(detector, other.ema, path)
     detector.coverage = None  # nothing is left of what was loaded before
 
 
-def _warm_heads(detector: Detector, other: Checkpoint[Experiment], path: str | Path) -> None:
+def _load_heads(detector: Detector, other: Checkpoint[Experiment], path: str | Path) -> None:
     """Take the head that was trained on imported features; the backbone stays as pretrained."""
     head = {
         name.removeprefix("streams.0.head."): tensor

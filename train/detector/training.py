@@ -21,17 +21,17 @@ from extract.sampling.frame_cache import FrameCache
 from train.config import TrainingConfig
 from train.data.batch import Batch, Sample
 from train.data.cached import CachedStreams, window_span
-from train.data.frame_rates import frame_rates
+from train.data.frame_rates import frame_rate_range
 from train.data.loading import EpochSampler
 from train.data.videos import VideoItem, format_skipped
 from train.data.windows import TrainingWindows, training_loader
-from train.detector.evaluation import Keep, detect_subset, score, window_loader
+from train.detector.evaluation import OnFeatures, detect_subset, score_detections, window_loader
 from train.detector.model import Detector
 from train.modeling.losses import PositivesAverage, detection_losses, positive_points
 from train.modeling.points import Targets, assign_batch, pyramid_mask, pyramid_points
 
 
-class Weighed(NamedTuple):
+class PreparedBatch(NamedTuple):
     """A micro-batch on the device, what each output should be, and what its losses count.
 
     Attributes:
@@ -72,7 +72,7 @@ class DetectionTask:
         self.model, self.classes = detector, detector.classes
         self.accelerator, self.validation = accelerator, validation
         self.activations, self.counts, self.total = activations, Counts(), Counts()
-        self.counting = cached is not None or bool(activations)
+        self.counts_activations = cached is not None or bool(activations)
         self.levels = config.head.levels
         self.dataset = TrainingWindows(
             training,
@@ -87,7 +87,7 @@ class DetectionTask:
         if not self.dataset.items:
             raise ValueError(f"no video of subset '{config.data.train_subset}' has an action")
         self.videos = [item.name for item in self.dataset.items]
-        self.frame_rates = frame_rates(self.dataset.items)
+        self.frame_rates = frame_rate_range(self.dataset.items)
         if validation is not None:
             # Kept: starting decoding workers anew would cost every validation some seconds.
             overlap = config.sampling.validation_overlap
@@ -109,7 +109,7 @@ class DetectionTask:
     def loader(self, sampler: EpochSampler) -> "DataLoader[Sample]":
         return training_loader(self.dataset, sampler, self.config.training.workers)
 
-    def prepare(self, batches: Sequence[Batch]) -> list[Weighed]:
+    def prepare(self, batches: Sequence[Batch]) -> list[PreparedBatch]:
         accelerator = self.accelerator
         batches = [batch.to(accelerator.device) for batch in batches]
         targets = [self.targets(batch) for batch in batches]
@@ -122,9 +122,9 @@ class DetectionTask:
         self.normaliser.update(accelerator.reduce(positives.float(), "sum"))
         # Gradients are averaged over processes, but positives were summed: undo the average.
         weight = accelerator.num_processes / self.normaliser.value
-        return [Weighed(b, t, weight) for b, t in zip(batches, targets, strict=True)]
+        return [PreparedBatch(b, t, weight) for b, t in zip(batches, targets, strict=True)]
 
-    def loss(self, network: nn.Module, weighed: Weighed) -> Tensor:
+    def loss(self, network: nn.Module, weighed: PreparedBatch) -> Tensor:
         batch, targets, weight = weighed
         with self.accelerator.autocast():
             outputs = network(batch.inputs, batch.mask, batch.reflection, batch.start)
@@ -153,7 +153,9 @@ class DetectionTask:
                 activations.flush()
         if skipped and self.accelerator.is_main_process:
             tqdm.write(format_skipped(skipped, len(self.validation)))
-        return score(self.validation, found[self.model.main_output], self.model), len(skipped)
+        return score_detections(self.validation, found[self.model.main_output], self.model), len(
+            skipped
+        )
 
     def observe(self, batch: Batch) -> None:
         if batch.start is None:
@@ -162,7 +164,7 @@ class DetectionTask:
             self.counts.hits += len(batch.videos)
 
     def log_counts(self, when: str) -> None:
-        if not self.counting:
+        if not self.counts_activations:
             return
         of = self.counts
         mine = torch.tensor([of.hits, of.partial, of.full], device=self.accelerator.device)
@@ -182,7 +184,7 @@ class DetectionTask:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.normaliser.load_state_dict(state["normaliser"])
 
-    def _keep(self) -> Keep:
+    def _keep(self) -> OnFeatures:
         """Return what counts validated windows and puts their features into the cache."""
         assert self.validation is not None
         items = {item.name: item for item in self.validation}

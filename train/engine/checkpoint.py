@@ -35,13 +35,13 @@ FREE_TO_CHANGE = {  # settings that decide where, how long and how closely watch
 }
 
 
-class Kind(Protocol):
+class Checkpointable(Protocol):
     """A class of experiments, whose checkpoints have a format of their own."""
 
     checkpoint_format: ClassVar[str]
 
 
-C = TypeVar("C", bound=Kind)
+C = TypeVar("C", bound=Checkpointable)
 
 
 class Checkpoint(NamedTuple, Generic[C]):
@@ -86,7 +86,7 @@ def save_checkpoint(path: Path, content: Checkpoint[Any]) -> None:
         os.fsync(file.fileno())
 
 
-def differences(saved: Any, config: Any) -> list[str]:
+def changed_settings(saved: Any, config: Any) -> list[str]:
     """Return which settings that shape a run differ, in words."""
     ours, theirs = flatten(config), flatten(saved)
     return [
@@ -106,7 +106,7 @@ def check_same_run(
     """
     if not saved.training:
         raise ValueError(f"{path} has weights but no training state (a best.pt?); it cannot resume")
-    lines = differences(saved.config, config)
+    lines = changed_settings(saved.config, config)
     if saved.classes != classes:
         lines.append(f"classes were {', '.join(saved.classes)}, are {', '.join(classes)}")
     if saved.training["processes"] != processes:
@@ -118,7 +118,7 @@ def check_same_run(
         )
 
 
-def is_checkpoint(path: str | Path, kind: type[Kind]) -> bool:
+def is_checkpoint(path: str | Path, kind: type[Checkpointable]) -> bool:
     """Return whether a file is a checkpoint of this kind, without reading its tensors."""
     return format_of(path) == kind.checkpoint_format
 

@@ -23,8 +23,14 @@ from train.data.loading import EpochSampler
 from train.engine.checkpoint import Checkpoint, check_same_run, load_checkpoint, save_checkpoint
 from train.engine.lengths import resolve_lengths
 from train.engine.metrics_log import MetricsLog
-from train.engine.optim import Average, build_schedule, describe_updates, statistics
-from train.engine.sharding import gathered, load_model, load_optimizer, prepare_sharding, whole
+from train.engine.optim import Average, batch_norm_statistics, build_schedule, describe_updates
+from train.engine.sharding import (
+    gather_tensors,
+    gathered,
+    load_model,
+    load_optimizer,
+    prepare_sharding,
+)
 from train.engine.stopwatch import Stopwatch
 from train.errors import SMALLER_BATCHES, translate_oom, translate_worker_death
 
@@ -224,7 +230,7 @@ class TrainingRun(Generic[T]):
         began, recent = time.monotonic(), list[MicroBatch]()
         with translate_worker_death(), translate_oom(SMALLER_BATCHES):
             updates = zip(*[iter(self.loader)] * self.training.accumulate, strict=True)
-            came = self.watch.waiting(updates, WAITING)
+            came = self.watch.time_waiting(updates, WAITING)
             for step, batches in enumerate(came, self.epoch * self.updates):
                 self._warn_of_problems(batches)
                 for batch in batches:
@@ -241,12 +247,12 @@ class TrainingRun(Generic[T]):
         Each normalises by its own batches, and the running statistics are linear in theirs: to
         average them once an epoch is to average them in every step.
         """
-        for tensors in (statistics(self.model), self._average_statistics()):
+        for tensors in (batch_norm_statistics(self.model), self._average_statistics()):
             for tensor in tensors.values():
                 tensor.copy_(self.accelerator.reduce(tensor, "mean"))
 
     def _average_statistics(self) -> dict[str, Tensor]:
-        return {name: self.average.tensors[name] for name in statistics(self.model)}
+        return {name: self.average.tensors[name] for name in batch_norm_statistics(self.model)}
 
     def update(self, step: int, batches: Sequence[Any]) -> list[MicroBatch]:
         """Move the weights once. Nothing here may make the host wait for the device."""
@@ -349,9 +355,9 @@ class TrainingRun(Generic[T]):
         """Gather and write all; every process takes part: it may hold a share of the weights."""
         main, scaler = self.accelerator.is_main_process, self.accelerator.scaler
         resumable = name == "last.pt"
-        model = whole(self.model.state_dict(), main)
-        average = whole(self.average.tensors, main)
-        optimizer = whole(self.optimizer.state_dict(), main) if resumable else {}
+        model = gather_tensors(self.model.state_dict(), main)
+        average = gather_tensors(self.average.tensors, main)
+        optimizer = gather_tensors(self.optimizer.state_dict(), main) if resumable else {}
         if not main:
             return
         training = {

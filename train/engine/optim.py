@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from train.config import TrainingConfig
-from train.engine.sharding import spread
+from train.engine.sharding import shard_like
 
 MORE_UPDATES = "raise training.epochs and training.stop_epoch, or lower training.global_batch"
 FEW_UPDATES = 500  # ordinary runs have thousands; with fewer the weights hardly leave their start
@@ -96,7 +96,7 @@ class Average:
         """Go on from whole averages of so many updates."""
         self.updates = updates
         for name, mean in self.tensors.items():
-            mean.copy_(spread(tensors[name], mean))
+            mean.copy_(shard_like(tensors[name], mean))
 
     @contextmanager
     def applied(self, module: nn.Module) -> Iterator[None]:
@@ -110,7 +110,7 @@ class Average:
             _copy(trained, moving)
 
 
-def statistics(module: nn.Module) -> dict[str, Tensor]:
+def batch_norm_statistics(module: nn.Module) -> dict[str, Tensor]:
     """Return the running means and variances of a module's batch norms, by name."""
     return {
         f"{prefix}.{name}": tensor
@@ -124,7 +124,7 @@ def statistics(module: nn.Module) -> dict[str, Tensor]:
 def _moving(module: nn.Module) -> dict[str, Tensor]:
     """Return what a step changes."""
     learning = {name: p for name, p in module.named_parameters() if p.requires_grad}
-    return learning | statistics(module)
+    return learning | batch_norm_statistics(module)
 
 
 @torch.no_grad()

@@ -28,7 +28,7 @@ def claim_folder(folder: Path, begun: bool) -> None:
             file.write(bytes(2**16))
         # Never closed: that would give the lock back.
         lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
-        if not _locked(lock) or (folder / "last.pt").exists() != begun:
+        if not _lock_file(lock) or (folder / "last.pt").exists() != begun:
             raise ValueError(
                 f"out: another run is writing into {folder}, or just was; wait until it has ended, "
                 "or choose another --out"
@@ -40,7 +40,7 @@ def claim_folder(folder: Path, begun: bool) -> None:
         ) from error
 
 
-def _locked(file: int) -> bool:
+def _lock_file(file: int) -> bool:
     """Return whether nobody else holds the file; file systems without locks cannot tell."""
     try:
         # Unlike `flock`, it is not handed down to workers, which might outlive the run.
@@ -52,7 +52,7 @@ def _locked(file: int) -> bool:
     return True
 
 
-def check_disk_space(folder: Path, detector: nn.Module, keeps_best: bool) -> None:
+def check_checkpoint_space(folder: Path, detector: nn.Module, keeps_best: bool) -> None:
     """Stop unless a run's checkpoints fit on the disk, one of them being written aside.
 
     Args:

@@ -33,7 +33,7 @@ from evaluate.reports.training import write_training_report
 from extract.activations.stored import Counts
 from train.config import Trained
 from train.engine.loop import START_UP
-from train.engine.run_folder import check_disk_space, claim_folder
+from train.engine.run_folder import check_checkpoint_space, claim_folder
 from train.engine.stopwatch import Stopwatch
 
 PASSES = "passes"  # the stage in which the cache is brought up to date
@@ -94,7 +94,7 @@ class Session:
         """
         if self.accelerator.is_main_process:
             claim_folder(self.out, self.begun)
-            check_disk_space(self.out, model, keeps_best)
+            check_checkpoint_space(self.out, model, keeps_best)
 
     @contextmanager
     def report(self) -> Iterator[Notes]:

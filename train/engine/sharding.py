@@ -33,7 +33,7 @@ def prepare_sharding(accelerator: Accelerator) -> None:
     accelerator.state.fsdp_plugin.mixed_precision_policy = None
 
 
-def whole(state: Any, keep: bool) -> Any:
+def gather_tensors(state: Any, keep: bool) -> Any:
     """Return nested containers with every sharded tensor gathered on the CPU.
 
     All processes must call this; without `keep` a process gets None in place of those tensors.
@@ -46,7 +46,7 @@ def whole(state: Any, keep: bool) -> Any:
     return tree_map_only(DTensor, gather, state)
 
 
-def spread(tensor: Tensor, like: Tensor) -> Tensor:
+def shard_like(tensor: Tensor, like: Tensor) -> Tensor:
     """Return a whole tensor that every process holds, sharded as `like` is."""
     if not isinstance(like, DTensor):
         return tensor
@@ -57,7 +57,7 @@ def spread(tensor: Tensor, like: Tensor) -> Tensor:
 def load_model(module: nn.Module, state: dict[str, Tensor]) -> None:
     """Load whole tensors into a module that may be sharded."""
     layout = module.state_dict()
-    module.load_state_dict({name: spread(t, layout[name]) for name, t in state.items()})
+    module.load_state_dict({name: shard_like(t, layout[name]) for name, t in state.items()})
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
@@ -65,7 +65,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> N
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     entries = {
         index: {
-            name: spread(value, parameters[index]) if name != "step" else value
+            name: shard_like(value, parameters[index]) if name != "step" else value
             for name, value in entry.items()
         }
         for index, entry in state["state"].items()

@@ -29,7 +29,7 @@ class Stopwatch:
         finally:
             self._enter(outer)
 
-    def waiting(self, items: Iterable[T], name: str) -> Iterator[T]:
+    def time_waiting(self, items: Iterable[T], name: str) -> Iterator[T]:
         """Pass items through; the time that the next one takes to come counts for this stage."""
         rest = iter(items)
         while True:

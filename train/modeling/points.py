@@ -89,7 +89,7 @@ def pyramid_mask(mask: Tensor, levels: int) -> Tensor:
     return torch.cat([mask[:, :: 2**level] for level in range(levels)], -1)
 
 
-def decode(points: Points, distances: Tensor) -> Tensor:
+def decode_segments(points: Points, distances: Tensor) -> Tensor:
     """Turn distances [..., P, 2] in strides into segments [..., P, 2] in feature steps, float32."""
     reach = distances.float() * points.stride[:, None]
     return torch.stack([points.time - reach[..., 0], points.time + reach[..., 1]], -1)

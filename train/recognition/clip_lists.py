@@ -10,10 +10,17 @@ from typing import Any, NamedTuple
 from evaluate.annotations import read_annotations
 from evaluate.datasets import epic
 from evaluate.datasets.classes import ClassList, read_classes
-from evaluate.datasets.fields import Refused, did_you_mean, get_field, number, read_json, short_repr
+from evaluate.datasets.fields import (
+    Refused,
+    as_number,
+    did_you_mean,
+    get_field,
+    read_json,
+    short_repr,
+)
 from evaluate.datasets.read import holds_annotations
 from evaluate.datasets.records import subset_in
-from evaluate.datasets.tables import TEST_SHARE, CsvTable, cell, read_table, seconds
+from evaluate.datasets.tables import TEST_SHARE, CsvTable, get_cell, parse_seconds, read_table
 from evaluate.metrics.accuracy import LabelSet
 from extract.video.files import VIDEO_SUFFIXES
 
@@ -22,7 +29,7 @@ KINETICS = frozenset({"label", "youtube_id", "time_start", "time_end"})
 BY_CHANCE = "clips put into 'training' or 'test' by their names, for want of a subset"
 
 
-class Labelled(NamedTuple):
+class LabelledClip(NamedTuple):
     """One trimmed clip as a list names it.
 
     Attributes:
@@ -43,15 +50,15 @@ class Labelled(NamedTuple):
 class LabelledClips(NamedTuple):
     """A whole list; `warnings` counts what was tolerated, by a phrase that says it."""
 
-    clips: list[Labelled]
+    clips: list[LabelledClip]
     sets: tuple[LabelSet, ...]
     warnings: dict[str, int]
 
 
-_Reader = Callable[[Any, Path, int, Counter[str]], list[Labelled]]
+_Reader = Callable[[Any, Path, int, Counter[str]], list[LabelledClip]]
 
 
-def read_labelled(path: Path, classes: Sequence[Path] = ()) -> LabelledClips:
+def read_clip_list(path: Path, classes: Sequence[Path] = ()) -> LabelledClips:
     """Read labelled clips from a file or folder, its layout told by its content.
 
     - a folder of class folders with videos, `<class>/<video>` or `<subset>/<class>/<video>`;
@@ -78,22 +85,22 @@ def read_labelled(path: Path, classes: Sequence[Path] = ()) -> LabelledClips:
     if len(classes) > 2:
         raise ValueError(f"data.classes: at most two lists, not {len(classes)}")
     warnings: Counter[str] = Counter()
-    clips = _of_files(path, len(classes), warnings)
+    clips = _read_files(path, len(classes), warnings)
     if clips is None and path.is_dir() and not holds_annotations(path):
-        clips = _of_class_folders(path, warnings)
+        clips = _read_class_folders(path, warnings)
     if clips is None:
         if len(classes) > 1:
             raise ValueError(
                 f"{path} has one label a clip, but data.classes names two lists; two go with "
                 "EPIC-Kitchens-100's tables"
             )
-        clips = _of_segments(path, classes[0] if classes else None, warnings)
+        clips = _read_segments(path, classes[0] if classes else None, warnings)
     lists = [read_classes(file) for file in classes]
     if not lists:
         lists = [ClassList(tuple(sorted({clip.labels[0] for clip in clips if clip.labels})), {})]
         if not lists[0].names:
             raise ValueError(f"{path}: no clip has a label, so data.classes must name the classes")
-    named = [_resolved(clip, lists) for clip in clips]
+    named = [_resolve_labels(clip, lists) for clip in clips]
     sets = [
         LabelSet(name, each.names) for name, each in zip(set_names(classes), lists, strict=True)
     ]
@@ -110,7 +117,7 @@ def set_names(classes: Sequence[Path]) -> list[str]:
     return kinds
 
 
-def _resolved(clip: Labelled, lists: Sequence[ClassList]) -> Labelled:
+def _resolve_labels(clip: LabelledClip, lists: Sequence[ClassList]) -> LabelledClip:
     """Return the clip with the names of its classes; they may stand there by code."""
     if not clip.labels:
         return clip
@@ -134,12 +141,12 @@ def _files(path: Path) -> list[Path]:
     return sorted(file for file in files if file.is_file() and not file.name.startswith("."))
 
 
-def _of_files(path: Path, sets: int, warnings: Counter[str]) -> list[Labelled] | None:
+def _read_files(path: Path, sets: int, warnings: Counter[str]) -> list[LabelledClip] | None:
     """Return the clips of the files whose layouts are for clips; None if none is."""
-    found: list[Labelled] = []
+    found: list[LabelledClip] = []
     readers: dict[_Reader, Path] = {}
     for file in _files(path):
-        content, reader = _open(file, sets)
+        content, reader = _choose_reader(file, sets)
         if reader is not None:
             readers.setdefault(reader, file)
             found += reader(content, file, sets, warnings)
@@ -149,7 +156,7 @@ def _of_files(path: Path, sets: int, warnings: Counter[str]) -> list[Labelled] |
     return found if readers else None
 
 
-def _open(path: Path, sets: int) -> tuple[Any, _Reader | None]:
+def _choose_reader(path: Path, sets: int) -> tuple[Any, _Reader | None]:
     suffix = path.suffix.lower()
     if suffix == ".json":
         content = read_json(path)
@@ -166,52 +173,56 @@ def _open(path: Path, sets: int) -> tuple[Any, _Reader | None]:
     return None, None
 
 
-def _read_own(table: CsvTable, path: Path, sets: int, warnings: Counter[str]) -> list[Labelled]:
+def _read_own(table: CsvTable, path: Path, sets: int, warnings: Counter[str]) -> list[LabelledClip]:
     if sets == 2:
         raise ValueError(f"{path}: has one label a clip, but data.classes names two lists")
     clips = []
     for place, row in table.rows:
-        name = cell(row, "video", place)
+        name = get_cell(row, "video", place)
         if "subset" in row:
-            subset = cell(row, "subset", place)
+            subset = get_cell(row, "subset", place)
         else:
-            subset = _subset(subset_in(path.stem), name, warnings)
+            subset = _choose_subset(subset_in(path.stem), name, warnings)
         label = (row["label"],) if row["label"] else ()
-        span = _span(row.get("start", ""), row.get("end", ""), place)
-        clips.append(Labelled((name,), label, span, subset, place))
+        span = _parse_span(row.get("start", ""), row.get("end", ""), place)
+        clips.append(LabelledClip((name,), label, span, subset, place))
     return clips
 
 
 def _read_kinetics(
     table: CsvTable, path: Path, sets: int, warnings: Counter[str]
-) -> list[Labelled]:
+) -> list[LabelledClip]:
     clips = []
     for place, row in table.rows:
-        name, subset = cell(row, "youtube_id", place), row.get("split") or subset_in(path.stem)
-        times = [number(row[key], key, place) for key in ("time_start", "time_end")]
+        name, subset = get_cell(row, "youtube_id", place), row.get("split") or subset_in(path.stem)
+        times = [as_number(row[key], key, place) for key in ("time_start", "time_end")]
         # As the public downloader calls what it has cut out.
         cut = "_".join([name, *(f"{int(time):06d}" for time in times)])
         label = (row["label"],) if row["label"] else ()
-        clips.append(Labelled((cut, name), label, None, _subset(subset, name, warnings), place))
+        clips.append(
+            LabelledClip((cut, name), label, None, _choose_subset(subset, name, warnings), place)
+        )
     return clips
 
 
-def _read_epic(table: CsvTable, path: Path, sets: int, warnings: Counter[str]) -> list[Labelled]:
+def _read_epic(
+    table: CsvTable, path: Path, sets: int, warnings: Counter[str]
+) -> list[LabelledClip]:
     clips = []
     labelled = table.columns >= {"verb_class", "noun_class"}
     for place, row in table.rows:
-        name = cell(row, "video_id", place)
+        name = get_cell(row, "video_id", place)
         columns = [f"{kind}_class" for kind in epic.KINDS] if labelled else []
-        labels = tuple(cell(row, column, place) for column in columns)
-        span = _span(row["start_timestamp"], row["stop_timestamp"], place)
-        subset = _subset(subset_in(path.stem), name, warnings)
-        clips.append(Labelled((name,), labels, span, subset, place))
+        labels = tuple(get_cell(row, column, place) for column in columns)
+        span = _parse_span(row["start_timestamp"], row["stop_timestamp"], place)
+        subset = _choose_subset(subset_in(path.stem), name, warnings)
+        clips.append(LabelledClip((name,), labels, span, subset, place))
     return clips
 
 
 def _read_something(
     entries: list[Any], path: Path, sets: int, warnings: Counter[str]
-) -> list[Labelled]:
+) -> list[LabelledClip]:
     """Read `[{"id": "1", "template": "Moving [something] up", …}]`."""
     clips = []
     subset = subset_in(path.stem)
@@ -227,14 +238,16 @@ def _read_something(
             (re.sub(r"[\[\]]", "", get_field(entry, key, place, kind=str)),) if key in entry else ()
         )
         name = str(entry["id"])
-        clips.append(Labelled((name,), label, None, _subset(subset, name, warnings), place))
+        clips.append(
+            LabelledClip((name,), label, None, _choose_subset(subset, name, warnings), place)
+        )
     return clips
 
 
-def _of_class_folders(folder: Path, warnings: Counter[str]) -> list[Labelled]:
-    found = _in_classes(folder, None, warnings)
+def _read_class_folders(folder: Path, warnings: Counter[str]) -> list[LabelledClip]:
+    found = _read_classes_in(folder, None, warnings)
     for subset in sorted(each for each in folder.iterdir() if each.is_dir()):
-        found += _in_classes(subset, subset.name, warnings)
+        found += _read_classes_in(subset, subset.name, warnings)
     if not found:
         raise ValueError(
             f"{folder} holds no clips: neither <class>/<video> nor <subset>/<class>/<video>, and "
@@ -243,22 +256,24 @@ def _of_class_folders(folder: Path, warnings: Counter[str]) -> list[Labelled]:
     return found
 
 
-def _in_classes(folder: Path, subset: str | None, warnings: Counter[str]) -> list[Labelled]:
+def _read_classes_in(
+    folder: Path, subset: str | None, warnings: Counter[str]
+) -> list[LabelledClip]:
     clips = []
     for each in sorted(part for part in folder.iterdir() if part.is_dir()):
         for file in sorted(each.iterdir()):
             if file.suffix.lower() in VIDEO_SUFFIXES:
                 name = str(file.absolute())
-                of = _subset(subset, f"{each.name}/{file.stem}", warnings)
-                clips.append(Labelled((name,), (each.name,), None, of, str(file)))
+                of = _choose_subset(subset, f"{each.name}/{file.stem}", warnings)
+                clips.append(LabelledClip((name,), (each.name,), None, of, str(file)))
     return clips
 
 
-def _of_segments(path: Path, classes: Path | None, warnings: Counter[str]) -> list[Labelled]:
+def _read_segments(path: Path, classes: Path | None, warnings: Counter[str]) -> list[LabelledClip]:
     annotations = read_annotations(path, classes=classes)
     warnings.update(annotations.warnings)
     return [
-        Labelled(
+        LabelledClip(
             (video.name,),
             (segment.label,),
             (segment.start_s, segment.end_s),
@@ -270,18 +285,21 @@ def _of_segments(path: Path, classes: Path | None, warnings: Counter[str]) -> li
     ]
 
 
-def _subset(told: str | None, name: str, warnings: Counter[str]) -> str:
+def _choose_subset(told: str | None, name: str, warnings: Counter[str]) -> str:
     if told:
         return told
     warnings[BY_CHANCE] += 1
     return "test" if zlib.crc32(name.encode()) % TEST_SHARE == 0 else "training"
 
 
-def _span(start: str, end: str, place: str) -> tuple[float, float] | None:
+def _parse_span(start: str, end: str, place: str) -> tuple[float, float] | None:
     """Return the times of a row, which may have none."""
     if not start and not end:
         return None
-    times = [number(seconds(text), name, place) for name, text in (("start", start), ("end", end))]
+    times = [
+        as_number(parse_seconds(text), name, place)
+        for name, text in (("start", start), ("end", end))
+    ]
     if not 0 <= times[0] < times[1]:
         raise ValueError(f"{place}: the clip goes from {start} to {end}; write times in seconds.")
     return times[0], times[1]

@@ -73,7 +73,7 @@ class RecognitionTraining(TrainingConfig):
 
 
 @dataclass(frozen=True)
-class RecognitionEvaluation:
+class RecognitionEvaluationConfig:
     """How networks are tested; `views` and `crops` say with what.
 
     Args:
@@ -104,7 +104,7 @@ class Recognition:
     crops: CropConfig = field(default_factory=CropConfig)
     network: NetworkConfig = field(default_factory=NetworkConfig)
     training: RecognitionTraining = field(default_factory=RecognitionTraining)
-    evaluation: RecognitionEvaluation = field(default_factory=RecognitionEvaluation)
+    evaluation: RecognitionEvaluationConfig = field(default_factory=RecognitionEvaluationConfig)
 
     def __post_init__(self) -> None:
         if not self.out.strip():

@@ -33,7 +33,7 @@ from extract.video.probe import probe
 from extract.video.reader import VideoError
 from train.data.loading import EpochSampler, batch_loader, with_substitute
 from train.data.videos import VideoItem, make_item
-from train.recognition.clip_lists import Labelled, LabelledClips, read_labelled
+from train.recognition.clip_lists import LabelledClip, LabelledClips, read_clip_list
 from train.recognition.config import LabelledData, Pair, Recognition
 
 
@@ -60,7 +60,7 @@ def read_clips(data: LabelledData) -> LabelledClips:
     Raises:
         ValueError: a file is missing or malformed.
     """
-    return read_labelled(Path(data.annotations), [Path(file) for file in data.classes])
+    return read_clip_list(Path(data.annotations), [Path(file) for file in data.classes])
 
 
 def load_examples(
@@ -81,8 +81,8 @@ def load_examples(
     folder = Path(data.videos if data.videos is not None else data.annotations)
     if not folder.is_dir():
         raise ValueError(f"data.videos: there is no folder {folder}")
-    chosen = [_of_subset(data, clips, subset) for subset in subsets]
-    files = _Files(folder)
+    chosen = [_select_clips(data, clips, subset) for subset in subsets]
+    files = _VideoFinder(folder)
     found = {
         name: path
         for part in chosen
@@ -97,7 +97,7 @@ def load_examples(
     for part in chosen:
         kept, problems = list[Example](), dict[str, str]()
         for clip in part:
-            name = _name(clip)
+            name = _clip_name(clip)
             try:
                 path = next((found[n] for n in clip.video if n in found), None)
                 if path is None:
@@ -116,7 +116,7 @@ def load_examples(
     return parts
 
 
-def example_of(path: str | Path) -> Example:
+def probe_example(path: str | Path) -> Example:
     """Return a whole video file without labels as an example.
 
     Raises:
@@ -124,10 +124,10 @@ def example_of(path: str | Path) -> Example:
     """
     (found,) = probe([path], progress=False)
     item = make_item(Path(path), found)
-    return Example(str(path), item, _whole(item))
+    return Example(str(path), item, _whole_video(item))
 
 
-def other_labels(pairs: Sequence[Pair], sets: Sequence[LabelSet], setting: str) -> dict[int, int]:
+def label_swaps(pairs: Sequence[Pair], sets: Sequence[LabelSet], setting: str) -> dict[int, int]:
     """Return which class of the first label set each class of a pair is exchanged for.
 
     Raises:
@@ -136,7 +136,7 @@ def other_labels(pairs: Sequence[Pair], sets: Sequence[LabelSet], setting: str) 
     classes = sets[0].classes
     found: dict[int, int] = {}
     for pair in pairs:
-        one, two = (_index(name, classes, setting) for name in pair)
+        one, two = (_class_index(name, classes, setting) for name in pair)
         for a, b in {(one, two), (two, one)}:
             if a in found:
                 raise ValueError(f"{setting}: {classes[a]!r} stands in two pairs; remove one")
@@ -144,7 +144,7 @@ def other_labels(pairs: Sequence[Pair], sets: Sequence[LabelSet], setting: str) 
     return found
 
 
-def _index(name: str | int, classes: tuple[str, ...], setting: str) -> int:
+def _class_index(name: str | int, classes: tuple[str, ...], setting: str) -> int:
     if isinstance(name, int):
         if not 0 <= name < len(classes):
             raise ValueError(f"{setting}: class {name}, but there are {len(classes)}, from 0 on")
@@ -154,7 +154,7 @@ def _index(name: str | int, classes: tuple[str, ...], setting: str) -> int:
     return classes.index(name)
 
 
-def _of_subset(data: LabelledData, clips: LabelledClips, subset: str) -> list[Labelled]:
+def _select_clips(data: LabelledData, clips: LabelledClips, subset: str) -> list[LabelledClip]:
     chosen = [clip for clip in clips.clips if clip.subset == subset]
     if not chosen:
         subsets = sorted({clip.subset for clip in clips.clips})
@@ -170,13 +170,13 @@ def _of_subset(data: LabelledData, clips: LabelledClips, subset: str) -> list[La
     ]
 
 
-def _name(clip: Labelled) -> str:
+def _clip_name(clip: LabelledClip) -> str:
     """What a clip is called: its video, and where in it the clip is."""
     name = clip.video[0]
     return name if clip.span_s is None else f"{name}, {clip.span_s[0]:g}-{clip.span_s[1]:g} s"
 
 
-class _Files:
+class _VideoFinder:
     """The videos of a folder and of all folders in it, by any name that is sure."""
 
     def __init__(self, folder: Path) -> None:
@@ -211,15 +211,15 @@ class _Files:
         return self._by_name
 
 
-def _whole(item: VideoItem) -> Stretch:
+def _whole_video(item: VideoItem) -> Stretch:
     return Stretch(0, item.frames, item.frames / item.duration_s)
 
 
-def _example(clip: Labelled, name: str, item: VideoItem, sets: Sequence[LabelSet]) -> Example:
+def _example(clip: LabelledClip, name: str, item: VideoItem, sets: Sequence[LabelSet]) -> Example:
     labels = tuple(
         each.classes.index(label) for each, label in zip(sets, clip.labels, strict=False)
     )
-    whole = _whole(item)
+    whole = _whole_video(item)
     if clip.span_s is None:
         return Example(name, item, whole, labels)
     if clip.span_s[0] >= item.duration_s:
@@ -276,7 +276,7 @@ class Views:
         return replace(self, views=change(self.views), labels=change(self.labels))
 
 
-def collate(samples: Sequence[Views]) -> Views:
+def collate_views(samples: Sequence[Views]) -> Views:
     """Stack samples of one clip each."""
     return Views(
         videos=tuple(sample.videos[0] for sample in samples),
@@ -303,7 +303,7 @@ class TrainingViews(Dataset[Views]):
         if not self.examples:
             raise ValueError(f"no clip of subset '{config.data.train_subset}' has a label")
         self.config = config
-        self.mirrored = other_labels(config.data.mirrored, sets, "data.mirrored")
+        self.mirrored = label_swaps(config.data.mirrored, sets, "data.mirrored")
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -374,16 +374,16 @@ def _sample(
     return Views((example.name,), views[None], numbers, {0: problem} if problem else {})
 
 
-def training_loader(
+def training_views_loader(
     dataset: TrainingViews, sampler: EpochSampler, config: Recognition
 ) -> "DataLoader[Any]":
     """Return a loader of training batches; `sampler.epoch` chooses the epoch of the next pass."""
-    return batch_loader(dataset, sampler.batch, config.training.workers, collate, sampler)
+    return batch_loader(dataset, sampler.batch, config.training.workers, collate_views, sampler)
 
 
-def evaluation_loader(
+def evaluation_views_loader(
     dataset: EvaluationViews, config: Recognition, workers: int
 ) -> "DataLoader[Any]":
     """Return a loader of the share's clips, so many at once as give a forward pass's views."""
     clips = max(1, config.evaluation.batch_size // (config.views.clips * config.crops.crops))
-    return batch_loader(dataset, clips, workers, collate)
+    return batch_loader(dataset, clips, workers, collate_views)

@@ -9,9 +9,15 @@ import numpy as np
 from configs.messages import truncated
 from evaluate.metrics.accuracy import Accuracy, flat_names, within_pairs
 from train.engine.session import inference_accelerator
-from train.recognition.dataset import Example, load_examples, other_labels, read_clips
+from train.recognition.dataset import Example, label_swaps, load_examples, read_clips
 from train.recognition.recogniser import Recogniser
-from train.recognition.training import Scores, labelled, score, score_all, share_loader
+from train.recognition.training import (
+    ClipScores,
+    score_clips,
+    score_examples,
+    select_labelled,
+    share_loader,
+)
 
 
 @dataclass(frozen=True)
@@ -29,8 +35,8 @@ class RecognitionEvaluation:
     recogniser: Recogniser
     out: Path
     examples: Sequence[Example]
-    scores: Scores
-    reversed_scores: Scores
+    scores: ClipScores
+    reversed_scores: ClipScores
     pairs: dict[int, int]
     skipped: dict[str, str]
     listed: int
@@ -41,7 +47,7 @@ class RecognitionEvaluation:
 
     def accuracy(self) -> Accuracy:
         """Return how often the clips that have labels are recognised."""
-        return score(self.recogniser.sets, self.examples, self.scores)
+        return score_clips(self.recogniser.sets, self.examples, self.scores)
 
     def accuracy_of_time(self) -> dict[str, float]:
         """Return how far the recogniser follows the direction of time (`accuracy_of_time`).
@@ -77,7 +83,7 @@ def evaluate_recogniser(
     """
     config = recogniser.config
     accelerator = inference_accelerator(config)
-    pairs = other_labels(config.data.reversed_labels, recogniser.sets, "data.reversed_labels")
+    pairs = label_swaps(config.data.reversed_labels, recogniser.sets, "data.reversed_labels")
     if on_reversed and not pairs:
         raise ValueError(
             "--reversed: name the classes that are each other's time reversal, as "
@@ -99,11 +105,11 @@ def evaluate_recogniser(
     out.mkdir(parents=True, exist_ok=True)  # now, not after hours of testing
     recogniser.network.to(accelerator.device)
     views = share_loader(recogniser, examples, accelerator)
-    scores, dropped = score_all(recogniser, examples, views, accelerator, "recognising")
-    back: Scores = {}
+    scores, dropped = score_examples(recogniser, examples, views, accelerator, "recognising")
+    back: ClipScores = {}
     if on_reversed:
         views = share_loader(recogniser, examples, accelerator, turned=True)
-        back, _ = score_all(recogniser, examples, views, accelerator, "recognising, reversed")
+        back, _ = score_examples(recogniser, examples, views, accelerator, "recognising, reversed")
     if not accelerator.is_main_process:
         return None
     return RecognitionEvaluation(
@@ -121,8 +127,8 @@ def evaluate_recogniser(
 def accuracy_of_time(
     recogniser: Recogniser,
     examples: Sequence[Example],
-    scores: Scores,
-    back: Scores,
+    scores: ClipScores,
+    back: ClipScores,
     turned: dict[int, int],
 ) -> dict[str, float]:
     """Return how far what a recogniser says follows the direction of time.
@@ -132,8 +138,8 @@ def accuracy_of_time(
     same of a clip and of its reversal, and is right in half of both.
     """
     first = slice(0, len(recogniser.sets[0].classes))
-    labels, values = labelled(examples, scores)
-    labels_back, values_back = labelled(examples, back)
+    labels, values = select_labelled(examples, scores)
+    labels_back, values_back = select_labelled(examples, back)
     labels, labels_back = labels[:, 0], labels_back[:, 0]
     known = np.array([int(label) in turned for label in labels_back])
     if not known.any():

@@ -21,7 +21,7 @@ from extract.tada.tada2d import TAda2D, TAda2DConfig, lift_resnet
 from train.engine.checkpoint import Checkpoint, load_checkpoint
 from train.recognition.clip_lists import set_names
 from train.recognition.config import Recognition
-from train.recognition.dataset import EvaluationViews, Views, evaluation_loader, example_of
+from train.recognition.dataset import EvaluationViews, Views, evaluation_views_loader, probe_example
 
 CLASSIFIER = "classifier."
 SET_NAMES = {1: [""], 2: ["verb", "noun"]}  # of published files, by their number of classifiers
@@ -68,8 +68,8 @@ class Recogniser:
         """
         # There is nothing else to go on with if this one is bad.
         config = replace(self.config, data=replace(self.config.data, bad_videos="stop"))
-        views = EvaluationViews([example_of(path)], config, config.direction)
-        ((_, scores, _),) = self.score(evaluation_loader(views, config, workers=0))
+        views = EvaluationViews([probe_example(path)], config, config.direction)
+        ((_, scores, _),) = self.score(evaluation_views_loader(views, config, workers=0))
         return {
             each.name: [(each.classes[k], float(part[0, k])) for k in _best(part[0], top)]
             for each, part in zip(self.sets, split_scores(self.sets, scores[None]), strict=True)

@@ -57,7 +57,9 @@ def check_not_sharded(accelerator: Accelerator) -> None:
         )
 
 
-def write_run_record(out: Path, recogniser: Recogniser, data: TrainingClips, taken: str) -> None:
+def write_recogniser_record(
+    out: Path, recogniser: Recogniser, data: TrainingClips, taken: str
+) -> None:
     """Write what is decided of a run before it begins, and say it.
 
     Args:

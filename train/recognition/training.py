@@ -15,7 +15,7 @@ from torch.optim import SGD, AdamW, Optimizer
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from evaluate.metrics.accuracy import Accuracy, LabelSet, accuracy
+from evaluate.metrics.accuracy import Accuracy, LabelSet, compute_accuracy
 from extract.tada.networks import VideoNetwork
 from extract.video.reader import VideoError
 from train.data.loading import EpochSampler
@@ -27,13 +27,13 @@ from train.recognition.dataset import (
     Example,
     TrainingViews,
     Views,
-    evaluation_loader,
+    evaluation_views_loader,
 )
-from train.recognition.dataset import training_loader as views_loader
+from train.recognition.dataset import training_views_loader as views_loader
 from train.recognition.recogniser import Recogniser
 
 
-class Shared(NamedTuple):
+class PreparedViews(NamedTuple):
     """A micro-batch on the device, and the share of the update that it is."""
 
     batch: Views
@@ -69,7 +69,7 @@ class RecognitionTask:
         if validation is not None:
             # Kept: starting decoding workers anew would cost every validation some seconds.
             self.views = share_loader(recogniser, validation, accelerator)
-        self.optimizer = recognition_optimizer(self.model, config.training)
+        self.optimizer = build_recognition_optimizer(self.model, config.training)
 
     @property
     def validates(self) -> bool:
@@ -82,11 +82,11 @@ class RecognitionTask:
     def loader(self, sampler: EpochSampler) -> "DataLoader[Any]":
         return views_loader(self.dataset, sampler, self.config)
 
-    def prepare(self, batches: Sequence[Views]) -> list[Shared]:
+    def prepare(self, batches: Sequence[Views]) -> list[PreparedViews]:
         device = self.accelerator.device
-        return [Shared(batch.to(device), 1 / len(batches)) for batch in batches]
+        return [PreparedViews(batch.to(device), 1 / len(batches)) for batch in batches]
 
-    def loss(self, network: nn.Module, shared: Shared) -> Tensor:
+    def loss(self, network: nn.Module, shared: PreparedViews) -> Tensor:
         batch, share = shared
         with self.accelerator.autocast():
             logits = network(batch.views[:, 0])
@@ -98,12 +98,12 @@ class RecognitionTask:
     def validate(self) -> tuple[Accuracy, int]:
         assert self.validation is not None
         examples, main = self.validation, self.accelerator.is_main_process
-        scores, skipped = score_all(
+        scores, skipped = score_examples(
             self.recogniser, examples, self.views, self.accelerator, "validation"
         )
         if skipped and main:
             tqdm.write(format_skipped(skipped, len(examples)))
-        return score(self.recogniser.sets, examples, scores), len(skipped)
+        return score_clips(self.recogniser.sets, examples, scores), len(skipped)
 
     def observe(self, batch: Views) -> None:
         pass
@@ -121,7 +121,7 @@ class RecognitionTask:
         pass
 
 
-Scores = dict[int, NDArray[np.float64]]
+ClipScores = dict[int, NDArray[np.float64]]
 """Per example, by its position, the scores of all classes [K]."""
 
 
@@ -145,16 +145,16 @@ def share_loader(
     forward = (config.direction == "forward") != turned
     rank, count = accelerator.process_index, accelerator.num_processes
     views = EvaluationViews(examples, config, "forward" if forward else "reversed", rank, count)
-    return evaluation_loader(views, config, config.training.workers)
+    return evaluation_views_loader(views, config, config.training.workers)
 
 
-def score_all(
+def score_examples(
     recogniser: Recogniser,
     examples: Sequence[Example],
     views: "DataLoader[Any]",
     accelerator: Accelerator,
     what: str,
-) -> tuple[Scores, dict[str, str]]:
+) -> tuple[ClipScores, dict[str, str]]:
     """Score all examples, each once; every process returns the same.
 
     Args:
@@ -171,7 +171,7 @@ def score_all(
     rank, count = accelerator.process_index, accelerator.num_processes
     positions = iter(range(rank, len(examples), count))
     quiet = not accelerator.is_main_process
-    found: Scores = {}
+    found: ClipScores = {}
     dropped: dict[str, str] = {}
     total = len(range(rank, len(examples), count))
     with (
@@ -188,7 +188,7 @@ def score_all(
                 dropped[name] = problem
             else:
                 found[position] = scores
-    everyone: Scores = {}
+    everyone: ClipScores = {}
     skipped: dict[str, str] = {}
     for mine, bad in gather_object([(found, dropped)]):
         everyone |= mine
@@ -198,14 +198,16 @@ def score_all(
     return dict(sorted(everyone.items())), skipped
 
 
-def score(sets: Sequence[LabelSet], examples: Sequence[Example], scores: Scores) -> Accuracy:
+def score_clips(
+    sets: Sequence[LabelSet], examples: Sequence[Example], scores: ClipScores
+) -> Accuracy:
     """Score what was found of the examples that have labels."""
-    labels, values = labelled(examples, scores)
-    return accuracy(sets, labels, values)
+    labels, values = select_labelled(examples, scores)
+    return compute_accuracy(sets, labels, values)
 
 
-def labelled(
-    examples: Sequence[Example], scores: Scores
+def select_labelled(
+    examples: Sequence[Example], scores: ClipScores
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Return labels [N, sets] and scores [N, K] of the examples that have both."""
     rows = [position for position in scores if examples[position].labels]
@@ -213,7 +215,7 @@ def labelled(
     return labels, np.array([scores[position] for position in rows])
 
 
-def recognition_optimizer(network: VideoNetwork, config: RecognitionTraining) -> Optimizer:
+def build_recognition_optimizer(network: VideoNetwork, config: RecognitionTraining) -> Optimizer:
     """AdamW or SGD with a rate each for the classifier and all else; decay as for detectors."""
     head = set(network.classifier.parameters())
     groups = []
