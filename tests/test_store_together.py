@@ -307,8 +307,8 @@ def test_other_machines_live_by_their_signs(
             prune(Store.open(tmp_path, "a"), drop_one)
 
 
-def test_leases_beat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(leases, "BEAT_S", 0.02)
+def test_leases_are_renewed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leases, "RENEW_S", 0.02)
     monkeypatch.setattr(leases, "_renewer", leases._Renewer())
     store = Store.open(tmp_path, "a")
     (path,) = leases_of(tmp_path)
