@@ -1,4 +1,4 @@
-"""How long a run is: epochs of the user's data, from what the settings say."""
+"""The length of a run: epochs of the user's data, from the settings."""
 
 from dataclasses import replace
 from typing import TypeVar
@@ -11,8 +11,8 @@ T = TypeVar("T", bound=TrainingConfig)
 def resolve_lengths(training: T, per_epoch: int) -> tuple[T, list[str]]:
     """Return the settings with epochs that fit each other, and a line for each that was changed.
 
-    With `training.updates`, everything counted in epochs is scaled, so that the schedule has about
-    so many updates: it is in whole epochs.
+    With `training.updates`, everything counted in epochs is scaled so that the schedule, in whole
+    epochs, has about so many updates.
 
     Args:
         per_epoch: updates in an epoch of the data.
