@@ -6,8 +6,8 @@
 Without files, a synthetic one like THUMOS-14's is made: 340 × 256, 30 frames/s, H.264 with B-frames
 and a keyframe every 250. All decode with one thread and alternate within one run; numbers are
 medians. Bare decord gives full-size frames and does nothing else: window by window, as a naive
-loader asks, and every needed frame once. --wait trains the demo's detector (or, with
---step-seconds, stands still as if a GPU worked) and prints the share of time without a batch.
+loader does, and every needed frame once. --wait trains the demo's detector (or, with
+--step-seconds, sleeps as if a GPU worked) and prints the share of time without a batch.
 """
 
 import argparse
@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--wait", action="store_true", help="does training wait for data?")
     parser.add_argument("--workers", type=int, nargs="+", default=[1])
-    parser.add_argument("--step-seconds", type=float, help="stand still, do not train")
+    parser.add_argument("--step-seconds", type=float, help="sleep instead of training")
     args = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
@@ -66,7 +66,7 @@ def main() -> None:
         print("|---|---|---|---|---|---|---|---|")
         for file in files:
             for overlap in args.overlap:
-                print(race_readers(file, overlap, args))
+                print(race_readers(file, overlap, args.size, args.window, args.repeats))
 
 
 def write_synthetic(path: Path, count: int, height: int = 256, width: int = 340) -> Path:
@@ -88,12 +88,12 @@ def write_synthetic(path: Path, count: int, height: int = 256, width: int = 340)
     return path
 
 
-def race_readers(file: Path, overlap: float, args: argparse.Namespace) -> str:
-    """Return a row of the table; each way opens its own reader, as it would for a new video."""
-    sampling = SamplingConfig(window_size=args.window, snippet_stride=4)
+def race_readers(file: Path, overlap: float, size: int, window_size: int, repeats: int) -> str:
+    """Return a row of the table; each way opens its own reader, as for a new video."""
+    sampling = SamplingConfig(window_size=window_size, snippet_stride=4)
     count = len(VideoReader(file))  # reads the file's index, which a run does once
     windows = sliding_windows(count, overlap, sampling)
-    transform = evaluation_transform(PixelConfig(args.size))
+    transform = evaluation_transform(PixelConfig(size))
 
     def ours() -> None:
         decoded = window_frames(VideoReader(file), windows, transform)
@@ -112,7 +112,7 @@ def race_readers(file: Path, overlap: float, args: argparse.Namespace) -> str:
             reader.get_batch(needed[start : start + CHUNK]).asnumpy()
 
     frames = sum(len(window.frames) for window in windows)
-    rates = [frames / seconds for seconds in median_seconds((ours, by_window, once), args.repeats)]
+    rates = [frames / seconds for seconds in median_seconds((ours, by_window, once), repeats)]
     mine, naive, least = rates
     return (
         f"| {file.name} | {overlap:g} | {frames} | {mine:.0f} | {naive:.0f} | {mine / naive:.2f} "
@@ -150,7 +150,7 @@ def measure_waiting(files: list[Path], workers: int, step_seconds: float | None)
     waited, began = 0.0, 0.0
     batches = iter(training_loader(dataset, sampler, workers))
     for number in range(sampler.steps):
-        if number == 2:  # workers have started, and their first batches lie ready
+        if number == 2:  # workers have started, and their first batches are ready
             waited, began = 0.0, time.perf_counter()
         asked = time.perf_counter()
         batch = next(batches)
@@ -161,7 +161,7 @@ def measure_waiting(files: list[Path], workers: int, step_seconds: float | None)
 
 
 def with_action(item: VideoItem) -> VideoItem:
-    """Give an item one action, without which it is no training video."""
+    """Return the item with one action, without which it is no training video."""
     middle = np.array([[0.45, 0.55]]) * item.frames
     return replace(item, segments=middle, labels=np.zeros(1, np.int64))
 
@@ -171,7 +171,7 @@ def build_sleeper(seconds: float) -> Callable[[Any], None]:
 
 
 def build_trainer(config: Experiment) -> Callable[[Any], None]:
-    """Return the costly part of a training step: forward and backward."""
+    """Return a function that does the costly part of a training step: forward and backward."""
     detector = Detector(config, ("action",)).train()
     detector.load_pretrained()
 

@@ -3,11 +3,11 @@
     OMP_NUM_THREADS=1 python -m benchmarks.frame_cache [FILE ...] [--repeats 9]
 
 Without files, one is made: H.264 with B-frames and a keyframe every 250, fine detail with a little
-noise that moves all the time. A sample is what `train/data/windows.py` gives a THUMOS-14 run, one
+noise that moves all the time. A sample is that of a THUMOS-14 run (`train/data/windows.py`), one
 random window in one thread: with the whole published augmentation, and with the random crop and
 the flip alone. The ways take turns on the same windows; numbers are medians of input frames per
 second (`filled/s`: of the first time, when a video's frames are decoded and kept). Ends with code
-1 where the frames cannot be kept."""
+1 if the frames cannot be kept."""
 
 import argparse
 import sys
@@ -87,13 +87,13 @@ def race_samples(file: Path, folder: Path, configs: tuple[Experiment, ...], repe
 
 
 def sample_maker(windows: TrainingWindows) -> Callable[[], None]:
-    """Return what makes the sample of the next epoch."""
+    """Return a function that makes the sample of the next epoch."""
     epochs = count()
 
-    def draw() -> None:
+    def make_sample() -> None:
         windows[next(epochs), 0]
 
-    return draw
+    return make_sample
 
 
 if __name__ == "__main__":

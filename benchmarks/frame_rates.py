@@ -1,11 +1,11 @@
-"""Detect in the same scenes at other frame rates: what is left of the mAP?
+"""Detect in the same scenes at other frame rates: how far does the mAP fall?
 
     OMP_NUM_THREADS=1 python -m benchmarks.frame_rates CHECKPOINT … [--out runs/frame_rates]
 
 The demo's test videos (15 to 24 frames a second) are made in two more ways: each frame written two
 to four times, so that they have 48 to 60 frames a second with the same pictures, and rendered anew
-at 60. Every checkpoint is scored on the three, without any setting; `make demo` leaves
-runs/demo/forward/last.pt. The table goes to OUT/results.md. Takes some 3 minutes on 2 cores.
+at 60. Every checkpoint is scored on the three, with the same settings; `make demo`
+writes runs/demo/forward/last.pt. The table goes to OUT/results.md. Takes some 3 minutes on 2 cores.
 """
 
 import argparse
@@ -34,12 +34,12 @@ def main() -> None:
     write_dataset(DEMO, PRESETS["demo"])
     repeat_frames(DEMO, args.out / "repeated")
     sizes = PRESETS["demo"]
-    # As many rates as the demo has: the same draws, so the same scenes.
+    # As many rates as the demo has: the same random numbers, so the same scenes.
     fast = DemoConfig(1, 0, sizes.test, frame_rates=(RATE,) * len(sizes.frame_rates))
     write_dataset(args.out / "rendered", fast)
-    table = "\n".join(score_rows(args.checkpoints, args.out))
-    write_text(args.out / "results.md", table + "\n")
-    print(table)
+    text = "\n".join(score_rows(args.checkpoints, args.out))
+    write_text(args.out / "results.md", text + "\n")
+    print(text)
 
 
 def score_rows(checkpoints: list[Path], out: Path) -> Iterator[str]:
@@ -60,7 +60,7 @@ def score_rows(checkpoints: list[Path], out: Path) -> Iterator[str]:
 
 
 def score_checkpoint(checkpoint: Path, data: Path, out: Path) -> MeanAP:
-    """Return how a checkpoint does on a dataset's test videos."""
+    """Return the scores of a checkpoint on a dataset's test videos."""
     settings = [
         f"--data.annotations={data / 'annotations.json'}",
         f"--data.videos={data / 'videos'}",
@@ -72,7 +72,7 @@ def score_checkpoint(checkpoint: Path, data: Path, out: Path) -> MeanAP:
 
 
 def repeat_frames(source: Path, target: Path) -> None:
-    """Write a dataset's test videos with every frame as often as makes about 60 a second."""
+    """Write a dataset's test videos, each frame repeated, at about 60 frames a second."""
     if (target / "annotations.json").exists():
         return
     (target / "videos").mkdir(parents=True, exist_ok=True)

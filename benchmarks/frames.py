@@ -2,8 +2,8 @@
 
     python -m benchmarks.frames [FILE or FOLDER ...] [--windows 1000]
 
-Small videos in many encodings are made, and the files given are looked at too. Every frame that
-comes is compared bit for bit with the reader's own pass from the first frame to the last, and that
+Small videos in many encodings are made, and the files given are checked, too. Every frame
+read is compared bit for bit with the reader's own pass from the first frame to the last, and that
 pass with PyAV's: of all frames of PyAV's, the nearest must be the same one or one just like it.
 Ends with code 1 if a frame differs anywhere.
 """
@@ -33,12 +33,12 @@ PATHS = tuple(access_paths(2))
 
 @dataclass(frozen=True)
 class ReferenceFrames:
-    """A file and the fingerprint of every frame as it comes in sequence."""
+    """A file and the fingerprints of its frames, decoded in sequence."""
 
     path: Path
     fingerprints: list[bytes]
 
-    def wrong(self, frames: NDArray[np.uint8], indices: NDArray[np.int64]) -> int:
+    def count_wrong(self, frames: NDArray[np.uint8], indices: NDArray[np.int64]) -> int:
         """Return how many frames are not those of the sequential pass."""
         pairs = zip(frames, indices, strict=True)
         return sum(fingerprint(frame) != self.fingerprints[index] for frame, index in pairs)
@@ -55,10 +55,10 @@ def main() -> None:
         print("|---" * (4 + len(PATHS)) + "|")
         good, differences = [], 0
         for file in files:
-            row, known, wrong = inspect_file(file)
+            row, reference, wrong = inspect_file(file)
             print(row, flush=True)
             differences += wrong
-            good += [known] if known else []
+            good += [reference] if reference else []
         wrong, frames = check_random_windows(good, args.windows)
     print(
         f"\n{args.windows} random windows of {len(good)} files, {frames} frames: "
@@ -87,7 +87,7 @@ def list_videos(paths: list[Path]) -> Iterator[Path]:
 
 
 def inspect_file(file: Path) -> tuple[str, ReferenceFrames | None, int]:
-    """Return a file's row of the table, what is known of it if it is read, and wrong frames."""
+    """Return a file's row of the table, its sequential frames if readable, and its wrong frames."""
     try:
         reader = VideoReader(file)
         chunks = reader.chunks(np.arange(len(reader)))
@@ -95,14 +95,14 @@ def inspect_file(file: Path) -> tuple[str, ReferenceFrames | None, int]:
     except VideoError as error:
         cause = str(error).removeprefix(f"{file}: ")
         return f"| {file.name} | | refused: {cause} |{' |' * (1 + len(PATHS))}", None, 0
-    known = ReferenceFrames(file, [print_ for print_, _ in seen])
+    reference = ReferenceFrames(file, [print_ for print_, _ in seen])
     unlike = count_unlike(file, np.stack([small for _, small in seen]))
     outcomes = []
     for indices in access_paths(len(reader)).values():
-        outcomes.append(known.wrong(VideoReader(file).frames(indices), indices))
+        outcomes.append(reference.count_wrong(VideoReader(file).frames(indices), indices))
     summary = " | ".join("exact" if not wrong else f"{wrong} wrong" for wrong in outcomes)
     row = f"| {file.name} | {len(reader)} | {reader.index.access} | {unlike} | {summary} |"
-    return row, known, unlike + sum(outcomes)
+    return row, reference, unlike + sum(outcomes)
 
 
 def count_unlike(file: Path, ours: NDArray[np.float32]) -> int:
@@ -137,12 +137,12 @@ def check_random_windows(files: list[ReferenceFrames], count: int) -> tuple[int,
     rng = np.random.default_rng(0)
     wrong, frames = 0, 0
     for _ in tqdm(range(count), desc="random windows", disable=not sys.stderr.isatty()):
-        known = files[rng.integers(len(files))]
+        reference = files[rng.integers(len(files))]
         sampling = SamplingConfig(window_size=48, snippet_stride=int(rng.integers(1, 9)))
         nothing = np.zeros((0, 2))
-        window = random_window(rng, len(known.fingerprints), nothing, sampling)
+        window = random_window(rng, len(reference.fingerprints), nothing, sampling)
         indices = window.indices("reversed" if rng.random() < 0.5 else "forward")
-        wrong += known.wrong(VideoReader(known.path).frames(indices), indices)
+        wrong += reference.count_wrong(VideoReader(reference.path).frames(indices), indices)
         frames += len(indices)
     return wrong, frames
 

@@ -4,7 +4,7 @@
 
 Takes what two trained streams predict in training windows and lets layers of Experiment 3-1 mix it:
 as first tried, one random matrix over the points of all levels, unaligned, padding included; then
-with one thing after another put right. Each is trained for some steps at the same learning rate.
+with one thing after another corrected. Each is trained for some steps at the same learning rate.
 Prints the loss (per positive point) before any step and after 1, 10 and all.
 """
 
@@ -39,9 +39,9 @@ class RandomMix(nn.Module):
 
     Args:
         points: how many points each level has.
-        start: what its random weights are; `halves`: begin as the mean instead.
+        halves: begin as the mean instead of at random.
         levels: one matrix for every level, not one for all.
-        aligned: turn the other stream's points round and move its boundaries.
+        aligned: reverse the other stream's points and move its boundaries.
         blank: put zeros where padding is.
     """
 

@@ -9,8 +9,9 @@ makes it; extraction is the backbone in eval mode, from pixels to features. Comp
 every block of the transformer went through `torch.compile`. Weights are random.
 
 The share says how much of the card is used: the products and convolutions that a step needs, each
-counted once even if it is computed anew, per second, of what a product of 8192³ reaches on the same
-card. What runs out of memory is told, and the rest goes on. Results are kept line by line.
+counted once even if it is recomputed, per second, of what a product of 8192³ reaches on the same
+card. A variant that runs out of memory is reported, and the rest goes on. Every result is saved at
+once.
 """
 
 import argparse
@@ -51,7 +52,7 @@ NAMES = tuple(f"class {i}" for i in range(CLASSES))
 VIDEOS = 200  # of an epoch: as many as THUMOS-14 trains on
 WARM_UP = 3  # steps; the first ones compile and choose kernels
 SIDE = {"cuda": 8192, "cpu": 512}  # of the product that gives the matrix rate
-# On a CPU nothing is to be fast: this one traces the same graphs and needs no compiler.
+# A CPU only tries the script: this one traces the same graphs and needs no compiler.
 BACKENDS = {"cuda": "inductor", "cpu": "aot_eager"}
 
 Step = Callable[[], Tensor]
@@ -89,7 +90,7 @@ def noise_batch(config: Experiment, device: str) -> Batch:
 
 
 def build_training_step(config: Experiment, device: str, compiled: bool) -> Step:
-    """Return what trains on a batch: the loop's own update."""
+    """Return a function that trains on a batch: the loop's own update."""
     with torch.device(device):
         detector = Detector(config, NAMES)
     if compiled:
@@ -117,7 +118,7 @@ def build_training_step(config: Experiment, device: str, compiled: bool) -> Step
 
 
 def build_extraction_step(config: Experiment, device: str, compiled: bool) -> Step:
-    """Return what turns a batch into features."""
+    """Return a function that computes the features of a batch."""
     with torch.device(device):
         backbone = Backbone(config.backbone).eval()
     if compiled:
@@ -139,7 +140,7 @@ def compile_blocks(backbone: Backbone, device: str) -> None:
 
 
 def count_training_flops(config: Experiment) -> int:
-    """Count the operations of a training step, each of them once."""
+    """Return the number of operations of a training step, each counted once."""
     config = replace(config, backbone=replace(config.backbone, recompute="none"))
     with torch.device("meta"):
         detector = Detector(config, NAMES).train()
@@ -155,7 +156,7 @@ def count_training_flops(config: Experiment) -> int:
 
 
 def count_extraction_flops(config: Experiment) -> int:
-    """Count the operations of an extraction."""
+    """Return the number of operations of an extraction."""
     with torch.device("meta"):
         backbone = Backbone(config.backbone).eval()
     (pixels,) = noise_batch(config, "meta").inputs
@@ -197,11 +198,11 @@ def measure(build: Callable[[], Step], repeats: int, device: str) -> Row:
             torch.cuda.reset_peak_memory_stats()
         taken = [time_step(step, device) for _ in range(repeats)]
         peak = torch.cuda.max_memory_allocated() if device == "cuda" else None
-        if not step().isfinite().all():  # such numbers would be quick to multiply
+        if not step().isfinite().all():  # NaNs may be faster to compute with
             return {"failed": "the result is not finite"}
     except torch.OutOfMemoryError:
         return {"failed": "out of memory"}
-    except RuntimeError as error:  # a compiler's, too: what comes after it still counts
+    except RuntimeError as error:  # a compiler's, too: later variants still count
         return {"failed": f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"}
     return {"first_s": first, "step_s": statistics.median(taken), "peak_bytes": peak}
 
@@ -230,7 +231,7 @@ def matrix_rate(device: str) -> float:
 
 
 def driver_version() -> str | None:
-    """Return the version of the GPU's driver, where that can be asked."""
+    """Return the version of the GPU's driver; None if that cannot be read."""
     command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
@@ -253,7 +254,7 @@ def describe_machine(device: str, repeats: int) -> Row:
 
 
 def results_table(where: Row, rows: list[Row]) -> str:
-    """Return the table under a line on the machine."""
+    """Return the table of results, below a line about the machine."""
     lines = [
         f"{where['device']}, driver {where['driver']}, torch {where['torch']}, {where['date']}; "
         f"a product of {where['matrix_side']}³ in bf16: "
@@ -303,11 +304,11 @@ def main() -> None:
             for work in WORKS:
                 for row in compare_compiled(work, config, args.repeats, args.device, where):
                     rows.append({"size": size} | row)
-                    table = results_table(where, rows)
-                    write_text(file.with_name(f"{file.name}.txt"), table)
+                    text = results_table(where, rows)
+                    write_text(file.with_name(f"{file.name}.txt"), text)
                     written = json.dumps(where | {"rows": rows}, indent=1)
                     write_text(file.with_name(f"{file.name}.json"), written + "\n")
-                    print(table if len(rows) == 1 else table.splitlines()[-1], flush=True)
+                    print(text if len(rows) == 1 else text.splitlines()[-1], flush=True)
     print(f"\n{file}.txt, {file}.json")
 
 

@@ -54,7 +54,7 @@ def settings(url: Path, precision: str, block: int) -> Experiment:
 
 
 def read_items(files: list[Path]) -> list[VideoItem]:
-    """Give videos an action in their middle, without which they are no training videos."""
+    """Return videos with an action in their middle, without which they are no training videos."""
     items = []
     for file in files:
         item = with_digest(probe_item(file))
@@ -66,7 +66,7 @@ def read_items(files: list[Path]) -> list[VideoItem]:
 def build_way(
     config: Experiment, items: list[VideoItem], cached: CachedStreams | None
 ) -> Callable[[int], None]:
-    """Return what trains on the n-th sample."""
+    """Return a function that trains on the n-th sample."""
     torch.manual_seed(0)
     detector = Detector(config, tuple(f"class {i}" for i in range(CLASSES))).train()
     dataset, step = (

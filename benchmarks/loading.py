@@ -4,7 +4,7 @@
 
 Writes a file of random numbers in mmaction2's layout, as a pickle and as safetensors. Then
 processes take turns: one reads the file's bytes, one builds the backbone and loads the file into
-it. Linux only; with `--cold`, as root, the system forgets the files before each.
+it. Linux only; with `--cold`, as root, the page cache is dropped before each.
 """
 
 import argparse
@@ -47,7 +47,7 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder:
         for path in write_weights(args.size, Path(folder)):
-            compare_loading(path, args)
+            compare_loading(path, args.size, args.repeats, args.cold)
 
 
 def write_weights(size: str, folder: Path) -> tuple[Path, Path]:
@@ -57,7 +57,7 @@ def write_weights(size: str, folder: Path) -> tuple[Path, Path]:
     paths = folder / f"{size}.pth", folder / f"{size}.safetensors"
     torch.save({"meta": {}, "state_dict": state}, paths[0])
     save_file(state, paths[1])
-    os.sync()  # what is still to be written cannot be forgotten
+    os.sync()  # dirty pages are not dropped from the page cache
     return paths
 
 
@@ -68,28 +68,30 @@ def to_mmaction(trunk: dict[str, Tensor], config: TrunkConfig) -> dict[str, Tens
     return {f"backbone.{renamed(n, turned(MMACTION))}": t for n, t in (trunk | patches).items()}
 
 
-def compare_loading(path: Path, args: argparse.Namespace) -> None:
-    """Print what reading and loading a file took: medians over the repeats."""
-    command = [sys.executable, "-m", "benchmarks.loading", "--size", args.size, "--file", str(path)]
+def compare_loading(path: Path, size: str, repeats: int, cold: bool) -> None:
+    """Print the cost of reading and of loading a file: medians over the repeats."""
+    command = [sys.executable, "-m", "benchmarks.loading", "--size", size, "--file", str(path)]
     found: dict[str, list[dict[str, float]]] = {"read": [], "load": []}
-    for _ in range(args.repeats):
+    for _ in range(repeats):
         for work, results in found.items():
-            if args.cold:
+            if cold:
                 CACHES.write_text("3")
             done = subprocess.run([*command, "--work", work], check=True, stdout=subprocess.PIPE)
             results.append(json.loads(done.stdout))
     read, load = (statistics.median(r["seconds"] for r in found[work]) for work in found)
-    size = path.stat().st_size
-    kept, peak = (statistics.median(r[n] for r in found["load"]) / size for n in ("kept", "peak"))
+    nbytes = path.stat().st_size
+    kept, peak = (
+        statistics.median(r[name] for r in found["load"]) / nbytes for name in ("kept", "peak")
+    )
     print(
-        f"{path.name}, {size / 1e6:,.0f} MB: read in {read:.2f} s, loaded in {load:.2f} s "
+        f"{path.name}, {nbytes / 1e6:,.0f} MB: read in {read:.2f} s, loaded in {load:.2f} s "
         f"({load / read:.2f} x); memory in multiples of the file: {kept:.2f} afterwards, at most "
-        f"{peak:.2f} with the file's own pages, which the system can take back"
+        f"{peak:.2f} with the file's own pages, which the system can reclaim"
     )
 
 
 def measure_work(work: str, size: str, path: Path) -> dict[str, float]:
-    """Read or load a file; return the seconds, and the bytes kept and at most in memory."""
+    """Return the seconds of reading or loading a file, and bytes of memory: kept, and the peak."""
     config = replace(experiment(size).backbone, weights=str(path), mode="frozen")
     tiny = experiment("tiny").backbone.trunk
     load_trunk(VideoMAE(tiny), HOME / "demo/videomae_tiny.safetensors")  # imports what it needs
@@ -106,7 +108,7 @@ def measure_work(work: str, size: str, path: Path) -> dict[str, float]:
 
 
 def memory_use() -> dict[str, int]:
-    """Return the bytes of this process that are no file's, and its peak with all."""
+    """Return the bytes of this process that belong to no file, and its peak of all bytes."""
     lines = Path("/proc/self/status").read_text().splitlines()
     status = dict(line.split(":", 1) for line in lines)
     return {

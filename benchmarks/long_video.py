@@ -3,8 +3,8 @@
     python -m benchmarks.long_video data/demo/videos/test_000.mp4 --checkpoint FILE [--check]
 
 The video is repeated without encoding it again. Each length has a process of its own, whose peak
-is told. With --check every window of the last is decoded and predicted once more, by itself, and
-the segments must be the same to the last bit; windows then go through the detector one at a time.
+is reported. With --check every window of the last is decoded and predicted again, by itself, and
+the segments must be bit-identical; windows then go through the detector one at a time.
 """
 
 import argparse
@@ -91,14 +91,14 @@ def repeat_video(source: Path, target: Path, duration_s: float) -> None:
                 again.pts = (packet.pts or 0) + turn * span
                 again.dts = (packet.dts or 0) + turn * span
                 again.time_base = Fraction(stream.time_base)
-                again.duration = packet.duration  # else the last one lasts no time and is left out
+                again.duration = packet.duration  # else the last one has no duration and is dropped
                 again.is_keyframe = packet.is_keyframe
                 again.stream = copy
                 longer.mux(again)
 
 
 def load_detector(checkpoint: Path, batch: int | None) -> Detector:
-    """Return a detector that takes `batch` windows at a time; None as its settings say."""
+    """Return a detector that takes `batch` windows at a time; None: as in its settings."""
     detector = Detector.from_checkpoint(checkpoint)
     if batch is not None:
         evaluation = replace(detector.config.evaluation, batch_size=batch)
@@ -122,14 +122,14 @@ def measure(checkpoint: Path, path: Path, batch: int | None) -> Measurement:
 
 def peak_mb() -> float:
     """Return the most memory that this process has held (Linux)."""
-    # Not getrusage: what a process was before it became this one counts there, too.
+    # Not getrusage, which includes the peak before exec.
     lines = Path("/proc/self/status").read_text().splitlines()
     (line,) = (line for line in lines if line.startswith("VmHWM"))
     return int(line.split()[1]) / 1024
 
 
 def detect_one_by_one(detector: Detector, path: Path) -> list[Detection]:
-    """Detect in a video whose windows know nothing of each other: the decoder jumps to each."""
+    """Detect in a video window by window, independently: the decoder seeks to each."""
     item, reader = probe_item(path), VideoReader(path)
     config, windows = detector.config, detector.windows(item)
     device = next(detector.parameters()).device

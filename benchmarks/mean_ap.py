@@ -2,7 +2,7 @@
 
     python benchmarks/mean_ap.py --annotations FILE --subset test
 
-Predictions are jittered truths and noise, about as many per video as a detector leaves. The common
+Predictions are jittered truths and noise, about as many per video as a detector gives. The common
 data-frame implementation takes 10.3 s for such a file on the same kind of machine (2 cores).
 """
 

@@ -6,7 +6,7 @@ Without files, some are made: videos of the demo, drawn at 1280 × 720, and long
 detail and noise that move all the time; H.264 with B-frames and a keyframe every 250, as files from
 the web are. A model's input (every fourth frame) is read in one thread, by
 `extract/sampling/window_frames.py` with the project's evaluation transform, as one window in the
-middle of a file (what a training sample costs, the file's opening with it) and as the whole file.
+middle of a file (the cost of a training sample, opening the file included) and as the whole file.
 Originals and proxies take turns; numbers are medians of input frames per second (`made/s`: frames
 of the file). Ends with code 1 if the median gain of windows is below --aim.
 """
@@ -50,14 +50,15 @@ def main() -> None:
     print("|---" * 10 + "|")
     with tempfile.TemporaryDirectory() as folder:
         files = args.files or write_videos(Path(folder), args.seconds, args.frames)
-        gains = [race_proxy(file, Path(folder) / "proxy.mp4", args) for file in files]
+        proxy = Path(folder) / "proxy.mp4"
+        gains = [race_proxy(file, proxy, args.short_side, args.repeats) for file in files]
     gain = statistics.median(gains)
     print(f"\nmedian gain of a window: {gain:.1f}")
     sys.exit(gain < args.aim)
 
 
 def write_videos(folder: Path, seconds: int, frames: int) -> list[Path]:
-    """Write two videos of the demo and two longer clips; returns their paths."""
+    """Write two videos of the demo and two longer clips; return their paths."""
     files = [write_scene(folder / f"demo_{seed}.mp4", seed, seconds * FPS) for seed in range(2)]
     longer = tqdm(range(2), desc="writing clips", leave=False)
     return files + [
@@ -82,12 +83,12 @@ def write_scene(path: Path, seed: int, count: int) -> Path:
     return path
 
 
-def race_proxy(file: Path, proxy: Path, args: argparse.Namespace) -> float:
+def race_proxy(file: Path, proxy: Path, short_side: int, repeats: int) -> float:
     """Print a row of the table; return how many times faster a window of the proxy is read."""
     began = time.perf_counter()
-    write_proxy(file, proxy, ProxyConfig(args.short_side))
+    write_proxy(file, proxy, ProxyConfig(short_side))
     made_s = time.perf_counter() - began
-    transform = evaluation_transform(PixelConfig(args.short_side))
+    transform = evaluation_transform(PixelConfig(short_side))
     count = len(VideoReader(file))  # reads the file's index, which a run does once
     assert len(VideoReader(proxy)) == count
     windows = sliding_windows(count, 0.0, SAMPLING)
@@ -102,7 +103,7 @@ def race_proxy(file: Path, proxy: Path, args: argparse.Namespace) -> float:
         for wanted in (middle, windows)
         for path in (file, proxy)
     ]
-    one, small_one, whole, small_whole = median_seconds(tuple(ways), args.repeats)
+    one, small_one, whole, small_whole = median_seconds(tuple(ways), repeats)
     inputs = [sum(len(window.frames) for window in wanted) for wanted in (middle, windows)]
     before, after = file.stat().st_size, proxy.stat().st_size
     print(

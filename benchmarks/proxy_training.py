@@ -5,9 +5,9 @@
 The demo's videos are enlarged to 720p H.264 (B-frames, a keyframe every 250), proxies are made of
 them by `extract/transcode.py`, and the demo is trained on either with each seed, by the README's
 commands; checkpoints are scored on the test videos of their own kind. Frame counts and times of
-both kinds must be equal, to the frame. What is there already is not made again. The table goes to
-OUT/results.md. A frame cache spares most of the decoding. Wants 1 GB of disk beside 20 GB that
-stay free and, on 2 cores, about 20 minutes.
+both kinds must be equal. Existing files are not made again. The table goes to OUT/results.md. A
+frame cache saves most of the decoding. Needs 1 GB of disk beside 20 GB that stay free and, on 2
+cores, about 20 minutes.
 """
 
 import argparse
@@ -26,7 +26,7 @@ import av
 import numpy as np
 from tqdm import tqdm
 
-from configs.atomic import write_text
+from configs.atomic import atomic_path, write_text
 from extract.video.reader import VideoReader
 
 DEMO = Path("data/demo")
@@ -75,8 +75,11 @@ def enlarge_all(sources: list[Path], folder: Path) -> None:
 
 def enlarge(source: Path, target: Path) -> None:
     """Write one video with a height of 720 pixels, every frame at its time."""
-    aside = target.with_suffix(".part")
-    with av.open(str(source)) as read, av.open(str(aside), "w", format="mp4") as written:
+    with (
+        atomic_path(target) as aside,
+        av.open(str(source)) as read,
+        av.open(str(aside), "w", format="mp4") as written,
+    ):
         video = read.streams.video[0]
         stream: Any = written.add_stream("libx264", rate=Fraction(video.average_rate or 1))
         width = round(video.width * HEIGHT / video.height / 2) * 2
@@ -87,11 +90,10 @@ def enlarge(source: Path, target: Path) -> None:
             larger.pts, larger.time_base = frame.pts, frame.time_base
             written.mux(stream.encode(larger))
         written.mux(stream.encode())
-    aside.rename(target)
 
 
 def check_same_times(large: Path, small: Path) -> None:
-    """Stop unless every proxy has as many frames as its source, at the same times."""
+    """Exit unless every proxy has as many frames as its source, at the same times."""
     for path in sorted(large.glob("*.mp4")):
         one, other = VideoReader(path), VideoReader(small / path.name)
         every = np.arange(len(one))

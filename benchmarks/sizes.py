@@ -54,7 +54,7 @@ class Cost:
 def experiment(size: str) -> Experiment:
     """Return the THUMOS-14 experiment of a size, with random weights.
 
-    `tiny` is none of them: the demo's with short windows, to try a script with.
+    `tiny` is the demo's experiment with short windows, to try a script with.
     """
     none = "--backbone.weights=null"
     if size == "tiny":
@@ -72,7 +72,7 @@ def build_parts(size: str) -> tuple[Backbone, TemporalAdapter, ActionFormer]:
 
 
 def count_weights(size: str) -> Cost:
-    """Count the weights of a size."""
+    """Return the number of weights of a size."""
     transformer, adapter, head = (
         sum(p.numel() for p in part.parameters()) for part in build_parts(size)
     )
@@ -80,7 +80,7 @@ def count_weights(size: str) -> Cost:
 
 
 def count_forward_flops(size: str) -> Cost:
-    """Count the operations of the forward pass of one window."""
+    """Return the number of operations of one window's forward pass."""
     transformer, adapter, head = build_parts(size)
     config, width = experiment(size), transformer.width
     frames, pixels = config.sampling.samples, config.pixels.size
@@ -98,7 +98,7 @@ def count_forward_flops(size: str) -> Cost:
 
 
 def count_flops(work: Callable[[], object]) -> int:
-    """Count the operations of a piece of work, backward passes included."""
+    """Return the number of operations of a function, backward passes included."""
     aten = torch.ops.aten
     # The counter takes the gradient of a depthwise convolution's weight for a full one's.
     own = {aten.convolution_backward: _convolution_backward}
@@ -110,7 +110,7 @@ def count_flops(work: Callable[[], object]) -> int:
 def _convolution_backward(
     gradient: torch.Size, inputs: torch.Size, weight: torch.Size, *_: object, **__: object
 ) -> int:
-    """Two products, of the inputs' and the weight's gradient, each as costly as the forward one."""
+    """Return the operations of both gradients, each as many as the forward convolution's."""
     return 2 * 2 * gradient.numel() * weight[1:].numel()
 
 

@@ -5,9 +5,9 @@
 
 Two trainings of the demo run side by side from the same seed, on two cores. `undisturbed` reads
 whole videos; in the folder of `disturbed` a random training video goes bad every minute, each time
-in another way, and is whole again half a minute later. Memory is looked at while both loaders'
-workers live, which is from the first validation on. Leaves soak.json and memory.png in OUT; exits
-with 1 if something is not as promised.
+in another way, and is whole again half a minute later. Memory is measured while both loaders'
+workers live, which is from the first validation on. Writes soak.json and memory.png into OUT; exits
+with 1 if a check fails.
 """
 
 import argparse
@@ -42,7 +42,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 EPOCHS_PER_MINUTE = 7.0  # of 10 steps, two runs at once on two cores
 SAMPLE_S = 5.0
 ROLES = ("trainer", "training worker", "validation worker")  # a run's processes, as they start
-ENDING = 2  # last samples of a run, in which its processes may be seen to end
+ENDING = 2  # last samples of a run, in which its processes may end
 MOST_GROWTH = 0.05
 MOST_APART = 0.03  # average mAP
 NOTICED = re.compile(r"warning: (.*); another video is trained on in its place")
@@ -84,7 +84,7 @@ SPOILERS: dict[str, Callable[[Path, bytes], object]] = {
 
 @contextmanager
 def spoilt(video: Path, kind: str, aside: Path) -> Iterator[None]:
-    """Hold a video bad; its whole file, and the bad one, wait in the folder `aside` meanwhile."""
+    """Replace a video by a bad file during the context; `aside` holds the good one meanwhile."""
     whole, bad = aside / video.name, aside / f"bad-{video.name}"
     SPOILERS[kind](bad, video.read_bytes())
     os.replace(video, whole)  # a folder cannot take a file's place at once
@@ -100,7 +100,9 @@ def spoilt(video: Path, kind: str, aside: Path) -> Iterator[None]:
 
 
 def disturb(videos: Path, aside: Path, every_s: float) -> Iterator[dict[str, Any] | None]:
-    """Spoil and mend one video after another; to be asked often, gives what was spoilt just now.
+    """Spoil and restore one video after another; yield the one spoilt just now, else None.
+
+    The caller must ask often for the next value.
 
     An unannotated bad file of the same kind stays in the folder each time.
     """
@@ -121,7 +123,7 @@ def disturb(videos: Path, aside: Path, every_s: float) -> Iterator[dict[str, Any
 
 
 def start_training(folder: Path, videos: Path, epochs: int) -> "subprocess.Popen[bytes]":
-    """Start the real script on a folder of videos; it runs in `folder`/run."""
+    """Start the real script on a folder of videos; it writes into `folder`/run."""
     validate_every = str(max(1, epochs // 20))
     settings = {
         "out": folder / "run",
@@ -157,7 +159,7 @@ def memory_of_run(pid: int) -> Memory:
 
 
 def lost_processes(samples: list[Memory]) -> list[int]:
-    """Return processes that were there and later were not, before the run came to its end."""
+    """Return the processes that disappeared before the end of the run."""
     seen, gone = set[int](), set[int]()
     for sample in samples[:-ENDING]:
         seen |= sample.keys()
@@ -176,7 +178,7 @@ def memory_growth(samples: list[Memory]) -> dict[str, tuple[float, float]]:
 
 
 def summarise_run(folder: Path, code: int | None, samples: list[Memory]) -> dict[str, Any]:
-    """Return what became of one run."""
+    """Return the outcome of one run."""
     file = folder / "run" / METRICS
     lines = read_metrics(file) if file.exists() else []
     losses = [line["loss"] for line in lines if "loss" in line]
@@ -195,7 +197,7 @@ def summarise_run(folder: Path, code: int | None, samples: list[Memory]) -> dict
 
 
 def find_faults(runs: dict[str, dict[str, Any]]) -> list[str]:
-    """Return what is not as promised."""
+    """Return the checks that failed, in words."""
     found = []
     for name, run in runs.items():
         if run["exit_code"] != 0:
@@ -285,13 +287,13 @@ def main() -> None:
     trouble = disturb(copy, folders["disturbed"] / "aside", args.every)
     begun = folders["disturbed"] / "run" / METRICS
     try:
-        # A run that failed ends the other: what is left to see is why.
+        # A run that fails ends the other, too.
         while None in (codes := [run.poll() for run in runs.values()]) and not any(codes):
             times.append(time.monotonic() - began)
             for name, run in runs.items():
                 if run.poll() is None:
                     samples[name].append(memory_of_run(run.pid))
-            # What is bad before the first step is left out of the whole run.
+            # Videos that are bad before the first step are skipped by the whole run.
             training = begun.exists() and begun.stat().st_size
             if training and runs["disturbed"].poll() is None and (event := next(trouble)):
                 events.append({"seconds": times[-1]} | event)

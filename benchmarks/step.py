@@ -5,8 +5,8 @@
 
 One window of 192 frames, 160 px: forward, losses, backward, clipping and update of the whole
 detector. Every variant runs in a process of its own, so that its peak memory is its own; the
-machine's matrix rate (products of 2048³) is measured in the same process, right after, and set
-against the products that a step really does, computed anew or not. The
+machine's matrix rate (products of 2048³) is measured in the same process, right after, and
+compared with the products that a step really does, recomputed ones included. The
 reference implementation took 14.9 s and 2.4 GB in float32, with recomputation, where such a product
 ran at 170 GFLOP/s on two cores.
 """

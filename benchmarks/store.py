@@ -6,8 +6,8 @@
     python benchmarks/store.py codecs --videos ../shared/clips
     python benchmarks/store.py codecs --activations features.npy   # [rows, …], float16
 
-Times are medians of several passes over the same files, so they come from memory, not from the
-disk; ratios are between passes of one run that took turns.
+Times are medians of several passes over the same files, so they are of memory, not of the disk;
+ratios are between passes of one run that took turns.
 """
 
 import argparse
@@ -42,7 +42,7 @@ VIDEOS = ("demo.mp4", "test.avi", "flipping_a_pancake.mkv", "part_0.mp4")
 
 
 def window_address(number: int) -> Address:
-    """Return the address of a known window; 100 of a video."""
+    """Return the address of a window by its number; 100 are of one video."""
     frames = np.arange(2 * ROWS, dtype=np.int64) + number % 100 * ROWS
     video = f"{number // 100:064x}"
     return Address(PRINT, "float16", video, "forward", "window", frames, ROWS)
@@ -86,7 +86,7 @@ def write_index(folder: Path, spans: int) -> None:
 
 
 def measure_index(folder: Path, spans: int) -> dict[str, float]:
-    """Open a store and look up, in this process."""
+    """Return the cost of opening a store and of a look-up, in this process."""
     began = time.perf_counter()
     store = Store.open(folder)
     opened = time.perf_counter() - began
@@ -141,7 +141,7 @@ def write_plain_zarr(folder: Path, rows: NDArray[np.float16], sharded: bool) -> 
 
 
 def compare_bulk(folder: Path, rows: NDArray[np.float16], passes: int) -> None:
-    """Compare reading everything, and one window, with plain zarr and numpy.load."""
+    """Print the speed of reading everything, and one window, beside plain zarr and numpy.load."""
     count = len(rows) // ROWS
     rows = rows[: count * ROWS]
     addresses = [window_address(number) for number in range(count)]
@@ -180,7 +180,7 @@ def compare_bulk(folder: Path, rows: NDArray[np.float16], passes: int) -> None:
 
 
 def compare_codecs(folder: Path, name: str, rows: NDArray[np.float16], passes: int) -> None:
-    """Try codecs, chunks and shards, one at a time, around what is the default."""
+    """Print size and speed of other codecs, chunks and shards, varied one at a time."""
     print(f"\n{name}: {rows.nbytes / 1e6:.0f} MB of {rows.dtype} {list(rows.shape)}")
     print(
         "| codec, block | chunk | shard | size | compaction | bulk read | one window |\n"
@@ -249,7 +249,7 @@ def _one_try(folder: Path, rows: NDArray[np.float16], passes: int, name: str) ->
 
 
 def compute_activations(videos: Path) -> dict[str, NDArray[np.float16]]:
-    """Run two backbones over real clips: the demo's, which is trained, and VideoMAE-S.
+    """Return activations of real clips: of the demo's backbone, which is trained, and VideoMAE-S.
 
     Weights of VideoMAE-S are not shipped: it gets random ones of the size that trained ones have.
     """

@@ -3,9 +3,9 @@
     python benchmarks/tada.py
     python benchmarks/tada.py --frames 8 --size 224 --repeats 15
 
-One forward pass of one clip in eval mode. The ways take turns in one process, so that whatever else
-the machine does meets them alike; the ratios are medians over turns. `per frame` is the formula
-written down: weights for every frame, as one convolution with a group for each.
+One forward pass of one clip in eval mode. The variants take turns in one process, so that other
+load on the machine affects them alike; the ratios are medians over turns. `per frame` is the
+formula as written: weights for every frame, as one convolution with a group for each.
 """
 
 import argparse
@@ -59,7 +59,7 @@ class PerFrameConv(nn.Module):
 
 
 def build_variants() -> dict[str, TAda2D]:
-    """Return the network in four ways; all have the same weights."""
+    """Return four variants of the network, with the same weights."""
     networks: dict[str, TAda2D] = {}
     for way in ("TAda2D", "plain, averaged", "plain", "TAda2D, per frame"):
         torch.manual_seed(0)

@@ -5,7 +5,7 @@
 On the demo, with each seed, by the README's commands: a head trained on the cached activations of
 the pretrained backbone; then end-to-end trainings of several lengths, each with a schedule of its
 own, from scratch and from that head, with equal settings. Each is scored on the test videos at its
-end. The curve goes to OUT/two_stage.png, the table to OUT/results.md. What is there already is not
+end. The curve goes to OUT/two_stage.png, the table to OUT/results.md. Existing runs are not
 made again.
 """
 
@@ -57,7 +57,7 @@ def run_script(*command: str) -> None:
 
 
 def train_and_validate(script: str, run: Path, seed: int, epochs: int, *options: str) -> None:
-    """Train into a folder, or go on there; score the test videos at the end."""
+    """Train into a folder, or resume there; score the test videos at the end."""
     settings = ["--config", CONFIG, "--out", str(run), "--resume", "--training.seed", str(seed)]
     lengths = {"epochs": epochs, "stop_epoch": epochs, "warmup_epochs": max(1, epochs // 10)}
     lengths |= {"validate_every": epochs, "validate_from": epochs}

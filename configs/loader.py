@@ -2,7 +2,7 @@
 
 import dataclasses
 import difflib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
@@ -84,9 +84,16 @@ def parse(
     overrides: Sequence[str] = (),
     source: str = "config",
     base: T | None = None,
+    migrate: Callable[[dict[str, Any]], None] = lambda settings: None,
 ) -> T:
-    """Read an experiment from YAML text, which has no base file; see `load`."""
-    return _build(kind, _content(text, source), overrides, source, base)
+    """Read an experiment from YAML text, which has no base file; see `load`.
+
+    Args:
+        migrate: replaces settings of earlier versions in the nested settings, in place.
+    """
+    settings = _content(text, source)
+    migrate(settings)
+    return _build(kind, settings, overrides, source, base)
 
 
 def _text(path: Path) -> str:

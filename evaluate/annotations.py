@@ -71,12 +71,12 @@ class _Info(NamedTuple):
 
 
 Notice = Callable[[str, int | None, str | ValueError], None]
-"""Is told of a video, an entry of its list (None: the record as a whole) and what is wrong there:
-the phrase that `Annotations.warnings` counts it by, or the error that refuses it."""
+"""Called with a video, the index of an entry in its list (None for the whole record) and the
+problem: the phrase under which `Annotations.warnings` counts it, or the error that rejects it."""
 
 
 def raise_problem(video: str, entry: int | None, problem: str | ValueError) -> None:
-    """The notice of those who need good annotations: the first error ends the reading."""
+    """Raise an error and ignore everything tolerated: the default notice of `read_annotations`."""
     if isinstance(problem, ValueError):
         raise problem
 
@@ -103,11 +103,11 @@ def read_annotations(
         without it the classes are the sorted labels of the whole dataset, blocked videos included,
         so that blocking moves no index.
     info_csv: tables with columns `video`, `fps` and `count` (frames), for annotations without
-        duration and frames; what they say themselves has precedence.
+        duration and frames; values in the annotations take precedence.
     ignore_labels: annotations with these labels are dropped and counted.
     blocked: videos to leave out; names that the dataset does not hold are fine.
-    notice: is told of everything tolerated or malformed; where it returns, the entry or the video
-        is left out and reading goes on.
+    notice: called for everything tolerated or malformed; if it returns, the entry or the video is
+        left out and reading goes on.
 
     Dropped and counted: exact duplicates within a video, segments of zero length, ignored labels.
     Raises ValueError, naming file and line, or video and entry, for everything malformed.
@@ -115,10 +115,10 @@ def read_annotations(
     dataset = read_dataset(Path(path), Path(classes) if classes else None)
     records = dataset.records
     if classes:
-        known = read_classes(classes)
+        class_list = read_classes(classes)
     else:
-        known = ClassList(_labels(records.values(), ignore_labels), {})
-    for alike in group_spelled_alike(known.names):
+        class_list = ClassList(_labels(records.values(), ignore_labels), {})
+    for alike in group_spelled_alike(class_list.names):
         names = ", ".join(map(repr, alike))
         what = f"labels that differ in case, blanks or Unicode form alone: {names}"
         dataset.warnings[what] += len(alike)
@@ -129,15 +129,15 @@ def read_annotations(
             continue
         try:
             videos[name] = _video(
-                name, record, info.get(name), known, ignore_labels, dataset.warnings, notice
+                name, record, info.get(name), class_list, ignore_labels, dataset.warnings, notice
             )
         except ValueError as error:
             notice(name, None, error)
-    return Annotations(videos, known.names, dict(dataset.warnings))
+    return Annotations(videos, class_list.names, dict(dataset.warnings))
 
 
 def select_videos(annotations: Annotations, subset: str) -> list[Video]:
-    """The videos of one subset, in file order; the name must match exactly."""
+    """Return the videos of one subset, in file order; the name must match exactly."""
     videos = [video for video in annotations.videos.values() if video.subset == subset]
     if not videos:
         subsets = sorted({video.subset for video in annotations.videos.values()})
@@ -151,7 +151,7 @@ def select_videos(annotations: Annotations, subset: str) -> list[Video]:
 def with_duration(
     video: Video, duration_s: float, warnings: Counter[str], notice: Notice = raise_problem
 ) -> Video:
-    """Complete a video whose duration the annotations do not know, and check its segments.
+    """Complete a video whose duration the annotations lack, and check its segments.
 
     Raises ValueError for a segment far outside the video; adds to `warnings` what is tolerated.
     `notice` as for `read_annotations`; entries are counted among those that were kept.
@@ -179,11 +179,11 @@ def _video(
 ) -> Video:
     subset = get_field(record.content, "subset", record.where, kind=str)
     duration_s, frames, fps = _video_measures(record.content, info, record.where)
-    known, segments = dict.fromkeys(classes.names), dict[Segment, None]()
+    names, segments = dict.fromkeys(classes.names), dict[Segment, None]()
     for index, (place, entry) in enumerate(_annotated_entries(record)):
         met = Counter[str]()
         try:
-            segment = _segment(entry, place, duration_s, known, classes.codes, ignore_labels, met)
+            segment = _segment(entry, place, duration_s, names, classes.codes, ignore_labels, met)
         except ValueError as error:
             notice(name, index, error)
             continue
@@ -196,7 +196,7 @@ def _video(
 
 
 def _annotated_entries(record: Record) -> Iterable[tuple[str, Any]]:
-    """The annotations of a video, each with its place for messages."""
+    """Return the annotations of a video, each with its place for messages."""
     # Test subsets are published without labels, then without the list as well.
     entries = record.content.get("annotations", [])
     if not isinstance(entries, list):
@@ -209,22 +209,22 @@ def _segment(
     entry: Any,
     place: str,
     duration_s: float | None,
-    known: Collection[str],
+    classes: Collection[str],
     codes: Mapping[str, str],
     ignore_labels: Collection[str],
     warnings: Counter[str],
 ) -> Segment | None:
-    """What an entry says; None for those that are dropped."""
+    """Return the segment of an entry; None if it is dropped."""
     label = get_field(entry, "label", place, kind=str)
     if label in ignore_labels:
         warnings[f"{label!r} annotations dropped"] += 1
         return None
-    label = label if label in known else codes.get(label, label)
-    if label not in known:
+    label = label if label in classes else codes.get(label, label)
+    if label not in classes:
         raise Refused(
             "unknown label",
             f"{place}: label {label!r} is not in the class list"
-            f"{did_you_mean(label, known)} Correct the label or the list.",
+            f"{did_you_mean(label, classes)} Correct the label or the list.",
         )
     start_s, end_s = as_segment(entry, place)
     if start_s < 0:
@@ -253,7 +253,7 @@ def _within(segment: Segment, duration_s: float, warnings: Counter[str], where: 
 def _clip_or_keep(
     segment: Segment, duration_s: float, warnings: Counter[str], where: str
 ) -> Segment:
-    """What becomes of a segment that ends behind the video's end.
+    """Return a segment that ends after the video, clipped or as it is, and count which.
 
     A little (1 s or 2 %) is rounding or another container's idea of the duration: clipped. More is
     a wrong annotation, yet THUMOS-14 lists eight wholly outside their videos, and the public
@@ -278,7 +278,7 @@ def _clip_or_keep(
 def _video_measures(
     record: dict[str, Any], info: _Info | None, where: str
 ) -> tuple[float | None, int | None, float | None]:
-    """(duration in seconds, frames, frames per second), as far as JSON and table know them."""
+    """Return duration in seconds, frames and frames per second, as far as they are given."""
     duration_s, count, fps = (
         None if record.get(key) is None else as_positive(record[key], key, where)
         for key in ("duration", "frame", "fps")
@@ -294,7 +294,7 @@ def _video_measures(
 
 
 def _labels(records: Iterable[Record], ignore_labels: Collection[str]) -> tuple[str, ...]:
-    """Sorted labels, blocked videos included; malformed records are left to who reads them."""
+    """Return the sorted labels, blocked videos included; malformed records are ignored here."""
     contents = [record.content for record in records if isinstance(record.content, dict)]
     lists = [content.get("annotations") for content in contents]
     entries = [entry for each in lists if isinstance(each, list) for entry in each]

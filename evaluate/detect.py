@@ -6,7 +6,7 @@
 Videos are files, folders, or patterns in quotes. Prints a table for each; --json writes
 ActivityNet's layout, --csv a table, --srt and --vtt a subtitle file for each video, --page an HTML
 file with timelines. Dotted overrides change settings of the checkpoint, written with an equals
-sign (--evaluation.batch_size=2). Videos that cannot be read are told at the end, and the exit
+sign (--evaluation.batch_size=2). Videos that cannot be read are listed at the end, and the exit
 status is then 1.
 """
 
@@ -129,7 +129,7 @@ def detect(
     workers: int,
     cpu: bool,
 ) -> dict[str, str]:
-    """Detect in all videos and write what was asked for; return why some could not be read."""
+    """Detect in all videos and write the requested files; return why some could not be read."""
     paths = video_paths(videos)
     annotations = read_truth(annotation_file) if annotation_file else None
     saved = read_source(checkpoint, config_file, overrides)
@@ -171,8 +171,8 @@ def detect(
                 bar.write(describe_found(item, kept, took), file=sys.stdout)
                 if len(kept) == limit:
                     bar.write(
-                        f"note: these are all that evaluation.nms.max_segments ({limit}) lets "
-                        "through; a long video may hold more: raise it",
+                        f"note: evaluation.nms.max_segments ({limit}) was reached; a long video "
+                        "may hold more actions: raise it",
                         file=sys.stdout,
                     )
                 write_subtitles(outputs, item.name, kept)
@@ -184,7 +184,7 @@ def detect(
                         else link_video(item.path, outputs.page)
                     )
                     pages.append(build_page_video(item, examined, detector, segments, top, source))
-    finally:  # behind an interrupt, too: what was found stays
+    finally:  # after an interrupt, too: keep what was found
         title = f"Found by {checkpoint}, which reads {' and '.join(config.directions)}"
         write_files(outputs, found, pages, detector.classes, title, threshold)
     if found:
@@ -236,7 +236,7 @@ def read_truth(path: Path) -> Annotations:
 def select_truth(
     items: Sequence[VideoItem], annotations: Annotations
 ) -> dict[str, tuple[Segment, ...]]:
-    """Return the annotated segments of those videos that the annotations know."""
+    """Return the annotated segments of those videos that the annotations contain."""
     truth = {}
     for item in items:
         video = annotations.videos.get(item.name)
@@ -245,7 +245,7 @@ def select_truth(
         if video is not None:
             truth[item.name] = video.segments
     if items and not truth:
-        print(f"warning: the annotations know none of these videos, {items[0].name} for one")
+        print(f"warning: the annotations have none of these videos, {items[0].name} for one")
     return truth
 
 
@@ -269,7 +269,7 @@ def probe_files(
 def detect_with_scores(
     detector: Detector, item: VideoItem, with_curves: bool, workers: int, bar: "tqdm[None]"
 ) -> VideoResult:
-    """Detect in one video; a decoder that takes its worker with it is the video's fault."""
+    """Detect in one video; raise VideoError if its decoder kills the worker."""
     try:
         return detector.detect_with_scores(item, with_curves, workers, bar.update)
     except RuntimeError as error:
@@ -281,7 +281,7 @@ def detect_with_scores(
 def select_detections(
     detections: Sequence[Detection], threshold: float, top: int | None
 ) -> list[Detection]:
-    """Return those that count, best first."""
+    """Return the best detections with at least this score, best first."""
     return [d for d in detections if d.score >= threshold][:top]
 
 
@@ -300,9 +300,9 @@ def build_page_video(
     top: int | None,
     source: str,
 ) -> PageVideo:
-    """Return what the page shows of one video; without annotations there is no lane of truth."""
+    """Return the page's entry for one video; without annotations it has no lane of truth."""
     lanes: dict[str, Sequence[Segment | Detection]] = {} if truth is None else {TRUTH: truth}
-    # The detector's own result stands last, below the streams that it is made of.
+    # The detector's own result comes last, below the streams that it is made of.
     for name in (*detector.stream_names, detector.main_output):
         if name in examined.detections:
             lanes[name] = examined.detections[name][:top]

@@ -1,13 +1,13 @@
-"""Say what goes wrong: kinds of false positives, actions that are missed, scores (DETAD).
+"""Diagnose detections: kinds of false positives, missed actions, reliability of scores (DETAD).
 
     python evaluate/diagnose.py --checkpoint runs/fused/last.pt      # once evaluate/run.py has run
     python evaluate/diagnose.py --predictions FILE … --annotations FILE --subset test
     python evaluate/diagnose.py --predictions FILE … --config FILE --tiou 0.8
 
-Several predictions files are several detectors, side by side. With --checkpoint they are what
-evaluate/run.py left beside it: the answer, and of two streams each one's. A config brings blocked
-videos, class list and subset. Prints a table; writes diagnosis.json (every table), costs.png,
-profiles.png, sensitivity.png, classes.png and reliability.png into --out.
+Several predictions files are several detectors, side by side. With --checkpoint they are the files
+that evaluate/run.py wrote beside it: the answer and, of two streams, each one's. A config provides
+blocked videos, class list and subset. Prints a table; writes diagnosis.json (every table),
+costs.png, profiles.png, sensitivity.png, classes.png and reliability.png into --out.
 """
 
 import argparse
@@ -77,7 +77,7 @@ def diagnose_predictions(
     tiou: float,
     out: Path | None,
 ) -> None:
-    """Diagnose a checkpoint's predictions, or the given ones; print and write all there is.
+    """Diagnose a checkpoint's predictions, or the given files; print and write all results.
 
     Raises:
         ValueError: a file is missing or malformed, or files and arguments do not fit.
@@ -103,7 +103,7 @@ def diagnose_predictions(
     found = {name: read_predictions(path) for name, path in files.items()}
     videos = select_videos(annotations, subset)
     if checkpoint:
-        # What evaluate/run.py could not read does not count there, either.
+        # Videos that evaluate/run.py could not read do not count there, either.
         seen = next(iter(found.values()))
         videos = [video for video in videos if video.name in seen]
     truth: Truth = {video.name: video.segments for video in videos}
@@ -132,7 +132,7 @@ def read_experiment(
 
 
 def find_predictions(checkpoint: Path, subset: str, answer: str) -> dict[str, Path]:
-    """Return the predictions files that evaluate/run.py left of a checkpoint, its answer first.
+    """Return the predictions files that evaluate/run.py wrote for a checkpoint, its answer first.
 
     Raises:
         ValueError: there are none.
@@ -177,7 +177,7 @@ def write_diagnosis(
     videos: list[Video],
     diagnoses: Mapping[str, Diagnosis],
 ) -> None:
-    """Print the table, and leave tables and pictures in `out`."""
+    """Print the table, and write tables and pictures into `out`."""
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out: {out} is a file; choose a folder")
     out.mkdir(parents=True, exist_ok=True)
@@ -193,11 +193,11 @@ def write_diagnosis(
     one = next(iter(diagnoses.values()))
     if "coverage" not in one.characteristics:
         print(
-            "coverage is not known: the annotations do not say how long the videos are "
+            "coverage is unknown: the annotations do not give the videos' durations "
             "(data.info_csv of a --config may)"
         )
     if any(diagnosis.reliability is None for diagnosis in diagnoses.values()):
-        print("calibration is not known where scores are not all between 0 and 1")
+        print("calibration is unknown where scores are not all between 0 and 1")
     print(f"all tables and pictures in {out}")
 
 

@@ -46,8 +46,8 @@ def mean_average_precision(
     """Score the predictions of a whole subset, {video: detections}, at every tIoU threshold.
 
     Average precision is interpolated (Pascal VOC 2011, every point), the matching greedy
-    (ActivityNet): per class, over all videos, best score first, a prediction takes the free truth
-    of its video that it overlaps most, if the tIoU reaches the threshold, and is false otherwise.
+    (ActivityNet): per class, over all videos and best score first, a prediction takes the free
+    truth of its video that it overlaps most if their tIoU reaches the threshold, else it is false.
     recall@kx (Ego4D): the share of truths that any of the k·n best predictions of the same video
     and class reaches, n being the number of truths there; no truth is used up. Both are averaged
     over the classes that occur in the ground truth.
@@ -125,12 +125,12 @@ class Matches(NamedTuple):
         return self.taken >= 0
 
     def rows(self) -> Iterator[slice]:
-        """For each class the places of its predictions."""
+        """Return the places of each class's predictions."""
         bounds = np.searchsorted(self.ranked.label, np.arange(len(self.labels) + 1)).tolist()
         return map(slice, bounds, bounds[1:])
 
     def truth_counts(self) -> Integers:
-        """The number of truths of each class, at least one."""
+        """Return the number of truths of each class, at least one."""
         return np.bincount(self.truths.label, minlength=len(self.labels))
 
 
@@ -139,7 +139,7 @@ def match_predictions(
     predictions: Mapping[str, Sequence[Detection]],
     tious: Sequence[float],
 ) -> Matches:
-    """Give predictions their truths, at every tIoU threshold; see `mean_average_precision`."""
+    """Match predictions with truths at every tIoU threshold; see `mean_average_precision`."""
     if not len(tious) or not all(0 < tiou <= 1 for tiou in tious):
         raise ValueError(f"tious must be one or more thresholds in (0, 1], not {list(tious)}")
     labels = sorted({segment.label for segments in ground_truth.values() for segment in segments})
@@ -158,7 +158,7 @@ def match_predictions(
 def _video_column(
     records: Mapping[str, Sequence[Segment | Detection]], videos: dict[str, int]
 ) -> Integers:
-    """The number of the video that each record belongs to, in the order of the records."""
+    """Return the number of the video that each record belongs to, in the order of the records."""
     return np.repeat([videos[name] for name in records], [len(each) for each in records.values()])
 
 
@@ -167,7 +167,7 @@ def _truths(
     videos: dict[str, int],
     classes: dict[str, int],
 ) -> MatchTable:
-    """The truths, sorted by group; within a group the later one first."""
+    """Return the truths, sorted by group; within a group the later one first."""
     flat = [segment for segments in ground_truth.values() for segment in segments]
     video = _video_column(ground_truth, videos)
     names, *columns = zip(*flat, strict=True)
@@ -183,7 +183,7 @@ def _ranked(
     videos: dict[str, int],
     classes: dict[str, int],
 ) -> tuple[MatchTable, Floats]:
-    """The predictions of known classes, sorted by class, the best score first; their scores."""
+    """Return predictions of classes in the truth, by class, best score first, and their scores."""
     flat = [detection for detections in predictions.values() for detection in detections]
     if not flat:
         empty = np.zeros(0, np.intp)
@@ -195,19 +195,19 @@ def _ranked(
     order = np.lexsort((-score, label))
     order = order[np.searchsorted(label[order], 0) :]
     group = video * len(classes) + label
-    table = MatchTable(label[order], video[order], group[order], start[order], end[order])
-    return table, score[order]
+    ranked = MatchTable(label[order], video[order], group[order], start[order], end[order])
+    return ranked, score[order]
 
 
 def _finite(columns: Sequence[Sequence[float]], what: str) -> list[Floats]:
     arrays = [np.array(column, np.float64) for column in columns]
     if not all(np.isfinite(array).all() for array in arrays):
-        raise ValueError(f"{what} hold a time or a score that is not finite: look for a NaN.")
+        raise ValueError(f"{what} hold a time or a score that is not finite: check for NaNs.")
     return arrays
 
 
 def find_overlaps(ranked: MatchTable, truths: MatchTable, lowest: float) -> Pairs:
-    """All pairs of one group whose tIoU is at least `lowest`; truths are sorted by group."""
+    """Return all pairs of one group whose tIoU is at least `lowest`; truths are sorted by group."""
     first = np.searchsorted(truths.group, ranked.group, side="left")
     counts = np.searchsorted(truths.group, ranked.group, side="right") - first
     prediction = np.repeat(np.arange(len(counts)), counts)
@@ -227,7 +227,7 @@ def find_overlaps(ranked: MatchTable, truths: MatchTable, lowest: float) -> Pair
 
 
 def _assign_truths(pairs: Pairs, tiou: float, predictions: int) -> Integers:
-    """The truth [P] that each prediction takes: one that no better prediction has taken, or -1.
+    """Return the truth that each prediction takes [P], one that no better one has taken, or -1.
 
     The greedy choice, in rounds instead of one by one: a pair that comes first among the remaining
     pairs of its prediction and of its truth is chosen whatever happens elsewhere, so each round
@@ -250,16 +250,16 @@ def _assign_truths(pairs: Pairs, tiou: float, predictions: int) -> Integers:
 
 
 def _average_precision(found: Booleans, truths: int) -> float:
-    """Interpolated average precision of one class; found [P], best score first."""
+    """Return the interpolated average precision of one class; found [P], best score first."""
     true = np.flatnonzero(found)
     return float(interpolated_precision(true - np.arange(len(true)), truths))
 
 
 def interpolated_precision(false: Integers, truths: int, instances: float | None = None) -> Floats:
-    """Interpolated average precision [...] of one class, from what stands ahead of its hits.
+    """Return the interpolated average precision [...] of one class.
 
     Recall grows by 1 / truths at every true positive and nowhere else, and precision only rises
-    there, so that nothing else need be known.
+    there, so the number of false positives ahead of each is enough.
 
     Args:
         false: the number of false positives ahead of each true one, best score first [..., N].
@@ -274,7 +274,7 @@ def interpolated_precision(false: Integers, truths: int, instances: float | None
 
 
 def precision_at_hits(false: Integers, truths: int, instances: float | None = None) -> Floats:
-    """Precision [..., N] at each true positive; arguments as for `interpolated_precision`."""
+    """Return the precision at each true positive [..., N]; see `interpolated_precision`."""
     true = np.arange(1, false.shape[-1] + 1)
     if instances is not None:
         true = true / truths * instances
@@ -289,7 +289,7 @@ def _recall(
     truth_counts: Integers,
     tious: Sequence[float],
 ) -> dict[tuple[float, int], float]:
-    """Recall@kx, {(tiou, k): mean over classes}."""
+    """Return recall@kx, {(tiou, k): mean over classes}."""
     # The rank of a prediction within its group: its place in the grouped order, counted from the
     # group's first.
     by_group = np.argsort(ranked.group, kind="stable")

@@ -12,7 +12,7 @@ Labels = NDArray[np.integer[Any]]
 
 @dataclass(frozen=True)
 class NmsConfig:
-    """How overlapping detections give way to the best one.
+    """Settings of suppression: how overlapping detections give way to the best one.
 
     method: "soft" lowers an overlapping detection's score by exp(-tIoU² / sigma) (Soft-NMS, Bodla
         et al. 2017, section 3, Gaussian), "hard" removes it from tIoU `iou_threshold` on.
@@ -55,7 +55,7 @@ class NmsConfig:
 def suppress(
     segments: Floats, scores: Floats, labels: Labels, config: NmsConfig
 ) -> tuple[Floats, Floats, Labels]:
-    """The surviving detections of one video, best first, at most `config.max_segments`.
+    """Return the surviving detections of one video, best first, at most `config.max_segments`.
 
     segments [N, 2] (start, end in any one unit), scores [N], labels [N] (integer classes) ->
     the same three with M <= N rows; segments and scores in float32, the precision in which
@@ -80,7 +80,7 @@ def suppress(
 def _pick(
     segments: Floats, scores: Floats, groups: list[NDArray[np.intp]], config: NmsConfig
 ) -> tuple[NDArray[np.intp], Floats]:
-    """(rows [M], final scores [M]) of the survivors, best first.
+    """Return the rows [M] and final scores [M] of the survivors, best first.
 
     A pick only lowers scores of its own group, so picking the best of all groups each time gives
     every group the order it would have alone, and may stop as soon as enough are picked.
@@ -112,7 +112,7 @@ def _pick(
 
 
 def _vote(survivors: Floats, segments: Floats, scores: Floats, threshold: float) -> Floats:
-    """Score-weighted means [M, 2] of the candidates near each survivor [M, 2]."""
+    """Return score-weighted means [M, 2] of the candidates near each survivor [M, 2]."""
     voted = survivors.copy()
     for row, survivor in enumerate(survivors):
         voters = _tiou(survivor, segments) >= np.float32(threshold)
@@ -124,7 +124,7 @@ def _vote(survivors: Floats, segments: Floats, scores: Floats, threshold: float)
 
 
 def _tiou(segment: Floats, segments: Floats, extra_length: float = 0.0) -> Floats:
-    """Temporal intersection over union [N] of one segment [2] with many [N, 2]."""
+    """Return the temporal intersection over union [N] of one segment [2] with many [N, 2]."""
     start, end = segments[:, 0], segments[:, 1]
     extra = np.float32(extra_length)
     inter = np.maximum(np.minimum(end, segment[1]) - np.maximum(start, segment[0]), np.float32(0))

@@ -1,4 +1,4 @@
-"""Say which actions video files show, or score a recogniser on a list of clips.
+"""Recognise the actions in video files, or score a recogniser on a list of clips.
 
     python evaluate/recognise.py VIDEO [VIDEO …] --checkpoint runs/mine/best.pt
     python evaluate/recognise.py VIDEO --checkpoint TADA2D.pyth \\
@@ -7,8 +7,8 @@
 
 With videos it prints the five best classes of each with their scores. Without, it tests on a
 subset of the experiment's clips: it prints a table and writes metrics.json, predictions.json and
-confusion.png into --out. Published checkpoints bring no settings: --config says how they see
-videos, --classes what their classes are called. Dotted overrides change single settings, as the
+confusion.png into --out. Published checkpoints have no settings: --config provides
+them, --classes the names of their classes. Dotted overrides change single settings, as the
 number of views: --views.clips 1 --crops.crops 1.
 """
 
@@ -41,14 +41,14 @@ TOP = 5
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_argument("videos", nargs="*", type=Path, help="what happens in these files?")
+    parser.add_argument("videos", nargs="*", type=Path, help="files to recognise")
     parser.add_argument("--checkpoint", type=Path, required=True, help="ours, or TAdaConv's")
     parser.add_argument("--config", type=Path, help="settings to use, not the checkpoint's own")
     parser.add_argument(
         "--classes", type=Path, nargs="+", help="names of a published checkpoint's classes"
     )
     parser.add_argument("--subset", help="which clips; default: the config's test subset")
-    parser.add_argument("--reversed", action="store_true", help="test on turned clips as well")
+    parser.add_argument("--reversed", action="store_true", help="test on reversed clips as well")
     parser.add_argument("--out", type=Path, help="folder of results; default: beside the input")
     args, overrides = parser.parse_known_args(join_overrides(sys.argv[1:]))
     if args.videos and (args.subset or args.reversed or args.out):
@@ -61,7 +61,7 @@ def main() -> None:
 
 
 def join_overrides(arguments: list[str]) -> list[str]:
-    """Return arguments with settings and their values in one, so that no value seems a video."""
+    """Return the arguments with `--setting VALUE` joined, so that no value is read as a video."""
     settings = {f"--{name}" for name in field_names(Recognition)} - {"--out"}
     found, rest = list[str](), iter(arguments)
     for argument in rest:
@@ -73,17 +73,17 @@ def join_overrides(arguments: list[str]) -> list[str]:
 def read_recogniser(
     path: Path, file: Path | None, classes: Sequence[Path] | None, overrides: list[str]
 ) -> Recogniser:
-    """Return what the checkpoint holds, with the settings of the config file and command line."""
+    """Return the checkpoint's recogniser, with the settings of the config file and command line."""
     if path.exists() and not is_checkpoint(path, Recognition):
         check_kind(path, format_of(path))
         if file is None:
             raise ValueError(
-                f"{path} is no checkpoint of train/recognise.py and brings no settings: add "
+                f"{path} is not a checkpoint of train/recognise.py and has no settings: add "
                 "--config, as configs/recognition/tada2d_r50_k400.yaml"
             )
         return recogniser_from_weights(path, load(Recognition, file, overrides), classes or ())
     if classes:
-        raise ValueError(f"--classes: {path} knows its classes; leave it out")
+        raise ValueError(f"--classes: {path} has its own class names; omit the option")
     saved = load_checkpoint(path, Recognition)
     if file:
         config = load(Recognition, file, overrides)
@@ -91,7 +91,7 @@ def read_recogniser(
         config = parse(Recognition, dump(saved.config), overrides, str(path))
     if config.network != replace(saved.config.network, weights=config.network.weights):
         raise ValueError(f"{path} holds another network: {saved.config.network}")
-    # What it tells apart is the checkpoint's, whatever lists there are now.
+    # Its classes are the checkpoint's, whatever class lists the config names now.
     recogniser = Recogniser.restore(saved, path)
     recogniser.config = config
     return recogniser
@@ -116,7 +116,7 @@ def score_subset(
     on_reversed: bool,
     out: Path | None,
 ) -> None:
-    """Score all clips of a subset, and perhaps reversed ones; write what was found."""
+    """Score all clips of a subset, and reversed ones if asked for; write the results."""
     found = evaluate_recogniser(recogniser, checkpoint, subset, on_reversed, out)
     if found is None:
         return
@@ -125,7 +125,7 @@ def score_subset(
         print(format_skipped(found.skipped, found.listed))
     write_scores(out / "predictions.json", recogniser, found.examples, found.scores)
     if not found.has_labels:
-        print(f"no labels to score against; what was found is in {out / 'predictions.json'}")
+        print(f"no labels to score against; predictions are in {out / 'predictions.json'}")
         return
     result, of_time = found.accuracy(), found.accuracy_of_time()
     clips = len(found.scores)

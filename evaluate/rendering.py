@@ -9,7 +9,7 @@ TEMPLATES = Path(__file__).parent / "templates"
 
 
 def render_template(template: str, **values: Any) -> str:
-    """Return the text of a template, in which `values`, functions too, are known by name.
+    """Return a template filled in; `values`, functions too, are available in it by name.
 
     Raises:
         jinja2.UndefinedError: the template uses a name that it is not given.

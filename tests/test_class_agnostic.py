@@ -163,7 +163,7 @@ def test_an_experiment_without_classes_end_to_end(data: list[str], tmp_path: Pat
     content["class"] = ["grow", "turn right"]
     (tmp_path / "scores.json").write_text(json.dumps(content))
     done = script("evaluate/run.py", "--checkpoint", last, "--out", tmp_path / "no", scores)
-    assert done.returncode == 1 and "calls classes grow, turn right, but the annot" in done.stderr
+    assert done.returncode == 1 and "has classes grow, turn right, but the annot" in done.stderr
 
 
 def test_scores_of_videos_need_detections_without_classes(data: list[str]) -> None:

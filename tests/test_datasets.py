@@ -348,7 +348,7 @@ def test_class_lists(
         ("id,key\n0,take\n2,put\n", "ids must be 0, 1, 2"),
         ("id,key\n0,take\nx,put\n", "line 3: id must be a finite number"),
         ("id,key\n0,take\n1,\n", "line 3: 'key' is empty"),
-        ("id,key\n0,take\n1,take\n", "'take' stands there twice"),
+        ("id,key\n0,take\n1,take\n", "'take' is listed twice"),
         ("id,key\n", "names no class"),
     ],
 )
@@ -465,7 +465,7 @@ def test_malformed_folders_are_named(tmp_path: Path) -> None:
     refused(r"several formats, as actions\.csv and gt\.json")
     (tmp_path / "actions.csv").unlink()
     published.activitynet(tmp_path / "gt2.json", THUMOS)
-    refused(r"gt2\.json: video 'video_validation_0000266' stands there twice, first in .*gt\.json")
+    refused(r"gt2\.json: video 'video_validation_0000266' is listed twice, first in .*gt\.json")
 
 
 def test_a_blocked_video_may_be_malformed(tmp_path: Path) -> None:

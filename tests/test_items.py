@@ -54,7 +54,7 @@ def test_bad_videos_stop_with_one_list_or_are_left_out(tmp_path: Path) -> None:
     first, *listed = str(caught.value).split("\n  ")
     assert first == (
         "5 of 6 videos of 'all' cannot be used; mend them or list them under data.blocked, "
-        "or leave them out with --data.bad_videos skip:"
+        "or skip them with --data.bad_videos skip:"
     )
     assert listed == list(causes.values())
     found = load_items(replace(data, bad_videos="skip"), annotations, "all")

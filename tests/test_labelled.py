@@ -336,7 +336,7 @@ def test_pairs_of_labels() -> None:
     for pairs, message in (
         ([("a", "e")], "no class 'e'"),
         ([(0, 4)], "class 4, but there are 4"),
-        ([("a", "b"), ("b", "c")], "'b' stands in two pairs"),
+        ([("a", "b"), ("b", "c")], "'b' is in two pairs"),
     ):
         with pytest.raises(ValueError, match=message):
             label_swaps(pairs, sets, "data.mirrored")

@@ -613,7 +613,7 @@ def test_a_published_checkpoint_names_what_a_video_shows(clips: list[str], tmp_p
     assert printed.count("Doing [") == 5
     assert good(*common).count("class ") == 5
     for arguments, message in (
-        (common[:4], "brings no settings: add --config"),
+        (common[:4], "has no settings: add --config"),
         ([*common, "--classes", tmp_path / "absent.json"], "no file"),
     ):
         done = script(*arguments)

@@ -295,7 +295,8 @@ def test_all_launches_count(tmp_path: Path) -> None:
     ]
     assert content["facts"]["how it ended"] == "failed"
     assert (
-        f"The run {failed.outcome}" in content["warnings"] and "1 of them told nothing" in page.text
+        f"The run {failed.outcome}" in content["warnings"]
+        and "1 of them have no times" in page.text
     )
 
 

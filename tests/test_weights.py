@@ -335,7 +335,7 @@ def test_detectors_of_opentad_are_streams(tmp_path: Path) -> None:
         ValueError, match=r"R\.pth would be stream 2, but .*method none there are 1"
     ):
         read_source(files[1], full, [listed], 1)
-    message = r"'OpenTAD detector', which brings no settings: add --co.* pixels\.antialias false"
+    message = r"'OpenTAD detector', which has no settings: add --co.* pixels\.antialias false"
     with pytest.raises(ValueError, match=message):
         read_source(files[0], None)
 
@@ -349,7 +349,7 @@ def test_detectors_that_do_not_fit_are_refused_in_words(tmp_path: Path) -> None:
     named = replace(config, data=replace(config.data, classes=str(tmp_path / "classes.txt")))
     with pytest.raises(ValueError, match=r"does not name its 3 classes: set data\.classes to the"):
         checkpoint_from_opentad(network, unnamed, "x.pth")
-    with pytest.raises(ValueError, match=r"tells apart 3 classes, but .*classes\.txt names 2"):
+    with pytest.raises(ValueError, match=r"has 3 classes, but .*classes\.txt names 2"):
         checkpoint_from_opentad(network, named, "x.pth")
     frozen = replace(named, backbone=replace(config.backbone, mode="frozen"))
     with pytest.raises(

@@ -15,7 +15,7 @@ from train.modeling.fusion import FusionConfig
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Where the videos and their truth are.
+    """Videos and their annotations.
 
     Args:
         annotations: file, or folder of a dataset's published files (evaluate.annotations);
@@ -24,16 +24,16 @@ class DataConfig:
             (evaluate.datasets.classes); null sorts the labels.
         info_csv: files with fps and frame counts, for annotations that lack them.
         train_subset, validation_subset, test_subset: names as the annotations write them;
-            validation null trains without looking.
+            validation null trains without validation.
         blocked: videos left out everywhere.
         bad_videos: `stop` at files that are missing or cannot be read, or `skip` them, counted.
-        class_agnostic: learn where actions are, whichever they are; their classes may come from
+        class_agnostic: learn where actions are, regardless of class; classes may come from
             `evaluation.video_scores`.
         min_share: training actions of at most this share of their video are not learned; 0.01 in
             the published runs on ActivityNet and FineAction.
         frame_cache: folder where end-to-end training keeps its videos' frames, decoded and small;
             null decodes them in every epoch.
-        frame_cache_gb: what that folder may hold; null leaves it to the disk.
+        frame_cache_gb: most that folder may hold; null: as much as the disk has.
     """
 
     annotations: str
@@ -61,12 +61,12 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """How the weights move.
+    """Settings of the optimizer, the schedule and the loader.
 
     Args:
         epochs: length of the cosine schedule; `stop_epoch`: where training ends, null at its end.
         updates: length of the schedule in updates, whatever the number of videos: all that is
-            counted in epochs is scaled; null leaves it as it is.
+            counted in epochs is scaled; null counts in epochs.
         warmup_epochs: linear warm-up from `warmup_start`, a share of the full rates;
             `warmup_ends_full`: its last update has the full rate, not the first one behind it.
         global_batch: windows of an update, over all processes, however many there are;
@@ -105,12 +105,12 @@ class TrainingConfig:
 
     @property
     def mixed_precision(self) -> str:
-        """The name that Accelerate has for `precision`."""
+        """Accelerate's name for `precision`."""
         return "no" if self.precision == "fp32" else self.precision
 
     @property
     def last_epoch(self) -> int:
-        """Where training ends, which lengths that do not fit yet may put behind `epochs`."""
+        """The epoch at which training ends; above `epochs` if settings do not fit."""
         return self.stop_epoch or self.epochs
 
     def validates_after(self, epoch: int) -> bool:
@@ -139,7 +139,7 @@ class TrainingConfig:
 
 @dataclass(frozen=True)
 class DetectionTraining(TrainingConfig):
-    """How a detector's weights move.
+    """Settings of a detector's training.
 
     Args:
         boundary_weight: of the boundaries' loss; that of the classes weighs 1.
@@ -209,7 +209,7 @@ class EvaluationConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """Everything that decides a run; saved whole beside its results.
+    """All settings that decide a run; saved whole beside its results.
 
     Args:
         direction: of the first stream, or the only one (`fusion`).
@@ -263,7 +263,7 @@ class Experiment:
         if self.evaluation.video_scores and not self.data.class_agnostic:
             raise ValueError(
                 "evaluation.video_scores gives classes to detections that have none: set "
-                "data.class_agnostic true, or leave the scores out"
+                "data.class_agnostic true, or omit the scores"
             )
         if self.data.class_agnostic and self.fusion.method == "calibrated":
             raise ValueError("fusion.method calibrated weighs classes; class_agnostic has one")

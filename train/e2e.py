@@ -2,7 +2,7 @@
 
     accelerate launch train/e2e.py --config configs/e2e/demo/forward.yaml [--resume]
     accelerate launch train/e2e.py --config FILE --training.lr 2e-4 --out runs/other
-    accelerate launch train/e2e.py --config FILE --cache URL         # validation leaves features
+    accelerate launch train/e2e.py --config FILE --cache URL         # validation stores features
     accelerate launch train/e2e.py --config FILE --init-from runs/heads/best.pt
     accelerate launch train/e2e.py --config BOTH --forward-from FILE.pt --reversed-from FILE.pt
 
@@ -39,7 +39,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--config", required=True, help="YAML file of the experiment")
     parser.add_argument("--resume", action="store_true", help="go on from last.pt, if there is one")
-    parser.add_argument("--cache", help="store where validation leaves its features")
+    parser.add_argument("--cache", help="store for the features that validation computes")
     parser.add_argument("--init-from", help="checkpoint whose weights to start from")
     for direction in get_args(Direction):
         parser.add_argument(
@@ -73,7 +73,7 @@ def train_end_to_end(
     source: str | None = None,
     streams: Sequence[CheckpointSource] = (),
 ) -> None:
-    """Train as the config says; leaves checkpoints, metrics and a report in `config.out`.
+    """Train as the config says; write checkpoints, metrics and a report into `config.out`.
 
     Args:
         source: checkpoint whose weights to start from; None for the pretrained backbone's.

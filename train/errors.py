@@ -1,4 +1,4 @@
-"""What entry scripts say when something goes wrong."""
+"""Translation of errors of torch into messages for users."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,8 +28,8 @@ def translate_oom(remedy: str) -> Iterator[None]:
 def translate_worker_death() -> Iterator[None]:
     """Turn the sudden end of a decoding worker into an OSError that says what to do.
 
-    Torch raises wherever the main thread is when it learns of it: hold this around all that is done
-    between the batches, too.
+    Torch raises wherever the main thread is when it learns of it: wrap all work between batches in
+    this, too.
     """
     try:
         yield
@@ -38,7 +38,7 @@ def translate_worker_death() -> Iterator[None]:
             raise
         cause = " ".join(str(error).split(". ")[0].split())
         raise OSError(
-            "a decoding worker ended unexpectedly (a video that its decoder cannot stand is named "
+            "a decoding worker ended unexpectedly (a video that crashes its decoder is named "
             "above; otherwise lower training.workers to need less memory); training goes on from "
             f"the last checkpoint with --resume [{cause}]"
         ) from error

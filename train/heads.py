@@ -1,4 +1,4 @@
-"""Train a head, or a fusion of two streams, on a cache of activations; what it lacks is computed.
+"""Train a head, or a fusion of two streams, on a cache of activations; missing ones are computed.
 
     accelerate launch train/heads.py --checkpoint runs/demo/forward/best.pt --cache URL \
         --out runs/heads [--resume] [--head.width 256 …]
@@ -9,9 +9,9 @@
         --fusion.method average --cache URL --out runs/fused         # detectors of OpenTAD
 
 The backbone is the checkpoint's and stays as it is; the config is the checkpoint's, too, with
---config laid over it. Detectors of OpenTAD bring no config: for them the file has to be whole. With
---backbone.trainable_from_block k the adapters from block k on learn along, from the cached
-activations behind block k − 1. What comes out is a whole detector.
+--config laid over it. Detectors of OpenTAD have no config: for them the file has to be complete.
+With --backbone.trainable_from_block k the adapters from block k on are trained, too, from the
+cached activations behind block k − 1. The result is a complete detector.
 """
 
 import argparse
@@ -48,7 +48,7 @@ def main() -> None:
 def train_heads(
     config: Experiment, sources: Sequence[CheckpointSource], file: str, resume: bool
 ) -> None:
-    """Train as the config says; leaves checkpoints, metrics and a report in `config.out`.
+    """Train as the config says; write checkpoints, metrics and a report into `config.out`.
 
     Args:
         sources: whose streams to take; none takes the pretrained backbone of the config `file`.
@@ -63,9 +63,9 @@ def train_heads(
         )
         if imported and accelerator.is_main_process:
             print(
-                f"features '{imported}' are imported: there are no pixels, so nothing behind the "
-                "head can learn, now or later, and cached blocks, both directions and mirrored or "
-                "cropped frames are given up"
+                f"features '{imported}' are imported: there are no pixels, so only the head can "
+                "learn, now or later, and cached blocks, both directions and mirrored or cropped "
+                "frames are not available"
             )
         detector = build_detector(config, data.classes, sources).to(accelerator.device)
         session.claim(detector, keeps_best=data.validation is not None)

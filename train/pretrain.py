@@ -4,7 +4,7 @@
 
 The published VideoMAE models come from masked pretraining and fine-tuning on Kinetics; this
 stand-in learns to name the actions of every tubelet in synthetic clips that are never repeated.
-Beside the weights it leaves a record (`.json`) of its settings, losses and accuracies.
+Beside the weights it writes a record (`.json`) of its settings, losses and accuracies.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from tqdm import tqdm
 
 from configs import cli
-from configs.atomic import write_text
+from configs.atomic import atomic_path, write_text
 from extract.backbone.backbone import Backbone, BackboneConfig
 from extract.backbone.videomae import TrunkConfig
 from extract.sampling.loader import make_loader
@@ -58,7 +58,7 @@ class EndlessClips(IterableDataset[tuple[Tensor, Tensor]]):
 
 
 def action_accuracy(logits: Tensor, target: Tensor) -> float:
-    """Share of tubelets with exactly one action whose highest class is that action."""
+    """Return the share of tubelets with exactly one action whose highest class is that action."""
     single = target.sum(-1) == 1
     right = logits.argmax(-1) == target.argmax(-1)
     return float(right[single].float().mean())
@@ -93,7 +93,7 @@ def main() -> None:
     bar = tqdm(zip(range(1, args.steps + 1), clips, strict=False), total=args.steps)
     for step, (frames, target) in bar:
         tokens = backbone(frames, stop=TINY.depth - 1)
-        # Supervision of every token says where to look; the mean over space is what users read.
+        # Supervision of every token teaches where actions are; users read the mean over space.
         local = F.binary_cross_entropy_with_logits(local_head(tokens), target.flatten(2, 3))
         target = target.amax((2, 3))
         logits = head(tokens.mean(2))
@@ -120,10 +120,9 @@ def save_trunk(
     curve: list[dict[str, float]],
     seconds: float,
 ) -> None:
-    """Write the trunk and its training record, each aside and renamed."""
-    aside = out.with_suffix(".part")
-    save_file({k: v.half() for k, v in backbone.state_dict().items()}, aside)
-    aside.replace(out)
+    """Write the trunk and its training record, each whole or not at all."""
+    with atomic_path(out) as aside:
+        save_file({k: v.half() for k, v in backbone.state_dict().items()}, aside)
     record = {
         "command": command,
         "seconds": round(seconds),

@@ -28,7 +28,7 @@ def main() -> None:
 
 
 def train_recogniser(config: Recognition, resume: bool) -> None:
-    """Train as the config says; leaves checkpoints, metrics and a report in `config.out`."""
+    """Train as the config says; write checkpoints, metrics and a report into `config.out`."""
     with Session(config, resume) as session:
         accelerator = session.accelerator
         check_not_sharded(accelerator)

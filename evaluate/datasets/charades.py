@@ -34,4 +34,4 @@ def _backwards(start: str, end: str) -> bool:
     try:
         return math.isfinite(float(start)) and float(end) < float(start)
     except ValueError:
-        return False  # told by who checks the numbers
+        return False  # reported where the numbers are checked

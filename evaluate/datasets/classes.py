@@ -12,7 +12,7 @@ _CODED = re.compile(r"(c?)(\d+)\s+(\S.*)")
 
 
 class ClassList(NamedTuple):
-    """Class names in index order, and the codes that annotations may have in their place."""
+    """Class names in index order, and the codes that annotations may use instead."""
 
     names: tuple[str, ...]
     codes: dict[str, str]
@@ -38,13 +38,13 @@ def read_classes(path: Path) -> ClassList:
         names, codes = _coded(lines) or (tuple(lines), {})
     twice = [name for name, count in Counter(names).items() if count > 1]
     if not names or twice:
-        problem = f"class {twice[0]!r} stands there twice" if twice else "the file names no class"
+        problem = f"class {twice[0]!r} is listed twice" if twice else "the file names no class"
         raise ValueError(f"{path}: {problem}; write one class name a line, in index order.")
     return ClassList(names, codes)
 
 
 def _indexed(content: object, path: Path) -> ClassList:
-    """The classes of a JSON object that gives each its number."""
+    """Return the classes of a JSON object that maps each to its number."""
     if not isinstance(content, dict) or not content:
         raise ValueError(
             f"{path}: expected an object with each class's number, not {short_repr(content)}."
@@ -58,7 +58,7 @@ def _indexed(content: object, path: Path) -> ClassList:
 
 
 def _coded(lines: list[str]) -> ClassList | None:
-    """The classes of a list that has a code in front of every name, rising: others are plain."""
+    """Return the classes of a list with a rising code before every name; None for a plain list."""
     found = [match for line in lines if (match := _CODED.fullmatch(line))]
     numbers = [int(match[2]) for match in found if len(match[2]) < 10]
     rising = numbers == sorted(set(numbers))

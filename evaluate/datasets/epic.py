@@ -1,6 +1,6 @@
 """EPIC-Kitchens-100: `EPIC_100_train.csv`, `EPIC_100_validation.csv` and those that go with them.
 
-An action has a verb and a noun. Which of them is to be found, the list of classes says: the
+An action has a verb and a noun. The list of classes decides which of them is detected: the
 published `EPIC_100_verb_classes.csv` or `EPIC_100_noun_classes.csv`.
 """
 
@@ -28,7 +28,7 @@ def read_epic(table: CsvTable, source: AnnotationSource, dataset: Dataset) -> No
 
 
 def read_info(table: CsvTable, dataset: Dataset) -> None:
-    """Complete videos by what `EPIC_100_video_info.csv` knows of them."""
+    """Add duration and frame rate from `EPIC_100_video_info.csv` to the videos."""
     for place, row in table.rows:
         record = dataset.records.get(get_cell(row, "video_id", place))
         if record is not None:

@@ -1,4 +1,4 @@
-"""Checks of values from files; what they raise names the place and what is wrong there."""
+"""Checks of values from files; the errors name the place and the problem."""
 
 import difflib
 import json
@@ -16,7 +16,7 @@ _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 60
 
 
 class Refused(ValueError):
-    """An entry that cannot be used; `kind` says why in a few words, `end_s` where it ends."""
+    """An entry that cannot be used; `kind` is the reason in a few words, `end_s` its end."""
 
     def __init__(self, kind: str, text: str, end_s: float | None = None) -> None:
         super().__init__(text)
@@ -86,7 +86,7 @@ def did_you_mean(name: str, names: Collection[str]) -> str:
 
 
 def normalise_spelling(name: str) -> str:
-    """Return a name in one form of Unicode, without its case and what stands between its words."""
+    """Return a name in one form of Unicode, without case or separators between words."""
     plain = unicodedata.normalize("NFKC", name).casefold().strip()
     return re.sub(r"(?<=[^\W_])[\s_-]+(?=[^\W_])", "", plain)
 

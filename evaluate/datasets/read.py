@@ -1,4 +1,4 @@
-"""A dataset's files, told apart by what they hold: JSON members, CSV columns, lines of text."""
+"""A dataset's files, recognised by their content: JSON members, CSV columns, lines of text."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -23,8 +23,8 @@ class _AnnotationFile(NamedTuple):
 def read_dataset(path: Path, classes: Path | None = None) -> Dataset:
     """Read an annotation file, or all those of a folder.
 
-    Of a folder the annotation files in it count, whatever else without times lies there; if it has
-    none, those of its sub-folders. All are of one format.
+    In a folder, all annotation files are read and other files without times are ignored; if there
+    are none, those of its sub-folders are read. All must be of one format.
 
     Raises:
         ValueError: naming file and line or key, for everything that cannot be read.
@@ -44,7 +44,7 @@ def read_dataset(path: Path, classes: Path | None = None) -> Dataset:
 
 
 def annotation_files(path: Path) -> list[Path]:
-    """Return the files that `read_dataset` may read, for others to know when they change."""
+    """Return the files that `read_dataset` may read, so that callers can notice changes."""
     if not path.is_dir():
         return [path]
     return _candidates(path, "**/*")
@@ -87,24 +87,23 @@ def _read_folder(folder: Path) -> list[_AnnotationFile]:
 
 
 def _source(path: Path, root: Path, in_folder: bool, classes: Path | None) -> AnnotationSource:
-    """Say what a file's own name tells of its subset, or that of a folder on the way to it."""
+    """Return a file with its subset: from its own name, else from the nearest folder above it."""
     folders = path.relative_to(root).parts[-2::-1] if in_folder else ()
-    told = (subset_in(name) for name in (path.stem, *folders))
-    return AnnotationSource(path, next(filter(None, told), None), in_folder, classes)
+    subsets = (subset_in(name) for name in (path.stem, *folders))
+    return AnnotationSource(path, next(filter(None, subsets), None), in_folder, classes)
 
 
 def _read_file(path: Path, in_folder: bool = False) -> _AnnotationFile:
-    """Read a file; in a folder one without annotations is let be, named alone it is refused."""
+    """Read a file; one without annotations is ignored in a folder, and an error if named itself."""
     suffix = path.suffix.lower()
     start = "" if in_folder or suffix == ".json" else read_text(path).lstrip()[:1]
     if suffix == ".json" or start in ("{", "["):
         content = read_json(path)
         if isinstance(content, dict) and isinstance(content.get("videos"), list):
             return _AnnotationFile(path, content, ego4d.read_ego4d)
-        known = isinstance(content, dict) and "database" in content
-        return _AnnotationFile(
-            path, content, activitynet.read_activitynet if known or not in_folder else None
-        )
+        has_database = isinstance(content, dict) and "database" in content
+        reader = activitynet.read_activitynet if has_database or not in_folder else None
+        return _AnnotationFile(path, content, reader)
     if suffix != ".csv":
         lines = read_text(path).splitlines()
         if text.is_class_file(lines):

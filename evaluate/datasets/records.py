@@ -1,4 +1,4 @@
-"""What every format is turned into: ActivityNet's layout, and where each piece of it stands."""
+"""The form that every format is converted to: ActivityNet's layout, with the place of each part."""
 
 import re
 from collections import Counter
@@ -23,7 +23,7 @@ class Record:
     where: its file and name, for messages.
     content: as in ActivityNet's files, {"subset", "duration", "frame", "fps", "annotations":
         [{"segment": [start, end], "label"}]}: only the subset is needed, numbers may be texts.
-    places: where the annotations stand; if empty, their number in the list tells.
+    places: where each annotation was read, for messages; if empty, their indices are used.
     """
 
     where: str
@@ -68,16 +68,15 @@ class Dataset:
         """
         if name in self.records:
             raise ValueError(
-                f"{record.where} stands there twice, first in {self.records[name].where}; "
-                "remove one."
+                f"{record.where} is listed twice, first in {self.records[name].where}; remove one."
             )
         self.records[name] = record
 
 
 class AnnotationSource(NamedTuple):
-    """Where a file's annotations come from.
+    """A file with annotations.
 
-    subset: as the names of the file and its folders tell it, if they do.
+    subset: from the names of the file and its folders; None if they name none.
     in_folder: found in a folder, not named itself.
     classes: the file with the class names, if there is one.
     """
@@ -95,7 +94,7 @@ def subset_in(name: str) -> str | None:
 
 
 def subset_of(video: str, source: AnnotationSource, place: str) -> str:
-    """Return the subset as the file, its folders or the video's name tells it.
+    """Return the subset that the file, its folders or the video's name gives.
 
     Raises:
         ValueError: none of them does.
@@ -103,7 +102,7 @@ def subset_of(video: str, source: AnnotationSource, place: str) -> str:
     found = source.subset or subset_in(video)
     if found is None:
         raise ValueError(
-            f"{place}: neither the file's name nor that of video {video!r} tells its subset; "
+            f"{place}: neither the file's name nor that of video {video!r} gives its subset; "
             "put train, val or test into the file's name, as in actions_train.csv."
         )
     return found

@@ -12,7 +12,7 @@ from evaluate.datasets.records import AnnotationSource, Dataset, subset_of
 
 OWN = frozenset({"video", "start", "end", "label"})
 AFSD = frozenset({"video", "start", "end", "type"})
-TEST_SHARE = 5  # one video in so many goes to the test subset, if nothing tells
+TEST_SHARE = 5  # one video in so many goes to the test subset, if no subset is given
 
 Row = dict[str, str]
 
@@ -71,7 +71,7 @@ def get_cell(row: Row, column: str, place: str) -> str:
 
 
 def parse_seconds(text: str) -> Any:
-    """Return `h:m:s` or `m:s` in seconds; anything else stays as it is, for others to check."""
+    """Return `h:m:s` or `m:s` in seconds, and any other text unchanged, to be checked later."""
     parts = text.split(":")
     if not 2 <= len(parts) <= 3:
         return text
@@ -93,7 +93,7 @@ def read_own(table: CsvTable, source: AnnotationSource, dataset: Dataset) -> Non
     """Add `video,start,end,label` and perhaps `subset`, times in seconds or as `h:m:s`.
 
     A row with a video alone is a video without actions. Without the column, the names of several
-    files in a folder tell the subset, else chance: a fixed share of the videos' names.
+    files in a folder give the subset; otherwise a fixed share of the videos, by name, is `test`.
     """
     by_chance = set()
     for place, row in table.rows:

@@ -1,7 +1,7 @@
 """Text files with one class each: THUMOS-14 (`BaseballPitch_val.txt`) and MultiTHUMOS.
 
-A line is `video start end`, times in seconds; the file's name is the class, behind it, for
-THUMOS-14, the subset. MultiTHUMOS says the subset in its videos' names alone.
+A line is `video start end`, times in seconds; the file's name is the class, followed, for
+THUMOS-14, by the subset. MultiTHUMOS has the subset in its videos' names alone.
 """
 
 import re
@@ -21,14 +21,10 @@ def is_class_file(lines: list[str]) -> bool:
 
 
 def check_other_text(path: Path, lines: list[str]) -> None:
-    """Refuse a text beside class files that is neither a list of classes nor a readme.
-
-    Raises:
-        ValueError: it may be a class file of which no line can be read.
-    """
+    """Raise ValueError unless a text beside class files is a list of classes or a readme."""
     filled = [line for line in lines if line.strip()]
-    known = re.search("readme|licen[cs]e", path.name.lower())
-    if filled and not known and not all(_CLASS_LINE.fullmatch(line) for line in filled):
+    is_readme = re.search("readme|licen[cs]e", path.name.lower())
+    if filled and not is_readme and not all(_CLASS_LINE.fullmatch(line) for line in filled):
         raise ValueError(
             f"{path}: no line of it is `video start end`; mend it, or move it out of the folder."
         )

@@ -1,4 +1,4 @@
-"""Whether scores mean what they say: how many predictions of a score are true."""
+"""Calibration of scores: the share of predictions of a score that are true."""
 
 from dataclasses import dataclass
 
@@ -33,7 +33,7 @@ def compute_reliability(scores: Floats, found: Booleans) -> Reliability | None:
     if not len(scores) or scores.min() < 0 or scores.max() > 1:
         return None
     true, score = calibration_curve(found.astype(np.intp), scores, pos_label=1, n_bins=BINS)
-    # The same bins, to count what is in them: scikit-learn keeps that to itself.
+    # The same bins, to count what is in them: scikit-learn does not return the counts.
     inner = np.linspace(0, 1, BINS + 1)[1:-1]
     count = np.bincount(np.searchsorted(inner, scores), minlength=BINS)
     count = count[count > 0]

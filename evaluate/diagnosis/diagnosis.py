@@ -83,7 +83,7 @@ def diagnose(
     durations_s: Sequence[float | None],
     tiou: float,
 ) -> Diagnosis:
-    """Explain what `mean_average_precision` counts at one threshold.
+    """Return what lies behind `mean_average_precision` at one threshold.
 
     Args:
         durations_s: of the videos in `truth`, in its order.

@@ -1,4 +1,4 @@
-"""What is wrong with false positives, and the mAP that each kind of them costs (DETAD)."""
+"""Kinds of false positives, and the mAP that each of them costs (DETAD)."""
 
 from dataclasses import dataclass
 from math import comb
@@ -16,12 +16,12 @@ from evaluate.mean_ap import (
 
 KINDS = ("duplicate", "wrong label", "localisation", "confusion", "background")
 BACKGROUND_TIOU = 0.1  # what overlaps no action by so much has nothing to do with any
-SLICES = 10  # as many times the number of truths are looked at, in as many steps
+SLICES = 10  # slices of the ranking, each as long as there are truths
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What false positives cost in mAP; all numbers are in [0, 1].
+    """The mAP lost to false positives; all numbers are in [0, 1].
 
     alone: {kind: mAP gained if this kind alone were gone}.
     share: {kind: its part of `every`}: gained on average over all orders in which the kinds could
@@ -39,7 +39,7 @@ class Cost:
 
 
 def classify_predictions(matches: Matches, tiou: float) -> Integers:
-    """Return what each prediction is: a place in `KINDS`, or -1 for true positives [P].
+    """Return the kind of each prediction: an index into `KINDS`, or -1 for true positives [P].
 
     The truth of its video that a false positive overlaps most, of whatever class (of equals one of
     its own class), decides: with at least `tiou` and its own class it is a `duplicate` of a better
@@ -115,6 +115,6 @@ def count_top_kinds(matches: Matches, kinds: Integers) -> Integers:
 
 
 def _removed_kinds() -> Booleans:
-    """Which kinds each subset removes [2 ** len(KINDS), len(KINDS)]: the bits of its number."""
+    """Return which kinds each subset removes [2 ** len(KINDS), len(KINDS)]: its number's bits."""
     subsets, places = np.arange(2 ** len(KINDS)), np.arange(len(KINDS))
     return (subsets[:, None] >> places & 1).astype(np.bool_)

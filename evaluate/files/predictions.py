@@ -69,10 +69,10 @@ def scoring_problems(
     classes: Collection[str],
     subset: str,
 ) -> list[str]:
-    """Say what in predictions cannot score: they may be of another dataset or subset.
+    """Return what in predictions cannot score, in words: they may be of another dataset or subset.
 
     Args:
-        truth: the videos of the subset; classes: those of the annotations.
+        truth: the videos of the subset; `classes`: those of the annotations.
     """
     problems = []
     videos = found.keys() - set(truth)

@@ -1,6 +1,6 @@
 """Detections as text: for people, spreadsheets and video players.
 
-Every function takes one video's detections, in any order, and writes them in the order of time.
+Functions take one video's detections in any order and format them in the order of time.
 """
 
 import csv
@@ -77,7 +77,7 @@ def _stamp(seconds: float, point: str) -> str:
 
 
 def _after(detection: Detection, point: str) -> str:
-    """The end of a cue, which must lie behind its start."""
+    """Return the end of a cue, which must lie after its start."""
     ends = max(_milliseconds(detection.end_s), _milliseconds(detection.start_s) + 1)
     return _written(ends, point)
 

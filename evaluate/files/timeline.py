@@ -23,9 +23,8 @@ class PageVideo:
     """One video of a page.
 
     Args:
-        name: as the page calls it.
         source: URL of the file (`linked`, `embedded`).
-        lanes: by name what is drawn, one above the other; segments without scores are truth.
+        lanes: what is drawn, by name, one above the other; segments without scores are truth.
         curves: scores [K, N] in the order of the page's classes, of which lane `curves_of`.
         times_s: edges of the curves' bins, [N + 1].
     """
@@ -69,7 +68,7 @@ def render_page(
     Args:
         classes: in the order of the curves; labels that are not among them follow.
         title: what found the segments.
-        threshold: score at which the page begins; those below it are there, too.
+        threshold: score below which segments are hidden at first.
     """
     names = _ranked(videos, classes, threshold)
     data = {

@@ -1,4 +1,4 @@
-"""How often the right class is found, among the first or the first five; what turned clips tell."""
+"""Top-1 and top-5 accuracy of recognised clips, and accuracy within pairs of reversed classes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-JOINT = "action"  # what two label sets say together
+JOINT = "action"  # the label sets together
 
 
 class LabelSet(NamedTuple):

@@ -90,7 +90,7 @@ def difference(a: Sequence[Floats], b: Sequence[Floats]) -> Estimate:
 
 
 def _draws(truths: Integers, resamples: int, seed: int) -> Weights:
-    """How often each video is drawn [V, 1 + resamples]; once each in the first column.
+    """Return how often each video is drawn [V, 1 + resamples]; once each in the first column.
 
     Args:
         truths: number of truths per video [V].
@@ -107,10 +107,10 @@ def _draws(truths: Integers, resamples: int, seed: int) -> Weights:
 
 
 def _precision(weights: Weights, video: Integers, found: Booleans, truths: Integers) -> Floats:
-    """Interpolated average precision [T, R] of one class, zero where a draw has no truth of it.
+    """Return interpolated average precision [T, R] of one class, 0 where a draw has no truth of it.
 
     A detection counts as often as its video was drawn. Precision only rises at true positives, and
-    through the copies of one, so its envelope is known from what stands at them.
+    through the copies of one, so its values there give the whole envelope.
 
     Args:
         weights: how often each video is drawn [V, R].

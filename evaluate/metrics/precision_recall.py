@@ -51,7 +51,7 @@ def precision_recall(
 
 
 def _curve(found: Booleans, truths: int) -> Floats:
-    """Precision [101] of one class; found [P], best score first."""
+    """Return the precision of one class [101]; found [P], best score first."""
     hits = np.cumsum(found)
     precision = hits / np.arange(1, len(hits) + 1)
     envelope = np.maximum.accumulate(precision[::-1])[::-1]

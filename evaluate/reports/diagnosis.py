@@ -20,7 +20,7 @@ Diagnoses = Mapping[str, Diagnosis]
 HARDEST = 5  # classes in the text; all are in the JSON file
 WIDTH = 8.0  # inches, 800 pixels
 
-# Told apart by shape and hatching where colours are not seen; the colours are Okabe and Ito's.
+# Distinguishable by shape and hatching without colours; the colours are Okabe and Ito's.
 DETECTORS = (
     *(("#0072b2", "o", "-", ""), ("#d55e00", "s", "--", "//"), ("#000000", "^", ":", "..")),
     *(("#009e73", "D", "-.", "xx"), ("#cc79a7", "v", "-", "--"), ("#e69f00", "P", "--", "++")),
@@ -38,7 +38,7 @@ CAUSES = {
 
 
 def draw_diagnosis(diagnoses: Diagnoses, out: Path) -> None:
-    """Draw all there is into `out`: five PNGs, 800 pixels wide, of at most `MOST_DETECTORS`."""
+    """Draw all figures into `out`: five PNGs, 800 pixels wide, of at most `MOST_DETECTORS`."""
     draw_costs(diagnoses, out / "costs.png")
     draw_profiles(diagnoses, out / "profiles.png")
     draw_sensitivity(diagnoses, out / "sensitivity.png")
@@ -191,7 +191,7 @@ def draw_classes(diagnoses: Diagnoses, path: Path) -> None:
 def draw_reliability(diagnoses: Diagnoses, path: Path) -> None:
     """Draw how many predictions of a score are true, and how many have it."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(WIDTH, 4.6), layout="constrained")
-    left.plot([0, 1], [0, 1], color="grey", linewidth=1, label="scores that are what they say")
+    left.plot([0, 1], [0, 1], color="grey", linewidth=1, label="perfectly calibrated")
     for number, (name, diagnosis) in enumerate(diagnoses.items()):
         if diagnosis.reliability is None:
             continue

@@ -64,7 +64,7 @@ def new_launch(processes: int = 1, devices: Sequence[str] = ()) -> Launch:
 
 
 def read_launches(folder: Path) -> list[Launch]:
-    """Return what is known of a run's launches; nothing if that cannot be read."""
+    """Return the records of a run's launches; none if they cannot be read."""
     try:
         return [Launch(**each) for each in json.loads((folder / LAUNCHES).read_text())]
     except (OSError, ValueError, TypeError):
@@ -72,13 +72,13 @@ def read_launches(folder: Path) -> list[Launch]:
 
 
 def write_launches(folder: Path, launches: Sequence[Launch]) -> None:
-    """Keep what is known of a run's launches."""
+    """Write the records of a run's launches."""
     text = json.dumps([asdict(launch) for launch in launches], indent=1, ensure_ascii=False)
     write_text(folder / LAUNCHES, text + "\n")
 
 
 def repeat_command(arguments: Sequence[str], parent: Sequence[str]) -> str:
-    """Return a command line that does again what this process does.
+    """Return a command line that repeats what this process does.
 
     Args:
         arguments: of the script, itself first.
@@ -98,7 +98,7 @@ def _parent() -> list[str]:
     try:
         return Path(f"/proc/{os.getppid()}/cmdline").read_text().rstrip("\0").split("\0")
     except (OSError, UnicodeDecodeError):
-        return []  # not everywhere can one look
+        return []  # no /proc, or no permission
 
 
 def _versions() -> dict[str, str]:

@@ -100,7 +100,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Report:
-    """What a run, an evaluation or a study has to say.
+    """The report of a run, an evaluation or a study.
 
     Args:
         kind: which of them, in a few words.
@@ -168,6 +168,6 @@ def _embedded(picture: Path) -> str:
 
 
 def _size(picture: Path) -> tuple[int, int]:
-    """Width and height of a PNG in pixels, which its header begins with."""
+    """Return width and height of a PNG in pixels, which its header begins with."""
     header = picture.read_bytes()[:24]
     return int.from_bytes(header[16:20]), int.from_bytes(header[20:24])

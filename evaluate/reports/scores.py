@@ -126,7 +126,7 @@ def _about_classes(tiou: float, classes: int) -> str:
 
 
 def _classes(result: MeanAP, truths: Mapping[str, int]) -> Table:
-    """Average precision per class and tIoU; all classes last."""
+    """Return average precision per class and tIoU; all classes last."""
     tious = list(result.per_tiou)
     rows: list[tuple[str | int | float, ...]] = []
     for name, values in result.per_class.items():

@@ -20,7 +20,7 @@ FILES = {
     "metrics.jsonl": "losses, learning rates and validation scores, a line each",
     LAUNCHES: "commands, versions and times, launch by launch",
     "tensorboard": "the same curves for TensorBoard",
-    "log.txt": "what the run has printed",
+    "log.txt": "the run's output",
     "predictions.json": "every detection: video, class, start and end in seconds, score",
     "metrics.json": "the scores",
     "diagnosis": "what goes wrong, in tables and figures (evaluate/diagnose.py)",
@@ -30,7 +30,7 @@ FILES = {
     TABLES: "every table of this page, for programs",
 }
 STAGES = {
-    "starting up": "looking at videos, building the network, loading weights",
+    "starting up": "indexing videos, building the network, loading weights",
     "passes": "computing activations that the cache did not have",
     "waiting for data": "reading and decoding videos, as far as it kept the network waiting",
     "steps": "the network's training steps",
@@ -50,13 +50,13 @@ def evaluation_sections(
     skipped: Mapping[str, str] = MappingProxyType({}),
     run: Path | None = None,
 ) -> list[Section]:
-    """Return what an evaluation's report has behind its scores.
+    """Return the sections after the scores in an evaluation's report.
 
     Args:
         out: its folder.
         config: the resolved experiment, if there is one.
         skipped: videos that do not count, with causes.
-        run: the folder of the training run, if it is known.
+        run: the folder of the training run; None if unknown.
     """
     report = find_report(run, out) if run else None
     above = [(report, "the report of the training run")] if report else []
@@ -80,7 +80,7 @@ def time_section(launches: Sequence[Launch]) -> Section:
     killed = sum(launch.outcome == RUNNING for launch in launches)
     note = f"In all {format_duration(whole)}"
     note += f" in {len(launches)} launches" if len(launches) > 1 else ""
-    note += f"; {killed} of them told nothing, because they were killed" if killed else ""
+    note += f"; {killed} of them have no times, because they were killed" if killed else ""
     rows = [
         (name, STAGES.get(name, ""), round(seconds, 1), round(100 * seconds / (whole or 1), 1))
         for name, seconds in total.items()

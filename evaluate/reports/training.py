@@ -123,7 +123,7 @@ def _summary(
         return "Nothing was trained by gradients: the checkpoint is composed of others."
     about = last.about if last else {}
     settings = yaml.safe_load(config)["training"]
-    # Runs of earlier versions say it in their config alone.
+    # Runs of earlier versions have it in their config alone.
     wanted = about.get("epochs") or settings["stop_epoch"] or settings["epochs"]
     text = f"Trained for {lines[-1]['epoch']} of {wanted} epochs"
     if "training videos" in about and "classes" in about:
@@ -192,7 +192,7 @@ def _validations(
     recalls = [name for name in names if name.startswith("recall")]
     strong = [next(n for n, line in enumerate(checks) if line is best)]
 
-    def table(name: str, some: Sequence[str], note: str) -> Table:
+    def build_table(name: str, some: Sequence[str], note: str) -> Table:
         rows = [
             [epochs.get(line["step"]), line["step"], *(line["validation"].get(n) for n in some)]
             for line in checks
@@ -201,8 +201,8 @@ def _validations(
         return Table(name, columns, rows, note=note, strong=strong)
 
     note = "Bold: the best, which is best.pt. The terms are explained at the end."
-    tables = [table("validations", [name for name in names if name not in recalls], note)]
-    tables += [table("validation recall", recalls, "")] if recalls else []
+    tables = [build_table("validations", [name for name in names if name not in recalls], note)]
+    tables += [build_table("validation recall", recalls, "")] if recalls else []
     return Section("Validation scores", tables=tables)
 
 
@@ -225,7 +225,7 @@ def _scores(out: Path) -> Section | None:
 
 
 def _network(out: Path, launches: Sequence[Launch]) -> Section | None:
-    """Return how many weights there are, and where those that were not drawn came from."""
+    """Return the number of weights, and the source of those that were not initialised at random."""
     counts = launches[-1].about.get("weights", {}) if launches else {}
     tables = []
     if counts:

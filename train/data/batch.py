@@ -1,4 +1,4 @@
-"""What flows from the data to the detector, whether it comes from videos or from activations."""
+"""Samples and batches: a detector's inputs, from videos or from activations, and their truth."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -21,8 +21,8 @@ class Sample:
         mask: bool [T], true where a feature step is real, in either direction.
         segments: truth of every stream in feature steps of its direction [G, 2].
         labels: classes of the truth [G].
-        problem: why a video could not be read. In training it is another one, which this sample
-            stands in for; in evaluation it is this one, and the inputs mean nothing.
+        problem: why a video could not be read. In training that is another video, which this one
+            replaces; in evaluation it is this one, and the inputs mean nothing.
     """
 
     video: str
@@ -40,7 +40,7 @@ class Batch:
     """Samples stacked: each stream's inputs [B, …], all from the same cut, and mask [B, T].
 
     Truth stays ragged: `segments` of every stream, of every sample. `reflection` is R of every
-    window, float32 [B]. `problems` holds those samples' that have one, by their place in the batch.
+    window, float32 [B]. `problems` maps places in the batch to the problems of their samples.
     """
 
     videos: tuple[str, ...]

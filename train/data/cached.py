@@ -1,4 +1,4 @@
-"""Which spans an experiment needs, and their activations as the detector's inputs."""
+"""The spans that an experiment needs, and their activations as the detector's inputs."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -29,11 +29,10 @@ from train.errors import translate_oom, translate_worker_death
 
 @dataclass(frozen=True)
 class CachedStreams:
-    """Where the activations of every stream of a detector are, all at one cut.
+    """Stored activations of every stream of a detector, all at one cut.
 
     Args:
-        places: of every stream.
-        trained_on: the spans that training draws its windows from; `tested_on`: those that test
+        trained_on: the spans that training windows are sampled from; `tested_on`: those that test
             windows are read from.
     """
 
@@ -70,7 +69,7 @@ def evaluation_spans(
 def training_spans(
     items: Sequence[VideoItem], sampling: SamplingConfig, direction: Direction, kind: SpanKind
 ) -> list[Span]:
-    """Return what heads are trained on: videos with an action, or windows that hold one."""
+    """Return the spans that heads are trained on: videos, or windows, that hold an action."""
     chosen = [item for item in items if len(item.segments)]
     if kind == "video":
         return [_video_span(item, sampling, direction) for item in chosen]
@@ -84,7 +83,7 @@ def training_spans(
 def training_windows(item: VideoItem, sampling: SamplingConfig) -> list[Window]:
     """Return the sliding windows of a video that hold a sufficiently complete action.
 
-    Where no window holds one whole enough, all that hold a part of one.
+    If none does, return those that hold a part of one.
     """
     windows = sliding_windows(item, sampling.test_overlap, sampling)
     for completeness in (sampling.min_completeness, 1e-6):
@@ -118,13 +117,13 @@ def ensure_cached(
     Args:
         activations: of every stream.
         spans: of every stream.
-        subsets: whose spans these are; videos that turn out to be bad are moved to their skipped.
+        subsets: whose spans these are; bad videos are moved to their `skipped`.
         workers: decoding processes of each process.
         skip_bad: whether videos may be left out.
 
     Returns:
-        Where all of the activations are, and how many spans were there and how many passes were
-        made, of all processes.
+        All of the activations, and counts over all processes of the spans that were stored before
+        and of the passes made.
 
     Raises:
         ValueError: a video cannot be read or is gone, or the disk is too small.
@@ -151,7 +150,7 @@ def ensure_cached(
 def _find_imported(
     activations: Sequence[Activations], spans: Sequence[Sequence[Span]]
 ) -> CachedStreams:
-    """Return where imported features are; ValueError unless all are there."""
+    """Return imported features; ValueError unless all are there."""
     places = tuple(of.cached_cuts()["features"] for of in activations)
     gone = {
         span.video.name
@@ -162,7 +161,7 @@ def _find_imported(
     if gone:
         backbone, store = activations[0].backbone.config, places[0].store
         (step,) = {span.window.step for some in spans for span in some}
-        known = [
+        available = [
             f"{about['imported']} with {about['width']} channels"
             for about in (info.about for info in store.fingerprints.values())
             if "imported" in about
@@ -171,7 +170,7 @@ def _find_imported(
             f"{store.url} lacks the features '{backbone.imported}' of {len(gone)} videos with "
             f"{backbone.imported_width} channels, a row every {step:.0f} frames, in "
             f"{places[0].dtype}; it has "
-            f"{', '.join(known) or 'none'}. Import them (extract/features.py), or set "
+            f"{', '.join(available) or 'none'}. Import them (extract/features.py), or set "
             "backbone.imported_width, sampling.snippet_stride and cache.dtype as they were "
             f"imported:\n  " + "\n  ".join(truncated(sorted(gone)))
         )
@@ -185,7 +184,7 @@ def sample_inputs(
     directions: Sequence[Direction],
     cached: CachedStreams,
 ) -> tuple[Window, tuple[Tensor, ...]]:
-    """Draw a training window and read its activations, features [C, F/2] or tokens [F/2, P, C].
+    """Return a random training window and its activations, features [C, F/2] or tokens [F/2, P, C].
 
     Raises:
         Missing, Damaged: the store does not have one.

@@ -6,7 +6,7 @@ from configs.messages import truncated
 from extract.sampling.windows import SamplingConfig
 from train.data.videos import VideoItem
 
-SAME_RATE_RATIO = 1.1  # a step that lasts so many times as long, or as short, is another one
+SAME_RATE_RATIO = 1.1  # rates that differ by a larger factor count as different
 
 
 def frame_rate_range(items: Sequence[VideoItem]) -> tuple[float, float]:
@@ -23,7 +23,7 @@ def describe_unlike_rates(
     It matters where steps are counted in frames alone.
 
     Args:
-        trained: the training videos' lowest and highest rate; None if nobody knows.
+        trained: the training videos' lowest and highest rate; None if unknown.
     """
     if trained is None or sampling.fps is not None or sampling.method == "resize":
         return None

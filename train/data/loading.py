@@ -1,4 +1,4 @@
-"""What loaders of all kinds share: workers, order of samples, substitutes for bad ones."""
+"""Parts shared by all loaders: workers, order of samples, substitutes for bad ones."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
@@ -15,12 +15,12 @@ T = TypeVar("T")
 
 
 def with_substitute(
-    draw: Callable[[int, str | None], T], first: int, positions: int, skips: bool
+    make_sample: Callable[[int, str | None], T], first: int, positions: int, skips: bool
 ) -> T:
     """Return the sample of a position or, where it cannot be read, of the next that can.
 
     Args:
-        draw: makes the sample of a position, which is told why another one is missing.
+        make_sample: makes the sample of a position, given why the first one is missing, if it is.
         skips: whether others may stand in.
 
     Raises:
@@ -29,7 +29,7 @@ def with_substitute(
     problem: str | None = None
     for position in (*range(first, positions), *range(first)):
         try:
-            return draw(position, problem)
+            return make_sample(position, problem)
         except VideoError as error:
             if not skips:
                 raise
@@ -38,7 +38,7 @@ def with_substitute(
 
 
 def balanced_splits(counts: Sequence[int], parts: int) -> NDArray[np.int64]:
-    """Return where to cut the windows of all videos, counted through, into runs: [parts + 1].
+    """Return the cuts of the windows of all videos, numbered consecutively, into runs: [parts + 1].
 
     The runs are about equally long. A cut falls between two videos if one ends nearby, because the
     windows on both sides of a cut share frames that are then decoded twice.
@@ -53,7 +53,7 @@ class EpochSampler(Sampler[tuple[int, int]]):
     """This process's share of every epoch's shuffled keys.
 
     Each update takes consecutive keys of one global order, so that its data are the same for any
-    number of processes. What does not fill an update is left for another epoch.
+    number of processes. Keys that do not fill an update wait for another epoch.
 
     Args:
         length: how many keys there are.
@@ -97,7 +97,7 @@ class EpochSampler(Sampler[tuple[int, int]]):
     def __iter__(self) -> Iterator[tuple[int, int]]:
         # The last number keeps this stream apart from those of the samples.
         order = np.random.default_rng((self.seed, self.epoch, 0, 2)).permutation(self.length)
-        # Fewer videos than a global batch holds: go round again.
+        # Fewer videos than a global batch holds: start over.
         order = np.resize(order, self.steps * self.batch * self.processes)
         mine = order.reshape(self.steps, self.processes, self.batch)[:, self.rank].ravel()
         return iter([(self.epoch, int(position)) for position in mine])

@@ -1,4 +1,4 @@
-"""The videos of a subset: their files, their truth, and what is wrong with them."""
+"""The videos of a subset: their files, their truth, and their problems."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -41,8 +41,8 @@ class VideoItem:
 
     The unit of the timeline is a frame or, with `sampling_fps` (`sampling.fps`), 1/fps seconds; see
     extract.sampling.windows. `fps` is the file's rate, on average; where frames come at uneven
-    times, `times_s` [N + 1] says when each begins and the last ends. `known` is the file's
-    identity, where a cache is used; the file itself may then be gone.
+    times, `times_s` [N + 1] holds when each begins and the last ends. `identity` is the file's,
+    where a cache is used; the file itself may then be gone.
     """
 
     name: str
@@ -59,14 +59,14 @@ class VideoItem:
 
     @property
     def length(self) -> float:
-        """Where the timeline ends."""
+        """The end of the timeline."""
         if self.sampling_fps is None:
             return self.frames
         return self.frames / self.fps * self.sampling_fps
 
     @property
     def info(self) -> VideoInfo:
-        """The file's identity; only of items that were loaded with a store."""
+        """The file's identity, which only items have that were loaded with a store."""
         assert self.identity is not None
         return self.identity
 
@@ -77,7 +77,7 @@ class VideoItem:
         return np.clip(places / self.length, 0, 1) * self.duration_s
 
     def to_timeline(self, seconds: NDArray[np.floating]) -> NDArray[np.floating]:
-        """Map times to the timeline; on evenly coming frames rounded, as published models were."""
+        """Map times to the timeline; for evenly spaced frames rounded, as for published models."""
         if self.sampling_fps is not None:
             return np.clip(seconds / self.duration_s, 0, 1) * self.length
         if self.times_s is not None:
@@ -86,20 +86,20 @@ class VideoItem:
 
 
 class Subset(list[VideoItem]):
-    """The videos of a subset; `skipped` names those that were left out, with causes."""
+    """The videos of a subset; `skipped` maps the names of excluded ones to causes."""
 
     def __init__(self, items: Iterable[VideoItem], skipped: dict[str, str]) -> None:
         super().__init__(items)
         self.skipped = skipped
 
     def skip_videos(self, skipped: dict[str, str]) -> None:
-        """Move videos to `skipped`, with causes by name; names that are not here do not matter."""
+        """Move videos to `skipped`, with causes by name; names that are not here are ignored."""
         self.skipped |= {item.name: skipped[item.name] for item in self if item.name in skipped}
         self[:] = [item for item in self if item.name not in skipped]
 
 
 def format_skipped(skipped: dict[str, str], videos: int) -> str:
-    """Return the lines that tell how many videos do not count, and why."""
+    """Return the warning that some videos do not count, with causes."""
     causes = "\n  ".join(truncated(list(skipped.values())))
     return f"warning: {len(skipped)} of {videos} videos were skipped and do not count:\n  {causes}"
 
@@ -163,7 +163,7 @@ def load_annotations(data: DataConfig, notice: Notice = raise_problem) -> Annota
 
 
 def target_classes(data: DataConfig, annotations: Annotations) -> tuple[str, ...]:
-    """Return what a detector tells apart: the annotated classes, or actions from nothing."""
+    """Return a detector's classes: the annotated ones, or one for any action."""
     return (ACTION,) if data.class_agnostic else annotations.classes
 
 
@@ -203,9 +203,9 @@ def load_subsets(
 
     Args:
         accelerator: of a run of several processes, which all go on with the same videos.
-        store: of activations: videos get their identity, and those whose files are gone are known.
-        needs_files: gone videos are missing, whatever the store knows.
-        imported: name of the imported features that stand for the videos; no file is looked at.
+        store: of activations: videos get their identity, also those whose files are gone.
+        needs_files: gone videos are missing, whatever is stored of them.
+        imported: name of the imported features that stand for the videos; no file is opened.
         sampling_fps: `sampling.fps`.
 
     Raises:
@@ -219,15 +219,15 @@ def load_subsets(
         for subset in subsets
     ]
     problems = {name: cause for items in found for name, cause in items.skipped.items()}
-    nothing_left = any(items.skipped and not items for items in found)
-    if problems and (data.bad_videos == "stop" or nothing_left):
+    none_usable = any(items.skipped and not items for items in found)
+    if problems and (data.bad_videos == "stop" or none_usable):
         count = len(problems) + sum(map(len, found))
         names = " and ".join(f"'{subset}'" for subset in subsets)
         shown = "\n  ".join(problems.values())
-        way_on = "" if nothing_left else ", or leave them out with --data.bad_videos skip"
+        remedy = "" if none_usable else ", or skip them with --data.bad_videos skip"
         raise ValueError(
             f"{len(problems)} of {count} videos of {names} cannot be used; mend them or list them "
-            f"under data.blocked{way_on}:\n  {shown}"
+            f"under data.blocked{remedy}:\n  {shown}"
         )
     return [
         Subset((without_short(item, data.min_share) for item in items), items.skipped)
@@ -285,7 +285,7 @@ def _match_files(
     videos = select_videos(annotations, subset)
     present = [files[video.name] for video in videos if video.name in files]
     bar = accelerator is None or accelerator.is_main_process
-    looked_at = dict(zip(present, probe(present, progress=bar), strict=True))
+    indices = dict(zip(present, probe(present, progress=bar), strict=True))
     warnings: Counter[str] = Counter()
     items, problems = [], {}
     for video in videos:
@@ -293,7 +293,7 @@ def _match_files(
             if video.name not in files and video.name in kept:
                 if names[video.name] > 1:
                     raise ValueError(
-                        f"{video.name}: no such file in {folder}, and the cache knows "
+                        f"{video.name}: no such file in {folder}, and the cache has "
                         f"{names[video.name]} different videos of that name; bring the file back"
                     )
                 away += 1
@@ -304,12 +304,12 @@ def _match_files(
                 hint = describe_near_files(video.name, spelled)
                 if store is not None and not needs_files:
                     hint = (
-                        f", and {store.url} does not know it: bring it back and run "
+                        f", and it is not in {store.url}: bring it back and run "
                         "`python extract/run.py`"
                     )
                 raise ValueError(f"{video.name}: no such file in {folder}{hint}")
             path = files[video.name]
-            item = make_item(path, looked_at[path], sampling_fps)
+            item = make_item(path, indices[path], sampling_fps)
             item = with_digest(item) if store or data.frame_cache else item
             items.append(with_truth(item, video, data, annotations.classes, warnings))
         except ValueError as error:
@@ -321,14 +321,14 @@ def _match_files(
         items = [item for item in items if item.name not in problems]
     if away and bar:
         print(
-            f"{away} of {len(videos)} videos have no file in {folder}: the cache knows them by name"
+            f"{away} of {len(videos)} videos have no file in {folder}: the cache has them by name"
         )
     _add_warnings(annotations, warnings)
     return Subset(items, problems)
 
 
 def _add_warnings(annotations: Annotations, warnings: Counter[str]) -> None:
-    """Add to what is told of the annotations."""
+    """Add counts to the annotations' warnings."""
     for what, count in warnings.items():
         annotations.warnings[what] = annotations.warnings.get(what, 0) + count
 
@@ -338,8 +338,8 @@ def with_digest(item: VideoItem) -> VideoItem:
         digest, size = video_digest(item.path), item.path.stat().st_size
     except OSError as error:
         raise VideoError(f"{item.path}: cannot be read as video: {error.strerror}") from error
-    known = VideoInfo(digest, item.name, size, item.frames, item.fps, item.times_s)
-    return replace(item, identity=known)
+    identity = VideoInfo(digest, item.name, size, item.frames, item.fps, item.times_s)
+    return replace(item, identity=identity)
 
 
 def _stored_item(info: VideoInfo, folder: Path) -> VideoItem:
@@ -360,7 +360,7 @@ def with_truth(
     warnings: Counter[str],
 ) -> VideoItem:
     """Return the item with its annotated segments; ValueError where the two do not fit."""
-    # The file knows best how many frames it has; the annotations how long they think it is.
+    # Frames are counted in the file; the duration is the one that the annotations assume.
     if video.duration_s is None:
         try:
             video = with_duration(video, item.duration_s, warnings)

@@ -1,4 +1,4 @@
-"""What is wrong with the annotations of an experiment."""
+"""Checks of an experiment's annotations."""
 
 import re
 from collections import Counter
@@ -12,7 +12,7 @@ from train.dataset_check.survey import AnnotationNote, Survey, subsets
 FEW = 10  # examples of a class; with fewer, what is learned is mostly chance
 OUTSIDE = "outside the video"
 REFUSED = "correct the file, or list the video under data.blocked; training would stop there"
-TOLERATED = "handled as said; correct the file if that is not what it means"
+TOLERATED = "handled as stated; correct the file if that is not what it means"
 HARMLESS = {"segments clipped to the end of their video"}  # rounding
 
 UNIT = FindingKind(
@@ -32,11 +32,11 @@ SHARED = FindingKind(
     "results say nothing about other videos; name another data.test_subset",
 )
 NO_ACTION = FindingKind("subset without an action", "error", "annotate it, or name another subset")
-IDLE = FindingKind("training video without an action", "info", "nothing; training leaves it out")
+IDLE = FindingKind("training video without an action", "info", "nothing; training ignores it")
 UNTRAINED = FindingKind(
     "class without a training example",
     "warning",
-    "it can never be found: annotate examples, or take it off the class list",
+    "it can never be found: annotate examples, or remove it from the class list",
 )
 ONLY_TESTED = FindingKind(
     "class that is tested but never trained",
@@ -46,7 +46,7 @@ ONLY_TESTED = FindingKind(
 ALIKE = FindingKind(
     "labels that hardly differ",
     "warning",
-    "they are learned as classes of their own; if they mean the same, write them alike",
+    "they are learned as classes of their own; if they mean the same, spell them alike",
 )
 FEW_EXAMPLES = FindingKind(
     "class with few training examples", "warning", f"aim at {FEW} or more; more is better"
@@ -59,7 +59,7 @@ MIRRORED = FindingKind(
 
 
 def check_annotations(survey: Survey) -> Iterator[Finding]:
-    """What reading the annotations refused or tolerated, and times that are not in seconds."""
+    """Yield what reading the annotations rejected or tolerated, and times not in seconds."""
     far: dict[str, list[float]] = {}
     for note in survey.notes:
         if isinstance(note.problem, Refused) and note.problem.end_s is not None:
@@ -70,7 +70,7 @@ def check_annotations(survey: Survey) -> Iterator[Finding]:
         unit = _unit(video, ends, survey)
         if unit:
             units[name] = unit
-            text = f"{name}: {len(ends)} actions end far behind the video; the times look like "
+            text = f"{name}: {len(ends)} actions end far after the video; the times look like "
             numbers = {"latest_end": max(ends), "actions": len(ends)}
             yield Finding(UNIT, text + unit, name, numbers=numbers)
     for note in survey.notes:
@@ -95,9 +95,9 @@ def _is_outside(note: AnnotationNote) -> bool:
 
 
 def _unit(video: Video, ends: list[float], survey: Survey) -> str | None:
-    """Return what the times of a video seem to be counted in, if not in seconds.
+    """Return the unit that the times of a video seem to be in, if not seconds.
 
-    A single slip of the pen is no other unit: most of the video's actions end far behind it.
+    A single typing error is no other unit: most of the actions must end far after the video.
     """
     file = survey.files.get(video.name)
     duration_s = file.frames / file.index.fps if file else video.duration_s
@@ -111,7 +111,7 @@ def _unit(video: Video, ends: list[float], survey: Survey) -> str | None:
 
 
 def check_subsets(survey: Survey) -> Iterator[Finding]:
-    """Subsets that are empty, without actions, unused, or used twice."""
+    """Yield subsets that are empty, without actions, unused, or used twice."""
     config, data = survey.config, survey.config.data
     there = Counter(video.subset for video in survey.annotations.videos.values())
     listed = ", ".join(map(repr, there)) or "none"
@@ -133,7 +133,7 @@ def check_subsets(survey: Survey) -> Iterator[Finding]:
 
 
 def check_classes(survey: Survey) -> Iterator[Finding]:
-    """Classes with too few examples to learn from."""
+    """Yield classes with too few examples to learn from."""
     data, names = survey.config.data, survey.annotations.classes
     trained, tested = (count_examples(survey, s) for s in (data.train_subset, data.test_subset))
     for alike in group_spelled_alike(names):
@@ -155,7 +155,7 @@ def count_examples(survey: Survey, subset: str) -> Counter[str]:
 
 
 def check_reversed_pairs(survey: Survey) -> Iterator[Finding]:
-    """Classes that name a side, where training mirrors pictures."""
+    """Yield classes that name a side, if training mirrors pictures."""
     flip = survey.config.pixels.flip
     for name in survey.annotations.classes if flip > 0 else ():
         if {"left", "right"} & set(_words(name)):

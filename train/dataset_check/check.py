@@ -41,7 +41,7 @@ CHECKS = (
 
 @dataclass(frozen=True)
 class DatasetCheck:
-    """What was found, and the windows that fit these videos, if others would do better."""
+    """The findings about a dataset, and windows that would fit it better, if any."""
 
     survey: Survey
     findings: Sequence[Finding]
@@ -53,7 +53,7 @@ class DatasetCheck:
         return exit_code(self.findings)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return everything as what JSON can hold."""
+        """Return everything in types that JSON can hold."""
         proposal = self.suggestion
         return findings_to_dict(self.findings) | {
             "suggestion": proposal.to_dict() if proposal else None
@@ -112,7 +112,7 @@ class DatasetCheck:
 
 
 def check_dataset(config: Experiment) -> DatasetCheck:
-    """Return all that is wrong or unwise in an experiment's data.
+    """Return the findings about an experiment's data.
 
     Raises:
         ValueError: the annotations cannot be read at all, or the folder of videos is absent.
@@ -122,5 +122,5 @@ def check_dataset(config: Experiment) -> DatasetCheck:
 
 
 def run_checks(seen: Survey) -> list[Finding]:
-    """Return what all checks find."""
-    return list(chain.from_iterable(look(seen) for look in CHECKS))
+    """Return the findings of all checks."""
+    return list(chain.from_iterable(check(seen) for check in CHECKS))

@@ -1,4 +1,4 @@
-"""What is wrong with the videos of an experiment."""
+"""Checks of an experiment's video files."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -19,12 +19,12 @@ UNREADABLE = FindingKind(
 HANGING = FindingKind(
     "hanging video",
     "error",
-    f"its decoder never comes back: convert the file again, or {BLOCK_IT}",
+    f"its decoder never returns: convert the file again, or {BLOCK_IT}",
 )
 CUT = FindingKind(
     "truncated video",
     "error",
-    f"its header tells of more frames than there are: copy the file again, or {BLOCK_IT}",
+    f"its header announces more frames than there are: copy the file again, or {BLOCK_IT}",
 )
 TWO_FILES = FindingKind("two files of one name", "error", "remove or rename all but one")
 LEAKED = FindingKind(
@@ -55,7 +55,7 @@ RATE = FindingKind(
 
 
 def check_missing_files(survey: Survey) -> Iterator[Finding]:
-    """Videos without a file, names with two files, and files without annotations."""
+    """Yield videos without a file, names with two files, and files without annotations."""
     folder = Path(survey.config.data.videos)
     spelled = group_by_spelling(survey.folder)
     for video in survey.used:
@@ -68,7 +68,7 @@ def check_missing_files(survey: Survey) -> Iterator[Finding]:
         if len(paths) > 1:
             text = f"{name}: {' and '.join(path.name for path in paths)}"
             yield Finding(TWO_FILES, text, name, numbers={"files": len(paths)})
-    # A video whose record cannot be read is named all the same.
+    # A video whose record cannot be read is named there, too.
     named = {*survey.annotations.videos, *survey.config.data.blocked}
     named |= {note.video for note in survey.notes}
     for name, paths in survey.folder.items():
@@ -77,7 +77,7 @@ def check_missing_files(survey: Survey) -> Iterator[Finding]:
 
 
 def check_unreadable(survey: Survey) -> Iterator[Finding]:
-    """Videos that do not decode, that hang their decoder, or whose end is missing."""
+    """Yield videos that do not decode, that hang their decoder, or whose end is missing."""
     for name, error in survey.unreadable.items():
         kind = HANGING if HANGS in str(error) else UNREADABLE
         yield Finding(_unless_skipped(kind, survey), str(error), name)
@@ -89,13 +89,13 @@ def check_unreadable(survey: Survey) -> Iterator[Finding]:
 
 
 def _unless_skipped(kind: FindingKind, survey: Survey) -> FindingKind:
-    """Where bad videos are skipped, they do not stop training."""
+    """Return the kind, only a warning if bad videos are skipped: then they do not stop training."""
     skips = survey.config.data.bad_videos == "skip"
     return replace(kind, severity="warning") if skips else kind
 
 
 def check_slow_readers(survey: Survey) -> Iterator[Finding]:
-    """Videos that decord cannot be trusted with, and those of a variable frame rate."""
+    """Yield videos that decord does not read exactly, and those of a variable frame rate."""
     for name, file in survey.files.items():
         if file.index.access != "decord":
             how = "from its keyframes" if file.index.access == "seek" else "in sequence"
@@ -108,7 +108,7 @@ def check_slow_readers(survey: Survey) -> Iterator[Finding]:
 
 
 def check_duplicates(survey: Survey) -> Iterator[Finding]:
-    """Videos of the same content under two names; across subsets that is leakage."""
+    """Yield videos of the same content under two names; across subsets that is leakage."""
     data = survey.config.data
     first: dict[str, str] = {}
     for name, file in survey.files.items():
@@ -122,7 +122,7 @@ def check_duplicates(survey: Survey) -> Iterator[Finding]:
 
 
 def check_sizes(survey: Survey) -> Iterator[Finding]:
-    """Frame counts and rates in the annotations that are not the file's."""
+    """Yield frame counts and rates in the annotations that are not the file's."""
     for name, file in survey.files.items():
         video, whole = survey.annotations.videos[name], file.announced == file.frames
         if video.frames is not None and whole and _differ(video.frames, file.frames, 0.02):

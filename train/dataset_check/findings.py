@@ -1,4 +1,4 @@
-"""What a check found: told in a table on the terminal, and whole in a JSON file."""
+"""Findings of a dataset check, as a table for the terminal and whole for JSON."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,8 +10,8 @@ SHOWN = 3  # places of each kind in the table; the file has all
 
 @dataclass(frozen=True)
 class FindingKind:
-    """A sort of finding: `error` stops or spoils training, `warning` is unwise, `info` is good to
-    know; `advice` says what to do about it."""
+    """A kind of finding: `error` stops or spoils training, `warning` is unwise, `info` is neither;
+    `advice` is what to do about it."""
 
     name: str
     severity: Severity
@@ -24,8 +24,8 @@ class Finding:
 
     Args:
         video, entry: where: an annotated video or a file's name, and a place in the list of its
-            annotations, counted from 0; None where it is no matter of a single one.
-        numbers: what the sentence says, for programs.
+            annotations, counted from 0; None if it is not about a single one.
+        numbers: those of the sentence, for programs.
     """
 
     kind: FindingKind
@@ -70,7 +70,7 @@ def findings_table(findings: Sequence[Finding]) -> str:
 
 
 def findings_to_dict(findings: Sequence[Finding]) -> dict[str, Any]:
-    """Return all findings as what JSON can hold."""
+    """Return all findings in types that JSON can hold."""
     return {
         "counts": count_by_severity(findings),
         "kinds": [

@@ -1,4 +1,4 @@
-"""An experiment's whole data, looked at once and to the end, for those who judge it."""
+"""A survey of an experiment's whole data, made once, which all checks judge."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from train.data.videos import VideoItem, load_annotations, make_item, with_truth
 
 
 class AnnotationNote(NamedTuple):
-    """What reading the annotations met: see `evaluate.annotations.Notice`."""
+    """A problem met while reading the annotations: see `evaluate.annotations.Notice`."""
 
     video: str
     entry: int | None
@@ -31,7 +31,7 @@ class SurveyedFile:
     """A readable video file.
 
     Args:
-        announced: frames that its header tells of.
+        announced: frames that its header announces.
         item: with its truth; None where the two do not fit.
     """
 
@@ -49,7 +49,7 @@ class SurveyedFile:
 
 @dataclass(frozen=True)
 class Survey:
-    """What there is: annotations, what was wrong with them, and files.
+    """Annotations, their problems, and files.
 
     Args:
         folder: all video files by name, also those that no annotation names.
@@ -71,21 +71,21 @@ class Survey:
         ]
 
     def notice(self, video: str, entry: int | None, problem: str | ValueError) -> None:
-        """Note a problem; see `evaluate.annotations.Notice`."""
+        """Record a problem; see `evaluate.annotations.Notice`."""
         self.notes.append(AnnotationNote(video, entry, problem))
 
     def entry_indices(self, name: str, kept: int) -> list[int]:
-        """Return where the `kept` segments of a video stand in its whole list of annotations."""
+        """Return the indices of the `kept` segments of a video in its whole list of annotations."""
         gone = {n.entry for n in self.notes if n.video == name and _drops(n.problem)}
         every = range(kept + len(gone - {None}))
         return [entry for entry in every if entry not in gone]
 
     def videos(self, subset: str | None) -> list[Video]:
-        """The videos of one subset; unlike `select` without a complaint if there are none."""
+        """Return the videos of one subset, which may be none, unlike with `select_videos`."""
         return [video for video in self.used if video.subset == subset]
 
     def items(self, subset: str | None) -> list[VideoItem]:
-        """The videos of a subset whose files can be read and fit their annotations."""
+        """Return the videos of a subset whose files can be read and fit their annotations."""
         files = [self.files[v.name] for v in self.videos(subset) if v.name in self.files]
         return [file.item for file in files if file.item is not None]
 
@@ -104,7 +104,7 @@ def subsets(data: DataConfig) -> dict[str, str]:
 
 
 def survey_dataset(config: Experiment, timeout_s: float = 60.0) -> Survey:
-    """Read the annotations, and look at all videos of the subsets in use.
+    """Read the annotations, and index all videos of the subsets in use.
 
     Args:
         timeout_s: a decoder that shows no progress for so long hangs.
@@ -121,8 +121,8 @@ def survey_dataset(config: Experiment, timeout_s: float = 60.0) -> Survey:
     found = Survey(config, annotations, notes, files_by_name(videos), {}, {})
     present = [video for video in found.used if video.name in found.folder]
     paths = [found.folder[video.name][0] for video in present]
-    looked_at = zip(present, paths, probe(paths, timeout_s), strict=True)
-    for video, path, index in tqdm(looked_at, "headers", len(paths), delay=2, leave=False):
+    probed = zip(present, paths, probe(paths, timeout_s), strict=True)
+    for video, path, index in tqdm(probed, "headers", len(paths), delay=2, leave=False):
         try:
             found.files[video.name] = _survey_file(video, path, index, found)
         except VideoError as error:
@@ -136,12 +136,12 @@ def survey_dataset(config: Experiment, timeout_s: float = 60.0) -> Survey:
 def _survey_file(
     video: Video, path: Path, index: VideoIndex | VideoError, found: Survey
 ) -> SurveyedFile:
-    """Return what there is to know of a file, with its truth; what does not fit is noted."""
+    """Return a file's facts and its truth; record what does not fit."""
     item = make_item(path, index, found.config.sampling.fps)
     assert isinstance(index, VideoIndex)
     digest, announced = video_digest(path), announced_frames(path, index)
     if video.duration_s is None:
-        # Every segment that is far outside is noted, and then left out.
+        # Every segment that is far outside is recorded, and then dropped.
         entries = found.entry_indices(video.name, len(video.segments))
 
         def notice(name: str, place: int | None, problem: str | ValueError) -> None:

@@ -1,4 +1,4 @@
-"""How often a run on these videos would move the weights."""
+"""Check of the number of updates that a run on these videos has."""
 
 from collections.abc import Iterator
 
@@ -25,7 +25,7 @@ def planned_updates(survey: Survey) -> tuple[int, int]:
 
 
 def check_updates(survey: Survey) -> Iterator[Finding]:
-    """A run that ends before it has learned much."""
+    """Yield a finding if the run ends before it has learned much."""
     per_epoch, total = planned_updates(survey)
     if total < FEW_UPDATES:
         text = f"{per_epoch} an epoch make {total} in all; ordinary runs have thousands"

@@ -1,4 +1,4 @@
-"""Runs on cached activations: a detector is trained, or put together if nothing of it learns."""
+"""Runs on cached activations: train a detector, or compose one in which nothing learns."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,12 +35,12 @@ def train_on_cache(
     data: TrainingData,
     origins: Sequence[str],
 ) -> None:
-    """Train what learns of a detector; what its cache lacks is computed first.
+    """Train the parts of a detector that learn; compute missing activations first.
 
     Args:
         detector: in eval mode, on the device.
         activations: of every stream.
-        origins: files that its streams are from, for people.
+        origins: files that its streams are from, for messages.
 
     Raises:
         ValueError: the run that is to go on had another backbone, or a video cannot be read.
@@ -48,7 +48,7 @@ def train_on_cache(
     config, accelerator = detector.config, session.accelerator
     cut = config.backbone.last_frozen_cut
     assert cut is not None
-    if session.begun:  # said before hours of passes
+    if session.begun:  # checked before hours of passes
         _check_same_backbone(session.out / "last.pt", detector, cut, origins, accelerator)
     sampling, kind = config.sampling, config.cache.span
     spans = [training_spans(data.training, sampling, d, kind) for d in config.directions]
@@ -75,14 +75,14 @@ def train_on_cache(
 def compose_detector(
     session: Session, detector: Detector, activations: Sequence[Activations], data: TrainingData
 ) -> None:
-    """Leave a fusion in which nothing learns by gradients as a checkpoint, fitted if need be.
+    """Write the checkpoint of a fusion that learns nothing by gradients, fitted if need be.
 
     Args:
         detector: in eval mode, on the device.
         activations: of every stream.
 
     Raises:
-        ValueError: something else is there than what this run would leave.
+        ValueError: there is a checkpoint of another run.
     """
     path, accelerator = session.out / "last.pt", session.accelerator
     if session.begun:
@@ -101,7 +101,7 @@ def compose_detector(
 def _calibrate(
     detector: Detector, activations: Sequence[Activations], items: Subset, accelerator: Accelerator
 ) -> None:
-    """Fit the fusion's class weights to what the streams say in windows of the items."""
+    """Fit the fusion's class weights to the streams' predictions in windows of the items."""
     config, overlap = detector.config, detector.config.sampling.test_overlap
     spans = [evaluation_spans(items, overlap, config.sampling, d) for d in config.directions]
     workers, skip_bad = config.training.workers, config.data.bad_videos == "skip"
@@ -113,7 +113,7 @@ def _calibrate(
 
 
 def _check_same_composition(path: Path, config: Experiment) -> None:
-    """Raise ValueError if something else is there than what this run would leave."""
+    """Raise ValueError if the checkpoint is of another run."""
     kept = load_checkpoint(path, Experiment)
     if kept.training or changed_settings(kept.config, config):
         raise ValueError(f"{path} belongs to another run; choose another --out")

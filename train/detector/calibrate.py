@@ -1,4 +1,4 @@
-"""Fits the class weights of a `calibrated` fusion: one logistic regression per class."""
+"""Fitting of a `calibrated` fusion's class weights: one logistic regression per class."""
 
 from collections.abc import Iterable
 
@@ -16,14 +16,14 @@ from train.modeling.actionformer import HeadOutput
 from train.modeling.fusion import ClassWeights, PredictionFusion, align
 from train.modeling.points import assign_batch, pyramid_points
 
-MOST_POINTS = 500_000  # points that a regression looks at; two weights and a bias need no more
+MOST_POINTS = 500_000  # of a regression; two weights and a bias need no more
 
 
 @torch.inference_mode()
 def fit_class_weights(
     detector: Detector, windows: Iterable[Batch], accelerator: Accelerator
 ) -> None:
-    """Fit the weights to what the streams say in windows of videos that they were not trained on.
+    """Fit the weights to the streams' predictions in windows of videos that they did not learn.
 
     A class that never occurs in them keeps the mean.
 
@@ -55,7 +55,7 @@ def fit_class_weights(
 def _points(
     detector: Detector, fusion: PredictionFusion, batch: Batch
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Return what both streams say of every valid point, [n, 2, K], and the truth [n, K]."""
+    """Return both streams' logits at every valid point, [n, 2, K], and the truth [n, K]."""
     features = detector.features(batch.inputs, batch.start)
     first, second = detector.outputs(features, batch.mask)
     other = align(

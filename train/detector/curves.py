@@ -32,13 +32,13 @@ class ScoreCurves:
 
     @classmethod
     def empty(cls, item: VideoItem, step: float, classes: int) -> "ScoreCurves":
-        """Begin at 0, with bins of at least `step` of the timeline, a feature step."""
+        """Return curves at 0, with bins of at least `step` of the timeline, a feature step."""
         bins = max(1, min(MOST_BINS, int(item.length / step)))
         edges = np.linspace(0, item.length, bins + 1)
         return cls(item.to_seconds(edges), np.zeros((classes, bins), np.float32), item.length)
 
     def add(self, answer: Answer, batch: Batch) -> None:
-        """Take in what one result says about a batch of windows, all of this video."""
+        """Raise the scores to those of one result in a batch of windows, all of this video."""
         bins = self.scores.shape[1]
         for output, direction in answer:
             for scores, window in zip(
@@ -55,7 +55,7 @@ class ScoreCurves:
 def step_scores(output: HeadOutput) -> Tensor:
     """Return every class's score at each feature step, [B, K, T] float32.
 
-    Of all levels the highest score at the point nearest to the step; 0 outside the video.
+    It is the highest of all levels' scores at the point nearest to the step; 0 outside the video.
     """
     steps = torch.arange(output.masks[0].shape[-1], device=output.masks[0].device)
     best = torch.zeros_like(output.logits[0], dtype=torch.float32)

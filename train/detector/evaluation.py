@@ -46,9 +46,9 @@ from train.errors import translate_oom, translate_worker_death
 
 OnFeatures = Callable[[Batch, Sequence[Tensor]], None]
 Truth = Mapping[str, Sequence[Segment]]
-"""Per video what is annotated."""
+"""The annotated segments, by video."""
 Found = dict[str, dict[str, list[Detection]]]
-"""Per answer (`Detector.stream_names`) and video what was detected."""
+"""The detections, by answer (`Detector.stream_names`) and video."""
 
 
 def window_loader(
@@ -63,7 +63,7 @@ def window_loader(
 
     Args:
         cached: where each stream's activations are stored; None decodes.
-        kept: where small frames are kept, if they will be wanted again.
+        kept: cache of small frames, if they will be read again.
     """
     rank, count = accelerator.process_index, accelerator.num_processes
     windows = EvaluationWindows(
@@ -87,7 +87,7 @@ def detect_subset(
     windows: "DataLoader[Sample]",
     accelerator: Accelerator,
     what: str,
-    keep: OnFeatures | None = None,
+    on_features: OnFeatures | None = None,
     of_streams: bool = False,
 ) -> tuple[Found, dict[str, str]]:
     """Detect in all videos, each window counted once; every process returns the same.
@@ -96,7 +96,7 @@ def detect_subset(
         detector: in eval mode, on the accelerator's device.
         windows: this process's share of the windows of `items` (`window_loader`).
         what: name of the progress bar.
-        keep: is given every batch with every stream's features [B, C, F/2].
+        on_features: called with every batch and every stream's features [B, C, F/2].
         of_streams: the single streams' answers, too.
 
     Returns:
@@ -107,13 +107,13 @@ def detect_subset(
     """
     config, rank, count = detector.config, accelerator.process_index, accelerator.num_processes
     dropped: dict[str, str] = {}
-    # What is wrong with them is said before hours of detection.
+    # Read before hours of detection, in case they are malformed.
     scores = config.evaluation.video_scores and read_video_scores(config.evaluation.video_scores)
 
-    def run(batch: Batch) -> Answers:
+    def predict_batch(batch: Batch) -> Answers:
         features = detector.features(batch.inputs, batch.start)
-        if keep is not None:
-            keep(batch, features)
+        if on_features is not None:
+            on_features(batch, features)
         return detector.predict(features, batch.mask, batch.reflection, of_streams)
 
     with (
@@ -123,7 +123,7 @@ def detect_subset(
         _progress_bar(windows, what, accelerator) as bar,
     ):
         batches = _follow_progress(windows, bar, dropped)
-        found = predict_windows(run, batches, config.evaluation, accelerator.device)
+        found = predict_windows(predict_batch, batches, config.evaluation, accelerator.device)
     # A video's windows may lie in two processes; suppression needs them together.
     names = [detector.main_output, *(detector.stream_names if of_streams else ())]
     joined = {name: {item.name: list[Candidates]() for item in items} for name in names}
@@ -165,7 +165,7 @@ def _progress_bar(
 def _follow_progress(
     windows: Iterable[Batch], bar: "tqdm[Any]", dropped: dict[str, str]
 ) -> Iterator[Batch]:
-    """Pass batches through; note in `dropped` the videos that the workers gave up."""
+    """Yield the batches, advance the bar, and add videos that could not be read to `dropped`."""
     for batch in windows:
         dropped |= {batch.videos[row]: cause for row, cause in batch.problems.items()}
         yield batch
@@ -199,13 +199,13 @@ def _check_classes(truth: Truth, found: Mapping[str, Sequence[Detection]]) -> No
     given = {detection.label for detections in found.values() for detection in detections}
     if given and not wanted & given:
         raise ValueError(
-            f"evaluation.video_scores calls classes {', '.join(truncated(sorted(given)))}, but the "
-            f"annotations {', '.join(truncated(sorted(wanted)))}; the names must be the same"
+            f"evaluation.video_scores has classes {', '.join(truncated(sorted(given)))}, but the "
+            f"annotations have {', '.join(truncated(sorted(wanted)))}; the names must be the same"
         )
 
 
 class DetectionScores(NamedTuple):
-    """What detections reach: the detector's answer, and each stream alone of several."""
+    """Scores of the detector's answer and, if there are several streams, of each alone."""
 
     result: MeanAP
     streams: dict[str, MeanAP]
@@ -213,8 +213,8 @@ class DetectionScores(NamedTuple):
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a checkpoint detects in a subset. It is scored by `score`, so that detections can be
-    kept before truth that does not fit them is met.
+    """A checkpoint's detections in a subset. `score` scores them later, so that they can be saved
+    before truth that does not fit them raises.
 
     Args:
         out: folder for the results, which exists.
@@ -222,8 +222,8 @@ class Evaluation:
         of_streams: detections of each stream, of a detector that has several.
         skipped: videos that do not count, with causes; `dropped`: those of them that failed late.
         minutes, seconds: how long the videos last, and how long detecting took.
-        counts: how cached activations came about; None without a cache.
-        launch: of this evaluation, as it began; `watch`: where its time goes.
+        counts: hits and passes behind cached activations; None without a cache.
+        launch: of this evaluation, as it began; `watch`: of its time.
     """
 
     detector: Detector
@@ -247,7 +247,7 @@ class Evaluation:
         return any(item.truth for item in self.items)
 
     def truth(self) -> Truth:
-        """Return what is annotated of the videos that count, with labels as detections have."""
+        """Return the annotations of the videos that count, with labels as detections have."""
         found = {item.name: item.truth for item in self.items if item.name in self.detections}
         config = self.detector.config
         return relabel_truth(found, config.data, config.evaluation)
@@ -256,7 +256,7 @@ class Evaluation:
         """Return the scores at the config's tIoUs.
 
         Raises:
-            ValueError: classes of `evaluation.video_scores` are called otherwise than annotated.
+            ValueError: no class of `evaluation.video_scores` is annotated.
         """
         streams = {
             name: score_detections(self.items, found, self.detector)
@@ -286,7 +286,7 @@ def evaluate_checkpoint(
     cache: str | None = None,
     out: Path | None = None,
 ) -> Evaluation | None:
-    """Return what a detector finds in all videos of a subset; None on all but the main process.
+    """Return a detector's detections in a subset; None on all but the main process.
 
     Args:
         file, overrides: a config and single settings, laid over the checkpoint's.
@@ -373,6 +373,6 @@ def _check_labels(checkpoint: Path, detector: Detector, items: Subset) -> None:
     strangers = {s.label for item in items for s in item.truth} - set(detector.classes)
     if strangers and not detector.config.data.class_agnostic:
         raise ValueError(
-            f"{checkpoint} knows {', '.join(detector.classes)}, but the annotations also "
+            f"{checkpoint} has classes {', '.join(detector.classes)}, but the annotations also "
             f"have {', '.join(sorted(strangers))}: it was trained on another dataset"
         )

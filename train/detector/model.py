@@ -60,7 +60,7 @@ class Stream(nn.Module):
 
 
 class VideoResult(NamedTuple):
-    """What a detector finds in one video.
+    """A detector's detections and scores in one video.
 
     Attributes:
         detections: by the results' names (`Detector.stream_names`), best first.
@@ -79,12 +79,12 @@ class Detector(nn.Module):
         classes: names in the order of the logits.
 
     Attributes:
-        streams: the networks, in the order of `config.directions`. A transformer that stays as it
-            is they share.
-        fusion: what makes one answer of two streams.
+        streams: the networks, in the order of `config.directions`. They share a transformer that
+            does not learn.
+        fusion: combines two streams into one answer.
         training_outputs: how many outputs `forward` has.
         main_output: name of the result, among those of `predict`.
-        coverage: what became of the pretrained weights' tensors; None where there are none.
+        coverage: which tensors of the pretrained weights were used; None if there are none.
     """
 
     streams: Sequence[Stream]
@@ -105,7 +105,7 @@ class Detector(nn.Module):
         if method in FEATURE_METHODS:
             self.fusion = FeatureFusion(config.fusion, width, len(classes), config.head)
             self.start_fusion()
-            for stream in streams:  # nothing is learned from what their own heads say
+            for stream in streams:  # nothing is learned from the outputs of their own heads
                 stream.head.requires_grad_(False).learns = False
         elif method not in ("none", "segments"):
             size = config.sampling.window_size
@@ -116,7 +116,7 @@ class Detector(nn.Module):
 
     @classmethod
     def from_checkpoint(cls, path: str | Path) -> "Detector":
-        """Build the detector that a run left in a file."""
+        """Build the detector of a run's checkpoint."""
         return cls.restore(load_checkpoint(path, Experiment), path)
 
     @classmethod
@@ -137,7 +137,7 @@ class Detector(nn.Module):
                     self.coverage = load_trunk(trunk, source)
 
     def start_fusion(self) -> None:
-        """Let a fusion of features begin where the first stream's head is."""
+        """Initialise the head of a fusion of features from the first stream's."""
         if isinstance(self.fusion, FeatureFusion):
             self.fusion.start_from(self.streams[0].head)
 
@@ -148,7 +148,7 @@ class Detector(nn.Module):
         reflection: Tensor,
         start: Cut | None = None,
     ) -> tuple[HeadOutput, ...]:
-        """Predict what is learned from: output i in the time of stream i.
+        """Return the predictions that losses are taken of: output i in the time of stream i.
 
         Args:
             inputs: of every stream: uint8 frames [B, 3, F, H, W], or the activation at a cut.
@@ -180,7 +180,7 @@ class Detector(nn.Module):
         reflection: Tensor,
         of_streams: bool = False,
     ) -> Answers:
-        """Return by name whose predictions, together, are a result: the detector's own `answer`.
+        """Return the predictions that make up each result, by name: at least `main_output`.
 
         Args:
             of_streams: the single streams' results, too, by `stream_names`.
@@ -205,10 +205,10 @@ class Detector(nn.Module):
 
     @property
     def stream_names(self) -> tuple[str, ...]:
-        """What the results of the streams alone are called.
+        """The names of the results of single streams.
 
-        There are none where adapters learn for a fusion of features: heads of the streams' own know
-        nothing of it.
+        There are none if adapters learn for a fusion of features: the streams' own heads do not
+        learn with them.
         """
         directions = self.config.directions
         if isinstance(self.fusion, FeatureFusion) and self.config.backbone.learns:
@@ -216,7 +216,7 @@ class Detector(nn.Module):
         return directions if len(set(directions)) == len(directions) else ("first", "second")
 
     def outputs(self, features: Sequence[Tensor], mask: Tensor) -> tuple[HeadOutput, ...]:
-        """Return what every stream predicts by itself, in its own time."""
+        """Return every stream's own predictions, in its own time."""
         return tuple(
             stream.head(_per_step(x, mask), mask)
             for stream, x in zip(self.streams, features, strict=True)
@@ -234,7 +234,7 @@ class Detector(nn.Module):
         return reflection if len(set(self.config.directions)) > 1 else None
 
     def predict_batch(self, batch: Batch, of_streams: bool = False) -> Answers:
-        """Predict for a batch, whatever its inputs are; see `predict`."""
+        """Return the predictions for a batch, whatever its inputs are; see `predict`."""
         features = self.features(batch.inputs, batch.start)
         return self.predict(features, batch.mask, batch.reflection, of_streams)
 
@@ -256,13 +256,13 @@ class Detector(nn.Module):
     ) -> VideoResult:
         """Find the actions in one video, and the scores behind them, in one pass.
 
-        Windows are decoded, predicted and forgotten one batch after another: what stays of each is
-        its strongest points (20 bytes each, at most `evaluation.max_per_window`).
+        Windows are decoded, predicted and discarded batch by batch: all that is kept of each is its
+        strongest points (20 bytes each, at most `evaluation.max_per_window`).
 
         Args:
             of_streams: the single streams' results, too, by `stream_names`.
             workers: decoding processes; 0 decodes in this one.
-            done: is told how many windows were finished, batch by batch.
+            done: called with the number of windows of every finished batch.
 
         Raises:
             VideoError: the file cannot be read.
@@ -279,14 +279,14 @@ class Detector(nn.Module):
         )
         curves = ScoreCurves.empty(item, self.windows(item)[0].step, len(self.classes))
 
-        def run(batch: Batch) -> Answers:
+        def predict_and_add(batch: Batch) -> Answers:
             answers = self.predict_batch(batch, of_streams)
             curves.add(answers[self.main_output], batch)
             return answers
 
         loader = evaluation_loader(windows, evaluation.batch_size, workers)
         device = next(self.parameters()).device
-        found = predict_windows(run, _report_progress(loader, done), evaluation, device)
+        found = predict_windows(predict_and_add, _report_progress(loader, done), evaluation, device)
         return VideoResult(
             {
                 name: merge_windows(videos[item.name], item, self.classes, evaluation)
@@ -302,7 +302,7 @@ class Detector(nn.Module):
 
     @torch.no_grad()
     def count_parameters(self) -> dict[str, int]:
-        """Return how many weights the parts have and how many of all learn."""
+        """Return the number of weights of each part, and of all that learn."""
         parts: dict[str, list[nn.Module]] = {
             "trunk": [*_trunks(self.streams)],
             "adapters": [
@@ -329,7 +329,7 @@ def _trunks(streams: Iterable[Stream]) -> list[Trunk]:
 
 
 def _report_progress(batches: Iterable[Batch], done: Callable[[int], None]) -> Iterator[Batch]:
-    """Pass batches through; tell of each that it is finished."""
+    """Yield the batches, and call `done` with the size of each once it is finished."""
     for batch in batches:
         yield batch
         done(len(batch.videos))

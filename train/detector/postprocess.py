@@ -19,14 +19,14 @@ from train.modeling.actionformer import HeadOutput
 from train.modeling.points import decode_segments, pyramid_points
 
 Answer = tuple[tuple[HeadOutput, Direction], ...]
-"""Raw predictions that make up one result together, each in the time of its direction."""
+"""Raw predictions that together make up one result, each in the time of its direction."""
 
 Answers = dict[str, Answer]
 Model = Callable[[Batch], Answers]
 
 
 class Candidates(NamedTuple):
-    """Scored segments of one window or video: [N, 2] (unit: see the maker), [N], [N]."""
+    """Scored segments of one window or video: [N, 2] (unit: see where they are made), [N], [N]."""
 
     segments: NDArray[np.float32]
     scores: NDArray[np.float32]
@@ -43,7 +43,7 @@ def select_candidates(output: HeadOutput, config: EvaluationConfig) -> list[Cand
     best, where = scores.flatten(1).topk(count)
     point, label = where // scores.shape[-1], where % scores.shape[-1]
     chosen = segments.gather(1, point.unsqueeze(-1).expand(-1, -1, 2))
-    # Fused boundaries may have passed each other.
+    # Fusion may have moved a start behind its end.
     kept = (best > config.min_score) & (chosen[..., 0] <= chosen[..., 1])
     return [
         Candidates(*(part[choice].numpy() for part in parts))
@@ -54,9 +54,9 @@ def select_candidates(output: HeadOutput, config: EvaluationConfig) -> list[Cand
 def predict_windows(
     model: Model, batches: Iterable[Batch], config: EvaluationConfig, device: torch.device
 ) -> dict[str, dict[str, list[Candidates]]]:
-    """Run all windows; return per answer and video its windows' candidates, in forward frames.
+    """Return the candidates of all windows, by answer and video, in forward frames.
 
-    Samples with a problem are left out; `Batch.problems` says which.
+    Samples with a problem (`Batch.problems`) are skipped.
     """
     found: dict[str, dict[str, list[Candidates]]] = defaultdict(lambda: defaultdict(list))
     for batch in batches:
@@ -87,7 +87,7 @@ def _forward_frames(found: Candidates, window: Window, direction: Direction) -> 
 def merge_windows(
     windows: Sequence[Candidates], item: VideoItem, classes: Sequence[str], config: EvaluationConfig
 ) -> list[Detection]:
-    """Join the windows of one video and let overlapping segments give way to the best."""
+    """Return the detections of one video: its windows joined, overlapping segments suppressed."""
     joined = Candidates(*(np.concatenate(parts) for parts in zip(*windows, strict=True)))
     seconds = item.to_seconds(joined.segments).astype(np.float32)
     try:

@@ -1,4 +1,4 @@
-"""What a run of a detector needs before it begins: checks, record, caches."""
+"""Setup of a detector's run: data, checks, record, caches."""
 
 import json
 from collections.abc import Sequence
@@ -31,7 +31,7 @@ from train.detector.model import Detector
 
 
 def check_has_pixels(backbone: BackboneConfig) -> None:
-    """Raise ValueError where pixels are needed, but there are none."""
+    """Raise ValueError if the backbone reads no pixels."""
     if backbone.mode == "imported":
         raise ValueError(
             "backbone.mode imported: features come from elsewhere, and nothing is computed from "
@@ -43,8 +43,8 @@ class TrainingData(NamedTuple):
     """The videos that a detector is trained on, and those that it is validated with, if any.
 
     Attributes:
-        annotations: with what is to be warned of.
-        classes: what the detector tells apart.
+        annotations: with their warnings.
+        classes: of the detector, in the order of the logits.
     """
 
     annotations: Annotations
@@ -54,7 +54,7 @@ class TrainingData(NamedTuple):
 
     @property
     def subsets(self) -> list[Subset]:
-        """Those that there are."""
+        """Training and, if there is one, validation."""
         return [self.training] if self.validation is None else [self.training, self.validation]
 
 
@@ -88,10 +88,10 @@ def load_training_data(
 
 
 def write_detector_record(out: Path, detector: Detector, data: TrainingData) -> dict[str, Any]:
-    """Write what is decided of a run before it begins, and say it.
+    """Write and print the facts that are fixed before a run begins.
 
     Returns:
-        What its report tells of it (`Notes.about`).
+        Those for its report (`Notes.about`).
     """
     write_text(out / "config.yaml", dump(detector.config))
     weights = detector.count_parameters()
@@ -110,7 +110,7 @@ def write_detector_record(out: Path, detector: Detector, data: TrainingData) -> 
 
 
 def _record_weights(path: Path, detector: Detector, coverage: Coverage) -> None:
-    """Write, and say, what pretrained weights a run begins with and which tensors are new."""
+    """Write and print which pretrained weights a run begins with, and which tensors are new."""
     new = [name for name, _ in detector.named_parameters() if ".backbone.trunk." not in name]
     write_text(path, json.dumps(coverage.to_dict() | {"new": new}, indent=1) + "\n")
     print(f"{coverage.source}: {coverage}; {len(new)} tensors are new")
@@ -122,7 +122,7 @@ def activations_of(
     """Return the activations of every stream's backbone as the detector's config has them.
 
     Args:
-        origins: files that the weights are from, for people who look at the store: one for every
+        origins: files that the weights are from, for lists of the store's contents: one for every
             stream, or one for all.
     """
     config, count = detector.config, len(detector.streams)
@@ -134,7 +134,7 @@ def activations_of(
             config.pixels,
             config.training.precision,
             config.cache,
-            # Whole: it is looked for again from other folders.
+            # Absolute: it is opened again from other folders.
             str(Path(origin).resolve()),
         )
         for stream, origin in zip(detector.streams, origins, strict=True)
@@ -149,10 +149,10 @@ def open_frame_cache(
     validation: Sequence[VideoItem] | None,
     accelerator: Accelerator,
 ) -> FrameCache | None:
-    """Return where a run keeps its videos' frames, if it does, and say what they will take.
+    """Return the cache of a run's frames, if it has one, and print the space it will need.
 
     Raises:
-        ValueError: there can be no such folder.
+        ValueError: the folder cannot be made.
     """
     if data.frame_cache is None:
         return None
@@ -179,10 +179,10 @@ def open_frame_cache(
 
 
 def freeze_by_default(backbone: BackboneConfig) -> BackboneConfig:
-    """Return the backbone of a run on cached activations: by default only the head learns.
+    """Return the backbone settings of a run on cached activations: by default only the head learns.
 
     Raises:
-        ValueError: what learns stands behind nothing that could be cached.
+        ValueError: no cut in front of what learns could be cached.
     """
     if backbone.last_frozen_cut is not None:
         return backbone

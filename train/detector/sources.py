@@ -1,4 +1,4 @@
-"""What a run starts from: streams of checkpoints, or the pretrained transformer; their settings."""
+"""Starting points of runs, with their settings: checkpoints' streams, or pretrained weights."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -29,7 +29,7 @@ CheckpointSource = tuple[str, Checkpoint[Experiment]]
 """A checkpoint and its file."""
 
 TRUNK = "backbone.trunk."
-COMPATIBLE_SETTINGS = (  # others give other numbers, or other meanings, with the same weights
+COMPATIBLE_SETTINGS = (  # must agree, or the same weights give other numbers or meanings
     *("sampling.window_size", "sampling.scale_factor", "sampling.snippet_stride", "sampling.fps"),
     *("sampling.method", "pixels.size", "backbone.mean", "backbone.std", "backbone.mode"),
     *(
@@ -49,8 +49,8 @@ def build_detector(
     """Return a detector whose streams are from checkpoints, or as pretrained.
 
     A detector of one stream takes the backbone and has a new head; one of two takes both streams
-    whole, and its fusion is new. Without checkpoints the same seed gives the same adapters, which
-    the cache can tell.
+    whole, and its fusion is new. Without checkpoints the same seed gives the same adapters, so that
+    their cached activations are found again.
 
     Raises:
         ValueError: the weights do not fit, or there are not as many streams as directions.
@@ -88,7 +88,7 @@ def build_detector(
 def _check_settings(
     config: Experiment, classes: tuple[str, ...], sources: Sequence[CheckpointSource]
 ) -> None:
-    """Raise ValueError unless checkpoints' streams see and predict what the experiment's do."""
+    """Raise ValueError unless the checkpoints' settings fit the experiment's."""
     directions = [direction for _, saved in sources for direction in saved.config.directions]
     if tuple(directions) != config.directions:
         raise ValueError(
@@ -120,7 +120,7 @@ def _streams(saved: Checkpoint[Experiment]) -> list[dict[str, Tensor]]:
 
 
 def _check_same_trunk(ours: dict[str, Tensor], theirs: dict[str, Tensor], path: str) -> None:
-    """Raise ValueError unless a second stream's transformer is the one that both are to share."""
+    """Raise ValueError unless a second stream's transformer equals the one that both share."""
     if any(n in ours and not torch.equal(ours[n].cpu(), t.cpu()) for n, t in theirs.items()):
         raise ValueError(
             f"{path} has another transformer than the first stream's checkpoint; streams share "
@@ -131,9 +131,9 @@ def _check_same_trunk(ours: dict[str, Tensor], theirs: dict[str, Tensor], path: 
 def merge_configs(
     file: str | None, sources: Sequence[CheckpointSource], overrides: Sequence[str]
 ) -> Experiment:
-    """Return what a run on checkpoints' streams is: the first one's experiment, the file over it.
+    """Return the experiment of a run on checkpoints' streams: the first one's, updated by the file.
 
-    Where checkpoints have no settings of their own, the file is the experiment that they come from.
+    For checkpoints without settings of their own, the file is the experiment that they come from.
 
     Raises:
         ValueError: it cannot be read.
@@ -148,7 +148,7 @@ def merge_configs(
         fusion = replace(first.config.fusion, partner=saved.config.direction)
         first = first._replace(config=replace(first.config, fusion=fusion))
     if sum(len(saved.config.directions) for _, saved in sources) > 1:
-        # What was trained already stays as it is, unless the file or the overrides say otherwise.
+        # Nothing trained already learns on, unless the file or the overrides say so.
         head = replace(first.config.head, learns=False)
         depth = first.config.backbone.depth
         backbone = replace(first.config.backbone, trainable_from_block=depth)
@@ -159,19 +159,19 @@ def merge_configs(
 def read_sources(
     paths: Sequence[str], file: str | Path | None, overrides: Sequence[str]
 ) -> list[CheckpointSource]:
-    """Read checkpoints, other people's as the streams of the experiment in their order."""
+    """Return checkpoints; other projects' are the experiment's streams, in their order."""
     return [(path, read_source(path, file, overrides, number)) for number, path in enumerate(paths)]
 
 
 def read_source(
     path: str | Path, file: str | Path | None, overrides: Sequence[str] = (), number: int = 0
 ) -> Checkpoint[Experiment]:
-    """Read a checkpoint of this project or of another one.
+    """Return a checkpoint of this project or of another one.
 
     Args:
-        file: YAML file of the whole experiment that other people's detectors come from.
+        file: YAML file of the whole experiment that another project's detector comes from.
         overrides: of its settings.
-        number: which of that experiment's streams theirs is.
+        number: which of that experiment's streams the detector is.
 
     Raises:
         ValueError: it cannot be read, or does not fit the experiment.
@@ -182,7 +182,7 @@ def read_source(
     networks = find_networks(path)
     if file is None:
         raise ValueError(
-            f"{path} has the layout '{networks[0].layout}', which brings no settings: add --config "
+            f"{path} has the layout '{networks[0].layout}', which has no settings: add --config "
             "with the whole experiment that it comes from; OpenTAD's detectors need "
             "pixels.antialias false"
         )
@@ -257,14 +257,14 @@ def _classes(network: FoundNetwork, data: DataConfig, path: str | Path) -> tuple
     classes = read_classes(Path(file)).names
     if len(classes) != network.outputs:
         raise ValueError(
-            f"{path} tells apart {counted(network.outputs or 0)}, but {file} names "
+            f"{path} has {counted(network.outputs or 0)}, but {file} names "
             f"{len(classes)}: set data.classes to the category_idx.txt that it was trained with"
         )
     return classes
 
 
 def init_from_checkpoint(detector: Detector, path: str | Path) -> None:
-    """Start from another run's averaged weights, backbone and head.
+    """Load another run's averaged weights, backbone and head.
 
     Raises:
         ValueError: they do not fit, or the classes are others.
@@ -278,11 +278,11 @@ def init_from_checkpoint(detector: Detector, path: str | Path) -> None:
         _load_heads(detector, other, path)
         return
     load_state_dict_strict(detector, other.ema, path)
-    detector.coverage = None  # nothing is left of what was loaded before
+    detector.coverage = None  # the pretrained weights were replaced
 
 
 def _load_heads(detector: Detector, other: Checkpoint[Experiment], path: str | Path) -> None:
-    """Take the head that was trained on imported features; the backbone stays as pretrained."""
+    """Load the head that was trained on imported features; the backbone stays as pretrained."""
     head = {
         name.removeprefix("streams.0.head."): tensor
         for name, tensor in other.ema.items()
@@ -298,7 +298,7 @@ def resolve_config(
     source: str,
     overrides: Sequence[str],
 ) -> Experiment:
-    """Return the experiment of the checkpoint `source`, with that of a YAML file laid over it.
+    """Return the experiment of the checkpoint `source`, updated by a YAML file and overrides.
 
     Raises:
         ValueError: it cannot be read.
@@ -314,5 +314,5 @@ def _check_classes(
 ) -> None:
     if saved.classes != classes:
         raise ValueError(
-            f"{path} knows {', '.join(saved.classes)}, but the data have {', '.join(classes)}"
+            f"{path} has classes {', '.join(saved.classes)}, but the data have {', '.join(classes)}"
         )

@@ -1,4 +1,4 @@
-"""What a training run does when it trains a detector: its losses, its validation, its cache."""
+"""The task of training a detector: its losses, its validation, its cache."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -32,7 +32,7 @@ from train.modeling.points import Targets, assign_batch, pyramid_mask, pyramid_p
 
 
 class PreparedBatch(NamedTuple):
-    """A micro-batch on the device, what each output should be, and what its losses count.
+    """A micro-batch on the device, with the targets of each output and the weights of the losses.
 
     Attributes:
         weight: of the losses of every output [outputs], the same in all micro-batches of an update.
@@ -44,15 +44,15 @@ class PreparedBatch(NamedTuple):
 
 
 class DetectionTask:
-    """The task of a detector; `train.engine.loop.Task` says what its members are for.
+    """The task of a detector; see `train.engine.loop.Task` for its members.
 
     Args:
         detector: as built and initialised.
-        training, validation: videos; validation None trains without looking.
+        training, validation: videos; validation None trains without validation.
         cached: stored activations of every stream to train on and validate with; None decodes
             videos.
-        activations: where validation leaves every stream's features; none to keep none.
-        kept: where the videos' small frames are kept for the next epochs.
+        activations: of every stream, where validation stores features; empty stores none.
+        kept: cache of the videos' small frames for later epochs.
     """
 
     losses = ("classification", "regression")
@@ -89,7 +89,7 @@ class DetectionTask:
         self.videos = [item.name for item in self.dataset.items]
         self.frame_rates = frame_rate_range(self.dataset.items)
         if validation is not None:
-            # Kept: starting decoding workers anew would cost every validation some seconds.
+            # Kept: starting new decoding workers would cost every validation some seconds.
             overlap = config.sampling.validation_overlap
             self.windows = window_loader(validation, overlap, config, accelerator, cached, kept)
         self.normaliser = PositivesAverage(detector.training_outputs, config.training.positives)
@@ -103,7 +103,7 @@ class DetectionTask:
     @property
     def clipped(self) -> Sequence[nn.Module]:
         parts = [part for part in (*self.model.streams, self.model.fusion) if part is not None]
-        # A mean of both streams has no weights.
+        # Averaging both streams has no weights.
         return [part for part in parts if next(part.parameters(), None) is not None]
 
     def loader(self, sampler: EpochSampler) -> "DataLoader[Sample]":
@@ -134,7 +134,7 @@ class DetectionTask:
         return (each * weight[:, None]).sum(0)
 
     def targets(self, batch: Batch) -> list[Targets]:
-        """Return what each output should be."""
+        """Return the targets of each output."""
         of = self.config.training
         length, device = batch.mask.shape[1], batch.mask.device
         points = pyramid_points(length, self.levels, device, of.overlapping_ranges)
@@ -146,9 +146,14 @@ class DetectionTask:
     def validate(self) -> tuple[MeanAP, int]:
         assert self.validation is not None
         found, skipped = detect_subset(
-            self.model, self.validation, self.windows, self.accelerator, "validation", self._keep()
+            self.model,
+            self.validation,
+            self.windows,
+            self.accelerator,
+            "validation",
+            self._store_features(),
         )
-        with self._by_the_way():
+        with self._tolerate_cache_errors():
             for activations in self.activations:
                 activations.flush()
         if skipped and self.accelerator.is_main_process:
@@ -174,7 +179,7 @@ class DetectionTask:
             tqdm.write(f"{when}: activations: {self.total}")
 
     def close(self) -> None:
-        with self._by_the_way():
+        with self._tolerate_cache_errors():
             for activations in self.activations:
                 activations.close()
 
@@ -184,20 +189,20 @@ class DetectionTask:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.normaliser.load_state_dict(state["normaliser"])
 
-    def _keep(self) -> OnFeatures:
-        """Return what counts validated windows and puts their features into the cache."""
+    def _store_features(self) -> OnFeatures:
+        """Return a callback that counts validated windows and stores their features."""
         assert self.validation is not None
         items = {item.name: item for item in self.validation}
-        # Of the averaged weights, which are in place and do not move meanwhile.
+        # Of the averaged weights, which are loaded now and do not change meanwhile.
         places = [activations.cached_cuts()["features"] for activations in self.activations]
 
-        def keep(batch: Batch, features: Sequence[Tensor]) -> None:
+        def store(batch: Batch, features: Sequence[Tensor]) -> None:
             self.observe(batch)
             rows = enumerate(zip(batch.videos, batch.windows, strict=True))
             for row, (video, window) in rows:
                 if not self.activations or row in batch.problems:
                     continue
-                with self._by_the_way():
+                with self._tolerate_cache_errors():
                     for activations, place, direction, of_all in zip(
                         self.activations, places, self.config.directions, features, strict=True
                     ):
@@ -205,11 +210,11 @@ class DetectionTask:
                         if not place.contains(span):
                             activations.write(place, span, of_all[row].mT)
 
-        return keep
+        return store
 
     @contextmanager
-    def _by_the_way(self) -> Iterator[None]:
-        """Give the cache up, not the run, if it cannot be written."""
+    def _tolerate_cache_errors(self) -> Iterator[None]:
+        """Disable the cache, rather than end the run, if it cannot be written."""
         try:
             yield
         except (OSError, StoreError) as error:
@@ -218,7 +223,7 @@ class DetectionTask:
 
 
 def build_optimizer(detector: Detector, config: TrainingConfig) -> AdamW:
-    """AdamW with a learning rate each for heads and backbones.
+    """Return AdamW with a learning rate each for heads and backbones.
 
     Biases, norms and scales of heads and of the fusion do not decay; all tensors of a backbone do,
     an adapter's biases and γ among them, as in OpenTAD. Every stream, and the fusion, has groups of

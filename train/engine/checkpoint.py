@@ -1,4 +1,4 @@
-"""Checkpoints: one file a run can go on from and a detector can be built from."""
+"""Checkpoints: one file that a run can resume from and a detector can be built from."""
 
 import os
 import zipfile
@@ -6,20 +6,19 @@ from pathlib import Path
 from typing import Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar
 
 import torch
-import yaml
 from torch import Tensor
 
 from configs.atomic import atomic_path
 from configs.loader import dump, flatten, parse
 
-# What a file is by its format, for whoever gives it to the wrong script.
+# Kinds of files by format, for messages of the wrong script.
 KINDS = {
     "palindrome-2": "a detector's checkpoint; evaluate/run.py is for those",
     "palindrome-recogniser-1": (
         "an action recogniser's checkpoint; evaluate/recognise.py is for those"
     ),
 }
-FREE_TO_CHANGE = {  # settings that decide where, how long and how closely watched, not what
+FREE_TO_CHANGE = {  # settings that do not change what is trained
     "out",
     "cache.url",
     "cache.blocks",
@@ -45,14 +44,14 @@ C = TypeVar("C", bound=Checkpointable)
 
 
 class Checkpoint(NamedTuple, Generic[C]):
-    """What a run leaves behind.
+    """The content of a checkpoint.
 
     Attributes:
         config: the resolved experiment; `classes`: names in the order of the logits.
         model, ema: tensors of the detector as trained and as averaged.
         training: state that only resuming needs (optimizer, epoch, …); empty in `best`.
-        frame_rates: the lowest and highest of the training videos; None where unknown, as in files
-            of earlier versions.
+        frame_rates: the lowest and highest of the training videos; None if unknown, as in files of
+            earlier versions.
     """
 
     config: C
@@ -87,7 +86,7 @@ def save_checkpoint(path: Path, content: Checkpoint[Any]) -> None:
 
 
 def changed_settings(saved: Any, config: Any) -> list[str]:
-    """Return which settings that shape a run differ, in words."""
+    """Return the settings that shape a run and differ, as text."""
     ours, theirs = flatten(config), flatten(saved)
     return [
         f"{name} was {theirs[name]}, is {ours[name]}"
@@ -99,10 +98,11 @@ def changed_settings(saved: Any, config: Any) -> list[str]:
 def check_same_run(
     path: Path, saved: Checkpoint[Any], config: Any, classes: tuple[str, ...], processes: int
 ) -> None:
-    """Stop with a list of differences unless `saved` can be gone on from with these settings.
+    """Raise ValueError unless a run with these settings can resume from `saved`.
 
     Raises:
-        ValueError: settings that shape the run, the classes or the number of processes differ.
+        ValueError: settings that shape the run, the classes or the number of processes differ; the
+            message lists them.
     """
     if not saved.training:
         raise ValueError(f"{path} has weights but no training state (a best.pt?); it cannot resume")
@@ -128,31 +128,28 @@ def format_of(path: str | Path) -> object:
     try:
         fields = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception:
-        return None  # whoever loads it in earnest says why
+        return None  # `load_checkpoint` raises the cause
     return fields.get("format") if isinstance(fields, dict) else None
 
 
 def check_kind(path: str | Path, found: object) -> None:
-    """Raise ValueError if a file's format is one of ours, which then is not the wanted one."""
+    """Raise ValueError if a file has a format of this project, which is not the one asked for."""
     if isinstance(found, str) and found in KINDS:
         raise ValueError(f"{path} is {KINDS[found]}")
 
 
-def _renamed(config: str) -> str:
-    """Return a config as now written: before, it gave the windows of one process and part.
+def _migrate(settings: dict[str, Any]) -> None:
+    """Replace settings of earlier versions: `batch_size` was of one process and micro-batch.
 
-    How many processes there were it did not say; `training.global_batch` is as of one.
+    The number of processes was not saved; `training.global_batch` becomes that of one.
     """
-    content = yaml.safe_load(config)
-    training = content.get("training", {}) if isinstance(content, dict) else {}
-    if "batch_size" not in training:
-        return config
-    training["global_batch"] = training.pop("batch_size") * training.get("accumulate", 1)
-    return yaml.safe_dump(content, sort_keys=False)
+    training = settings.get("training")
+    if isinstance(training, dict) and "batch_size" in training:
+        training["global_batch"] = training.pop("batch_size") * training.get("accumulate", 1)
 
 
 def load_checkpoint(path: str | Path, kind: type[C]) -> Checkpoint[C]:
-    """Read a checkpoint of this project; pickled code is never run.
+    """Return a checkpoint of this project; pickled code is never run.
 
     Args:
         kind: the class of its experiment.
@@ -180,5 +177,5 @@ def load_checkpoint(path: str | Path, kind: type[C]) -> Checkpoint[C]:
     fields.setdefault("frame_rates", None)
     if fields.keys() != set(Checkpoint._fields) or not isinstance(fields["config"], str):
         raise ValueError(f"{path} is of another version: its fields are {', '.join(fields)}")
-    config = parse(kind, _renamed(fields.pop("config")), source=str(path))
+    config = parse(kind, fields.pop("config"), source=str(path), migrate=_migrate)
     return Checkpoint(config, classes=tuple(fields.pop("classes")), **fields)

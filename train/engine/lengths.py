@@ -1,4 +1,4 @@
-"""How long a run is, from its settings and the user's data, and what follows from a short one."""
+"""The length of a run, from its settings and the user's data, and what a short one changes."""
 
 from dataclasses import replace
 from typing import TypeVar
@@ -17,8 +17,8 @@ def resolve_lengths(training: T, per_epoch: int) -> tuple[T, list[str]]:
 
     Averages reach back over half of the updates at most.
 
-    With `training.updates`, everything counted in epochs is scaled, so that the schedule has about
-    so many updates: it is in whole epochs.
+    With `training.updates`, everything counted in epochs is scaled so that the schedule, in whole
+    epochs, has about so many updates.
 
     Args:
         per_epoch: updates in an epoch of the data.

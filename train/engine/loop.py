@@ -1,4 +1,4 @@
-"""The training loop: steps, validation, checkpoints, and going on after an interruption."""
+"""The training loop: steps, validation, checkpoints, and resuming."""
 
 import math
 import time
@@ -41,7 +41,7 @@ SAVE_EVERY = 5  # epochs between two checkpoints where nothing is validated
 
 
 class Score(Protocol):
-    """How good a model is: one number to choose by, in [0, 1], and all numbers by name."""
+    """The score of a model: one number to choose by, in [0, 1], and all numbers by name."""
 
     @property
     def average(self) -> float: ...
@@ -50,17 +50,17 @@ class Score(Protocol):
 
 
 class Task(Protocol):
-    """What is trained, how wrong it is and how good; `DetectionTask` is one.
+    """A model to train, with its losses and its validation; `DetectionTask` is one.
 
     Attributes:
         config: the resolved experiment; `classes`: names in the order of the logits.
         model: on the accelerator's device after the run has prepared it, or sharded.
         optimizer: of the model's weights.
-        clipped: parts whose gradients are bounded, each for itself.
+        clipped: parts whose gradients are clipped, each by itself.
         losses: their names; the sum of all is minimised.
         measure: name of the score's average.
-        videos: what is trained on, by position.
-        validates: whether there is something to validate with.
+        videos: names of the training videos, by position.
+        validates: whether there are videos to validate with.
         frame_rates: the training videos' lowest and highest, for a task that depends on them.
     """
 
@@ -95,44 +95,44 @@ class Task(Protocol):
     def frame_rates(self) -> tuple[float, float] | None: ...
 
     def loader(self, sampler: EpochSampler) -> "DataLoader[Any]":
-        """Return a loader of training batches, which tell their `videos` and `problems`."""
+        """Return a loader of training batches, which have `videos` and `problems`."""
 
     def prepare(self, batches: Sequence[Any]) -> Sequence[Any]:
-        """Bring all micro-batches of an update to the device; return what `loss` wants of each.
+        """Move all micro-batches of an update to the device; return the input of `loss` for each.
 
         Nothing here or in `loss` may make the host wait for the device.
         """
 
     def loss(self, network: nn.Module, prepared: Any) -> Tensor:
-        """Run the network on a micro-batch; return its losses [len(losses)]."""
+        """Return the network's losses on a micro-batch [len(losses)]."""
 
     def validate(self) -> tuple[Score, int]:
-        """Score the model as it is; return the score and how many videos were skipped."""
+        """Return the score of the model as it is, and how many videos were skipped."""
 
     def observe(self, batch: Any) -> None:
-        """Take note of a batch before it is trained on."""
+        """Count a batch before it is trained on."""
 
     def log_counts(self, when: str) -> None:
-        """Say what was noted."""
+        """Print the counts so far."""
 
     def close(self) -> None:
-        """Let go of what the run held."""
+        """Release the resources of the run."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what going on needs beside weights and optimizer."""
+        """Return the state that resuming needs beside weights and optimizer."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a state."""
+        """Load a state."""
 
 
 T = TypeVar("T", bound=Task)
 
 
 class MicroBatch(NamedTuple):
-    """What is remembered of a micro-batch until its update is logged.
+    """A micro-batch's record until its update is logged.
 
     Attributes:
-        videos: whose windows it held.
+        videos: names of its windows' videos.
         losses: the task's [n], still on the device.
         stand_ins: windows that stand in for those of videos that cannot be read.
     """
@@ -143,12 +143,12 @@ class MicroBatch(NamedTuple):
 
 
 class TrainingRun(Generic[T]):
-    """What one run holds together; `train` trains to the end and leaves its files in `config.out`.
+    """A training run; `train` trains to the end and writes its files into `config.out`.
 
     Args:
-        task: what is trained; its model is moved to the accelerator's device, or sharded.
-        resume: go on from last.pt.
-        watch: counts the time; by default from now on.
+        task: its model is moved to the accelerator's device, or sharded.
+        resume: from last.pt.
+        watch: stopwatch of the launch; default: one that starts now.
     """
 
     def __init__(
@@ -160,8 +160,8 @@ class TrainingRun(Generic[T]):
         self.config = task.config
         self.out = Path(settings.out)
         self.epoch, self.saved_epoch, self.best = 0, 0, -1.0
-        self.validated = True  # nothing to make up for
-        self.problems: set[str] = set()  # causes that were told
+        self.validated = True  # no validation is due
+        self.problems: set[str] = set()  # causes already warned of
         self.sampler = EpochSampler(
             len(task.videos),
             settings.training.global_batch,
@@ -178,7 +178,7 @@ class TrainingRun(Generic[T]):
         prepare_sharding(accelerator)
         self.model = task.model
         self.wrapped, self.optimizer = accelerator.prepare(task.model, task.optimizer)
-        # Behind `prepare`, which may have moved or sharded the weights.
+        # After `prepare`, which may have moved or sharded the weights.
         self.average = Average(self.model, self.training.ema_decay)
         if resume:
             self._resume()
@@ -218,7 +218,7 @@ class TrainingRun(Generic[T]):
         due = self.training.validates_after(self.epoch)
         self.validated = not self.task.validates or not due
         if due or self.epoch % SAVE_EVERY == 0:
-            # Before validating, too: what goes wrong there must not cost the epoch.
+            # Before validating, too: an error there must not cost the epoch.
             self._save("last.pt")
         if not self.validated:
             self._validate()
@@ -238,14 +238,14 @@ class TrainingRun(Generic[T]):
                 recent += self.update(step, batches)
                 self.bar.update()
                 if (step + 1) % LOG_EVERY == 0 or (step + 1) % self.updates == 0:
-                    self._report(step + 1, recent, began)
+                    self._log_losses(step + 1, recent, began)
                     began, recent = time.monotonic(), []
 
     def _share_statistics(self) -> None:
-        """Give all processes the mean of what their batch norms have counted.
+        """Average the running statistics of batch norms over all processes.
 
-        Each normalises by its own batches, and the running statistics are linear in theirs: to
-        average them once an epoch is to average them in every step.
+        Each normalises by its own batches, and the running statistics are linear in theirs, so
+        averaging them once an epoch equals averaging them in every step.
         """
         for tensors in (batch_norm_statistics(self.model), self._average_statistics()):
             for tensor in tensors.values():
@@ -255,7 +255,7 @@ class TrainingRun(Generic[T]):
         return {name: self.average.tensors[name] for name in batch_norm_statistics(self.model)}
 
     def update(self, step: int, batches: Sequence[Any]) -> list[MicroBatch]:
-        """Move the weights once. Nothing here may make the host wait for the device."""
+        """Make one update of the weights. Nothing here may make the host wait for the device."""
         settings, accelerator = self.training, self.accelerator
         self.schedule.step_update(step)
         done = []
@@ -278,25 +278,25 @@ class TrainingRun(Generic[T]):
         return done
 
     def _warn_of_problems(self, batches: Sequence[Any]) -> None:
-        """Say once per video that it cannot be read and that others stand in for it."""
+        """Warn once per video that it cannot be read and that another replaces it."""
         for cause in (cause for batch in batches for cause in batch.problems.values()):
             if cause not in self.problems:
                 self.problems.add(cause)
                 tqdm.write(f"warning: {cause}; another video is trained on in its place")
 
-    def _report(self, step: int, recent: list[MicroBatch], began: float) -> None:
-        """Look at the losses since the last line; write their mean over updates and processes."""
+    def _log_losses(self, step: int, recent: list[MicroBatch], began: float) -> None:
+        """Log the mean losses since the last line, over updates and processes."""
         updates = len(recent) // self.training.accumulate
         losses = torch.stack([batch.losses for batch in recent])
         stand_ins = losses.new_tensor([sum(batch.stand_ins for batch in recent)])
         sums = self.accelerator.reduce(torch.cat([losses.sum(0) / updates, stand_ins]), "sum")
-        # The host waits here for all that it asked of the device since the last line.
+        # The host waits here for all work of the device since the last line.
         *losses_of_all, stand_in_count = sums.tolist()
         means = [x / self.accelerator.num_processes for x in losses_of_all]
         if not math.isfinite(loss := sum(means)):
             self._check_finite(recent, losses)
         self.bar.set_postfix(epoch=self.epoch + 1, loss=f"{loss:.3f}")
-        with self._what_is_safe():
+        with self._explain_write_errors():
             self.log.write(
                 step,
                 epoch=self.epoch + 1,
@@ -311,7 +311,7 @@ class TrainingRun(Generic[T]):
             )
 
     def _check_finite(self, recent: list[MicroBatch], losses: Tensor) -> NoReturn:
-        """Stop all processes with the videos of the micro-batch where it began."""
+        """Raise FloatingPointError on all processes, with the first bad micro-batch's videos."""
         bad = [
             (index, float(row.sum()), recent[index].videos)
             for index, row in enumerate(losses.cpu())
@@ -321,11 +321,11 @@ class TrainingRun(Generic[T]):
         raise FloatingPointError(
             f"the loss became {loss} on windows of {', '.join(videos)}; "
             "lower training.lr or training.backbone_lr, or set training.precision to fp32. "
-            f"What was saved before stands in {self.out}"
+            f"Earlier checkpoints are in {self.out}"
         )
 
     def _validate(self) -> None:
-        """Score the averaged weights and keep them if they are the best so far."""
+        """Score the averaged weights, and save them if they are the best so far."""
         self.model.eval()
         with (
             self.watch.stage(VALIDATION),
@@ -333,7 +333,7 @@ class TrainingRun(Generic[T]):
             gathered(self.model),
         ):
             result, skipped = self.task.validate()
-        with self._what_is_safe():
+        with self._explain_write_errors():
             self.log.write(
                 self.epoch * self.updates, validation=result.to_dict(), skipped_videos=skipped
             )
@@ -352,7 +352,7 @@ class TrainingRun(Generic[T]):
             self._write_checkpoint(name)
 
     def _write_checkpoint(self, name: str) -> None:
-        """Gather and write all; every process takes part: it may hold a share of the weights."""
+        """Gather and write a checkpoint; every process must call this, as it may hold a shard."""
         main, scaler = self.accelerator.is_main_process, self.accelerator.scaler
         resumable = name == "last.pt"
         model = gather_tensors(self.model.state_dict(), main)
@@ -378,14 +378,14 @@ class TrainingRun(Generic[T]):
             training=training if resumable else {},
             frame_rates=self.task.frame_rates,
         )
-        with self._what_is_safe():
+        with self._explain_write_errors():
             save_checkpoint(self.out / name, checkpoint)
         if resumable:
             self.saved_epoch = self.epoch
 
     @contextmanager
-    def _what_is_safe(self) -> Iterator[None]:
-        """Say what a failed write did not cost, and how to go on."""
+    def _explain_write_errors(self) -> Iterator[None]:
+        """Add to an error of writing which checkpoint is safe and how to resume."""
         try:
             yield
         except OSError as error:
@@ -407,7 +407,7 @@ class TrainingRun(Generic[T]):
         )
         state = checkpoint.training
         load_model(self.model, checkpoint.model)
-        # Runs of earlier versions did not count: they go on averaging as they began.
+        # Runs of earlier versions did not count updates: they continue as they began.
         averages = {name: checkpoint.ema[name] for name in self.average.tensors}
         self.average.load(averages, state.get("averaged", math.inf))
         load_optimizer(self.optimizer, state["optimizer"])
@@ -420,8 +420,8 @@ class TrainingRun(Generic[T]):
             gone = sorted(set(state["videos"]) - set(self.task.videos))
             new = sorted(set(self.task.videos) - set(state["videos"]))
             tqdm.write(
-                f"warning: goes on with other training videos than {path} was trained on, so it "
-                "will not end as it would have:\n  "
+                f"warning: resumes with other training videos than {path} was trained on, so its "
+                "result will differ from an uninterrupted run's:\n  "
                 + "\n  ".join(
                     truncated([f"without {n}" for n in gone] + [f"with {n}" for n in new])
                 )

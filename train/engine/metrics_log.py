@@ -1,4 +1,4 @@
-"""What a run tells while it goes: metrics as JSON lines and for TensorBoard."""
+"""The metrics of a run in progress, as JSON lines and for TensorBoard."""
 
 import json
 import os
@@ -14,11 +14,11 @@ from evaluate.reports.metrics_file import METRICS, read_metrics
 
 
 class MetricsLog:
-    """Appends to metrics.jsonl and tensorboard/ in a run's folder.
+    """The writer of metrics.jsonl and tensorboard/ in a run's folder.
 
     Args:
         active: true on one process only.
-        step: the last one already done; what is recorded of later ones is forgotten.
+        step: the last one already done; records of later ones are removed.
         validated: whether the validation at that step was done, too.
     """
 
@@ -27,7 +27,7 @@ class MetricsLog:
         self.board: SummaryWriter | None = None
         if active:
             _keep_lines(self.file, step, validated)
-            with self._expendable():
+            with self._tolerate_write_errors():
                 self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
 
     def write(self, step: int, **values: Any) -> None:
@@ -39,7 +39,7 @@ class MetricsLog:
         if not self.active:
             return
         _append(self.file, json.dumps({"step": step} | values) + "\n")
-        with self._expendable():
+        with self._tolerate_write_errors():
             for name, value in values.items():
                 group = value if isinstance(value, dict) else {"": value}
                 for key, number in group.items():
@@ -48,12 +48,12 @@ class MetricsLog:
 
     def close(self) -> None:
         """Flush the curves."""
-        with self._expendable():
+        with self._tolerate_write_errors():
             if self.board is not None:
                 self.board.close()
 
     @contextmanager
-    def _expendable(self) -> Iterator[None]:
+    def _tolerate_write_errors(self) -> Iterator[None]:
         """Go on without TensorBoard's copy of the metrics where it cannot be written."""
         try:
             yield
@@ -68,12 +68,12 @@ def _append(path: Path, line: str) -> None:
         with path.open("a") as file:
             file.write(line)
     except OSError:
-        os.truncate(path, size)  # half a line would stand in the way of the next one
+        os.truncate(path, size)  # half a line would spoil the next one
         raise
 
 
 def _keep_lines(path: Path, step: int, validated: bool) -> None:
-    """Forget what a resumed run is about to do again (everything, for a new run)."""
+    """Remove the lines of steps that a resumed run repeats: all of them for a new run."""
     lines = read_metrics(path) if path.exists() else []
     kept = [line for line in lines if (line["step"], "validation" in line) <= (step, validated)]
     write_text(path, "".join(json.dumps(line) + "\n" for line in kept))

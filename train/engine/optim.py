@@ -14,11 +14,11 @@ from train.config import TrainingConfig
 from train.engine.sharding import shard_like
 
 MORE_UPDATES = "raise training.epochs and training.stop_epoch, or lower training.global_batch"
-FEW_UPDATES = 500  # ordinary runs have thousands; with fewer the weights hardly leave their start
+FEW_UPDATES = 500  # ordinary runs have thousands; with fewer the weights hardly change
 
 
 def describe_updates(per_epoch: int, epochs: int) -> str:
-    """Return how many updates a run has, and what to do where they are few."""
+    """Return how many updates a run has, and what to do if they are few, as text."""
     total = per_epoch * epochs
     text = f"{per_epoch} updates an epoch, {total} in all"
     if total < FEW_UPDATES:
@@ -27,7 +27,7 @@ def describe_updates(per_epoch: int, epochs: int) -> str:
 
 
 class Schedule:
-    """Learning rates by the number of the step: it has no memory.
+    """Learning rates by the number of the step, without state.
 
     Args:
         warmup: updates W of the linear warm-up; `start`: the share of the rates that it begins
@@ -56,7 +56,7 @@ class Schedule:
 
 
 def build_schedule(optimizer: Optimizer, config: TrainingConfig, steps_per_epoch: int) -> Schedule:
-    """Linear warm-up, then cosine from the full rate to zero at `epochs` (AdaTAD's recipe).
+    """Return linear warm-up, then cosine from the full rate to zero at `epochs` (AdaTAD's recipe).
 
     Call `step_update(step)` before every step.
     """
@@ -66,19 +66,19 @@ def build_schedule(optimizer: Optimizer, config: TrainingConfig, steps_per_epoch
 
 
 class Average:
-    """Exponential moving average of what learns; what is frozen is its own average.
+    """Exponential moving average of the weights that learn; frozen ones are their own average.
 
     It is corrected for its start, as Adam's are: after n updates the initial weights would have a
-    share of decayⁿ, 74 % after 300 updates with 0.999; instead they have none, and the weights of
+    share of decayⁿ, 74 % after 300 updates with 0.999; instead they have none, and the shares of
     all steps, still decaying, add up to 1.
 
-    The statistics of batch norms follow the weights that they are of, so they are averaged, too.
-    Its tensors lie where the module's do, also where those are sharded.
+    The statistics of batch norms belong to the weights, so they are averaged, too. The averages are
+    on the module's device, and sharded as its tensors are.
 
     Attributes:
         tensors: the averages by name of the parameter or statistic.
-        updates: how many weights were folded in; infinite where the initial weights keep their
-            share, in runs that an earlier version began.
+        updates: how many were averaged; infinite if the initial weights keep their share, as in
+            runs that an earlier version began.
     """
 
     def __init__(self, module: nn.Module, decay: float) -> None:
@@ -86,21 +86,21 @@ class Average:
         self.decay, self.updates = decay, 0.0
 
     def update(self, module: nn.Module) -> None:
-        """Fold in the weights as they are now."""
+        """Add the present weights to the average."""
         self.updates += 1
         before, now = (1 - self.decay**n for n in (self.updates - 1, self.updates))
         blend = get_ema_multi_avg_fn(self.decay * before / now)
         blend(list(self.tensors.values()), list(_moving(module).values()), None)
 
     def load(self, tensors: dict[str, Tensor], updates: float) -> None:
-        """Go on from whole averages of so many updates."""
+        """Load unsharded averages of so many updates."""
         self.updates = updates
         for name, mean in self.tensors.items():
             mean.copy_(shard_like(tensors[name], mean))
 
     @contextmanager
     def applied(self, module: nn.Module) -> Iterator[None]:
-        """Give the module its averaged weights for as long as the context lasts."""
+        """Load the averaged weights into the module for the duration of the context."""
         moving = _moving(module)
         trained = {name: t.detach().clone() for name, t in moving.items()}
         _copy(self.tensors, moving)
@@ -122,7 +122,7 @@ def batch_norm_statistics(module: nn.Module) -> dict[str, Tensor]:
 
 
 def _moving(module: nn.Module) -> dict[str, Tensor]:
-    """Return what a step changes."""
+    """Return the tensors that a step changes."""
     learning = {name: p for name, p in module.named_parameters() if p.requires_grad}
     return learning | batch_norm_statistics(module)
 

@@ -1,4 +1,4 @@
-"""Folders that cannot be written and disks that are full: told before training."""
+"""Checks of a run's folder and its disk before training."""
 
 import fcntl
 import os
@@ -12,12 +12,12 @@ LOCK = ".lock"
 
 
 def claim_folder(folder: Path, begun: bool) -> None:
-    """Create a run's folder, if need be, really write into it, and keep other runs out of it.
+    """Create a run's folder if need be, test writing into it, and lock it against other runs.
 
-    The system ends the claim with the process, however that ends.
+    The system releases the lock with the process, however that ends.
 
     Args:
-        begun: whether there is a run to go on with, as it was seen before.
+        begun: whether the folder was found to hold a run to resume.
 
     Raises:
         ValueError: that is impossible, or another run is writing there.
@@ -26,7 +26,7 @@ def claim_folder(folder: Path, begun: bool) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as file:
             file.write(bytes(2**16))
-        # Never closed: that would give the lock back.
+        # Never closed: that would release the lock.
         lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
         if not _lock_file(lock) or (folder / "last.pt").exists() != begun:
             raise ValueError(
@@ -41,9 +41,9 @@ def claim_folder(folder: Path, begun: bool) -> None:
 
 
 def _lock_file(file: int) -> bool:
-    """Return whether nobody else holds the file; file systems without locks cannot tell."""
+    """Lock a file; return whether nobody else holds it, True where file systems have no locks."""
     try:
-        # Unlike `flock`, it is not handed down to workers, which might outlive the run.
+        # Unlike with `flock`, workers, which might outlive the run, do not inherit it.
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
         return False
@@ -53,10 +53,10 @@ def _lock_file(file: int) -> bool:
 
 
 def check_checkpoint_space(folder: Path, detector: nn.Module, keeps_best: bool) -> None:
-    """Stop unless a run's checkpoints fit on the disk, one of them being written aside.
+    """Raise ValueError unless a run's checkpoints fit on the disk, one of them written aside.
 
     Args:
-        folder: the run's, which exists; `detector`: what is trained in it.
+        folder: the run's, which exists; `detector`: the model trained in it.
         keeps_best: whether there will be a best.pt.
 
     Raises:

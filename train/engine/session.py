@@ -1,4 +1,4 @@
-"""How every run begins and ends: processes, a folder of its own, its cache, its record."""
+"""Start and end of every run: processes, its folder, its cache, its record."""
 
 import os
 from collections.abc import Iterator
@@ -36,33 +36,33 @@ from train.engine.loop import START_UP
 from train.engine.run_folder import check_checkpoint_space, claim_folder
 from train.engine.stopwatch import Stopwatch
 
-PASSES = "passes"  # the stage in which the cache is brought up to date
+PASSES = "passes"  # the stage in which missing activations are computed
 WAIT_FOR_PASSES = timedelta(days=7)  # processes compute different videos' activations
-WAIT_FOR_OTHERS = timedelta(hours=2)  # processes look at and decode different videos
+WAIT_FOR_OTHERS = timedelta(hours=2)  # processes index and decode different videos
 
 
 @dataclass
 class Notes:
-    """What is to stand in a run's report: what it works on, and how activations came about."""
+    """Facts for a run's report: about its data and model, and counts of cached activations."""
 
     about: dict[str, Any] = field(default_factory=dict)
     activations: dict[str, Counts] = field(default_factory=dict)
 
 
 class Session:
-    """One launch of a training run: a context that ends with the use of its store.
+    """One launch of a training run: a context that closes its store at the end.
 
-    All processes begin one, and seed all random draws with it.
+    All processes create one, which seeds all random numbers.
 
     Args:
-        config: what is trained; its files come into `config.out`.
-        resume: whether to go on with a run that is there.
-        cache: URL of the store of activations that the run uses, if it does.
+        config: the experiment; files are written into `config.out`.
+        resume: whether to continue a run that is there.
+        cache: URL of the run's store of activations, if it uses one.
 
     Attributes:
-        watch: counts where the launch's time goes, from now on.
+        watch: of the launch's time, from now on.
         out: the run's folder, which `claim` makes.
-        begun: whether there is a run to go on with; the same on all processes.
+        begun: whether there is a run to continue; the same on all processes.
         store: None without a cache.
 
     Raises:
@@ -84,7 +84,7 @@ class Session:
             self.store.close()
 
     def claim(self, model: nn.Module, keeps_best: bool) -> None:
-        """Make the folder this run's alone, and check that its disk holds a model's checkpoints.
+        """Lock the folder for this run, and check that a model's checkpoints fit on its disk.
 
         Args:
             keeps_best: whether there will be a best.pt.
@@ -98,9 +98,9 @@ class Session:
 
     @contextmanager
     def report(self) -> Iterator[Notes]:
-        """Keep a record of this launch in the run's folder, and leave a report, however it ends.
+        """Record this launch in the run's folder, and write a report, however it ends.
 
-        All processes enter. What cannot be written costs a warning, not the run.
+        All processes must enter. A failed write causes a warning and does not end the run.
         """
         notes = Notes()
         devices = device_names(self.accelerator)
@@ -131,14 +131,14 @@ class Session:
                 write_training_report(self.out)
                 print(f"{outcome}; report: {self.out / REPORT}")
             except (OSError, ValueError) as error:
-                print(f"warning: {self.out} has no report of this: {error}")
+                print(f"warning: {self.out} has no report of this launch: {error}")
 
 
 def make_accelerator(config: Trained, cached: bool = False) -> Accelerator:
-    """Return the accelerator of a training run, and seed all random draws.
+    """Return the accelerator of a training run, and seed all random numbers.
 
     Args:
-        cached: whether it begins with passes that are kept in a store.
+        cached: whether the run begins with passes that are stored.
 
     Raises:
         ValueError: the machine or accelerate's own settings do not fit the config.
@@ -156,8 +156,8 @@ def make_accelerator(config: Trained, cached: bool = False) -> Accelerator:
     check_fp16_has_gpu(config, accelerator)
     if cached and accelerator.distributed_type == DistributedType.FSDP:
         raise ValueError(
-            "--cache: weights that are spread over processes (FSDP) have no fingerprint; leave it "
-            "out, and run extract/run.py on the checkpoint afterwards"
+            "--cache: weights that are sharded over processes (FSDP) have no fingerprint; omit it, "
+            "and run extract/run.py on the checkpoint afterwards"
         )
     set_seed(config.training.seed)
     return accelerator
@@ -167,7 +167,7 @@ def inference_accelerator(config: Trained, cached: bool = False) -> Accelerator:
     """Return the accelerator of a program that trains nothing.
 
     Args:
-        cached: whether it makes passes that are kept in a store.
+        cached: whether it makes passes that are stored.
     """
     timeout = WAIT_FOR_PASSES if cached else WAIT_FOR_OTHERS
     return Accelerator(
@@ -177,20 +177,20 @@ def inference_accelerator(config: Trained, cached: bool = False) -> Accelerator:
 
 
 def check_fp16_has_gpu(config: Trained, accelerator: Accelerator) -> None:
-    """Raise ValueError where fp16 would silently be something else."""
+    """Raise ValueError for fp16 on a CPU, where it would silently be something else."""
     if config.training.precision == "fp16" and accelerator.device.type == "cpu":
         raise ValueError("training.precision fp16 needs a GPU; on this machine use bf16 or fp32")
 
 
 def is_resuming(out: Path, resume: bool) -> bool:
-    """Return whether the folder holds a run to go on with; the same on all processes.
+    """Return whether the folder holds a run to continue; the same on all processes.
 
     Raises:
         ValueError: it holds one, but `resume` is not wanted; or it is a file.
     """
     if out.exists() and not out.is_dir():
         raise ValueError(f"out: {out} is a file; choose a folder")
-    # Decided by one process for all: folders of several machines may not show the same files.
+    # Decided by one process for all: machines may not see the same files in a shared folder.
     (begun,) = broadcast_object_list([(out / "last.pt").exists()])
     if begun and not resume:
         raise ValueError(f"{out} holds a run already; add --resume, or choose another --out")
@@ -198,7 +198,7 @@ def is_resuming(out: Path, resume: bool) -> bool:
 
 
 def device_names(accelerator: Accelerator) -> list[str]:
-    """Return what every process runs on; all processes ask together."""
+    """Return the device of every process; all processes must call this."""
     device = accelerator.device
     cores = f"{device.type.upper()}, {os.cpu_count()} cores"
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else cores
@@ -207,5 +207,5 @@ def device_names(accelerator: Accelerator) -> list[str]:
 
 
 def with_cache(overrides: list[str], url: str | None) -> list[str]:
-    """Return the overrides with what `--cache URL` stands for."""
+    """Return the overrides with the setting that `--cache URL` is short for."""
     return overrides if url is None else [*overrides, f"--cache.url={url}"]

@@ -1,6 +1,6 @@
-"""Weights spread over processes (FSDP2): whole ones for files and for evaluation.
+"""Weights sharded over processes (FSDP2): gathered for files and for evaluation.
 
-A tensor that is not sharded passes through everything here as it is.
+Functions here return tensors that are not sharded unchanged.
 """
 
 import os
@@ -36,7 +36,7 @@ def prepare_sharding(accelerator: Accelerator) -> None:
 def gather_tensors(state: Any, keep: bool) -> Any:
     """Return nested containers with every sharded tensor gathered on the CPU.
 
-    All processes must call this; without `keep` a process gets None in place of those tensors.
+    All processes must call this; without `keep` it returns None in place of those tensors.
     """
 
     def gather(tensor: DTensor) -> Tensor | None:
@@ -63,14 +63,14 @@ def load_model(module: nn.Module, state: dict[str, Tensor]) -> None:
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
     """Load whole tensors into the optimizer of a module that may be sharded."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    entries = {
+    sharded = {
         index: {
             name: shard_like(value, parameters[index]) if name != "step" else value
             for name, value in entry.items()
         }
         for index, entry in state["state"].items()
     }
-    optimizer.load_state_dict(state | {"state": entries})
+    optimizer.load_state_dict(state | {"state": sharded})
 
 
 @contextmanager

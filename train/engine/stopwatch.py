@@ -1,4 +1,4 @@
-"""Where a run's time goes."""
+"""The time of a run, by stage."""
 
 import time
 from collections import defaultdict
@@ -10,10 +10,10 @@ T = TypeVar("T")
 
 
 class Stopwatch:
-    """Adds up the seconds of stages; every moment belongs to one, the innermost.
+    """Seconds by stage; every moment belongs to one stage, the innermost.
 
     Args:
-        stage: what begins now.
+        stage: the first one, which begins now.
     """
 
     def __init__(self, stage: str) -> None:
@@ -22,7 +22,7 @@ class Stopwatch:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Count for this stage as long as the context lasts, then for the outer one again."""
+        """Count time for this stage during the context, then for the outer one again."""
         outer = self._enter(name)
         try:
             yield
@@ -30,7 +30,7 @@ class Stopwatch:
             self._enter(outer)
 
     def time_waiting(self, items: Iterable[T], name: str) -> Iterator[T]:
-        """Pass items through; the time that the next one takes to come counts for this stage."""
+        """Yield the items, and count the time of waiting for the next one for this stage."""
         rest = iter(items)
         while True:
             with self.stage(name):

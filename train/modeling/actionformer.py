@@ -2,9 +2,9 @@
 
 Source: ActionFormer (Zhang et al., ECCV 2022), section 3; AdaTAD (Liu et al., CVPR 2024) trains it
 end to end with global attention. Activations travel as [B, T, C] inside, so that norms,
-linear layers and attention need no copies; the public methods speak [B, C, T].
+linear layers and attention need no copies; public methods take and return [B, C, T].
 
-Every parameter that weight decay must spare (biases, norms, scales) has at most one axis.
+Every parameter that is exempt from weight decay (biases, norms, scales) has at most one axis.
 """
 
 import math
@@ -74,7 +74,7 @@ class HeadConfig:
                 raise ValueError(f"head: {name} must lie in [0, 1), but is {getattr(self, name)}")
         if len(self.attention_windows) != self.levels:
             raise ValueError(
-                f"head: attention_window has {len(self.attention_windows)} entries, but there are "
+                f"head: attention_window has {len(self.attention_windows)} values, but there are "
                 f"{self.levels} levels; give one for each, or one for all"
             )
         for window in self.attention_windows:
@@ -86,7 +86,7 @@ class HeadConfig:
 
     @property
     def attention_windows(self) -> tuple[int | None, ...]:
-        """How many steps a step attends to, level by level."""
+        """The number of steps that a step attends to, level by level."""
         given = self.attention_window
         return given if isinstance(given, tuple) else (given,) * self.levels
 
@@ -162,7 +162,7 @@ class TransformerBlock(nn.Module):
 
 
 def _residual(config: HeadConfig) -> nn.Sequential:
-    """Return what a residual branch passes before it is added: a learned scale, then drop path."""
+    """Return the end of a residual branch: a learned scale, then drop path."""
     return nn.Sequential(LayerScale(config.width, SCALE_START), DropPath(config.drop_path))
 
 
@@ -201,11 +201,11 @@ class ActionFormer(nn.Module):
         self.requires_grad_(config.learns)
 
     def train(self, mode: bool = True) -> "ActionFormer":
-        """Switch drop path and dropout on, but not in a head that does not learn."""
+        """Set the mode; a head that does not learn stays in eval mode."""
         return super().train(mode and self.learns)
 
     def forward(self, features: Tensor, mask: Tensor) -> HeadOutput:
-        """Predict from features [B, C, T] and mask [B, T], True where a step is valid.
+        """Return predictions from features [B, C, T] and mask [B, T], True where a step is valid.
 
         Valid steps come first and every window has at least one. T must be a multiple of
         2^(levels - 1). Of the padding, only the step next to the last valid one can touch the
@@ -248,7 +248,7 @@ class ActionFormer(nn.Module):
         return normed, tuple(valid.squeeze(-1) for valid in masks)
 
     def predict(self, levels: tuple[Tensor, ...], masks: tuple[Tensor, ...]) -> HeadOutput:
-        """Turn what `pyramid` returns into predictions."""
+        """Return predictions from the results of `pyramid`."""
         # All levels pass the towers as one sequence. One blank step behind each level is the
         # zero padding its convolutions would see on their own.
         lengths = [level.shape[-1] + 1 for level in levels]

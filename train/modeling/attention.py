@@ -67,7 +67,7 @@ def local_attention(
         window: odd.
 
     Returns:
-        [B, H, T, D]; where a step sees no valid one, what it finds at its own place.
+        [B, H, T, D]; where a step sees no valid one, its own value.
     """
     steps, reach = query.shape[2], window // 2
     blocks = -(-steps // BLOCK)

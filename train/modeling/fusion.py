@@ -38,7 +38,7 @@ MIXING_METHODS: tuple[Method, ...] = ("fc", "fc_conv", "fc_mean")
 
 @dataclass(frozen=True)
 class FusionConfig:
-    """How a second stream joins the first.
+    """Settings of the fusion of two streams.
 
     Args:
         method: `none` is one stream. Of predictions: `average` of scores and boundaries;
@@ -50,7 +50,7 @@ class FusionConfig:
             by the first (`attention`).
         partner: direction of the second stream.
         pairing: which points meet, see `extract.sampling.reversal.Pairing`.
-        axis: what fully connected layers and the convolution run over: the points of one `level`
+        axis: over which fully connected layers and the convolution run: the points of one `level`
             after another, or of `all` levels in a row.
     """
 
@@ -82,9 +82,9 @@ def align(
 
 
 class PredictionFusion(nn.Module):
-    """Fuses both streams' predictions, once in the time of each.
+    """A fusion of both streams' predictions, once in the time of each.
 
-    What swaps the streams, and the video's direction with them, swaps the results.
+    Swapping the streams, and the video's direction with them, swaps the results.
 
     Args:
         config: the method.
@@ -131,7 +131,7 @@ class PredictionFusion(nn.Module):
 
 
 class PointMixer(nn.Module):
-    """Adds to the mean what layers over the points of both streams find (Experiments 3-1 to 3-3).
+    """Layers over the points of both streams, added to their mean (Experiments 3-1 to 3-3).
 
     Args:
         config: `method` and `axis`.
@@ -156,7 +156,7 @@ class PointMixer(nn.Module):
         masks = self._parts(own.masks)
         logits = self._parts(mean.logits)
         distances = self._parts(mean.distances)
-        # What stands at padding is no prediction and must not be mixed into any.
+        # Values at padding are no predictions and must not be mixed into any.
         scores = [self._masked(output.logits, masks) for output in (own, other)]
         bounds = [self._masked(output.distances, masks) for output in (own, other)]
         for part, layer in enumerate(self.time):
@@ -186,7 +186,7 @@ class PointMixer(nn.Module):
 
 
 class ClassWeights(nn.Module):
-    """Weighs both streams' class scores, class by class; boundaries are the mean's.
+    """Weights of both streams' class scores, class by class; boundaries are the mean's.
 
     Fitted, not trained by gradients (`train.detector.calibrate`).
     """
@@ -208,7 +208,7 @@ class ClassWeights(nn.Module):
 
 
 class FeatureFusion(nn.Module):
-    """Joins the second stream's features to the first's, and predicts with a head of its own.
+    """A fusion of both streams' features, with a head of its own.
 
     Args:
         config: the method.
@@ -228,7 +228,7 @@ class FeatureFusion(nn.Module):
         self.head = ActionFormer(channels, classes, replace(head, learns=True))
 
     def start_from(self, head: ActionFormer) -> None:
-        """Begin as the first stream's head, which does not see the second one's features."""
+        """Initialise the head from the first stream's, which does not see the second's features."""
         state = dict(head.state_dict())
         if self.method == "early":
             name = "embed.0.conv.weight"
@@ -238,7 +238,7 @@ class FeatureFusion(nn.Module):
     def forward(
         self, first: Tensor, second: Tensor, mask: Tensor, reflection: Tensor | None
     ) -> HeadOutput:
-        """Predict at the points of the first stream.
+        """Return predictions at the points of the first stream.
 
         Args:
             first, second: features [B, C, T] of each stream in its own time.
@@ -257,7 +257,7 @@ class FeatureFusion(nn.Module):
 
 
 class Gate(nn.Module):
-    """Adds a projection of the second features where a gate, which sees both, lets it pass."""
+    """The first features plus a projection of the second, gated by both."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -272,7 +272,7 @@ class Gate(nn.Module):
 
 
 class Lookup(nn.Module):
-    """Cross-attention: every step of the first stream looks for what it needs in the second.
+    """Cross-attention from every step of the first stream to the second.
 
     Heads prefer near steps, each to another degree (ALiBi: Press et al., ICLR 2022).
     """
@@ -300,6 +300,6 @@ class Lookup(nn.Module):
 
 
 def _zero(layer: Layer) -> Layer:
-    """Let a layer that is added to something begin by adding nothing."""
+    """Return a layer with zero weights, which at first adds nothing."""
     nn.init.zeros_(layer.weight)
     return layer

@@ -86,14 +86,14 @@ def positive_points(targets: Targets, valid: Tensor) -> Tensor:
 def detection_losses(
     output: HeadOutput, targets: Targets, smoothing: float = 0.0, boundary_weight: float = 1.0
 ) -> Losses:
-    """Compare predictions with `targets` [B, P, K] and [B, P, 2] (ActionFormer, section 3.4).
+    """Return the losses for `targets` [B, P, K] and [B, P, 2] (ActionFormer, section 3.4).
 
     Args:
         smoothing: share of the classes' targets that is spread over all K classes and "nothing".
     """
     logits, distances, valid = output.flat()
     positive = positive_points(targets, valid)
-    # What stands at padding must not reach a gradient either, and 0 · infinity would.
+    # Values at padding must not reach a gradient either, and 0 · infinity would.
     logits = logits.where(valid.unsqueeze(-1), 0.0)
     classes = targets.classes * (1 - smoothing) + smoothing / (logits.shape[-1] + 1)
     focal = sigmoid_focal_loss(logits, classes).sum(-1)
@@ -126,10 +126,10 @@ class PositivesAverage(nn.Module):
 
     @torch.no_grad()
     def update(self, positives: Tensor) -> None:
-        """Fold in the numbers of positives [outputs] of an update, the same on every process."""
+        """Add the numbers of positives [outputs] of an update, the same on every process."""
         self.loss_normalizer.lerp_(positives.clamp(min=1), 1 - self.momentum)
 
     @property
     def value(self) -> Tensor:
-        """The averages now [outputs]; later updates leave the returned tensor alone."""
+        """The averages now [outputs]; later updates do not change the returned tensor."""
         return self.loss_normalizer.clone()

@@ -23,7 +23,7 @@ class Points(NamedTuple):
     """All points of a pyramid, level by level, each field [P].
 
     Attributes:
-        time: where the point stands, in feature steps.
+        time: of the point, in feature steps.
         stride: distance between the points of its level, in feature steps.
         low: shortest distance to the farther boundary that it learns, in feature steps.
         high: longest such distance.
@@ -36,7 +36,7 @@ class Points(NamedTuple):
 
 
 class Targets(NamedTuple):
-    """What every point should predict.
+    """The predictions that every point should make.
 
     Attributes:
         classes: 1 for the classes of its segment, else 0: [..., P, K]; all 0 without a segment.
@@ -99,7 +99,7 @@ def decode_segments(points: Points, distances: Tensor) -> Tensor:
 def assign(
     points: Points, segments: Tensor, labels: Tensor, classes: int, every_class: bool = False
 ) -> Targets:
-    """Give every point of a window the segment that it should predict, if any.
+    """Assign every point of a window the segment that it should predict, if any.
 
     A point learns a segment when it lies strictly inside, within 1.5 strides of the centre, and
     its distance to the farther boundary lies in the range of its level. Of several the shortest

@@ -1,4 +1,4 @@
-"""Lists of labelled clips, of whatever layout: class folders, tables, JSON, segments of videos."""
+"""Readers of lists of labelled clips: class folders, tables, JSON, segments of videos."""
 
 import re
 import zlib
@@ -48,7 +48,7 @@ class LabelledClip(NamedTuple):
 
 
 class LabelledClips(NamedTuple):
-    """A whole list; `warnings` counts what was tolerated, by a phrase that says it."""
+    """A whole list; `warnings` counts what was tolerated, by a phrase for it."""
 
     clips: list[LabelledClip]
     sets: tuple[LabelSet, ...]
@@ -59,7 +59,7 @@ _Reader = Callable[[Any, Path, int, Counter[str]], list[LabelledClip]]
 
 
 def read_clip_list(path: Path, classes: Sequence[Path] = ()) -> LabelledClips:
-    """Read labelled clips from a file or folder, its layout told by its content.
+    """Read labelled clips from a file or folder, whose layout is recognised by its content.
 
     - a folder of class folders with videos, `<class>/<video>` or `<subset>/<class>/<video>`;
     - CSV with the columns `video`, `label` and perhaps `start`, `end`, `subset`;
@@ -68,8 +68,8 @@ def read_clip_list(path: Path, classes: Sequence[Path] = ()) -> LabelledClips:
     - EPIC-Kitchens-100's CSV, with verbs and nouns where `classes` names both lists;
     - whatever `evaluate.annotations` reads: every segment is a clip.
 
-    A folder may hold several files of one layout. Subsets are what the clip's line, the file's name
-    or the folder's says, else a fixed share of the names is `test` and the rest `training`.
+    A folder may hold several files of one layout. Subsets come from the clip's line, the file's
+    name or the folder's; otherwise a fixed share of the names is `test` and the rest `training`.
 
     Args:
         classes: files with class lists (`evaluate.datasets.classes`); two are two label sets.
@@ -108,7 +108,7 @@ def read_clip_list(path: Path, classes: Sequence[Path] = ()) -> LabelledClips:
 
 
 def set_names(classes: Sequence[Path]) -> list[str]:
-    """Return what label sets are called: of two, `verb` that of `EPIC_100_verb_classes.csv`."""
+    """Return the names of label sets: of two, `verb` for `EPIC_100_verb_classes.csv`."""
     if len(classes) < 2:
         return [""]
     kinds = [next((k for k in epic.KINDS if k in file.stem.lower()), file.stem) for file in classes]
@@ -118,19 +118,19 @@ def set_names(classes: Sequence[Path]) -> list[str]:
 
 
 def _resolve_labels(clip: LabelledClip, lists: Sequence[ClassList]) -> LabelledClip:
-    """Return the clip with the names of its classes; they may stand there by code."""
+    """Return the clip with the names of its classes in place of their codes."""
     if not clip.labels:
         return clip
     labels = []
     for label, each in zip(clip.labels, lists, strict=True):
-        known = label if label in each.names else each.codes.get(label, label)
-        if known not in each.names:
+        name = label if label in each.names else each.codes.get(label, label)
+        if name not in each.names:
             raise Refused(
                 "unknown label",
                 f"{clip.place}: label {label!r} is not in the class list"
                 f"{did_you_mean(label, each.names)} Correct the label or the list.",
             )
-        labels.append(known)
+        labels.append(name)
     return clip._replace(labels=tuple(labels))
 
 
@@ -163,13 +163,13 @@ def _choose_reader(path: Path, sets: int) -> tuple[Any, _Reader | None]:
         return content, _read_something if isinstance(content, list) else None
     if suffix != ".csv":
         return None, None
-    table = read_table(path)
-    if table.columns >= KINETICS:
-        return table, _read_kinetics
-    if table.columns >= OWN:
-        return table, _read_own
-    if sets == 2 and table.columns >= epic.SEGMENTS:
-        return table, _read_epic
+    content = read_table(path)
+    if content.columns >= KINETICS:
+        return content, _read_kinetics
+    if content.columns >= OWN:
+        return content, _read_own
+    if sets == 2 and content.columns >= epic.SEGMENTS:
+        return content, _read_epic
     return None, None
 
 
@@ -196,7 +196,7 @@ def _read_kinetics(
     for place, row in table.rows:
         name, subset = get_cell(row, "youtube_id", place), row.get("split") or subset_in(path.stem)
         times = [as_number(row[key], key, place) for key in ("time_start", "time_end")]
-        # As the public downloader calls what it has cut out.
+        # As the public downloader names the clips that it cuts.
         cut = "_".join([name, *(f"{int(time):06d}" for time in times)])
         label = (row["label"],) if row["label"] else ()
         clips.append(
@@ -221,12 +221,12 @@ def _read_epic(
 
 
 def _read_something(
-    entries: list[Any], path: Path, sets: int, warnings: Counter[str]
+    records: list[Any], path: Path, sets: int, warnings: Counter[str]
 ) -> list[LabelledClip]:
     """Read `[{"id": "1", "template": "Moving [something] up", …}]`."""
     clips = []
     subset = subset_in(path.stem)
-    for position, entry in enumerate(entries):
+    for position, entry in enumerate(records):
         place = f"{path}: entry {position}"
         if not isinstance(entry, dict) or not isinstance(entry.get("id"), str | int):
             raise ValueError(
@@ -285,9 +285,9 @@ def _read_segments(path: Path, classes: Path | None, warnings: Counter[str]) -> 
     ]
 
 
-def _choose_subset(told: str | None, name: str, warnings: Counter[str]) -> str:
-    if told:
-        return told
+def _choose_subset(given: str | None, name: str, warnings: Counter[str]) -> str:
+    if given:
+        return given
     warnings[BY_CHANCE] += 1
     return "test" if zlib.crc32(name.encode()) % TEST_SHARE == 0 else "training"
 

@@ -14,14 +14,14 @@ Pair = tuple[str | int, str | int]
 
 @dataclass(frozen=True)
 class LabelledData:
-    """Where the trimmed clips and their labels are.
+    """The trimmed clips and their labels.
 
     Args:
         annotations: folder of class folders, or a file or folder of any layout that
             `train.recognition.clip_lists` reads.
         videos: folder of the videos, whatever folders they lie in there; null: the annotations'.
         train_subset, validation_subset, test_subset: names as the annotations have them;
-            validation null trains without looking.
+            validation null trains without validation.
         classes: files with one class a line, in the order of the logits, or as datasets publish
             them. None sorts the labels; two are two label sets, as EPIC-Kitchens' verbs and nouns.
         blocked: videos left out everywhere.
@@ -29,7 +29,7 @@ class LabelledData:
         mirrored: pairs of classes, by name or number, that are each other's mirror image: a
             flipped training clip gets the other one's label.
         reversed_labels: pairs that are each other's time reversal, for `--reversed`; a class that
-            is its own reversal stands there twice, `[a, a]`.
+            is its own reversal is given twice, `[a, a]`.
     """
 
     annotations: str
@@ -46,7 +46,7 @@ class LabelledData:
 
 @dataclass(frozen=True)
 class RecognitionTraining(TrainingConfig):
-    """How a recognition network's weights move.
+    """Settings of a recognition network's training.
 
     `lr` is the classifier's rate, `backbone_lr` all other weights'.
 
@@ -74,7 +74,7 @@ class RecognitionTraining(TrainingConfig):
 
 @dataclass(frozen=True)
 class RecognitionEvaluationConfig:
-    """How networks are tested; `views` and `crops` say with what.
+    """Settings of tests, beside `views` and `crops`.
 
     Args:
         batch_size: views per forward pass.
@@ -89,10 +89,10 @@ class RecognitionEvaluationConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Recognition:
-    """Everything that decides a run; saved whole beside its results.
+    """All settings that decide a run; saved whole beside its results.
 
     Args:
-        direction: that clips are seen in.
+        direction: in which clips are seen.
     """
 
     checkpoint_format: ClassVar = "palindrome-recogniser-1"

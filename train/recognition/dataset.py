@@ -39,7 +39,7 @@ from train.recognition.config import LabelledData, Pair, Recognition
 
 @dataclass(frozen=True)
 class Example:
-    """A clip of a video file with its class in every label set; none where nobody knows."""
+    """A clip of a video file with its class in every label set; `labels` is empty if unlabelled."""
 
     name: str
     item: VideoItem
@@ -48,7 +48,7 @@ class Example:
 
 
 class Examples(NamedTuple):
-    """The examples of a subset; `skipped` names those that were left out, with causes."""
+    """The examples of a subset; `skipped` maps the names of excluded ones to causes."""
 
     kept: list[Example]
     skipped: dict[str, str]
@@ -91,8 +91,8 @@ def load_examples(
         if (path := files.find(name)) is not None
     }
     paths = sorted(set(found.values()))
-    looks = probe(paths, progress=accelerator is None or accelerator.is_main_process)
-    looked_at = dict(zip(paths, looks, strict=True))
+    probed = probe(paths, progress=accelerator is None or accelerator.is_main_process)
+    indices = dict(zip(paths, probed, strict=True))
     parts = []
     for part in chosen:
         kept, problems = list[Example](), dict[str, str]()
@@ -103,7 +103,7 @@ def load_examples(
                 if path is None:
                     wanted = " or ".join(dict.fromkeys(clip.video))
                     raise ValueError(f"{clip.place}: {wanted}: no such file in {folder}")
-                kept.append(_example(clip, name, make_item(path, looked_at[path]), clips.sets))
+                kept.append(_example(clip, name, make_item(path, indices[path]), clips.sets))
             except ValueError as error:
                 problems[name] = str(error)
         if accelerator is not None:
@@ -128,7 +128,7 @@ def probe_example(path: str | Path) -> Example:
 
 
 def label_swaps(pairs: Sequence[Pair], sets: Sequence[LabelSet], setting: str) -> dict[int, int]:
-    """Return which class of the first label set each class of a pair is exchanged for.
+    """Return the class that each class of a pair is replaced by, in the first label set.
 
     Raises:
         ValueError: a class is not in the set, or in two pairs; `setting` is where the pairs are.
@@ -139,7 +139,7 @@ def label_swaps(pairs: Sequence[Pair], sets: Sequence[LabelSet], setting: str) -
         one, two = (_class_index(name, classes, setting) for name in pair)
         for a, b in {(one, two), (two, one)}:
             if a in found:
-                raise ValueError(f"{setting}: {classes[a]!r} stands in two pairs; remove one")
+                raise ValueError(f"{setting}: {classes[a]!r} is in two pairs; remove one")
             found[a] = b
     return found
 
@@ -171,13 +171,13 @@ def _select_clips(data: LabelledData, clips: LabelledClips, subset: str) -> list
 
 
 def _clip_name(clip: LabelledClip) -> str:
-    """What a clip is called: its video, and where in it the clip is."""
+    """Return the name of a clip: its video and its span."""
     name = clip.video[0]
     return name if clip.span_s is None else f"{name}, {clip.span_s[0]:g}-{clip.span_s[1]:g} s"
 
 
 class _VideoFinder:
-    """The videos of a folder and of all folders in it, by any name that is sure."""
+    """The videos of a folder and of all folders in it, by any unambiguous name."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -235,15 +235,15 @@ def _example(clip: LabelledClip, name: str, item: VideoItem, sets: Sequence[Labe
 
 def _check_clips(data: LabelledData, parts: Sequence[Examples], subsets: Sequence[str]) -> None:
     problems = {name: cause for part in parts for name, cause in part.skipped.items()}
-    nothing_left = any(part.skipped and not part.kept for part in parts)
-    if problems and (data.bad_videos == "stop" or nothing_left):
+    none_usable = any(part.skipped and not part.kept for part in parts)
+    if problems and (data.bad_videos == "stop" or none_usable):
         count = sum(len(part.kept) + len(part.skipped) for part in parts)
         names = " and ".join(f"'{subset}'" for subset in subsets)
         shown = "\n  ".join(list(problems.values())[:20])
-        way_on = "" if nothing_left else ", or leave them out with --data.bad_videos skip"
+        remedy = "" if none_usable else ", or skip them with --data.bad_videos skip"
         raise ValueError(
             f"{len(problems)} of {count} clips of {names} cannot be used; mend them or list them "
-            f"under data.blocked{way_on}:\n  {shown}"
+            f"under data.blocked{remedy}:\n  {shown}"
         )
 
 
@@ -256,7 +256,7 @@ class Views:
         views: uint8 [B, V, 3, F, S, S]; in training V is 1.
         labels: [B, sets], or [B, 0] where there are none.
         problems: why clips could not be read, by their place in the batch. In training others
-            stand in for them; in testing their views mean nothing.
+            replace them; in testing their views mean nothing.
     """
 
     videos: tuple[str, ...]
@@ -289,11 +289,11 @@ def collate_views(samples: Sequence[Views]) -> Views:
 class TrainingViews(Dataset[Views]):
     """One random view per clip and epoch; indexed by (epoch, position).
 
-    Where bad videos are skipped, the next position's view of the same epoch stands in for one that
-    cannot be read.
+    If bad videos are skipped, the next position's view of the same epoch replaces one that cannot
+    be read.
 
     Raises:
-        ValueError: no example has labels, or `data.mirrored` names what is no class.
+        ValueError: no example has labels, or `data.mirrored` names an unknown class.
     """
 
     def __init__(
@@ -311,9 +311,9 @@ class TrainingViews(Dataset[Views]):
     def __getitem__(self, key: tuple[int, int]) -> Views:
         epoch, first = key
         skips = self.config.data.bad_videos == "skip"
-        return with_substitute(lambda *at: self._draw(epoch, *at), first, len(self), skips)
+        return with_substitute(lambda *at: self._make_sample(epoch, *at), first, len(self), skips)
 
-    def _draw(self, epoch: int, position: int, problem: str | None) -> Views:
+    def _make_sample(self, epoch: int, position: int, problem: str | None) -> Views:
         example, config = self.examples[position], self.config
         rng = np.random.default_rng((config.training.seed, epoch, position, 1))
         clip = training_clip(rng, example.stretch, config.views)
@@ -329,10 +329,10 @@ class TrainingViews(Dataset[Views]):
 class EvaluationViews(Dataset[Views]):
     """All test views of a process's share of the clips, indexed by position in the share.
 
-    Where bad videos are skipped, a sample with a problem stands for one that cannot be read.
+    If bad videos are skipped, a sample with a problem replaces one that cannot be read.
 
     Args:
-        direction: that clips are seen in.
+        direction: in which clips are seen.
         rank, processes: which share, of how many.
     """
 
@@ -384,6 +384,6 @@ def training_views_loader(
 def evaluation_views_loader(
     dataset: EvaluationViews, config: Recognition, workers: int
 ) -> "DataLoader[Any]":
-    """Return a loader of the share's clips, so many at once as give a forward pass's views."""
+    """Return a loader of the share's clips, as many at once as fill a forward pass with views."""
     clips = max(1, config.evaluation.batch_size // (config.views.clips * config.crops.crops))
     return batch_loader(dataset, clips, workers, collate_views)

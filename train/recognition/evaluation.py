@@ -22,12 +22,12 @@ from train.recognition.training import (
 
 @dataclass(frozen=True)
 class RecognitionEvaluation:
-    """What a recogniser says of a subset's clips.
+    """A recogniser's scores of a subset's clips.
 
     Args:
         out: folder for the results, which exists.
         scores: of all classes, by the clip's position among `examples`.
-        reversed_scores: the same of reversed clips; empty where they were not asked for.
+        reversed_scores: the same of reversed clips; empty unless they were asked for.
         pairs: classes that are each other's time reversal, both ways.
         skipped: clips that do not count, with causes; `listed`: how many were to be read.
     """
@@ -50,7 +50,7 @@ class RecognitionEvaluation:
         return score_clips(self.recogniser.sets, self.examples, self.scores)
 
     def accuracy_of_time(self) -> dict[str, float]:
-        """Return how far the recogniser follows the direction of time (`accuracy_of_time`).
+        """Return how far the scores depend on the direction of time (`accuracy_of_time`).
 
         Raises:
             ValueError: no clip is of a class that has a reversal.
@@ -69,10 +69,10 @@ def evaluate_recogniser(
     on_reversed: bool = False,
     out: Path | None = None,
 ) -> RecognitionEvaluation | None:
-    """Return what a recogniser says of all clips of a subset; None on all but the main process.
+    """Return a recogniser's scores of a subset's clips; None on all but the main process.
 
     Args:
-        checkpoint: where the recogniser is from.
+        checkpoint: file that the recogniser is from.
         subset: default: the config's test subset.
         on_reversed: test on reversed clips as well.
         out: folder for the results, which is made; default: one beside the checkpoint.
@@ -94,7 +94,7 @@ def evaluate_recogniser(
     strangers = sorted(set(flat_names(clips.sets)) - set(recogniser.classes))
     if strangers:
         raise ValueError(
-            f"{checkpoint} knows {', '.join(truncated(recogniser.classes))}, but "
+            f"{checkpoint} has classes {', '.join(truncated(recogniser.classes))}, but "
             f"{config.data.annotations} also has {', '.join(truncated(strangers))}: it was "
             "trained on another dataset"
         )
@@ -131,21 +131,21 @@ def accuracy_of_time(
     back: ClipScores,
     turned: dict[int, int],
 ) -> dict[str, float]:
-    """Return how far what a recogniser says follows the direction of time.
+    """Return how far a recogniser's scores depend on the direction of time.
 
     Reversed clips count with the reversed class's label, where it has one. Within pairs, the two
-    classes of a pair are compared alone: a network that does not see the order of frames says the
-    same of a clip and of its reversal, and is right in half of both.
+    classes of a pair are compared alone: a network that does not see the order of frames scores a
+    clip and its reversal alike, and is right in half of both.
     """
     first = slice(0, len(recogniser.sets[0].classes))
     labels, values = select_labelled(examples, scores)
     labels_back, values_back = select_labelled(examples, back)
     labels, labels_back = labels[:, 0], labels_back[:, 0]
-    known = np.array([int(label) in turned for label in labels_back])
-    if not known.any():
+    has_reversal = np.array([int(label) in turned for label in labels_back])
+    if not has_reversal.any():
         raise ValueError("--reversed: no clip is of a class in data.reversed_labels")
-    mirrored = np.array([turned[int(label)] for label in labels_back[known]])
-    values, values_back = values[:, first], values_back[known][:, first]
+    mirrored = np.array([turned[int(label)] for label in labels_back[has_reversal]])
+    values, values_back = values[:, first], values_back[has_reversal][:, first]
     pairs = [(a, b) for a, b in turned.items() if a < b]
     found = {"top1_on_reversed": float((values_back.argmax(1) == mirrored).mean())}
     both = {

@@ -1,4 +1,4 @@
-"""An action recognition network with what it tells apart: from checkpoints, to video files."""
+"""An action recognition network with its classes: from checkpoints, to video files."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -31,7 +31,7 @@ class Recogniser:
     """A network, the label sets of its classifier, and the settings it was trained with.
 
     Args:
-        sets: what it tells apart, in the order of the logits.
+        sets: its classes, in the order of the logits.
     """
 
     def __init__(self, config: Recognition, sets: tuple[LabelSet, ...]) -> None:
@@ -58,15 +58,15 @@ class Recogniser:
         return recogniser
 
     def recognise(self, path: str | Path, top: int = 5) -> dict[str, list[tuple[str, float]]]:
-        """Say what happens in a video file, best first, with scores that sum to 1 over all classes.
+        """Return the best classes of a video file, with scores that sum to 1 over all classes.
 
         Returns:
-            Per label set (under "" where there is one) classes with scores.
+            By label set ("" if there is one only) classes with scores.
 
         Raises:
             VideoError: the file cannot be read.
         """
-        # There is nothing else to go on with if this one is bad.
+        # There is no other video to score if this one is bad.
         config = replace(self.config, data=replace(self.config.data, bad_videos="stop"))
         views = EvaluationViews([probe_example(path)], config, config.direction)
         ((_, scores, _),) = self.score(evaluation_views_loader(views, config, workers=0))
@@ -92,10 +92,10 @@ class Recogniser:
                 yield name, mean, batch.problems.get(row, "")
 
     def load_weights(self, path: str | Path) -> str:
-        """Begin with the weights of a file (`network.weights`); say what was taken.
+        """Load the weights of a file (`network.weights`); return what was loaded, in words.
 
-        The classifier is taken as well where it tells the same classes apart, or, in a file that
-        names none, as many.
+        The classifier is loaded as well if its classes are the same or, in a file that names none,
+        as many.
 
         Raises:
             ValueError: the file cannot be read or holds another network.
@@ -136,8 +136,8 @@ class Recogniser:
             lift(network, tensors, path)  # type: ignore[arg-type]
             return network.state_dict(), "a ResNet for images", ()
         raise ValueError(
-            f"network.weights: {path} holds nothing that a network '{wanted.name}' could begin "
-            "with: a file of the TAdaConv project, a checkpoint of train/recognise.py, or for "
+            f"network.weights: {path} holds no weights for a network '{wanted.name}'; give "
+            "a file of the TAdaConv project, a checkpoint of train/recognise.py, or for "
             "ResNets one for images, as timm and torchvision name its tensors"
         )
 

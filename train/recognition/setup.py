@@ -1,4 +1,4 @@
-"""What a run of a recogniser needs before it begins: its clips, checks, its record."""
+"""Setup of a recogniser's run: its clips, checks, its record."""
 
 import json
 from pathlib import Path
@@ -24,7 +24,7 @@ class TrainingClips(NamedTuple):
 
     @property
     def subsets(self) -> list[Examples]:
-        """Those that there are."""
+        """Training and, if there is one, validation."""
         return [self.training] if self.validation is None else [self.training, self.validation]
 
 
@@ -49,7 +49,7 @@ def load_training_clips(data: LabelledData, accelerator: Accelerator) -> Trainin
 
 
 def check_not_sharded(accelerator: Accelerator) -> None:
-    """Raise ValueError where weights would be spread over processes."""
+    """Raise ValueError if weights would be sharded over processes."""
     if accelerator.distributed_type == DistributedType.FSDP:
         raise ValueError(
             "recognition networks are small enough for every GPU, and sharding them (FSDP) is not "
@@ -60,10 +60,10 @@ def check_not_sharded(accelerator: Accelerator) -> None:
 def write_recogniser_record(
     out: Path, recogniser: Recogniser, data: TrainingClips, taken: str
 ) -> None:
-    """Write what is decided of a run before it begins, and say it.
+    """Write and print the facts that are fixed before a run begins.
 
     Args:
-        taken: what was taken of pretrained weights, in words.
+        taken: which pretrained weights were loaded, in words.
     """
     write_text(out / "config.yaml", dump(recogniser.config))
     count = sum(p.numel() for p in recogniser.network.parameters())

@@ -1,4 +1,4 @@
-"""What a training run does when it trains a recognition network: its losses and its validation."""
+"""The task of training a recognition network: its losses and its validation."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -28,24 +28,24 @@ from train.recognition.dataset import (
     TrainingViews,
     Views,
     evaluation_views_loader,
+    training_views_loader,
 )
-from train.recognition.dataset import training_views_loader as views_loader
 from train.recognition.recogniser import Recogniser
 
 
 class PreparedViews(NamedTuple):
-    """A micro-batch on the device, and the share of the update that it is."""
+    """A micro-batch on the device, and its share of the update."""
 
     batch: Views
     share: float
 
 
 class RecognitionTask:
-    """The task of a recogniser; `train.engine.loop.Task` says what its members are for.
+    """The task of a recogniser; see `train.engine.loop.Task` for its members.
 
     Args:
         recogniser: as built and initialised.
-        training, validation: clips; validation None trains without looking.
+        training, validation: clips; validation None trains without validation.
     """
 
     measure = "top-1"
@@ -67,7 +67,7 @@ class RecognitionTask:
         self.videos = [example.name for example in self.dataset.examples]
         self.validation = validation
         if validation is not None:
-            # Kept: starting decoding workers anew would cost every validation some seconds.
+            # Kept: starting new decoding workers would cost every validation some seconds.
             self.views = share_loader(recogniser, validation, accelerator)
         self.optimizer = build_recognition_optimizer(self.model, config.training)
 
@@ -80,7 +80,7 @@ class RecognitionTask:
         return [self.model]
 
     def loader(self, sampler: EpochSampler) -> "DataLoader[Any]":
-        return views_loader(self.dataset, sampler, self.config)
+        return training_views_loader(self.dataset, sampler, self.config)
 
     def prepare(self, batches: Sequence[Views]) -> list[PreparedViews]:
         device = self.accelerator.device
@@ -122,11 +122,11 @@ class RecognitionTask:
 
 
 ClipScores = dict[int, NDArray[np.float64]]
-"""Per example, by its position, the scores of all classes [K]."""
+"""The scores of all classes [K], by the position of the example."""
 
 
 def loss_names(sets: Sequence[LabelSet]) -> tuple[str, ...]:
-    """Return what the losses of label sets are called."""
+    """Return the names of the losses of label sets."""
     return tuple(each.name or "classification" for each in sets)
 
 
@@ -139,7 +139,7 @@ def share_loader(
     """Return a loader of the test views of this process's share of the examples.
 
     Args:
-        turned: see them in the other direction of time than the network was trained in.
+        turned: show them in the direction of time opposite to training.
     """
     config = recogniser.config
     forward = (config.direction == "forward") != turned
@@ -155,7 +155,7 @@ def score_examples(
     accelerator: Accelerator,
     what: str,
 ) -> tuple[ClipScores, dict[str, str]]:
-    """Score all examples, each once; every process returns the same.
+    """Return scores of all examples, each once; every process returns the same.
 
     Args:
         recogniser: in eval mode, on the accelerator's device.
@@ -201,7 +201,7 @@ def score_examples(
 def score_clips(
     sets: Sequence[LabelSet], examples: Sequence[Example], scores: ClipScores
 ) -> Accuracy:
-    """Score what was found of the examples that have labels."""
+    """Return the accuracy of the scores of labelled examples."""
     labels, values = select_labelled(examples, scores)
     return compute_accuracy(sets, labels, values)
 
@@ -216,7 +216,7 @@ def select_labelled(
 
 
 def build_recognition_optimizer(network: VideoNetwork, config: RecognitionTraining) -> Optimizer:
-    """AdamW or SGD with a rate each for the classifier and all else; decay as for detectors."""
+    """Return AdamW or SGD with one rate for the classifier and one for the rest."""
     head = set(network.classifier.parameters())
     groups = []
     for group in param_groups_weight_decay(network, config.weight_decay):
@@ -224,7 +224,7 @@ def build_recognition_optimizer(network: VideoNetwork, config: RecognitionTraini
             chosen = [p for p in group["params"] if (p in head) == of_head]
             if chosen:
                 groups.append(group | {"params": chosen, "lr": lr})
-    groups.sort(key=lambda group: group["params"][0] not in head)  # logged is the head's rate
+    groups.sort(key=lambda group: group["params"][0] not in head)  # the head's rate is logged
     if config.optimizer == "sgd":
         return SGD(groups, momentum=config.momentum, nesterov=True, fused=True)
     return AdamW(groups, fused=True)
