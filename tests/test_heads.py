@@ -317,7 +317,7 @@ def test_the_cache_is_never_in_the_way_of_an_end_to_end_run(
     (cache / "parts").write_text("in the way of every writer")
     done = script(*run, "--out", tmp_path / "run", "--training.stop_epoch=2")
     assert done.returncode == 0, done.stderr
-    assert "training goes on without the cache" in done.stdout + done.stderr
+    assert "training continues without the cache" in done.stdout + done.stderr
 
 
 def test_videos_that_are_gone_are_needed_only_for_what_is_missing(
