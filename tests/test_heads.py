@@ -128,7 +128,7 @@ def from_pixels(
     directions: Sequence[Direction],
     cached: Any,
 ) -> tuple[Window, tuple[Tensor, ...]]:
-    """Stands in for `draw_inputs`: the same draw, decoded."""
+    """Replaces `sample_inputs`: the same window, decoded."""
     windows = training_windows(item, sampling)
     window = windows[int(rng.integers(len(windows)))]
     transform = evaluation_transform(pixels)
