@@ -43,7 +43,7 @@ class Detection(NamedTuple):
 
 @dataclass(frozen=True)
 class Video:
-    """One annotated video; `None` stands for what only the video file itself can tell."""
+    """One annotated video; `None` for values that only the video file has."""
 
     name: str
     subset: str
@@ -57,7 +57,7 @@ class Video:
 class Annotations:
     """A whole annotation file: videos in file order, class names in index order.
 
-    `warnings` counts what was tolerated, by a phrase that says what happened to it.
+    `warnings` counts tolerated entries, by a phrase for what was done with them.
     """
 
     videos: dict[str, Video]
@@ -92,7 +92,7 @@ def read_annotations(
 ) -> Annotations:
     """Read a dataset's annotations: a file, or a folder with its published files.
 
-    The layouts, told apart by their content, are those of evaluate/datasets: ActivityNet's JSON
+    The layouts, recognised by their content, are those of evaluate/datasets: ActivityNet's JSON
     `{"database": {video: {"subset", "duration", "frame", "annotations": [{"segment": [start, end],
     "label": name}]}}}`, which HACS, FineAction and THUMOS-14 share, Ego4D's moments, text files of
     a class each, and CSV tables of one's own, of AFSD, EPIC-Kitchens-100 and Charades.
@@ -107,7 +107,7 @@ def read_annotations(
     ignore_labels: annotations with these labels are dropped and counted.
     blocked: videos to leave out; names that the dataset does not hold are fine.
     notice: called for everything tolerated or malformed; if it returns, the entry or the video is
-        left out and reading goes on.
+        skipped and reading continues.
 
     Dropped and counted: exact duplicates within a video, segments of zero length, ignored labels.
     Raises ValueError, naming file and line, or video and entry, for everything malformed.
@@ -158,13 +158,13 @@ def with_duration(
     """
     segments = []
     for index, segment in enumerate(video.segments):
-        met = Counter[str]()
+        tolerated = Counter[str]()
         try:
             where = f"video {video.name!r}, entry {index}"
-            segments.append(_within(segment, duration_s, met, where))
+            segments.append(_within(segment, duration_s, tolerated, where))
         except ValueError as error:
             notice(video.name, index, error)
-        _notify(notice, video.name, index, met, warnings)
+        _notify(notice, video.name, index, tolerated, warnings)
     return replace(video, duration_s=duration_s, segments=tuple(segments))
 
 
@@ -181,17 +181,19 @@ def _video(
     duration_s, frames, fps = _video_measures(record.content, info, record.where)
     names, segments = dict.fromkeys(classes.names), dict[Segment, None]()
     for index, (place, entry) in enumerate(_annotated_entries(record)):
-        met = Counter[str]()
+        tolerated = Counter[str]()
         try:
-            segment = _segment(entry, place, duration_s, names, classes.codes, ignore_labels, met)
+            segment = _segment(
+                entry, place, duration_s, names, classes.codes, ignore_labels, tolerated
+            )
         except ValueError as error:
             notice(name, index, error)
             continue
         if segment in segments:
-            met["exact duplicates dropped"] += 1
+            tolerated["exact duplicates dropped"] += 1
         if segment is not None:
             segments[segment] = None
-        _notify(notice, name, index, met, warnings)
+        _notify(notice, name, index, tolerated, warnings)
     return Video(name, subset, duration_s, frames, fps, tuple(segments))
 
 
@@ -238,11 +240,11 @@ def _segment(
 
 
 def _notify(
-    notice: Notice, video: str, entry: int, met: Counter[str], warnings: Counter[str]
+    notice: Notice, video: str, entry: int, tolerated: Counter[str], warnings: Counter[str]
 ) -> None:
-    for what in met:
+    for what in tolerated:
         notice(video, entry, what)
-    warnings += met
+    warnings += tolerated
 
 
 def _within(segment: Segment, duration_s: float, warnings: Counter[str], where: str) -> Segment:

@@ -195,7 +195,7 @@ def detect(
 
 
 def video_paths(given: Sequence[str]) -> list[Path]:
-    """Return the files that names, folders and patterns stand for, each once.
+    """Return the files of names, folders and patterns, each once.
 
     Raises:
         ValueError: there are none, or two have the same name without folder and extension.

@@ -161,7 +161,7 @@ def name_files(files: list[Path], names: list[str] | None) -> dict[str, Path]:
         raise ValueError(f"--names: {len(files)} predictions files need as many, not {len(given)}")
     if len(given) > MOST_DETECTORS:
         raise ValueError(
-            f"--predictions: {len(given)} detectors cannot be told apart in a picture; "
+            f"--predictions: {len(given)} detectors are too many for one picture; "
             f"give at most {MOST_DETECTORS}"
         )
     found = dict(zip(given, files, strict=True))

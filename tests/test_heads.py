@@ -128,7 +128,7 @@ def from_pixels(
     directions: Sequence[Direction],
     cached: Any,
 ) -> tuple[Window, tuple[Tensor, ...]]:
-    """Stands in for `draw_inputs`: the same draw, decoded."""
+    """Replaces `sample_inputs`: the same window, decoded."""
     windows = training_windows(item, sampling)
     window = windows[int(rng.integers(len(windows)))]
     transform = evaluation_transform(pixels)
@@ -318,7 +318,7 @@ def test_the_cache_is_never_in_the_way_of_an_end_to_end_run(
     (cache / "parts").write_text("in the way of every writer")
     done = script(*run, "--out", tmp_path / "run", "--training.stop_epoch=2")
     assert done.returncode == 0, done.stderr
-    assert "training goes on without the cache" in done.stdout + done.stderr
+    assert "training continues without the cache" in done.stdout + done.stderr
 
 
 def test_videos_that_are_gone_are_needed_only_for_what_is_missing(

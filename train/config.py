@@ -25,7 +25,7 @@ class DataConfig:
         info_csv: files with fps and frame counts, for annotations that lack them.
         train_subset, validation_subset, test_subset: names as the annotations write them;
             validation null trains without validation.
-        blocked: videos left out everywhere.
+        blocked: videos to exclude everywhere.
         bad_videos: `stop` at files that are missing or cannot be read, or `skip` them, counted.
         class_agnostic: learn where actions are, regardless of class; classes may come from
             `evaluation.video_scores`.
@@ -167,7 +167,7 @@ class DetectionTraining(TrainingConfig):
 
 
 class Trained(Protocol):
-    """Settings of any experiment that is trained: where it leaves its files, and how."""
+    """The settings of any experiment that is trained."""
 
     @property
     def out(self) -> str: ...

@@ -38,7 +38,7 @@ from train.engine.session import Session, with_cache
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--config", required=True, help="YAML file of the experiment")
-    parser.add_argument("--resume", action="store_true", help="go on from last.pt, if there is one")
+    parser.add_argument("--resume", action="store_true", help="continue from last.pt, if any")
     parser.add_argument("--cache", help="store for the features that validation computes")
     parser.add_argument("--init-from", help="checkpoint whose weights to start from")
     for direction in get_args(Direction):
@@ -102,4 +102,4 @@ def train_end_to_end(
 
 
 if __name__ == "__main__":
-    cli.run(main, "--resume goes on from last.pt")
+    cli.run(main, "--resume continues from last.pt")

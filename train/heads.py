@@ -34,7 +34,7 @@ def main() -> None:
     )
     parser.add_argument("--config", help="YAML file of settings, over the checkpoint's")
     parser.add_argument("--cache", help="store of activations; default: the config's cache.url")
-    parser.add_argument("--resume", action="store_true", help="go on from last.pt, if there is one")
+    parser.add_argument("--resume", action="store_true", help="continue from last.pt, if any")
     args, overrides = parser.parse_known_args()
     if not (args.checkpoint or args.config):
         parser.error("give --checkpoint, --config or both")
@@ -81,4 +81,4 @@ def train_heads(
 
 
 if __name__ == "__main__":
-    cli.run(main, "--resume goes on from last.pt")
+    cli.run(main, "--resume continues from last.pt")

@@ -22,7 +22,7 @@ from train.recognition.training import RecognitionTask
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--config", required=True, help="YAML file of the experiment")
-    parser.add_argument("--resume", action="store_true", help="go on from last.pt, if there is one")
+    parser.add_argument("--resume", action="store_true", help="continue from last.pt, if any")
     args, overrides = parser.parse_known_args()
     train_recogniser(load(Recognition, args.config, overrides), args.resume)
 
@@ -49,4 +49,4 @@ def train_recogniser(config: Recognition, resume: bool) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, "--resume goes on from last.pt")
+    cli.run(main, "--resume continues from last.pt")

@@ -52,7 +52,7 @@ def _indexed(content: object, path: Path) -> ClassList:
     numbers = {name: as_number(value, repr(name), f"{path}") for name, value in content.items()}
     if sorted(numbers.values()) != list(range(len(numbers))):
         raise ValueError(f"{path}: the numbers must be 0, 1, 2 and so on; copy the file again.")
-    # Kinetics' names of several words stand between quotes.
+    # Kinetics' names of several words are quoted.
     names = tuple(name.strip('"') for name in sorted(numbers, key=lambda name: numbers[name]))
     return ClassList(names, {str(index): name for index, name in enumerate(names)})
 

@@ -14,7 +14,7 @@ POSSIBLE_FPS = (10, 100)
 
 
 def read_ego4d(content: dict[str, Any], source: AnnotationSource, dataset: Dataset) -> None:
-    """Add the clips of a file; subsets are called as its `split` says: train, val, test."""
+    """Add the clips of a file; subsets are named by its `split`: train, val, test."""
     for i, video in enumerate(get_field(content, "videos", f"{source.path}", kind=list)):
         where = f"{source.path}: videos[{i}]"
         subset = get_field(video, "split", where, kind=str)

@@ -108,7 +108,7 @@ def describe_near_files(name: str, files: Mapping[str, list[str]]) -> str:
     """Return the end of a message about a video without a file: files whose names nearly match.
 
     Args:
-        files: names without their extension, by their spelling (`by_spelling`).
+        files: names without their extension, by their spelling (`group_by_spelling`).
     """
     stem = Path(name).stem
     spellings = dict.fromkeys((normalise_spelling(name), normalise_spelling(stem)))

@@ -38,7 +38,7 @@ class Record:
 
 @dataclass
 class Dataset:
-    """The videos of all files, and counts of what was tolerated, by a phrase that says it."""
+    """The videos of all files, and counts of what was tolerated, by a phrase for it."""
 
     records: dict[str, Record] = field(default_factory=dict)
     warnings: Counter[str] = field(default_factory=Counter)
@@ -61,7 +61,7 @@ class Dataset:
         return record
 
     def whole_video(self, name: str, record: Record) -> None:
-        """Add a video whose annotations stand together.
+        """Add a video whose annotations are read at once.
 
         Raises:
             ValueError: it is there already.

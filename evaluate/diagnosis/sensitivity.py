@@ -24,7 +24,7 @@ class Bin:
 
     truths: their number.
     missed: the share of them that is not found (false negative rate).
-    mean_ap_n: normalised mAP as if these were all truths; see `normalised`.
+    mean_ap_n: normalised mAP as if these were all truths; see `normalised_mean_ap`.
     """
 
     low: float

@@ -23,7 +23,7 @@ class PageVideo:
     """One video of a page.
 
     Args:
-        source: URL of the file (`linked`, `embedded`).
+        source: URL of the file (`link_video`, `embed_video`).
         lanes: what is drawn, by name, one above the other; segments without scores are truth.
         curves: scores [K, N] in the order of the page's classes, of which lane `curves_of`.
         times_s: edges of the curves' bins, [N + 1].

@@ -112,7 +112,7 @@ def split_scores(
 
 
 def rank_of(scores: NDArray[np.floating], right: int) -> int:
-    """Return how many classes stand before the right one; of equal ones the first come first."""
+    """Return how many classes rank before the right one; of equal scores the first ranks first."""
     better = int((scores > scores[right]).sum())
     return better + int((scores[:right] == scores[right]).sum())
 

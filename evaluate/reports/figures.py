@@ -152,7 +152,7 @@ def draw_class_curves(
         _finish(axes)
     for place in range(len(order), grid.size):
         grid.flat[place].set_axis_off()
-        grid.flat[place - columns].tick_params(labelbottom=True)  # nothing stands below it
+        grid.flat[place - columns].tick_params(labelbottom=True)  # there is no panel below
     figure.supxlabel("recall", fontsize=10)
     figure.supylabel("precision", fontsize=10)
     save_figure(figure, path)
@@ -246,7 +246,7 @@ def draw_dataset(
     left.legend(loc="lower right", fontsize="small")
     longest = max([window, *lengths])
     edges = [0.25 * 2 ** (0.25 * step) for step in range(4 * math.ceil(math.log2(8 * longest)))]
-    # Those below the first edge belong to it: nothing is left out of the picture.
+    # Lengths below the first edge are drawn at it, so that none is missing.
     middle.hist([max(edges[0], length) for length in lengths], edges, color="C0", zorder=2)
     for level, (low, high) in enumerate(ranges):
         begin, end = max(2 * low, edges[0]), min(2 * high, edges[-1])

@@ -34,7 +34,7 @@ class Launch:
         seconds: by stage (`Stopwatch`).
         about: what it worked on, by name, in numbers and words.
         activations: how they came about, by when: [cached, partial passes, full passes].
-        commit: of the repository that the code stands in, with a `+` if files were changed.
+        commit: of the code's repository, with a `+` if files were changed.
     """
 
     command: str

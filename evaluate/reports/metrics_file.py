@@ -1,4 +1,4 @@
-"""A run's metrics.jsonl, read."""
+"""Reading of a run's metrics.jsonl."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,7 @@ METRICS = "metrics.jsonl"
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Return the lines of a metrics file; a last line cut off by a kill is left out."""
+    """Return the lines of a metrics file; a last line cut off by a kill is dropped."""
     lines = []
     for line in path.read_text().splitlines():
         try:

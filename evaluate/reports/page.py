@@ -87,7 +87,7 @@ class Section:
     """A part of a report: text, then figures, tables and texts as they are, by title.
 
     Args:
-        folded: whether the texts open only when they are asked for.
+        folded: whether the texts are hidden until opened.
     """
 
     title: str

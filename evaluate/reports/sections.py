@@ -12,7 +12,7 @@ from evaluate.reports.launches import LAUNCHES, RUNNING, Launch
 from evaluate.reports.page import REPORT, TABLES, Section, Table
 
 FILES = {
-    "last.pt": "checkpoint of the last epoch; --resume goes on from it",
+    "last.pt": "checkpoint of the last epoch, from which --resume continues",
     "best.pt": "checkpoint of the epoch that was best on the validation videos",
     "config.yaml": "all settings, as they were in the end",
     "weights.json": "which pretrained weights were taken, tensor by tensor",
@@ -149,7 +149,7 @@ def _lines(command: str) -> str:
 
 
 def files_section(out: Path, others: Iterable[tuple[str, str]] = ()) -> Section:
-    """Return which files stand beside the report.
+    """Return the files beside the report.
 
     Args:
         others: paths relative to the folder, and what they are.

@@ -173,7 +173,7 @@ def _warnings(
     if last and last.outcome.startswith("failed"):
         found.append(f"The run {last.outcome}")
     if last and last.outcome == "interrupted":
-        found.append("The run was interrupted. Its command with --resume goes on from last.pt.")
+        found.append("The run was interrupted. Its command with --resume continues from last.pt.")
     if skipped:
         found.append(f"{len(skipped)} videos could not be read and do not count; see below.")
     stand_ins = sum(line.get("stand_ins", 0) for line in lines)

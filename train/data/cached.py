@@ -119,7 +119,7 @@ def ensure_cached(
         spans: of every stream.
         subsets: whose spans these are; bad videos are moved to their `skipped`.
         workers: decoding processes of each process.
-        skip_bad: whether videos may be left out.
+        skip_bad: whether bad videos may be skipped.
 
     Returns:
         All of the activations, and counts over all processes of the spans that were stored before

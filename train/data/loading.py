@@ -21,10 +21,10 @@ def with_substitute(
 
     Args:
         make_sample: makes the sample of a position, given why the first one is missing, if it is.
-        skips: whether others may stand in.
+        skips: whether another may replace a bad one.
 
     Raises:
-        VideoError: the first one cannot be read and nothing may stand in, or none can be read.
+        VideoError: the first one cannot be read and may not be replaced, or none can be read.
     """
     problem: str | None = None
     for position in (*range(first, positions), *range(first)):
@@ -107,7 +107,8 @@ def micro_batch(global_batch: int, processes: int, accumulate: int) -> int:
     """Return how many windows a process takes at a time.
 
     Raises:
-        ValueError: processes × accumulate do not divide the global batch; it says what would.
+        ValueError: processes × accumulate do not divide the global batch; the message names sizes
+            that do.
     """
     parts = processes * accumulate
     if global_batch % parts:

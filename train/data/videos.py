@@ -202,10 +202,10 @@ def load_subsets(
     """Match the subsets' videos with their files; adds to the annotations' warnings.
 
     Args:
-        accelerator: of a run of several processes, which all go on with the same videos.
+        accelerator: of a run of several processes, which must all get the same videos.
         store: of activations: videos get their identity, also those whose files are gone.
         needs_files: gone videos are missing, whatever is stored of them.
-        imported: name of the imported features that stand for the videos; no file is opened.
+        imported: name of the imported features used in place of the videos; no file is opened.
         sampling_fps: `sampling.fps`.
 
     Raises:

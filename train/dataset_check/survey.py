@@ -148,11 +148,11 @@ def _survey_file(
             found.notice(name, None if place is None else entries[place], problem)
 
         video = with_duration(video, item.duration_s, Counter(), notice)
-    met, with_its_truth = Counter[str](), None
+    tolerated, with_its_truth = Counter[str](), None
     try:
         classes = found.annotations.classes
-        with_its_truth = with_truth(item, video, found.config.data, classes, met)
-        problems: list[str | ValueError] = [*met]
+        with_its_truth = with_truth(item, video, found.config.data, classes, tolerated)
+        problems: list[str | ValueError] = [*tolerated]
     except ValueError as error:
         problems = [error]
     if announced == item.frames:  # a file that was cut is too short for that reason

@@ -43,7 +43,7 @@ def train_on_cache(
         origins: files that its streams are from, for messages.
 
     Raises:
-        ValueError: the run that is to go on had another backbone, or a video cannot be read.
+        ValueError: the run to resume had another backbone, or a video cannot be read.
     """
     config, accelerator = detector.config, session.accelerator
     cut = config.backbone.last_frozen_cut
@@ -122,7 +122,7 @@ def _check_same_composition(path: Path, config: Experiment) -> None:
 def _check_same_backbone(
     path: Path, detector: Detector, cut: Cut, origins: Sequence[str], accelerator: Accelerator
 ) -> None:
-    """Raise ValueError unless the run can go on, with the backbones that it began with."""
+    """Raise ValueError unless the run can resume, with the backbones that it began with."""
     config, kept = detector.config, load_checkpoint(path, Experiment)
     check_same_run(path, kept, config, detector.classes, accelerator.num_processes)
     about = settings(config.backbone, config.pixels, config.training.precision)

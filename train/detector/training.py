@@ -219,7 +219,7 @@ class DetectionTask:
             yield
         except (OSError, StoreError) as error:
             self.activations = ()
-            tqdm.write(f"warning: {error}; training goes on without the cache")
+            tqdm.write(f"warning: {error}; training continues without the cache")
 
 
 def build_optimizer(detector: Detector, config: TrainingConfig) -> AdamW:
@@ -244,5 +244,5 @@ def build_optimizer(detector: Detector, config: TrainingConfig) -> AdamW:
                 group["weight_decay"] = config.weight_decay
             if group["params"]:
                 groups.append(group | {"lr": lr})
-    # Fused, it learns on the device whether fp16 gradients overflowed; otherwise the host asks.
+    # Fused, it checks on the device whether fp16 gradients overflowed, without the host waiting.
     return AdamW(groups, fused=True)

@@ -134,7 +134,7 @@ class MicroBatch(NamedTuple):
     Attributes:
         videos: names of its windows' videos.
         losses: the task's [n], still on the device.
-        stand_ins: windows that stand in for those of videos that cannot be read.
+        stand_ins: windows that replace those of videos that cannot be read.
     """
 
     videos: tuple[str, ...]

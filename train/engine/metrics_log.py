@@ -59,7 +59,7 @@ class MetricsLog:
             yield
         except OSError as error:
             self.board = None
-            print(f"warning: TensorBoard's curves end here: {error}; {self.file} goes on")
+            print(f"warning: TensorBoard's curves end here: {error}; {self.file} continues")
 
 
 def _append(path: Path, line: str) -> None:

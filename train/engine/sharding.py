@@ -17,10 +17,10 @@ from torch.utils._pytree import tree_map_only
 
 
 def prepare_sharding(accelerator: Accelerator) -> None:
-    """Check what an FSDP launch asks for; let `autocast` alone decide about precision.
+    """Check the settings of an FSDP launch; leave precision to `autocast` alone.
 
     Raises:
-        ValueError: FSDP is asked for, but not version 2 or not on GPUs.
+        ValueError: FSDP is enabled, but not version 2 or not on GPUs.
     """
     if not accelerator.is_fsdp2:
         if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":

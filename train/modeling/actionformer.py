@@ -153,7 +153,7 @@ class TransformerBlock(nn.Module):
         skip = x
         if self.stride > 1:
             skip = F.max_pool1d(x.mT, 3, self.stride, padding=1).mT
-            # Point i stands at step i · stride: of V valid steps, ceil(V / stride) points remain.
+            # Point i is at step i · stride: of V valid steps, ceil(V / stride) points remain.
             valid = valid[:, :: self.stride]
         attended = self.dropout(self.attention(self.attention_norm(x), valid))
         x = skip * valid + self.attention_path(attended * valid)

@@ -1,4 +1,4 @@
-"""Attention over time whose convolutions stand in for position embeddings (ActionFormer, 3.2)."""
+"""Attention over time with convolutions in place of position embeddings (ActionFormer, 3.2)."""
 
 import torch
 import torch.nn.functional as F

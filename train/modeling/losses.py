@@ -1,7 +1,7 @@
 """Classification and boundary losses, and the number they are divided by.
 
 Sums and counts stay on the device. An update counts its positives over all its windows, those of
-other processes and of later micro-batches too, before any of them meets the network, and divides
+other processes and of later micro-batches too, before the forward passes, and divides
 all their losses by the running average of that count. Gradients are averaged over processes
 afterwards, which the factor undoes:
 

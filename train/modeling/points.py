@@ -16,7 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 CENTER_RADIUS = 1.5  # strides around a segment's centre within which points learn it
 SAME_LENGTH = 1e-3  # feature steps by which segments may differ and still share a point
-OPEN_END = 10_000.0  # feature steps; stands for "no limit" in the last regression range
+OPEN_END = 10_000.0  # feature steps; "no limit" in the last regression range
 
 
 class Points(NamedTuple):

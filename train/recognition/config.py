@@ -1,4 +1,4 @@
-"""An action recognition experiment as one typed object; configs/recognition/ says what differs."""
+"""An action recognition experiment as one typed object with defaults."""
 
 from dataclasses import dataclass, field
 from math import inf
@@ -24,7 +24,7 @@ class LabelledData:
             validation null trains without validation.
         classes: files with one class a line, in the order of the logits, or as datasets publish
             them. None sorts the labels; two are two label sets, as EPIC-Kitchens' verbs and nouns.
-        blocked: videos left out everywhere.
+        blocked: videos to exclude everywhere.
         bad_videos: `stop` at files that are missing or cannot be read, or `skip` them, counted.
         mirrored: pairs of classes, by name or number, that are each other's mirror image: a
             flipped training clip gets the other one's label.

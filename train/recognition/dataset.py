@@ -72,7 +72,7 @@ def load_examples(
     """Match the clips of subsets with their files.
 
     Args:
-        accelerator: of a run of several processes, which all go on with the same examples.
+        accelerator: of a run of several processes, which must all get the same examples.
 
     Raises:
         ValueError: a subset has no clips, or files are missing or unreadable (with
