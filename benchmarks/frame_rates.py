@@ -19,7 +19,7 @@ import av
 
 from configs.atomic import write_text
 from evaluate.mean_ap import MeanAP
-from extract.demo import PRESETS, REPEATABLE, DemoConfig, write_dataset
+from extract.demo import PRESETS, REPEATABLE_OPTIONS, DemoConfig, write_dataset
 from train.detector.evaluation import evaluate_checkpoint
 
 DEMO = Path("data/demo")
@@ -92,7 +92,7 @@ def repeat_video(source: Path, target: Path, times: int) -> None:
         assert stream.average_rate is not None
         copy = repeated.add_stream("libx264", rate=Fraction(stream.average_rate) * times)
         copy.width, copy.height, copy.pix_fmt = stream.width, stream.height, "yuv420p"
-        copy.options = {"crf": "18", "preset": "veryfast", "threads": "1", **REPEATABLE}
+        copy.options = {"crf": "18", "preset": "veryfast", "threads": "1", **REPEATABLE_OPTIONS}
         for frame in container.decode(stream):
             picture = frame.to_ndarray(format="rgb24")
             for _ in range(times):

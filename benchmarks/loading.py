@@ -26,7 +26,7 @@ from benchmarks.sizes import FILES, HOME, experiment
 from extract.backbone.backbone import Backbone
 from extract.backbone.pretrained import load_trunk
 from extract.backbone.videomae import TrunkConfig, VideoMAE
-from extract.checkpoints.key_maps import MMACTION, renamed, turned
+from extract.checkpoints.key_maps import MMACTION, invert_map, rename_key
 from extract.sampling.units import TUBELET
 
 CACHES = Path("/proc/sys/vm/drop_caches")
@@ -65,7 +65,9 @@ def to_mmaction(trunk: dict[str, Tensor], config: TrunkConfig) -> dict[str, Tens
     """Return a transformer's tensors as mmaction2 names and shapes them."""
     shape = (3, TUBELET, config.patch, config.patch)
     patches = {"patch_embed.weight": trunk["patch_embed.weight"].unflatten(1, shape)}
-    return {f"backbone.{renamed(n, turned(MMACTION))}": t for n, t in (trunk | patches).items()}
+    return {
+        f"backbone.{rename_key(n, invert_map(MMACTION))}": t for n, t in (trunk | patches).items()
+    }
 
 
 def compare_loading(path: Path, size: str, repeats: int, cold: bool) -> None:

@@ -28,7 +28,7 @@ from benchmarks.decode import median_seconds, write_synthetic
 from extract.sampling.transforms import PixelConfig, evaluation_transform
 from extract.sampling.window_frames import window_frames
 from extract.sampling.windows import SamplingConfig, Window, sliding_windows
-from extract.scenes import random_scene, render
+from extract.scenes import random_scene, render_scene
 from extract.transcoding.proxy import ProxyConfig, write_proxy
 from extract.video.reader import VideoReader
 
@@ -77,7 +77,7 @@ def write_scene(path: Path, seed: int, count: int) -> Path:
         stream.options = {"g": "250", "bf": "3", "preset": "veryfast"}
         for begin in tqdm(range(0, count, 16), desc=f"drawing {path.name}", leave=False):
             times = np.arange(begin, min(begin + 16, count)) / FPS
-            for picture in render(scene, times, HEIGHT, WIDTH, rng):
+            for picture in render_scene(scene, times, HEIGHT, WIDTH, rng):
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         container.mux(stream.encode())
     return path

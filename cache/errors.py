@@ -11,7 +11,7 @@ class Damaged(StoreError):
     Args:
         file: the file's name within the store.
         what: what is wrong with it.
-        url: the store, where it is known: the message then says how to repair it.
+        url: the store, if it is known: the message then says how to repair it.
     """
 
     def __init__(self, file: str, what: str | None = None, url: str | None = None) -> None:

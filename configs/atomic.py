@@ -13,19 +13,19 @@ NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file aside and rename it."""
+    """Write a text file atomically."""
     with atomic_path(path) as aside:
         aside.write_text(text, encoding="utf-8")
 
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a path to write to, renamed to `path` in the end, removed if that fails.
+    """Yield a path to write to, which is renamed to `path` at the end, or removed on an error.
 
-    A kill leaves the previous file or the new one, never half of one. Any number of threads and
-    processes may write the same file: each has a path of its own, and the last to end wins.
+    After a kill there is the previous file or the new one, never half of one. Any number of threads
+    and processes may write the same file: each has a path of its own, and the last to end wins.
     """
-    aside, lock = _locked_beside(path)
+    aside, lock = _open_locked(path)
     try:
         yield aside
         os.replace(aside, path)
@@ -37,11 +37,11 @@ def atomic_path(path: Path) -> Iterator[Path]:
         os.close(lock)
 
 
-def _locked_beside(path: Path) -> tuple[Path, int]:
-    """Return an empty file beside `path` that nobody else writes, and what holds its lock.
+def _open_locked(path: Path) -> tuple[Path, int]:
+    """Return an empty file beside `path` that no one else writes, and the descriptor of its lock.
 
-    The kernel ends the lock with its process: what a killed one left is written anew here, where
-    random names would pile up.
+    The kernel releases the lock with its process: the file of a killed one is used again, where
+    files with random names would accumulate.
     """
     for number in count():
         aside = path.with_name(f"{path.name}{f'.{number}' if number else ''}.part")
@@ -50,7 +50,7 @@ def _locked_beside(path: Path) -> tuple[Path, int]:
         except PermissionError:
             if not aside.exists():
                 raise
-            continue  # somebody else's
+            continue  # another user's
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             # Its writer may have renamed or removed it in between.
@@ -64,12 +64,12 @@ def _locked_beside(path: Path) -> tuple[Path, int]:
             if error.errno not in NO_LOCKS:
                 raise
             aside.unlink(missing_ok=True)
-            return _random_beside(path)
+            return _open_random(path)
         os.close(lock)
     raise AssertionError("count() has no end")
 
 
-def _random_beside(path: Path) -> tuple[Path, int]:
-    """Return the same where the file system knows no locks."""
+def _open_random(path: Path) -> tuple[Path, int]:
+    """Return the same on a file system without locks."""
     aside = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
     return aside, os.open(aside, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)

@@ -1,24 +1,24 @@
-"""How entry scripts end: what they say, and with which code."""
+"""The end of entry scripts: their messages and exit codes."""
 
 import sys
 from collections.abc import Callable
 
-from configs.messages import EXPECTED, message
+from configs.messages import EXPECTED, format_error
 
 
 def run(main: Callable[[], None], hint: str = "") -> None:
     """Call a script's `main`, and end the process as a user of a command line expects.
 
     An expected error becomes one line on stderr and code 1, Ctrl-C one line and code 130. Anything
-    else is a bug and keeps its traceback; an end of main's own keeps its code.
+    else is a bug and keeps its traceback; a SystemExit of main keeps its code.
 
     Args:
-        hint: what an interrupted user should know, such as how to go on.
+        hint: what a user should know after an interrupt, such as how to resume.
     """
     try:
         main()
     except EXPECTED as error:
-        sys.exit(message(error))
+        sys.exit(format_error(error))
     except KeyboardInterrupt:
         print("interrupted; " + hint if hint else "interrupted")
         sys.exit(130)

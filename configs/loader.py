@@ -1,4 +1,4 @@
-"""YAML plus dotted overrides -> one frozen, validated dataclass; and back."""
+"""Loading of YAML and dotted overrides into one frozen, validated dataclass, and dumping it."""
 
 import dataclasses
 import difflib
@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 class UniqueKeys(yaml.SafeLoader):
-    """A YAML loader that refuses a key given twice, where others let the last one win."""
+    """A YAML loader that rejects duplicate keys, of which others take the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
@@ -27,49 +27,50 @@ class UniqueKeys(yaml.SafeLoader):
 def load(
     kind: type[T], path: str | Path, overrides: Sequence[str] = (), base: T | None = None
 ) -> T:
-    """Read an experiment.
+    """Return an experiment read from a YAML file.
 
     Args:
         kind: the dataclass to build; nested dataclasses are nested mappings.
-        path: YAML file. Its key `base` may name another one, relative to itself, over which it is
-            laid; that one must not have a base: what a run does is read in two files at most.
+        path: YAML file. Its key `base` may name another file, relative to itself, whose settings it
+            overrides; that one must not have a base, so that a run is described by two files at
+            most.
         overrides: `--any.field value` or `--any.field=value` pairs, applied last.
-        base: has the settings that the files leave out, in place of the dataclass's defaults.
+        base: has the settings that are not in the files, in place of the dataclass's defaults.
 
     Raises:
         ValueError: the file or its base is missing or malformed, a key is unknown (the nearest
-            valid name is given), settings without a default are left out (all are named), a value
-            has the wrong type or is refused by the dataclass.
+            valid name is given), settings without a default are missing (all are named), a value
+            has the wrong type or is rejected by the dataclass.
     """
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"no config at {path}; the experiments are in configs/")
-    content, source = _content(_text(path), str(path)), str(path)
+    content, source = _parse_mapping(_read_text(path), str(path)), str(path)
     if "base" in content:
         under_path = _base_path(path, content["base"])
-        under = _content(_text(under_path), str(under_path))
+        under = _parse_mapping(_read_text(under_path), str(under_path))
         if "base" in under:
             raise ValueError(f"{path}: its base {under_path} has a base itself; name that one")
         del content["base"]
         _check_names(kind, under, str(under_path))
         _check_names(kind, content, source)
-        content, source = _over(under, content), f"{path} over {under_path}"
-    return _build(kind, content, overrides, source, base)
+        content, source = _merge(under, content), f"{path} over {under_path}"
+    return _build_config(kind, content, overrides, source, base)
 
 
 def base_of(path: str | Path) -> Path | None:
-    """Return the file that a config names as its base; None where it names none.
+    """Return the file that a config names as its base; None if it names none.
 
     Raises:
         ValueError: one of them cannot be read.
     """
     path = Path(path)
-    content = _content(_text(path), str(path))
+    content = _parse_mapping(_read_text(path), str(path))
     return _base_path(path, content["base"]) if "base" in content else None
 
 
 def _base_path(path: Path, name: Any) -> Path:
-    """Return the file that stands under `path` as its base; ValueError if there is none."""
+    """Return the base file `name` of the config at `path`; raise ValueError if it is missing."""
     if not isinstance(name, str):
         raise ValueError(f"{path}: 'base' is the name of one YAML file, not {name!r}")
     base = path.parent / name
@@ -86,24 +87,24 @@ def parse(
     base: T | None = None,
     migrate: Callable[[dict[str, Any]], None] = lambda settings: None,
 ) -> T:
-    """Read an experiment from YAML text, which has no base file; see `load`.
+    """Return an experiment read from YAML text, which has no base file; see `load`.
 
     Args:
         migrate: replaces settings of earlier versions in the nested settings, in place.
     """
-    settings = _content(text, source)
+    settings = _parse_mapping(text, source)
     migrate(settings)
-    return _build(kind, settings, overrides, source, base)
+    return _build_config(kind, settings, overrides, source, base)
 
 
-def _text(path: Path) -> str:
+def _read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not a text file in UTF-8") from error
 
 
-def _content(text: str, source: str) -> dict[str, Any]:
+def _parse_mapping(text: str, source: str) -> dict[str, Any]:
     try:
         content = yaml.load(text, UniqueKeys)
     except yaml.YAMLError as error:
@@ -116,11 +117,11 @@ def _content(text: str, source: str) -> dict[str, Any]:
 def _check_names(kind: type, content: dict[str, Any], source: str) -> None:
     """Raise ValueError unless all keys are settings, and groups of settings are mappings."""
     valid = field_names(kind)
-    # Below a field that is a dict stand names of the user's.
-    below = tuple(f"{name}." for name in _entries(kind))
-    names = [name for name in _leaves(content) if not name.startswith(below)]
+    # Below a field that is a dict the names are the user's.
+    below = tuple(f"{name}." for name in _dict_value_types(kind))
+    names = [name for name in _list_names(content) if not name.startswith(below)]
     _check_known(names, valid, source)
-    # Sorted, an outer group stands before those within it.
+    # Sorted, an outer group comes before those within it.
     for name in sorted({name.rpartition(".")[0] for name in valid} - {""}):
         value = content
         for part in name.split("."):
@@ -129,12 +130,12 @@ def _check_names(kind: type, content: dict[str, Any], source: str) -> None:
             raise ValueError(f"{source}: '{name}' is a group of settings, not {value!r}")
 
 
-def _build(
+def _build_config(
     kind: type[T], content: dict[str, Any], overrides: Sequence[str], source: str, base: T | None
 ) -> T:
     _check_names(kind, content, source)
     valid = field_names(kind)
-    for name, entry in _entries(kind).items():
+    for name, entry in _dict_value_types(kind).items():
         if not isinstance(content.get(name), dict):
             continue
         if isinstance(entry, type) and dataclasses.is_dataclass(entry):
@@ -144,10 +145,12 @@ def _build(
                 where = f"{source}: {name}.{key}"
                 if not isinstance(value, dict):
                     raise ValueError(f"{where}: expected a mapping of settings, not {value!r}")
-                built_entries[key] = _build(entry, value, (), where, None)
+                built_entries[key] = _build_config(entry, value, (), where, None)
             content = content | {name: built_entries}
-    content = _over(_defaults(kind) if base is None else yaml.safe_load(dump(base)), content)
-    missing = sorted(set(valid) - set(_leaves(content)), key=valid.index)
+    content = _merge(
+        _collect_defaults(kind) if base is None else yaml.safe_load(dump(base)), content
+    )
+    missing = sorted(set(valid) - set(_list_names(content)), key=valid.index)
     if missing:
         raise ValueError(f"{source}: settings without a default are missing: {', '.join(missing)}")
     _check_known([o[2:].split("=")[0] for o in overrides if o[:2] == "--"], valid, "command line")
@@ -168,7 +171,7 @@ def _build(
 def dump(config: Any) -> str:
     """Return an experiment as YAML text that `parse` reads back to an equal object."""
     plain = dataclasses.asdict(config)
-    return yaml.safe_dump(_lists(plain), sort_keys=False, allow_unicode=True)
+    return yaml.safe_dump(_tuples_to_lists(plain), sort_keys=False, allow_unicode=True)
 
 
 def flatten(config: Any) -> dict[str, Any]:
@@ -195,22 +198,22 @@ def field_names(kind: type, prefix: str = "") -> list[str]:
     return names
 
 
-def _entries(kind: type) -> dict[str, Any]:
-    """Return what the values of a dataclass's fields `dict[str, …]` are, by the field."""
+def _dict_value_types(kind: type) -> dict[str, Any]:
+    """Return the type of the values of each field `dict[str, …]` of a dataclass."""
     hints = get_type_hints(kind)
     return {name: get_args(hint)[1] for name, hint in hints.items() if get_origin(hint) is dict}
 
 
-def _over(under: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    """Return nested settings `under` with those of `above` in place of theirs."""
+def _merge(under: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """Return nested settings `under`, overridden by those of `above`."""
     merged = dict(under)
     for key, value in above.items():
-        merged[key] = _over(under.get(key) or {}, value) if isinstance(value, dict) else value
+        merged[key] = _merge(under.get(key) or {}, value) if isinstance(value, dict) else value
     return merged
 
 
-def _defaults(kind: type) -> dict[str, Any]:
-    """Return a dataclass's defaults as nested settings, without those that have none."""
+def _collect_defaults(kind: type) -> dict[str, Any]:
+    """Return a dataclass's defaults as nested settings, without the fields that have none."""
     found: dict[str, Any] = {}
     hints = get_type_hints(kind)
     for field in dataclasses.fields(kind):
@@ -219,21 +222,21 @@ def _defaults(kind: type) -> dict[str, Any]:
         elif field.default_factory is not dataclasses.MISSING:
             value = field.default_factory()
         elif dataclasses.is_dataclass(hints[field.name]):
-            value = _defaults(hints[field.name])
+            value = _collect_defaults(hints[field.name])
         else:
             continue
-        found[field.name] = _lists(
+        found[field.name] = _tuples_to_lists(
             dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value  # type: ignore[arg-type]
         )
     return found
 
 
-def _leaves(content: dict[str, Any], prefix: str = "") -> list[str]:
+def _list_names(content: dict[str, Any], prefix: str = "") -> list[str]:
     names = []
     for key, value in content.items():
         names.append(f"{prefix}{key}")
         if isinstance(value, dict):
-            names += _leaves(value, f"{prefix}{key}.")
+            names += _list_names(value, f"{prefix}{key}.")
     return names
 
 
@@ -245,7 +248,7 @@ def _check_known(names: Sequence[str], valid: Sequence[str], source: str) -> Non
             raise ValueError(f"{source}: unknown setting '{name}'; {hint}")
 
 
-def _lists(value: Any) -> Any:
+def _tuples_to_lists(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _lists(item) for key, item in value.items()}
-    return [_lists(item) for item in value] if isinstance(value, list | tuple) else value
+        return {key: _tuples_to_lists(item) for key, item in value.items()}
+    return [_tuples_to_lists(item) for item in value] if isinstance(value, list | tuple) else value

@@ -1,4 +1,4 @@
-"""Texts for people: errors as one line, lists that are not too long, aligned tables."""
+"""Texts for users: errors as one line, truncated lists, aligned tables."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,7 @@ EXPECTED = (ValueError, FloatingPointError, MemoryError, OSError)
 """Errors whose text is meant for the user; anything else is a bug and keeps its traceback."""
 
 
-def message(error: BaseException) -> str:
+def format_error(error: BaseException) -> str:
     """Return an error's text as one `error: …` line, without a worker process's traceback."""
     text = str(error)
     if text.startswith("Caught ") and "Traceback" in text:
@@ -14,23 +14,23 @@ def message(error: BaseException) -> str:
     return f"error: {text}"
 
 
-MOST = 20
+MAX_LINES = 20
 
 
 def truncated(lines: Sequence[str]) -> list[str]:
-    """Return the first lines of a list too long to read, and how many more there are."""
-    more = len(lines) - MOST
-    return [*lines[:MOST], *([f"… and {more} more"] if more > 0 else [])]
+    """Return the lines, or of a long list the first ones and how many more there are."""
+    more = len(lines) - MAX_LINES
+    return [*lines[:MAX_LINES], *([f"… and {more} more"] if more > 0 else [])]
 
 
 def pad_columns(rows: Sequence[Sequence[str]]) -> list[list[str]]:
-    """Return the cells of a table, every column as wide as its widest."""
+    """Return the cells of a table, every column padded to its widest cell."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [[cell.ljust(n) for cell, n in zip(row, widths, strict=True)] for row in rows]
 
 
 def markdown_table(rows: Sequence[Sequence[str]]) -> str:
-    """Return a Markdown table, heads of columns first, which lines up in plain text, too."""
+    """Return a Markdown table, its header row first, that is aligned in plain text, too."""
     head, *rest = pad_columns(rows)
     ruled = [head, ["-" * len(cell) for cell in head], *rest]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in ruled)

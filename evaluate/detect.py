@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from configs import cli
 from configs.atomic import write_text
-from configs.messages import message
+from configs.messages import format_error
 from evaluate.annotations import Annotations, Detection, Segment, read_annotations, with_duration
 from evaluate.files.predictions import write_predictions
 from evaluate.files.subtitles import (
@@ -163,7 +163,7 @@ def detect(
                             detector, item, bool(outputs.page), workers, bar
                         )
                 except VideoError as error:
-                    bad[item.name] = message(error).removeprefix("error: ")
+                    bad[item.name] = format_error(error).removeprefix("error: ")
                     continue
                 took, seconds = time.monotonic() - since, seconds + item.duration_s
                 kept = select_detections(examined.detections[detector.main_output], threshold, top)

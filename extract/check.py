@@ -30,10 +30,10 @@ def main() -> None:
     except SystemExit as error:
         sys.exit(min(int(error.code or 0), 1))  # argparse's own 2 would mean "warnings only"
     config = load(Experiment, args.config, overrides)
-    sys.exit(check(config, args.out or Path(config.out) / "check"))
+    sys.exit(write_check(config, args.out or Path(config.out) / "check"))
 
 
-def check(config: Experiment, out: Path) -> int:
+def write_check(config: Experiment, out: Path) -> int:
     """Print and write all that is found; return the exit code.
 
     Raises:

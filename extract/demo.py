@@ -6,9 +6,9 @@
 
 The folder gets videos/*.mp4, annotations.json (THUMOS/ActivityNet layout), classes.txt and two
 controls: exchanged.json (training and validation annotations moved to other videos) and
-mirrored.json (training annotations as seen backwards). With the preset `clips` it gets
-<subset>/<class>/*.mp4, each little longer than its one action, so many of every class. The same
-arguments give the same bytes. A folder that is already complete is left alone.
+mirrored.json (training annotations of the reversed videos). With the preset `clips` it gets
+<subset>/<class>/*.mp4, each little longer than its one action, that many of every class. The same
+arguments give the same bytes. A folder that is already complete is not changed.
 """
 
 import argparse
@@ -28,21 +28,21 @@ from tqdm import tqdm
 from configs import cli
 from configs.atomic import write_text
 from extract.sampling.reversal import reverse_seconds
-from extract.scenes import ACTIONS, Scene, random_clip, random_scene, render
+from extract.scenes import ACTIONS, Scene, random_clip, random_scene, render_scene
 
 FRAME_RATES = (15, 18, 20, 24)
 SIZES = ((96, 128), (96, 112), (112, 96), (104, 136))  # height, width
 SUBSETS = ("training", "validation", "test", "held_out")
 STAMP = "demo.json"  # only a folder with this file is ours to delete
 CHUNK = 128  # frames drawn at a time
-# x264's lookahead reads memory beside frames whose width is no multiple of 64: its decisions, and
+# x264's lookahead reads memory next to frames whose width is no multiple of 64: its decisions, and
 # so the file's bytes, would differ from run to run.
-REPEATABLE = {"x264-params": "mbtree=0:rc-lookahead=0"}
+REPEATABLE_OPTIONS = {"x264-params": "mbtree=0:rc-lookahead=0"}
 
 
 @dataclass(frozen=True)
 class DemoConfig:
-    """Number of videos per subset and the seed of everything.
+    """Number of videos per subset, their lengths, and the seed.
 
     Args:
         shortest, longest: bounds of a video's duration in seconds.
@@ -63,7 +63,7 @@ class DemoConfig:
 CLIPS = "clips"
 PRESETS = {
     "demo": DemoConfig(),
-    # Few videos to train on, and enough to test on that half a mAP more or less can be told.
+    # Few videos to train on, and enough to test on that a difference of half a mAP is significant.
     "study": DemoConfig(40, validation=32, test=480, shortest=16, longest=32, held_out=24),
     # Trimmed, to be recognised: clips of each action.
     CLIPS: DemoConfig(120, validation=10, test=40, shortest=1.5, longest=3.5),
@@ -73,8 +73,8 @@ PRESETS = {
 def write_dataset(folder: Path, config: DemoConfig, processes: int = 2) -> None:
     """Write all videos and annotation files into `folder`.
 
-    A complete dataset of the same settings is left alone; an unfinished or other demo dataset is
-    made anew.
+    A complete dataset of the same settings is not changed; an unfinished or other demo dataset is
+    made again.
 
     Raises:
         ValueError: the folder holds something else, which is not touched.
@@ -103,7 +103,7 @@ def write_dataset(folder: Path, config: DemoConfig, processes: int = 2) -> None:
 
 
 def write_clips(folder: Path, config: DemoConfig, processes: int = 2) -> None:
-    """Write trimmed clips into class folders, so many of every class as the config has videos.
+    """Write trimmed clips into class folders, as many of every class as the config has videos.
 
     Raises:
         ValueError: as `write_dataset`.
@@ -126,7 +126,7 @@ def write_clips(folder: Path, config: DemoConfig, processes: int = 2) -> None:
 
 
 def _is_complete(folder: Path, wanted: str) -> bool:
-    """Return whether the dataset of a stamp is there; otherwise make room for it.
+    """Return whether the dataset of a stamp is complete; otherwise make an empty folder for it.
 
     Raises:
         ValueError: the folder holds something else, which is not touched.
@@ -187,20 +187,20 @@ def _encode(
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=Fraction(fps))
         stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
-        stream.options = {"crf": "26", "preset": "veryfast", "threads": "1", **REPEATABLE}
+        stream.options = {"crf": "26", "preset": "veryfast", "threads": "1", **REPEATABLE_OPTIONS}
         for begin in range(0, count, CHUNK):
             times = np.arange(begin, min(begin + CHUNK, count)) / fps
-            for picture in render(scene, times, height, width, rng):
+            for picture in render_scene(scene, times, height, width, rng):
                 frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
                 container.mux(stream.encode(frame))
         container.mux(stream.encode())
 
 
 def exchange_annotations(database: dict[str, Any]) -> dict[str, Any]:
-    """Give every training and validation video the scaled truth of its subset's next video.
+    """Return annotations in which training and validation videos have the next video's, scaled.
 
-    What can be learned from such a file is how often and how long actions are, not when: a
-    detector trained on it must fail on the true test annotations.
+    Such a file shows how frequent and how long actions are, not when they are: a detector trained
+    on it must fail on the true test annotations.
     """
     exchanged = dict(database)
     for subset in SUBSETS[:2]:
@@ -216,7 +216,7 @@ def exchange_annotations(database: dict[str, Any]) -> dict[str, Any]:
 
 
 def mirror_annotations(database: dict[str, Any]) -> dict[str, Any]:
-    """Give every training video the truth that it has when it is seen backwards.
+    """Return annotations in which training videos have those of their reversed videos.
 
     A reversed stream that is trained on such a file learns labels that were not mirrored.
     """
@@ -224,13 +224,13 @@ def mirror_annotations(database: dict[str, Any]) -> dict[str, Any]:
     for name, entry in database.items():
         if entry["subset"] != SUBSETS[0]:
             continue
-        turned = []
+        mirrored_actions = []
         for action in entry["annotations"]:
             begin, finish = action["segment"]
             start, end = reverse_seconds(begin, finish, entry["frame"], entry["fps"])
             segment = [round(max(0.0, start), 3), round(end, 3)]
-            turned.append({"segment": segment, "label": action["label"]})
-        mirrored[name] = entry | {"annotations": turned}
+            mirrored_actions.append({"segment": segment, "label": action["label"]})
+        mirrored[name] = entry | {"annotations": mirrored_actions}
     return mirrored
 
 

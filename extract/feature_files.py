@@ -1,4 +1,4 @@
-"""Files of numbers that other programs left -> arrays [T, C]; no code in them is run."""
+"""Reading of other programs' files of numbers as arrays [T, C]; no code in them is run."""
 
 import pickle
 from pathlib import Path
@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 SUFFIXES = (".npy", ".npz", ".pt", ".pth", ".pkl", ".pickle")
-HARMLESS = {  # what pickled arrays of numbers need to be put together
+HARMLESS = {  # what pickled arrays of numbers are built with
     *(("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode")),
     *(
         (f"numpy.{core}.multiarray", name)
@@ -20,7 +20,7 @@ HARMLESS = {  # what pickled arrays of numbers need to be put together
 }
 
 
-class _Numbers(pickle.Unpickler):
+class _NumbersUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in HARMLESS:
             raise pickle.UnpicklingError(f"it would run code to be read ({module}.{name})")
@@ -33,17 +33,17 @@ def read_array(path: Path, key: str | None = None) -> NDArray[np.floating]:
     Axes of length 1 in front of two others are dropped.
 
     Args:
-        key: which array, where the file names several.
+        key: of the array, if the file has several.
 
     Raises:
         ValueError: the file is damaged, would run code, or holds no such array of finite numbers.
     """
     try:
-        content = _content(path)
+        content = _read_content(path)
     except Exception as error:
         cause = " ".join(str(error).split())[:160]
         raise ValueError(f"{path} cannot be read as an array of numbers: {cause}") from error
-    array = np.asarray(_chosen(content, path, key))
+    array = np.asarray(_choose_array(content, path, key))
     while array.ndim > 2 and array.shape[0] == 1:
         array = array[0]
     if array.ndim != 2 or not array.size or array.dtype.kind not in "fiu":
@@ -56,7 +56,7 @@ def read_array(path: Path, key: str | None = None) -> NDArray[np.floating]:
     return array.astype(np.float32, copy=False) if array.dtype.kind != "f" else array
 
 
-def _content(path: Path) -> Any:
+def _read_content(path: Path) -> Any:
     match path.suffix.lower():
         case ".npy":
             return np.load(path, allow_pickle=False)
@@ -65,27 +65,31 @@ def _content(path: Path) -> Any:
                 return dict(archive)
         case ".pkl" | ".pickle":
             with path.open("rb") as file:
-                return _Numbers(file).load()
+                return _NumbersUnpickler(file).load()
         case _:
             return torch.load(path, map_location="cpu", weights_only=True)
 
 
-def _chosen(content: Any, path: Path, key: str | None) -> Any:
-    """Return the array that is meant, of the one or many that a file holds."""
+def _choose_array(content: Any, path: Path, key: str | None) -> Any:
+    """Return a file's only array, or the one of a key.
+
+    Raises:
+        ValueError: the file has no such array, or several and no key was given.
+    """
     if isinstance(content, dict):
-        arrays = {str(name): _plain(value) for name, value in content.items()}
+        arrays = {str(name): _to_numpy(value) for name, value in content.items()}
         arrays = {name: a for name, a in arrays.items() if isinstance(a, np.ndarray) and a.ndim > 1}
         if key is not None and key in arrays:
             return arrays[key]
         if len(arrays) != 1 or key is not None:
             raise ValueError(
-                f"{path} holds the arrays {', '.join(arrays) or '(none)'}; say which with --key"
+                f"{path} holds the arrays {', '.join(arrays) or '(none)'}; choose one with --key"
             )
         (content,) = arrays.values()
-    return _plain(content)
+    return _to_numpy(content)
 
 
-def _plain(value: Any) -> Any:
+def _to_numpy(value: Any) -> Any:
     if isinstance(value, torch.Tensor):
         value = value.detach()
         return (value.float() if value.dtype == torch.bfloat16 else value).numpy()

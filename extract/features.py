@@ -4,8 +4,8 @@
         --annotations data/thumos14/thumos_14_anno.json --cache data/i3d_cache
 
 A file has its video's name (.npy, .npz, .pt, .pkl) and a row of numbers every `stride` frames; row
-0 stands for the frames around `offset`. Rows of several folders are joined side by side. What is
-there already is kept. Nothing can be trained end to end on them: the pixels are not there.
+0 stands for the frames around `offset`. Rows of several folders are concatenated. Features that are
+in the cache already are kept. They cannot be used for end-to-end training, which needs the pixels.
 """
 
 import argparse
@@ -41,8 +41,8 @@ UNEQUAL = 2
 
 
 @dataclass(frozen=True)
-class Source:
-    """The feature files of one video, one of every folder, and what is known of the video."""
+class FeatureSource:
+    """The feature files of one video, one from every folder, and the video's frame rate."""
 
     name: str
     files: tuple[Path, ...]
@@ -51,8 +51,8 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Request:
-    """What to import from where, as the command line says it."""
+class ImportRequest:
+    """The arguments of an import, as on the command line."""
 
     name: str
     features: Sequence[Path]
@@ -69,23 +69,28 @@ class Request:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_argument("--name", required=True, help="what to call them, for backbone.imported")
+    parser.add_argument("--name", required=True, help="their name, for backbone.imported")
     parser.add_argument("--features", type=Path, nargs="+", required=True, metavar="FOLDER")
     parser.add_argument("--cache", required=True, help="folder or URL of the store to write")
     parser.add_argument("--stride", type=int, required=True, help="frames from row to row")
     parser.add_argument("--offset", type=float, default=0.0, help="frame that row 0 stands for")
-    parser.add_argument("--annotations", type=Path, help="tells the videos and their frame rates")
+    parser.add_argument("--annotations", type=Path, help="file of the videos and their frame rates")
     parser.add_argument("--info_csv", type=Path, nargs="+", default=[], help="video, fps, count")
     parser.add_argument("--fps", type=float, help="frame rate of all videos")
     parser.add_argument("--layout", choices=["tc", "ct"], help="axes; default: what fits all files")
     parser.add_argument("--key", help="name of the array in files that hold several")
     parser.add_argument("--dtype", choices=DTYPES, default="float16")
     args = parser.parse_args()
-    run(Request(**vars(args)))
+    import_features(ImportRequest(**vars(args)))
 
 
-def run(request: Request) -> None:
-    """Import all files; bad ones are listed at the end, when the others are in."""
+def import_features(request: ImportRequest) -> None:
+    """Import all files into a store.
+
+    Raises:
+        ValueError: arguments are wrong, or some files are bad, which are listed after the others
+            were imported.
+    """
     if request.stride < TUBELET or request.stride % TUBELET:
         raise ValueError(
             f"--stride {request.stride} must be even; for an odd one double --stride, --offset and "
@@ -96,14 +101,14 @@ def run(request: Request) -> None:
     videos: dict[str, Video] = {}
     if request.annotations:
         videos = read_annotations(request.annotations, info_csv=request.info_csv).videos
-    sources = find(request.features, videos, request.fps)
-    layout, width = request.layout or layout_of(sources, request.key), 0
+    sources = find_sources(request.features, videos, request.fps)
+    layout, width = request.layout or infer_layout(sources, request.key), 0
     problems: list[str] = []
     with open_cache(request.cache) as store, store.writer() as writer:
         for source in tqdm(sources, desc="features", unit="video"):
             try:
                 arrays = [read_array(path, request.key) for path in source.files]
-                rows = joined(source, arrays, layout)
+                rows = join_rows(source, arrays, layout)
                 if width and rows.shape[1] != width:
                     raise ValueError(
                         f"{source.files[0]}: {rows.shape[1]} channels, where others have {width}"
@@ -118,10 +123,10 @@ def run(request: Request) -> None:
                 place = Cached(store, "features", fingerprint, request.dtype)
                 origin = "\n".join(str(folder.resolve()) for folder in request.features)
                 writer.describe(FingerprintInfo(fingerprint, "features", origin, of))
-            span = span_of(source, len(rows), request.name, request.stride, request.offset)
+            span = make_span(source, len(rows), request.name, request.stride, request.offset)
             writer.describe(span.video)
             if not place.contains(span):
-                writer.write(place.address(span), padded(rows, span.rows))
+                writer.write(place.address(span), pad_rows(rows, span.rows))
     done, absent = len(sources) - len(problems), len(videos.keys() - {s.name for s in sources})
     if absent:
         print(f"warning: {absent:,} of {len(videos):,} annotated videos have no file of features")
@@ -139,14 +144,16 @@ def run(request: Request) -> None:
         )
 
 
-def find(folders: Sequence[Path], videos: dict[str, Video], fps: float | None) -> list[Source]:
-    """Match feature files with videos.
+def find_sources(
+    folders: Sequence[Path], videos: dict[str, Video], fps: float | None
+) -> list[FeatureSource]:
+    """Return the feature files of every video.
 
     Args:
-        videos: those to look for; empty takes every file of the first folder.
+        videos: those to find files of; if empty, every file of the first folder is one's.
 
     Raises:
-        ValueError: there are none, or frame rates or files of other folders are lacking.
+        ValueError: there are no files, or frame rates or files of other folders are missing.
     """
     found: list[dict[str, Path]] = []
     for folder in folders:
@@ -173,7 +180,7 @@ def find(folders: Sequence[Path], videos: dict[str, Video], fps: float | None) -
             "--info_csv, or --fps"
         )
     return [
-        Source(
+        FeatureSource(
             name,
             tuple(files[name] for files in found),
             rate,
@@ -184,15 +191,15 @@ def find(folders: Sequence[Path], videos: dict[str, Video], fps: float | None) -
     ]
 
 
-def layout_of(sources: Sequence[Source], key: str | None) -> Layout:
+def infer_layout(sources: Sequence[FeatureSource], key: str | None) -> Layout:
     """Return which axis is time: the one whose length differs between videos.
 
     Raises:
-        ValueError: nothing tells.
+        ValueError: none or both differ.
     """
     first: tuple[int, ...] = ()
     for source in sources:
-        with suppress(ValueError, OSError):  # told when it is its turn
+        with suppress(ValueError, OSError):  # reported when the file is imported
             shape = read_array(source.files[0], key).shape
             first = first or shape
             if shape != first and first[1] == shape[1]:
@@ -200,15 +207,15 @@ def layout_of(sources: Sequence[Source], key: str | None) -> Layout:
             if shape != first and first[0] == shape[0]:
                 return "ct"
     raise ValueError(
-        f"{sources[0].files[0].parent}: the arrays do not tell which axis is time (one is "
+        f"{sources[0].files[0].parent}: the arrays do not show which axis is time (one is "
         f"{' x '.join(map(str, first)) or 'no array'}): give --layout tc or ct"
     )
 
 
-def joined(
-    source: Source, arrays: Sequence[NDArray[np.floating]], layout: Layout
+def join_rows(
+    source: FeatureSource, arrays: Sequence[NDArray[np.floating]], layout: Layout
 ) -> NDArray[np.floating]:
-    """Return the rows [T, C] of all files of a video side by side."""
+    """Return the rows [T, C] of all files of a video, concatenated along the channels."""
     rows = [array if layout == "tc" else array.T for array in arrays]
     lengths = [len(array) for array in rows]
     if max(lengths) - min(lengths) > UNEQUAL:
@@ -219,14 +226,14 @@ def joined(
     return np.concatenate([array[: min(lengths)] for array in rows], 1)
 
 
-def span_of(source: Source, rows: int, name: str, stride: int, offset: float) -> Span:
-    """Return what a video's features are of: all of it, as far as there are rows.
+def make_span(source: FeatureSource, rows: int, name: str, stride: int, offset: float) -> Span:
+    """Return the span of a video's features: the whole video, as far as there are rows.
 
-    Its identity is that of the feature files and of the frames that they are said to stand for.
+    The digest covers the feature files and the frames that they stand for.
     """
     frames = rows * stride
-    said = [*map(video_digest, source.files), stride, offset, source.fps, source.frames]
-    digest = hashlib.sha256(repr(said).encode()).hexdigest()
+    identity = [*map(video_digest, source.files), stride, offset, source.fps, source.frames]
+    digest = hashlib.sha256(repr(identity).encode()).hexdigest()
     times = None
     if offset or source.frames != frames:
         times = (np.arange(frames + 1, dtype=np.float64) + offset) / source.fps
@@ -237,8 +244,8 @@ def span_of(source: Source, rows: int, name: str, stride: int, offset: float) ->
     return Span(video, source.files[0], window, "forward", "video")
 
 
-def padded(rows: NDArray[np.floating], length: int) -> torch.Tensor:
-    """Repeat the last row."""
+def pad_rows(rows: NDArray[np.floating], length: int) -> torch.Tensor:
+    """Return the rows padded to a length by repeating the last one."""
     return torch.from_numpy(np.pad(rows, ((0, length - len(rows)), (0, 0)), mode="edge"))
 
 

@@ -59,7 +59,7 @@ class Texture:
 
 @dataclass(frozen=True)
 class Scene:
-    """Everything that is needed to draw any moment of a synthetic video."""
+    """A synthetic video, from which any moment can be rendered."""
 
     duration: float
     actors: tuple[Actor, ...]
@@ -91,10 +91,10 @@ def random_scene(rng: np.random.Generator, duration: float, longest: float = 8.0
 
 
 def random_clip(rng: np.random.Generator, action: str, duration: float) -> Scene:
-    """Draw a scene that is little longer than its one action, and looked at from nearer.
+    """Draw a scene that is little longer than its one action, with larger shapes.
 
-    Turning shapes are bars that lie about level half-way: from any angle, the direction of a turn
-    is much harder to learn than all else. Behind every other action there is a distractor.
+    Turning shapes are bars that are about level half-way: from any angle, the direction of a turn
+    is much harder to learn than everything else. Every other action has a distractor behind it.
     """
     before, behind = (float(pause) for pause in rng.uniform(0.0, 0.3, 2))
     length = duration - before - behind
@@ -161,7 +161,7 @@ def _random_actor(
 
 
 def action_map(scene: Scene, times: NDArray[np.float64], grid: int) -> NDArray[np.float32]:
-    """Return which actions happen where: multi-hot [N, grid, grid, K] over the central square."""
+    """Return the actions in each cell: multi-hot [N, grid, grid, K] over the central square."""
     found = np.zeros((len(times), grid, grid, len(ACTIONS)), np.float32)
     centres = (np.arange(grid) + 0.5) / grid - 0.5
     for actor in scene.actors:
@@ -171,13 +171,13 @@ def action_map(scene: Scene, times: NDArray[np.float64], grid: int) -> NDArray[n
         reach = size + 0.5 / grid
         columns, rows = abs(centres - x) < reach, abs(centres - y) < reach
         acting = ((times >= actor.start) & (times <= actor.end))[:, None, None]
-        here = acting & rows[:, :, None] & columns[:, None, :]
-        found[..., ACTIONS.index(actor.motion)] += here
+        covered = acting & rows[:, :, None] & columns[:, None, :]
+        found[..., ACTIONS.index(actor.motion)] += covered
     return found.clip(max=1)
 
 
 def _progress(actor: Actor, times: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Share of the motion done at each time, 0 to 1; symmetric, so reversal is exact."""
+    """Return the share of the motion done at each time, 0 to 1; symmetric, so reversal is exact."""
     u = _elapsed(actor, times)
     if not actor.pause:
         return _ease(u)
@@ -191,7 +191,7 @@ def _elapsed(actor: Actor, times: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _ease(u: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Ease in and out: half linear, half smoothstep, so the ends are slow but not invisible."""
+    """Return eased progress: half linear, half smoothstep, so the ends are slow but visible."""
     return 0.5 * u + 0.5 * u * u * (3 - 2 * u)
 
 
@@ -224,7 +224,7 @@ def _pose(actor: Actor, times: NDArray[np.float64]) -> tuple[NDArray[np.float64]
 def _distance(
     shape: str, u: NDArray[np.float32], v: NDArray[np.float32], size: NDArray[np.float32]
 ) -> NDArray[np.float32]:
-    """Signed distance (short sides) of points (u, v) to the border of the shape."""
+    """Return the signed distance (short sides) of points (u, v) to the border of the shape."""
     match shape:
         case "disc":
             return np.sqrt(u * u + v * v) - size
@@ -235,26 +235,26 @@ def _distance(
     return np.maximum(np.maximum(0.866 * u - 0.5 * v, -0.866 * u - 0.5 * v), v) - 0.6 * size
 
 
-def render(
+def render_scene(
     scene: Scene, times: NDArray[np.float64], height: int, width: int, rng: np.random.Generator
 ) -> NDArray[np.uint8]:
-    """Draw the scene at the given times (s) -> uint8 [N, height, width, 3]; `rng` makes noise."""
+    """Return the scene at the given times (s), uint8 [N, height, width, 3], with noise of `rng`."""
     short = min(height, width)
     ys = ((np.arange(height) + 0.5 - height / 2) / short).astype(np.float32)
     xs = ((np.arange(width) + 0.5 - width / 2) / short).astype(np.float32)
-    frames = _background(scene.texture, times, ys, xs)
+    frames = _draw_background(scene.texture, times, ys, xs)
     for actor in scene.actors:
         visible = np.flatnonzero(
             (times >= actor.start - actor.lead) & (times <= actor.end + actor.tail)
         )
         if len(visible):
-            _draw(frames, visible, actor, times[visible], ys, xs, short)
+            _draw_actor(frames, visible, actor, times[visible], ys, xs, short)
     noise = rng.standard_normal(frames.shape[:3], dtype=np.float32) * np.float32(scene.noise)
     frames += noise[..., None]
     return np.clip(frames, 0, 255, out=frames).astype(np.uint8)
 
 
-def _background(
+def _draw_background(
     texture: Texture, times: NDArray[np.float64], ys: NDArray[np.float32], xs: NDArray[np.float32]
 ) -> NDArray[np.float32]:
     frames = np.empty((len(times), len(ys), len(xs), 3), np.float32)
@@ -271,7 +271,7 @@ def _background(
     return frames
 
 
-def _draw(
+def _draw_actor(
     frames: NDArray[np.float32],
     which: NDArray[np.intp],
     actor: Actor,

@@ -1,4 +1,4 @@
-"""Write video files anew: small proxies, reversed files, or reversed proxies; and annotations.
+"""Transcode video files to small proxies, reversed files or reversed proxies, with annotations.
 
     python extract/transcode.py --short_side 160 --videos data/demo/videos --out data/proxies \
         --annotations data/demo/annotations.json
@@ -8,9 +8,10 @@
 OUT gets one .mp4 file per video, without sound, and the annotation file under its own name. Proxies
 (--short_side) have every frame of their source at its time, smaller, with a keyframe every --gop
 frames; point data.videos at OUT to train on them. OUT/proxies.json says what they save. They are
-made anew when their source or the settings have changed. Reversed files (--reverse alone) are
+made again when their source or the settings have changed. Reversed files (--reverse alone) are
 lossless (--crf N: smaller, and no longer exact); they are for programs that read videos one way
-only: Palindrome itself reads the same files in both directions. An interrupted run just goes on.
+only: Palindrome itself reads the same files in both directions. The same command resumes an
+interrupted run.
 """
 
 import argparse
@@ -33,14 +34,14 @@ from evaluate.datasets.fields import get_field, read_json
 from extract.sampling.reversal import reverse_seconds
 from extract.transcoding.encode import SUFFIX
 from extract.transcoding.jobs import Job, run_jobs
-from extract.transcoding.proxy import ProxyConfig, is_current, write_proxy
-from extract.transcoding.reverse import is_finished, write_reversed
-from extract.transcoding.savings import Savings, savings
+from extract.transcoding.proxy import ProxyConfig, is_current_proxy, write_proxy
+from extract.transcoding.reverse import is_current_reversal, write_reversed
+from extract.transcoding.savings import Savings, measure_savings
 from extract.video.files import VIDEO_SUFFIXES, video_files
 from extract.video.index import VideoError
 from extract.video.probe import probe
 
-if TYPE_CHECKING:  # imported where it is used: each process would spend seconds on accelerate
+if TYPE_CHECKING:  # else imported where it is used: it costs each process seconds
     from train.data.videos import VideoItem
 
 TINY = 1e-6  # frames
@@ -48,8 +49,8 @@ REPORT = "proxies.json"
 
 
 @dataclass(frozen=True)
-class Request:
-    """What to write, as the command line says it."""
+class TranscodeRequest:
+    """The arguments of a transcoding run, as on the command line."""
 
     short_side: int | None
     gop: int | None
@@ -66,7 +67,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--short_side", type=int, help="write proxies: pixels, even, 112 to 182")
     parser.add_argument("--gop", type=int, help="a proxy's frames from keyframe to keyframe (8)")
-    parser.add_argument("--reverse", action="store_true", help="turn the videos round")
+    parser.add_argument("--reverse", action="store_true", help="reverse the videos")
     parser.add_argument("--videos", type=Path, required=True, help="folder of video files")
     parser.add_argument("--out", type=Path, required=True, help="folder to write to")
     parser.add_argument("--annotations", type=Path, help="their annotation file")
@@ -80,22 +81,22 @@ def main() -> None:
         "--processes", type=int, default=len(os.sched_getaffinity(0)), help="files at once"
     )
     args = parser.parse_args()
-    problems = run(Request(**vars(args)))
+    problems = transcode_videos(TranscodeRequest(**vars(args)))
     if problems:
         causes = "\n  ".join(problems)
         what = "reversed" if args.reverse else "made small"
         sys.exit(f"error: {len(problems)} videos could not be {what}:\n  {causes}")
 
 
-def run(request: Request) -> list[str]:
-    """Write everything; return what is wrong with the videos that could not be written anew."""
-    config = _checked(request)
-    sources = _sources(request.videos)
+def transcode_videos(request: TranscodeRequest) -> list[str]:
+    """Write all files and return why videos could not be transcoded, a line for each."""
+    config = _proxy_config(request)
+    sources = _list_videos(request.videos)
     annotations = request.annotations
-    if annotations:  # what is wrong with it is said before the long work
+    if annotations:  # errors in it are raised before the long work
         read_annotations(annotations, info_csv=request.info_csv, ignore_labels=())
         if request.reverse:
-            _database(annotations)
+            _read_database(annotations)
     request.out.mkdir(parents=True, exist_ok=True)
 
     frames: dict[str, int] = {}
@@ -113,10 +114,10 @@ def run(request: Request) -> list[str]:
         source = sources[name]
         try:
             if config is not None:
-                finished = is_current(source, target, config)
+                finished = is_current_proxy(source, target, config)
                 make: Callable[..., object] = partial(write_proxy, source, target, config)
             else:
-                finished = is_finished(source, target, request.crf)
+                finished = is_current_reversal(source, target, request.crf)
                 make = partial(write_reversed, source, target, request.crf, threads)
             if not finished:
                 jobs.append(Job(source, source.stat().st_size, frames[name], make))
@@ -135,19 +136,23 @@ def run(request: Request) -> list[str]:
     if annotations:
         _write_annotations(annotations, request, done)
     if config is not None:
-        _report(request.out, config, [(path, targets[path.stem]) for path in done], problems)
+        _write_report(request.out, config, [(path, targets[path.stem]) for path in done], problems)
     return list(problems.values())
 
 
-def _checked(request: Request) -> ProxyConfig | None:
-    """Return what proxies are to be like, None for reversed files; ValueError: wrong arguments."""
+def _proxy_config(request: TranscodeRequest) -> ProxyConfig | None:
+    """Return the settings of proxies, None for reversed files.
+
+    Raises:
+        ValueError: arguments are wrong or do not go together.
+    """
     config = None
     if request.short_side is not None:
         given = {name: getattr(request, name) for name in ("gop", "crf")}
         given = {name: value for name, value in given.items() if value is not None}
         config = ProxyConfig(request.short_side, reverse=request.reverse, **given)
     elif not request.reverse:
-        raise ValueError("say what to write: --short_side N for proxies, --reverse, or both")
+        raise ValueError("nothing to write: give --short_side N for proxies, --reverse, or both")
     elif request.gop is not None:
         raise ValueError("--gop: is for proxies; give --short_side, too")
     elif request.crf is not None and not 1 <= request.crf <= 51:
@@ -174,7 +179,7 @@ def _checked(request: Request) -> ProxyConfig | None:
     return config
 
 
-def _sources(folder: Path) -> dict[str, Path]:
+def _list_videos(folder: Path) -> dict[str, Path]:
     """Return the video files of a folder by name; raise ValueError if there are none."""
     if not folder.is_dir():
         raise ValueError(f"--videos: there is no folder {folder}")
@@ -184,25 +189,25 @@ def _sources(folder: Path) -> dict[str, Path]:
     return files
 
 
-def _report(
+def _write_report(
     out: Path, config: ProxyConfig, pairs: list[tuple[Path, Path]], problems: Mapping[str, str]
 ) -> None:
-    """Print what the proxies save, and write it down."""
-    found = savings(pairs, config.short_side) if pairs else Savings(0, 0, 0)
+    """Print what the proxies save, and write it to OUT/proxies.json."""
+    found = measure_savings(pairs, config.short_side) if pairs else Savings(0, 0, 0)
     content = {"settings": asdict(config), **found.to_dict(), "problems": dict(problems)}
     write_text(out / REPORT, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-    print(found.table())
+    print(found.to_markdown())
     if found.saved < 0:
         print("warning: the videos are smaller than their proxies: train on the videos themselves")
 
 
-def _write_annotations(annotations: Path, request: Request, done: Sequence[Path]) -> None:
-    """Write the annotation file for the videos that were written: mirrored, or as it is."""
+def _write_annotations(annotations: Path, request: TranscodeRequest, done: Sequence[Path]) -> None:
+    """Write the annotation file for the transcoded videos: mirrored, or unchanged."""
     from train.data.videos import probe_item
 
     text = annotations.read_text(encoding="utf-8-sig")
     if request.reverse:
-        content, warnings = reversed_annotations(
+        content, warnings = reverse_annotations(
             annotations, {path.stem: probe_item(path) for path in done}, request.info_csv
         )
         text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
@@ -211,40 +216,44 @@ def _write_annotations(annotations: Path, request: Request, done: Sequence[Path]
     write_text(request.out / annotations.name, text)
 
 
-def reversed_annotations(
+def reverse_annotations(
     path: Path, items: "Mapping[str, VideoItem]", info_csv: Sequence[Path] = ()
 ) -> tuple[dict[str, Any], Counter[str]]:
-    """Return an annotation file's content for the reversed videos, and counts of what to know.
+    """Return an annotation file's content for the reversed videos, and counts by warning.
 
-    Labels and everything else stay as they are; videos that are not in `items` (by name) are left
-    out. Only the duration of a video with uneven frames is raised to the file's.
+    Labels and everything else stay as they are; videos that are not in `items` (by name) are
+    omitted. Only the duration of a video with uneven frames is raised to the file's.
 
     Raises:
         ValueError: the file is malformed.
     """
-    known = read_annotations(path, info_csv=info_csv, ignore_labels=()).videos
-    content = _database(path)
+    videos = read_annotations(path, info_csv=info_csv, ignore_labels=()).videos
+    content = _read_database(path)
     warnings: Counter[str] = Counter()
     database = {}
     for name, record in content["database"].items():
         if name not in items:
-            warnings["videos of the annotations have no reversed file and are left out"] += 1
+            warnings["videos of the annotations have no reversed file and are omitted"] += 1
             continue
         item = items[name]
-        duration_s = known[name].duration_s or item.duration_s
+        duration_s = videos[name].duration_s or item.duration_s
         entries = [
-            entry | {"segment": mirrored(entry["segment"], item, duration_s, warnings)}
+            entry | {"segment": mirror_segment(entry["segment"], item, duration_s, warnings)}
             for entry in record.get("annotations", [])
         ]
         database[name] = record | ({"annotations": entries} if entries else {})
-        # Uneven frames keep their own times: a shorter duration would cut off what was early.
+        # Uneven frames keep their own times: a shorter duration would cut off the former beginning.
         if item.times_s is not None and duration_s < item.duration_s:
             database[name] |= {"duration": item.duration_s}
     return content | {"database": database}, warnings
 
 
-def _database(path: Path) -> Any:
-    """Return an annotation file's content; raise ValueError if it has another layout."""
+def _read_database(path: Path) -> Any:
+    """Return an annotation file's content.
+
+    Raises:
+        ValueError: it has another layout than one with a 'database'.
+    """
     try:
         content = read_json(path)
         get_field(content, "database", f"{path}")
@@ -255,21 +264,21 @@ def _database(path: Path) -> Any:
     return content
 
 
-def mirrored(
+def mirror_segment(
     segment: Sequence[float | str], item: "VideoItem", duration_s: float, warnings: Counter[str]
 ) -> list[float]:
-    """Return where an annotated segment [start, end], in seconds, lies in the reversed video.
+    """Return an annotated segment [start, end], in seconds, in the time of the reversed video.
 
-    A detector that reads the reversed file forwards must be told the frames that one is told which
-    reads the original backwards: N − 1 − f where the original has f (`VideoItem.to_frames`). Where
-    frames come evenly, f is rounded down, so a time says which frame is being shown. At t of
-    `duration_s` that is the frame which the reversed file shows at duration − t: the mapping is
-    that of N + 1 times between and around the frames. On such a time itself the later frame
-    is the one shown, in both files: those are moved by a millionth of a frame. Where frames come
-    unevenly, nothing is rounded and t becomes t_last − t.
+    A detector that reads the reversed file forwards must get the same frames as one that reads the
+    original backwards: N − 1 − f for frame f of the original (`VideoItem.to_timeline`). If frames
+    are evenly spaced, f is rounded down, so a time stands for the frame that is shown then. The
+    frame at t is the one that the reversed file shows at duration − t: the mapping is that of the
+    N + 1 times between and around the frames. At exactly such a time both files show the later
+    frame, so these times are moved by a millionth of a frame. If frames are unevenly spaced,
+    nothing is rounded and t becomes t_last − t.
 
-    What ends behind the last frame begins at 0, as files know no earlier time. What lies wholly
-    behind the end, where nobody can find it, stays there.
+    A segment that ends after the last frame begins at 0, as files have no earlier time. One that is
+    wholly after the end, where nothing can detect it, stays there.
     """
     start_s, end_s = map(float, segment)
     if item.times_s is None:
@@ -288,4 +297,4 @@ def mirrored(
 
 
 if __name__ == "__main__":
-    cli.run(main, "what is finished is kept, and the same command goes on")
+    cli.run(main, "finished files are kept, and the same command goes on")

@@ -1,11 +1,12 @@
-"""Say what a file of weights is, or convert it.
+"""Describe a file of weights, or convert it.
 
     python extract/weights.py FILE_OR_FOLDER
     python extract/weights.py FILE --convert OUT.safetensors     # Palindrome's layout
     python extract/weights.py FILE --convert OUT.pth             # OpenTAD's, for its own tools
 
 Reads mmaction2's, VideoMAE's, Hugging Face's, OpenTAD's, TAdaConv's and Palindrome's own files,
-told by their content. No code in them is run. TAdaConv networks convert to Palindrome's layout.
+recognised by their content. No code in them is run. TAdaConv networks convert to Palindrome's
+layout.
 """
 
 import argparse
@@ -22,19 +23,19 @@ from configs.atomic import atomic_path
 from configs.messages import truncated
 from extract.backbone.pretrained import trunk_settings
 from extract.backbone.videomae import TrunkConfig, VideoMAE
-from extract.checkpoints.key_maps import ADAPTERS, MMACTION, head_to_opentad, renamed, turned
+from extract.checkpoints.key_maps import ADAPTERS, MMACTION, head_to_opentad, invert_map, rename_key
 from extract.checkpoints.layouts import (
     ADDED,
     DETECTOR,
     KEPT,
     NORMALIZER,
     FoundNetwork,
-    counted,
+    describe_classes,
     recognise,
 )
-from extract.checkpoints.tensor_files import TensorFile, read_tensors, sha256
+from extract.checkpoints.tensor_files import TensorFile, hash_files, read_tensors
 from extract.sampling.units import TUBELET
-from extract.tada.pretrained import TAdaNetwork, new_tada, recognise_tada
+from extract.tada.pretrained import TAdaNetwork, build_tada, recognise_tada
 
 OPENTAD = "backbone.model.backbone."
 FINAL_NORM = f"{OPENTAD}fc_norm."
@@ -57,38 +58,38 @@ def main() -> None:
         convert(args.file, networks, args.convert)
 
 
-def describe_file(path: Path, content: TensorFile, what: str) -> None:
-    """Print what a file holds in a word, and how much of it."""
+def describe_content(path: Path, content: TensorFile, what: str) -> None:
+    """Print what a file holds, in a phrase, its size and its SHA-256."""
     part = f", of its '{content.part}'" if content.part else ""
     numbers = sum(tensor.numel() for tensor in content.tensors.values())
     kinds = sorted({str(t.dtype).removeprefix("torch.") for t in content.tensors.values()})
     print(f"{path}: {what}")
     print(f"  {content.bytes / 1e6:,.1f} MB, {len(content.tensors)} tensors{part}, ", end="")
     print(f"{numbers:,} parameters and buffers, {' and '.join(kinds)}")
-    for name, digest in sha256(content.files).items():
+    for name, digest in hash_files(content.files).items():
         print(f"  SHA-256 {digest}  {name}")
 
 
 def describe_tada(path: Path, content: TensorFile, network: TAdaNetwork) -> None:
-    """Print what a file with a TAdaConv network holds."""
-    describe_file(path, content, str(network))
+    """Print what a file with a TAdaConv network holds, and what is wrong with it."""
+    describe_content(path, content, str(network))
     if network.tasks:
         print(f"  {network.classes}; not named")
-    for line in tada_problems(network):
+    for line in find_tada_problems(network):
         print(f"  {line}")
 
 
 def describe(path: Path, content: TensorFile, networks: tuple[FoundNetwork, ...]) -> None:
-    """Print what a file holds and what of it is used."""
+    """Print what a file holds, which tensors are used and what is wrong with it."""
     network = networks[0]
     streams = f", {len(networks)} streams" if len(networks) > 1 else ""
-    describe_file(path, content, f"{network.layout}, {network.size}{streams}")
+    describe_content(path, content, f"{network.layout}, {network.size}{streams}")
     if blocks := network.adapted:
         print(f"  mode {network.mode}: {len(blocks)} adapters, blocks {blocks[0]} to {blocks[-1]}")
     else:
         print("  mode none: a plain transformer")
     if network.outputs is not None:
-        print(f"  {outputs(network)}")
+        print(f"  {describe_outputs(network)}")
     settings = trunk_settings(network, path)
     print("  backbone.trunk: " + ", ".join(f"{n} {value:g}" for n, value in settings.items()))
     if network.layout == DETECTOR:
@@ -98,20 +99,20 @@ def describe(path: Path, content: TensorFile, networks: tuple[FoundNetwork, ...]
     for reason in dict.fromkeys(network.why.values()):
         names = [name for name, why in network.why.items() if why == reason]
         print(f"  not used: {', '.join(truncated(names))}: {reason}")
-    for line in problems(network):
+    for line in find_problems(network):
         print(f"  {line}")
 
 
-def outputs(network: FoundNetwork) -> str:
-    """Return a phrase for the classes that a network tells apart."""
+def describe_outputs(network: FoundNetwork) -> str:
+    """Return a phrase for a network's classes."""
     count, what = network.outputs or 0, "detector" if network.head else "classifier"
     if network.classes:
         return f"{what} of {count} classes: {', '.join(truncated(network.classes))}"
-    return f"{what} of {counted(count)}; not named"
+    return f"{what} of {describe_classes(count)}; not named"
 
 
-def problems(network: FoundNetwork) -> list[str]:
-    """Return what a network's transformer lacks, and what it should not have."""
+def find_problems(network: FoundNetwork) -> list[str]:
+    """Return lines for the tensors that a network's transformer lacks or should not have."""
     # A tiny one of the same depth has the same names.
     tiny = TrunkConfig(width=1, depth=max(network.size.depth, 1), heads=1, patch=1, image_size=1)
     names = {f"trunk.{name}" for name in VideoMAE(tiny).state_dict()}
@@ -121,10 +122,10 @@ def problems(network: FoundNetwork) -> list[str]:
     return [f"missing: {n}" for n in lacking] + [f"not known: {n}" for n in sorted(own - names)]
 
 
-def tada_problems(network: TAdaNetwork) -> list[str]:
-    """Return what a TAdaConv network lacks, has and should not have, or has in another shape."""
+def find_tada_problems(network: TAdaNetwork) -> list[str]:
+    """Return lines for a TAdaConv network's missing, unknown and mis-shaped tensors."""
     with torch.device("meta"):
-        own = new_tada(network.config).state_dict()
+        own = build_tada(network.config).state_dict()
     found = network.tensors
     lines = [f"missing: {name}" for name in sorted(own.keys() - found.keys())]
     lines += [f"not known: {name}" for name in sorted(found.keys() - own.keys())]
@@ -140,11 +141,11 @@ def convert_tada(path: Path, network: TAdaNetwork, out: Path) -> None:
     """Write a TAdaConv network in Palindrome's layout.
 
     Raises:
-        ValueError: that cannot be done with this file, or not to this one.
+        ValueError: this file cannot be converted, or not into `out`.
     """
     if out.suffix != ".safetensors":
         raise ValueError(f"--convert: a TAdaConv network becomes a .safetensors file, not {out}")
-    check_convertible(path, out, tada_problems(network))
+    check_convertible(path, out, find_tada_problems(network))
     with atomic_path(out) as aside:
         state = {name: tensor.contiguous() for name, tensor in network.tensors.items()}
         save_file(state, aside, {"format": "pt"})
@@ -163,7 +164,7 @@ def convert(path: Path, networks: tuple[FoundNetwork, ...], out: Path) -> None:
     """Write a network in Palindrome's layout (.safetensors) or in OpenTAD's (.pth).
 
     Raises:
-        ValueError: that cannot be done with this file.
+        ValueError: this file cannot be converted, or not into `out`.
     """
     if out.suffix not in (".safetensors", ".pth"):
         raise ValueError(
@@ -172,7 +173,7 @@ def convert(path: Path, networks: tuple[FoundNetwork, ...], out: Path) -> None:
     if len(networks) > 1:
         raise ValueError(f"{path} has {len(networks)} streams; only a single one can be converted")
     (network,) = networks
-    check_convertible(path, out, problems(network))
+    check_convertible(path, out, find_problems(network))
     with atomic_path(out) as aside:
         if out.suffix == ".pth":
             state = to_opentad(network)
@@ -187,19 +188,19 @@ def convert(path: Path, networks: tuple[FoundNetwork, ...], out: Path) -> None:
 
 
 def to_ours(network: FoundNetwork) -> dict[str, Tensor]:
-    """Return a network's tensors as our files have them, with what only OpenTAD needs."""
+    """Return a network's tensors in Palindrome's layout, with those that only OpenTAD needs."""
     head = {f"head.{name}": tensor for name, tensor in network.head.items()}
-    return network.backbone | head | {KEPT + n: t for n, t in _kept(network).items()}
+    return network.backbone | head | {KEPT + n: t for n, t in _select_opentad_only(network).items()}
 
 
 def to_opentad(network: FoundNetwork) -> dict[str, Tensor]:
-    """Return a network's tensors as OpenTAD's detectors have them.
+    """Return a network's tensors in the layout of OpenTAD's detectors.
 
-    What those have and ours have not is put back where the file kept it, else with start values:
-    the norm behind the last block, which no feature passes, and the normaliser of the loss.
+    Tensors that only those have are the file's, if it kept them, else initial values: the norm
+    after the last block, which no feature passes, and the normaliser of the loss.
 
     Raises:
-        ValueError: the network has parts that OpenTAD knows nothing like.
+        ValueError: the network has parts that OpenTAD's detectors do not have.
     """
     size = network.size
     first = size.depth - len(network.adapted)
@@ -209,10 +210,10 @@ def to_opentad(network: FoundNetwork) -> dict[str, Tensor]:
         if part == "trunk":
             if rest == "patch_embed.weight":
                 tensor = tensor.unflatten(1, (3, TUBELET, size.patch, size.patch))
-            theirs[OPENTAD + renamed(rest, turned(MMACTION))] = tensor
+            theirs[OPENTAD + rename_key(rest, invert_map(MMACTION))] = tensor
         elif part in ("adapters", "ladder"):
             number, rest = rest.removeprefix("adapters.").split(".", 1)
-            rest = renamed(f".{rest}", turned(ADAPTERS))
+            rest = rename_key(f".{rest}", invert_map(ADAPTERS))
             beside = f"ladders.adapters.{int(number) - first}"
             theirs[
                 OPENTAD + (beside if part == "ladder" else f"blocks.{number}.adapter") + rest
@@ -224,10 +225,13 @@ def to_opentad(network: FoundNetwork) -> dict[str, Tensor]:
         theirs[f"{FINAL_NORM}bias"] = torch.zeros(size.width)
     if network.head:
         theirs |= head_to_opentad(network.head) | {NORMALIZER: torch.tensor(100)}
-    return {f"module.{name}": tensor for name, tensor in (theirs | _kept(network)).items()}
+    return {
+        f"module.{name}": tensor
+        for name, tensor in (theirs | _select_opentad_only(network)).items()
+    }
 
 
-def _kept(network: FoundNetwork) -> dict[str, Tensor]:
+def _select_opentad_only(network: FoundNetwork) -> dict[str, Tensor]:
     """Return the tensors that only OpenTAD needs, by its names."""
     plain = {name.removeprefix(KEPT): tensor for name, tensor in network.dropped.items()}
     return {n: t for n, t in plain.items() if n.startswith((FINAL_NORM, NORMALIZER))}

@@ -23,7 +23,7 @@ from extract.backbone.backbone import Backbone, BackboneConfig, Cut
 from extract.backbone.videomae import TrunkConfig
 from extract.identity.digest import video_digest
 from extract.sampling.spans import Span, SpanKind, whole_video_window
-from extract.sampling.transforms import PixelConfig, apply, evaluation_transform
+from extract.sampling.transforms import PixelConfig, evaluation_transform, transform_frames
 from extract.sampling.windows import Direction, SamplingConfig, sliding_windows
 from extract.video.reader import VideoError, VideoReader
 from tests.encodings import ENCODINGS, write_numbered
@@ -94,7 +94,7 @@ def seam(
 def fresh(backbone: Backbone, span: Span, cut: Cut = "features") -> Tensor:
     """Compute an activation with nothing but the reader and the backbone: rows [T/2, …]."""
     frames = VideoReader(span.path).frames(span.frames)
-    inputs = apply(evaluation_transform(PIXELS), frames)[None]
+    inputs = transform_frames(evaluation_transform(PIXELS), frames)[None]
     found: Tensor = backbone(inputs, stop=cut)[0]
     return found.mT if cut == "features" else found
 
@@ -159,7 +159,7 @@ def test_one_decode_serves_overlapping_windows_and_both_directions(
     for piece in pieces:
         for number in piece.numbers:
             frames = VideoReader(video).frames(spans[number].frames)
-            expected = apply(evaluation_transform(PIXELS), frames)
+            expected = transform_frames(evaluation_transform(PIXELS), frames)
             assert torch.equal(piece.arranged(spans[number]), expected)
 
 

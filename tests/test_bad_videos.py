@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from torch.utils.data import DataLoader, Dataset
 
 from configs.loader import load
-from configs.messages import message
+from configs.messages import format_error
 from evaluate.files.predictions import read_predictions
 from evaluate.reports.metrics_file import METRICS, read_metrics
 from extract.backbone.backbone import BackboneConfig
@@ -152,7 +152,7 @@ def test_the_windows_behind_are_given_up(config: Experiment, cause: str, workers
     stopping = EvaluationWindows(items, 0.5, *parts)
     with pytest.raises(VideoError) as caught:
         list(evaluation_loader(stopping, config.evaluation.batch_size, workers))
-    line = message(caught.value)
+    line = format_error(caught.value)
     assert line.startswith(f"error: {items[1].path}: ") and cause in line and "\n" not in line
 
 
@@ -183,7 +183,10 @@ def test_a_file_vanishes_during_training(
     if bad_videos == "stop":
         with pytest.raises(VideoError) as caught:
             run.train()
-        assert message(caught.value) == f"error: {lost}: cannot be read as video: it does not exist"
+        assert (
+            format_error(caught.value)
+            == f"error: {lost}: cannot be read as video: it does not exist"
+        )
         return
     run.train()
     lines = read_metrics(Path(config.out) / METRICS)
@@ -244,7 +247,7 @@ class HangingReader:
         time.sleep(600)
         yield np.zeros(0)
 
-    def effort(self, first: int, last: int) -> int:
+    def frames_to_decode(self, first: int, last: int) -> int:
         return 0
 
 
@@ -255,7 +258,7 @@ class HangingWindows(Dataset[int]):
         return 1
 
     def __getitem__(self, position: int) -> int:
-        watchdog.PATIENCE_S = 0.2
+        watchdog.BASE_TIMEOUT_S = 0.2
         (window,) = sliding_windows(32, 0.0, SamplingConfig(window_size=16))
         reader: Any = HangingReader()
         return len(next(window_frames(reader, [window], evaluation_transform(PixelConfig(32)))))

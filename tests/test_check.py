@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from configs import cli
 from configs.loader import load
 from evaluate.annotations import Annotations
-from extract.check import check, main
+from extract.check import main, write_check
 from extract.demo import DemoConfig, write_dataset
 from extract.sampling.windows import SamplingConfig
 from extract.video import guarded
@@ -118,7 +118,7 @@ def hanging(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def look(data: Data) -> tuple[int, dict[str, Any]]:
     """Check a dataset; return the exit code and what is in its file."""
-    code = check(load(Experiment, DEMO, data.overrides()), data.folder / "check")
+    code = write_check(load(Experiment, DEMO, data.overrides()), data.folder / "check")
     return code, json.loads((data.folder / "check/check.json").read_text())
 
 

@@ -12,7 +12,12 @@ from torchvision.transforms import v2
 
 from configs.loader import load
 from extract.demo import DemoConfig, write_dataset
-from extract.sampling.transforms import PixelConfig, apply, evaluation_transform, train_transform
+from extract.sampling.transforms import (
+    PixelConfig,
+    evaluation_transform,
+    train_transform,
+    transform_frames,
+)
 from extract.sampling.windows import Direction, sliding_windows
 from tests.conftest import REPOSITORY
 from train.config import DataConfig, Experiment
@@ -275,11 +280,11 @@ def striped(count: int = 5) -> np.ndarray:
 
 def test_augmentation_is_the_same_for_all_frames_and_repeatable() -> None:
     transform = train_transform(PixelConfig(size=32, train_short_side=40))
-    one = apply(transform, striped(), seed=1)
+    one = transform_frames(transform, striped(), seed=1)
     assert one.shape == (3, 5, 32, 32) and one.dtype == torch.uint8
     assert torch.equal(one, one[:, :1].expand_as(one))
-    assert torch.equal(one, apply(transform, striped(), seed=1))
-    assert not torch.equal(one, apply(transform, striped(), seed=2))
+    assert torch.equal(one, transform_frames(transform, striped(), seed=1))
+    assert not torch.equal(one, transform_frames(transform, striped(), seed=2))
 
 
 def test_a_window_in_parts_gets_one_augmentation() -> None:
@@ -287,8 +292,8 @@ def test_a_window_in_parts_gets_one_augmentation() -> None:
     transform = train_transform(PixelConfig(size=32, train_short_side=40))
     frames = np.random.default_rng(1).integers(0, 256, (33, 60, 80, 3), dtype=np.uint8)
     for seed in range(40):
-        whole = apply(transform, frames, seed)
-        parts = [apply(transform, frames[at : at + 16], seed) for at in (0, 16, 32)]
+        whole = transform_frames(transform, frames, seed)
+        parts = [transform_frames(transform, frames[at : at + 16], seed) for at in (0, 16, 32)]
         assert torch.equal(torch.cat(parts, 1), whole), seed
 
 
@@ -302,7 +307,7 @@ def test_decoded_layout_changes_no_pixel() -> None:
             torch.from_numpy(frames).permute(0, 3, 1, 2).contiguous()
         )
         expected = transform.drawn(small.contiguous())
-        assert torch.equal(apply(transform, frames, seed), expected.transpose(0, 1))
+        assert torch.equal(transform_frames(transform, frames, seed), expected.transpose(0, 1))
 
 
 def by_neighbours(frames: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -325,9 +330,9 @@ def test_without_antialiasing_pixels_come_from_two_neighbours() -> None:
     frames = np.random.default_rng(0).integers(0, 256, (3, 200, 300, 3), dtype=np.uint8)
     expected = by_neighbours(frames, 32, 48)[:, :, 8:40].transpose(3, 0, 1, 2)
     for transform in (evaluation_transform(config), train_transform(config)):
-        found = apply(transform, frames).numpy().astype(int)
+        found = transform_frames(transform, frames).numpy().astype(int)
         assert np.abs(found - expected).max() <= 1
-    smooth = apply(evaluation_transform(replace(config, antialias=True)), frames).numpy()
+    smooth = transform_frames(evaluation_transform(replace(config, antialias=True)), frames).numpy()
     assert np.abs(smooth - expected).mean() > 20
 
 
@@ -339,7 +344,9 @@ def test_a_random_crop_is_resized_without_antialiasing_too() -> None:
     noise = np.random.default_rng(0).integers(0, 256, (2, 160, 160, 3), dtype=np.uint8)
     for seed in range(8):
         smooth, sharp = (
-            apply(train_transform(replace(plain, antialias=antialias)), noise, seed).float().std()
+            transform_frames(train_transform(replace(plain, antialias=antialias)), noise, seed)
+            .float()
+            .std()
             for antialias in (True, False)
         )
         assert smooth < 25 < 37 < sharp
@@ -347,11 +354,11 @@ def test_a_random_crop_is_resized_without_antialiasing_too() -> None:
 
 def test_flip_can_be_forbidden_where_classes_mirror_each_other() -> None:
     plain = PixelConfig(32, 40, random_crop=None, flip=0.0, rand_augment=0, colour_jitter=None)
-    expected = apply(evaluation_transform(plain), striped())
+    expected = transform_frames(evaluation_transform(plain), striped())
     for seed in range(8):
-        assert torch.equal(apply(train_transform(plain), striped(), seed), expected)
+        assert torch.equal(transform_frames(train_transform(plain), striped(), seed), expected)
     flipping = train_transform(replace(plain, flip=0.5))
-    results = [apply(flipping, striped(), seed) for seed in range(8)]
+    results = [transform_frames(flipping, striped(), seed) for seed in range(8)]
     same = [torch.equal(r, expected) for r in results]
     mirrored = [torch.equal(r, expected.flip(3)) for r in results]
     assert any(same) and any(mirrored) and all(a or b for a, b in zip(same, mirrored, strict=True))
@@ -360,5 +367,5 @@ def test_flip_can_be_forbidden_where_classes_mirror_each_other() -> None:
 def test_evaluation_takes_the_centre_of_the_short_side() -> None:
     frames = np.zeros((1, 40, 80, 3), np.uint8)
     frames[:, :, 20:60] = 200
-    square = apply(evaluation_transform(PixelConfig(size=40)), frames)
+    square = transform_frames(evaluation_transform(PixelConfig(size=40)), frames)
     assert (square == 200).all()

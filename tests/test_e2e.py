@@ -14,7 +14,7 @@ import torch
 from accelerate import Accelerator
 
 from configs.loader import load
-from configs.messages import message
+from configs.messages import format_error
 from evaluate.files.predictions import read_predictions
 from evaluate.reports.launches import read_launches
 from evaluate.reports.metrics_file import read_metrics
@@ -318,8 +318,8 @@ def test_predictions_of_something_else_are_warned_about(data: list[str], tmp_pat
 def test_a_workers_error_is_one_line() -> None:
     text = "Caught VideoError in DataLoader worker process 0.\nOriginal Traceback (most recent call"
     text += " last):\n  File x\nextract.video.VideoError: a.mp4: cannot be decoded: its data are"
-    assert message(ValueError(text)) == "error: a.mp4: cannot be decoded: its data are"
-    assert message(ValueError("plain: text")) == "error: plain: text"
+    assert format_error(ValueError(text)) == "error: a.mp4: cannot be decoded: its data are"
+    assert format_error(ValueError("plain: text")) == "error: plain: text"
 
 
 @pytest.mark.parametrize("mode", ["adapter", "frozen", "full"])

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from configs.loader import load
 from extract.backbone.backbone import Backbone
-from extract.sampling.reversal import Pairing, partners, reverse_segments
-from extract.sampling.reversal import pair as pair_up
+from extract.sampling.reversal import Pairing, find_partners, reverse_segments
+from extract.sampling.reversal import pair_points as pair_up
 from extract.sampling.window_frames import arrange
 from extract.sampling.windows import Window
 from tests.conftest import REPOSITORY
@@ -119,7 +119,7 @@ def test_nearest_points_stand_nearer() -> None:
             assert offset.abs() <= 0.5
             _, other = pair_up(reflection, 2**level, points, "index")
             assert offset.abs() <= other.abs()
-            partner, met = partners(total, masks(valid)[level])
+            partner, met = find_partners(total, masks(valid)[level])
             places = torch.arange(met.shape[-1])[None]
             assert (partner[met] + places[met] == total).all()
             # A pair is one from either side.
@@ -146,7 +146,7 @@ def test_ties_leave_no_point_alone(level: int) -> None:
         mask = masks(valid)[level]
         assert int(mask.sum()) == count
         total, _ = pair_up(torch.tensor([valid - 1.0]), stride, mask.sum(-1), "nearest")
-        assert partners(total, mask)[1].sum() == count
+        assert find_partners(total, mask)[1].sum() == count
 
 
 @pytest.mark.parametrize("pairing", RIGHT)
@@ -191,7 +191,7 @@ def test_both_results_of_the_mean_are_one(pairing: Pairing) -> None:
         first = 0
         for level, mask in enumerate(forward.masks):
             total, _ = pair_up(reflection, 2**level, mask.sum(-1), pairing)
-            (partner,), (met,) = partners(total, mask)
+            (partner,), (met,) = find_partners(total, mask)
             here = segments(forward)[first : first + len(met)][met]
             there = torch.from_numpy(mirrored.copy())[first + partner[met]]
             apart = max(apart, float((here - there).abs().max()) if len(here) else 0.0)

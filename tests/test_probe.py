@@ -18,7 +18,7 @@ from extract.identity import user_cache
 from extract.identity.digest import remembered_digest, video_digest
 from extract.video import guarded, index
 from extract.video.index import VideoError, VideoIndex, video_index
-from extract.video.probe import _share_of_cores, decode_ends, probe
+from extract.video.probe import _count_free_cores, decode_ends, probe
 from tests.encodings import ENCODINGS, write_numbered
 
 # Stands in for extract/video/guarded_worker.py: a decoder that does what the file's name says.
@@ -116,7 +116,7 @@ def test_decoders_that_hang_or_crash_cost_their_own_file_alone(
     assert [frames_of(answers[name]) for name in ("slow", "one", "two")] == [15, 16, 17]
     processes = [int(file.name) for file in actors.iterdir()]
     assert 2 <= len(processes) <= 5 and not any(map(runs, processes))
-    assert "looking at videos" in capfd.readouterr().err
+    assert "probing videos" in capfd.readouterr().err
     probe([tmp_path / "one.mp4"])
     assert not capfd.readouterr().err
 
@@ -132,7 +132,7 @@ def test_processes_of_one_run_share_the_cores(
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(cores))
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
-    assert _share_of_cores() == share
+    assert _count_free_cores() == share
 
 
 def test_an_interrupt_ends_the_children(tmp_path: Path, actors: Path) -> None:
@@ -266,7 +266,7 @@ def test_workers_read_no_packets_of_remembered_files(
     probe([path])
     monkeypatch.setattr(index, "_read_index", None)
     assert frames_of(video_index(path)) == 12
-    monkeypatch.setattr(index, "MEMOS", "another version")
+    monkeypatch.setattr(index, "CACHE_FOLDER", "another version")
     os.utime(path, ns=(1, 1))
     with pytest.raises(TypeError):
         video_index(path)

@@ -27,9 +27,9 @@ from cache.store import Store
 from configs.loader import load
 from extract.identity.digest import video_digest
 from extract.transcoding import jobs
-from extract.transcoding.encode import Timeline, timeline
+from extract.transcoding.encode import Timeline, make_timeline
 from extract.transcoding.jobs import Job, run_jobs
-from extract.transcoding.proxy import ProxyConfig, is_current, proxy_size, write_proxy
+from extract.transcoding.proxy import ProxyConfig, is_current_proxy, proxy_size, write_proxy
 from extract.video.index import VideoError, VideoIndex
 from extract.video.reader import VideoReader
 from tests import guarded_calls
@@ -212,21 +212,21 @@ def test_small_videos_keep_their_size(tmp_path: Path) -> None:
 
 def test_the_stamp_tells_what_a_proxy_is_made_of(tmp_path: Path) -> None:
     source, target = numbered(tmp_path), tmp_path / "proxy.mp4"
-    assert not is_current(source, target, SMALL)
+    assert not is_current_proxy(source, target, SMALL)
     write_proxy(source, target, SMALL)
     with av.open(str(target)) as container:
         comment = container.metadata["comment"]
     assert comment.startswith("palindrome: proxy") and video_digest(source) in comment
     for said in ("short side 112", "gop 8", "crf 20", f"{source.stat().st_size} bytes"):
         assert said in comment
-    assert is_current(source, target, SMALL)
+    assert is_current_proxy(source, target, SMALL)
     for change in ({"short_side": 114}, {"gop": 9}, {"crf": 21}, {"reverse": True}):
-        assert not is_current(source, target, replace(SMALL, **change))
+        assert not is_current_proxy(source, target, replace(SMALL, **change))
     content = target.read_bytes()
     write_proxy(source, target, SMALL)
     assert target.read_bytes() == content  # what was cached of it is found again
     numbered(tmp_path, count=COUNT - 1)
-    assert not is_current(source, target, SMALL)
+    assert not is_current_proxy(source, target, SMALL)
 
 
 def test_times_that_mp4_cannot_hold_are_told(
@@ -235,10 +235,10 @@ def test_times_that_mp4_cannot_hold_are_told(
     source, target = numbered(tmp_path), tmp_path / "proxy.mp4"
 
     def late(index: VideoIndex, backwards: bool) -> Timeline:
-        line = timeline(index, backwards)
+        line = make_timeline(index, backwards)
         return replace(line, times=line.times * 2**31)  # gaps have 32 bits (ISO 14496-12, 8.6.1)
 
-    monkeypatch.setattr("extract.transcoding.proxy.timeline", late)
+    monkeypatch.setattr("extract.transcoding.proxy.make_timeline", late)
     with pytest.raises(ValueError):
         write_proxy(source, target, SMALL)
     assert [path.name for path in tmp_path.iterdir()] == ["clip.mp4"]
@@ -466,7 +466,7 @@ def test_activations_of_proxies_and_originals_never_mix(tmp_path: Path) -> None:
         ("--short_side=160 --annotations=no.json", "no.json"),
         ("--short_side=160 --annotations=proxies.json", "--annotations: proxies.json is the rep"),
         ("--reverse --gop=8", "--gop: is for proxies"),
-        ("", "say what to write: --short_side N for proxies, --reverse, or both"),
+        ("", "nothing to write: give --short_side N for proxies, --reverse, or both"),
     ],
 )
 def test_wrong_settings_end_with_one_line(

@@ -9,7 +9,7 @@ import pytest
 
 from evaluate.annotations import read_annotations, select_videos
 from extract.demo import DemoConfig, exchange_annotations, write_clips, write_dataset
-from extract.scenes import ACTIONS, Scene, action_map, random_clip, random_scene, render
+from extract.scenes import ACTIONS, Scene, action_map, random_clip, random_scene, render_scene
 from extract.video.reader import VideoReader
 
 SMALL = DemoConfig(training=3, validation=2, test=1, shortest=4, longest=7)
@@ -45,8 +45,10 @@ def test_classes_are_each_others_time_reversal(seed: int) -> None:
     scene = quiet_scene(seed)
     times = np.linspace(0, scene.duration, 81)
     rng = np.random.default_rng(0)
-    forward = render(scene, times, 48, 64, rng).astype(int)
-    backward = render(mirrored_in_time(scene), scene.duration - times, 48, 64, rng).astype(int)
+    forward = render_scene(scene, times, 48, 64, rng).astype(int)
+    backward = render_scene(mirrored_in_time(scene), scene.duration - times, 48, 64, rng).astype(
+        int
+    )
     assert np.abs(forward - backward).max() <= 1
     assert forward.std() > 5
 

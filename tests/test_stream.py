@@ -10,7 +10,12 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from extract.sampling.transforms import PixelConfig, apply, evaluation_transform, train_transform
+from extract.sampling.transforms import (
+    PixelConfig,
+    evaluation_transform,
+    train_transform,
+    transform_frames,
+)
 from extract.sampling.window_frames import arrange, window_frames
 from extract.sampling.windows import SamplingConfig, Window, sliding_windows
 from extract.video.reader import CHUNK, VideoReader
@@ -45,7 +50,7 @@ def video(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 def alone(path: Path, window: Window) -> torch.Tensor:
     """The window's forward input, decoded for itself and transformed in one piece."""
     frames = VideoReader(path).frames(window.indices("forward"))
-    return apply(evaluation_transform(PIXELS), frames)
+    return transform_frames(evaluation_transform(PIXELS), frames)
 
 
 @pytest.mark.parametrize("overlap", [0.0, 0.5, 0.75])
@@ -86,7 +91,7 @@ def test_short_videos_are_padded_and_squeezed_ones_repeat_frames(tmp_path: Path)
         assert len(frames) == len(window.frames)
         for direction in ("forward", "reversed"):
             direct = VideoReader(path).frames(window.indices(direction))
-            expected = apply(evaluation_transform(PIXELS), direct)
+            expected = transform_frames(evaluation_transform(PIXELS), direct)
             assert torch.equal(arrange(frames, window, direction), expected)
 
 
@@ -98,7 +103,7 @@ def test_one_draw_holds_for_a_window_that_comes_in_chunks(tmp_path: Path) -> Non
     for seed in range(5):
         transform = train_transform(PIXELS)
         (frames,) = window_frames(VideoReader(path), [window], transform, seed)
-        whole = apply(transform, VideoReader(path).frames(window.frames), seed)
+        whole = transform_frames(transform, VideoReader(path).frames(window.frames), seed)
         assert torch.equal(torch.stack(frames, 1), whole)
 
 

@@ -24,7 +24,13 @@ from extract.checkpoints.strict import load_state_dict_strict
 from extract.checkpoints.tensor_files import TensorFile
 from extract.tada.conv import Calibrates, Route, TAdaConv, average_over_time, calibrate_convs
 from extract.tada.convnext import ConvNeXtBlock, TAdaConvNeXt, TAdaConvNeXtConfig
-from extract.tada.pretrained import Config, load_tada, load_tada_features, new_tada, recognise_tada
+from extract.tada.pretrained import (
+    Config,
+    build_tada,
+    load_tada,
+    load_tada_features,
+    recognise_tada,
+)
 from extract.tada.tada2d import Bottleneck, TAda2D, TAda2DConfig, lift_resnet
 from extract.weights import main as weights_main
 from tests.conftest import GOLDEN
@@ -287,7 +293,7 @@ def test_a_block_is_the_published_one(training: bool) -> None:
     state = drawn(tada2d(5, (1,), 8))
     found = recognise_tada(TensorFile(state, ()), "it")
     assert found is not None
-    network = new_tada(found.config).train(training)
+    network = build_tada(found.config).train(training)
     network.load_state_dict(found.tensors)
     block = network.get_submodule("stages.0.0")
     x = torch.randn(2, 8, 5, 10, 10)
@@ -310,7 +316,7 @@ def test_parameters_and_tensors_are_as_many_as_published(
 ) -> None:
     assert len(shapes) == tensors
     with torch.device("meta"):
-        network = new_tada(config)
+        network = build_tada(config)
         found = recognise_tada(TensorFile({n: torch.empty(s) for n, s in shapes.items()}, ()), "it")
     assert sum(p.numel() for p in network.parameters()) == parameters
     assert found is not None and found.config == config
@@ -347,7 +353,7 @@ def test_probabilities_match_the_reference(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("config", [SMALL, SMALL_CONVNEXT])
 def test_features_and_scores_of_clips_of_any_length(config: Config) -> None:
-    network = shaken(new_tada(config)).eval()
+    network = shaken(build_tada(config)).eval()
     for frames in (1, 2, 3, 5, 8):
         pixels = torch.randint(0, 256, (2, 3, frames, 40, 48), dtype=torch.uint8)
         features = network.features(pixels)
@@ -363,7 +369,7 @@ def test_features_and_scores_of_clips_of_any_length(config: Config) -> None:
 @pytest.mark.parametrize("config", [SMALL, SMALL_CONVNEXT])
 def test_everything_learns(config: Config) -> None:
     torch.manual_seed(0)
-    network = shaken(new_tada(config)).train()
+    network = shaken(build_tada(config)).train()
     network(torch.randn(2, 3, 6, 64, 64)).square().sum().backward()
     without = [n for n, p in network.named_parameters() if p.grad is None or not p.grad.any()]
     assert not without
@@ -474,14 +480,14 @@ def test_published_checkpoints_load_strictly(tmp_path: Path, config: Config) -> 
     assert not torch.equal(load_tada(path)(clip), averaged(clip))
     # All but the classifier, for other classes.
     torch.save({"model_state": checkpoint(config)["model_ema_state"]}, path)
-    other = new_tada(replace(config, classes=3)).eval()
+    other = build_tada(replace(config, classes=3)).eval()
     classifier = other.classifier.weight.clone()
     load_tada_features(other, path)
     assert torch.equal(other.classifier.weight, classifier)
     assert torch.equal(other.features(clip), averaged.features(clip))
     # Nothing may be missing or too much.
     with pytest.raises(ValueError, match=r"x\.pyth does not fit this model"):
-        load_tada_features(new_tada(TAda2DConfig(5, (1, 1), 8)), path)
+        load_tada_features(build_tada(TAda2DConfig(5, (1, 1), 8)), path)
     state = content["model_state"]
     torch.save({"model_state": state | {"head.other.weight": torch.ones(2)}}, path)
     with pytest.raises(ValueError, match=r"unexpected head\.other\.weight \(2,\)"):
@@ -571,7 +577,7 @@ def test_damaged_files_are_refused_in_words(data: st.DataObject) -> None:
     try:
         found = recognise_tada(TensorFile(state, ()), "it")
         if found is not None:
-            load_state_dict_strict(new_tada(found.config), found.tensors, "it")
+            load_state_dict_strict(build_tada(found.config), found.tensors, "it")
     except ValueError as error:
         assert str(error).startswith("it")
 

@@ -194,7 +194,7 @@ def test_both_directions_from_the_cache_are_those_from_pixels(
     ("overrides", "message"),
     [
         (["--backbone.mode=adapter"], "tada2d has no adapters"),
-        (["--backbone.mode=frozen", "--backbone.recompute=full"], "nothing of it is computed anew"),
+        (["--backbone.mode=frozen", "--backbone.recompute=full"], "no recomputation"),
         (["--backbone.mode=frozen", "--cache.blocks=[0]"], "cache.blocks must be blocks"),
         (["--backbone.mode=full", "--backbone.trainable_from_block=2"], "must lie in 0 to 1"),
     ],

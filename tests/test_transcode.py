@@ -21,10 +21,10 @@ import pytest
 from configs import cli
 from configs.loader import load
 from extract.sampling.reversal import reverse_segments
-from extract.transcode import main, mirrored, reversed_annotations
+from extract.transcode import main, mirror_segment, reverse_annotations
 from extract.transcoding import reverse
-from extract.transcoding.encode import timeline
-from extract.transcoding.reverse import is_finished, write_reversed
+from extract.transcoding.encode import make_timeline
+from extract.transcoding.reverse import is_current_reversal, write_reversed
 from extract.video.index import VideoError, VideoIndex
 from extract.video.reader import VideoReader
 from tests.conftest import REPOSITORY
@@ -148,11 +148,11 @@ def test_times_that_do_not_rise_are_spread() -> None:
     def index(*pts: int) -> VideoIndex:
         return VideoIndex("sequence", np.array(pts), np.array(pts[:1]), Fraction(1, 25), 0)
 
-    line = timeline(index(3, 4, 4, 6), backwards=True)
+    line = make_timeline(index(3, 4, 4, 6), backwards=True)
     assert (line.times * float(line.unit) * 25).tolist() == pytest.approx([0, 2, 2.001, 3])
-    line = timeline(index(3, 4, 4, 6), backwards=False)
+    line = make_timeline(index(3, 4, 4, 6), backwards=False)
     assert (line.times * float(line.unit) * 25).tolist() == pytest.approx([0, 1, 1.001, 3])
-    assert timeline(index(5, 5, 5), backwards=True).times.tolist() == [0, 1, 2]
+    assert make_timeline(index(5, 5, 5), backwards=True).times.tolist() == [0, 1, 2]
 
 
 def end_of_main(arguments: list[str]) -> str:
@@ -196,9 +196,9 @@ def test_bad_files_are_told_at_the_end_and_finished_ones_left_alone(
     assert sorted(path.name for path in out.iterdir()) == ["one.mp4", "truth.json", "two.mp4"]
 
     made = (out / "one.mp4").stat()
-    assert is_finished(videos / "one.mp4", out / "one.mp4", None)
+    assert is_current_reversal(videos / "one.mp4", out / "one.mp4", None)
     with pytest.raises(ValueError, match="these settings"):
-        is_finished(videos / "one.mp4", out / "one.mp4", 23)
+        is_current_reversal(videos / "one.mp4", out / "one.mp4", 23)
     end_of_main(command)
     assert (out / "one.mp4").stat() == made
 
@@ -233,7 +233,7 @@ def test_a_killed_run_goes_on(tmp_path: Path) -> None:
 
 def grown(folder: Path) -> int:
     """Return how many bytes more a process has while it turns a long video round."""
-    reverse.HELD_BYTES = 8 * 1024**2
+    reverse.STRETCH_BYTES = 8 * 1024**2
     size = replace(ENCODINGS["B-frames, long GOP"], size=(360, 640))
     write_numbered(folder / "warm.mp4", 60, size)
     write_numbered(folder / "long.mp4", 450, size)  # 155 MB of planes
@@ -292,7 +292,7 @@ def test_forward_on_reversed_files_sees_what_reversed_sees(
     turned = tmp_path / "turned"
     turned.mkdir()
     write_reversed(tmp_path / "videos/clip.mp4", turned / "clip.mp4")
-    content, warnings = reversed_annotations(
+    content, warnings = reverse_annotations(
         original, {"clip": probe_item(tmp_path / "videos/clip.mp4")}
     )
     assert not warnings
@@ -334,11 +334,13 @@ def test_forward_on_reversed_files_sees_what_reversed_sees(
 
 def test_times_at_the_ends_of_a_video(tmp_path: Path) -> None:
     item, warnings = a_video(tmp_path, 50), Counter[str]()
-    assert mirrored(["0.5", "1.5"], item, 2.0, warnings) == pytest.approx([0.5, 1.5], abs=1e-6)
-    assert mirrored([0, 2.0], item, 2.0, warnings) == pytest.approx([0, 2], abs=1e-6)
-    assert mirrored([1, 2.5], item, 2.0, warnings) == pytest.approx([0, 1], abs=1e-6)
+    assert mirror_segment(["0.5", "1.5"], item, 2.0, warnings) == pytest.approx(
+        [0.5, 1.5], abs=1e-6
+    )
+    assert mirror_segment([0, 2.0], item, 2.0, warnings) == pytest.approx([0, 2], abs=1e-6)
+    assert mirror_segment([1, 2.5], item, 2.0, warnings) == pytest.approx([0, 1], abs=1e-6)
     assert not warnings
-    assert mirrored([2.0, 3.0], item, 2.0, warnings) == [2.0, 3.0]
+    assert mirror_segment([2.0, 3.0], item, 2.0, warnings) == [2.0, 3.0]
     assert sum(warnings.values()) == 1
 
 

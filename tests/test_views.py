@@ -17,7 +17,7 @@ from extract.sampling.views import (
     crop_corners,
     evaluation_clips,
     evaluation_views,
-    in_direction,
+    order_view,
     training_clip,
     training_view,
 )
@@ -131,7 +131,7 @@ def test_views_show_the_frames_that_were_asked_for(numbered: Path) -> None:
     for clip, (left, right) in zip(clips, zip(views[::2], views[1::2], strict=True), strict=True):
         whole = torch.cat([left, right], 3)
         assert numbers(whole) == clip.frames.tolist()
-        assert numbers(in_direction(whole, "reversed")) == clip.frames[::-1].tolist()
+        assert numbers(order_view(whole, "reversed")) == clip.frames[::-1].tolist()
 
 
 def test_a_training_view_is_one_draw_for_all_frames(numbered: Path) -> None:

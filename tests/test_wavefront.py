@@ -114,18 +114,18 @@ def test_memory_does_not_grow_with_the_span(small: Backbone, backwards: bool) ->
         sizes = []
         for _ in range(50):
             wavefront.push(frames(1, 16 * clips))
-            storages = [tensor.untyped_storage() for tensor in wavefront.held.values()]
+            storages = [tensor.untyped_storage() for tensor in wavefront.pending.values()]
             sizes.append(sum(storage.nbytes() for storage in storages))
         assert set(sizes[4:]) == {3 * 9 * 4 * 32 * 4} and max(sizes) == sizes[4]
         wavefront.finish()
-        assert not wavefront.held
+        assert not wavefront.pending
 
 
 @pytest.mark.parametrize("backwards", [False, True])
 def test_no_graph_is_kept_where_gradients_are_on(small: Backbone, backwards: bool) -> None:
     wavefront = StreamingPass(small, ["features"], backwards=backwards)
     pushed = wavefront.push(frames(1, 64))
-    kept = [*pushed.values(), *wavefront.held.values(), *wavefront.finish().values()]
+    kept = [*pushed.values(), *wavefront.pending.values(), *wavefront.finish().values()]
     assert len(kept) == 5 and not any(tensor.requires_grad for tensor in kept)
 
 

@@ -25,7 +25,7 @@ from extract.backbone.pretrained import load_trunk
 from extract.backbone.videomae import TrunkConfig, VideoMAE
 from extract.checkpoints.key_maps import head_to_opentad
 from extract.checkpoints.layouts import find_networks
-from extract.checkpoints.tensor_files import read_tensors, sha256
+from extract.checkpoints.tensor_files import hash_files, read_tensors
 from extract.weights import main as weights_main
 from tests.conftest import GOLDEN, REPOSITORY
 from tests.forks import good
@@ -288,7 +288,10 @@ def test_the_record_of_a_run_says_what_became_of_every_tensor(
     write_detector_record(tmp_path, detector, data)
     record = json.loads((tmp_path / "weights.json").read_text())
     assert record["source"] == str(path) and record["layout"] == "mmaction2 VideoMAE"
-    assert record["sha256"] == sha256([path]) and record["size"] == "a VideoMAE (32 wide, 3 blocks)"
+    assert (
+        record["sha256"] == hash_files([path])
+        and record["size"] == "a VideoMAE (32 wide, 3 blocks)"
+    )
     assert len(record["loaded"]) + len(record["dropped"]) == len(tensors())
     own = {f"streams.0.backbone.trunk.{name}" for name in record["loaded"]}
     assert own | set(record["new"]) == detector.state_dict().keys()
@@ -397,7 +400,7 @@ def test_the_script_says_what_a_file_is(
     for part in (
         "VideoMAE, a VideoMAE (32 wide, 3 blocks)",
         "45 tensors, ",
-        sha256([tmp_path / "k400"])["k400"],
+        hash_files([tmp_path / "k400"])["k400"],
         "classifier of 400 classes, as Kinetics-400 has",
         "mode none",
         "backbone.trunk: width 32, depth 3, mlp_ratio 4, patch 16\n",

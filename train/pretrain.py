@@ -28,7 +28,7 @@ from extract.backbone.backbone import Backbone, BackboneConfig
 from extract.backbone.videomae import TrunkConfig
 from extract.sampling.loader import make_loader
 from extract.sampling.units import CLIP_FRAMES, TUBELET
-from extract.scenes import ACTIONS, action_map, random_scene, render
+from extract.scenes import ACTIONS, action_map, random_scene, render_scene
 
 TINY = TrunkConfig(width=96, depth=6, heads=3, image_size=64, drop_path=0.0)
 FRAME_RATES = (15.0, 18.0, 20.0, 24.0)
@@ -51,7 +51,7 @@ class EndlessClips(IterableDataset[tuple[Tensor, Tensor]]):
             # Three clips of one scene: the timeline is dear, the pixels are cheap.
             for begin in rng.uniform(2.0, scene.duration - CLIP_FRAMES * step, 3):
                 times = begin + step * np.arange(CLIP_FRAMES)
-                frames = render(scene, times, side, side, rng)
+                frames = render_scene(scene, times, side, side, rng)
                 middle = times.reshape(-1, TUBELET).mean(1)
                 target = action_map(scene, middle, side // TINY.patch)
                 yield torch.from_numpy(frames).permute(3, 0, 1, 2), torch.from_numpy(target)

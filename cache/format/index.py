@@ -184,9 +184,9 @@ def load_tables(
 
 def _apply_listing(index: Index, files: Files, listed: dict[str, int]) -> Index:
     """Return an index of the listed tables; those in `index` are not read again."""
-    known = {loaded.file: number for number, loaded in index.tables.items()}
-    gone = [number for file, number in known.items() if file not in listed]
-    loaded_before = known.keys() | index.unreadable.keys()
+    numbers = {loaded.file: number for number, loaded in index.tables.items()}
+    gone = [number for file, number in numbers.items() if file not in listed]
+    loaded_before = numbers.keys() | index.unreadable.keys()
     tables, unreadable = load_tables(
         files, {f: s for f, s in listed.items() if f not in loaded_before}
     )

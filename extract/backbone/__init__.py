@@ -1,4 +1,4 @@
-"""Pixels to features: VideoMAE with adapters, TAda2D in its place, from and to any cut."""
+"""Backbones, from pixels to features and between any cuts: VideoMAE with adapters, or TAda2D."""
 
 from extract.backbone.backbone import Backbone, BackboneConfig, Cut
 

@@ -41,13 +41,13 @@ class TemporalAdapter(nn.Module):
         return x + self.change(x, recompute)
 
     def change(self, x: Tensor, recompute: Recompute = "none") -> Tensor:
-        """Return what is to be added to tokens [B, T, P, C]."""
+        """Return the change that the adapter adds to tokens [B, T, P, C]."""
         mixed = checkpointed(self._mix, "none" if recompute == "none" else "full", self.down(x))
         # The scale goes into the weights: its gradient then needs no copy of the wide product.
         return F.linear(mixed, self.up.weight * self.gamma, self.up.bias * self.gamma)
 
     def _mix(self, hidden: Tensor) -> Tensor:
-        """Let [B, T, P, H] pass GELU, and add it to its convolution over T, then over H."""
+        """Return GELU of [B, T, P, H] plus its convolution over T and then over H."""
         y = F.gelu(hidden)
         # To a convolution over T and P this layout is "channels last": nothing is copied.
         z = F.conv2d(
@@ -64,7 +64,7 @@ class TemporalAdapter(nn.Module):
 class Ladder(nn.Module):
     """Adapters beside a transformer that never learns (AdaTAD†, section 3.4).
 
-    Each looks at what its block gives; what they find is added to what the last block gives. No
+    Each reads the output of its block; their changes are added to the output of the last block. No
     gradient passes through the transformer.
 
     Args:
@@ -78,13 +78,13 @@ class Ladder(nn.Module):
         self.adapters = nn.ModuleDict({str(k): TemporalAdapter(width, ratio) for k in blocks})
 
     def forward(self, x: Tensor, recompute: Recompute = "none") -> Tensor:
-        """Map what n blocks give, side by side [B, T, P, n·C], to tokens [B, T, P, C]."""
+        """Map the outputs of n blocks, concatenated [B, T, P, n·C], to tokens [B, T, P, C]."""
         return self.fuse(x.chunk(len(self.adapters), -1), recompute)
 
     def fuse(self, tokens: Sequence[Tensor], recompute: Recompute = "none") -> Tensor:
-        """Map what every block gives, n times [B, T, P, C], to tokens of the same shape."""
-        found = tokens[-1]
+        """Map the outputs of n blocks, each [B, T, P, C], to tokens of the same shape."""
+        fused = tokens[-1]
         for adapter, x in zip(self.adapters.values(), tokens, strict=True):
             assert isinstance(adapter, TemporalAdapter)
-            found = found + adapter.change(x, recompute)
-        return found
+            fused = fused + adapter.change(x, recompute)
+        return fused

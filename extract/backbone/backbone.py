@@ -1,4 +1,4 @@
-"""From pixels to features: what backbones have; VideoMAE and its adapters, over a whole span."""
+"""Backbones, from pixels to features: their protocol, and VideoMAE with adapters over a span."""
 
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -15,22 +15,22 @@ from extract.backbone.videomae import TrunkConfig, VideoMAE
 from extract.sampling.units import CLIP_FRAMES, CLIP_STEPS, TUBELET
 
 Cut = int | Literal["ladder", "features"]
-"""Where an activation is taken: behind block k and its adapter; what a ladder looks at; or the
+"""Where an activation is taken: after block k and its adapter; the inputs of a ladder; or the
 features at the end."""
 
 Mode = Literal["adapter", "frozen", "full", "side", "imported"]
-KindOfNetwork = Literal["videomae", "tada2d"]
+NetworkKind = Literal["videomae", "tada2d"]
 
 ARITHMETIC = 1
-"""Raise it when the same weights and frames come to give other numbers: all caches then miss."""
+"""Raise it when the same weights and frames give other numbers: all caches then miss."""
 
 CPU_ELEMENTS = 2**20
-"""Numbers that a CPU reads at a time: some clips, whose activations its cache can hold."""
+"""Numbers that a CPU processes at a time: some clips, whose activations fit into its cache."""
 
 
 @dataclass(frozen=True)
 class TAdaSize:
-    """Sizes of TAda2D; those of ResNet-50 unless told otherwise (extract/tada/tada2d.py).
+    """Sizes of TAda2D; by default those of ResNet-50 (extract/tada/tada2d.py).
 
     Args:
         blocks: in each stage.
@@ -48,30 +48,31 @@ class TAdaSize:
 
 @dataclass(frozen=True)
 class BackboneConfig:
-    """What runs over the pixels and which part of it learns.
+    """Settings of the backbone, and which part of it is trained.
 
     Args:
         trunk: sizes of the transformer.
         network: `videomae`, the transformer, or `tada2d`, the convolutional network whose sizes
             are in `tada`: one block without adapters, frozen or trained in full.
-        mode: `adapter` trains adapters behind the blocks of a frozen transformer, `side` a ladder
+        mode: `adapter` trains adapters after the blocks of a frozen transformer, `side` a ladder
             of them beside it, `frozen` trains nothing, `full` trains the transformer and has no
-            adapters. With `imported` there is none: features that other networks computed are read
-            from the cache (extract/features.py), and mapped to the trunk's width if need be.
+            adapters. With `imported` there is no network: features that other networks computed
+            are read from the cache (extract/features.py), and mapped to the trunk's width if need
+            be.
         weights: checkpoint of the pretrained transformer; None starts from random weights.
-        recompute: activations that the backward pass computes anew, to save memory.
+        recompute: activations that the backward pass computes again, to save memory.
         trainable_from_block: blocks and adapters below this one are frozen and run in eval mode;
             at the trunk's depth, nothing but the head learns.
         mean, std: pixel normalisation, RGB, 0 to 255.
         adapter_ratio: hidden width of an adapter over the trunk's width.
-        adapters_from_block: the first block that has an adapter; all behind it have one, too.
-        second_from_block: from this block on a second adapter stands behind the first, and only the
-            second ones learn (Experiment 2); null has none.
+        adapters_from_block: the first block that has an adapter; all after it have one, too.
+        second_from_block: from this block on there is a second adapter after the first, and only
+            the second ones are trained (Experiment 2); null has none.
         imported: the name that features were imported under; `imported_width`: their channels.
     """
 
     trunk: TrunkConfig = field(default_factory=TrunkConfig)
-    network: KindOfNetwork = "videomae"
+    network: NetworkKind = "videomae"
     tada: TAdaSize = TAdaSize()
     mode: Mode = "adapter"
     weights: str | None = None
@@ -98,7 +99,7 @@ class BackboneConfig:
             self.mode not in ("frozen", "full") or self.recompute != "none"
         ):
             raise ValueError(
-                "backbone.network tada2d has no adapters, and nothing of it is computed anew: set "
+                "backbone.network tada2d has no adapters and no recomputation: set "
                 f"backbone.mode frozen or full, not {self.mode}, and backbone.recompute none"
             )
         if int(self.trunk.width * self.adapter_ratio) < 1:
@@ -132,19 +133,19 @@ class BackboneConfig:
 
     @property
     def first_trainable_block(self) -> int:
-        """The first block that learns, or whose adapter does; the depth if none does."""
+        """The first block that is trained, or whose adapter is; the depth if none is."""
         if self.mode in ("frozen", "imported"):
             return self.depth
         return max(self.trainable_from_block, self.second_from_block or 0)
 
     @property
     def learns(self) -> bool:
-        """Return whether any of it does."""
+        """Whether any part of the backbone is trained."""
         return self.first_trainable_block < self.depth
 
     @property
     def last_frozen_cut(self) -> "Cut | None":
-        """The last cut that training does not move; None where all blocks learn."""
+        """The last cut whose activations training does not change; None if all blocks learn."""
         first = self.first_trainable_block
         if not self.learns:
             return "features"
@@ -154,7 +155,7 @@ class BackboneConfig:
 
     @property
     def adapted_blocks(self) -> range:
-        """The blocks that have an adapter, behind them or beside them."""
+        """The blocks that have an adapter, after them or beside them."""
         count = self.depth if self.mode in ("adapter", "side") else 0
         return range(min(self.adapters_from_block, count), count)
 
@@ -163,12 +164,12 @@ class BackboneConfig:
         """All cuts that a pass can start from or stop at, in its order."""
         if self.mode == "imported" or self.network == "tada2d":
             return ("features",)
-        if self.mode == "side":  # a pass from behind a block that the ladder looks at lacks that
+        if self.mode == "side":  # a pass from after an adapted block lacks that input of the ladder
             return (*range(self.adapters_from_block), "ladder", "features")
         return (*range(self.depth), "features")
 
     def blocks_between(self, start: Cut | None, stop: Cut) -> range:
-        """Return the blocks that lie between two cuts; None stands for pixels.
+        """Return the blocks between two cuts; None stands for pixels.
 
         Raises:
             ValueError: the cuts are out of order.
@@ -181,7 +182,7 @@ class BackboneConfig:
 
 
 class PixelBackbone(Protocol):
-    """What a backbone that begins with pixels has, whatever its network; `Backbone` is one.
+    """A backbone that begins with pixels, whatever its network; `Backbone` is one.
 
     Attributes:
         ladder: adapters beside the network, if it has any there.
@@ -205,13 +206,13 @@ class PixelBackbone(Protocol):
         """Run from pixels or from a cut to a cut; see `Backbone.forward`."""
 
     def embed(self, frames: Tensor) -> Tensor:
-        """Return what the first block takes of uint8 frames [B, 3, T, H, W]."""
+        """Return the first block's input for uint8 frames [B, 3, T, H, W]."""
 
     def run_block(self, k: int, tokens: Tensor) -> Tensor:
-        """Return the tokens behind block k, without its adapters [B, T/2, h·w, C]."""
+        """Return the tokens after block k, without its adapters [B, T/2, h·w, C]."""
 
     def adapters_after(self, k: int) -> Sequence[nn.Module]:
-        """Return the adapters behind block k, in their order: none, one or two."""
+        """Return the adapters after block k, in their order: none, one or two."""
 
     def pool(self, tokens: Tensor) -> Tensor:
         """Return the features [B, C, T/2]."""
@@ -221,8 +222,8 @@ class Backbone(nn.Module):
     """A transformer trunk and its adapters.
 
     Args:
-        trunk: of another backbone, to be shared; None makes one: of random numbers, or, where the
-            config names weights, without any memory until `load_state_dict_strict` fills it.
+        trunk: of another backbone, to be shared; None makes one: with random weights, or, if the
+            config names a file, on the meta device until `load_state_dict_strict` fills it.
     """
 
     mean: Tensor
@@ -232,7 +233,7 @@ class Backbone(nn.Module):
         super().__init__()
         self.config = config
         if trunk is None:
-            # Random numbers for it would take longer than reading those of the file.
+            # Random weights would take longer than reading those of the file.
             with torch.device("meta") if config.weights else nullcontext():
                 trunk = VideoMAE(config.trunk)
         self.trunk = trunk
@@ -252,7 +253,7 @@ class Backbone(nn.Module):
             adapter.requires_grad_(int(name) >= first and second is None)
         for name, adapter in self.second.items():
             adapter.requires_grad_(int(name) >= first)
-        keep_pixel_scale(self, config)
+        register_pixel_scale(self, config)
 
     @property
     def width(self) -> int:
@@ -260,10 +261,10 @@ class Backbone(nn.Module):
         return self.config.width
 
     def forward(self, x: Tensor, start: Cut | None = None, stop: Cut = "features") -> Tensor:
-        """Run from pixels or from a cut to a cut.
+        """Return the activation at a cut, from pixels or from the activation at an earlier cut.
 
         Args:
-            x: uint8 frames [B, 3, T, H, W] where `start` is None, else the activation at `start`.
+            x: uint8 frames [B, 3, T, H, W] if `start` is None, else the activation at `start`.
             start: the cut at which `x` was taken; None for pixels.
             stop: the cut at which to stop.
 
@@ -294,12 +295,12 @@ class Backbone(nn.Module):
         return self.pool(tokens) if stop == "features" else tokens
 
     def adapters_after(self, k: int) -> list[nn.Module]:
-        """Return the adapters behind block k, in their order: none, one or two."""
+        """Return the adapters after block k, in their order: none, one or two."""
         name = str(k)
         return [adapters[name] for adapters in (self.adapters, self.second) if name in adapters]
 
     def embed(self, frames: Tensor) -> Tensor:
-        """Turn uint8 frames [B, 3, T, H, W] into tokens [B, T/2, h·w, C] before block 0."""
+        """Return the tokens [B, T/2, h·w, C] before block 0 for uint8 frames [B, 3, T, H, W]."""
         batch, length = len(frames), frames.shape[2]
         if length % CLIP_FRAMES:
             raise ValueError(
@@ -309,22 +310,22 @@ class Backbone(nn.Module):
         learns = self.trunk.patch_embed.weight.requires_grad
         with torch.set_grad_enabled(torch.is_grad_enabled() and learns):
             tokens = torch.cat(
-                [self.trunk.embed((part - self.mean) / self.std) for part in parts(clips)]
+                [self.trunk.embed((part - self.mean) / self.std) for part in split_for_cache(clips)]
             )
         return tokens.view(batch, length // TUBELET, -1, tokens.shape[-1])
 
     def run_block(self, k: int, tokens: Tensor) -> Tensor:
         """Map tokens [B, T/2, h·w, C] to the same shape: block k, without its adapter.
 
-        Attention sees one clip; the adapter looks across clips over the whole span.
+        Attention sees one clip; the adapter mixes across clips over the whole span.
         """
         clips = tokens.unflatten(1, (-1, CLIP_STEPS)).flatten(0, 1).flatten(1, 2)
-        shares, rate = parts(clips), self.trunk.drop_rates[k]
+        shares, rate = split_for_cache(clips), self.trunk.drop_rates[k]
         scales: Sequence[Tensor | None] = [None] * len(shares)
         # Beside a ladder the transformer runs as in eval mode.
         learns = self.config.mode != "side" and k >= self.config.first_trainable_block
         if self.training and rate and learns:
-            # Drawn for all clips, outside of what may be computed again.
+            # Drawn for all clips at once, outside of the part that may be recomputed.
             ones = torch.ones(2 * len(clips), 1, 1, device=clips.device)
             kept = drop_path(ones, rate, True).unflatten(0, (-1, 2))
             scales = kept.split([len(part) for part in shares])
@@ -336,19 +337,19 @@ class Backbone(nn.Module):
         return (done[0] if len(done) == 1 else torch.cat(done)).view_as(tokens)
 
     def pool(self, tokens: Tensor) -> Tensor:
-        """Average tokens [B, T/2, h·w, C] over space: features [B, C, T/2]."""
+        """Return tokens [B, T/2, h·w, C] averaged over space: features [B, C, T/2]."""
         return tokens.mean(2).transpose(1, 2)
 
 
-def keep_pixel_scale(backbone: nn.Module, config: BackboneConfig) -> None:
-    """Keep what pixels are normalised by where the network is."""
+def register_pixel_scale(backbone: nn.Module, config: BackboneConfig) -> None:
+    """Register mean and std of pixels as buffers, so that they are on the network's device."""
     for name, values in (("mean", config.mean), ("std", config.std)):
         scale = torch.tensor(values).view(1, 3, 1, 1, 1)
         backbone.register_buffer(name, scale, persistent=False)
 
 
-def parts(clips: Tensor) -> Sequence[Tensor]:
-    """Split [N, …] into what is worked on together: on a CPU, what its cache can hold."""
+def split_for_cache(clips: Tensor) -> Sequence[Tensor]:
+    """Return [N, …] split into parts that fit into a CPU's cache; whole on other devices."""
     if clips.device.type != "cpu":
         return [clips]
     return clips.split(max(1, CPU_ELEMENTS // max(clips[0].numel(), 1)))

@@ -1,4 +1,4 @@
-"""A backbone that is not here: features that other networks computed, out of a store."""
+"""The backbone of imported features, which other networks computed and a store holds."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ NO_PIXELS = "imported features cannot be computed from pixels"
 
 
 class Imported(nn.Module):
-    """No network at all, or a linear one to the width of the backbone that is to follow.
+    """The identity, or a linear layer from the imported width to the configured one.
 
     Args:
         config: of mode `imported`.
@@ -18,9 +18,9 @@ class Imported(nn.Module):
 
     def __init__(self, config: BackboneConfig) -> None:
         super().__init__()
-        self.config, given, width = config, config.imported_width, config.width
-        assert given is not None
-        self.project = nn.Identity() if given == width else nn.Linear(given, width)
+        self.config, channels, width = config, config.imported_width, config.width
+        assert channels is not None
+        self.project = nn.Identity() if channels == width else nn.Linear(channels, width)
 
     def forward(self, x: Tensor, start: Cut | None = None, stop: Cut = "features") -> Tensor:
         """Map imported features [B, C, T] to [B, width, T].
@@ -38,7 +38,7 @@ AnyBackbone = PixelBackbone | Imported
 
 
 def require_pixels(backbone: AnyBackbone) -> PixelBackbone:
-    """Return a backbone that begins with pixels.
+    """Return the backbone if it begins with pixels.
 
     Raises:
         ValueError: its features are imported.
@@ -49,10 +49,10 @@ def require_pixels(backbone: AnyBackbone) -> PixelBackbone:
 
 
 def imported_name(features: str, video: str) -> str:
-    """Return what a store calls a video's imported features, which are not its file's."""
+    """Return the name in a store of a video's imported features, as opposed to its file."""
     return f"{features}/{video}"
 
 
 def about(features: str, width: int) -> dict[str, Any]:
-    """Return what stands in for the settings and weights of a network that is not known here."""
+    """Return what the fingerprint hashes in place of the unknown network's settings and weights."""
     return {"imported": features, "width": width}

@@ -1,4 +1,4 @@
-"""Pretrained weights into a trunk; what to set where sizes differ."""
+"""Loading of pretrained weights into a trunk; which settings to change if sizes differ."""
 
 import math
 from pathlib import Path
@@ -11,12 +11,12 @@ from extract.sampling.units import CLIP_FRAMES, CLIP_STEPS, TUBELET
 
 
 def load_trunk(trunk: VideoMAE, source: str | Path) -> Coverage:
-    """Load a pretrained transformer from a file or folder of any known layout.
+    """Load a pretrained transformer from a file or folder of any known layout; account for it.
 
-    Of a whole detector only its transformer is taken, of two streams the first one's.
+    Of a whole detector only its transformer is loaded, of two streams the first one's.
 
     Raises:
-        ValueError: the file cannot be read, or its transformer is another one than the config's.
+        ValueError: the file cannot be read, or its transformer has other sizes than the config's.
     """
     content = read_tensors(source)
     network, *others = recognise(content, source)
@@ -43,11 +43,11 @@ def load_trunk(trunk: VideoMAE, source: str | Path) -> Coverage:
 
 
 def check_trunk_size(network: FoundNetwork, config: TrunkConfig, source: str | Path) -> None:
-    """Raise ValueError unless a network's transformer has the config's size; says what to set."""
+    """Raise ValueError, which names the settings, unless a transformer has the config's size."""
     size = network.size
     wanted = trunk_settings(network, source)
     if size.hidden == round(config.width * config.mlp_ratio):
-        wanted.pop("mlp_ratio", None)  # a published ratio is a fraction, which people round
+        wanted.pop("mlp_ratio", None)  # a published ratio is a fraction, which configs round
     wrong = {name: value for name, value in wanted.items() if getattr(config, name) != value}
     if not wrong:
         return
@@ -55,14 +55,14 @@ def check_trunk_size(network: FoundNetwork, config: TrunkConfig, source: str | P
     settings = ", ".join(f"backbone.trunk.{name} {value:g}" for name, value in wrong.items())
     if "image_size" in wrong and size.positions is not None:
         settings += (
-            f" (its position table has {size.positions} rows, {_readings(size)}; frames of any "
-            "size can be used with it, resized to their grid)"
+            f" (its position table has {size.positions} rows, {_possible_clips(size)}; frames of "
+            "any size can be used with it, resized to their grid)"
         )
     raise ValueError(f"{source} holds {size}; the config has {ours}: set {settings}")
 
 
 def trunk_settings(network: FoundNetwork, source: str | Path) -> dict[str, float]:
-    """Return a network's `backbone.trunk` settings, as far as its file tells them.
+    """Return a network's `backbone.trunk` settings, as far as its file has them.
 
     Raises:
         ValueError: its position table is for clips of other lengths than ours.
@@ -71,7 +71,7 @@ def trunk_settings(network: FoundNetwork, source: str | Path) -> dict[str, float
     settings: dict[str, float] = {"width": size.width, "depth": size.depth}
     heads = network.settings.get("num_attention_heads")
     if heads is None and not network.layout.startswith("Palindrome"):
-        # No tensor tells it; other people's have the published number.
+        # No tensor shows it; other projects' networks have the published number.
         _, heads = PUBLISHED.get((size.width, size.depth), (None, None))
     if heads is not None:
         settings["heads"] = heads
@@ -83,7 +83,7 @@ def trunk_settings(network: FoundNetwork, source: str | Path) -> dict[str, float
         grid = math.isqrt(size.positions // CLIP_STEPS)
         if CLIP_STEPS * grid**2 != size.positions:
             raise ValueError(
-                f"{source}: its position table has {size.positions} rows, {_readings(size)}; "
+                f"{source}: its position table has {size.positions} rows, {_possible_clips(size)}; "
                 f"Palindrome's clips have {CLIP_FRAMES} frames"
             )
         side = grid * size.patch
@@ -92,8 +92,8 @@ def trunk_settings(network: FoundNetwork, source: str | Path) -> dict[str, float
     return settings
 
 
-def _readings(size: Size) -> str:
-    """Return which clips a position table is for; several lengths may be possible."""
+def _possible_clips(size: Size) -> str:
+    """Return a phrase for the clips that a position table may be for; several are possible."""
     rows = size.positions or 0
     clips = [
         f"{steps * TUBELET} frames of {grid * size.patch} px"

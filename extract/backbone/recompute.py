@@ -1,9 +1,9 @@
-"""What the backward pass computes anew instead of keeping it: memory against time.
+"""Activation checkpointing: the backward pass recomputes activations to save memory.
 
-Between keeping everything and keeping only a block's input lies keeping what costs much work for
-little memory: attention. Products and norms are the other way round: their results are as wide as
-the tokens or wider, and cheap to have again. The last product of a block comes free in any case:
-it is only added, so that the backward pass never asks for its result.
+Between keeping everything and keeping only a block's input lies keeping what takes much work for
+little memory: attention. Products and norms are the opposite: their results are as wide as the
+tokens or wider, and cheap to compute again. The last product of a block costs nothing in any case:
+it is only added, so that the backward pass never needs its result.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ from torch.utils.checkpoint import (
 )
 
 Recompute = Literal["none", "selective", "full"]
-"""What is computed again: `none`, all but attention (`selective`), or whole blocks (`full`)."""
+"""What is recomputed: `none`, all but attention (`selective`), or whole blocks (`full`)."""
 
 aten = torch.ops.aten
 ATTENTION = {
@@ -33,15 +33,15 @@ ATTENTION = {
 def checkpointed(
     block: Callable[..., Tensor], recompute: Recompute, *inputs: Tensor | None
 ) -> Tensor:
-    """Run a block whose result depends on nothing but its inputs and weights (no random draws)."""
+    """Return a block's result, which must depend on its inputs and weights only, not on chance."""
     if recompute == "none" or not torch.is_grad_enabled():
         return block(*inputs)
     options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
     if recompute == "selective":
-        options["context_fn"] = partial(create_selective_checkpoint_contexts, _choose)
+        options["context_fn"] = partial(create_selective_checkpoint_contexts, _recompute_policy)
     result: Tensor = checkpoint(block, *inputs, **options)
     return result
 
 
-def _choose(context: object, op: object, *arguments: Any, **_: Any) -> CheckpointPolicy:
+def _recompute_policy(context: object, op: object, *arguments: Any, **_: Any) -> CheckpointPolicy:
     return CheckpointPolicy.MUST_SAVE if op in ATTENTION else CheckpointPolicy.PREFER_RECOMPUTE

@@ -1,8 +1,8 @@
 """A span of any length through the backbone, in memory that does not grow with it.
 
-Attention looks at one clip, an adapter at one tubelet to each side. So behind each block only the
-newest clip has to wait for its next neighbour, together with one tubelet of the clip before. Clips
-pass through the blocks as a wavefront, and each is computed once.
+Attention reads one clip, an adapter one tubelet to each side. So after each block only the newest
+clip has to wait for its next neighbour, together with one tubelet of the clip before. Clips pass
+through the blocks as a wavefront, and each is computed once.
 """
 
 from collections.abc import Iterable
@@ -16,12 +16,12 @@ from extract.sampling.units import CLIP_FRAMES, CLIP_STEPS
 
 
 class StreamingPass:
-    """One pass over one span, whose clips come group by group; equal to `Backbone.forward` on all.
+    """A pass over one span whose clips come in groups; equal to `Backbone.forward` on all of them.
 
     Args:
         backbone: in eval mode.
-        cuts: where activations are wanted, at least one; no block runs behind the last of them.
-        start: what is pushed: uint8 frames (None) or the activation at this cut.
+        cuts: whose activations are returned, at least one; no block after the last of them runs.
+        start: the cut whose activation is pushed; None for uint8 frames.
         backwards: groups come from the end of the span to its beginning, each of them in the order
             of the span. One decode forward in time thus serves the reversed direction, too.
 
@@ -40,8 +40,8 @@ class StreamingPass:
         self.cuts = frozenset(cuts)
         self.start = start
         self.backwards = backwards
-        self.held: dict[nn.Module, Tensor] = {}
-        """Per adapter what waits in front of it: at most 9 tubelets."""
+        self.pending: dict[nn.Module, Tensor] = {}
+        """Per adapter the tokens that wait for it: at most 9 tubelets."""
         self._state: Literal["empty", "open", "closed"] = "empty"
         if not self.cuts:
             raise ValueError("name at least one cut where activations are wanted")
@@ -55,7 +55,7 @@ class StreamingPass:
 
     @torch.no_grad()  # a graph would hold the whole span
     def push(self, group: Tensor) -> dict[Cut, Tensor]:
-        """Take the next clips and return what they finish.
+        """Return the activations that the next clips complete.
 
         Args:
             group: g ≥ 1 clips: uint8 frames [1, 3, 16·g, H, W], or tokens [1, 8·g, h·w, C], those
@@ -63,7 +63,7 @@ class StreamingPass:
 
         Returns:
             Per cut the next n tubelets: tokens [1, n, h·w, C] or features [1, C, n]. A cut where
-            nothing was finished is left out. `backwards`, they belong in front of the earlier ones.
+            nothing is complete is absent. With `backwards` they precede the earlier ones.
 
         Raises:
             ValueError: the group does not consist of whole clips.
@@ -85,7 +85,7 @@ class StreamingPass:
     def finish(self) -> dict[Cut, Tensor]:
         """Return the rest, as `push` does: the last clip has no neighbour to wait for.
 
-        What waits is swept along: behind the last of n adapters up to n clips run together.
+        All pending clips run with it: after the last of n adapters up to n clips run together.
 
         Raises:
             RuntimeError: nothing was pushed, the span is finished already, or a push has failed.
@@ -98,7 +98,7 @@ class StreamingPass:
         return self._run(None, last=True)
 
     def _run(self, tokens: Tensor | None, last: bool) -> dict[Cut, Tensor]:
-        """Run the blocks, each over what the one before it has finished; None is nothing."""
+        """Return the activations that are complete after each block has run on its new input."""
         found: dict[Cut, Tensor] = {}
         if tokens is not None and self.start in self.cuts:
             found[self.start] = tokens
@@ -124,22 +124,24 @@ class StreamingPass:
         return found
 
     def _adapt(self, adapter: nn.Module, tokens: Tensor | None, last: bool) -> Tensor | None:
-        """Return an adapter's clips whose neighbours are all known; hold the newest one."""
+        """Return an adapter's output for clips that have all neighbours; keep the newest clip."""
         if tokens is None and not last:
             return None
-        parts = [part for part in (self.held.pop(adapter, None), tokens) if part is not None]
-        known = torch.cat(parts[::-1] if self.backwards else parts, 1)
-        # One tubelet of the clip before is only seen; without one the adapter pads with zeros,
+        parts = [part for part in (self.pending.pop(adapter, None), tokens) if part is not None]
+        available = torch.cat(parts[::-1] if self.backwards else parts, 1)
+        # One tubelet of the clip before is context only; without one the adapter pads with zeros,
         # as it does at the ends of a whole span.
-        seen = known.shape[1] % CLIP_STEPS
+        context = available.shape[1] % CLIP_STEPS
         if last:
-            return self._trim(adapter(known), seen, 0)
+            return self._trim(adapter(available), context, 0)
         # A copy, not a view: it would keep the whole group in memory.
-        self.held[adapter] = self._trim(known, max(0, known.shape[1] - CLIP_STEPS - 1), 0).clone()
-        done = self._trim(adapter(self._trim(known, 0, CLIP_STEPS - 1)), seen, 1)
+        self.pending[adapter] = self._trim(
+            available, max(0, available.shape[1] - CLIP_STEPS - 1), 0
+        ).clone()
+        done = self._trim(adapter(self._trim(available, 0, CLIP_STEPS - 1)), context, 1)
         return done if done.shape[1] else None
 
     def _trim(self, tokens: Tensor, oldest: int, newest: int) -> Tensor:
-        """Drop so many tubelets of [1, T, P, C] where they came first and where they came last."""
+        """Return [1, T, P, C] without so many tubelets that came first and that came last."""
         first, last = (newest, oldest) if self.backwards else (oldest, newest)
         return tokens[:, first : tokens.shape[1] - last]

@@ -6,21 +6,21 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from extract.backbone.backbone import BackboneConfig, Cut, keep_pixel_scale, parts
+from extract.backbone.backbone import BackboneConfig, Cut, register_pixel_scale, split_for_cache
 from extract.checkpoints.strict import Coverage
 from extract.checkpoints.tensor_files import read_tensors
 from extract.sampling.units import CLIP_FRAMES, TUBELET
 from extract.tada.pretrained import load_tada_features, recognise_tada
 from extract.tada.tada2d import TAda2D, TAda2DConfig, lift_resnet
 
-IMAGE = "layer1.0.conv1.weight"  # only ResNets for images have it
+IMAGE_TENSOR = "layer1.0.conv1.weight"  # only ResNets for images have it
 
 
 class TAdaBackbone(nn.Module):
     """A TAda2D network in place of the transformer: one block, one position in space.
 
     It sees a clip at a time, as the transformer's attention does, so that spans of any length, both
-    directions and the cache are the same. Running statistics of its norms stay as pretrained.
+    directions and the cache work alike. Running statistics of its norms stay as pretrained.
 
     Args:
         config: of network `tada2d`.
@@ -39,10 +39,10 @@ class TAdaBackbone(nn.Module):
             trunk.classifier = nn.Identity()  # type: ignore[assignment]
         self.trunk = trunk
         trunk.requires_grad_(config.learns)
-        keep_pixel_scale(self, config)
+        register_pixel_scale(self, config)
 
     def train(self, mode: bool = True) -> "TAdaBackbone":
-        """Train, or not; a few windows of neighbouring frames are no sample for batch norms."""
+        """Set training mode, but not of batch norms: a few windows are no sample for them."""
         super().train(mode)
         for module in self.trunk.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
@@ -50,7 +50,7 @@ class TAdaBackbone(nn.Module):
         return self
 
     def forward(self, x: Tensor, start: Cut | None = None, stop: Cut = "features") -> Tensor:
-        """Map uint8 frames [B, 3, T, H, W] to features [B, C, T/2]; features pass as they are.
+        """Map uint8 frames [B, 3, T, H, W] to features [B, C, T/2]; return features unchanged.
 
         Raises:
             ValueError: T is no multiple of 16, or there is no such cut.
@@ -60,7 +60,7 @@ class TAdaBackbone(nn.Module):
         return x if start == stop else self.pool(self.run_block(0, self.embed(x)))
 
     def embed(self, frames: Tensor) -> Tensor:
-        """Normalise uint8 frames [B, 3, T, H, W].
+        """Return uint8 frames [B, 3, T, H, W] normalised.
 
         Raises:
             ValueError: T is no multiple of 16.
@@ -77,12 +77,12 @@ class TAdaBackbone(nn.Module):
         A tubelet's token is the mean of its frames' features.
         """
         clips = tokens.unflatten(2, (-1, CLIP_FRAMES)).transpose(1, 2).flatten(0, 1)
-        done = torch.cat([self.trunk.features(part) for part in parts(clips)])
+        done = torch.cat([self.trunk.features(part) for part in split_for_cache(clips)])
         pairs = done.unflatten(2, (-1, TUBELET)).mean(-1)
         return pairs.transpose(1, 2).unflatten(0, (len(tokens), -1)).flatten(1, 2).unsqueeze(2)
 
     def adapters_after(self, k: int) -> Sequence[nn.Module]:
-        """Return no adapters: there are none."""
+        """Return an empty tuple: there are no adapters."""
         return ()
 
     def pool(self, tokens: Tensor) -> Tensor:
@@ -98,7 +98,7 @@ def load_tada_trunk(trunk: TAda2D, source: str | Path) -> Coverage:
     """
     content = read_tensors(source)
     size = f"TAda2D of {sum(trunk.config.blocks)} blocks, {trunk.config.width} wide"
-    if IMAGE in content.tensors:
+    if IMAGE_TENSOR in content.tensors:
         lift_resnet(trunk, content.tensors, source)
         used = [name for name in content.tensors if not name.startswith("fc.")]
         layout = "ResNet for images"

@@ -12,7 +12,7 @@ from extract.sampling.units import CLIP_STEPS, TUBELET
 
 @dataclass(frozen=True)
 class TrunkConfig:
-    """Sizes of the transformer; those of VideoMAE-S, which fits any GPU, unless told otherwise.
+    """Sizes of the transformer; by default those of VideoMAE-S, which fits any GPU.
 
     Args:
         width: channels of a token.
@@ -75,7 +75,7 @@ class Block(nn.Module):
         self.norm1 = nn.LayerNorm(config.width, eps=1e-6)
         self.attn = Attention(config.width, config.heads)
         self.norm2 = nn.LayerNorm(config.width, eps=1e-6)
-        # Rounded as the published v2-g does: its 48/11 ratio gives 6144 of 1408 channels.
+        # Rounded as in the published v2-g: its ratio of 48/11 gives 6144 channels of 1408.
         self.mlp = Mlp(config.width, hidden_features=round(config.width * config.mlp_ratio))
 
     def forward(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
@@ -103,7 +103,7 @@ class VideoMAE(nn.Module):
         self.patch_embed = nn.Linear(3 * TUBELET * config.patch**2, config.width)
         self.register_buffer("positions", sine_positions(CLIP_STEPS * grid**2, config.width))
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
-        # Numbers, not weights: there also where a module is built without any, on `meta`.
+        # Plain numbers: they exist also if the module is built on the meta device.
         self.drop_rates = torch.linspace(0, config.drop_path, config.depth, device="cpu").tolist()
         for module in self.modules():
             if isinstance(module, nn.Linear):
@@ -112,13 +112,13 @@ class VideoMAE(nn.Module):
                     nn.init.zeros_(module.bias)
 
     def embed(self, clips: Tensor) -> Tensor:
-        """Turn normalised clips [N, 3, 16, H, W] into tokens [N, 8·h·w, C], h = ⌊H / patch⌋."""
+        """Map normalised clips [N, 3, 16, H, W] to tokens [N, 8·h·w, C], h = ⌊H / patch⌋."""
         n, channels, frames, height, width = clips.shape
         patch = self.config.patch
         h, w = height // patch, width // patch
         if not h * w:
             raise ValueError(f"frames of {height}x{width} px hold no patch of {patch} px")
-        # As a convolution with such a stride: what is left at the lower right edges is not seen.
+        # As with a convolution of that stride, the remainder at the lower right edges is dropped.
         clips = clips[..., : h * patch, : w * patch]
         cubes = clips.reshape(n, channels, frames // TUBELET, TUBELET, h, patch, w, patch)
         # A convolution whose stride is its kernel is a matrix product over unfolded patches.

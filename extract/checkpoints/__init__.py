@@ -1,1 +1,1 @@
-"""Files of weights in anybody's layout: recognised, renamed, read without running code."""
+"""Files of weights in any project's layout: recognised, renamed, read without running code."""

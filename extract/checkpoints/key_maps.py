@@ -1,13 +1,13 @@
-"""How others call the tensors of a transformer, an adapter and a head, and how we call them."""
+"""Key maps: other projects' names of the tensors of a network, and ours."""
 
 from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-Names = Sequence[tuple[str, str]]
-"""Theirs and ours; each is replaced wherever it stands in a name."""
+KeyMap = Sequence[tuple[str, str]]
+"""Pairs of theirs and ours; each is replaced wherever it occurs in a name."""
 
-TRUNKS: dict[str, tuple[str, Names]] = {  # layouts by their patch embedding
+TRUNKS: dict[str, tuple[str, KeyMap]] = {  # layouts by their patch embedding
     "trunk.patch_embed.weight": ("Palindrome weights", ()),
     "patch_embed.projection.weight": (
         "mmaction2 VideoMAE",
@@ -39,14 +39,14 @@ TRUNKS: dict[str, tuple[str, Names]] = {  # layouts by their patch embedding
         ),
     ),
 }
-MMACTION: Names = TRUNKS["patch_embed.projection.weight"][1]
-ADAPTERS: Names = (
+MMACTION: KeyMap = TRUNKS["patch_embed.projection.weight"][1]
+ADAPTERS: KeyMap = (
     (".dwconv.", ".depthwise."),
     (".conv.", ".pointwise."),
     (".down_proj.", ".down."),
     (".up_proj.", ".up."),
 )
-HEAD: Names = (  # every name occurs once in a key; the parameter's comes last
+HEAD: KeyMap = (  # every name occurs once in a key; the parameter's comes last
     ("projection.embed.", "embed."),
     ("projection.stem.", "stem."),
     ("projection.branch.", "branch."),
@@ -74,7 +74,7 @@ HEAD: Names = (  # every name occurs once in a key; the parameter's comes last
     (".scale", ".gamma"),
 )
 
-IMAGE_RESNET: Names = (  # of timm and torchvision; those of blocks first, which have a dot in front
+IMAGE_RESNET: KeyMap = (  # timm's and torchvision's; those of blocks, with a leading dot, first
     (".conv1.", ".reduce."),
     (".bn1.", ".reduce_norm."),
     (".conv2.", ".adaptive.conv."),
@@ -86,7 +86,7 @@ IMAGE_RESNET: Names = (  # of timm and torchvision; those of blocks first, which
     ("conv1.", "stem."),
     ("bn1.", "stem_norm."),
 )
-TADA2D: Names = (
+TADA2D: KeyMap = (
     ("backbone.conv1.a.", "stem."),
     ("backbone.conv1.a_bn.", "stem_norm."),
     *(
@@ -109,7 +109,7 @@ TADA2D: Names = (
     (".conv_branch.c_bn.", ".expand_norm."),
     ("head.out.", "classifier."),
 )
-TADA_CONVNEXT: Names = (
+TADA_CONVNEXT: KeyMap = (
     ("backbone.downsample_layers.0.0.", "stem."),
     ("backbone.downsample_layers.0.1.", "stem_norm."),
     *(
@@ -138,13 +138,13 @@ TADA_CONVNEXT: Names = (
 
 
 def head_from_opentad(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename and reshape the head's tensors of an OpenTAD ActionFormer for `ActionFormer`.
+    """Return the tensors of an OpenTAD ActionFormer, renamed and reshaped for `ActionFormer`.
 
-    Unknown names pass unchanged, for strict loading to complain about.
+    Unknown names stay unchanged, so that strict loading reports them.
     """
     converted: dict[str, Tensor] = {}
     for key, value in state.items():
-        key = renamed(key, HEAD)
+        key = rename_key(key, HEAD)
         if key.endswith(".gamma"):
             value = value.flatten()  # [1, C, 1] or a scalar
         elif value.ndim == 3 and value.shape[-1] == 1:
@@ -154,24 +154,24 @@ def head_from_opentad(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def head_to_opentad(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Undo `head_from_opentad`."""
+    """Return the tensors of an `ActionFormer` as OpenTAD's; the inverse of `head_from_opentad`."""
     converted: dict[str, Tensor] = {}
     for key, value in state.items():
         if key.endswith(".gamma"):
             value = value.reshape(() if key.startswith("scales.") else (1, -1, 1))
         elif value.ndim == 2:
             value = value.unsqueeze(-1)
-        converted[renamed(key, turned(HEAD))] = value
+        converted[rename_key(key, invert_map(HEAD))] = value
     return converted
 
 
-def renamed(key: str, names: Names) -> str:
-    """Return a name with all of theirs in it replaced by ours."""
+def rename_key(key: str, names: KeyMap) -> str:
+    """Return a tensor's name with every part of theirs replaced by ours."""
     for theirs, ours in names:
         key = key.replace(theirs, ours)
     return key
 
 
-def turned(names: Names) -> Names:
-    """Return the table that leads back."""
+def invert_map(names: KeyMap) -> KeyMap:
+    """Return the map from ours to theirs."""
     return [(ours, theirs) for theirs, ours in reversed(names)]

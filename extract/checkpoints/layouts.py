@@ -1,4 +1,4 @@
-"""Whose layout a file of weights has, recognised by its tensors; its networks, named as ours.
+"""Layouts of files of weights, recognised by their tensors; their networks in our names.
 
 Our names are those of `extract.backbone.Backbone` (`trunk.…`, `adapters.…`, `ladder.…`) and,
 behind `head.`, those of `train.modeling.actionformer.ActionFormer`.
@@ -13,14 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from extract.checkpoints.key_maps import ADAPTERS, TRUNKS, Names, head_from_opentad, renamed
+from extract.checkpoints.key_maps import ADAPTERS, TRUNKS, KeyMap, head_from_opentad, rename_key
 from extract.checkpoints.tensor_files import TensorFile, read_tensors
 from extract.sampling.units import CLIP_FRAMES, TUBELET
 
 HEAD_PARTS = ("projection.", "neck.", "rpn_head.")  # of OpenTAD's detectors
 DETECTOR = "OpenTAD detector"  # the layout's name
 NORMALIZER = "rpn_head.loss_normalizer"
-KEPT = "kept."  # in files of ours, before what OpenTAD's detectors have and ours have not
+KEPT = "kept."  # in our files, the prefix of tensors that only OpenTAD's detectors have
 PUBLISHED = {  # width and depth: name and attention heads
     **{(384, 12): ("S", 6), (768, 12): ("B", 12), (1024, 24): ("L", 16)},
     **{(1280, 32): ("H", 16), (1408, 40): ("g", 16)},
@@ -34,13 +34,13 @@ DATASETS = {  # by number of classes
 }
 
 CLASSIFIER = "the classifier"
-DROPPED = (  # how names begin behind the transformer's prefix, and why they are not needed
+DROPPED = (  # beginnings of names after the transformer's prefix, and why they are not needed
     (("fc_norm.", "norm.", "layernorm."), "the classifier's norm; features are taken before it"),
     (("cls_head.", "head.", "classifier."), CLASSIFIER),
     (("decoder.", "encoder_to_decoder.", "mask_token"), "the decoder of the pretraining"),
     (("data_preprocessor.",), "pixel statistics, which are backbone.mean and backbone.std"),
-    ((NORMALIZER,), "part of the loss, which finds it again"),
-    ((KEPT,), "kept for OpenTAD, of no use here"),
+    ((NORMALIZER,), "part of the loss, which estimates it again"),
+    ((KEPT,), "kept for OpenTAD, not used here"),
 )
 ADDED = ("adapters.", "second.", "ladder.")  # to a transformer, by us
 CLASSIFIERS = ("cls_head.fc_cls.weight", "head.weight", "classifier.weight")
@@ -48,7 +48,7 @@ CLASSIFIERS = ("cls_head.fc_cls.weight", "head.weight", "classifier.weight")
 
 @dataclass(frozen=True)
 class Size:
-    """What the shapes of a transformer say.
+    """Sizes of a transformer, from the shapes of its tensors.
 
     Attributes:
         width: channels of a token; `hidden`: of the MLP; `depth`: blocks.
@@ -64,8 +64,8 @@ class Size:
 
     def __str__(self) -> str:
         name, _ = PUBLISHED.get((self.width, self.depth), (None, None))
-        said = f"{self.width} wide, {self.depth} blocks"
-        return f"VideoMAE-{name} ({said})" if name else f"a VideoMAE ({said})"
+        sizes = f"{self.width} wide, {self.depth} blocks"
+        return f"VideoMAE-{name} ({sizes})" if name else f"a VideoMAE ({sizes})"
 
 
 @dataclass(frozen=True)
@@ -74,9 +74,9 @@ class FoundNetwork:
 
     Attributes:
         layout: whose names the file has, in words.
-        backbone: tensors named as in `Backbone`, and those whose names mean nothing to us.
+        backbone: tensors named as in `Backbone`, and those whose names are not in the key map.
         head: tensors named as in `ActionFormer`; empty where there is no detector.
-        dropped: what is not needed, by the file's names, and `why`.
+        dropped: tensors that are not needed, by the file's names, and `why`.
         outputs: classes of the detector's head, or else of the classifier.
         classes: their names, where the file has them.
         settings: of a Hugging Face config, where there is one.
@@ -94,7 +94,7 @@ class FoundNetwork:
     @property
     def trunk(self) -> dict[str, Tensor]:
         """The transformer's tensors, named as in `VideoMAE`."""
-        return _below(self.backbone, "trunk.")
+        return _select_prefix(self.backbone, "trunk.")
 
     @property
     def mode(self) -> str:
@@ -105,7 +105,7 @@ class FoundNetwork:
     @property
     def adapted(self) -> tuple[int, ...]:
         """The blocks that have an adapter."""
-        return _numbers(self.backbone, r"(?:ladder\.)?adapters\.(\d+)\.")
+        return _block_numbers(self.backbone, r"(?:ladder\.)?adapters\.(\d+)\.")
 
     @property
     def size(self) -> Size:
@@ -115,37 +115,37 @@ class FoundNetwork:
         hidden = trunk.get("blocks.0.mlp.fc1.weight")
         return Size(
             width=len(embed),
-            depth=len(_numbers(trunk, r"blocks\.(\d+)\.")),
+            depth=len(_block_numbers(trunk, r"blocks\.(\d+)\.")),
             hidden=0 if hidden is None else len(hidden),
             patch=round((embed.shape[1] / 3 / TUBELET) ** 0.5),
             positions=None if table is None else table.shape[-2],
         )
 
 
-def counted(classes: int) -> str:
+def describe_classes(classes: int) -> str:
     """Return a phrase for a number of classes, and the dataset that has as many."""
-    known = f", as {DATASETS[classes]} has" if classes in DATASETS else ""
-    return f"{classes} class{'es' if classes != 1 else ''}{known}"
+    dataset = f", as {DATASETS[classes]} has" if classes in DATASETS else ""
+    return f"{classes} class{'es' if classes != 1 else ''}{dataset}"
 
 
 def find_networks(path: str | Path) -> tuple[FoundNetwork, ...]:
-    """Read a file or folder of weights; see `recognise` and `read_tensors`."""
+    """Return the networks of a file or folder of weights; see `recognise` and `read_tensors`."""
     return recognise(read_tensors(path), path)
 
 
 def recognise(content: TensorFile, source: str | Path) -> tuple[FoundNetwork, ...]:
-    """Name the tensors of a file as ours; two networks for our own detector of two streams.
+    """Return a file's networks, tensors in our names; two if our detector has two streams.
 
     Args:
         source: the file, for messages.
 
     Raises:
-        ValueError: it holds no video transformer in a known layout, or one that computes other
-            things than ours.
+        ValueError: it holds no video transformer in a known layout, or one that computes something
+            else than ours.
     """
-    # Parallel training puts `module.` in front.
+    # Parallel training adds the prefix `module.`.
     tensors = {re.sub(r"^(module\.)+", "", name): t for name, t in content.tensors.items()}
-    streams = _numbers(tensors, r"streams\.(\d+)\.backbone\.")
+    streams = _block_numbers(tensors, r"streams\.(\d+)\.backbone\.")
     if streams:
         return tuple(_stream(tensors, content, number) for number in streams)
     for sign, (layout, names) in TRUNKS.items():
@@ -164,12 +164,12 @@ def recognise(content: TensorFile, source: str | Path) -> tuple[FoundNetwork, ..
 
 
 def _stream(tensors: Mapping[str, Tensor], content: TensorFile, number: int) -> FoundNetwork:
-    own = _below(tensors, f"streams.{number}.")
+    own = _select_prefix(tensors, f"streams.{number}.")
     fusion = {n: t for n, t in tensors.items() if n.startswith("fusion.")}
-    head = _below(own, "head.")
+    head = _select_prefix(own, "head.")
     return FoundNetwork(
         "Palindrome detector",
-        _below(own, "backbone."),
+        _select_prefix(own, "backbone."),
         head,
         dropped=fusion,
         why=dict.fromkeys(fusion, "the fusion of two streams"),
@@ -179,16 +179,18 @@ def _stream(tensors: Mapping[str, Tensor], content: TensorFile, number: int) -> 
     )
 
 
-def _network(tensors: Mapping[str, Tensor], prefix: str, layout: str, names: Names) -> FoundNetwork:
-    """Sort a file's tensors into those of the backbone, of the head and those not needed.
+def _network(
+    tensors: Mapping[str, Tensor], prefix: str, layout: str, names: KeyMap
+) -> FoundNetwork:
+    """Return a file's network: its tensors of the backbone, of the head, and those not needed.
 
     Args:
-        prefix: what stands before the transformer's names; `names`: theirs and ours, none for ours.
+        prefix: of the transformer's names; `names`: their key map, empty for our own names.
     """
-    own = _below(tensors, prefix)
-    blocks = _numbers(own, r"(?:blocks|encoder\.layer)\.(\d+)\.")
-    # OpenTAD counts a ladder's adapters from 0; they stand beside the last blocks.
-    first = len(blocks) - len(_numbers(own, r"ladders\.adapters\.(\d+)\."))
+    own = _select_prefix(tensors, prefix)
+    blocks = _block_numbers(own, r"(?:blocks|encoder\.layer)\.(\d+)\.")
+    # OpenTAD counts a ladder's adapters from 0; they are beside the last blocks.
+    first = len(blocks) - len(_block_numbers(own, r"ladders\.adapters\.(\d+)\."))
     detector = not names or any(name.startswith(HEAD_PARTS) for name in tensors)
     parts = HEAD_PARTS if names else ("head.",)
     backbone: dict[str, Tensor] = {}
@@ -207,12 +209,12 @@ def _network(tensors: Mapping[str, Tensor], prefix: str, layout: str, names: Nam
         elif not names:
             backbone[rest] = tensor
         elif rest != name or not prefix:
-            backbone[_named(rest, names, first)] = tensor
+            backbone[_rename_trunk_key(rest, names, first)] = tensor
         else:
-            backbone[name] = tensor  # means nothing to us; strict loading will complain
+            backbone[name] = tensor  # unknown; strict loading will report it
     if names:
         head = head_from_opentad(head)
-        backbone = _reshaped(backbone)
+        backbone = _reshape_trunk(backbone)
         if head:
             layout = DETECTOR
         elif prefix.endswith("encoder."):
@@ -221,22 +223,22 @@ def _network(tensors: Mapping[str, Tensor], prefix: str, layout: str, names: Nam
     scores += [t for name, t in dropped.items() if name.removeprefix(prefix) in CLASSIFIERS]
     outputs = len(scores[0]) if scores else None
     if outputs is not None and not head:
-        told = f"{CLASSIFIER} of {counted(outputs)}"
-        why = {n: told if cause == CLASSIFIER else cause for n, cause in why.items()}
+        described = f"{CLASSIFIER} of {describe_classes(outputs)}"
+        why = {n: described if cause == CLASSIFIER else cause for n, cause in why.items()}
     return FoundNetwork(layout, backbone, head, dropped, why, outputs, None, {})
 
 
-def _named(name: str, names: Names, first: int) -> str:
-    """Return our name for what stands behind a transformer's prefix, adapters included."""
+def _rename_trunk_key(name: str, names: KeyMap, first: int) -> str:
+    """Return our name for a tensor's name after the transformer's prefix, adapters included."""
     if found := re.fullmatch(r"blocks\.(\d+)\.adapter(\..+)", name):
-        return f"adapters.{found[1]}{renamed(found[2], ADAPTERS)}"
+        return f"adapters.{found[1]}{rename_key(found[2], ADAPTERS)}"
     if found := re.fullmatch(r"ladders\.adapters\.(\d+)(\..+)", name):
-        return f"ladder.adapters.{int(found[1]) + first}{renamed(found[2], ADAPTERS)}"
-    return "trunk." + renamed(name, names)
+        return f"ladder.adapters.{int(found[1]) + first}{rename_key(found[2], ADAPTERS)}"
+    return "trunk." + rename_key(name, names)
 
 
-def _reshaped(backbone: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors with patches as rows and one matrix of queries', keys' and values'."""
+def _reshape_trunk(backbone: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors with patches as rows, and queries, keys and values as one matrix."""
     reshaped = dict(backbone)
     patches = "trunk.patch_embed.weight"
     reshaped[patches] = reshaped[patches].flatten(1)
@@ -249,7 +251,7 @@ def _reshaped(backbone: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _check_arithmetic(patches: Tensor, settings: Mapping[str, Any], source: str | Path) -> None:
-    """Raise ValueError if a transformer's patches, clips or activations are not those of ours."""
+    """Raise ValueError unless a transformer's patches, clips and activations are like ours."""
     shape = tuple(patches.shape[1:])
     if len(shape) != 4 or shape[:2] != (3, TUBELET) or shape[2] != shape[3]:
         raise ValueError(
@@ -261,10 +263,10 @@ def _check_arithmetic(patches: Tensor, settings: Mapping[str, Any], source: str 
             raise ValueError(f"{source}: its config has {name} {settings[name]}; ours is {ours}")
 
 
-def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def _select_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
 
 
-def _numbers(names: Iterable[str], pattern: str) -> tuple[int, ...]:
+def _block_numbers(names: Iterable[str], pattern: str) -> tuple[int, ...]:
     found = (re.match(pattern, name) for name in names)
     return tuple(sorted({int(match[1]) for match in found if match}))

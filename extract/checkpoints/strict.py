@@ -1,4 +1,4 @@
-"""Weights into modules, strictly: every tensor of the file and of the model is accounted for."""
+"""Strict loading of weights: every tensor of the file and of the model is accounted for."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,19 +8,19 @@ from typing import Any
 from torch import Tensor, nn
 
 from configs.messages import truncated
-from extract.checkpoints.tensor_files import sha256
+from extract.checkpoints.tensor_files import hash_files
 
 
 @dataclass(frozen=True)
 class Coverage:
-    """What became of every tensor of a file of pretrained weights.
+    """An account of every tensor of a file of pretrained weights.
 
     Attributes:
-        source: the file or folder; `files`: where its tensors are.
+        source: the file or folder; `files`: those with its tensors.
         layout: whose names it has; `size`: of its transformer; both in words.
-        loaded: the transformer's tensors that are from it, as we call them.
-        computed: those that it has not and that are no weights: the fixed position table.
-        dropped: tensors that are not used, and why; as the file calls them, or as we do.
+        loaded: the transformer's tensors that were read from it, in our names.
+        computed: those that it lacks and that are no weights: the fixed position table.
+        dropped: tensors that are not used, and why; in the file's names or in ours.
     """
 
     source: str
@@ -33,15 +33,15 @@ class Coverage:
 
     def __str__(self) -> str:
         reasons = "; ".join(dict.fromkeys(self.dropped.values()))
-        left = f", {len(self.dropped)} dropped ({reasons})" if reasons else ""
-        made = f", {', '.join(self.computed)} computed" if self.computed else ""
-        return f"{self.layout}, {self.size}: {len(self.loaded)} tensors loaded{made}{left}"
+        dropped = f", {len(self.dropped)} dropped ({reasons})" if reasons else ""
+        computed = f", {', '.join(self.computed)} computed" if self.computed else ""
+        return f"{self.layout}, {self.size}: {len(self.loaded)} tensors loaded{computed}{dropped}"
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as plain JSON values, with the files' SHA-256."""
         return {
             "source": self.source,
-            "sha256": sha256(self.files),
+            "sha256": hash_files(self.files),
             "layout": self.layout,
             "size": self.size,
             "loaded": list(self.loaded),
@@ -53,12 +53,11 @@ class Coverage:
 def load_state_dict_strict(
     module: nn.Module, tensors: Mapping[str, Tensor], source: str | Path
 ) -> None:
-    """Load `tensors` into `module`; anything missing, surplus or mis-shaped stops with a list.
-
-    What the module has no memory for yet gets it here.
+    """Load `tensors` into `module`, allocating what is still on the meta device.
 
     Raises:
-        ValueError: they are not exactly the module's.
+        ValueError: they are not exactly the module's; lists what is missing, unexpected or of
+            another shape.
     """
     own = module.state_dict()
     lines = [f"missing    {key} {tuple(own[key].shape)}" for key in own.keys() - tensors.keys()]

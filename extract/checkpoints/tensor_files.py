@@ -1,4 +1,4 @@
-"""A file or folder of weights -> its tensors; whatever else it holds stays inert."""
+"""Reading the tensors of a file or folder of weights, without running any code in it."""
 
 import hashlib
 import io
@@ -16,17 +16,17 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-FOLDER_FILES = (  # what a Hugging Face folder keeps its tensors in, by preference
+FOLDER_FILES = (  # with the tensors of a Hugging Face folder, by preference
     *("model.safetensors", "model.safetensors.index.json"),
     *("pytorch_model.bin", "pytorch_model.bin.index.json"),
 )
 # Where a pickle's tensors are. OpenTAD evaluates averaged weights where it has them; TAdaConv's
 # project, whose files have the last two, evaluates them, too.
 PARTS = ("state_dict_ema", "state_dict", "module", "model", "model_ema_state", "model_state")
-OURS = "palindrome"  # begins the `format` of what this project writes
+OURS = "palindrome"  # the beginning of `format` in files that this project writes
 
-# Objects that programs leave beside their weights: records of the training run, no part of the
-# weights. They are replaced by stand-ins that do nothing, so none of their code is needed or run.
+# Objects that programs store next to the weights: records of the training run. They are replaced by
+# stand-ins that do nothing, so none of their code is needed or run.
 HARMLESS = (
     *("mmengine.", "mmcv.", "numpy."),
     *("argparse.Namespace", "pathlib.PosixPath", "pathlib.Path", "builtins.getattr"),
@@ -36,12 +36,12 @@ KNOWN_TO_TORCH = ("torch.", "collections.", "_codecs.encode", "builtins.set", "b
 
 @dataclass(frozen=True)
 class TensorFile:
-    """What a file of weights holds.
+    """The content of a file of weights.
 
     Attributes:
         tensors: by the file's own names.
-        files: where they are: one, or the shards of a folder.
-        part: the entry of a pickle that they are taken from, or an empty string.
+        files: those with the tensors: one, or the shards of a folder.
+        part: the entry of a pickle that has the tensors, or an empty string.
         classes: names in the order of the logits, where the file has them.
         settings: of a Hugging Face `config.json`.
     """
@@ -59,7 +59,7 @@ class TensorFile:
 
 
 class Inert:
-    """Stands in for an object that is not needed: takes anything, does nothing."""
+    """A stand-in for an object that is not needed: accepts anything, does nothing."""
 
     def __new__(cls, *_: object, **__: object) -> "Inert":
         return super().__new__(cls)
@@ -71,7 +71,7 @@ class Inert:
         pass
 
 
-def sha256(files: Sequence[Path]) -> dict[str, str]:
+def hash_files(files: Sequence[Path]) -> dict[str, str]:
     """Return the SHA-256 of every file, in hex, by its name."""
     sums = {}
     for path in files:
@@ -81,9 +81,11 @@ def sha256(files: Sequence[Path]) -> dict[str, str]:
 
 
 def read_tensors(path: str | Path) -> TensorFile:
-    """Read a safetensors file, a torch checkpoint or a Hugging Face folder; no code is run.
+    """Return the content of a safetensors file, a torch checkpoint or a Hugging Face folder.
 
-    Tensors stay in the file until they are used, except those of files older than torch 1.6.
+    No code in it is run.
+
+    Tensors stay in the file until they are used, except in files older than torch 1.6.
 
     Raises:
         ValueError: it is missing, damaged, would run code or holds no tensors.
@@ -139,9 +141,9 @@ def _read_pickle(path: Path) -> TensorFile:
     names: set[str] = set()
     try:
         mapped = zipfile.is_zipfile(path)
-        if mapped and (damaged := zipfile.ZipFile(path).testzip()):  # torch checks no sums
+        if mapped and (damaged := zipfile.ZipFile(path).testzip()):  # torch verifies no checksums
             raise ValueError(f"its part {damaged} has a wrong checksum")
-        names = set(_objects(path, mapped))
+        names = set(_referenced_objects(path, mapped))
         harmless = sorted(name for name in names if name.startswith(HARMLESS))
         # A stand-in for a kind of dict is filled with items, which only real dicts may be.
         stands_in = [(OrderedDict if n.endswith("Dict") else Inert, n) for n in harmless]
@@ -173,8 +175,8 @@ def _tensors(part: object) -> dict[str, Tensor]:
     return {str(name): t.detach() for name, t in part.items() if isinstance(t, Tensor)}
 
 
-def _objects(path: Path, zipped: bool) -> Iterator[str]:
-    """Yield the full names of the functions and classes that a checkpoint asks for."""
+def _referenced_objects(path: Path, zipped: bool) -> Iterator[str]:
+    """Yield the full names of the functions and classes that a checkpoint refers to."""
     with path.open("rb") as file:
         pickles: list[IO[bytes]] = [file] * 4  # magic number, protocol, system, content
         if zipped:
@@ -192,7 +194,7 @@ def _objects(path: Path, zipped: bool) -> Iterator[str]:
 
 
 def _read_folder(path: Path) -> TensorFile:
-    """Read a Hugging Face folder: `config.json` and one file of tensors, or shards."""
+    """Return what a Hugging Face folder holds: `config.json` and one file of tensors, or shards."""
     named = next((path / name for name in FOLDER_FILES if (path / name).is_file()), None)
     if named is None:
         raise ValueError(f"{path} is a folder without weights: none of {', '.join(FOLDER_FILES)}")
@@ -203,9 +205,9 @@ def _read_folder(path: Path) -> TensorFile:
         return TensorFile(content.tensors, content.files, content.part, settings=settings)
     places = _read_json(named).get("weight_map", {})
     shards = [path / name for name in sorted(set(places.values()))]
-    absent = [shard.name for shard in shards if shard.parent != path or not shard.is_file()]
-    if absent:
-        raise ValueError(f"{named} names {', '.join(absent)}, which {path} does not have")
+    missing = [shard.name for shard in shards if shard.parent != path or not shard.is_file()]
+    if missing:
+        raise ValueError(f"{named} names {', '.join(missing)}, which {path} does not have")
     tensors: dict[str, Tensor] = {}
     for shard in shards:
         tensors |= _read_file(shard).tensors

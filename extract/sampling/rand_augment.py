@@ -28,12 +28,12 @@ Pair = tuple[float, float]
 
 
 def shear_x(video: Tensor) -> Tensor:
-    """Move rows against each other, about the centre."""
+    """Shear along the rows, about the centre."""
     return _affine(video, shear=(_signed(SHEAR), 0.0))
 
 
 def shear_y(video: Tensor) -> Tensor:
-    """Move columns against each other, about the centre."""
+    """Shear along the columns, about the centre."""
     return _affine(video, shear=(0.0, _signed(SHEAR)))
 
 
@@ -98,7 +98,7 @@ def invert(video: Tensor) -> Tensor:
 
 
 def cut_out(video: Tensor) -> Tensor:
-    """Cover a square in grey, whose centre lies anywhere in the picture."""
+    """Cover a square with grey, centred anywhere in the picture."""
     height, width = video.shape[-2:]
     side = round(HOLE * min(height, width))
     shares = torch.rand(2).tolist()
@@ -128,16 +128,16 @@ OPERATIONS: tuple[Callable[[Tensor], Tensor], ...] = (
 
 
 class RandAugment(nn.Module):
-    """Draw some different operations for all frames uint8 [N, 3, H, W] of a window."""
+    """A random choice of different operations for all frames uint8 [N, 3, H, W] of a window."""
 
     def __init__(self, operations: int) -> None:
         super().__init__()
         self.operations = operations
 
     def forward(self, video: Tensor) -> Tensor:
-        """Return the video with the drawn operations behind each other, in the list's order."""
-        for place in sorted(torch.randperm(len(OPERATIONS))[: self.operations].tolist()):
-            video = OPERATIONS[place](video)
+        """Return the video after the drawn operations, applied in the order of the list."""
+        for number in sorted(torch.randperm(len(OPERATIONS))[: self.operations].tolist()):
+            video = OPERATIONS[number](video)
         return video
 
 
@@ -146,6 +146,6 @@ def _signed(strength: float) -> float:
 
 
 def _affine(video: Tensor, shift: Pair = (0.0, 0.0), shear: Pair = (0.0, 0.0)) -> Tensor:
-    """Move by pixels, or shear by degrees about the centre; what comes in is black."""
+    """Shift by pixels, or shear by degrees about the centre; what comes into view is black."""
     bilinear = InterpolationMode.BILINEAR
     return functional.affine(video, 0.0, list(shift), 1.0, list(shear), bilinear)

@@ -1,4 +1,4 @@
-"""The time mapping between the two directions; every other place asks this module.
+"""The mapping of time between the two directions; all other modules use this one for it.
 
 Reversed input is the same frames in opposite order, so time t of a window becomes R − t, where R is
 the distance in feature steps from the first valid frame to the last one. Segments swap their ends.
@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 Pairing = Literal["nearest", "index", "uncorrected"]
-"""Which points of both directions meet: those that stand nearest to each other in time; the same in
-count from either end; or these without regard to where they stand, which is wrong: a control."""
+"""Which points of the two directions are paired: those nearest to each other in time; those with
+the same number, counted from opposite ends; or these without correcting for where they are in
+time, which is wrong: a control."""
 
 Array = TypeVar("Array", bound=NDArray[np.generic])
 
@@ -36,66 +37,66 @@ def reverse_segments(segments: Array, reflection: float) -> Array:
 
 
 def reverse_seconds(start_s: float, end_s: float, frames: int, fps: float) -> tuple[float, float]:
-    """Map one annotation to the reversed video of `frames` frames: times of frames, not of gaps."""
+    """Map an annotation to the reversed video of `frames` frames, whose last is at time 0."""
     last = (frames - 1) / fps
     return last - end_s, last - start_s
 
 
 def reverse_valid(samples: Array, valid: int) -> Array:
-    """Reverse the first `valid` entries of [N, …]; the padding behind them repeats the new last.
+    """Reverse the first `valid` entries of [N, …]; the padding after them repeats the new last one.
 
     Reversing within the padded length instead would move every action by the padding.
     """
-    turned = samples[:valid][::-1]
-    padding = np.repeat(turned[-1:], len(samples) - valid, axis=0)
-    return np.concatenate((turned, padding))  # type: ignore[return-value]
+    reversed_samples = samples[:valid][::-1]
+    padding = np.repeat(reversed_samples[-1:], len(samples) - valid, axis=0)
+    return np.concatenate((reversed_samples, padding))  # type: ignore[return-value]
 
 
-def pair(
+def pair_points(
     reflection: Tensor, stride: float, points: Tensor, pairing: Pairing
 ) -> tuple[Tensor, Tensor]:
-    """Return which points of one level belong together: i of one direction, j of the other.
+    """Return which points of one level are paired: i of one direction, j of the other.
 
-    Both stand at multiples of the stride in their own time, and so j stands at R − j·stride in the
-    time of i. What is said holds from either side.
+    Both are at multiples of the stride in their own time, so j is at R − j·stride in the time of i.
+    The result is the same for either direction.
 
     Args:
         reflection: R of every window in feature steps, [B].
         stride: of the level, in feature steps.
-        points: how many of its points are valid, [B].
+        points: number of its valid points, [B].
 
     Returns:
-        The sum i + j of every pair, int64 [B], and by how much j stands behind i, in strides [B].
+        The sum i + j of every pair, int64 [B], and by how much j is later than i, in strides [B].
     """
     total = points - 1
     if pairing == "nearest":
-        # Of two that are equally near, the one that leaves no point alone.
+        # Of two that are equally near, the one with which every point has a partner.
         total = torch.ceil(reflection / stride - 0.5).long()
     offset = reflection / stride - total
     return total, torch.zeros_like(offset) if pairing == "uncorrected" else offset
 
 
-def partners(total: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+def find_partners(total: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
     """Return each point's partner [B, N] and whether it has one [B, N]; the nearest if not.
 
     Args:
         total: i + j of every pair, [B]; `valid`: bool [B, N], the valid ones first.
     """
-    places = torch.arange(valid.shape[-1], device=total.device)
-    wanted = total[:, None] - places
-    partner = wanted.clamp(min=0).minimum(valid.sum(-1, keepdim=True) - 1)
-    return partner, valid & (wanted == partner)
+    points = torch.arange(valid.shape[-1], device=total.device)
+    exact = total[:, None] - points
+    partner = exact.clamp(min=0).minimum(valid.sum(-1, keepdim=True) - 1)
+    return partner, valid & (exact == partner)
 
 
-def flip(x: Tensor, partner: Tensor) -> Tensor:
-    """Give every point its partner's values: x [B, C, N] by partner [B, N]."""
+def take_partners(x: Tensor, partner: Tensor) -> Tensor:
+    """Return the values of every point's partner: x [B, C, N] gathered by partner [B, N]."""
     return x.gather(-1, partner.unsqueeze(1).expand_as(x))
 
 
 def reverse_distances(distances: Tensor, offset: Tensor) -> Tensor:
-    """Map distances [B, 2, N] (to start, to end) of flipped points to the points they meet.
+    """Map distances [B, 2, N] (to start, to end) of partners to the points that they belong to.
 
-    They swap roles and move by the points' offset; what becomes negative stays so.
+    They swap roles and are shifted by the points' offset; they may become negative.
 
     Args:
         offset: in the unit of the distances, [B].

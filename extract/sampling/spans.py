@@ -26,15 +26,15 @@ SpanKind = Literal["window", "video"]
 
 @dataclass(frozen=True)
 class Span:
-    """What the backbone sees as one sequence.
+    """A sequence of frames for the backbone.
 
     Args:
-        video: the file's identity and length; `path`: where it is now, or was.
+        video: the file's identity and length; `path`: where the file is, or was.
         window: the valid samples and the padding.
-        kind: `window` is the detector's input, as end-to-end runs have it: its padding stands
-            behind the valid samples in either direction. `video` is a whole video in the plan of
-            `whole_video_window`; its reversed span is the mirror of the padded forward one, so that
-            the clips of the two hold the same frames.
+        kind: `window` is the detector's input, as in end-to-end runs: its padding comes after the
+            valid samples in either direction. `video` is a whole video, as `whole_video_window`
+            lays it out; its reversed span is the mirror of the padded forward one, so that the
+            clips of the two hold the same frames.
     """
 
     video: VideoInfo
@@ -53,7 +53,7 @@ class Span:
 
     @property
     def rows(self) -> int:
-        """Tubelets, which the activation has one row each of."""
+        """Tubelets; the activation has one row for each."""
         return self.window.samples // TUBELET
 
 
@@ -80,12 +80,12 @@ def random_window_of_span(
     grain: int,
     directions: Sequence[Direction],
 ) -> tuple[Window, list[slice]]:
-    """Draw a training window out of a video's spans, between the borders of its tubelets or clips.
+    """Draw a training window from a video's spans that begins and ends between tubelets or clips.
 
     Args:
         span: of kind `video`, in either direction.
         segments: the video's truth on its timeline, [G, 2].
-        grain: samples between two places where the span may be cut, a divisor of 16.
+        grain: samples from one place where the span may be cut to the next, a divisor of 16.
 
     Returns:
         The window, and for every direction the rows of that span's activation that are its valid
@@ -100,8 +100,8 @@ def random_window_of_span(
         "reversed": slice((len(padded) - stop) // TUBELET, (len(padded) - first) // TUBELET),
     }
     if "reversed" in directions:
-        # Backwards the window begins where it ends in forward time: on a border, too, if need be
-        # with frames more, or with copies of the video's last one, valid samples like others.
+        # The reversed window begins where the forward one ends, which must be a border, too: it
+        # gets more frames if need be, or copies of the video's last one, as valid samples.
         frames = padded[first:stop]
         mirror = (len(frames) - 1) / config.scale_factor
         window = replace(window, frames=frames, reflection=mirror)

@@ -1,11 +1,11 @@
-"""From decoded frames to the backbone's input size, with the training augmentation.
+"""Resizing of decoded frames to the backbone's input size, and the training augmentation.
 
-One draw of an augmentation holds for all frames of a window, so that objects stay where they are.
-(Three of RandAugment's operations, auto contrast, equalise and contrast, look at each frame's own
-values, in the published recipe too.)
+One draw of an augmentation is applied to all frames of a window, so that objects stay where they
+are. (Three of RandAugment's operations, auto contrast, equalise and contrast, depend on each
+frame's own values, in the published recipe, too.)
 
-A transform has a fixed part, which makes every frame small and can be done once and kept
-(`extract/sampling/frame_cache.py`), and a drawn part behind it, which every window draws anew.
+A transform has a fixed part, which resizes every frame and whose result can be kept
+(`extract/sampling/frame_cache.py`), and a random part after it, which is drawn for every window.
 """
 
 from dataclasses import dataclass
@@ -31,9 +31,9 @@ class PixelConfig:
         flip: probability of a horizontal flip; 0 where classes mirror each other.
         rand_augment: operations of RandAugment (extract/sampling/rand_augment.py); 0 for none.
         colour_jitter: brightness, contrast, saturation, hue; null for none.
-        antialias: average what a resized pixel covers. The published detectors (OpenTAD) were
-            trained on frames that were resized without: a pixel comes from its two neighbours a
-            side. Reproduce them with false; for data of one's own true keeps more of a picture.
+        antialias: average all pixels that a resized one covers. The published detectors (OpenTAD)
+            were trained without: a pixel comes from two neighbours on each axis. Use false to
+            reproduce them; for other data true keeps more detail.
     """
 
     size: int = 160
@@ -62,11 +62,11 @@ class PixelConfig:
 
 @dataclass(frozen=True)
 class Shrink:
-    """The fixed part of a transform: all that a small frame depends on besides the decoded one.
+    """The fixed part of a transform: everything that decides a resized frame but the decoded one.
 
     Args:
-        short_side: in pixels, whatever it was before.
-        square: cut to a square at the centre; otherwise the long side stays whole.
+        short_side: in pixels, smaller or larger than before.
+        square: crop a square at the centre; otherwise the long side is kept.
         antialias: as in `PixelConfig`.
     """
 
@@ -77,19 +77,19 @@ class Shrink:
 
 @dataclass(frozen=True)
 class Transform:
-    """What happens to every frame of a window: first `shrink`, then `drawn`."""
+    """The transform of a window's frames: first `shrink`, then the random part `drawn`."""
 
     shrink: Shrink
     drawn: v2.Transform
 
 
 def evaluation_transform(config: PixelConfig) -> Transform:
-    """Short side to `size`, centre crop."""
+    """Return the transform of tests: resize the short side to `size`, crop the centre."""
     return Transform(Shrink(config.size, True, config.antialias), v2.Identity())
 
 
 def train_transform(config: PixelConfig) -> Transform:
-    """Crop, flip, RandAugment and colour jitter, as far as the config asks for them."""
+    """Return the transform of training: crop, flip, RandAugment, colour jitter, as configured."""
     steps: list[nn.Module] = [v2.Identity()]
     if config.random_crop is None:
         fixed = evaluation_transform(config).shrink
@@ -108,8 +108,8 @@ def train_transform(config: PixelConfig) -> Transform:
 
 
 def shrunk(frames: NDArray[np.uint8], to: Shrink) -> NDArray[np.uint8]:
-    """Make decoded frames uint8 [N, H, W, 3] small: uint8 [N, h, w, 3]."""
-    # Decoded layout, channels last: resizing is fastest there.
+    """Return decoded frames uint8 [N, H, W, 3] resized to uint8 [N, h, w, 3]."""
+    # In the decoder's layout, channels last, resizing is fastest.
     video = torch.from_numpy(frames).permute(0, 3, 1, 2)
     small = functional.resize(video, [to.short_side], antialias=to.antialias)
     if to.square:
@@ -118,9 +118,9 @@ def shrunk(frames: NDArray[np.uint8], to: Shrink) -> NDArray[np.uint8]:
 
 
 def finished(small: NDArray[np.uint8], transform: Transform, seed: int = 0) -> Tensor:
-    """Put small frames uint8 [N, h, w, 3] through what is drawn: uint8 [3, N, size, size].
+    """Return resized frames uint8 [N, h, w, 3] augmented: uint8 [3, N, size, size].
 
-    The draw depends on the seed alone: a window may come in parts.
+    The draw depends on the seed alone, so that a window may be augmented in parts.
     """
     video = torch.from_numpy(small).permute(0, 3, 1, 2)
     with torch.random.fork_rng(devices=[]):
@@ -129,6 +129,6 @@ def finished(small: NDArray[np.uint8], transform: Transform, seed: int = 0) -> T
     return result.transpose(0, 1).contiguous()
 
 
-def apply(transform: Transform, frames: NDArray[np.uint8], seed: int = 0) -> Tensor:
-    """Transform frames uint8 [N, H, W, 3] into uint8 [3, N, size, size], reproducibly."""
+def transform_frames(transform: Transform, frames: NDArray[np.uint8], seed: int = 0) -> Tensor:
+    """Return frames uint8 [N, H, W, 3] transformed to uint8 [3, N, size, size], reproducibly."""
     return finished(shrunk(frames, transform.shrink), transform, seed)

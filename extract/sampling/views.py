@@ -1,7 +1,7 @@
-"""Which frames and which pixels of a trimmed clip a recognition network sees.
+"""Views of a trimmed clip for recognition networks: which frames and which pixels.
 
-In training one random view a clip; in testing several clips along time and several crops along the
-long side of each, as in the published protocols of Kinetics and Something-Something.
+In training one random view of a clip; in testing several clips along time and several crops along
+the long side of each, as in the published protocols of Kinetics and Something-Something.
 """
 
 from collections.abc import Iterator
@@ -23,16 +23,16 @@ from extract.video.reader import VideoReader
 
 @dataclass(frozen=True)
 class ViewConfig:
-    """Which frames are taken.
+    """The frames of views.
 
     Args:
         method: `interval` takes frames at an even distance from somewhere in the stretch;
-            `segments` takes one of each of equal parts of the whole stretch.
-        frames: that the network sees.
-        interval: from one frame to the next, counted at `fps` frames a second, whatever the video
-            has (`interval` only).
+            `segments` takes one from each of equal parts of the whole stretch.
+        frames: in a view.
+        interval: from one frame to the next, counted at `fps` frames a second, whatever the video's
+            frame rate (`interval` only).
         jitter: in training, begin at random and take random frames of the parts; without it
-            training sees what a test with one clip does.
+            training has the views of a test with one clip.
         clips: in testing, along time.
     """
 
@@ -53,7 +53,7 @@ class ViewConfig:
 
 @dataclass(frozen=True)
 class CropConfig:
-    """Which pixels are taken.
+    """The pixels of views.
 
     Args:
         train_short_side: range that a training clip's short side is resized to, at random.
@@ -149,31 +149,31 @@ def evaluation_views(
 
 def crop_corners(height: int, width: int, config: CropConfig) -> list[tuple[int, int]]:
     """Return the upper left corners (top, left) of the crops of a resized frame."""
-    room = height - config.test_size, width - config.test_size
-    middle = room[0] // 2, room[1] // 2
+    margin = height - config.test_size, width - config.test_size
+    middle = margin[0] // 2, margin[1] // 2
     if config.crops == 1:
         return [middle]
     steps = config.crops - 1
-    along = [max(room) * step // steps for step in range(config.crops)]
+    along = [max(margin) * step // steps for step in range(config.crops)]
     if width >= height:
         return [(middle[0], left) for left in along]
     return [(top, middle[1]) for top in along]
 
 
-def in_direction(view: Tensor, direction: Direction) -> Tensor:
+def order_view(view: Tensor, direction: Direction) -> Tensor:
     """Return a view [3, F, H, W] in the order of a direction of time."""
     return view if direction == "forward" else view.flip(1)
 
 
 def _at_intervals(stretch: Stretch, share: float, config: ViewConfig) -> Clip:
-    """Take frames at an even distance; their start lies a share of the way to the last one."""
+    """Return frames at an even distance, beginning at a share of the way to the last start."""
     span = config.frames * config.interval * stretch.fps / config.fps
     start = share * max(stretch.length - span, 0)
-    places = np.linspace(start, start + span - 1, config.frames)
-    return Clip(stretch.first + np.clip(places, 0, stretch.length - 1).astype(np.int64))
+    positions = np.linspace(start, start + span - 1, config.frames)
+    return Clip(stretch.first + np.clip(positions, 0, stretch.length - 1).astype(np.int64))
 
 
 def _of_segments(stretch: Stretch, shares: NDArray[np.float64]) -> Clip:
-    """Take the frame at a share of each of as many equal parts."""
-    places = (np.arange(len(shares)) + shares) * stretch.length / len(shares)
-    return Clip(stretch.first + np.clip(places, 0, stretch.length - 1).round().astype(np.int64))
+    """Return the frame at a share of each of as many equal parts."""
+    positions = (np.arange(len(shares)) + shares) * stretch.length / len(shares)
+    return Clip(stretch.first + np.clip(positions, 0, stretch.length - 1).round().astype(np.int64))

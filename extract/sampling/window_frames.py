@@ -1,4 +1,4 @@
-"""The frames of many windows of one video from one sequential decode; small from the beginning."""
+"""The frames of many windows of one video from one sequential decode, resized at once."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
@@ -18,20 +18,20 @@ from extract.video.watchdog import kill_if_stuck
 
 
 class FrameSelection(Protocol):
-    """What is taken of a video: frame numbers, not falling; a `Window` is one."""
+    """Frames of a video by number, not falling; a `Window` is one."""
 
     @property
     def frames(self) -> NDArray[np.int64]: ...
 
 
 def known_reader(path: Path, frames: int, digest: str | None = None) -> VideoReader:
-    """Open a video that was looked at before.
+    """Return a reader of a video that was probed before.
 
     Args:
-        frames: how many it had; `digest`: of what it held then, if that matters.
+        frames: number of frames that it had; `digest`: of its content, None if any will do.
 
     Raises:
-        VideoError: it cannot be read, or is another one now.
+        VideoError: it cannot be read, or has changed since.
     """
     with kill_if_stuck(path, frames):
         reader = VideoReader(path)
@@ -44,7 +44,7 @@ def known_reader(path: Path, frames: int, digest: str | None = None) -> VideoRea
 
 
 def check_unchanged(path: Path, digest: str | None) -> None:
-    """Raise VideoError if a file holds another content than it did; None matches all."""
+    """Raise VideoError unless a file still has the content of a digest; None matches any."""
     try:
         same = digest is None or video_digest(path) == digest
     except OSError as error:
@@ -66,21 +66,21 @@ def window_frames(
         seed: of the augmentation; one draw for all of them.
 
     Raises:
-        IndexError, VideoError: as `VideoReader.frames`, when the decoder gets there.
+        IndexError, VideoError: as `VideoReader.frames`, when that frame is reached.
     """
     chunks = resized_chunks(reader, wanted_frames(windows), transform.shrink)
     yield from assign_to_windows(windows, chunks, transform, seed)
 
 
 def wanted_frames(windows: Sequence[FrameSelection]) -> NDArray[np.int64]:
-    """Return the numbers of the frames that windows of a video ask for, rising, each once."""
+    """Return the numbers of all frames of a video's windows, rising, each once."""
     return np.unique(np.concatenate([window.frames for window in windows]))
 
 
 def resized_chunks(
     reader: VideoReader, wanted: NDArray[np.int64], to: Shrink
 ) -> Iterator[NDArray[np.uint8]]:
-    """Yield frames uint8 [n, h, w, 3] at rising indices, made small as soon as they are decoded.
+    """Yield frames uint8 [n, h, w, 3] at rising indices, resized as soon as they are decoded.
 
     Every n but the last is CHUNK.
 
@@ -90,10 +90,10 @@ def resized_chunks(
     chunks = reader.chunks(wanted)
     for start in range(0, len(wanted), CHUNK):
         part = wanted[start : start + CHUNK]
-        with kill_if_stuck(reader.path, reader.effort(int(part[0]), int(part[-1]))):
+        with kill_if_stuck(reader.path, reader.frames_to_decode(int(part[0]), int(part[-1]))):
             chunk = next(chunks)
         small = shrunk(chunk, to)
-        del chunk  # the big frames must not wait until the small ones are used up
+        del chunk  # the big frames must not be kept while the small ones are in use
         yield small
 
 
@@ -103,27 +103,27 @@ def assign_to_windows(
     transform: Transform,
     seed: int = 0,
 ) -> Iterator[list[Tensor]]:
-    """Put small frames through what is drawn and deal them to the windows, as `window_frames`.
+    """Yield per window its augmented frames, as `window_frames`, from frames that are resized.
 
     Args:
-        chunks: uint8 [n, h, w, 3], all frames that the windows want, in the order of the file.
+        chunks: uint8 [n, h, w, 3], all frames of the windows, in the order of the file.
     """
     wanted = wanted_frames(windows)
     frames = (frame for small in chunks for frame in finished(small, transform, seed).unbind(1))
-    held: list[Tensor] = []
-    first = 0  # held[0] is frame wanted[first]
+    kept: list[Tensor] = []
+    first = 0  # kept[0] is frame wanted[first]
     for window in windows:
-        places = np.searchsorted(wanted, window.frames)
-        held = held[places[0] - first :]
-        first = places[0]
-        held += islice(frames, int(places[-1]) + 1 - first - len(held))
-        yield [held[place - first] for place in places]
+        positions = np.searchsorted(wanted, window.frames)
+        kept = kept[positions[0] - first :]
+        first = positions[0]
+        kept += islice(frames, int(positions[-1]) + 1 - first - len(kept))
+        yield [kept[position - first] for position in positions]
 
 
 def arrange(frames: Sequence[Tensor], window: Window, direction: Direction) -> Tensor:
-    """Stack a window's valid frames into its padded input uint8 [3, F, size, size].
+    """Return a window's padded input uint8 [3, F, size, size], stacked from its valid frames.
 
-    Reversed is another order in memory: one decode serves both directions.
+    Reversed input has the same frames in another order: one decode serves both directions.
     """
-    places = np.searchsorted(window.frames, window.indices(direction))
-    return torch.stack([frames[place] for place in places], 1)
+    positions = np.searchsorted(window.frames, window.indices(direction))
+    return torch.stack([frames[position] for position in positions], 1)

@@ -1,10 +1,10 @@
-"""Which frames: sliding windows, random windows, whole videos resized; and the truth in them.
+"""Sampling of frames: sliding windows, random windows, whole videos resized; truth in a window.
 
-Three units of time meet here. A *frame* is one of the file. A *sample* is a frame that is taken:
+There are three units of time. A *frame* is one of the file. A *sample* is a frame that is taken:
 every n-th one, or, with `sampling.fps`, the nearest to every 1/fps seconds, so that a feature step
-lasts as long in every video. A *feature step* is `scale_factor` samples and the unit of the
-detector's input and of its segments. Windows and truth stand on a video's *timeline*, whose unit is
-a frame or, with `sampling.fps`, 1/fps seconds.
+is equally long in every video. A *feature step* is `scale_factor` samples and the unit of the
+detector's input and of its segments. Windows and truth are on a video's *timeline*, whose unit is a
+frame or, with `sampling.fps`, 1/fps seconds.
 """
 
 from dataclasses import dataclass, replace
@@ -17,15 +17,15 @@ from extract.sampling.reversal import reflection, reverse_valid
 from extract.sampling.units import CLIP_FRAMES
 
 Direction = Literal["forward", "reversed"]
-TRIES = 200  # random windows drawn until one holds an action, as the peers do
+TRIES = 200  # random windows drawn until one holds an action, as in the published code
 
 
 class Timed(Protocol):
-    """When a video's frames are; `VideoInfo` and `VideoItem` say it.
+    """A video with the times of its frames, as `VideoInfo` and `VideoItem`.
 
     Attributes:
-        frames: how many it has; `fps`: per second, on average.
-        times_s: when each begins, where they come unevenly [frames or more].
+        frames: number of frames; `fps`: of them per second, on average.
+        times_s: start of each, if they are unevenly spaced [frames or more].
     """
 
     @property
@@ -40,10 +40,10 @@ class Timed(Protocol):
 
 @dataclass(frozen=True)
 class SamplingConfig:
-    """How a video becomes windows.
+    """Settings of the sampling of videos.
 
     Args:
-        method: `window` cuts strided windows; `resize` squeezes the whole video into one.
+        method: `window` takes strided windows; `resize` fits the whole video into one.
         window_size: feature steps of a window.
         scale_factor: samples per feature step.
         fps: samples per second of video, whatever its frame rate (`window` only): the nearest
@@ -53,8 +53,9 @@ class SamplingConfig:
         test_overlap, validation_overlap: share of a window that the next one repeats, below 1.
         test_whole: test on whole videos, padded, whatever their length, as the published runs on
             features do; for imported features only.
-        min_completeness: share of an action's length that must lie inside a training window.
-        crop: a training video shorter than the window is cut to this range of its length.
+        min_completeness: share of an action's length that must be inside a training window.
+        crop: a training video shorter than the window is cropped to a share of its length in this
+            range.
     """
 
     method: Literal["window", "resize"] = "window"
@@ -114,7 +115,7 @@ class SamplingConfig:
 
 @dataclass(frozen=True)
 class Window:
-    """A stretch of one video as the detector sees it; step t lies at `start + t · step`.
+    """A stretch of one video for the detector; step t is at `start + t · step`.
 
     Args:
         frames: the valid samples' frame numbers, int [S], not falling.
@@ -157,10 +158,10 @@ class Window:
 
 
 def samples_of(video: Timed | int, config: SamplingConfig) -> NDArray[np.int64]:
-    """Return the frame number of every sample of a video, from its begin to its end, not falling.
+    """Return the frame number of every sample of a video, from its start to its end, not falling.
 
     Args:
-        video: a number of frames is enough where samples are counted in frames.
+        video: its number of frames is enough if samples are counted in frames.
     """
     if config.fps is None:
         return np.arange(0, _frames(video), config.sample_step)
@@ -197,14 +198,14 @@ def sliding_windows(video: Timed | int, overlap: float, config: SamplingConfig) 
 
 
 def sampled_frames(video: Timed | int, config: SamplingConfig) -> NDArray[np.int64]:
-    """Return the numbers of all frames that any window of a video can ask for, rising."""
+    """Return the numbers of all frames that a window of a video can have, rising."""
     if config.method == "resize":
         return np.unique(whole_video(_frames(video), config).frames)
     return np.unique(samples_of(video, config))
 
 
 def strided_window(video: Timed | int, start: int, length: int, config: SamplingConfig) -> Window:
-    """Take `length` feature steps from step `start`, or what the video has of them."""
+    """Return a window of `length` feature steps from step `start`, or of those the video has."""
     return _window(samples_of(video, config), start, length, config)
 
 
@@ -216,7 +217,7 @@ def _window(samples: NDArray[np.int64], start: int, length: int, config: Samplin
 
 
 def whole_video(frame_count: int, config: SamplingConfig) -> Window:
-    """Squeeze all frames into one window: sample k lies at (k + ½)·N/M − ½ frames."""
+    """Return one window over all frames: sample k is at (k + ½)·N/M − ½ frames."""
     step = frame_count / config.samples
     centres = (np.arange(config.samples) + 0.5) * step - 0.5
     frames = np.clip(centres, 0, frame_count - 1).round().astype(np.int64)
@@ -260,7 +261,7 @@ def random_window(
 def truth_inside(
     window: Window, segments: NDArray[np.floating], min_completeness: float
 ) -> tuple[NDArray[np.floating], NDArray[np.intp]]:
-    """Return the truth that a window holds, clipped to it.
+    """Return the truth inside a window, clipped to it.
 
     Args:
         segments: on the video's timeline, [G, 2].
@@ -279,5 +280,5 @@ def truth_inside(
 def seconds_to_frames(
     seconds: NDArray[np.floating], duration: float, frames: int
 ) -> NDArray[np.floating]:
-    """Map times to frame numbers as the published models were trained: rounded down."""
+    """Map times to frame numbers as for the published models: rounded down."""
     return np.floor(seconds / duration * frames)

@@ -12,7 +12,7 @@ from timm.layers import drop_path
 from torch import Tensor, nn
 
 Calibrates = Literal["in", "out"]
-"""Which channels of the base weights the factors scale."""
+"""The channels of the base weights that the factors scale."""
 
 REDUCTION = 4
 """Channels over hidden channels of a route."""
@@ -21,13 +21,13 @@ MEAN, STD = 0.45, 0.225  # of pixels from 0 to 1, in all published networks
 
 
 class Route(nn.Module):
-    """Finds the factors of every frame in what the frame shows and in what the whole clip shows.
+    """The routing function: factors of every frame, from the frame and from its whole clip.
 
     It begins with factors of exactly 1.
 
     Args:
         channels: of the frames.
-        factors: how many a frame gets.
+        factors: number of factors of a frame.
     """
 
     def __init__(self, channels: int, factors: int) -> None:
@@ -45,28 +45,28 @@ class Route(nn.Module):
 
     def forward(self, frames: Tensor) -> Tensor:
         """Map frames averaged over space [B, C, T] to their factors α [B, factors, T]."""
-        known = frames + self.clip(frames.mean(-1, keepdim=True))
-        return 1 + self.up(F.relu(self.norm(self.down(known))))
+        context = frames + self.clip(frames.mean(-1, keepdim=True))
+        return 1 + self.up(F.relu(self.norm(self.down(context))))
 
 
 class TAdaConv(nn.Module):
-    """A convolution made temporally adaptive: put it where the plain one was.
+    """A temporally adaptive convolution, to be used in place of a plain one.
 
-    No weights are made for single frames: a factor of an input channel can as well scale what the
-    channel holds, and one of an output channel what comes out. The sums are the same, frames stay
-    one batch, and a TAda2D ResNet-50 takes about as long as with plain convolutions; with weights
-    for every frame, in a convolution of so many groups, it took 2 to 5 times as long (on a CPU:
+    No weights are made for single frames: a factor of an input channel scales that channel's input
+    instead, and one of an output channel its output. The sums are the same, frames stay one batch,
+    and a TAda2D ResNet-50 takes about as long as with plain convolutions; with weights for every
+    frame, in a convolution of as many groups, it took 2 to 5 times as long (on a CPU:
     benchmarks/tada.py).
 
     Args:
-        conv: over frames, or over [T, H, W]; its weights are the base, its bias stays as it is.
+        conv: over frames, or over [T, H, W]; its weights are the base, its bias is unchanged.
         calibrates: channels that the factors scale.
-        frames: of a clip, where `conv` sees single frames and is called by a network that does
-            not know which of them belong together.
+        frames: of a clip, if `conv` is over single frames and the network that calls it does not
+            pass the number.
 
     Raises:
-        ValueError: the convolution computes other things than torch's, reads too few channels, or
-            gives frames that do not stand in the middle of those they are made of.
+        ValueError: the convolution is not torch's own, reads too few channels, or its outputs are
+            not centred on the frames that they are computed from.
     """
 
     def __init__(
@@ -82,21 +82,18 @@ class TAdaConv(nn.Module):
         self.route = Route(conv.in_channels, factors)
 
     def forward(self, x: Tensor, frames: int | None = None) -> Tensor:
-        """Convolve.
+        """Return the convolution, in the shape that the plain one gives.
 
         Args:
             x: [B, C, T, H, W] for a convolution over [T, H, W]; for one over frames [B·T, C, H, W].
-            frames: T of folded frames, where the constructor was not told.
-
-        Returns:
-            What the plain convolution gives in shape.
+            frames: T of folded frames, if the constructor did not get it.
 
         Raises:
             ValueError: `x` does not divide into clips of so many frames.
         """
         if isinstance(self.conv, nn.Conv3d):
             return self._convolve_clips(x, self.conv)
-        return self._convolve_frames(x, self.conv, merged(x, frames or self.frames))
+        return self._convolve_frames(x, self.conv, require_whole_clips(x, frames or self.frames))
 
     def _convolve_frames(self, x: Tensor, conv: nn.Conv2d, frames: int) -> Tensor:
         means = F.adaptive_avg_pool2d(x, 1).flatten(1).unflatten(0, (-1, frames))
@@ -106,19 +103,19 @@ class TAdaConv(nn.Module):
         plain = F.conv2d(
             x, conv.weight, None, conv.stride, conv.padding, conv.dilation, conv.groups
         )
-        return _biased(plain * alpha, conv.bias)
+        return _add_bias(plain * alpha, conv.bias)
 
     def _convolve_clips(self, x: Tensor, conv: nn.Conv3d) -> Tensor:
-        # The factors are those of the frame that an output stands at.
+        # The factors are those of the frame that an output is centred on.
         alpha = self.route(x.mean((-2, -1)))[:, :, :: conv.stride[0], None, None]
         strides, dilation, groups = conv.stride, conv.dilation, conv.groups
         if self.calibrates == "out":
             plain = F.conv3d(x, conv.weight, None, strides, conv.padding, dilation, groups)
-            return _biased(plain * alpha, conv.bias)
+            return _add_bias(plain * alpha, conv.bias)
         if conv.kernel_size[0] == 1 and strides[0] == 1:
             return conv(x * alpha)
-        # A frame meets other factors in each output that it is part of, so what the frames before,
-        # at and behind each output give is added up.
+        # A frame has other factors in each output that it contributes to, so the contributions of
+        # the frames before, at and after each output are computed one by one and added.
         assert not isinstance(conv.padding, str)
         ahead, *around = conv.padding
         padded = F.pad(x, (0, 0, 0, 0, ahead, ahead))
@@ -131,24 +128,24 @@ class TAdaConv(nn.Module):
             taps.append(
                 F.conv3d(part, weight, None, (1, *step), (0, *around), (1, *spread), groups)
             )
-        return _biased(sum(taps[1:], taps[0]), conv.bias)
+        return _add_bias(sum(taps[1:], taps[0]), conv.bias)
 
 
 def calibrate_convs(
     network: nn.Module, frames: int | None = None, calibrates: Calibrates = "in"
 ) -> list[str]:
-    """Make a network's convolutions temporally adaptive, in place; what it computes stays the same.
+    """Make a network's convolutions temporally adaptive, in place; its output stays the same.
 
-    Those that look at more than one pixel are taken, except where they read the pixels of the
-    video themselves. Their weights become the base weights, and the factors begin at 1.
+    All convolutions over more than one pixel are replaced, except the one that reads the video.
+    Their weights become the base weights, and the factors begin at 1.
 
     Args:
         network: of convolutions over [B, C, T, H, W], as torchvision's R3D, R(2+1)D and MC3, or
             over frames, as timm's ResNets, which get clips as consecutive frames [B·T, C, H, W].
-        frames: T, for convolutions over frames; they cannot know it.
+        frames: T, required for convolutions over frames.
 
     Returns:
-        The names of what has become a `TAdaConv`.
+        The names of the modules that are now a `TAdaConv`.
 
     Raises:
         ValueError: there is no such convolution, it is not torch's own, or `frames` is missing.
@@ -173,11 +170,11 @@ def calibrate_convs(
     return list(found)
 
 
-def merged(x: Tensor, frames: int | None) -> int:
-    """Return how many frames a clip of the batch [B·T, C, H, W] has.
+def require_whole_clips(x: Tensor, frames: int | None) -> int:
+    """Return `frames`, of a clip of the batch [B·T, C, H, W].
 
     Raises:
-        ValueError: nobody knows, or the batch does not divide into such clips.
+        ValueError: it is None, or the batch does not divide into such clips.
     """
     if frames is None or len(x) % frames:
         raise ValueError(
@@ -187,15 +184,15 @@ def merged(x: Tensor, frames: int | None) -> int:
     return frames
 
 
-def normalised(frames: Tensor) -> Tensor:
-    """Return uint8 frames as the networks want them; others are thought to be so already."""
+def normalise_pixels(frames: Tensor) -> Tensor:
+    """Return uint8 frames normalised for the networks; others are assumed to be so already."""
     return (frames / 255 - MEAN) / STD if frames.dtype == torch.uint8 else frames
 
 
 def average_over_time(x: Tensor, frames: int) -> Tensor:
-    """Average each frame of [B·T, C, H, W] with both neighbours; beyond the ends there are zeros.
+    """Return each frame of [B·T, C, H, W] averaged with both neighbours; zeros beyond the ends.
 
-    T by H·W is a plane over which 2-D pooling is fast, and channels last nothing is copied.
+    T by H·W is a plane over which 2-D pooling is fast, and with channels last nothing is copied.
     """
     plane = x.permute(0, 2, 3, 1).unflatten(0, (-1, frames)).flatten(2, 3).permute(0, 3, 1, 2)
     mean = F.avg_pool2d(plane, (3, 1), stride=1, padding=(1, 0))
@@ -203,7 +200,7 @@ def average_over_time(x: Tensor, frames: int) -> Tensor:
 
 
 def skip_clips(x: Tensor, frames: int, probability: float) -> Tensor:
-    """Zero whole clips of [B·T, …] at random, and scale the others so that the mean stays."""
+    """Return [B·T, …] with whole clips zeroed at random, the others scaled to keep the mean."""
     clips = drop_path(x.new_ones(len(x) // frames, *[1] * (x.ndim - 1)), probability, True)
     return x * clips.repeat_interleave(frames, 0)
 
@@ -242,5 +239,5 @@ def _check_suitable(conv: nn.Conv2d | nn.Conv3d) -> None:
             )
 
 
-def _biased(x: Tensor, bias: Tensor | None) -> Tensor:
+def _add_bias(x: Tensor, bias: Tensor | None) -> Tensor:
     return x if bias is None else x + bias.view(-1, *[1] * (x.ndim - 2))

@@ -11,17 +11,17 @@ import torch.nn.functional as F
 from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
-from extract.tada.conv import average_over_time, normalised, skip_clips
+from extract.tada.conv import average_over_time, normalise_pixels, skip_clips
 
 EPSILON = 1e-6  # of all norms
 
 
 @dataclass(frozen=True)
 class TAdaConvNeXtConfig:
-    """Sizes of the network; those of TAdaConvNeXtV2-T unless told otherwise.
+    """Sizes of the network; by default those of TAdaConvNeXtV2-T.
 
     Args:
-        classes: that it tells apart.
+        classes: number of classes.
         depths, widths: blocks and channels of each stage. The heads of all routes are as wide as
             half the first stage, so that the widths must be multiples of the first one.
         drop_path: stochastic depth of the last block; earlier ones rise linearly from 0.
@@ -49,10 +49,10 @@ class TAdaConvNeXtConfig:
 
 
 class AttentiveRoute(nn.Module):
-    """Finds factors for the weights and for the biases of every frame; they begin as 1.
+    """The routing function: factors of every frame's weights and biases; they begin as 1.
 
     Args:
-        channels: of the frames; twice as many as it works with.
+        channels: of the frames; twice as many as inside.
         heads: of the attention over the frames of a clip.
     """
 
@@ -105,7 +105,7 @@ class ConvNeXtBlock(nn.Module):
         factors = self.route(means.transpose(1, 2))
         scales, shifts = (f.transpose(1, 2).flatten(0, 1)[..., None, None] for f in factors)
         weight, bias = self.depthwise.weight, self.depthwise.bias
-        # Factors of a channel's weights scale what the channel gives.
+        # A factor of a channel's weights scales the channel's output.
         y = F.conv2d(x, weight, None, padding=3, groups=len(weight)) * scales
         assert bias is not None
         y = y + shifts * bias.view(-1, 1, 1)
@@ -118,7 +118,7 @@ class ConvNeXtBlock(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Halves height and width: [N, C, H, W] -> [N, C', H/2, W/2]."""
+    """A layer that halves height and width: [N, C, H, W] -> [N, C', H/2, W/2]."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -127,7 +127,7 @@ class Downsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise over channels, then convolve."""
-        return self.conv(over_channels(self.norm, x))
+        return self.conv(norm_channels(self.norm, x))
 
 
 class TAdaConvNeXt(nn.Module):
@@ -165,12 +165,12 @@ class TAdaConvNeXt(nn.Module):
         """Map frames [B, 3, T, H, W] to features averaged over space [B, C, ⌈T/2⌉].
 
         Args:
-            frames: uint8, RGB, or normalised as by `extract.tada.conv.normalised`.
+            frames: uint8, RGB, or normalised as by `extract.tada.conv.normalise_pixels`.
         """
-        x = self.stem(normalised(frames))
+        x = self.stem(normalise_pixels(frames))
         length = x.shape[2]
         x = x.transpose(1, 2).flatten(0, 1).contiguous(memory_format=torch.channels_last)
-        x = over_channels(self.stem_norm, x)
+        x = norm_channels(self.stem_norm, x)
         for number, stage in enumerate(self.stages):
             if number:
                 x = self.downsample[number - 1](x)
@@ -185,13 +185,13 @@ def quick_gelu(x: Tensor) -> Tensor:
     return x * torch.sigmoid(1.702 * x)
 
 
-def over_channels(norm: nn.Module, x: Tensor) -> Tensor:
-    """Apply a norm of the last axis to the channels of [N, C, H, W]."""
+def norm_channels(norm: nn.Module, x: Tensor) -> Tensor:
+    """Return [N, C, H, W] after a norm of the last axis over its channels."""
     return norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 def _initialise(network: TAdaConvNeXt) -> None:
-    """Draw weights as the published code does."""
+    """Initialise weights at random, as the published code does."""
     for module in network.modules():
         if module is not network.classifier and isinstance(
             module, nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear

@@ -1,4 +1,4 @@
-"""A plain image network over the frames of a clip: what a network sees that does not see time."""
+"""A plain image network over the frames of a clip: a baseline that does not see time."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,12 +9,12 @@ from timm.models.resnet import Bottleneck, ResNet
 from torch import Tensor, nn
 
 from extract.checkpoints.strict import load_state_dict_strict
-from extract.tada.conv import normalised
+from extract.tada.conv import normalise_pixels
 
 
 @dataclass(frozen=True)
 class FrameResNetConfig:
-    """Sizes of the network, those of ResNet-50 unless told otherwise; see `TAda2DConfig`."""
+    """Sizes of the network, by default those of ResNet-50; see `TAda2DConfig`."""
 
     classes: int
     blocks: tuple[int, ...] = (3, 4, 6, 3)
@@ -54,10 +54,10 @@ class FrameResNet(nn.Module):
         """Map frames [B, 3, T, H, W] to features averaged over space [B, C, T].
 
         Args:
-            frames: uint8, RGB, or normalised as by `extract.tada.conv.normalised`.
+            frames: uint8, RGB, or normalised as by `extract.tada.conv.normalise_pixels`.
         """
         length = frames.shape[2]
-        x = normalised(frames).transpose(1, 2).flatten(0, 1)
+        x = normalise_pixels(frames).transpose(1, 2).flatten(0, 1)
         found: Tensor = self.resnet(x.contiguous(memory_format=torch.channels_last))
         return found.unflatten(0, (-1, length)).transpose(1, 2)
 

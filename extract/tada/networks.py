@@ -13,7 +13,7 @@ FEWEST_FRAMES = {"tada2d": 3, "tada_convnextv2": 5, "resnet": 1}
 
 @dataclass(frozen=True)
 class NetworkConfig:
-    """Which network, how large, and what it begins with.
+    """Settings of a network: which one, its sizes and its initial weights.
 
     Args:
         name: `tada2d`, `tada_convnextv2`, or `resnet`, a plain image network over single frames.
@@ -22,8 +22,8 @@ class NetworkConfig:
             published; each further stage has twice as many as the one before.
         dropout: before the classifier.
         drop_path: stochastic depth of the last block; earlier ones rise linearly from 0.
-        weights: file to begin with: of the TAdaConv project, a checkpoint of ours, or a ResNet for
-            images as timm and torchvision name it; null begins at random.
+        weights: file of initial weights: of the TAdaConv project, a checkpoint of ours, or a ResNet
+            for images with timm's and torchvision's names; null begins at random.
     """
 
     name: Literal["tada2d", "tada_convnextv2", "resnet"] = "tada2d"
@@ -45,7 +45,7 @@ class NetworkConfig:
 
 
 def build_network(config: NetworkConfig, classes: int) -> VideoNetwork:
-    """Make a network with random weights that tells `classes` classes apart."""
+    """Return a network with random weights for so many classes."""
     blocks, dropout, drop_path = config.blocks, config.dropout, config.drop_path
     match config.name:
         case "tada2d":

@@ -9,19 +9,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from extract.checkpoints.key_maps import IMAGE_RESNET, renamed
+from extract.checkpoints.key_maps import IMAGE_RESNET, rename_key
 from extract.checkpoints.strict import load_state_dict_strict
-from extract.tada.conv import TAdaConv, average_over_time, normalised, skip_clips
+from extract.tada.conv import TAdaConv, average_over_time, normalise_pixels, skip_clips
 
 EXPANSION = 4  # channels of a block's output over those that its 3×3 convolution sees
 
 
 @dataclass(frozen=True)
 class TAda2DConfig:
-    """Sizes of the network; those of ResNet-50 unless told otherwise.
+    """Sizes of the network; by default those of ResNet-50.
 
     Args:
-        classes: that it tells apart; of several tasks, all of them together.
+        classes: number of classes; of several tasks, all of them together.
         blocks: in each stage.
         width: channels of the stem, and of the 3×3 convolutions in the first stage; each further
             stage has twice as many as the one before.
@@ -122,8 +122,8 @@ class TAda2D(nn.Module):
             frames: uint8, RGB, or normalised as by `normalised`.
         """
         length = frames.shape[2]
-        x = normalised(frames).transpose(1, 2).flatten(0, 1)
-        # Channels last: several times faster on CPUs, and what tensor cores read.
+        x = normalise_pixels(frames).transpose(1, 2).flatten(0, 1)
+        # Channels last: several times faster on CPUs, and the layout of tensor cores.
         x = x.contiguous(memory_format=torch.channels_last)
         x = F.relu(self.stem_norm(self.stem(x)), inplace=True)
         for stage in self.stages:
@@ -136,15 +136,15 @@ class TAda2D(nn.Module):
 def lift_resnet(network: TAda2D, image: Mapping[str, Tensor], source: str | Path) -> None:
     """Load a ResNet for images, as timm and torchvision name its tensors, into a network, strictly.
 
-    Its classifier is left out, and what it has not stays as it is. In a new network that changes
-    nothing: a frame gives what it gives the ResNet, with stride 2 in the first block for its max
-    pooling.
+    Its classifier is not loaded, and tensors that it lacks keep their values. In a new network
+    these have no effect: a frame's output is the ResNet's, with stride 2 in the first block in
+    place of max pooling.
 
     Args:
         source: where `image` is from, for messages.
 
     Raises:
-        ValueError: it is not exactly the ResNet that the network is made of.
+        ValueError: it is not exactly the ResNet that the network is built on.
     """
     # Old files of torchvision lack the counters.
     kept = ("route.", "average_norm.", "classifier.", "num_batches_tracked")
@@ -152,18 +152,18 @@ def lift_resnet(network: TAda2D, image: Mapping[str, Tensor], source: str | Path
     lifted = {name: tensor for name, tensor in own if any(part in name for part in kept)}
     for name, tensor in image.items():
         if not name.startswith("fc."):
-            lifted[renamed(name, IMAGE_RESNET)] = tensor
+            lifted[rename_key(name, IMAGE_RESNET)] = tensor
     load_state_dict_strict(network, lifted, source)
 
 
 def _initialise(network: TAda2D) -> None:
-    """Draw weights as the published code does."""
+    """Initialise weights at random, as the published code does."""
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
     for module in network.modules():
         if isinstance(module, TAdaConv):
-            # It counts what 6 axes [1, 1, C', C, 3, 3] say, all output channels as inputs.
+            # The published code has 6 axes [1, 1, C', C, 3, 3], so output channels count as inputs.
             bound = module.conv.weight.numel() ** -0.5
             nn.init.uniform_(module.conv.weight, -bound, bound)
         elif isinstance(module, Bottleneck):

@@ -1,1 +1,1 @@
-"""Videos written anew: small (proxies), reversed, or both, frame for frame."""
+"""Transcoding of videos, frame for frame: small (proxies), reversed, or both."""

@@ -1,8 +1,8 @@
-"""Frames into an mp4 file of our own: in their order, or stretch by stretch backwards.
+"""Encoding of frames into an mp4 file: in their order, or reversed stretch by stretch.
 
-A stretch is encoded at once: it begins with an IDR picture, holds no other one, and shows its
-frames in the order they are stored. So a decoder can begin at any of them, decord's indexed access
-is exact, and stretches may change places: backwards, the last one comes first.
+A stretch is encoded as one: it begins with an IDR picture, holds no other one, and shows its frames
+in the order they are stored. So a decoder can begin at any stretch, decord's indexed access is
+exact, and stretches may change places: reversed, the last one comes first.
 """
 
 from collections.abc import Iterator
@@ -27,13 +27,13 @@ OPTIONS = {"bf": "0", "g": "1000000", "sc_threshold": "0", "forced-idr": "1"}
 
 
 @dataclass(frozen=True)
-class Way:
-    """How frames are encoded.
+class EncoderSettings:
+    """Settings of an encoder.
 
     Args:
-        pixels: the name of their pixel format.
-        options: the encoder's own, beside OPTIONS.
-        tags: what the stream says of its pictures (colours, aspect), by PyAV's names.
+        pixels: the name of the pixel format.
+        options: of the encoder, in addition to OPTIONS.
+        tags: colours and aspect ratio in the stream's header, by PyAV's names.
     """
 
     codec: str
@@ -46,18 +46,18 @@ class Way:
 
 @dataclass(frozen=True)
 class Timeline:
-    """When frames are shown: int [N], rising from 0, in units of `unit` seconds."""
+    """Times at which frames are shown: int [N], rising from 0, in units of `unit` seconds."""
 
     times: NDArray[np.int64]
     unit: Fraction
     fps: float
 
 
-def timeline(index: VideoIndex, backwards: bool) -> Timeline:
-    """Return the times of a file's frames, from the first one or, turned round, from the last."""
+def make_timeline(index: VideoIndex, backwards: bool) -> Timeline:
+    """Return the times of a file's frames, from the first or, `backwards`, from the last one."""
     times = np.sort(index.pts[-1] - index.pts if backwards else index.pts)
     times, unit = times - times[0], index.time_base
-    if not times[-1]:  # they all claim the same time
+    if not times[-1]:  # they all have the same time
         times = np.arange(len(times))
     elif np.any(np.diff(times) == 0):
         # Some files whose frames had to be counted; an mp4 file needs times that rise, in a unit
@@ -69,7 +69,7 @@ def timeline(index: VideoIndex, backwards: bool) -> Timeline:
     return Timeline(times, unit, index.fps)
 
 
-def made_of(path: Path) -> str | None:
+def read_stamp(path: Path) -> str | None:
     """Return the stamp of a file that `write_mp4` wrote, some other comment or None."""
     with suppress(av.FFmpegError, OSError), open_video(path) as container:
         return container.metadata.get("comment")
@@ -77,7 +77,7 @@ def made_of(path: Path) -> str | None:
 
 
 def upright_size(index: VideoIndex, context: Any) -> tuple[int, int]:
-    """Return the width and height of a file's pictures, as its header tells."""
+    """Return the width and height of a file's upright pictures, from its header."""
     width, height = context.width, context.height
     return (height, width) if index.rotation % 180 else (width, height)
 
@@ -85,7 +85,7 @@ def upright_size(index: VideoIndex, context: Any) -> tuple[int, int]:
 def upright_chunks(
     reader: VideoReader, width: int, height: int, frames: range | None = None
 ) -> Iterator[NDArray[np.uint8]]:
-    """Yield frames as the project sees them, uint8 [n, height, width, 3], a few at a time.
+    """Yield upright frames uint8 [n, height, width, 3], a few at a time.
 
     Args:
         frames: which, rising; None for all.
@@ -102,24 +102,24 @@ def upright_chunks(
         yield chunk
 
 
-def stretches(
+def split_stretches(
     frames: Iterator[av.VideoFrame], length: int, first: int | None = None
 ) -> Iterator[list[av.VideoFrame]]:
     """Yield lists of `length` frames; the last one may be shorter.
 
     Args:
-        first: frames of the first list, if they are to be others.
+        first: length of the first list, if it is another one.
     """
-    wanted = first or length
-    while stretch := list(islice(frames, wanted)):
+    count = first or length
+    while stretch := list(islice(frames, count)):
         yield stretch
-        wanted = length
+        count = length
 
 
 def write_mp4(
     path: Path,
     parts: Iterator[list[av.VideoFrame]],
-    way: Way,
+    encoder: EncoderSettings,
     line: Timeline,
     stamp: str,
     backwards: bool,
@@ -130,9 +130,9 @@ def write_mp4(
 
     Args:
         parts: the stretches; they are emptied.
-        stamp: what the file is made of, for `made_of`.
-        backwards: turn the frames round; their packets then lie on the same disk a second time.
-        progress: called with the number of frames that were done; with 0 at other steps.
+        stamp: describes source and settings; `read_stamp` returns it.
+        backwards: reverse the frames; their packets are then written to the same disk twice.
+        progress: called with the number of frames that were encoded; with 0 at other steps.
 
     Raises:
         ValueError: more or fewer frames come than there are times.
@@ -141,18 +141,18 @@ def write_mp4(
     rate = Fraction(line.fps).limit_denominator(10_000) or Fraction(1, 10_000)
     with (
         av.open(str(path), "w", format="mp4") as container,
-        # Nameless: nothing of it is left behind a kill.
+        # Without a name: it does not outlive this process.
         TemporaryFile(dir=path.parent, prefix=path.name) as file,
     ):
         container.metadata["comment"] = stamp
-        stream: Any = container.add_stream(way.codec, rate=rate)
-        stream.width, stream.height, stream.pix_fmt = way.width, way.height, way.pixels
-        stream.options = OPTIONS | way.options | {"threads": str(threads)}
+        stream: Any = container.add_stream(encoder.codec, rate=rate)
+        stream.width, stream.height, stream.pix_fmt = encoder.width, encoder.height, encoder.pixels
+        stream.options = OPTIONS | encoder.options | {"threads": str(threads)}
         stream.time_base = line.unit
-        for name, value in way.tags.items():
+        for name, value in encoder.tags.items():
             if value is not None:
                 setattr(stream.codec_context, name, value)
-        packets = _encoded(stream, 1 / rate, parts, backwards, progress)
+        packets = _encode_packets(stream, 1 / rate, parts, backwards, progress)
         if backwards:
             spool = _Spool(file)
             spool.add(packets)
@@ -163,7 +163,7 @@ def write_mp4(
             if number == len(line.times):
                 break
             packet = av.Packet(content)
-            # The stream's own unit becomes another one when the container begins.
+            # The stream gets another unit when the container's header is written.
             packet.stream, packet.is_keyframe, packet.time_base = stream, is_key, line.unit
             packet.pts = packet.dts = int(line.times[number])
             packet.duration = duration
@@ -171,17 +171,17 @@ def write_mp4(
             progress(0)
         if number + 1 != len(line.times):
             few_or_many = "fewer" if number < len(line.times) else "more"
-            raise ValueError(f"{few_or_many} than its {len(line.times)} frames came")
+            raise ValueError(f"{few_or_many} than its {len(line.times)} frames were decoded")
 
 
-def _encoded(
+def _encode_packets(
     stream: Any,
     time_base: Fraction,
     parts: Iterator[list[av.VideoFrame]],
     backwards: bool,
     progress: Progress,
 ) -> Iterator[tuple[bytes, bool]]:
-    """Yield every packet, and whether it is a keyframe; turns each stretch round in itself."""
+    """Yield every packet, and whether it is a keyframe; `backwards` reverses each stretch."""
     number = 0
     for part in parts:
         progress(len(part))
@@ -200,7 +200,7 @@ def _encoded(
 
 @dataclass
 class _Spool:
-    """Encoded frames on disk: per frame where its packet begins, and whether it is a keyframe."""
+    """Encoded frames on disk: where each packet begins, and whether it is a keyframe."""
 
     file: IO[bytes]
     begins: list[int] = field(default_factory=lambda: [0])
@@ -212,7 +212,7 @@ class _Spool:
             self.is_key.append(is_key)
 
     def last_stretch_first(self) -> Iterator[tuple[bytes, bool]]:
-        """Yield every packet: the stretches turned round, each in itself as it is."""
+        """Yield every packet: stretches in reverse order, each with its own packets in order."""
         keys = [number for number, is_key in enumerate(self.is_key) if is_key]
         stops = [*keys[1:], len(self.is_key)]
         for first, stop in zip(reversed(keys), reversed(stops), strict=True):

@@ -1,4 +1,4 @@
-"""Files made side by side, each by a process that may hang or crash."""
+"""Making files in parallel, each in a process that may hang or crash."""
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, wait
@@ -12,7 +12,7 @@ from tqdm import tqdm
 from extract.video.guarded import CallFailed, GuardedPool
 from extract.video.index import Progress, VideoError
 
-# Silence that is no hang: a stretch of frames; hashing the source; opening it or what was made.
+# Time without progress that is no hang: encoding a stretch, hashing the source, opening a file.
 SILENCE_S = 180.0
 SLOWEST_BYTES_PER_S = 20e6
 SLOWEST_PACKETS_PER_S = 100.0
@@ -20,7 +20,7 @@ GRACE_S = 10.0
 
 
 class Job(NamedTuple):
-    """What is made of one file: `make(progress=…)` reports how many more frames are done."""
+    """A file to be made of `source`: `make(progress=…)` reports how many more frames are done."""
 
     source: Path
     size: int  # bytes
@@ -29,10 +29,11 @@ class Job(NamedTuple):
 
 
 def run_jobs(jobs: Sequence[Job], processes: int, title: str) -> list[Any]:
-    """Run every job, `processes` at a time; show a bar with a title.
+    """Return the result of every job, or the VideoError that names the file and the cause.
 
-    Returns:
-        Per job what it returned, or the VideoError that names the file and the cause.
+    Args:
+        processes: jobs that run at once.
+        title: of the progress bar.
 
     Raises:
         OSError: the processes cannot be started.
@@ -54,12 +55,12 @@ def run_jobs(jobs: Sequence[Job], processes: int, title: str) -> list[Any]:
             return error
         except CallFailed as failure:
             return VideoError(
-                f"{job.source}: the process that reads it {failure}: a video that its decoder "
-                "cannot stand, or too little memory (lower --processes)"
+                f"{job.source}: the process that reads it {failure}: a video that breaks its "
+                "decoder, or too little memory (lower --processes)"
             )
 
     with GuardedPool(min(processes, len(jobs)), GRACE_S) as pool:
-        # Long ones first: none is begun when the others are done.
+        # Long ones first, so that none is begun when all others are done.
         order = sorted(range(len(jobs)), key=lambda number: -jobs[number].frames)
         answers = {number: pool.threads.submit(run, number) for number in order}
         pending = set(answers.values())
@@ -73,7 +74,7 @@ def run_jobs(jobs: Sequence[Job], processes: int, title: str) -> list[Any]:
 
 
 def run_job(job: Job, progress: Progress) -> Any:
-    """Return what a job returns, in the process that runs it.
+    """Return what a job returns; called in a process of the pool.
 
     Raises:
         VideoError: it cannot be done; names the source and the cause.

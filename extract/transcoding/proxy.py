@@ -1,7 +1,7 @@
 """A proxy of a video: the same frames at the same times, small and quick to decode from anywhere.
 
-What the project sees in the source is what is written: its reader decodes, upright, and the resize
-is the one that frames meet on their way to the backbone.
+The frames that are written are those that `VideoReader` returns, upright, resized with the filter
+that frames of the source would be resized with for the backbone.
 """
 
 from collections.abc import Iterator
@@ -17,11 +17,11 @@ from torchvision.transforms.v2 import functional
 from configs.atomic import atomic_path
 from extract.identity.digest import video_digest
 from extract.transcoding.encode import (
+    EncoderSettings,
     Timeline,
-    Way,
-    made_of,
-    stretches,
-    timeline,
+    make_timeline,
+    read_stamp,
+    split_stretches,
     upright_chunks,
     upright_size,
     write_mp4,
@@ -31,26 +31,26 @@ from extract.video.reader import VideoReader
 from extract.video.watchdog import kill_if_stuck
 
 SHORT_SIDES = 112, 182  # from the smallest input in use to what training crops 160 px from
-# Raise the number when the same settings come to give other files.
+# Raise VERSION when the same settings give other files.
 STAMP = "palindrome: proxy"
 VERSION = 1
-# As fast to write as can be: slower presets save nothing in groups this short, and neither
+# As fast to write as possible: slower presets save nothing in groups this short, and neither
 # B-frames nor x264's "fastdecode" make them faster to read. Without lookahead (which reads memory
 # beside frames of some widths) the same source gives the same bytes, so that the activations of a
-# proxy that was deleted and is made anew are still found.
+# proxy that was deleted and made again are still found.
 OPTIONS = {"preset": "veryfast", "x264-params": "mbtree=0:rc-lookahead=0"}
 TAGS = {"colorspace": Colorspace.ITU601.value, "color_range": ColorRange.MPEG.value}
 
 
 @dataclass(frozen=True)
 class ProxyConfig:
-    """What proxies are like.
+    """Settings of proxies.
 
     Args:
         short_side: in pixels, even; smaller videos keep their size.
         gop: frames from one keyframe to the next.
         crf: x264's quality, 1 (best) to 51.
-        reverse: turn the frames round.
+        reverse: reverse the order of the frames.
     """
 
     short_side: int
@@ -70,25 +70,25 @@ class ProxyConfig:
             raise ValueError(f"--crf: {self.crf} is not 1 (best) to 51 (worst)")
 
 
-def is_current(source: Path, target: Path, config: ProxyConfig) -> bool:
+def is_current_proxy(source: Path, target: Path, config: ProxyConfig) -> bool:
     """Return whether `target` is what `write_proxy` makes of the source as it is now.
 
     Raises:
-        ValueError: it is no proxy at all, and so not ours to replace.
+        ValueError: it is no proxy, and so must not be replaced.
         OSError: the source cannot be read.
     """
     if not target.exists():
         return False
-    made = made_of(target) or ""
-    if not made.startswith(STAMP):
+    stamp = read_stamp(target) or ""
+    if not stamp.startswith(STAMP):
         raise ValueError(
             f"{target}: is no proxy and would be replaced; remove it or choose another --out"
         )
-    return made == _stamp(source, config)
+    return stamp == _make_stamp(source, config)
 
 
 def proxy_size(width: int, height: int, short_side: int) -> tuple[int, int]:
-    """Return a proxy's width and height: even, as H.264 with halved colours needs them."""
+    """Return a proxy's width and height: even, as H.264 with subsampled colours requires."""
     short = min(width, height)
     wanted = min(short, short_side)
     across, down = (max(2, side * wanted // short // 2 * 2) for side in (width, height))
@@ -116,19 +116,19 @@ def write_proxy(
     """
     reader = VideoReader(source, progress)
     size = _upright_size(reader)
-    way = _way(size, config)
-    line = timeline(reader.index, config.reverse)
+    encoder = _encoder_settings(size, config)
+    line = make_timeline(reader.index, config.reverse)
     # Turned round, the first stretch becomes the last: the shorter one, in either direction.
     first = len(reader) % config.gop if config.reverse else 0
-    parts = stretches(_pictures(reader, size, way), config.gop, first)
+    parts = split_stretches(_shrink_pictures(reader, size, encoder), config.gop, first)
     with atomic_path(target) as aside:
-        stamp = _stamp(source, config)
-        write_mp4(aside, parts, way, line, stamp, config.reverse, progress=progress)
+        stamp = _make_stamp(source, config)
+        write_mp4(aside, parts, encoder, line, stamp, config.reverse, progress=progress)
         _check_exact(source, aside, line, progress)
 
 
 def write_sample(source: Path, target: Path, config: ProxyConfig, frames: range) -> None:
-    """Write what a proxy would hold of some frames in a row, to see what all of it would cost.
+    """Write the part of a proxy for some consecutive frames, to measure what all of it would cost.
 
     Raises:
         VideoError: the source cannot be decoded.
@@ -137,11 +137,11 @@ def write_sample(source: Path, target: Path, config: ProxyConfig, frames: range)
     with kill_if_stuck(source, len(frames)):
         reader = VideoReader(source)
         size = _upright_size(reader)
-        way = _way(size, config)
-        whole = timeline(reader.index, backwards=False)
+        encoder = _encoder_settings(size, config)
+        whole = make_timeline(reader.index, backwards=False)
         line = replace(whole, times=whole.times[: len(frames)])
-        parts = stretches(_pictures(reader, size, way, frames), config.gop)
-        write_mp4(target, parts, way, line, "a sample of a proxy", backwards=False)
+        parts = split_stretches(_shrink_pictures(reader, size, encoder, frames), config.gop)
+        write_mp4(target, parts, encoder, line, "a sample of a proxy", backwards=False)
 
 
 def _upright_size(reader: VideoReader) -> tuple[int, int]:
@@ -149,35 +149,40 @@ def _upright_size(reader: VideoReader) -> tuple[int, int]:
         return upright_size(reader.index, container.streams.video[0].codec_context)
 
 
-def _way(size: tuple[int, int], config: ProxyConfig) -> Way:
+def _encoder_settings(size: tuple[int, int], config: ProxyConfig) -> EncoderSettings:
     width, height = proxy_size(*size, config.short_side)
-    return Way("libx264", "yuv420p", width, height, OPTIONS | {"crf": str(config.crf)}, TAGS)
+    return EncoderSettings(
+        "libx264", "yuv420p", width, height, OPTIONS | {"crf": str(config.crf)}, TAGS
+    )
 
 
-def _stamp(source: Path, config: ProxyConfig) -> str:
+def _make_stamp(source: Path, config: ProxyConfig) -> str:
     settings = f"short side {config.short_side}, gop {config.gop}, crf {config.crf}"
     turned = ", reversed" if config.reverse else ""
     digest, size = video_digest(source), source.stat().st_size
     return f"{STAMP} {VERSION}, {settings}{turned}, of {digest}, {size} bytes"
 
 
-def _pictures(
-    reader: VideoReader, size: tuple[int, int], way: Way, frames: range | None = None
+def _shrink_pictures(
+    reader: VideoReader,
+    size: tuple[int, int],
+    encoder: EncoderSettings,
+    frames: range | None = None,
 ) -> Iterator[av.VideoFrame]:
     for chunk in upright_chunks(reader, *size, frames):
         video = torch.from_numpy(chunk).permute(0, 3, 1, 2)
-        small = functional.resize(video, [way.height, way.width], antialias=True)
+        small = functional.resize(video, [encoder.height, encoder.width], antialias=True)
         for picture in small.permute(0, 2, 3, 1).contiguous().numpy():
             frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
             yield frame.reformat(
-                format=way.pixels,
+                format=encoder.pixels,
                 dst_colorspace=Colorspace.ITU601,
                 dst_color_range=ColorRange.MPEG,
             )
 
 
 def _check_exact(source: Path, made: Path, line: Timeline, progress: Progress) -> None:
-    """Raise VideoError unless the file has these times and the fast reader is trusted with it."""
+    """Raise VideoError unless the file has these times and decord's access to it is exact."""
     index = video_index(made, progress)
     ticks = line.unit / index.time_base
     times = line.times * ticks.numerator

@@ -1,7 +1,7 @@
-"""A video file turned round: its frames in the opposite order, its times mirrored.
+"""Reversed video files: the frames in the opposite order, their times mirrored.
 
 One sequential decode, so nothing depends on where a decoder can begin. A stretch of frames at a
-time is held, encoded backwards and put on disk; then the stretches are joined, the last one first.
+time is kept, encoded backwards and written to disk; then the stretches are joined, the last first.
 """
 
 from collections.abc import Iterator
@@ -14,10 +14,10 @@ import numpy as np
 from configs.atomic import atomic_path
 from extract.identity.digest import video_digest
 from extract.transcoding.encode import (
-    Way,
-    made_of,
-    stretches,
-    timeline,
+    EncoderSettings,
+    make_timeline,
+    read_stamp,
+    split_stretches,
     upright_chunks,
     upright_size,
     write_mp4,
@@ -25,9 +25,9 @@ from extract.transcoding.encode import (
 from extract.video.index import Progress, VideoIndex, open_video
 from extract.video.reader import VideoReader
 
-HELD_BYTES = 128 * 1024**2  # of decoded frames
-STRETCH = 8, 128  # frames from one keyframe to the next, fewest and most, as HELD_BYTES allows
-PLANES = {  # what libx264 keeps exactly
+STRETCH_BYTES = 128 * 1024**2  # of decoded frames
+STRETCH = 8, 128  # frames from one keyframe to the next, fewest and most, as STRETCH_BYTES allows
+PLANES = {  # pixel formats that libx264 keeps exactly
     *(f"yuv{kind}p{bits}" for kind in ("420", "422", "444") for bits in ("", "10le")),
     *("yuvj420p", "yuvj422p", "yuvj444p", "gray", "gray10le"),
 }
@@ -35,19 +35,19 @@ LOSSLESS = {"qp": "0", "preset": "ultrafast"}
 
 
 class _InexactError(Exception):
-    """These planes would not come back as the pictures that the project sees in the source."""
+    """Planes that would not be decoded to the same pictures as those of the source."""
 
 
-def is_finished(source: Path, target: Path, crf: int | None) -> bool:
-    """Return whether `target` is this source reversed in this way; False if there is no such file.
+def is_current_reversal(source: Path, target: Path, crf: int | None) -> bool:
+    """Return whether `target` is the source reversed with this quality; False if it is missing.
 
     Raises:
-        ValueError: it is something else, which is not ours to replace.
+        ValueError: it is another file, which must not be replaced.
         OSError: the source cannot be read.
     """
     if not target.exists():
         return False
-    if made_of(target) != _stamp(source, crf):
+    if read_stamp(target) != _make_stamp(source, crf):
         raise ValueError(
             f"{target}: is no reversed {source} of these settings; "
             "remove it or choose another --out"
@@ -65,18 +65,18 @@ def write_reversed(
     """Write a video's frames in the opposite order, upright and without sound.
 
     Frame i of the new file is frame N − 1 − i of the old one, at t_last − t. The file is written
-    aside and renamed; while it is made, its packets lie on the same disk a second time.
+    aside and renamed; meanwhile its packets are on the same disk twice.
 
     Args:
         target: an .mp4 file.
-        crf: quality of x264, 1 to 51 (worst); None: every pixel as VideoReader gives it.
+        crf: quality of x264, 1 to 51 (worst); None: every pixel as VideoReader returns it.
         threads: of the decoder and of the encoder.
-        progress: called with the number of frames that were done, below 0 if they are done again;
+        progress: called with the number of frames that were encoded, below 0 if that is repeated;
             with 0 at other steps.
 
     Returns:
-        Whether the file holds RGB: where VideoReader would convert the planes of an H.264 file in
-        another way than the source's (it reads that with another decoder), or they are rotated.
+        Whether the file holds RGB: if VideoReader would convert the planes of an H.264 file to
+        other pixels than the source's (read with another decoder), or if they are rotated.
 
     Raises:
         VideoError: the source cannot be decoded.
@@ -90,58 +90,60 @@ def write_reversed(
         done += frames
         progress(frames)
 
-    def write(aside: Path, frames: Iterator[av.VideoFrame], way: Way) -> None:
-        size = _bytes_of(av.VideoFormat(way.pixels, way.width, way.height))
-        length = int(np.clip(HELD_BYTES // size, *STRETCH))
-        parts, line = stretches(frames, length), timeline(reader.index, backwards=True)
-        write_mp4(aside, parts, way, line, _stamp(source, crf), True, threads, count)
+    def write(aside: Path, frames: Iterator[av.VideoFrame], encoder: EncoderSettings) -> None:
+        size = _frame_bytes(av.VideoFormat(encoder.pixels, encoder.width, encoder.height))
+        length = int(np.clip(STRETCH_BYTES // size, *STRETCH))
+        parts, line = split_stretches(frames, length), make_timeline(reader.index, backwards=True)
+        write_mp4(aside, parts, encoder, line, _make_stamp(source, crf), True, threads, count)
 
     with open_video(source) as container:
         context = container.streams.video[0].codec_context
-        planes, rgb = _ways(reader, context, crf)
+        planes, rgb = _encoder_settings(reader, context, crf)
     if planes is not None:
         try:
             with atomic_path(target) as aside:
-                write(aside, _planes(source, reader.index, threads), planes)
+                write(aside, _decode_planes(source, reader.index, threads), planes)
                 if crf is None:
                     _check_same(reader, aside, progress)
             return False
         except _InexactError:
             progress(-done)
     with atomic_path(target) as aside:
-        write(aside, _upright(reader, rgb), rgb)
+        write(aside, _decode_upright(reader, rgb), rgb)
     return True
 
 
-def _stamp(source: Path, crf: int | None) -> str:
+def _make_stamp(source: Path, crf: int | None) -> str:
     quality = "lossless" if crf is None else f"crf {crf}"
     return f"palindrome: reversed, {quality}, of {video_digest(source)}"
 
 
-def _ways(reader: VideoReader, context: Any, crf: int | None) -> tuple[Way | None, Way]:
-    """Return how to write the source's own planes, if that may be exact, and its pictures."""
+def _encoder_settings(
+    reader: VideoReader, context: Any, crf: int | None
+) -> tuple[EncoderSettings | None, EncoderSettings]:
+    """Return settings for the source's own planes, if they may be exact, and for RGB pictures."""
     width, height = context.width, context.height
     whole = "444" in (context.pix_fmt or "") or not (width % 2 or height % 2)
     planes = None
-    # An unrotated H.264 mp4 file with IDR pictures is what decord is trusted with.
+    # decord's access is exact for an unrotated H.264 mp4 file with IDR pictures.
     exact = reader.index.access == "decord" or crf is not None
     if exact and not reader.index.rotation and context.pix_fmt in PLANES and whole:
         names = ("color_range", "colorspace", "color_primaries", "color_trc", "sample_aspect_ratio")
         tags = {name: getattr(context, name) for name in names}
-        planes = Way("libx264", context.pix_fmt, width, height, _options(crf), tags)
+        planes = EncoderSettings("libx264", context.pix_fmt, width, height, _options(crf), tags)
     width, height = upright_size(reader.index, context)
     if crf is None:
-        return planes, Way("libx264rgb", "rgb24", width, height, _options(crf))
+        return planes, EncoderSettings("libx264rgb", "rgb24", width, height, _options(crf))
     pixels = "yuv444p" if width % 2 or height % 2 else "yuv420p"
-    return planes, Way("libx264", pixels, width, height, _options(crf))
+    return planes, EncoderSettings("libx264", pixels, width, height, _options(crf))
 
 
 def _options(crf: int | None) -> dict[str, str]:
     return LOSSLESS if crf is None else {"crf": str(crf), "preset": "veryfast"}
 
 
-def _planes(path: Path, index: VideoIndex, threads: int) -> Iterator[av.VideoFrame]:
-    """Yield the frames as they are decoded; _InexactError where they are not those of the index."""
+def _decode_planes(path: Path, index: VideoIndex, threads: int) -> Iterator[av.VideoFrame]:
+    """Yield the frames as they are decoded; raise _InexactError if they are not the index's."""
     number = -1
     with open_video(path) as container:
         stream: Any = container.streams.video[0]
@@ -149,10 +151,10 @@ def _planes(path: Path, index: VideoIndex, threads: int) -> Iterator[av.VideoFra
         size = stream.codec_context.width, stream.codec_context.height, stream.codec_context.pix_fmt
         try:
             for number, frame in enumerate(container.decode(stream)):
-                known = number < len(index.pts) and frame.pts == index.pts[number]
+                expected = number < len(index.pts) and frame.pts == index.pts[number]
                 same = (frame.width, frame.height, frame.format.name) == size
-                # What stands in for damaged parts differs from decoder to decoder.
-                if not (known and same) or frame.is_corrupt:
+                # Decoders conceal damaged parts in different ways.
+                if not (expected and same) or frame.is_corrupt:
                     raise _InexactError
                 yield frame
         except av.FFmpegError as error:
@@ -161,15 +163,15 @@ def _planes(path: Path, index: VideoIndex, threads: int) -> Iterator[av.VideoFra
         raise _InexactError
 
 
-def _upright(reader: VideoReader, way: Way) -> Iterator[av.VideoFrame]:
-    """Yield the frames as the project sees them, in the pixels of `way`."""
-    for chunk in upright_chunks(reader, way.width, way.height):
+def _decode_upright(reader: VideoReader, encoder: EncoderSettings) -> Iterator[av.VideoFrame]:
+    """Yield the frames as `VideoReader` returns them, in the pixel format of `encoder`."""
+    for chunk in upright_chunks(reader, encoder.width, encoder.height):
         for picture in chunk:
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
-            yield frame if way.pixels == "rgb24" else frame.reformat(format=way.pixels)
+            yield frame if encoder.pixels == "rgb24" else frame.reformat(format=encoder.pixels)
 
 
-def _bytes_of(pixels: av.VideoFormat) -> int:
+def _frame_bytes(pixels: av.VideoFormat) -> int:
     """Return the size of a decoded frame."""
     bits = sum(
         component.width * component.height * (16 if component.bits > 8 else 8)
@@ -179,11 +181,11 @@ def _bytes_of(pixels: av.VideoFormat) -> int:
 
 
 def _check_same(reader: VideoReader, path: Path, progress: Progress) -> None:
-    """Raise _InexactError unless the new file's ends and middle are the source's, backwards."""
+    """Raise _InexactError unless the new file's ends and middle are the source's, reversed."""
     made, last = VideoReader(path, progress), len(reader) - 1
     if len(made) != len(reader) or made.index.access != reader.index.access:
         raise _InexactError
     for place in (0, last // 2, last):
         (frame,) = made.frames(np.array([place]))
-        if not np.array_equal(frame, reader.frame_in_steps(last - place, progress)):
+        if not np.array_equal(frame, reader.frame_stepwise(last - place, progress)):
             raise _InexactError

@@ -1,4 +1,4 @@
-"""What proxies save: bytes, and time to decode."""
+"""Savings by proxies: of bytes, and of time to decode."""
 
 import statistics
 import time
@@ -38,17 +38,17 @@ class Savings:
 
     @property
     def gain(self) -> float | None:
-        """How many times faster proxies decode."""
+        """The speed of decoding proxies over that of their sources."""
         if self.speed_before is None or self.speed_after is None:
             return None
         return self.speed_after / self.speed_before
 
     def to_dict(self) -> dict[str, Any]:
-        """Return everything, with the share that is saved and the gain in speed."""
+        """Return all fields, the share that is saved and the gain in speed."""
         return asdict(self) | {"saved": self.saved, "gain": self.gain}
 
-    def table(self) -> str:
-        """Return one row with its header, to be printed."""
+    def to_markdown(self) -> str:
+        """Return a Markdown table of one row."""
         names = (
             "files",
             "bytes before",
@@ -72,8 +72,8 @@ class Savings:
         return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
-def savings(pairs: Sequence[tuple[Path, Path]], size: int) -> Savings:
-    """Compare originals with their proxies; a few are decoded to input of size × size.
+def measure_savings(pairs: Sequence[tuple[Path, Path]], size: int) -> Savings:
+    """Return the savings of proxies over their sources; a few are decoded to input of size × size.
 
     Raises:
         OSError, VideoError: a file has vanished or cannot be read.
@@ -82,26 +82,26 @@ def savings(pairs: Sequence[tuple[Path, Path]], size: int) -> Savings:
     step = -(-len(pairs) // MEASURED)
     chosen = pairs[step // 2 :: step]
     names = tuple(source.stem for source, _ in chosen)
-    frames, old, new = (sum(values) for values in zip(*_measured(chosen, size), strict=True))
+    frames, old, new = (sum(values) for values in zip(*_measure_pairs(chosen, size), strict=True))
     return Savings(len(pairs), before, after, names, size, frames / old, frames / new)
 
 
-def _measured(pairs: Sequence[tuple[Path, Path]], size: int) -> list[tuple[int, float, float]]:
-    """Return per pair how many input frames came, and the median seconds of either file."""
+def _measure_pairs(pairs: Sequence[tuple[Path, Path]], size: int) -> list[tuple[int, float, float]]:
+    """Return per pair the number of input frames, and the median seconds of either file."""
     measured = []
     for pair in tqdm(pairs, desc="measuring", unit="video", delay=2, leave=False):
         seconds: tuple[list[float], list[float]] = ([], [])
-        for _ in range(REPEATS):  # they take turns, so that both meet the same noise
-            for path, taken in zip(pair, seconds, strict=True):
-                frames, passed = _decode(path, size)
-                taken.append(passed)
+        for _ in range(REPEATS):  # alternating, so that both are exposed to the same noise
+            for path, times in zip(pair, seconds, strict=True):
+                frames, elapsed_s = _time_decoding(path, size)
+                times.append(elapsed_s)
         before, after = map(statistics.median, seconds)
         measured.append((frames, before, after))
     return measured
 
 
-def _decode(path: Path, size: int) -> tuple[int, float]:
-    """Return the frames of a window in a video's middle, and seconds from opening the file."""
+def _time_decoding(path: Path, size: int) -> tuple[int, float]:
+    """Return how many frames a window in a video's middle has, and the seconds to read them."""
     VideoReader(path)  # reads the file's index, which a run does once
     began = time.perf_counter()
     reader = VideoReader(path)

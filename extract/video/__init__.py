@@ -1,4 +1,4 @@
-"""A video file's frames, exact and in any order; which access to it can be trusted."""
+"""Frames of a video file, exact and in any order, by the access that can be trusted with it."""
 
 from extract.video.index import VideoError
 from extract.video.reader import VideoReader

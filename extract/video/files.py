@@ -9,7 +9,7 @@ def video_files(folder: Path, setting: str) -> dict[str, Path]:
     """Return the video files of a folder by name without extension, in order.
 
     Raises:
-        ValueError: two of them would get the same name; `setting` is what named the folder.
+        ValueError: two of them have the same name; `setting` is the setting with the folder.
     """
     files = files_by_name(folder)
     for paths in files.values():

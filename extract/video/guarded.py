@@ -19,7 +19,7 @@ from tempfile import TemporaryFile
 from threading import Lock
 from typing import Any, Self, TypeVar
 
-# By its path: as a module of this package it would import torch before it gives a sign of life.
+# By its path: as a module of this package it would import torch before it can report anything.
 COMMAND = [sys.executable, "-P", str(Path(__file__).with_name("guarded_worker.py"))]
 HANGS = "hangs"
 START_S = 300.0  # importing torch from a busy network disk
@@ -28,20 +28,20 @@ Result = TypeVar("Result")
 
 
 class CallFailed(Exception):
-    """A call that did not come back; its text says how, and follows what was called."""
+    """A call whose process hung or crashed; the text says which, and goes after the call's name."""
 
 
 class _DiedIdle(Exception):
-    """A process ended between two calls, as one does that the system kills for its memory."""
+    """A process that ended between two calls, as when the system kills it for its memory."""
 
 
 class GuardedPool:
-    """Threads, and as many processes as threads make calls at once, started when a call needs one.
+    """Threads, and processes that carry out the threads' calls, started when a call needs one.
 
     Args:
         size: the most of either.
-        grace_s: how long calls that meet the pool's end may clean up behind a KeyboardInterrupt
-            before they are killed; 0 where they have nothing to lose.
+        grace_s: how long calls that still run at the pool's end may clean up after a
+            KeyboardInterrupt before they are killed; 0 where they have nothing to lose.
     """
 
     def __init__(self, size: int, grace_s: float = 0.0) -> None:
@@ -49,15 +49,15 @@ class GuardedPool:
         self.grace_s = grace_s
         self._lock = Lock()
         self._ended = False
-        self._processes: set[_Process] = set()  # those that ended, too
+        self._processes: set[_Process] = set()  # ended ones, too
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        # Behind an interrupt, too: threads that wait for a process end with it.
+        # After an interrupt, too: threads that wait for a process end with it.
         self.threads.shutdown(wait=False, cancel_futures=True)
-        self._end()
+        self._end_processes()
 
     def call(
         self,
@@ -66,19 +66,19 @@ class GuardedPool:
         timeout_s: float,
         progress: Callable[[int], None] = lambda done: None,
     ) -> Result:
-        """Return `function(*args, progress=…)`, called in a process. Any thread may ask for it.
+        """Return `function(*args, progress=…)`, called in a process. Any thread may call this.
 
         Args:
             function: of a module, not of the main script: the process imports it.
             args: plain data.
-            timeout_s: silence after which the process is killed; the function breaks it by calling
-                its `progress`, with how much more is done.
-            progress: called here, now and then, with what the function reported since.
+            timeout_s: time without progress after which the process is killed; the function reports
+                progress by calling `progress` with how much more is done.
+            progress: called here, now and then, with what the function has reported since.
 
         Raises:
             CallFailed: the function hangs, or its process crashed.
-            RuntimeError: it has a bug; the text holds the traceback. Expected errors come as they
-                are (`configs.messages.EXPECTED`).
+            RuntimeError: it has a bug; the text holds the traceback. Expected errors are raised
+                as they are (`configs.messages.EXPECTED`).
             OSError: no process can be started.
         """
         request = (function, args, timeout_s)
@@ -93,17 +93,17 @@ class GuardedPool:
     def _call_once(
         self, request: tuple[Any, Any, float], progress: Callable[[int], None]
     ) -> tuple[str, Any]:
-        process = self._take()
+        process = self._take_process()
         try:
             return process.call(request, progress)
-        except BaseException:  # whatever still came would be taken for the next call's answer
+        except BaseException:  # a late answer would be taken for the next call's
             process.end()
             raise
         finally:
             process.busy = False
 
-    def _take(self) -> "_Process":
-        """Return a process that nobody else uses."""
+    def _take_process(self) -> "_Process":
+        """Return a process that carries out no call."""
         with self._lock:
             if self._ended:
                 raise RuntimeError("the pool of processes has ended")
@@ -113,8 +113,8 @@ class GuardedPool:
             self._processes.add(process)
         return process
 
-    def _end(self) -> None:
-        """End every process; calls that wait for one fail."""
+    def _end_processes(self) -> None:
+        """End every process; calls that are being carried out fail."""
         with self._lock:
             self._ended = True
         try:
@@ -125,11 +125,11 @@ class GuardedPool:
             for popen in busy:
                 with suppress(subprocess.TimeoutExpired):
                     popen.wait(max(0.0, deadline - time.monotonic()))
-        finally:  # behind Ctrl-C a second time, too
+        finally:  # after a second Ctrl-C, too
             for process in self._processes:
                 process.popen.kill()
                 process.popen.wait()
-                if not process.busy:  # else the thread that waits for it does it
+                if not process.busy:  # else the thread that waits for it does this
                     process.end()
 
 
@@ -138,12 +138,12 @@ class _Process:
 
     def __init__(self) -> None:
         self.busy = self.started = False
-        self.link, theirs = Pipe()
-        self.stderr = TemporaryFile()  # noqa: SIM115  (decoders write of every damaged frame)
-        with theirs:
+        self.link, remote = Pipe()
+        self.stderr = TemporaryFile()  # noqa: SIM115  (decoders report every damaged frame)
+        with remote:
             self.popen = subprocess.Popen(
-                [*COMMAND, str(theirs.fileno())],
-                pass_fds=[theirs.fileno()],
+                [*COMMAND, str(remote.fileno())],
+                pass_fds=[remote.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=self.stderr,
@@ -171,12 +171,12 @@ class _Process:
         except (EOFError, ConnectionError):
             if was_started and not began:
                 raise _DiedIdle from None
-            how, why = "crashed", self._cause_of_end()
+            how, why = "crashed", self._find_cause()
         if not self.started:
             raise OSError(f"the process that reads videos does not start: {why}")
         raise CallFailed(f"{how} ({why})")
 
-    def _cause_of_end(self) -> str:
+    def _find_cause(self) -> str:
         with suppress(subprocess.TimeoutExpired):
             self.popen.wait(10)
         self.popen.kill()
@@ -187,7 +187,7 @@ class _Process:
         return f"signal {-code}" if code < 0 else f"exit code {code}: {last}"
 
     def end(self) -> None:
-        """Kill the process, which has nothing to lose, and close what leads to it."""
+        """Kill the process and close its pipe and its file of messages."""
         self.popen.kill()
         self.popen.wait()
         self.link.close()

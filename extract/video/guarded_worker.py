@@ -1,7 +1,7 @@
-"""Started by `extract.video.guarded`: carries out one call after another, and may hang or crash.
+"""The process that `extract.video.guarded` starts: it carries out calls, and may hang or crash.
 
-Requests come through a pipe, whose file descriptor the last argument names; steps of progress and
-one answer per request go back.
+Requests come through a pipe, whose file descriptor is the last argument; progress and one answer
+per request are sent back.
 """
 
 import os
@@ -20,17 +20,17 @@ HEARTBEAT_S = 0.5
 
 
 def main() -> None:
-    # A shell that started the parent in the background has made it ignored.
+    # It is ignored if a shell started the parent in the background.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     link: Connection = Connection(int(sys.argv[-1]))
     requests: SimpleQueue[bytes] = SimpleQueue()
-    threading.Thread(target=_receive, args=(link, requests), daemon=True).start()
+    threading.Thread(target=_receive_requests, args=(link, requests), daemon=True).start()
     while True:
-        link.send_bytes(_answer(requests.get(), link))
+        link.send_bytes(_run_request(requests.get(), link))
 
 
-def _receive(link: Connection, requests: SimpleQueue[bytes]) -> None:
-    """Pass requests on; end this process with its parent, whose next run writes the same files."""
+def _receive_requests(link: Connection, requests: SimpleQueue[bytes]) -> None:
+    """Queue requests; end with the parent, whose next run would write the same files."""
     try:
         while True:
             requests.put(link.recv_bytes())
@@ -38,8 +38,8 @@ def _receive(link: Connection, requests: SimpleQueue[bytes]) -> None:
         os._exit(1)
 
 
-def _answer(request: bytes, link: Connection) -> bytes:
-    """Return what a call returned or raised, or the traceback of a bug."""
+def _run_request(request: bytes, link: Connection) -> bytes:
+    """Return the pickled result of a call, or the expected error or bug that it raised."""
     try:
         function, args, timeout_s = pickle.loads(request)  # imports what the function needs
         progress = _Progress(link, timeout_s)
@@ -56,10 +56,10 @@ def _answer(request: bytes, link: Connection) -> bytes:
 
 
 class _Progress:
-    """What a function calls at every step; long silence ends this process.
+    """The callback for progress; if it is not called for long, a timer ends this process.
 
     The parent kills a process that hangs, unless it was killed itself; and a decoder that holds
-    Python's lock keeps the thread from seeing that.
+    Python's lock keeps the receiving thread from noticing that.
     """
 
     def __init__(self, link: Connection, timeout_s: float) -> None:
@@ -72,7 +72,7 @@ class _Progress:
             self.report()
 
     def report(self) -> None:
-        signal.setitimer(signal.ITIMER_REAL, 0)  # a parent that was stopped lets it wait
+        signal.setitimer(signal.ITIMER_REAL, 0)  # sending blocks while the parent is stopped
         self.link.send_bytes(pickle.dumps(("progress", self.done)))
         self.done = 0
         signal.setitimer(signal.ITIMER_REAL, 2 * self.timeout_s)

@@ -1,9 +1,9 @@
-"""What a video file holds, found out once: its frames' times, and which access can be trusted.
+"""The index of a video file: its frames' times, and which access to them can be trusted.
 
-decord is the fastest way to frames, but its indexed access silently returns wrong ones where a
-keyframe does not reset the decoder (open GOPs, many H.265 files) or where the container's times are
-not the frames' (AVI). Reading the packets without decoding them tells. `extract.video.probe` has
-that done in processes that may hang or crash, and remembers what they find.
+decord is the fastest reader, but its indexed access silently returns wrong frames where a keyframe
+does not reset the decoder (open GOPs, many H.265 files) or where the container's times are not the
+frames' (AVI). The packets show it, without being decoded. `extract.video.probe` reads them in
+processes that may hang or crash, and keeps the indexes.
 """
 
 import io
@@ -23,17 +23,19 @@ from numpy.typing import NDArray
 
 from extract.identity import user_cache
 from extract.identity.digest import remembered_digest
-from extract.video.h264 import holds_idr, recovers_at_once, unit_length, units
+from extract.video.h264 import contains_idr, is_recovery_picture, nal_length_bytes, split_units
 
 Access = Literal["decord", "seek", "sequence"]
-Progress = Callable[[int], None]  # called with how much more is done; 0: a step of the way
-PROOF = 48  # frames decoded to see whether they carry their packets' times
-# Titles in other encodings than UTF-8; from 19 on PyAV reads them without being asked.
-OLD_TITLES: dict[str, Any] = (
+Progress = Callable[
+    [int], None
+]  # called with how much more is done; 0 if only that it is not stuck
+PROBED_FRAMES = 48  # frames decoded to see whether they carry their packets' times
+# Titles in other encodings than UTF-8; PyAV reads them by default from 19 on.
+TITLE_OPTIONS: dict[str, Any] = (
     {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
 )
-# Raise the number when an index of the same file comes to be another one.
-MEMOS = f"index-2-av{av.__version__}-decord{version('decord')}"
+# Raise the number when the same file gets another index.
+CACHE_FOLDER = f"index-2-av{av.__version__}-decord{version('decord')}"
 
 
 class VideoError(ValueError):
@@ -45,11 +47,11 @@ class VideoIndex:
     """The frames of a file in the order they are shown.
 
     Args:
-        access: `decord` where its indexed access is exact; `seek` where a frame is known by its
+        access: `decord` where its indexed access is exact; `seek` where a frame is found by its
             time; `sequence` where only counting from the first frame is certain.
         pts: presentation time of every frame, int [N], in units of `time_base` seconds.
-        keyframes: those of frames at which decoding can begin.
-        rotation: degrees, a multiple of 90, by which frames are turned to be upright.
+        keyframes: times of the frames at which decoding can begin.
+        rotation: degrees, a multiple of 90, by which frames are rotated to be upright.
     """
 
     access: Access
@@ -62,7 +64,7 @@ class VideoIndex:
     def fps(self) -> float:
         """Frames per second, on average."""
         span = int(self.pts[-1] - self.pts[0]) * self.time_base
-        if not span:  # one frame, or frames that all claim the same time
+        if not span:  # one frame, or frames that all have the same time
             return float(1 / self.time_base)
         return float((len(self.pts) - 1) / span)
 
@@ -71,12 +73,12 @@ class VideoIndex:
         return (self.pts[indices] - self.pts[0]) * float(self.time_base)
 
     def to_bytes(self) -> bytes:
-        """Return the index as a small file's content, with checksums."""
+        """Return the index as the content of a small file, with checksums."""
         file = io.BytesIO()
         np.savez_compressed(
             file,
             access=np.array(self.access),
-            steps=np.diff(self.pts, prepend=0),  # nearly constant: they pack well
+            steps=np.diff(self.pts, prepend=0),  # nearly constant, so they compress well
             keyframes=self.keyframes,
             time_base=np.array(self.time_base.as_integer_ratio()),
             rotation=np.array(self.rotation),
@@ -85,7 +87,7 @@ class VideoIndex:
 
     @classmethod
     def from_bytes(cls, content: bytes) -> "VideoIndex":
-        """Return what `to_bytes` was asked of; damaged content raises some exception."""
+        """Return the index that `to_bytes` encoded; damaged content raises some exception."""
         with np.load(io.BytesIO(content)) as saved:
             return cls(
                 access=cast(Access, str(saved["access"])),
@@ -97,8 +99,8 @@ class VideoIndex:
 
 
 @dataclass(frozen=True)
-class _File:
-    """A file as it is now; `progress` is called with 0 at every step of reading it."""
+class _FileState:
+    """A version of a file; `progress` is called with 0 at every step of reading it."""
 
     path: str
     size: int
@@ -116,16 +118,20 @@ def video_index(path: str | Path, progress: Progress = lambda done: None) -> Vid
         VideoError: the file is missing, empty, no video, or its first frames do not decode.
     """
     size, modified = check_readable(path)
-    return _index_of(_File(str(path), size, modified, progress))
+    return _load_index(_FileState(str(path), size, modified, progress))
 
 
 def open_video(path: str | Path) -> av.container.InputContainer:
-    """Open a file for reading, whatever the encoding of its titles."""
-    return av.open(str(path), mode="r", **OLD_TITLES)
+    """Return a file opened for reading, whatever the encoding of its titles."""
+    return av.open(str(path), mode="r", **TITLE_OPTIONS)
 
 
 def check_readable(path: str | Path) -> tuple[int, int]:
-    """Return size and time of change; raise VideoError for what no decoder needs to open."""
+    """Return size and time of change.
+
+    Raises:
+        VideoError: no decoder needs to open the file to know that it is no video.
+    """
     try:
         status = Path(path).stat()
     except FileNotFoundError:
@@ -136,7 +142,7 @@ def check_readable(path: str | Path) -> tuple[int, int]:
         if stat.S_ISDIR(status.st_mode):
             cause = "it is a folder"
         elif not stat.S_ISREG(status.st_mode):
-            cause = "it is no regular file"  # whoever opens a named pipe may wait for ever
+            cause = "it is no regular file"  # opening a named pipe may block for ever
         elif not status.st_size:
             cause = "the file is empty"
         else:
@@ -145,21 +151,21 @@ def check_readable(path: str | Path) -> tuple[int, int]:
 
 
 def remembered_index(digest: str) -> VideoIndex | None:
-    """Return the index of the file with this digest, if it is remembered."""
-    content = user_cache.load(f"{MEMOS}/{digest}.npz")
+    """Return the index of a digest from the user's cache folder, None if it is not there."""
+    content = user_cache.load(f"{CACHE_FOLDER}/{digest}.npz")
     try:
         return VideoIndex.from_bytes(content) if content else None
-    except Exception:  # whatever is wrong with it: the file itself can be asked
+    except Exception:  # whatever is wrong with it: the file itself can be read
         return None
 
 
 def remember_index(digest: str, index: VideoIndex) -> None:
-    """Remember the index of a file that was seen to decode."""
-    user_cache.save(f"{MEMOS}/{digest}.npz", index.to_bytes())
+    """Write the index of a file that can be decoded into the user's cache folder."""
+    user_cache.save(f"{CACHE_FOLDER}/{digest}.npz", index.to_bytes())
 
 
 @lru_cache(maxsize=64)
-def _index_of(file: _File) -> VideoIndex:
+def _load_index(file: _FileState) -> VideoIndex:
     try:
         digest = remembered_digest(file.path)
         return (digest and remembered_index(digest)) or _read_index(file)
@@ -169,17 +175,17 @@ def _index_of(file: _File) -> VideoIndex:
         raise VideoError(f"{file.path}: cannot be read as video: {cause}") from error
 
 
-def _read_index(file: _File) -> VideoIndex:
+def _read_index(file: _FileState) -> VideoIndex:
     path = file.path
     with open_video(path) as container:
         if not container.streams.video:
             raise VideoError(f"{path}: cannot be read as video: it has no video stream")
         stream = container.streams.video[0]
-        # From PyAV 19 on rational numbers are of a type of its own.
+        # From PyAV 19 on this is a rational number of PyAV's own type.
         time_base = Fraction(stream.time_base or 0)
-        length_bytes = unit_length(stream.codec_context)
+        length_bytes = nal_length_bytes(stream.codec_context)
         is_h264 = stream.codec_context.name == "h264"
-        # In other containers (FLV) decord's last frames are wrong ones.
+        # In other containers (FLV) decord's last frames are wrong.
         trusted = not {"mp4", "matroska"}.isdisjoint(container.format.name.split(","))
         resets = bool(length_bytes) and trusted
         times, keys = [], []
@@ -188,32 +194,32 @@ def _read_index(file: _File) -> VideoIndex:
             if packet.size and not packet.is_discard:
                 times.append(packet.pts)
                 if packet.is_keyframe:
-                    parts = list(units(bytes(packet), length_bytes)) if is_h264 else []
-                    resets = resets and holds_idr(parts)
-                    if not is_h264 or holds_idr(parts) or recovers_at_once(parts):
+                    parts = list(split_units(bytes(packet), length_bytes)) if is_h264 else []
+                    resets = resets and contains_idr(parts)
+                    if not is_h264 or contains_idr(parts) or is_recovery_picture(parts):
                         keys.append(packet.pts)
-    shown = _first_frames(path)
-    if not times or not shown or not time_base:
+    first = _probe_first_frames(path)
+    if not times or not first or not time_base:
         raise VideoError(f"{path}: cannot be read as video: it has no frames")
     pts = np.unique(np.array([t for t in times if t is not None], np.int64))
-    rotation = shown[0][1] % 360
-    if len(pts) < len(times) or [time for time, _ in shown] != pts[: len(shown)].tolist():
-        return _counted_index(file, time_base, rotation)
+    rotation = first[0][1] % 360
+    if len(pts) < len(times) or [time for time, _ in first] != pts[: len(first)].tolist():
+        return _index_by_decoding(file, time_base, rotation)
     keyframes = np.unique(np.array([pts[0], *keys], np.int64))
     access: Access = "decord" if resets and not rotation else "seek"
     return VideoIndex(access, pts, keyframes, time_base, rotation)
 
 
-def _first_frames(path: str) -> list[tuple[int | None, int]]:
-    """Return (time, rotation) of the first frames; the pictures themselves would be heavy."""
+def _probe_first_frames(path: str) -> list[tuple[int | None, int]]:
+    """Return (time, rotation) of the first frames, without their pixels."""
     with open_video(path) as container:
         container.streams.video[0].thread_count = 1
         decoded = container.decode(video=0)
-        return [(frame.pts, frame.rotation) for frame in islice(decoded, PROOF)]
+        return [(frame.pts, frame.rotation) for frame in islice(decoded, PROBED_FRAMES)]
 
 
-def _counted_index(file: _File, time_base: Fraction, rotation: int) -> VideoIndex:
-    """Decode the whole file once, to count frames that their packets do not tell of."""
+def _index_by_decoding(file: _FileState, time_base: Fraction, rotation: int) -> VideoIndex:
+    """Return the index of a file whose packets do not show its frames, by decoding all of it."""
     times = []
     with open_video(file.path) as container:
         for frame in container.decode(video=0):

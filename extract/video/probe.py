@@ -1,7 +1,7 @@
-"""Probing many video files before they are used: what each holds, or why it cannot be read.
+"""Probing of many video files before they are used: the index of each, or why it cannot be read.
 
-Broken files make decoders hang or crash, so other processes open them. What was found is remembered
-on disk, for other processes and later runs.
+Broken files make decoders hang or crash, so other processes open them. Indexes are kept on disk,
+for other processes and later runs.
 """
 
 import os
@@ -35,27 +35,28 @@ def probe(
     processes: int | None = None,
     progress: bool = True,
 ) -> list[VideoIndex | VideoError]:
-    """Probe every file: its packets, its first frames and its last one.
+    """Return the index of every file, or the error that names the file and the cause.
+
+    A file's packets are read, and its first frames and its last one decoded.
 
     Args:
-        timeout_s: a decoder that shows no progress for so long is given up.
+        timeout_s: time without progress after which a decoder is killed.
         processes: how many probe at once; None: as many as this process's share of the cores.
         progress: show a bar if it takes long.
-
-    Returns:
-        Per path its index, or the error that names the file and the cause.
 
     Raises:
         OSError: the processes that probe cannot be started.
     """
-    found: list[VideoIndex | VideoError | None] = [_known(path) for path in paths]
+    found: list[VideoIndex | VideoError | None] = [_find_known(path) for path in paths]
     unknown = [position for position, answer in enumerate(found) if answer is None]
-    # Processes that train together probe at once: each finds remembered what another saw first.
+    # Processes that train together probe at the same time: each finds what another has kept.
     random.SystemRandom().shuffle(unknown)
-    with GuardedPool(max(1, min(processes or _share_of_cores(), len(unknown)))) as pool:
+    with GuardedPool(max(1, min(processes or _count_free_cores(), len(unknown)))) as pool:
         answers = tqdm(
-            pool.threads.map(lambda place: _probe_file(paths[place], timeout_s, pool), unknown),
-            desc="looking at videos",
+            pool.threads.map(
+                lambda position: _probe_file(paths[position], timeout_s, pool), unknown
+            ),
+            desc="probing videos",
             total=len(unknown),
             unit="video",
             delay=2,
@@ -67,8 +68,8 @@ def probe(
     return [answer for answer in found if answer is not None]
 
 
-def _known(path: str | Path) -> VideoIndex | VideoError | None:
-    """Return what is known without reading the file."""
+def _find_known(path: str | Path) -> VideoIndex | VideoError | None:
+    """Return the index or the error, if the file need not be read for it, else None."""
     try:
         check_readable(path)
     except VideoError as error:
@@ -98,16 +99,16 @@ def _probe_file(path: str | Path, timeout_s: float, pool: GuardedPool) -> VideoI
 
 
 def decode_ends(path: str | Path, progress: Progress) -> VideoIndex:
-    """Return the index of a file whose both ends decode, in the way they will be read.
+    """Return the index of a file after decoding both its ends as `VideoReader` will read them.
 
     Raises:
-        VideoError: they do not.
+        VideoError: they cannot be decoded.
     """
     try:
         reader = VideoReader(path, progress)
         if reader.index.access != "sequence":  # its frames were counted by decoding all of them
             reader.frames(np.array([0]))
-            reader.frame_in_steps(len(reader) - 1, progress)
+            reader.frame_stepwise(len(reader) - 1, progress)
     except VideoError:
         raise
     except Exception as error:  # decoders meet broken files with errors of any kind
@@ -116,7 +117,7 @@ def decode_ends(path: str | Path, progress: Progress) -> VideoIndex:
     return reader.index
 
 
-def _share_of_cores() -> int:
-    """Return how many processes this one may have beside others of the same run."""
+def _count_free_cores() -> int:
+    """Return how many processes this one may have, next to the other ones of the same run."""
     cores = len(os.sched_getaffinity(0))
     return max(1, min(MOST_PROCESSES, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))

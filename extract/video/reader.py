@@ -1,4 +1,4 @@
-"""Frames of a file, frame-exact; forward and reversed from one decode."""
+"""Frame-exact reading of a video file, in any order."""
 
 import re
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ CHUNK = 16  # frames decoded at once: 100 MB of 1920 × 1080, and few enough cal
 class VideoReader:
     """Random access to the frames of one file. Open it in the process that reads it.
 
-    Frame i is the i-th frame of sequential decoding, whatever the order asked for.
+    Frame i is the i-th frame of sequential decoding, in whatever order frames are read.
 
     Args:
         progress: called with 0 while the file is read for the first time, which may take minutes.
@@ -35,7 +35,7 @@ class VideoReader:
         self._decord: decord.VideoReader | None = None
         if self.index.access == "decord":
             try:
-                # One thread: workers decode in parallel, and more threads slow each other down.
+                # One thread: workers decode in parallel, and more threads would slow them down.
                 self._decord = decord.VideoReader(str(path), num_threads=1)
             except Exception:  # some files (Matroska written live) only PyAV reads
                 self._decord = None
@@ -55,7 +55,7 @@ class VideoReader:
         indices = np.asarray(indices, np.int64)
         if not len(indices):
             raise IndexError(f"{self.path}: no frames asked for")
-        # Asked backwards, a decoder seeks to a keyframe for every frame (10 to 80 times slower).
+        # In falling order a decoder seeks to a keyframe for every frame (10 to 80 times slower).
         unique, inverse = np.unique(indices, return_inverse=True)
         return np.concatenate(list(self.chunks(unique)))[inverse]
 
@@ -73,28 +73,28 @@ class VideoReader:
                 f"{self.path}: frames {rising[0]}–{rising[-1]} asked for, "
                 f"the video has 0–{len(self) - 1}"
             )
-        find = _by_counting if self.index.access == "sequence" else _by_time
+        find = _find_by_counting if self.index.access == "sequence" else _find_by_time
         pictures = find(self.path, self.index, rising)
         for start in range(0, len(rising), CHUNK):
             yield self._decode(rising[start : start + CHUNK], pictures)
 
-    def frame_in_steps(self, number: int, progress: Progress) -> NDArray[np.uint8]:
-        """Return one frame uint8 [H, W, 3]; the way to it, from a keyframe on, may be long.
+    def frame_stepwise(self, number: int, progress: Progress) -> NDArray[np.uint8]:
+        """Return one frame uint8 [H, W, 3], decoding chunk by chunk from the keyframe before it.
 
         Args:
-            progress: called with 0 at every step of that way.
+            progress: called with 0 after every chunk.
 
         Raises:
             IndexError, VideoError: as `frames`.
         """
-        way = np.arange(number + 1 - self.effort(number, number), number + 1)
-        for chunk in self.chunks(way):
+        path_to_it = np.arange(number + 1 - self.frames_to_decode(number, number), number + 1)
+        for chunk in self.chunks(path_to_it):
             progress(0)
             frame = chunk[-1]
         return frame
 
-    def effort(self, first: int, last: int) -> int:
-        """Return how many frames a decoder goes through at most to give frames first to last."""
+    def frames_to_decode(self, first: int, last: int) -> int:
+        """Return how many frames are decoded at most to get the frames from first to last."""
         begin = np.searchsorted(self.index.pts, _keyframe_before(self.index, np.int64(first)))
         return last + 1 - int(begin)
 
@@ -109,17 +109,19 @@ class VideoReader:
         except VideoError:
             raise
         except Exception as error:
-            raise VideoError(f"{self.path}: cannot be decoded: {_cause(error)}") from error
+            raise VideoError(
+                f"{self.path}: cannot be decoded: {_summarise_error(error)}"
+            ) from error
 
     def times(self, indices: NDArray[np.integer]) -> NDArray[np.float64]:
         """Return the presentation times of frames [N], in seconds from the first frame."""
         return self.index.times(np.asarray(indices, np.int64))
 
 
-def _by_time(
+def _find_by_time(
     path: Path, index: VideoIndex, wanted: NDArray[np.int64]
 ) -> Iterator[NDArray[np.uint8]]:
-    """Yield the wanted frames (rising indices), each known by its time; jumps over gaps."""
+    """Yield the wanted frames (rising indices), finding each by its time and seeking over gaps."""
     done, steps_back = 0, 0
     with open_video(path) as container:
         stream = container.streams.video[0]
@@ -128,76 +130,76 @@ def _by_time(
             start = _keyframe_before(index, wanted[done], steps_back)
             container.seek(start, stream=stream)
             found = 0
-            for picture in _wanted_from_here(container.decode(stream), index, wanted[done:]):
+            for picture in _scan_after_seek(container.decode(stream), index, wanted[done:]):
                 yield picture
                 found += 1
             done += found
-            # Some containers land behind the keyframe they were asked for: ask for an earlier one.
+            # Some containers seek to after the keyframe that was asked for: try an earlier one.
             steps_back = 0 if found else steps_back + 1
             if not found and start == index.pts[0]:
                 break
     if done < len(wanted):
-        yield from _from_the_first(path, index, wanted[done:])
+        yield from _scan_from_start(path, index, wanted[done:])
 
 
-def _by_counting(
+def _find_by_counting(
     path: Path, index: VideoIndex, wanted: NDArray[np.int64]
 ) -> Iterator[NDArray[np.uint8]]:
-    """Yield the wanted frames (rising indices), counting them from the first one on."""
-    yield from _from_the_first(path, index, wanted, counting=True)
+    """Yield the wanted frames (rising indices), counting from the first frame on."""
+    yield from _scan_from_start(path, index, wanted, counting=True)
 
 
-def _from_the_first(
+def _scan_from_start(
     path: Path, index: VideoIndex, wanted: NDArray[np.int64], counting: bool = False
 ) -> Iterator[NDArray[np.uint8]]:
-    """Yield the wanted frames (rising indices) from decoding all; known by time or by number."""
+    """Yield the wanted frames (rising indices) from decoding all, found by time or by number."""
     done = 0
     with open_video(path) as container:
         stream = container.streams.video[0]
         stream.thread_count = 1
         for number, frame in enumerate(container.decode(stream)):
             if (number == wanted[done]) if counting else (frame.pts == index.pts[wanted[done]]):
-                yield _picture(frame, index.rotation)
+                yield _to_picture(frame, index.rotation)
                 done += 1
                 if done == len(wanted):
                     return
-    raise VideoError(f"{path}: cannot be decoded: frame {wanted[done]} does not come")
+    raise VideoError(f"{path}: cannot be decoded: frame {wanted[done]} is not found")
 
 
-def _wanted_from_here(
+def _scan_after_seek(
     decoded: Iterator[av.VideoFrame], index: VideoIndex, wanted: NDArray[np.int64]
 ) -> Iterator[NDArray[np.uint8]]:
-    """Yield wanted frames until one was missed or seeking to a later keyframe pays.
+    """Yield wanted frames until one was missed, or until seeking to a later keyframe is faster.
 
-    What comes before a keyframe may be wrong: some containers land between two.
+    Frames before the first keyframe may be wrong: some containers seek to between two.
     """
-    done, begun = 0, False
+    done, reached_keyframe = 0, False
     for frame in decoded:
-        begun = begun or frame.pts in index.keyframes
+        reached_keyframe = reached_keyframe or frame.pts in index.keyframes
         if frame.pts is None or frame.pts < index.pts[wanted[done]]:
             continue
-        if frame.pts > index.pts[wanted[done]] or not begun:
+        if frame.pts > index.pts[wanted[done]] or not reached_keyframe:
             return
-        yield _picture(frame, index.rotation)
+        yield _to_picture(frame, index.rotation)
         done += 1
         if done == len(wanted) or _keyframe_before(index, wanted[done]) > frame.pts:
             return
 
 
 def _keyframe_before(index: VideoIndex, frame: np.int64, steps_back: int = 0) -> int:
-    """Return the time of the last keyframe not behind a frame, or of an earlier one."""
+    """Return the time of the last keyframe not after a frame, or of an earlier one."""
     position = int(np.searchsorted(index.keyframes, index.pts[frame], side="right"))
     position -= 1 + steps_back
     return int(index.keyframes[position]) if position >= 0 else int(index.pts[0])
 
 
-def _picture(frame: av.VideoFrame, rotation: int) -> NDArray[np.uint8]:
+def _to_picture(frame: av.VideoFrame, rotation: int) -> NDArray[np.uint8]:
     picture = np.asarray(frame.to_ndarray(format="rgb24"), np.uint8)
     return np.rot90(picture, rotation // 90) if rotation else picture
 
 
-def _cause(error: Exception) -> str:
-    """The first line of a decoder's message, without its own source positions."""
+def _summarise_error(error: Exception) -> str:
+    """Return the first line of a decoder's message, without positions in the decoder's source."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if not lines:
         return type(error).__name__

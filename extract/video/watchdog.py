@@ -1,7 +1,7 @@
-"""An end for decoders that hang in the process that uses their frames.
+"""A watchdog for decoders that hang in the process that uses their frames.
 
-Loader workers decode in themselves: behind `extract.video.guarded` every frame would go through a
-pipe, and a worker that dies already has somebody who notices.
+Loader workers decode in their own process: with `extract.video.guarded` every frame would go
+through a pipe, and the loader notices anyway if a worker dies.
 """
 
 import os
@@ -11,17 +11,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from threading import Timer
 
-PATIENCE_S = 120.0
-SLOWEST_FPS = 5.0  # even large pictures on a busy machine come faster
+BASE_TIMEOUT_S = 120.0
+SLOWEST_FPS = 5.0  # even large frames on a busy machine are decoded faster
 
 
 @contextmanager
 def kill_if_stuck(path: str | Path, frames: int) -> Iterator[None]:
-    """End this process, with a line that names the file, if decoding `frames` takes far too long.
+    """End this process, naming the file on stderr, if decoding `frames` takes far too long.
 
-    Nothing less stops a thread that hangs inside a decoder (which holds no lock of Python's).
+    Nothing less stops a thread that hangs inside a decoder (which does not hold Python's lock).
     """
-    timer = Timer(PATIENCE_S + frames / SLOWEST_FPS, _give_up, [path])
+    timer = Timer(BASE_TIMEOUT_S + frames / SLOWEST_FPS, _end_process, [path])
     timer.daemon = True
     timer.start()
     try:
@@ -30,7 +30,7 @@ def kill_if_stuck(path: str | Path, frames: int) -> Iterator[None]:
         timer.cancel()
 
 
-def _give_up(path: str | Path) -> None:
-    advice = "mend the file or list the video under data.blocked"
+def _end_process(path: str | Path) -> None:
+    advice = "repair the file or list the video under data.blocked"
     print(f"error: {path}: its decoder hangs; {advice}", file=sys.stderr, flush=True)
     os._exit(1)

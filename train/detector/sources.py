@@ -11,7 +11,7 @@ from torch import Tensor
 from configs.loader import dump, load, parse
 from evaluate.datasets.classes import read_classes
 from extract.backbone.pretrained import check_trunk_size
-from extract.checkpoints.layouts import FoundNetwork, counted, find_networks
+from extract.checkpoints.layouts import FoundNetwork, describe_classes, find_networks
 from extract.checkpoints.strict import load_state_dict_strict
 from train.config import DataConfig, Experiment
 from train.data.videos import ACTION
@@ -257,7 +257,7 @@ def _classes(network: FoundNetwork, data: DataConfig, path: str | Path) -> tuple
     classes = read_classes(Path(file)).names
     if len(classes) != network.outputs:
         raise ValueError(
-            f"{path} has {counted(network.outputs or 0)}, but {file} names "
+            f"{path} has {describe_classes(network.outputs or 0)}, but {file} names "
             f"{len(classes)}: set data.classes to the category_idx.txt that it was trained with"
         )
     return classes

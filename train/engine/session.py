@@ -20,7 +20,7 @@ from accelerate.utils import (
 from torch import nn
 
 from cache.store import open_cache
-from configs.messages import message
+from configs.messages import format_error
 from evaluate.reports.launches import (
     FINISHED,
     INTERRUPTED,
@@ -115,7 +115,9 @@ class Session:
             yield notes
         except BaseException as error:
             interrupted = isinstance(error, KeyboardInterrupt)
-            outcome = INTERRUPTED if interrupted else message(error).replace("error", "failed", 1)
+            outcome = (
+                INTERRUPTED if interrupted else format_error(error).replace("error", "failed", 1)
+            )
             raise
         finally:
             counts = {when: [c.hits, c.partial, c.full] for when, c in notes.activations.items()}

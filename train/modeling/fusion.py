@@ -15,7 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from extract.sampling.reversal import Pairing, flip, pair, partners, reverse_distances
+from extract.sampling.reversal import (
+    Pairing,
+    find_partners,
+    pair_points,
+    reverse_distances,
+    take_partners,
+)
 from extract.sampling.windows import Direction
 from train.modeling.actionformer import ActionFormer, HeadConfig, HeadOutput
 
@@ -72,11 +78,11 @@ def align(
         return other
     logits, distances = [], []
     for level, valid in enumerate(own.masks):
-        total, offset = pair(reflection, 2**level, valid.sum(-1), pairing)
-        partner, met = partners(total, valid)
+        total, offset = pair_points(reflection, 2**level, valid.sum(-1), pairing)
+        partner, met = find_partners(total, valid)
         met = met.unsqueeze(1)
-        logits.append(flip(other.logits[level], partner).where(met, own.logits[level]))
-        moved = reverse_distances(flip(other.distances[level], partner), offset)
+        logits.append(take_partners(other.logits[level], partner).where(met, own.logits[level]))
+        moved = reverse_distances(take_partners(other.distances[level], partner), offset)
         distances.append(moved.where(met, own.distances[level]))
     return HeadOutput(tuple(logits), tuple(distances), own.masks)
 
@@ -247,7 +253,7 @@ class FeatureFusion(nn.Module):
         """
         if reflection is not None:
             # Step by step the same frames, also where a step has several.
-            second = flip(second, partners(mask.sum(-1) - 1, mask)[0])
+            second = take_partners(second, find_partners(mask.sum(-1) - 1, mask)[0])
         if self.join is None:
             joined = torch.cat([first, second], 1)
         else:

@@ -22,7 +22,7 @@ from extract.sampling.views import (
     Stretch,
     evaluation_clips,
     evaluation_views,
-    in_direction,
+    order_view,
     training_clip,
     training_view,
 )
@@ -323,7 +323,7 @@ class TrainingViews(Dataset[Views]):
         view = training_view(reader, clip, config.crops, flipped, seed)
         first, *others = example.labels
         labels = (self.mirrored.get(first, first) if flipped else first, *others)
-        return _sample(example, in_direction(view, config.direction)[None], labels, problem)
+        return _sample(example, order_view(view, config.direction)[None], labels, problem)
 
 
 class EvaluationViews(Dataset[Views]):
@@ -356,7 +356,7 @@ class EvaluationViews(Dataset[Views]):
             reader = known_reader(example.item.path, example.item.frames)
             clips = evaluation_clips(example.stretch, config.views)
             seen = evaluation_views(reader, clips, config.crops)
-            views = torch.stack([in_direction(view, self.direction) for view in seen])
+            views = torch.stack([order_view(view, self.direction) for view in seen])
         except VideoError as error:
             if config.data.bad_videos == "stop":
                 raise
