@@ -9,7 +9,7 @@ import numpy as np
 from extract.sampling.frame_cache import kept_bytes
 from extract.sampling.transforms import PixelConfig, evaluation_transform, train_transform
 from extract.sampling.units import CLIP_FRAMES
-from extract.sampling.windows import sampled_frames, sliding_windows
+from extract.sampling.windows import evaluation_windows, sampled_frames
 from extract.transcoding.proxy import SHORT_SIDES
 from train.config import Experiment
 from train.data.loading import EpochSampler
@@ -84,7 +84,7 @@ def count(
         clips=sampling.samples // CLIP_FRAMES,
         validations=sum(map(resolved.validates_after, epochs)) if validation else 0,
         validation_windows=sum(
-            len(sliding_windows(item, overlap, sampling)) for item in validation
+            len(evaluation_windows(item, overlap, sampling)) for item in validation
         ),
         validation_samples=sum(samples[item.path] for item in validation),
         videos_bytes=sum(path.stat().st_size for path in every),

@@ -25,8 +25,8 @@ from extract.sampling.windows import (
     Direction,
     SamplingConfig,
     Window,
+    evaluation_windows,
     random_window,
-    sliding_windows,
     truth_inside,
 )
 from extract.video.reader import VideoError
@@ -135,7 +135,7 @@ class EvaluationWindows(IterableDataset[Sample]):
                 yield from self._samples(item, windows)
 
     def _windows(self, item: VideoItem) -> list[Window]:
-        return sliding_windows(item, self.overlap, self.sampling)
+        return evaluation_windows(item, self.overlap, self.sampling)
 
     def _samples(self, item: VideoItem, windows: list[Window]) -> Iterator[Sample]:
         of = self.sampling, self.directions

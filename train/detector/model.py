@@ -16,7 +16,7 @@ from extract.backbone.tada_backbone import TAdaBackbone, load_tada_trunk
 from extract.backbone.videomae import VideoMAE
 from extract.checkpoints.layouts import ADDED
 from extract.checkpoints.strict import Coverage, load_state_dict_strict
-from extract.sampling.windows import Window, sliding_windows
+from extract.sampling.windows import Window, evaluation_windows
 from extract.tada.tada2d import TAda2D
 from train.config import Experiment
 from train.data.batch import Batch
@@ -298,7 +298,7 @@ class Detector(nn.Module):
     def windows(self, item: VideoItem) -> list[Window]:
         """Return the windows of a video that `detect_with_scores` runs over."""
         sampling = self.config.sampling
-        return sliding_windows(item, sampling.test_overlap, sampling)
+        return evaluation_windows(item, sampling.test_overlap, sampling)
 
     @torch.no_grad()
     def parameter_counts(self) -> dict[str, int]:
