@@ -34,7 +34,7 @@ from train.data.videos import (
     load_annotations,
     load_items,
 )
-from train.data.windows import EvaluationWindows, evaluation_loader
+from train.data.windows import EvaluationWindows, WindowInputs, evaluation_loader
 from train.detector.model import Detector
 from train.detector.postprocess import Answers, Candidates, detections, predict
 from train.detector.setup import activations_of
@@ -66,18 +66,8 @@ def window_loader(
         kept: where small frames are kept, if they will be wanted again.
     """
     rank, count = accelerator.process_index, accelerator.num_processes
-    windows = EvaluationWindows(
-        items,
-        overlap,
-        config.sampling,
-        config.pixels,
-        config.directions,
-        config.data.bad_videos == "skip",
-        rank,
-        count,
-        cached,
-        kept,
-    )
+    inputs = WindowInputs.of(config, cached, kept)
+    windows = EvaluationWindows(items, inputs, overlap, rank, count)
     return evaluation_loader(windows, config.evaluation.batch_size, config.training.workers)
 
 

@@ -21,7 +21,7 @@ from extract.tada.tada2d import TAda2D
 from train.config import Experiment
 from train.data.batch import Batch
 from train.data.videos import VideoItem, probe_item
-from train.data.windows import EvaluationWindows, evaluation_loader
+from train.data.windows import EvaluationWindows, WindowInputs, evaluation_loader
 from train.detector.curves import ScoreCurves
 from train.detector.postprocess import Answer, Answers, detections, predict
 from train.engine.checkpoint import Checkpoint, load_checkpoint
@@ -274,9 +274,8 @@ class Detector(nn.Module):
                 "evaluate/run.py --cache scores it on features that were imported"
             )
         sampling, evaluation = self.config.sampling, self.config.evaluation
-        windows = EvaluationWindows(
-            [item], sampling.test_overlap, sampling, self.config.pixels, self.config.directions
-        )
+        inputs = WindowInputs(sampling, self.config.pixels, self.config.directions)
+        windows = EvaluationWindows([item], inputs, sampling.test_overlap)
         curves = ScoreCurves.of(item, self.windows(item)[0].step, len(self.classes))
 
         def run(batch: Batch) -> Answers:
