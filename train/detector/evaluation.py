@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from accelerate import Accelerator
 from accelerate.utils import gather_object
@@ -17,6 +17,7 @@ from configs.messages import truncated
 from evaluate.annotations import Detection, Segment
 from evaluate.files.video_scores import classified, read_video_scores
 from evaluate.mean_ap import MeanAP, mean_average_precision
+from evaluate.metrics.scored import ScoredDetections
 from evaluate.reports.launches import FINISHED, Launch, new_launch
 from extract.activations.stored import Counts
 from extract.sampling.frame_cache import FrameCache
@@ -190,13 +191,6 @@ def _check_classes(truth: Truth, found: Mapping[str, Sequence[Detection]]) -> No
         )
 
 
-class Scores(NamedTuple):
-    """What detections reach: the detector's answer, and each stream alone of several."""
-
-    result: MeanAP
-    streams: dict[str, MeanAP]
-
-
 @dataclass(frozen=True)
 class Evaluation:
     """What a checkpoint detects in a subset. It is scored by `score`, so that detections can be
@@ -232,14 +226,14 @@ class Evaluation:
     def has_truth(self) -> bool:
         return any(item.truth for item in self.items)
 
-    def truth(self) -> Truth:
+    def _truth(self) -> Truth:
         """Return what is annotated of the videos that count, with labels as detections have."""
         found = {item.name: item.truth for item in self.items if item.name in self.detections}
         config = self.detector.config
         return relabel_truth(found, config.data, config.evaluation)
 
-    def score(self) -> Scores:
-        """Return the scores at the config's tIoUs.
+    def score(self) -> ScoredDetections:
+        """Return the scores at the config's tIoUs, and each stream's of several.
 
         Raises:
             ValueError: classes of `evaluation.video_scores` are called otherwise than annotated.
@@ -247,7 +241,8 @@ class Evaluation:
         streams = {
             name: score(self.items, found, self.detector) for name, found in self.of_streams.items()
         }
-        return Scores(score(self.items, self.detections, self.detector), streams)
+        result = score(self.items, self.detections, self.detector)
+        return ScoredDetections(self._truth(), self.detections, result, streams, self.skipped)
 
     def finished_launch(self) -> Launch:
         """Return the record of this evaluation, which ends now."""
