@@ -39,7 +39,7 @@ from extract.sampling.spans import Span, SpanKind
 from extract.sampling.units import CLIP_FRAMES
 from extract.sampling.windows import Direction, SamplingConfig, samples_of
 from train.config import DataConfig, Experiment
-from train.cost.compare import compared, not_comparable
+from train.cost.routes import measure_routes, reason_not_to_compare
 from train.data.cached import evaluation_spans, training_spans
 from train.data.videos import (
     Subset,
@@ -250,15 +250,15 @@ def _compare(
 ) -> None:
     """Print what the ways to train on these videos take; write it, too, if a file is named."""
     # Decided by one process for all: folders of several machines may not show the same files.
-    (why_not,) = broadcast_object_list([not_comparable(detector, training, validation)])
+    (why_not,) = broadcast_object_list([reason_not_to_compare(detector, training, validation)])
     if why_not:
         if accelerator.is_main_process:
             print(f"ways to train are not compared: {why_not}")
         return
-    found = compared(detector, activations, training, validation, accelerator)
+    found = measure_routes(detector, activations, training, validation, accelerator)
     if found is None:
         return
-    print("\n".join([found.headline(), found.table(), *found.advice()]))
+    print(found.text())
     if file:
         write_text(Path(file), json.dumps(found.to_dict(), indent=1, ensure_ascii=False) + "\n")
 
