@@ -148,7 +148,13 @@ class Grid:
     @property
     def fusions(self) -> list[str]:
         """The rows that are neither single streams nor controls."""
-        return [name for name in self.rows if name not in (*self.singles, *self.controls)]
+        return [name for name in self.rows if self.kind(name) == "fusion"]
+
+    def kind(self, row: str) -> str:
+        """Return what a row is: single, control or fusion."""
+        if row in self.singles:
+            return "single"
+        return "control" if row in self.controls else "fusion"
 
     def runs(self) -> list[Run]:
         """Return all runs, those that others build on first, otherwise as in the file."""

@@ -10,7 +10,7 @@ from evaluate.reports.page import REPORT, Cell, Fact, Figure, Report, Section, T
 from evaluate.reports.sections import duration, files_section, repeat_section, time_section
 from train.ablation.grid import Grid, Run
 from train.ablation.records import read_record
-from train.ablation.results import Results, average_of, metrics_of
+from train.ablation.results import Results, average_map, read_metrics
 from train.ablation.runner import LOG
 
 ABOUT = (
@@ -72,7 +72,7 @@ def _runs(grid: Grid, results: Results) -> Table:
             continue
         record = read_record(grid.folder(run))
         took = duration(record.seconds) if record else ""
-        rows.append([str(run), average_of(metrics_of(grid, run, grid.subset), grid), took])
+        rows.append([str(run), average_map(read_metrics(grid, run, grid.subset), grid), took])
         if file := _report_or_log(grid, run):
             links[str(run)] = quote(str(file.relative_to(grid.root)))
     note = "Each run's own report opens with a click; runs without one open their log."

@@ -15,7 +15,7 @@ from evaluate.reports.launches import FINISHED, new_launch
 from train.ablation.grid import Grid, Run
 from train.ablation.records import table_inputs
 from train.ablation.report import write_grid_report
-from train.ablation.results import AVERAGE, Results, RowResult, Spread, gather, sources
+from train.ablation.results import AVERAGE, Results, RowResult, Spread, gather, table_sources
 from train.engine.stopwatch import Stopwatch
 
 STRICT = ("0.8", "0.9")  # overlaps whose differences are printed
@@ -32,7 +32,9 @@ def write_table(grid: Grid, failed: Mapping[Run, str], watch: Stopwatch) -> None
         ValueError: their results are malformed or cannot be compared.
     """
     # Before anything is read: what changes meanwhile makes another table.
-    stamp = table_inputs(grid, failed, sources(grid, [r for r in grid.runs() if r not in failed]))
+    stamp = table_inputs(
+        grid, failed, table_sources(grid, [r for r in grid.runs() if r not in failed])
+    )
     results = gather(grid, failed)
     write_text(grid.root / "table.txt", as_text(grid, results) + "\n")
     write_text(grid.root / "table.csv", as_csv(grid, results))
