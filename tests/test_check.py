@@ -33,7 +33,7 @@ from train.config import Experiment
 from train.data.videos import VideoItem
 from train.dataset_check.check import judge
 from train.dataset_check.findings import exit_code
-from train.dataset_check.lengths import PADDED, check_windows, complete, unseen
+from train.dataset_check.lengths import PADDED, check_windows, find_complete, find_unlearned
 from train.dataset_check.survey import Survey, survey
 from train.modeling.actionformer import HeadConfig
 
@@ -560,9 +560,9 @@ def test_what_can_be_learned_by_the_formula(
                 near = abs(point - (start + end) / 2) < 1.5 * 2**level
                 learned |= start < point < end and near and low <= farther <= high
     if end > start:
-        assert bool(complete(item, seen)[0]) == fits
+        assert bool(find_complete(item, seen)[0]) == fits
     if end - start <= size / 2 and end <= steps:
-        assert bool(unseen(item, seen)[0]) == (not learned)
+        assert bool(find_unlearned(item, seen)[0]) == (not learned)
 
 
 def test_training_windows_are_counted_though_whole_videos_are_tested(
@@ -580,7 +580,7 @@ def test_training_windows_are_counted_though_whole_videos_are_tested(
     ]
     monkeypatch.setattr(Survey, "items", lambda self, subset: items)
     checked = Survey(config, Annotations({}, (), {}), [], {}, {}, {})
-    assert complete(items[0], checked)[0]
+    assert find_complete(items[0], checked)[0]
     (padded,) = [found for found in check_windows(checked) if found.kind is PADDED]
     assert padded.numbers["padding"] == pytest.approx(1 - (32 + 3 * 10) / 4 / 32)
 
