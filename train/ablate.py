@@ -1,7 +1,7 @@
 """Train and score a grid of runs, several at a time, and compare them in one table.
 
     python train/ablate.py GRID.yaml [--processes 2] [--plan]
-    accelerate launch train/ablate.py GRID.yaml     # each process takes runs that are left
+    accelerate launch train/ablate.py GRID.yaml     # each process takes runs that are not done
 
 A grid lists the rows of the table; each is trained once for every seed, into <out>/<row>/<seed>:
 
@@ -26,7 +26,7 @@ A grid lists the rows of the table; each is trained once for every seed, into <o
 `forward` stands for last.pt of that row's run with the same seed, `forward+1` with the next seed.
 What is done stays done until its settings, the content of its config or of a file that an override
 names, or the weights it builds on change; then it is done again into a cleaned folder. Runs that
-fail are told in the table, and tried again by the next call. Leaves table.txt, table.csv,
+fail are named in the table, and tried again by the next call. Writes table.txt, table.csv,
 table.json, table.png and report.html in `out`; each run's output is in its log.txt.
 """
 
@@ -49,29 +49,29 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("grid", type=Path, help="YAML file of the runs")
     parser.add_argument("--processes", type=int, default=1, help="runs at a time (default: 1)")
-    parser.add_argument("--plan", action="store_true", help="say what would be done and stop")
+    parser.add_argument("--plan", action="store_true", help="print what would be done and stop")
     args = parser.parse_args()
     if args.processes < 1:
         parser.error("--processes must be at least 1")
     signal.signal(signal.SIGTERM, _interrupt)  # launchers send it, and runs must not outlive us
     grid = read_grid(args.grid)
     if args.plan:
-        plan(grid)
+        print_plan(grid)
     elif not ablate(grid, args.processes):
         sys.exit(1)
 
 
-def plan(grid: Grid) -> None:
+def print_plan(grid: Grid) -> None:
     """Print the runs in order and what each still needs."""
-    words = status(grid, grid.runs())
-    width = max(len(str(run)) for run in words)
-    for run, what in words.items():
-        print(f"{run!s:<{width}}  {what or 'done'}")
-    print(f"{sum(not what for what in words.values())} of {len(words)} runs are done")
+    work = status(grid, grid.runs())
+    width = max(len(str(run)) for run in work)
+    for run, remaining in work.items():
+        print(f"{run!s:<{width}}  {remaining or 'done'}")
+    print(f"{sum(not remaining for remaining in work.values())} of {len(work)} runs are done")
 
 
 def ablate(grid: Grid, processes: int) -> bool:
-    """Do what is left, and print the table; say whether all runs are done."""
+    """Do what is not done yet, and print the table; return whether all runs are done."""
     watch = Stopwatch("runs")
     runs = grid.runs()
     main_process = os.environ.get("RANK", "0") == "0"
@@ -81,7 +81,7 @@ def ablate(grid: Grid, processes: int) -> bool:
     if unfinished:
         failed = carry_out(grid, unfinished, processes, _session(), quiet=not main_process)
     if not main_process:
-        return True  # the first process tells what failed
+        return True  # the first process prints what failed
     if len(failed) == len(runs):
         raise ValueError(f"no run is done; the first, {runs[0]}: {failed[runs[0]]}")
     if not is_current(grid, failed):
@@ -95,7 +95,7 @@ def ablate(grid: Grid, processes: int) -> bool:
 
 
 def _session() -> str:
-    """A text that the processes of this launch share, and no others."""
+    """Return a text that the processes of this launch share, and no others."""
     own = uuid4().hex
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return own

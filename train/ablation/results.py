@@ -1,4 +1,4 @@
-"""What a grid of runs has found: means over seeds, and differences with bootstrap intervals."""
+"""Results of a grid of runs: means over seeds, and differences with bootstrap intervals."""
 
 import json
 import zipfile
@@ -40,7 +40,7 @@ class Spread(NamedTuple):
 
 @dataclass(frozen=True)
 class RowResult:
-    """What the runs of one row have found, over the seeds that are done; mAP in [0, 1].
+    """Results of the runs of one row, over the seeds that are done; mAP in [0, 1].
 
     Args:
         kind: single, fusion or control.
@@ -74,7 +74,7 @@ class Results:
         best_fusion: the row that is the best on the subset that chooses.
         to_singles_and_controls: how much better the best fusion is than each of these rows, of the
             average and by text of the overlap.
-        failed: why runs are not done, by row and seed; `notes`: what else to know.
+        failed: why runs are not done, by row and seed; `notes`: what else is to be considered.
     """
 
     rows: list[RowResult]
@@ -85,8 +85,8 @@ class Results:
     notes: list[str]
 
 
-def gather(grid: Grid, failed: Mapping[Run, str]) -> Results:
-    """Read what all runs that are done have left, and compare their rows.
+def gather_results(grid: Grid, failed: Mapping[Run, str]) -> Results:
+    """Return the results of all runs that are done, with their rows compared.
 
     Raises:
         ValueError: results are malformed, or of runs that cannot be compared.
@@ -96,7 +96,7 @@ def gather(grid: Grid, failed: Mapping[Run, str]) -> Results:
         (run, subset): read_metrics(grid, run, subset) for run in runs for subset in grid.subsets
     }
     drawn, notes = _resample_runs(grid, {run: scores[run, grid.subset] for run in runs})
-    found = _Found(grid, scores, drawn)
+    found = _Scores(grid, scores, drawn)
     single = found.best(grid.singles, grid.subset)
     fusion = found.best(grid.fusions, grid.selection)
     return Results(
@@ -114,7 +114,7 @@ def gather(grid: Grid, failed: Mapping[Run, str]) -> Results:
 
 
 @dataclass(frozen=True)
-class _Found:
+class _Scores:
     """The scores of all runs that are done, by run and subset, and their bootstrap by run."""
 
     grid: Grid
@@ -153,7 +153,7 @@ class _Found:
         return found
 
     def row(self, name: str, single: str | None) -> RowResult:
-        """Return what a row's runs have found, and the differences to the best single stream."""
+        """Return a row's results, with the differences to the best single stream."""
         grid, runs = self.grid, self.runs(name)
         measured = [self.scores[run, grid.subset] for run in runs]
         folders = [grid.folder(run) for run in runs]
