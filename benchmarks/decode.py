@@ -32,7 +32,7 @@ from extract.video.reader import CHUNK, VideoReader
 from train.config import Experiment
 from train.data.loading import EpochSampler
 from train.data.videos import VideoItem, probe_item
-from train.data.windows import TrainingWindows, training_loader
+from train.data.windows import TrainingWindows, WindowInputs, training_loader
 from train.detector.model import Detector
 
 DEMO = Path(__file__).parent.parent / "configs/e2e/demo/forward.yaml"
@@ -141,9 +141,7 @@ def measure_waiting(files: list[Path], workers: int, step_seconds: float | None)
     items = [with_action(probe_item(file)) for file in files]
     dataset = TrainingWindows(
         items * (STEPS * config.training.global_batch // len(items)),
-        config.sampling,
-        config.pixels,
-        config.directions,
+        WindowInputs.of(config),
     )
     sampler = EpochSampler(len(dataset), config.training.global_batch, 0, 1, seed=0)
     step = build_sleeper(step_seconds) if step_seconds is not None else build_trainer(config)

@@ -26,7 +26,7 @@ from extract.sampling.frame_cache import FrameCache
 from extract.transcoding.proxy import ProxyConfig, write_proxy
 from train.config import Experiment
 from train.data.videos import probe_item, with_digest
-from train.data.windows import TrainingWindows
+from train.data.windows import TrainingWindows, WindowInputs
 
 CONFIG = Path(__file__).parent.parent / "configs/e2e/thumos14/videomae_s_adapter_forward.yaml"
 
@@ -56,9 +56,7 @@ def race_samples(file: Path, folder: Path, configs: tuple[Experiment, ...], repe
     proxy, cache = folder / "proxy.mp4", FrameCache(folder, configs[0].sampling)
     write_proxy(file, proxy, ProxyConfig(configs[0].pixels.train_short_side))
     item, small = (with_action(with_digest(probe_item(path))) for path in (file, proxy))
-    windows = TrainingWindows(
-        [item], configs[0].sampling, configs[0].pixels, configs[0].directions, kept=cache
-    )
+    windows = TrainingWindows([item], WindowInputs.of(configs[0], frame_cache=cache))
     began = time.perf_counter()
     samples = windows[0, 0].inputs[0].shape[1]
     filled_s = time.perf_counter() - began
@@ -68,17 +66,9 @@ def race_samples(file: Path, folder: Path, configs: tuple[Experiment, ...], repe
     rates = []
     for config in configs:
         ways = (
-            sample_maker(
-                TrainingWindows([item], config.sampling, config.pixels, config.directions)
-            ),
-            sample_maker(
-                TrainingWindows([small], config.sampling, config.pixels, config.directions)
-            ),
-            sample_maker(
-                TrainingWindows(
-                    [item], config.sampling, config.pixels, config.directions, kept=cache
-                )
-            ),
+            sample_maker(TrainingWindows([item], WindowInputs.of(config))),
+            sample_maker(TrainingWindows([small], WindowInputs.of(config))),
+            sample_maker(TrainingWindows([item], WindowInputs.of(config, frame_cache=cache))),
         )
         rates.append(" → ".join(f"{samples / s:.0f}" for s in median_seconds(ways, repeats)))
     sizes = " → ".join(f"{path.stat().st_size / 1e6:.1f}" for path in (file, proxy, kept))

@@ -68,7 +68,7 @@ def score_checkpoint(checkpoint: Path, data: Path, out: Path) -> MeanAP:
     ]
     found = evaluate_checkpoint(checkpoint, None, settings, "test", None, out)
     assert found is not None
-    return found.score()[0]
+    return found.score().result
 
 
 def repeat_frames(source: Path, target: Path) -> None:

@@ -20,7 +20,7 @@ from train.config import Experiment
 from train.data.cached import ensure_cached, training_spans
 from train.data.loading import EpochSampler
 from train.data.videos import load_annotations, load_subsets
-from train.data.windows import TrainingWindows, training_loader
+from train.data.windows import TrainingWindows, WindowInputs, training_loader
 from train.detector.setup import activations_of
 from train.detector.sources import build_detector, merge_configs
 from train.engine.checkpoint import load_checkpoint
@@ -102,9 +102,7 @@ def main() -> None:
         training_spans(items, config.sampling, d, config.cache.span) for d in config.directions
     ]
     cached, _ = ensure_cached(activations, spans, "features", [items], accelerator, 0)
-    dataset = TrainingWindows(
-        items, config.sampling, config.pixels, config.directions, cached=cached
-    )
+    dataset = TrainingWindows(items, WindowInputs.of(config, cached))
     sampler = EpochSampler(len(dataset), config.training.global_batch, 0, 1, 0)
     loader = training_loader(dataset, sampler, 0)
     points = pyramid_points(config.sampling.window_size, config.head.levels, torch.device("cpu"))

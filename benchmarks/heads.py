@@ -30,7 +30,7 @@ from train.data.batch import Batch, collate
 from train.data.cached import CachedStreams, ensure_cached, training_spans
 from train.data.loading import EpochSampler
 from train.data.videos import VideoItem, probe_item, with_digest
-from train.data.windows import TrainingWindows, training_loader
+from train.data.windows import TrainingWindows, WindowInputs, training_loader
 from train.detector.model import Detector
 from train.detector.setup import activations_of
 from train.detector.training import build_optimizer
@@ -70,7 +70,7 @@ def build_way(
     torch.manual_seed(0)
     detector = Detector(config, tuple(f"class {i}" for i in range(CLASSES))).train()
     dataset, step = (
-        TrainingWindows(items, config.sampling, config.pixels, config.directions, cached=cached),
+        TrainingWindows(items, WindowInputs.of(config, cached)),
         build_trainer(detector),
     )
 
@@ -101,9 +101,7 @@ def build_trainer(detector: Detector) -> Callable[[Batch], None]:
 
 def measure_waiting(config: Experiment, items: list[VideoItem], cached: CachedStreams) -> float:
     """Return the share of its time that head training waits for batches of two."""
-    dataset = TrainingWindows(
-        items * (80 // len(items)), config.sampling, config.pixels, config.directions, cached=cached
-    )
+    dataset = TrainingWindows(items * (80 // len(items)), WindowInputs.of(config, cached))
     sampler = EpochSampler(len(dataset), HEAD_BATCH, 0, 1, seed=0)
     detector = Detector(config, tuple(f"class {i}" for i in range(CLASSES))).train()
     step, batches = build_trainer(detector), iter(training_loader(dataset, sampler, 1))

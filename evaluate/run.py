@@ -13,34 +13,25 @@ a detector of two streams each stream's, too.
 """
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from configs import cli
-from configs.loader import dump, load
-from evaluate.annotations import read_annotations, select_videos
-from evaluate.files.predictions import (
-    join_predictions,
-    read_predictions,
-    scoring_problems,
-    write_predictions,
-)
-from evaluate.mean_ap import MeanAP, mean_average_precision
-from evaluate.nms import NmsConfig
+from configs.loader import dump
+from evaluate.files.predictions import write_predictions
+from evaluate.metrics.scored import ScoredDetections
 from evaluate.reports.figures import scores_table
-from evaluate.reports.launches import FINISHED, LAUNCHES, new_launch
-from evaluate.reports.page import REPORT, TABLES
-from evaluate.reports.scores import PICTURES, write_results, write_scores_report
+from evaluate.reports.launches import FINISHED, new_launch
+from evaluate.reports.page import REPORT
+from evaluate.reports.scores import write_results, write_scores_report, write_unscored
 from evaluate.reports.sections import evaluation_sections
-from evaluate.reports.training import write_training_report
-from train.config import Experiment
-from train.data.videos import format_skipped, load_annotations
-from train.detector.evaluation import evaluate_checkpoint
+from evaluate.reports.training import update_training_report
+from train.data.videos import format_skipped
+from train.detector.evaluation import Evaluation, evaluate_checkpoint
+from train.detector.prediction_files import THUMOS_TIOUS, LoadedPredictions, load_predictions
 from train.engine.session import with_cache
 from train.engine.stopwatch import Stopwatch
-
-THUMOS_TIOUS = (0.3, 0.4, 0.5, 0.6, 0.7)
 
 
 def main() -> None:
@@ -69,123 +60,61 @@ def main() -> None:
         overrides.append(f"--data.annotations={args.annotations}")
     if args.tious:
         overrides.append(f"--evaluation.tious={args.tious}")
-    if args.predictions:
-        score_files(
-            args.predictions,
-            args.config,
-            overrides,
-            args.annotations,
-            args.subset,
-            args.tious or THUMOS_TIOUS,
-            args.out,
-        )
-    else:
-        score_checkpoint(args.checkpoint, args.config, overrides, args.subset, args.cache, args.out)
+    if args.checkpoint:
+        inputs = args.checkpoint, args.config, overrides, args.subset, args.cache, args.out
+        evaluation = evaluate_checkpoint(*inputs)
+        if evaluation is not None:
+            report_checkpoint(args.checkpoint, evaluation)
+        return
+    given = args.annotations, args.subset, args.tious or THUMOS_TIOUS
+    loaded = load_predictions(args.predictions, args.config, overrides, *given)
+    report_files(args.predictions, loaded, args.out)
 
 
-def score_files(
-    paths: Sequence[Path],
-    config: Path | None,
-    overrides: list[str],
-    annotation_file: Path | None,
-    subset: str | None,
-    tious: Sequence[float],
-    out: Path | None,
-) -> None:
-    """Score predictions files, joined if there are several, against an annotation file.
-
-    Args:
-        annotation_file, subset: needed where there is no config, which else brings both.
-        tious: thresholds where there is no config.
-    """
-    files = [read_predictions(path) for path in paths]
-    nms = NmsConfig()
-    if config:
-        experiment = load(Experiment, config, overrides)
-        annotations = load_annotations(experiment.data)
-        tious, nms = experiment.evaluation.tious, experiment.evaluation.nms
-        subset = subset or experiment.data.test_subset
-    else:
-        assert annotation_file is not None and subset is not None
-        if not annotation_file.exists():
-            raise ValueError(f"--annotations: there is no file or folder {annotation_file}")
-        annotations = read_annotations(annotation_file)
-    truth = {video.name: video.segments for video in select_videos(annotations, subset)}
-    found = files[0] if len(files) == 1 else join_predictions(files, nms)
-    for problem in scoring_problems(found, truth, annotations.classes, subset):
+def report_files(paths: Sequence[Path], loaded: LoadedPredictions, out: Path | None) -> None:
+    """Score predictions files; print the scores and write them with their report."""
+    for problem in loaded.problems:
         print(f"warning: {problem}")
-    out = out or paths[0].parent / f"{'+'.join(path.stem for path in paths)}-{subset}"
-    watch = Stopwatch("scoring")
-    launch = new_launch()
-    result = mean_average_precision(truth, found, tious)
-    write_results(out, found, result, {}, {})
-    print_scores(result, {}, out)
+    out = out or paths[0].parent / f"{'+'.join(path.stem for path in paths)}-{loaded.subset}"
+    watch, launch = Stopwatch("scoring"), new_launch()
+    scored = loaded.score()
+    write_and_print(out, scored)
     launch = replace(launch, outcome=FINISHED, seconds=watch.seconds())
-    title = f"{' + '.join(map(str, paths))} on '{subset}'"
-    write_scores_report(out, title, truth, found, result, {}, 0, evaluation_sections(out, launch))
+    title = f"{' + '.join(map(str, paths))} on '{loaded.subset}'"
+    write_scores_report(out, title, scored, evaluation_sections(out, launch))
     print(f"report: {out / REPORT}")
 
 
-def score_checkpoint(
-    checkpoint: Path,
-    config: Path | None,
-    overrides: list[str],
-    subset: str | None,
-    cache: str | None,
-    out: Path | None,
-) -> None:
-    """Detect in all videos of a subset; write the detections, then their score."""
-    found = evaluate_checkpoint(checkpoint, config, overrides, subset, cache, out)
-    if found is None:
-        return
-    out, videos = found.out, len(found.items)
-    if found.dropped:
-        print(format_skipped(found.dropped, videos))
-    print(f"{videos} videos ({found.minutes:.1f} min) in {found.seconds:.1f} s")
-    for name, others in found.of_streams.items():
-        write_predictions(out / f"predictions-{name}.json", others)
-    if not found.has_truth:
-        write_predictions(out / "predictions.json", found.detections)
-        for stale in ("metrics.json", REPORT, TABLES, *PICTURES):
-            (out / stale).unlink(missing_ok=True)
+def report_checkpoint(checkpoint: Path, evaluation: Evaluation) -> None:
+    """Write what a checkpoint detected, then score it; print and write the scores, too."""
+    out, videos = evaluation.out, len(evaluation.items)
+    if evaluation.dropped:
+        print(format_skipped(evaluation.dropped, videos))
+    print(f"{videos} videos ({evaluation.minutes:.1f} min) in {evaluation.seconds:.1f} s")
+    for name, detections in evaluation.of_streams.items():
+        write_predictions(out / f"predictions-{name}.json", detections)
+    if not evaluation.has_truth:
+        write_unscored(out, evaluation.detections)
         print(f"no annotations to score against; detections in {out / 'predictions.json'}")
         return
-    with found.watch.stage("scoring"):
-        result, streams = found.score()
-        write_results(out, found.detections, result, streams, found.skipped)
-        print_scores(result, streams, out)
-    settings = found.detector.config
-    write_scores_report(
-        out,
-        f"{checkpoint} on '{settings.data.test_subset}'",
-        found.truth(),
-        found.detections,
-        result,
-        streams,
-        len(found.skipped),
-        evaluation_sections(
-            out, found.finished_launch(), dump(settings), found.skipped, checkpoint.parent
-        ),
-    )
+    with evaluation.watch.stage("scoring"):
+        scored = evaluation.score()
+        write_and_print(out, scored)
+    config, launch = evaluation.detector.config, evaluation.finished_launch()
+    sections = evaluation_sections(out, launch, dump(config), scored.skipped, checkpoint.parent)
+    write_scores_report(out, f"{checkpoint} on '{config.data.test_subset}'", scored, sections)
     print(f"report: {out / REPORT}")
-    _update_training_report(checkpoint.parent, out)
+    if problem := update_training_report(checkpoint.parent, out):
+        print(f"warning: {problem}")
 
 
-def print_scores(result: MeanAP, streams: Mapping[str, MeanAP], out: Path) -> None:
-    """Print the table, and the single streams' scores of a fused detector."""
-    print(scores_table(result))
-    for name, alone in streams.items():
+def write_and_print(out: Path, scored: ScoredDetections) -> None:
+    """Write the scores; print their table, and each stream's of a fused detector."""
+    write_results(out, scored)
+    print(scores_table(scored.result))
+    for name, alone in scored.streams.items():
         print(f"{name} alone: average mAP {alone.average:.4f}")
-    print(f"average mAP {result.average:.4f}; details in {out}")
-
-
-def _update_training_report(run: Path, out: Path) -> None:
-    """Let the report of a training run, if there is one, show a score that is in its folder."""
-    if (run / LAUNCHES).exists() and out.resolve().is_relative_to(run.resolve()):
-        try:
-            write_training_report(run)
-        except (OSError, ValueError) as error:
-            print(f"warning: {run / REPORT} does not show this score: {error}")
+    print(f"average mAP {scored.result.average:.4f}; details in {out}")
 
 
 if __name__ == "__main__":

@@ -4,10 +4,10 @@
     accelerate launch extract/run.py --checkpoint FORWARD.pt REVERSED.pt --cache URL --of test
     python extract/run.py --config FILE --cache URL       # of the pretrained backbone
 
-Says first what it will do and what that costs. --plan stops there, with a table of the ways to
-train: on the videos, decoded frames, proxies or activations; bytes, hours, what each gives up.
-Checkpoints of both directions share one decode. What is there already is not computed again, so an
-interrupted run just goes on.
+Prints first what it will do and what that costs. --plan stops there, with a table of the ways to
+train: on the videos, decoded frames or activations; bytes, hours, what each gives up. Checkpoints
+of both directions share one decode. What is there already is not computed again, so the command of
+an interrupted run goes on with it.
 """
 
 import argparse
@@ -39,7 +39,7 @@ from extract.sampling.spans import Span, SpanKind
 from extract.sampling.units import CLIP_FRAMES
 from extract.sampling.windows import Direction, SamplingConfig, samples_of
 from train.config import DataConfig, Experiment
-from train.cost.compare import compared, not_comparable
+from train.cost.routes import measure_routes, reason_not_to_compare
 from train.data.cached import evaluation_spans, training_spans
 from train.data.videos import (
     Subset,
@@ -75,12 +75,12 @@ def main() -> None:
         nargs="?",
         const="",
         metavar="FILE.json",
-        help="say what would be done, compare ways to train, and stop; the file gets the table",
+        help="print what would be done, compare ways to train, and stop; the file gets the table",
     )
     args, overrides = parser.parse_known_args()
     if not (args.checkpoint or args.config):
         parser.error("give --checkpoint, --config or both")
-    run(
+    plan_and_compute(
         args.checkpoint,
         args.config,
         with_cache(overrides, args.cache),
@@ -90,7 +90,7 @@ def main() -> None:
     )
 
 
-def run(
+def plan_and_compute(
     checkpoints: Sequence[str],
     config_file: str | None,
     overrides: list[str],
@@ -98,12 +98,12 @@ def run(
     directions: Sequence[Direction] | None,
     plan_file: str | None,
 ) -> None:
-    """Plan, say the plan and carry it out.
+    """Print what is missing and what it costs, then compute it.
 
     Args:
         config_file: needed where there are no checkpoints.
         directions: None takes each config's own.
-        plan_file: not None only plans; "" writes no file.
+        plan_file: None computes; else only the plan is made, and "" writes no file.
     """
     sources: list[tuple[str, Checkpoint[Experiment] | None]] = [(config_file or "", None)]
     if checkpoints:
@@ -111,7 +111,7 @@ def run(
     backbones = [
         (replace(config, direction=direction), saved, source)
         for source, saved in sources
-        for config in [_config(config_file, saved, source, overrides)]
+        for config in [_resolve(config_file, saved, source, overrides)]
         for direction in directions or [config.direction]
     ]
     config = backbones[0][0]
@@ -150,7 +150,7 @@ def run(
             spans = [
                 span
                 for purpose, name in names.items()
-                for span in _spans(
+                for span in _select_spans(
                     purpose, items[name], config.sampling, direction, config.cache.span
                 )
             ]
@@ -162,9 +162,9 @@ def run(
         _print_plan(made, config, items, names, accelerator.num_processes)
     if plan_file is not None and "train" in names:
         assert first is not None
-        looks = "validation" in names and config.data.validation_subset is not None
-        validation = items[names["validation"]] if looks else []
-        _compare(*first, items[names["train"]], validation, accelerator, plan_file)
+        validates = "validation" in names and config.data.validation_subset is not None
+        validation = items[names["validation"]] if validates else []
+        _print_routes(*first, items[names["train"]], validation, accelerator, plan_file)
         if accelerator.is_main_process and len(backbones) > 1:
             print(f"for each of the {len(backbones)} streams alone, which are runs of their own")
     check_disk_space(made)
@@ -180,7 +180,7 @@ def run(
         print(f"done in {took}: {store.url} now holds {store.bytes / 1e6:,.1f} MB")
 
 
-def _config(
+def _resolve(
     file: str | None, saved: Checkpoint[Experiment] | None, source: str, overrides: list[str]
 ) -> Experiment:
     if file and saved:
@@ -212,7 +212,7 @@ def _subset(data: DataConfig, purpose: str) -> str:
     return names[purpose]
 
 
-def _spans(
+def _select_spans(
     purpose: str, items: Subset, sampling: SamplingConfig, direction: Direction, kind: SpanKind
 ) -> list[Span]:
     """Return the spans of a subset's videos; of training, those of the kind that is trained on."""
@@ -229,7 +229,7 @@ def _print_plan(
     print(made.headline())
     if "train" in names:
         of = config.sampling, config.direction, config.cache.span
-        idle, clips = _not_needed(items[names["train"]], *of)
+        idle, clips = _count_unneeded(items[names["train"]], *of)
         print(f"  left out: {idle} training videos and {clips:,} clips, which no action needs")
     print(f"  {made.clips:,} clips to encode, {made.frames:,} frames to decode")
     free = made.wanted[0].activations.store.files.free_bytes()
@@ -240,7 +240,7 @@ def _print_plan(
         print(f"  about {timedelta(seconds=round(seconds))} on {processes} process(es)")
 
 
-def _compare(
+def _print_routes(
     detector: Detector,
     activations: Sequence[Activations],
     training: Sequence[VideoItem],
@@ -248,30 +248,30 @@ def _compare(
     accelerator: Accelerator,
     file: str,
 ) -> None:
-    """Print what the ways to train on these videos take; write it, too, if a file is named."""
+    """Print what the ways to train on these videos take; write it to the file, if one is named."""
     # Decided by one process for all: folders of several machines may not show the same files.
-    (why_not,) = broadcast_object_list([not_comparable(detector, training, validation)])
+    (why_not,) = broadcast_object_list([reason_not_to_compare(detector, training, validation)])
     if why_not:
         if accelerator.is_main_process:
             print(f"ways to train are not compared: {why_not}")
         return
-    found = compared(detector, activations, training, validation, accelerator)
+    found = measure_routes(detector, activations, training, validation, accelerator)
     if found is None:
         return
-    print("\n".join([found.headline(), found.table(), *found.advice()]))
+    print(found.text())
     if file:
         write_text(Path(file), json.dumps(found.to_dict(), indent=1, ensure_ascii=False) + "\n")
 
 
 def _check_writable(file: Path, purposes: Sequence[str]) -> None:
-    """Raise ValueError unless there will be a table that the file can take; before long trials."""
+    """Raise ValueError unless ways to train will be compared and the file can be written."""
     if "train" not in purposes:
         raise ValueError(f"--plan: {file} would get the ways to train; add train to --of")
     if file.suffix != ".json" or not file.parent.is_dir():
         raise ValueError(f"--plan: {file} is no .json file in a folder that is there")
 
 
-def _not_needed(
+def _count_unneeded(
     items: Subset, sampling: SamplingConfig, direction: Direction, kind: SpanKind
 ) -> tuple[int, int]:
     """Return how many training videos have no action, and how many clips no training span has."""

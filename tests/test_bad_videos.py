@@ -31,7 +31,12 @@ from tests.conftest import REPOSITORY
 from tests.test_e2e import TWO_PROCESSES, script
 from train.config import Experiment
 from train.data.videos import load_annotations, load_items
-from train.data.windows import EvaluationWindows, TrainingWindows, evaluation_loader
+from train.data.windows import (
+    EvaluationWindows,
+    TrainingWindows,
+    WindowInputs,
+    evaluation_loader,
+)
 from train.detector.evaluation import detect_subset, score_detections, window_loader
 from train.detector.sources import build_detector
 from train.detector.training import DetectionTask
@@ -106,8 +111,8 @@ def test_the_next_training_video_stands_in(config: Experiment, cause: str) -> No
     # The window is as long as the video, so that it meets the damage.
     config = replace(config, sampling=SamplingConfig(window_size=128, snippet_stride=2))
     items = loaded(config, "training")
-    parts = config.sampling, config.pixels, config.directions
-    windows = TrainingWindows(items, *parts, skip_bad=True)
+    inputs = WindowInputs.of(config)
+    windows = TrainingWindows(items, inputs)
     expected = windows[(5, 2)]
     assert expected.problem is None
     SPOILERS[cause](items[1].path)
@@ -118,7 +123,7 @@ def test_the_next_training_video_stands_in(config: Experiment, cause: str) -> No
     SPOILERS["does not exist"](items[2].path)
     assert windows[(5, 1)].video == items[0].name  # round the end
     with pytest.raises(VideoError, match=cause):
-        TrainingWindows(items, *parts)[(5, 1)]
+        TrainingWindows(items, replace(inputs, skip_bad=False))[(5, 1)]
     vanish(items[0].path)
     with pytest.raises(VideoError, match="not one training video can be read"):
         windows[(5, 1)]
@@ -131,8 +136,8 @@ def test_the_next_training_video_stands_in(config: Experiment, cause: str) -> No
 def test_the_windows_behind_are_given_up(config: Experiment, cause: str, workers: int) -> None:
     items = loaded(config, "test")
     SPOILERS[cause](items[1].path)
-    parts = config.sampling, config.pixels, config.directions
-    windows = EvaluationWindows(items, 0.5, *parts, skip_bad=True)
+    inputs = WindowInputs.of(config)
+    windows = EvaluationWindows(items, inputs, 0.5)
     loader = evaluation_loader(windows, config.evaluation.batch_size, workers)
     good: dict[str, int] = {item.name: 0 for item in items}
     problems = set()
@@ -149,7 +154,7 @@ def test_the_windows_behind_are_given_up(config: Experiment, cause: str, workers
     assert {video for video, _ in problems} == {items[1].name}
     assert all(cause in text and str(items[1].path) in text for _, text in problems)
 
-    stopping = EvaluationWindows(items, 0.5, *parts)
+    stopping = EvaluationWindows(items, replace(inputs, skip_bad=False), 0.5)
     with pytest.raises(VideoError) as caught:
         list(evaluation_loader(stopping, config.evaluation.batch_size, workers))
     line = format_error(caught.value)

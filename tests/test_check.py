@@ -25,6 +25,7 @@ from extract.sampling.windows import SamplingConfig
 from extract.video import guarded
 from extract.video.header import announced_frames
 from extract.video.index import video_index
+from tests.conftest import REPOSITORY
 from tests.encodings import ENCODINGS, write_numbered
 from tests.test_e2e import DEMO, script
 from tests.test_probe import ACTOR, spoil_the_end
@@ -32,7 +33,7 @@ from train.config import Experiment
 from train.data.videos import VideoItem
 from train.dataset_check.check import run_checks
 from train.dataset_check.findings import exit_code
-from train.dataset_check.lengths import complete, unseen
+from train.dataset_check.lengths import PADDED, check_windows, find_complete, find_unlearned
 from train.dataset_check.survey import Survey, survey_dataset
 from train.modeling.actionformer import HeadConfig
 
@@ -559,9 +560,29 @@ def test_what_can_be_learned_by_the_formula(
                 near = abs(point - (start + end) / 2) < 1.5 * 2**level
                 learned |= start < point < end and near and low <= farther <= high
     if end > start:
-        assert bool(complete(item, seen)[0]) == fits
+        assert bool(find_complete(item, seen)[0]) == fits
     if end - start <= size / 2 and end <= steps:
-        assert bool(unseen(item, seen)[0]) == (not learned)
+        assert bool(find_unlearned(item, seen)[0]) == (not learned)
+
+
+def test_training_windows_are_counted_though_whole_videos_are_tested(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """`sampling.test_whole` is no matter of training: windows stay as long as they are."""
+    config = load(Experiment, REPOSITORY / "configs/features/thumos14_i3d.yaml")
+    sampling = SamplingConfig("window", 32, 2, test_whole=True)
+    config = replace(config, sampling=sampling, head=HeadConfig(levels=3))
+    # An action of 40 feature steps, of which a window in the middle holds 32; videos of 10 steps.
+    action = np.array([[200.0, 360.0]])
+    items = [
+        VideoItem("clip", Path("clip"), frames, 20.0, 25.0, action, np.zeros(1, np.int64), ())
+        for frames in (500, 40, 40, 40)
+    ]
+    monkeypatch.setattr(Survey, "items", lambda self, subset: items)
+    checked = Survey(config, Annotations({}, (), {}), [], {}, {}, {})
+    assert find_complete(items[0], checked)[0]
+    (padded,) = [found for found in check_windows(checked) if found.kind is PADDED]
+    assert padded.numbers["padding"] == pytest.approx(1 - (32 + 3 * 10) / 4 / 32)
 
 
 # ------------------------------------------------------------------ what is left

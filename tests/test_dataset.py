@@ -26,6 +26,7 @@ from train.data.videos import load_annotations, load_items
 from train.data.windows import (
     EvaluationWindows,
     TrainingWindows,
+    WindowInputs,
     evaluation_loader,
     training_loader,
 )
@@ -50,7 +51,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Experiment:
 
 def training_windows(config: Experiment) -> TrainingWindows:
     items = load_items(config.data, load_annotations(config.data), "training")
-    return TrainingWindows(items, config.sampling, config.pixels, config.directions)
+    return TrainingWindows(items, WindowInputs.of(config))
 
 
 def test_samples_depend_on_seed_epoch_and_position_alone(config: Experiment) -> None:
@@ -93,11 +94,7 @@ def test_truth_survives_the_way_through_the_window(config: Experiment) -> None:
     """Mapped back to seconds, a window's truth is the annotated one, or ends where it does."""
     annotations = load_annotations(config.data)
     dataset = EvaluationWindows(
-        load_items(config.data, annotations, "test"),
-        0.5,
-        config.sampling,
-        config.pixels,
-        config.directions,
+        load_items(config.data, annotations, "test"), WindowInputs.of(config), 0.5
     )
     found = 0
     items = {item.name: item for item in dataset.items}
@@ -170,9 +167,7 @@ def test_every_test_window_belongs_to_exactly_one_worker(
     ]
     seen: list[tuple[str, float]] = []
     for rank in range(processes):
-        dataset = EvaluationWindows(
-            items, 0.5, config.sampling, config.pixels, config.directions, False, rank, processes
-        )
+        dataset = EvaluationWindows(items, WindowInputs.of(config), 0.5, rank, processes)
         share = []
         for batch in evaluation_loader(dataset, config.evaluation.batch_size, workers):
             share += [(v, w.start) for v, w in zip(batch.videos, batch.windows, strict=True)]

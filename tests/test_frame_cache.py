@@ -47,7 +47,12 @@ from tests.test_e2e import DEMO, QUICK, build, script, the_same_curve
 from train.config import Experiment
 from train.data.batch import Sample
 from train.data.videos import VideoItem, load_annotations, load_items, probe_item, with_digest
-from train.data.windows import EvaluationWindows, TrainingWindows, evaluation_loader
+from train.data.windows import (
+    EvaluationWindows,
+    TrainingWindows,
+    WindowInputs,
+    evaluation_loader,
+)
 from train.detector.setup import open_frame_cache
 
 WINDOW = SamplingConfig(window_size=32, snippet_stride=2)
@@ -145,11 +150,11 @@ def test_training_samples_are_the_same_to_the_bit(
     assert config.directions == get_args(Direction)
     items = loaded(config)
     keys = [*product((0, 3), range(len(items)))]
-    parts = config.sampling, config.pixels, config.directions
-    expected = [TrainingWindows(items, *parts)[key] for key in keys]
+    inputs = WindowInputs.of(config)
+    expected = [TrainingWindows(items, inputs)[key] for key in keys]
     cache = cache_of(config)
     for _ in ("filled", "read", "read by another process"):
-        kept = TrainingWindows(items, *parts, kept=cache)
+        kept = TrainingWindows(items, replace(inputs, frame_cache=cache))
         assert all(same(kept[key], want) for key, want in zip(keys, expected, strict=True))
         cache = pickle.loads(pickle.dumps(cache))
     assert len(small_files(cache)) == len(items)
@@ -165,11 +170,11 @@ def test_evaluation_samples_are_the_same_to_the_bit(
 ) -> None:
     config = replace(config, sampling=sampling, direction=direction)
     items = loaded(config, "test")
-    parts = config.sampling, config.pixels, config.directions
-    expected = list(EvaluationWindows(items, 0.5, *parts))
+    inputs = WindowInputs.of(config)
+    expected = list(EvaluationWindows(items, inputs, 0.5))
     cache = cache_of(config)
     for _ in ("filled", "read"):
-        found = list(EvaluationWindows(items, 0.5, *parts, kept=cache))
+        found = list(EvaluationWindows(items, replace(inputs, frame_cache=cache), 0.5))
         assert len(found) == len(expected) and all(map(same, found, expected))
     assert len(small_files(cache)) == len(items)
 
@@ -179,9 +184,7 @@ def test_workers_share_the_folder(config: Experiment) -> None:
     items = loaded(config, "test")
     found = []
     for kept, workers in ((None, 0), (cache_of(config), 2), (cache_of(config), 0)):
-        windows = EvaluationWindows(
-            items, 0.5, config.sampling, config.pixels, config.directions, kept=kept
-        )
+        windows = EvaluationWindows(items, WindowInputs.of(config, frame_cache=kept), 0.5)
         batches = evaluation_loader(windows, config.evaluation.batch_size, workers)
         found.append(
             {
@@ -474,21 +477,21 @@ def test_bad_videos_are_bad_with_kept_frames_too(config: Experiment, cause: str)
     items = loaded(config)
     cache = cache_of(config)
     SPOILERS[cause](items[1].path)
-    parts = config.sampling, config.pixels, config.directions
-    plain = TrainingWindows(items, *parts, skip_bad=True)
-    kept = TrainingWindows(items, *parts, skip_bad=True, kept=cache)
+    decoded = WindowInputs.of(config)
+    from_cache = replace(decoded, frame_cache=cache)
+    plain, kept = TrainingWindows(items, decoded), TrainingWindows(items, from_cache)
     samples = [(plain[key], kept[key]) for key in product(range(4), range(3))]
     assert all(same(*pair) for pair in samples)
     assert any(pair[1].problem for pair in samples)
     assert len(small_files(cache)) == 2
-    strict = TrainingWindows(items, *parts, kept=cache)
+    strict = TrainingWindows(items, replace(from_cache, skip_bad=False))
     failed = next(epoch for epoch in range(4) if samples[3 * epoch + 1][1].problem)
     # What a file held is known here: damage is another content.
     with pytest.raises(VideoError, match=cause if cause == "does not exist" else "was replaced"):
         strict[failed, 1]
-    found = list(EvaluationWindows(items, 0.5, *parts, skip_bad=True, kept=cache))
+    found = list(EvaluationWindows(items, from_cache, 0.5))
     assert any(sample.problem for sample in found)
-    assert all(map(same, found, EvaluationWindows(items, 0.5, *parts, skip_bad=True)))
+    assert all(map(same, found, EvaluationWindows(items, decoded, 0.5)))
 
 
 def test_damage_costs_only_the_windows_that_meet_it(config: Experiment) -> None:

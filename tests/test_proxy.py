@@ -40,7 +40,7 @@ from tests.test_e2e import DEMO, ENVIRONMENT
 from tests.test_transcode import end_of_main
 from train.config import DataConfig, Experiment
 from train.data.videos import load_annotations, load_items
-from train.data.windows import TrainingWindows
+from train.data.windows import TrainingWindows, WindowInputs
 
 COUNT = 50  # no multiple of the groups of frames
 SMALL = ProxyConfig(112)
@@ -409,9 +409,7 @@ def test_proxies_are_trained_on_like_their_originals(tmp_path: Path) -> None:
         data = DataConfig(str(annotations), str(folder), "all", None, "all")
         config = load(Experiment, str(DEMO), ["--pixels.size=96", "--pixels.random_crop=null"])
         items = load_items(data, load_annotations(data), "all")
-        found.append(
-            (items, TrainingWindows(items, config.sampling, config.pixels, config.directions))
-        )
+        found.append((items, TrainingWindows(items, WindowInputs.of(config))))
     (items, samples), (small_items, small_samples) = found
     for position, (item, small) in enumerate(zip(items, small_items, strict=True)):
         assert (small.name, small.frames) == (item.name, item.frames)

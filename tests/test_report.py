@@ -16,6 +16,7 @@ from jinja2 import UndefinedError
 from evaluate.annotations import Detection, Segment
 from evaluate.mean_ap import mean_average_precision
 from evaluate.metrics.precision_recall import RECALLS, precision_recall
+from evaluate.metrics.scored import ScoredDetections
 from evaluate.rendering import render_template
 from evaluate.reports.launches import (
     Launch,
@@ -196,7 +197,9 @@ def test_without_detections_precision_is_zero() -> None:
 
 def test_an_evaluation_tells_its_scores(tmp_path: Path) -> None:
     result = mean_average_precision(TRUTH, FOUND, TIOUS)
-    write_scores_report(tmp_path, EVIL, TRUTH, FOUND, result, {"forward": result}, 2, [])
+    skipped = {"one": "absent", "another": "damaged"}
+    scored = ScoredDetections(TRUTH, FOUND, result, {"forward": result}, skipped)
+    write_scores_report(tmp_path, EVIL, scored)
     page, content = read(tmp_path)
     assert all((tmp_path / name).read_bytes().startswith(b"\x89PNG") for name in PICTURES)
     table = content["tables"]["average precision"]
@@ -216,7 +219,7 @@ def test_many_classes_are_drawn_within_bounds(tmp_path: Path) -> None:
     names = [f"class {n} " + "x" * (n % 50) for n in range(60)]
     truth = {"v": tuple(Segment(name, n, n + 1) for n, name in enumerate(names))}
     result = mean_average_precision(truth, {}, TIOUS)
-    write_scores_report(tmp_path, "many", truth, {}, result, {}, 0, [])
+    write_scores_report(tmp_path, "many", ScoredDetections(truth, {}, result))
     page, content = read(tmp_path)
     assert "The 24 of 60 classes" in page.text
     assert len(content["tables"]["average precision"]["rows"]) == 61
@@ -305,7 +308,7 @@ def test_evaluations_in_a_runs_folder_are_found(tmp_path: Path) -> None:
     place = out / "evaluation" / "last-test #1"
     place.mkdir(parents=True)
     result = mean_average_precision(TRUTH, FOUND, TIOUS)
-    write_scores_report(place, "it", TRUTH, FOUND, result, {}, 0, [])
+    write_scores_report(place, "it", ScoredDetections(TRUTH, FOUND, result))
     write_training_report(out)
     html = (out / "report.html").read_text()
     content = json.loads((out / "report.json").read_text())

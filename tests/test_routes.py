@@ -23,19 +23,21 @@ from configs import cli
 from configs.loader import load
 from extract.activations.plan import SpanRequest, estimate_s, full_clips, needed_bytes, plan
 from extract.backbone.backbone import Cut
-from extract.transcoding.proxy import ProxyConfig, write_proxy, write_sample
 from extract.video.reader import VideoError, VideoReader
 from tests.conftest import REPOSITORY
-from tests.encodings import read_numbers
 from tests.forks import script
 from tests.test_e2e import DEMO, QUICK, TWO_PROCESSES
 from tests.test_e2e import script as launched
-from tests.test_proxy import numbered
 from train.config import Experiment
-from train.cost.compare import not_comparable
 from train.cost.measure import ReadingCost, StepCost, measure_reading, measure_step
-from train.cost.routes import CachedCost, Measurements, Routes, compare
-from train.cost.workload import Workload, count, proxy_side, trained_from, with_block
+from train.cost.routes import (
+    CachedCost,
+    Measurements,
+    Routes,
+    compare_routes,
+    reason_not_to_compare,
+)
+from train.cost.workload import Workload, cached_block, count_workload, freeze_below
 from train.data.cached import ensure_cached, evaluation_spans, training_spans
 from train.data.videos import Subset, load_annotations, load_items, target_classes
 from train.detector.model import Detector
@@ -64,11 +66,7 @@ WORK = Workload(
 READING = ReadingCost(
     videos=("a", "b"),
     decoded_s=0.02,
-    drawn_s=0.005,
-    proxy_side=182,
-    proxy_decoded_s=0.001,
-    proxy_made_s=0.004,
-    proxy_bytes=20_000.0,
+    augmented_s=0.005,
 )
 PIXELS = StepCost(trained_s=1.2, tested_s=0.6)
 FEATURES = CachedCost(
@@ -88,14 +86,14 @@ def by_hand(work: Workload = WORK, **changed: Any) -> Routes:
     measured = {name: value for name, value in changed.items() if name in names}
     given: dict[str, Any] = PLACES | {"learner": "adapters"}
     given |= {name: value for name, value in changed.items() if name not in names}
-    return compare(work, replace(MEASURED, **measured), **given)
+    return compare_routes(work, replace(MEASURED, **measured), **given)
 
 
 def seconds(found: Routes) -> list[tuple[float, float, float]]:
     """Return preparation, first run and further run of every way."""
     return [
         (3600 * r.preparation_hours, 3600 * r.first_run_hours, 3600 * r.further_run_hours)
-        for r in (*found.whole, *found.cached)
+        for r in (*found.end_to_end, *found.cached)
     ]
 
 
@@ -107,12 +105,10 @@ def test_hours_are_those_worked_out_by_hand() -> None:
     assert found[0] == pytest.approx((0, 340, 340))
     # The network is slower: 400 · 1.2 / 2 + 3 · 24 / 2; all is decoded once in 30000 · 0.02 / 4.
     assert found[1] == pytest.approx((150, 426, 276))
-    # 0.6 s a window by two workers: the network again; 90000 · 0.004 on four cores.
-    assert found[2] == pytest.approx((90, 366, 276))
     # 400 · 0.2 / 2 + 3 · 40 · 0.1 / 2
-    assert found[3] == pytest.approx((50, 96, 46))
+    assert found[2] == pytest.approx((50, 96, 46))
     # 400 · 0.5 / 2 + 3 · 40 · 0.3 / 2
-    assert found[4] == pytest.approx((37.5, 155.5, 118))
+    assert found[3] == pytest.approx((37.5, 155.5, 118))
 
 
 def test_without_workers_decoding_comes_on_top() -> None:
@@ -123,60 +119,59 @@ def test_without_workers_decoding_comes_on_top() -> None:
 
 
 def test_bytes_and_what_is_given_up() -> None:
-    raw, frames, proxies = by_hand().whole
+    raw, frames = by_hand().end_to_end
     features, part = by_hand().cached
-    assert [r.bytes for r in (raw, frames, proxies)] == [0, 6_000_000_000, 1_800_000_000]
+    assert [r.bytes for r in (raw, frames)] == [0, 6_000_000_000]
     assert (raw.gives_up, raw.place) == ("nothing", None)
     assert "equal to the bit" in frames.gives_up
-    assert "182 px" in proxies.gives_up and "larger" not in proxies.gives_up
     assert "adapters that learn" in features.gives_up
     assert "below block 9" in part.gives_up and part.name == "cached block 8"
-    small = by_hand(replace(WORK, videos_bytes=1_000_000_000))
-    assert "larger than the videos" in small.whole[2].gives_up
     assert "learn" not in by_hand(learner=None).cached[0].gives_up
 
 
 def test_a_disk_that_is_too_small_is_marked() -> None:
     found = by_hand()
-    assert [r.fits for r in (*found.whole, *found.cached)] == [True] * 4 + [False]
-    rows = cells(found.table())
-    assert [row[2] for row in rows] == ["", "7.0 GB", "7.0 GB", "5.0 GB", "5.0 GB: TOO SMALL"]
+    assert [r.fits for r in (*found.end_to_end, *found.cached)] == [True] * 3 + [False]
+    rows = cells(found.text())
+    assert [row[2] for row in rows] == ["", "7.0 GB", "5.0 GB", "5.0 GB: TOO SMALL"]
     assert "no room on the disk: cached block 8" in found.advice()
     # What is needed meanwhile counts, too.
     tight = by_hand(store=("runs/cache", 1_400_000_000)).cached[0]
     assert tight.fits is False and tight.bytes < 1_400_000_000
     nobody_knows = by_hand(store=("s3://far", None))
-    assert nobody_knows.cached[0].fits is None and "unknown" in nobody_knows.table()
+    assert nobody_knows.cached[0].fits is None and "unknown" in nobody_knows.text()
     full = by_hand(videos=("data", 0))
-    assert full.advice()[2] == "no room on the disk: frames, proxies of 182 px, cached block 8"
+    assert full.advice()[2] == "no room on the disk: frames, cached block 8"
     assert full.advice()[3].startswith("recommended end to end: raw; ")
 
 
 def test_the_advice_follows_from_the_numbers() -> None:
     disks, bound, _, best, origin = by_hand().advice()
-    assert "disk of data for frames and proxies, on that of runs/cache for activations" in disks
-    assert bound == ("raw: of a window, decoding takes 1.25 s (2 at once), the network 1.20 s")
+    assert "disk of data for frames, on that of runs/cache for activations" in disks
+    times = "raw: of a window, decoding takes 1.25 s (2 at once), the network 1.20 s"
+    assert bound.startswith(times) and "proxies" in bound
     assert "raw for one run, frames for many" in best and "13.5%" in best
     assert "30 s of trials on 2 videos" in origin
     slow = replace(READING, decoded_s=0.2)
     _, bound, _, best, _ = by_hand(reading=slow).advice()
-    assert "takes 10.25 s" in bound and "proxies of 182 px for one run, frames for many;" in best
+    assert "takes 10.25 s" in bound and "recommended end to end: frames;" in best
     quick = replace(READING, decoded_s=0.001)
-    assert "end to end: raw;" in by_hand(reading=quick).advice()[3]
+    _, bound, _, best, _ = by_hand(reading=quick).advice()
+    assert "end to end: raw;" in best and "proxies" not in bound
     _, bound, *_ = by_hand(replace(WORK, workers=0)).advice()
     assert "2.50 s (in turns, without workers)" in bound
 
 
 def test_closed_ways_say_why() -> None:
-    none = replace(READING, proxy_side=None, proxy_decoded_s=None)
-    found = by_hand(reading=none, features=None, part=None)
-    rows = cells(found.table())
-    assert [row[1:6] == ["–"] * 5 for row in rows] == [False, False, True, True, True]
-    assert all(row[6].startswith("not open: ") for row in rows[2:])
-    records = found.to_dict()["routes"]
-    assert [record["closed"] is None for record in records] == [True, True, False, False, False]
-    assert records[3]["bytes"] is None and records[3]["fits"] is None
-    assert "cached" not in found.advice()[2]
+    found = by_hand(features=None, part=None)
+    assert [row[0] for row in cells(found.text())] == ["raw", "frames"]
+    assert [record["name"] for record in found.to_dict()["routes"]] == ["raw", "frames"]
+    closed = [line for line in found.advice() if line.startswith("not open: ")]
+    assert "nothing behind the backbone learns" in closed[0]
+    assert "nothing of the backbone would learn" in closed[1]
+    assert "for activations" not in found.advice()[0]
+    assert "cached" not in found.advice()[-2]
+    assert "not open" not in by_hand().text()
 
 
 def cells(table: str) -> list[list[str]]:
@@ -199,9 +194,6 @@ def the_same(table: str, records: list[dict[str, Any]]) -> None:
     rows = cells(table)
     assert [row[0] for row in rows] == [record["name"] for record in records]
     for row, record in zip(rows, records, strict=True):
-        if record["closed"]:
-            assert record["closed"] in row[6]
-            continue
         for place, name in zip((1, 3, 4, 5), names, strict=True):
             off = 0.06e6 if name == "bytes" and record[name] < 1e9 else 0.51 / 3600
             assert math.isclose(number(row[place]), record[name], rel_tol=0.06, abs_tol=off)
@@ -211,7 +203,7 @@ def the_same(table: str, records: list[dict[str, Any]]) -> None:
 
 def test_json_and_table_say_the_same() -> None:
     for found in (by_hand(), by_hand(part=None), by_hand(videos=("data", 0))):
-        the_same(found.table(), json.loads(json.dumps(found.to_dict()))["routes"])
+        the_same(found.text(), json.loads(json.dumps(found.to_dict()))["routes"])
 
 
 # ------------------------------------------------------------------ counted from real files
@@ -239,13 +231,15 @@ def test_validations_are_those_of_a_run(
     config = experiment(data, "--training.epochs=60")
     training = replace(config.training, validate_from=start, validate_every=every, stop_epoch=stop)
     (item, *_) = items = loaded(config, "training")
-    assert count(replace(config, training=training), items, [item], 1).validations == expected
+    assert (
+        count_workload(replace(config, training=training), items, [item], 1).validations == expected
+    )
 
 
 def test_a_run_is_counted(data: list[str]) -> None:
     config = experiment(data, "--training.workers=1")
     training, validation = loaded(config, "training"), loaded(config, "validation")
-    work = count(config, training, validation, 1)
+    work = count_workload(config, training, validation, 1)
     lengths = [item.frames for item in (*training, *validation)]
     # Four videos, two a step, four epochs; windows of 64 samples, every second frame.
     assert (work.windows, work.epochs, work.validations) == (16, 4, 2)
@@ -255,12 +249,14 @@ def test_a_run_is_counted(data: list[str]) -> None:
     assert work.validation_samples == sum(-(-n // 2) for n in lengths[4:])
     assert work.cached_frames == sum(-(-n // 2) for n in lengths)
     assert work.videos_bytes == sum(i.path.stat().st_size for i in (*training, *validation))
-    nothing = count(config, training, [], 1)
+    nothing = count_workload(config, training, [], 1)
     assert (nothing.validations, nothing.validation_windows) == (0, 0)
     # Six windows an update, of four videos: they go round again, on one process or on three.
     six = replace(config, training=replace(config.training, global_batch=6))
-    assert [count(six, training, [], processes).windows for processes in (1, 3)] == [4 * 6] * 2
-    assert count(experiment(data), training, [], 1).workers == 0
+    assert [count_workload(six, training, [], processes).windows for processes in (1, 3)] == [
+        4 * 6
+    ] * 2
+    assert count_workload(experiment(data), training, [], 1).workers == 0
 
 
 @pytest.mark.parametrize(("cores", "here", "workers"), [(8, 1, 4), (8, 4, 2), (2, 4, 1), (3, 1, 3)])
@@ -271,7 +267,7 @@ def test_workers_that_have_no_core_do_not_count(
     monkeypatch.setattr("os.sched_getaffinity", lambda _: range(cores))
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(here))
     # As many machines again take part.
-    work = count(config, loaded(config, "training"), [], 2 * here)
+    work = count_workload(config, loaded(config, "training"), [], 2 * here)
     assert (work.workers, work.cores) == (workers, cores)
 
 
@@ -282,7 +278,7 @@ def test_frames_take_the_bytes_that_they_would_be_written_in(
     crop = "[0.5, 1.0]" if crops else "null"
     config = experiment(data, f"--pixels.random_crop={crop}")
     training, validation = loaded(config, "training"), loaded(config, "validation")
-    work = count(config, training, validation, 1)
+    work = count_workload(config, training, validation, 1)
     written = 0
     for item in (*training, *validation):
         with av.open(str(item.path)) as container:
@@ -301,8 +297,8 @@ def test_frames_take_the_bytes_that_they_would_be_written_in(
 def test_resized_videos_are_asked_for_other_frames(data: list[str]) -> None:
     config = experiment(data, "--sampling.method=resize", "--cache.span=window")
     (item, *_) = loaded(config, "training")
-    assert count(config, [item], [], 1).cached_frames == min(64, item.frames)
-    assert count(config, [replace(item, frames=20)], [], 1).cached_frames == 20
+    assert count_workload(config, [item], [], 1).cached_frames == min(64, item.frames)
+    assert count_workload(config, [replace(item, frames=20)], [], 1).cached_frames == 20
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
@@ -338,23 +334,6 @@ def test_activations_take_the_bytes_that_they_are_stored_in(
 
 
 @pytest.mark.parametrize(
-    ("size", "short", "crop", "expected"),
-    [
-        *((160, 182, True, 182), (160, 182, False, 160), (160, 171, True, 172)),
-        *((64, 72, False, 112), (182, 256, True, 182)),
-        *((224, 256, True, None), (183, 183, False, None)),
-    ],
-)
-def test_proxies_are_as_large_as_inputs_need(
-    data: list[str], size: int, short: int, crop: bool, expected: int | None
-) -> None:
-    config = experiment(data)
-    area = (0.08, 1.0) if crop else None
-    pixels = replace(config.pixels, size=size, train_short_side=short, random_crop=area)
-    assert proxy_side(pixels) == expected
-
-
-@pytest.mark.parametrize(
     ("settings", "k", "cut"),
     [
         ((), 4, 3),  # three quarters of six blocks
@@ -373,27 +352,12 @@ def test_where_a_cached_block_begins(
     data: list[str], settings: tuple[str, ...], k: int | None, cut: Cut | None
 ) -> None:
     config = experiment(data, *settings)
-    assert trained_from(config) == k
+    assert cached_block(config) == k
     if k is not None:
-        assert with_block(config, k).backbone.last_frozen_cut == cut
+        assert freeze_below(config, k).backbone.last_frozen_cut == cut
 
 
 # ------------------------------------------------------------------ trials
-
-
-def test_a_sample_of_a_proxy_holds_what_the_proxy_holds(tmp_path: Path) -> None:
-    source, config = numbered(tmp_path), ProxyConfig(112)
-    write_proxy(source, tmp_path / "proxy.mp4", config)
-    write_sample(source, tmp_path / "all.mp4", config, range(50))
-    write_sample(source, tmp_path / "part.mp4", config, range(11, 31))
-    proxy, every, part = (
-        VideoReader(tmp_path / f"{name}.mp4").frames(np.arange(n))
-        for name, n in (("proxy", 50), ("all", 50), ("part", 20))
-    )
-    assert np.array_equal(proxy, every)
-    assert read_numbers(part) == list(range(11, 31))
-    sizes = [(tmp_path / f"{name}.mp4").stat().st_size for name in ("proxy", "all")]
-    assert abs(sizes[0] - sizes[1]) < 200  # of the stamp
 
 
 def test_long_windows_are_not_read_to_their_end(
@@ -407,11 +371,11 @@ def test_long_windows_are_not_read_to_their_end(
         "_decode",
         lambda *args: chunks.append(1) or decode(*args),  # type: ignore[func-returns-value]
     )
-    measure_reading(config, [item], None)
+    measure_reading(config, [item])
     assert len(chunks) == 1 + 4  # the first one warms up
     chunks.clear()
     monkeypatch.setattr(train.cost.measure, "ENOUGH_S", 0.0)
-    measure_reading(config, [item], None)
+    measure_reading(config, [item])
     assert len(chunks) == 1 + 1
 
 
@@ -420,9 +384,9 @@ def test_bad_videos_are_no_matter_while_one_can_be_read(data: list[str], tmp_pat
     training = loaded(config, "training")
     (tmp_path / "bad.mp4").write_bytes(b"no video")
     training[1] = replace(training[1], path=tmp_path / "bad.mp4")
-    assert measure_reading(config, training, None).videos == (training[3].name,)
+    assert measure_reading(config, training).videos == (training[3].name,)
     with pytest.raises(VideoError, match=r"bad\.mp4"):
-        measure_reading(config, [training[1]], None)
+        measure_reading(config, [training[1]])
 
 
 def test_steps_are_those_of_the_loop_and_long_ones_are_tried_on_fewer_clips(
@@ -481,18 +445,16 @@ def test_every_kind_of_experiment_can_be_tried(
 ) -> None:
     monkeypatch.setattr(train.cost.measure, "ENOUGH_S", 0.01)
     config = experiment(data, *settings)
-    items, threads, k = loaded(config, "training"), torch.get_num_threads(), trained_from(config)
-    side = proxy_side(config.pixels)
-    reading = measure_reading(config, items, side)
+    items, threads, k = loaded(config, "training"), torch.get_num_threads(), cached_block(config)
+    reading = measure_reading(config, items)
     assert torch.get_num_threads() == threads
     assert len(reading.videos) == 2  # every second of four
-    assert (reading.proxy_decoded_s is None) == (side is None) == (config.pixels.size == 192)
-    assert reading.decoded_s > 0 < reading.drawn_s
+    assert reading.decoded_s > 0 < reading.augmented_s
     tried: list[tuple[Experiment, Cut | None]] = [(config, None)]
     if config.head.learns:
-        tried += [(with_block(config, config.backbone.depth), "features")]
+        tried += [(freeze_below(config, config.backbone.depth), "features")]
     if k is not None:
-        part = with_block(config, k)
+        part = freeze_below(config, k)
         tried += [(part, part.backbone.last_frozen_cut)]
     for each, cut in tried:
         cost = measure_step(each, tuple("abcdef"), items[0], accelerator, cut)
@@ -515,7 +477,7 @@ def test_a_plan_compares_the_ways_and_leaves_no_trace(data: list[str], tmp_path:
     assert [path.name for path in tmp_path.iterdir()] == ["plan.json"]
     content = json.loads((tmp_path / "plan.json").read_text())
     the_same(told, content["routes"])
-    names = "raw", "frames", "proxies of 112 px", "cached features", "cached block 3"
+    names = "raw", "frames", "cached features", "cached block 3"
     assert tuple(record["name"] for record in content["routes"]) == names
     assert content["advice"] == told.splitlines()[-len(content["advice"]) :]
     assert "\na run: 4 epochs, 16 windows, 2 validations of 3 windows; 1 process(es) with 0" in told
@@ -543,11 +505,11 @@ def test_two_processes_try_their_steps_together(data: list[str], tmp_path: Path)
 def test_it_is_told_why_there_is_nothing_to_compare(data: list[str], tmp_path: Path) -> None:
     config = experiment(data)
     detector, training = detector_of(config), loaded(config, "training")
-    assert not_comparable(detector, training, training) is None
+    assert reason_not_to_compare(detector, training, training) is None
     gone = [replace(training[0], path=tmp_path / "gone.mp4")]
-    assert "1 videos are gone" in str(not_comparable(detector, training, gone))
+    assert "1 videos are gone" in str(reason_not_to_compare(detector, training, gone))
     idle = [replace(item, segments=np.zeros((0, 2))) for item in training]
-    assert not_comparable(detector, idle, []) == "no training video has an action"
+    assert reason_not_to_compare(detector, idle, []) == "no training video has an action"
 
 
 def test_nothing_is_compared_where_nothing_learns(data: list[str], tmp_path: Path) -> None:
@@ -578,4 +540,4 @@ def test_a_full_disk_is_told_in_the_table_and_by_the_exit_code(
         cli.run(extract.run.main)
     AcceleratorState._reset_state(reset_partial_state=True)
     table = capsys.readouterr().out
-    assert ["TOO SMALL" in row[2] for row in cells(table)] == [False, True, True, True, True]
+    assert ["TOO SMALL" in row[2] for row in cells(table)] == [False, True, True, True]

@@ -32,7 +32,7 @@ from tests.encodings import ENCODINGS, read_numbers, turn, write_numbered
 from tests.test_e2e import DEMO, ENVIRONMENT
 from train.config import DataConfig, Experiment
 from train.data.videos import VideoItem, load_annotations, load_items, probe_item
-from train.data.windows import TrainingWindows
+from train.data.windows import TrainingWindows, WindowInputs
 
 COUNT = 50
 EXACT_PLANES = {
@@ -315,9 +315,7 @@ def test_forward_on_reversed_files_sees_what_reversed_sees(
             "--pixels.random_crop=null", "--pixels.flip=0", "--pixels.rand_augment=0",
             "--pixels.colour_jitter=null",
         ])  # fmt: skip
-        samples.append(
-            TrainingWindows([item], config.sampling, config.pixels, config.directions)[0, 0]
-        )
+        samples.append(TrainingWindows([item], WindowInputs.of(config))[0, 0])
     before, after = found
     assert after.segments == pytest.approx(reverse_segments(before.segments, 96.0), abs=2e-3)
     if encoding == "H.264":

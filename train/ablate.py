@@ -76,9 +76,10 @@ def ablate(grid: Grid, processes: int) -> bool:
     runs = grid.runs()
     main_process = os.environ.get("RANK", "0") == "0"
     check_own_run(grid, runs)
+    unfinished = [run for run, work in status(grid, runs).items() if work]
     failed = {}
-    if any(status(grid, runs).values()):
-        failed = carry_out(grid, runs, processes, _session(), quiet=not main_process)
+    if unfinished:
+        failed = carry_out(grid, unfinished, processes, _session(), quiet=not main_process)
     if not main_process:
         return True  # the first process reports what failed
     if len(failed) == len(runs):

@@ -6,17 +6,27 @@ from pathlib import Path
 from typing import Any
 
 from configs.atomic import write_text
-from evaluate.annotations import Detection, Segment
+from evaluate.annotations import Detection
 from evaluate.files.predictions import write_predictions
 from evaluate.mean_ap import MeanAP
 from evaluate.metrics.precision_recall import precision_recall
+from evaluate.metrics.scored import ScoredDetections
 from evaluate.reports.figures import (
     MOST_PANELS,
     draw_class_curves,
     draw_precision_recall,
     draw_tious,
 )
-from evaluate.reports.page import Fact, Figure, Report, Section, Table, write_report
+from evaluate.reports.page import (
+    REPORT,
+    TABLES,
+    Fact,
+    Figure,
+    Report,
+    Section,
+    Table,
+    write_report,
+)
 
 TIOUS = "tious.png"
 CURVES = "precision_recall.png"
@@ -34,46 +44,34 @@ ABOUT_CURVES = (
 )
 
 
-def write_results(
-    out: Path,
-    found: Mapping[str, Sequence[Detection]],
-    result: MeanAP,
-    streams: Mapping[str, MeanAP],
-    skipped: Mapping[str, str],
-) -> None:
-    """Write predictions.json and metrics.json.
-
-    Args:
-        out: folder, which is made if need be.
-        streams: scores of a fused detector's single streams, by name.
-        skipped: videos that could not be read and do not count, with causes.
-    """
+def write_results(out: Path, scored: ScoredDetections) -> None:
+    """Write predictions.json and metrics.json into a folder, which is made if need be."""
     out.mkdir(parents=True, exist_ok=True)
-    write_predictions(out / "predictions.json", found)
-    metrics: dict[str, Any] = result.to_dict() | {"skipped_videos": dict(skipped)}
-    if streams:
-        metrics["streams"] = {name: alone.to_dict() for name, alone in streams.items()}
+    write_predictions(out / "predictions.json", scored.detections)
+    skipped = {"skipped_videos": dict(scored.skipped)}
+    metrics: dict[str, Any] = scored.result.to_dict() | skipped
+    if scored.streams:
+        metrics["streams"] = {name: alone.to_dict() for name, alone in scored.streams.items()}
     write_text(out / "metrics.json", json.dumps(metrics, indent=1) + "\n")
 
 
+def write_unscored(out: Path, detections: Mapping[str, Sequence[Detection]]) -> None:
+    """Write predictions.json, and remove what an earlier evaluation wrote of scores."""
+    write_predictions(out / "predictions.json", detections)
+    for stale in ("metrics.json", REPORT, TABLES, *PICTURES):
+        (out / stale).unlink(missing_ok=True)
+
+
 def write_scores_report(
-    out: Path,
-    title: str,
-    truth: Mapping[str, Sequence[Segment]],
-    found: Mapping[str, Sequence[Detection]],
-    result: MeanAP,
-    streams: Mapping[str, MeanAP],
-    skipped: int,
-    more: Sequence[Section],
+    out: Path, title: str, scored: ScoredDetections, more: Sequence[Section] = ()
 ) -> None:
     """Draw the figures of an evaluation, and write report.html and report.json.
 
     Args:
-        truth, found: what was scored, by video; `result`: the scores.
-        streams: scores of a detector's single streams, by name.
-        skipped: how many videos do not count because they could not be read.
         more: sections behind the scores.
     """
+    truth, found, skipped = scored.truth, scored.detections, len(scored.skipped)
+    result, streams = scored.result, scored.streams
     curves = precision_recall(truth, found, list(result.per_tiou))
     middle = min(curves.tious, key=lambda tiou: abs(tiou - 0.5))
     draw_tious(result, out / TIOUS, streams)

@@ -9,9 +9,18 @@ from urllib.parse import quote
 import yaml
 
 from evaluate.reports.figures import draw_curves
-from evaluate.reports.launches import FINISHED, RUNNING, Launch, read_launches
+from evaluate.reports.launches import FINISHED, LAUNCHES, RUNNING, Launch, read_launches
 from evaluate.reports.metrics_file import METRICS, read_metrics
-from evaluate.reports.page import TABLES, Fact, Figure, Report, Section, Table, write_report
+from evaluate.reports.page import (
+    REPORT,
+    TABLES,
+    Fact,
+    Figure,
+    Report,
+    Section,
+    Table,
+    write_report,
+)
 from evaluate.reports.sections import (
     activations_section,
     describe_outcome,
@@ -62,6 +71,20 @@ def write_training_report(out: Path) -> None:
     if metrics:
         draw_curves(metrics, _rates(yaml.safe_load(config).get("training", {})), out / CURVES)
     write_report(_report(out, metrics, config), out)
+
+
+def update_training_report(run: Path, out: Path) -> str | None:
+    """Let the report of a training run, if there is one, show a score that is in its folder.
+
+    Returns:
+        Why that failed; None if it did not.
+    """
+    if (run / LAUNCHES).exists() and out.resolve().is_relative_to(run.resolve()):
+        try:
+            write_training_report(run)
+        except (OSError, ValueError) as error:
+            return f"{run / REPORT} does not show this score: {error}"
+    return None
 
 
 def _report(out: Path, metrics: Sequence[Mapping[str, Any]], config: str) -> Report:

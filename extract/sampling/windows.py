@@ -180,17 +180,28 @@ def _frames(video: Timed | int) -> int:
     return video if isinstance(video, int) else video.frames
 
 
+def evaluation_windows(video: Timed | int, overlap: float, config: SamplingConfig) -> list[Window]:
+    """Return the windows that a video is tested on: sliding ones, or one with `test_whole`.
+
+    Args:
+        overlap: share of a window that the next one repeats.
+    """
+    if not config.test_whole or config.method == "resize":
+        return sliding_windows(video, overlap, config)
+    samples = samples_of(video, config)
+    steps = -(-len(samples) // config.scale_factor)
+    # As divisible by two as training windows are: every level of a pyramid comes out even.
+    grain = config.window_size & -config.window_size
+    size = -(-steps // grain) * grain
+    return [_window(samples, 0, size, replace(config, window_size=size))]
+
+
 def sliding_windows(video: Timed | int, overlap: float, config: SamplingConfig) -> list[Window]:
     """Cover every sampled frame of a video; the last window is shifted back to end with it."""
     if config.method == "resize":
         return [whole_video(_frames(video), config)]
     samples = samples_of(video, config)
     steps = -(-len(samples) // config.scale_factor)
-    if config.test_whole:
-        # As divisible by two as training windows are: every level of a pyramid comes out even.
-        grain = config.window_size & -config.window_size
-        size = -(-steps // grain) * grain
-        return [_window(samples, 0, size, replace(config, window_size=size))]
     hop = max(1, int(config.window_size * (1 - overlap)))
     last = max(0, steps - config.window_size)
     starts = [*range(0, last, hop), last]

@@ -82,18 +82,13 @@ def upright_size(index: VideoIndex, context: Any) -> tuple[int, int]:
     return (height, width) if index.rotation % 180 else (width, height)
 
 
-def upright_chunks(
-    reader: VideoReader, width: int, height: int, frames: range | None = None
-) -> Iterator[NDArray[np.uint8]]:
-    """Yield upright frames uint8 [n, height, width, 3], a few at a time.
-
-    Args:
-        frames: which, rising; None for all.
+def upright_chunks(reader: VideoReader, width: int, height: int) -> Iterator[NDArray[np.uint8]]:
+    """Yield all frames as the project sees them, uint8 [n, height, width, 3], a few at a time.
 
     Raises:
         VideoError: they cannot be decoded, or have another size.
     """
-    for chunk in reader.chunks(np.array(frames or range(len(reader)))):
+    for chunk in reader.chunks(np.arange(len(reader))):
         if chunk.shape[1:3] != (height, width):
             raise VideoError(
                 f"{reader.path}: its pictures are {chunk.shape[2]} × {chunk.shape[1]}, its header "

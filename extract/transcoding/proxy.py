@@ -5,7 +5,7 @@ that frames of the source would be resized with for the backbone.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import av
@@ -28,7 +28,6 @@ from extract.transcoding.encode import (
 )
 from extract.video.index import Progress, VideoError, open_video, video_index
 from extract.video.reader import VideoReader
-from extract.video.watchdog import kill_if_stuck
 
 SHORT_SIDES = 112, 182  # from the smallest input in use to what training crops 160 px from
 # Raise VERSION when the same settings give other files.
@@ -127,23 +126,6 @@ def write_proxy(
         _check_exact(source, aside, line, progress)
 
 
-def write_sample(source: Path, target: Path, config: ProxyConfig, frames: range) -> None:
-    """Write the part of a proxy for some consecutive frames, to measure what all of it would cost.
-
-    Raises:
-        VideoError: the source cannot be decoded.
-        OSError: the file cannot be written.
-    """
-    with kill_if_stuck(source, len(frames)):
-        reader = VideoReader(source)
-        size = _upright_size(reader)
-        encoder = _encoder_settings(size, config)
-        whole = make_timeline(reader.index, backwards=False)
-        line = replace(whole, times=whole.times[: len(frames)])
-        parts = split_stretches(_shrink_pictures(reader, size, encoder, frames), config.gop)
-        write_mp4(target, parts, encoder, line, "a sample of a proxy", backwards=False)
-
-
 def _upright_size(reader: VideoReader) -> tuple[int, int]:
     with open_video(reader.path) as container:
         return upright_size(reader.index, container.streams.video[0].codec_context)
@@ -164,12 +146,9 @@ def _make_stamp(source: Path, config: ProxyConfig) -> str:
 
 
 def _shrink_pictures(
-    reader: VideoReader,
-    size: tuple[int, int],
-    encoder: EncoderSettings,
-    frames: range | None = None,
+    reader: VideoReader, size: tuple[int, int], encoder: EncoderSettings
 ) -> Iterator[av.VideoFrame]:
-    for chunk in upright_chunks(reader, *size, frames):
+    for chunk in upright_chunks(reader, *size):
         video = torch.from_numpy(chunk).permute(0, 3, 1, 2)
         small = functional.resize(video, [encoder.height, encoder.width], antialias=True)
         for picture in small.permute(0, 2, 3, 1).contiguous().numpy():

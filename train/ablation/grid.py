@@ -73,7 +73,7 @@ class Grid:
 
     Args:
         out: a folder per run stands in it, `<row>/<seed>`; `cache`: the store they share.
-        subset: is scored; `selection`: is scored, too, and says which fusion is best.
+        subset: is scored; `selection`: is scored, too, and decides which fusion is best.
         tious: overlaps to print; `average`: those of them that are averaged.
         overrides: values of settings for all rows, by their dotted names.
         singles: rows that are single streams; `controls`: rows that must not be better for their
@@ -148,7 +148,13 @@ class Grid:
     @property
     def fusions(self) -> list[str]:
         """The rows that are neither single streams nor controls."""
-        return [name for name in self.rows if name not in (*self.singles, *self.controls)]
+        return [name for name in self.rows if self.kind(name) == "fusion"]
+
+    def kind(self, row: str) -> str:
+        """Return what a row is: single, control or fusion."""
+        if row in self.singles:
+            return "single"
+        return "control" if row in self.controls else "fusion"
 
     def runs(self) -> list[Run]:
         """Return all runs, those that others build on first, otherwise as in the file."""
@@ -166,7 +172,7 @@ class Grid:
         return [Run(name, seed) for name in ordered for seed in self.seeds]
 
     def folder(self, run: Run) -> Path:
-        """Return where a run leaves its results."""
+        """Return the folder of a run's results."""
         return self.root / run.row / str(run.seed)
 
     def settings(self, run: Run) -> dict[str, Setting]:
@@ -206,7 +212,7 @@ class Grid:
 
 
 def read_grid(path: Path) -> Grid:
-    """Read a grid file; what it looks like stands on top of train/ablate.py.
+    """Read a grid file; train/ablate.py begins with an example.
 
     Raises:
         ValueError: it is missing or malformed (see `configs.loader.load`), a row is unknown, rows

@@ -1,4 +1,4 @@
-"""What is known of a grid's runs: a small file in each run's folder, digests of what made it."""
+"""Records of a grid's runs: a small file in each run's folder, and digests of what made it."""
 
 import hashlib
 import json
@@ -24,7 +24,7 @@ class RunRecord:
 
     Args:
         training: digest of what decides its training; `trained`: whether that is done.
-        seconds: that training took, without goes that were killed.
+        seconds: that training took, without launches that were killed.
         scored: digest of what decided its scores, empty before there are any.
         error: why it failed; `session`: the launch in which it did.
     """
@@ -38,7 +38,7 @@ class RunRecord:
 
 
 def read_record(folder: Path) -> RunRecord | None:
-    """Return what is known of a run; None if nothing is."""
+    """Return the record of a run; None if there is none that can be read."""
     try:
         return RunRecord(**json.loads((folder / RECORD).read_text()))
     except (OSError, ValueError, TypeError):
@@ -46,12 +46,12 @@ def read_record(folder: Path) -> RunRecord | None:
 
 
 def write_record(folder: Path, record: RunRecord) -> None:
-    """Note how far a run has come."""
+    """Write how far a run has come."""
     write_text(folder / RECORD, json.dumps(asdict(record), indent=1) + "\n")
 
 
 def training_digest(grid: Grid, run: Run) -> str:
-    """Name what decides a run's weights; the runs it builds on must be done.
+    """Return a digest of what decides a run's weights; the runs it builds on must be done.
 
     Names of folders and the cache do not count: a study that was moved is the same study.
     """
@@ -77,7 +77,7 @@ def training_digest(grid: Grid, run: Run) -> str:
 
 
 def scoring_digest(grid: Grid, run: Run) -> str:
-    """Name what decides the scores of a run that is trained."""
+    """Return a digest of what decides the scores of a run that is trained."""
     checkpoint = content_digest(grid.folder(run) / "last.pt")
     return _digest(checkpoint=checkpoint, subsets=grid.subsets, tious=grid.tious)
 
@@ -92,8 +92,8 @@ def remaining_work(grid: Grid, run: Run, training: str) -> str:
     record = read_record(folder)
     if record is None:
         return "new"
-    if anew := _anew(folder, record, training):
-        return anew
+    if reason := _reason_to_restart(folder, record, training):
+        return reason
     if not record.trained:
         return f"once more: {record.error}" if record.error else "goes on"
     there = all((folder / subset / name).is_file() for subset in grid.subsets for name in RESULTS)
@@ -123,7 +123,7 @@ def _is_unfinished(name: str) -> bool:
 
 
 def check_own_run(grid: Grid, runs: Sequence[Run]) -> None:
-    """Raise ValueError if a run's folder holds what no grid has left there."""
+    """Raise ValueError if a run's folder holds what no grid has made."""
     for folder in map(grid.folder, runs):
         if folder.exists() and not folder.is_dir():
             raise ValueError(f"{folder} is a file, but a run's folder in this grid; choose `out`")
@@ -136,12 +136,12 @@ def check_own_run(grid: Grid, runs: Sequence[Run]) -> None:
 
 
 def prepare(grid: Grid, run: Run, training: str) -> RunRecord:
-    """Make a run's folder ready to begin or go on; what was made of other inputs goes away."""
+    """Make a run's folder ready to begin or go on; remove what was made of other inputs."""
     folder = grid.folder(run)
     folder.mkdir(parents=True, exist_ok=True)
     record = read_record(folder)
-    if record is None or _anew(folder, record, training):
-        # The old record goes last: if this is interrupted, it is begun again.
+    if record is None or _reason_to_restart(folder, record, training):
+        # The old record is replaced last: if this is interrupted, it is begun again.
         for path in folder.iterdir():
             if path.name != RECORD:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -153,7 +153,7 @@ def prepare(grid: Grid, run: Run, training: str) -> RunRecord:
     return record
 
 
-def _anew(folder: Path, record: RunRecord, training: str) -> str:
+def _reason_to_restart(folder: Path, record: RunRecord, training: str) -> str:
     """Return in words why a run cannot go on from what its folder holds; nothing if it can."""
     if record.training != training:
         return "anew: its settings or what it builds on have changed"

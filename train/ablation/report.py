@@ -10,7 +10,7 @@ from evaluate.reports.page import REPORT, Cell, Fact, Figure, Report, Section, T
 from evaluate.reports.sections import files_section, format_duration, repeat_section, time_section
 from train.ablation.grid import Grid, Run
 from train.ablation.records import read_record
-from train.ablation.results import Results, average_of, metrics_of
+from train.ablation.results import Results, average_map, read_metrics
 from train.ablation.runner import LOG
 
 ABOUT = (
@@ -21,12 +21,12 @@ ABOUT = (
 
 
 def write_grid_report(
-    grid: Grid, results: Results, cells: Sequence[Sequence[str]], words: str, launch: Launch
+    grid: Grid, results: Results, cells: Sequence[Sequence[str]], text: str, launch: Launch
 ) -> None:
     """Write report.html and report.json beside a grid's table and its picture.
 
     Args:
-        cells: of the table, the heads of its columns first; `words`: what else it says.
+        cells: of the table, the heads of its columns first; `text`: stands below it.
     """
     done = sum(len(row.seeds) for row in results.rows)
     best = results.best_fusion or results.best_single
@@ -41,10 +41,10 @@ def write_grid_report(
         Section(
             "The table",
             tables=[Table("rows", cells[0], cells[1:], strong=strong)],
-            texts={"What it says": words},
+            texts={"What it says": text},
         ),
         *([Section("Runs that are not done", tables=[failed])] if results.failed else []),
-        Section("Runs", tables=[_runs(grid, results)]),
+        Section("Runs", tables=[_runs_table(grid, results)]),
         time_section([launch]),
         repeat_section([launch]),
         Section("Settings", texts={"The resolved grid": dump(grid)}, folded=True),
@@ -64,7 +64,7 @@ def write_grid_report(
     write_report(report, grid.root)
 
 
-def _runs(grid: Grid, results: Results) -> Table:
+def _runs_table(grid: Grid, results: Results) -> Table:
     rows: list[list[Cell]] = []
     links = {}
     for run in grid.runs():
@@ -72,14 +72,14 @@ def _runs(grid: Grid, results: Results) -> Table:
             continue
         record = read_record(grid.folder(run))
         took = format_duration(record.seconds) if record else ""
-        rows.append([str(run), average_of(metrics_of(grid, run, grid.subset), grid), took])
-        if file := _report_or_log(grid, run):
+        rows.append([str(run), average_map(read_metrics(grid, run, grid.subset), grid), took])
+        if file := _find_report(grid, run):
             links[str(run)] = quote(str(file.relative_to(grid.root)))
     note = "Each run's own report opens with a click; runs without one open their log."
     columns = ("row/seed", f"average mAP on {grid.subset}", "training took")
     return Table("runs", columns, rows, note=note, links=links)
 
 
-def _report_or_log(grid: Grid, run: Run) -> Path | None:
+def _find_report(grid: Grid, run: Run) -> Path | None:
     files = [grid.folder(run) / name for name in (REPORT, LOG)]
     return next((file for file in files if file.is_file()), None)

@@ -1,4 +1,4 @@
-"""What a grid of runs has found: means over seeds, and differences with bootstrap intervals."""
+"""Results of a grid of runs: means over seeds, and differences with bootstrap intervals."""
 
 import json
 import zipfile
@@ -40,14 +40,14 @@ class Spread(NamedTuple):
 
 @dataclass(frozen=True)
 class RowResult:
-    """What the runs of one row have found, over the seeds that are done; mAP in [0, 1].
+    """Results of the runs of one row, over the seeds that are done; mAP in [0, 1].
 
     Args:
         kind: single, fusion or control.
         selection: average mAP on the subset that chooses; all others are on the scored one.
         per_tiou: by text of the overlap.
         interval: of the average, over videos.
-        streams: average mAP of single streams inside, as far as the runs tell.
+        streams: average mAP of single streams inside, where all runs have them.
         differences: to the best single, of the average and by text of the overlap.
         parameters: how many weights learn; `seconds`: that training took, mean.
     """
@@ -74,7 +74,7 @@ class Results:
         best_fusion: the row that is the best on the subset that chooses.
         to_singles_and_controls: how much better the best fusion is than each of these rows, of the
             average and by text of the overlap.
-        failed: why runs are not done, by row and seed; `notes`: what else to know.
+        failed: why runs are not done, by row and seed; `notes`: what else is to be considered.
     """
 
     rows: list[RowResult]
@@ -85,18 +85,18 @@ class Results:
     notes: list[str]
 
 
-def gather(grid: Grid, failed: Mapping[Run, str]) -> Results:
-    """Read what all runs that are done have left, and compare their rows.
+def gather_results(grid: Grid, failed: Mapping[Run, str]) -> Results:
+    """Return the results of all runs that are done, with their rows compared.
 
     Raises:
         ValueError: results are malformed, or of runs that cannot be compared.
     """
     runs = [run for run in grid.runs() if run not in failed]
     scores = {
-        (run, subset): metrics_of(grid, run, subset) for run in runs for subset in grid.subsets
+        (run, subset): read_metrics(grid, run, subset) for run in runs for subset in grid.subsets
     }
-    drawn, notes = _drawn(grid, {run: scores[run, grid.subset] for run in runs})
-    found = _Found(grid, scores, drawn)
+    drawn, notes = _resample_runs(grid, {run: scores[run, grid.subset] for run in runs})
+    found = _Scores(grid, scores, drawn)
     single = found.best(grid.singles, grid.subset)
     fusion = found.best(grid.fusions, grid.selection)
     return Results(
@@ -114,7 +114,7 @@ def gather(grid: Grid, failed: Mapping[Run, str]) -> Results:
 
 
 @dataclass(frozen=True)
-class _Found:
+class _Scores:
     """The scores of all runs that are done, by run and subset, and their bootstrap by run."""
 
     grid: Grid
@@ -122,84 +122,78 @@ class _Found:
     drawn: dict[Run, Floats]
 
     def runs(self, name: str) -> list[Run]:
-        """The runs of a row that are done."""
-        runs = [Run(name, seed) for seed in self.grid.seeds]
-        return [run for run in runs if run in self.drawn]
+        """Return the runs of a row that are done."""
+        return [run for seed in self.grid.seeds if (run := Run(name, seed)) in self.drawn]
 
     def averages(self, name: str, subset: str) -> list[float]:
-        """Average mAP of a row's runs."""
-        return [average_of(self.scores[run, subset], self.grid) for run in self.runs(name)]
+        """Return the average mAP of each of a row's runs."""
+        return [average_map(self.scores[run, subset], self.grid) for run in self.runs(name)]
 
     def best(self, names: Sequence[str], subset: str) -> str | None:
-        """The row with the highest average on a subset."""
-        there = [name for name in names if self.runs(name)]
-        return max(there, key=lambda name: mean(self.averages(name, subset)), default=None)
+        """Return the row with the highest average on a subset."""
+        done = [name for name in names if self.runs(name)]
+        return max(done, key=lambda name: mean(self.averages(name, subset)), default=None)
 
     def differences(self, name: str, other: str) -> dict[str, Estimate]:
-        """How much higher a row's average is than another's, and its mAP at every overlap."""
-        what = {AVERAGE: self.grid.average} | {f"{tiou:g}": (tiou,) for tiou in self.grid.tious}
-        found = {text: self.difference(name, other, tious) for text, tious in what.items()}
-        return {text: one for text, one in found.items() if one is not None}
+        """Return how much higher a row's average and its mAP at every overlap are than another's.
 
-    def difference(self, name: str, other: str, tious: Sequence[float]) -> Estimate | None:
-        """How much higher one row's mAP is than another's, over the seeds that both have."""
-        seeds = {run.seed for run in self.runs(name)} & {run.seed for run in self.runs(other)}
-        if not seeds:
-            return None
-        a, b = (
-            [self.bootstrap(Run(row, s), tious) for s in sorted(seeds)] for row in (name, other)
+        Only seeds that both rows have count; without any there are no differences.
+        """
+        seeds = sorted(
+            {run.seed for run in self.runs(name)} & {run.seed for run in self.runs(other)}
         )
-        return difference(a, b)
-
-    def bootstrap(self, run: Run, tious: Sequence[float]) -> Floats:
-        """Mean mAP [1 + resamples] of a run over some of the overlaps."""
-        return _mean(self.drawn[run], self.grid, tious)
+        what = {AVERAGE: self.grid.average} | {f"{tiou:g}": (tiou,) for tiou in self.grid.tious}
+        found = {}
+        for text, tious in what.items() if seeds else ():
+            ours, theirs = (
+                [_mean(self.drawn[Run(row, seed)], self.grid, tious) for seed in seeds]
+                for row in (name, other)
+            )
+            found[text] = difference(ours, theirs)
+        return found
 
     def row(self, name: str, single: str | None) -> RowResult:
-        """Return what a row's runs have found, and the differences to the best single stream."""
+        """Return a row's results, with the differences to the best single stream."""
         grid, runs = self.grid, self.runs(name)
         measured = [self.scores[run, grid.subset] for run in runs]
         folders = [grid.folder(run) for run in runs]
         records = [record for folder in folders if (record := read_record(folder))]
-        single_or_control = "single" if name in grid.singles else "control"
+        per_tiou = {tiou: [one[f"mAP@{tiou:g}"] for one in measured] for tiou in grid.tious}
         return RowResult(
             row=name,
-            kind="fusion" if name in grid.fusions else single_or_control,
+            kind=grid.kind(name),
             seeds=tuple(run.seed for run in runs),
-            per_tiou={
-                f"{tiou:g}": _spread([one[f"mAP@{tiou:g}"] for one in measured])
-                for tiou in grid.tious
-            },
+            per_tiou={f"{tiou:g}": _spread(values) for tiou, values in per_tiou.items()},
             average=_spread(self.averages(name, grid.subset)),
             selection=_spread(self.averages(name, grid.selection)),
-            interval=estimate([self.bootstrap(run, grid.average) for run in runs]),
+            interval=estimate([_mean(self.drawn[run], grid, grid.average) for run in runs]),
             streams={
-                stream: mean(average_of(one["streams"][stream], grid) for one in measured)
+                stream: mean(average_map(one["streams"][stream], grid) for one in measured)
                 for stream in ("forward", "reversed")
                 if all(stream in one.get("streams", {}) for one in measured)
             },
             differences={} if single in (None, name) else self.differences(name, str(single)),
-            parameters=learning_parameters(folders[0] / "last.pt"),
+            parameters=count_learning(folders[0] / "last.pt"),
             seconds=mean(record.seconds for record in records),
         )
 
 
-def sources(grid: Grid, runs: Sequence[Run]) -> list[Path]:
-    """The files that a table of these runs is made from."""
+def table_sources(grid: Grid, runs: Sequence[Run]) -> list[Path]:
+    """Return the files that a table of these runs is made from."""
     files: list[Path] = []
     for run in runs:
         folder = grid.folder(run)
         files += [folder / "config.yaml", folder / RECORD]
         files += [folder / grid.subset / "predictions.json"]
         files += [folder / subset / "metrics.json" for subset in grid.subsets]
-        data = _data(folder)
+        data = _data_config(folder)
         files += annotation_files(Path(data.annotations))
         files += [Path(file) for file in (data.classes, *data.info_csv) if file]
     return list(dict.fromkeys(files))
 
 
 @lru_cache
-def _data(folder: Path) -> DataConfig:
+def _data_config(folder: Path) -> DataConfig:
     """Return where a run's truth is from."""
     return load(Experiment, folder / "config.yaml").data
 
@@ -209,12 +203,12 @@ def _truth(data: DataConfig, subset: str) -> Truth:
     return {video.name: video.segments for video in select_videos(load_annotations(data), subset)}
 
 
-def _drawn(
+def _resample_runs(
     grid: Grid, measured: Mapping[Run, Mapping[str, Any]]
 ) -> tuple[dict[Run, Floats], list[str]]:
-    """mAP [1 + RESAMPLES, tious] of each run, over the same draws; and what is to be said."""
+    """Return mAP [1 + RESAMPLES, tious] of each run, over the same draws; and notes on it."""
     notes: list[str] = []
-    truths = {run: _truth(_data(grid.folder(run)), grid.subset) for run in measured}
+    truths = {run: _truth(_data_config(grid.folder(run)), grid.subset) for run in measured}
     (first, agreed), *others = truths.items()
     for run, truth in others:
         if truth != agreed:
@@ -231,23 +225,23 @@ def _drawn(
         found = read_predictions(grid.folder(run) / grid.subset / "predictions.json")
         found = {name: each for name, each in found.items() if name not in skipped}
         drawn[run] = resample(truth, found, grid.tious, RESAMPLES, SEED)
-        told = average_of(measured[run], grid)
-        ours = float(_mean(drawn[run], grid, grid.average)[0])
-        if not skipped and abs(told - ours) > TOLERANCE:
+        scored = average_map(measured[run], grid)
+        again = float(_mean(drawn[run], grid, grid.average)[0])
+        if not skipped and abs(scored - again) > TOLERANCE:
             notes.append(
-                f"{run} scored {told:.4f}, but {ours:.4f} on its annotation file: durations that "
-                "are not in the file may have clipped its truth; differences are by the file"
+                f"{run} scored {scored:.4f}, but {again:.4f} on its annotation file: durations "
+                "that are not in the file may have clipped its truth; differences are by the file"
             )
     return drawn, notes
 
 
 def _mean(rows: Floats, grid: Grid, tious: Sequence[float]) -> Floats:
-    """The mean [1 + resamples] over some of the overlaps."""
+    """Return the mean [1 + resamples] over some of the overlaps."""
     means: Floats = rows[:, [grid.tious.index(tiou) for tiou in tious]].mean(axis=1)
     return means
 
 
-def metrics_of(grid: Grid, run: Run, subset: str) -> dict[str, Any]:
+def read_metrics(grid: Grid, run: Run, subset: str) -> dict[str, Any]:
     """Return the scores of a run that is done; ValueError if they lack an overlap."""
     file = grid.folder(run) / subset / "metrics.json"
     metrics: dict[str, Any] = json.loads(file.read_text())
@@ -257,7 +251,7 @@ def metrics_of(grid: Grid, run: Run, subset: str) -> dict[str, Any]:
     return metrics
 
 
-def average_of(metrics: Mapping[str, float], grid: Grid) -> float:
+def average_map(metrics: Mapping[str, float], grid: Grid) -> float:
     """Return the mean mAP over the grid's overlaps."""
     return mean(metrics[f"mAP@{tiou:g}"] for tiou in grid.average)
 
@@ -266,8 +260,8 @@ def _spread(values: Sequence[float]) -> Spread:
     return Spread(mean(values), stdev(values) if len(values) > 1 else None)
 
 
-def learning_parameters(checkpoint: Path) -> int | None:
-    """Return how many weights a run's optimizer moved; None if the file does not tell."""
+def count_learning(checkpoint: Path) -> int | None:
+    """Return how many weights a run's optimizer moved; None if the file does not say."""
     if not zipfile.is_zipfile(checkpoint):
         return None
     fields = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)

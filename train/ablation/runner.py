@@ -1,5 +1,6 @@
 """Runs of a grid as subprocesses: several at a time, in any number of processes and machines."""
 
+import asyncio
 import fcntl
 import os
 import shlex
@@ -7,8 +8,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from asyncio import FIRST_EXCEPTION
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
@@ -41,263 +43,229 @@ LAUNCHER_PREFIXES = ("TORCHELASTIC_", "FSDP_", "OMPI_", "PMI_", "MV2_")
 def carry_out(
     grid: Grid, runs: Sequence[Run], processes: int, session: str, quiet: bool
 ) -> dict[Run, str]:
-    """Do all runs, as many as `processes` at a time; return why those that are not done are not.
+    """Do runs, as many as `processes` at a time; return why those that are not done are not.
 
     Other processes may do the same on the same grid at the same time: a run is done by who locks it
     first, and all wait for all runs. The lock passes to the run's own processes: should this one be
     killed, those that it leaves behind are waited for.
 
     Args:
-        runs: those that others build on first.
+        runs: all that need something, those that others build on first.
         session: a text that only processes of the same launch share; what failed in one of them is
             not tried again by another.
         quiet: shows no progress.
     """
-    scheduler = _Scheduler(grid, runs, processes, session, quiet)
-    try:
-        while scheduler.pending or scheduler.jobs:
-            scheduler.step()
-            time.sleep(POLL_S)
-    finally:
-        scheduler.stop()
-    return scheduler.failed
+    total = len(grid.runs())
+    bar: tqdm[Any] = tqdm(
+        total=total,
+        initial=total - len(runs),  # they say nothing about the time that the others take
+        desc="runs",
+        unit="run",
+        smoothing=0,  # several end at a time: only the average says when all will have
+        disable=quiet,
+    )
+    with bar:
+        return asyncio.run(_Scheduler(grid, processes, session, bar).carry_out(runs))
 
 
 class _Scheduler:
-    """The runs that are left, those that are being done here, and what became of the others."""
+    """Does each run as soon as its inputs are done, a slot is free and nobody else is at it.
 
-    def __init__(
-        self, grid: Grid, runs: Sequence[Run], processes: int, session: str, quiet: bool
-    ) -> None:
-        self.grid, self.session = grid, session
-        self.pending = list(runs)
-        self.jobs: dict[int, _RunProcess] = {}
-        self.free = list(range(processes))
-        self.done: set[Run] = set()
-        self.failed: dict[Run, str] = {}
-        self.digests: dict[Run, str] = {}
+    Args:
+        processes: how many slots there are.
+        bar: is moved by every run that ends.
+    """
+
+    def __init__(self, grid: Grid, processes: int, session: str, bar: "tqdm[Any]") -> None:
+        self.grid, self.session, self.bar = grid, session, bar
+        self.running: list[Run] = []
         self.reported: set[Run] = set()
         self.devices = _devices()
-        self.first_slot = int(os.environ.get("LOCAL_RANK", 0)) * processes
-        self.quiet = quiet
-        self.collect_finished()
-        self.bar: tqdm[Any] = tqdm(
-            total=len(runs),
-            initial=len(self.done),  # says nothing about the time that is left
-            desc="runs",
-            unit="run",
-            smoothing=0,  # several end at a time: only the average says when all will have
-            disable=quiet,
-        )
+        first = int(os.environ.get("LOCAL_RANK", 0)) * processes
+        self.slots = list(range(first, first + processes))
 
-    def step(self) -> None:
-        """Advance the running ones, record what others have done, start what can be."""
-        running = [job.run for job in self.jobs.values()]
-        for slot, job in list(self.jobs.items()):
-            if not job.advance():
-                continue
-            del self.jobs[slot]
-            self.free.append(slot)
-            self.record_result(job.run, job.error)
-        self.collect_finished()
-        news = len(self.done) + len(self.failed) - self.bar.n
-        if news:
-            self.bar.update(news)
-        elif sys.stderr.isatty():
-            self.bar.refresh()  # the clock goes on, though nothing may be news for hours
-        ready = [run for run in self.pending if run in self.digests]
-        for run in ready:
-            if self.free:
-                self.start(run)
-        if ready and not self.jobs and ready[0] not in self.reported:
-            self.reported.add(ready[0])
-            self.print_above(f"waiting for {ready[0]}: another process is at it")
-        now = [job.run for job in self.jobs.values()]
-        if now != running:
-            self.bar.set_postfix_str(", ".join(map(str, now)))
-
-    def record_result(self, run: Run, error: str) -> None:
-        """Record that a run is done, or why it is not."""
-        if error:
-            self.failed[run] = error
-            self.print_above(f"{run}: {error}")
-        else:
-            self.done.add(run)
-
-    def print_above(self, line: str) -> None:
-        """Print a line above the progress."""
-        if not self.quiet:
-            tqdm.write(line, file=sys.stderr)
-
-    def collect_finished(self) -> None:
-        """Move runs that need nothing, or cannot be done, out of the pending ones."""
-        for run in self.pending:
+    async def carry_out(self, runs: Sequence[Run]) -> dict[Run, str]:
+        """Do all runs; return why those that are not done are not."""
+        tasks: dict[Run, asyncio.Task[str]] = {}
+        for run in runs:
             inputs = [each for group in self.grid.inputs(run).values() for each in group]
-            lacking = [each for each in inputs if each in self.failed]
-            if lacking:
-                self.record_result(run, f"skipped: it needs {lacking[0]}, which is not done")
-            elif all(each in self.done for each in inputs):
-                if run not in self.digests:
-                    self.digests[run] = training_digest(self.grid, run)
-                if not remaining_work(self.grid, run, self.digests[run]):
-                    self.record_result(run, "")
-                elif error := self.error_elsewhere(run):
-                    self.record_result(run, error)
-        self.pending = [
-            run for run in self.pending if run not in self.done and run not in self.failed
-        ]
+            needed = {each: tasks[each] for each in inputs if each in tasks}
+            tasks[run] = asyncio.create_task(self.finish(run, needed))
+        pending = set(tasks.values())
+        while pending:
+            done, pending = await asyncio.wait(pending, timeout=1, return_when=FIRST_EXCEPTION)
+            for task in done:
+                task.result()  # raises what it has raised
+            if sys.stderr.isatty():
+                self.bar.refresh()  # the clock goes on, though nothing may be news for hours
+        return {run: error for run, task in tasks.items() if (error := task.result())}
+
+    async def finish(self, run: Run, inputs: Mapping[Run, "asyncio.Task[str]"]) -> str:
+        """Wait until a run is done, by whomever; return why it is not, nothing if it is."""
+        error = ""
+        for each, task in inputs.items():
+            if await asyncio.shield(task):  # else who waits for it would cancel it, too
+                error = f"skipped: it needs {each}, which is not done"
+                break
+        else:
+            digest = training_digest(self.grid, run)
+            while not error and remaining_work(self.grid, run, digest):
+                error = self.error_elsewhere(run) or await self.try_to_do(run, digest)
+        if error:
+            self.print_above(f"{run}: {error}")
+        self.bar.update()
+        return error
 
     def error_elsewhere(self, run: Run) -> str:
-        """Return why a run has failed in another process of this launch; nothing if it has not."""
+        """Return why a run has failed in a process of this launch; nothing if it has not."""
         record = read_record(self.grid.folder(run))
         return record.error if record and record.session == self.session else ""
 
-    def start(self, run: Run) -> None:
-        """Start a run if nobody else is at it and it still needs something."""
-        lock = _lock(self.grid, run)
-        if lock is None:
-            return
-        if self.error_elsewhere(run) or not remaining_work(self.grid, run, self.digests[run]):
-            _unlock(lock)  # another process has been at it a moment ago
-            return
-        slot = self.free.pop(0)
+    async def try_to_do(self, run: Run, digest: str) -> str:
+        """Do a run if it can begin now, else wait a moment; return why it failed, if it did."""
+        if self.slots:
+            with _locked(self.grid, run) as lock:
+                if lock is None:
+                    self.print_waiting(run)
+                # Another process may have been at it a moment ago.
+                elif not self.error_elsewhere(run) and remaining_work(self.grid, run, digest):
+                    return await self.do(run, digest, lock)
+        await asyncio.sleep(POLL_S)
+        return ""
+
+    async def do(self, run: Run, digest: str, lock: IO[bytes]) -> str:
+        """Train a run, then score it; return why that failed, nothing if it did not."""
+        slot = self.slots.pop(0)
+        folder, record = self.grid.folder(run), prepare(self.grid, run, digest)
         environment = _environment()
         if self.devices:
-            number = (self.first_slot + slot) % len(self.devices)
-            environment["CUDA_VISIBLE_DEVICES"] = self.devices[number]
-        self.jobs[slot] = _RunProcess(
-            self.grid, run, self.digests[run], lock, self.session, environment
-        )
-        self.pending.remove(run)
-
-    def stop(self) -> None:
-        """End what still runs; it goes on from there another time."""
-        for job in self.jobs.values():
-            job.interrupt()
-        limit = time.monotonic() + PATIENCE_S
-        for job in self.jobs.values():
-            job.end(limit)
-        self.bar.close()
-
-
-class _RunProcess:
-    """One run: its training, then its scores, each a process of its own."""
-
-    def __init__(
-        self,
-        grid: Grid,
-        run: Run,
-        training: str,
-        lock: IO[bytes],
-        session: str,
-        environment: dict[str, str],
-    ) -> None:
-        self.grid, self.run, self.lock = grid, run, lock
-        self.session, self.environment = session, environment
-        self.folder = grid.folder(run)
-        self.record = prepare(grid, run, training)
-        self.error = ""
-        self.commands = [(subset, grid.scoring(run, subset)) for subset in grid.subsets]
-        if not self.record.trained:
-            self.commands.insert(0, ("", grid.training(run)))
-        self.start()
-
-    def start(self) -> None:
-        """Start the first of the commands that are left."""
-        _, command = self.commands[0]
-        with (self.folder / LOG).open("ab") as log:
-            log.write(f"$ python {shlex.join(command)}\n".encode())
-            log.flush()
-            self.log_begin = log.tell()
-            self.began = time.monotonic()
-            self.process = subprocess.Popen(
-                [sys.executable, *command],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=self.environment,
-                start_new_session=True,  # Ctrl-C is for us
-                pass_fds=[self.lock.fileno()],
-            )
-
-    def advance(self) -> bool:
-        """Go on to the next command if one has ended; say whether the run has."""
-        code = self.process.poll()
-        if code is None:
-            return False
-        subset, _ = self.commands.pop(0)
-        left = [self.folder / subset / name for name in (RESULTS if subset else ["last.pt"])]
-        missing = [str(file) for file in left if not file.is_file()]
-        if code or missing:
-            self.error = self._cause(code) if code else f"ended without leaving {missing[0]}"
-            self.record = replace(self.record, error=self.error, session=self.session)
-        if not subset:
-            self.count_time()
-            self.record = replace(self.record, trained=not self.error)
-        if not self.error and self.commands:
-            write_record(self.folder, self.record)
-            self.start()
-            return False
-        if not self.error:
-            self.record = replace(self.record, scored=scoring_digest(self.grid, self.run))
-        write_record(self.folder, self.record)
-        _unlock(self.lock)
-        return True
-
-    def count_time(self) -> None:
-        """Add the time since the command began to the run's."""
-        seconds = self.record.seconds + time.monotonic() - self.began
-        self.record = replace(self.record, seconds=round(seconds, 1))
-
-    def interrupt(self) -> None:
-        """Ask the run's processes to end."""
-        with suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGINT)
-
-    def end(self, limit: float) -> None:
-        """Wait for that until `limit` (monotonic), then kill them."""
+            environment["CUDA_VISIBLE_DEVICES"] = self.devices[slot % len(self.devices)]
+        commands = [(subset, self.grid.scoring(run, subset)) for subset in self.grid.subsets]
+        if not record.trained:
+            commands.insert(0, ("", self.grid.training(run)))
+        self.running.append(run)
+        self.print_running()
         try:
-            self.process.wait(max(0.0, limit - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait()
-        if not self.record.trained:
-            self.count_time()
-            write_record(self.folder, self.record)
-        _unlock(self.lock)
+            for subset, command in commands:
+                results = [folder / subset / name for name in (RESULTS if subset else ["last.pt"])]
+                began = time.monotonic()
+                try:
+                    error = await _call(command, folder, results, environment, lock)
+                    session = self.session if error else ""
+                    trained = record.trained or not error
+                    record = replace(record, trained=trained, error=error, session=session)
+                finally:  # when it is interrupted, too: it goes on from there another time
+                    if not subset:
+                        seconds = record.seconds + time.monotonic() - began
+                        record = replace(record, seconds=round(seconds, 1))
+                    write_record(folder, record)
+                if error:
+                    return error
+            write_record(folder, replace(record, scored=scoring_digest(self.grid, run)))
+            return ""
+        finally:
+            self.slots.append(slot)
+            self.running.remove(run)
+            self.print_running()
 
-    def _cause(self, code: int) -> str:
-        """The last error that a command wrote, or how it ended."""
-        with (self.folder / LOG).open("rb") as log:
-            log.seek(max(self.log_begin, log.seek(0, os.SEEK_END) - TAIL_BYTES))
-            text = log.read().decode(errors="replace").replace("\r", "\n")
-        lines = [line.strip() for line in text.splitlines() if line.strip()]
-        errors = [line for line in lines if line.startswith("error:")]
-        how = f"signal {-code}" if code < 0 else f"exit code {code}"
-        return (errors or lines or [f"{how}, without a word"])[-1]
+    def print_running(self) -> None:
+        """Name the runs behind the progress."""
+        self.bar.set_postfix_str(", ".join(map(str, self.running)))
+
+    def print_waiting(self, run: Run) -> None:
+        """Say once that a run is waited for, where there is nothing else to do."""
+        if not self.running and run not in self.reported:
+            self.reported.add(run)
+            self.print_above(f"waiting for {run}: another process is at it")
+
+    def print_above(self, line: str) -> None:
+        """Print a line above the progress."""
+        if not self.bar.disable:
+            tqdm.write(line, file=sys.stderr)
 
 
-def _lock(grid: Grid, run: Run) -> IO[bytes] | None:
-    """Lock a run, or return None if somebody else has."""
+async def _call(
+    command: Sequence[str],
+    folder: Path,
+    results: Sequence[Path],
+    environment: Mapping[str, str],
+    lock: IO[bytes],
+) -> str:
+    """Run a command whose output goes to the run's log; return why it failed, if it did.
+
+    Args:
+        results: files that it must leave.
+        lock: stays locked as long as it runs, whatever becomes of this process.
+    """
+    with (folder / LOG).open("ab") as log:
+        log.write(f"$ python {shlex.join(command)}\n".encode())
+        log.flush()
+        begin = log.tell()
+        process = subprocess.Popen(
+            [sys.executable, *command],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            start_new_session=True,  # Ctrl-C is for us
+            pass_fds=[lock.fileno()],
+        )
+    try:
+        while process.poll() is None:
+            await asyncio.sleep(POLL_S)
+    finally:
+        await _end(process)
+    if code := process.returncode:
+        return _last_error(folder / LOG, begin, code)
+    missing = [str(file) for file in results if not file.is_file()]
+    return f"ended without leaving {missing[0]}" if missing else ""
+
+
+async def _end(process: "subprocess.Popen[bytes]") -> None:
+    """Ask a process that is interrupted, and its children, to end; kill them if they do not."""
+    limit = time.monotonic() + PATIENCE_S
+    with suppress(ProcessLookupError):
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGINT)
+    while process.poll() is None and time.monotonic() < limit:
+        await asyncio.sleep(POLL_S)
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def _last_error(log: Path, begin: int, code: int) -> str:
+    """Return the last error in a log behind `begin`, or how the command ended."""
+    with log.open("rb") as file:
+        file.seek(max(begin, file.seek(0, os.SEEK_END) - TAIL_BYTES))
+        text = file.read().decode(errors="replace").replace("\r", "\n")
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    errors = [line for line in lines if line.startswith("error:")]
+    how = f"signal {-code}" if code < 0 else f"exit code {code}"
+    return (errors or lines or [f"{how}, without a word"])[-1]
+
+
+@contextmanager
+def _locked(grid: Grid, run: Run) -> Iterator[IO[bytes] | None]:
+    """Hold a run's lock; None if somebody else does."""
     folder = grid.folder(run)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    file = (folder.parent / f".{folder.name}.lock").open("ab")  # beside what may be cleaned away
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        return None
-    return file
-
-
-def _unlock(file: IO[bytes]) -> None:
-    # Not by closing alone: what a child left behind may still hold it open.
-    fcntl.flock(file, fcntl.LOCK_UN)
-    file.close()
+    # Beside what may be cleaned away.
+    with (folder.parent / f".{folder.name}.lock").open("ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield None
+            return
+        try:
+            yield file
+        finally:
+            # Not by closing alone: what a child left behind may still hold it open.
+            fcntl.flock(file, fcntl.LOCK_UN)
 
 
 def _environment() -> dict[str, str]:
-    """The environment of a run: one process, and one thread unless somebody said otherwise."""
+    """Return the environment of a run: one process, and one thread unless it is set otherwise."""
     ours = {
         name: value
         for name, value in os.environ.items()
@@ -307,7 +275,7 @@ def _environment() -> dict[str, str]:
 
 
 def _devices() -> list[str]:
-    """The GPUs that runs can be spread over; none, and CUDA is left alone."""
+    """Return the GPUs that runs are spread over; none leaves the choice to CUDA."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return [device for device in visible.split(",") if device]

@@ -15,7 +15,14 @@ from evaluate.reports.launches import FINISHED, new_launch
 from train.ablation.grid import Grid, Run
 from train.ablation.records import table_inputs
 from train.ablation.report import write_grid_report
-from train.ablation.results import AVERAGE, Results, RowResult, Spread, gather, sources
+from train.ablation.results import (
+    AVERAGE,
+    Results,
+    RowResult,
+    Spread,
+    gather_results,
+    table_sources,
+)
 from train.engine.stopwatch import Stopwatch
 
 STRICT = ("0.8", "0.9")  # overlaps whose differences are printed
@@ -32,10 +39,12 @@ def write_table(grid: Grid, failed: Mapping[Run, str], watch: Stopwatch) -> None
         ValueError: their results are malformed or cannot be compared.
     """
     # Before anything is read: what changes meanwhile makes another table.
-    stamp = table_inputs(grid, failed, sources(grid, [r for r in grid.runs() if r not in failed]))
-    results = gather(grid, failed)
-    write_text(grid.root / "table.txt", as_text(grid, results) + "\n")
-    write_text(grid.root / "table.csv", as_csv(grid, results))
+    stamp = table_inputs(
+        grid, failed, table_sources(grid, [r for r in grid.runs() if r not in failed])
+    )
+    results = gather_results(grid, failed)
+    write_text(grid.root / "table.txt", format_text(grid, results) + "\n")
+    write_text(grid.root / "table.csv", format_csv(grid, results))
     draw_rows(
         {row.row: row.interval for row in results.rows},
         {
@@ -47,22 +56,22 @@ def write_table(grid: Grid, failed: Mapping[Run, str], watch: Stopwatch) -> None
         grid.root / "table.png",
     )
     launch = replace(new_launch(), outcome=FINISHED, seconds=watch.seconds())
-    write_grid_report(grid, results, cells(grid, results), words(grid, results), launch)
+    write_grid_report(grid, results, table_cells(grid, results), describe(grid, results), launch)
     # Last: it says that all of them are there.
     content = json.dumps({"made_from": stamp} | asdict(results), indent=1)
     write_text(grid.root / "table.json", content + "\n")
 
 
-def as_text(grid: Grid, results: Results) -> str:
+def format_text(grid: Grid, results: Results) -> str:
     """Return the table in Markdown, aligned, with what has failed and which fusion is best."""
     failed = [f"failed: {run}: {cause}" for run, cause in results.failed.items()]
     notes = [f"note: {note}" for note in results.notes]
     return "\n".join(
-        [markdown_table(cells(grid, results)), "", words(grid, results), *notes, *failed]
+        [markdown_table(table_cells(grid, results)), "", describe(grid, results), *notes, *failed]
     )
 
 
-def cells(grid: Grid, results: Results) -> list[list[str]]:
+def table_cells(grid: Grid, results: Results) -> list[list[str]]:
     """Return the table as people read it, the heads of its columns first."""
     strict = [tiou for tiou in STRICT if tiou in map(_name, grid.tious)]
     single = results.best_single
@@ -88,20 +97,20 @@ def cells(grid: Grid, results: Results) -> list[list[str]]:
     return lines
 
 
-def words(grid: Grid, results: Results) -> str:
-    """Return what is to be said of the table: what it shows, and which fusion is best."""
-    best = [_best(grid, results)] if results.best_fusion else []
-    return "\n".join([_explained(grid), *best])
+def describe(grid: Grid, results: Results) -> str:
+    """Return what the table shows, and which fusion is best, in a few lines."""
+    best = [_describe_best(grid, results)] if results.best_fusion else []
+    return "\n".join([_describe_columns(grid), *best])
 
 
-def as_csv(grid: Grid, results: Results) -> str:
-    """Return one line a row with every number; what there is not stays empty."""
+def format_csv(grid: Grid, results: Results) -> str:
+    """Return one line a row with every number; where there is none the cell is empty."""
     lines = {name: {"row": name, "failed": ""} for name in grid.rows}
     for run, cause in results.failed.items():
         line = lines[run.rpartition("/")[0]]
         line["failed"] += f"{'; ' if line['failed'] else ''}{run}: {cause}"
     for row in results.rows:
-        lines[row.row] |= _flat(row)
+        lines[row.row] |= _csv_row(row)
     columns = dict.fromkeys(name for line in lines.values() for name in line)
     file = io.StringIO()
     writer = csv.DictWriter(file, list(columns), lineterminator="\n")
@@ -110,7 +119,7 @@ def as_csv(grid: Grid, results: Results) -> str:
     return file.getvalue()
 
 
-def _flat(row: RowResult) -> dict[str, Any]:
+def _csv_row(row: RowResult) -> dict[str, Any]:
     flat: dict[str, Any] = {"kind": row.kind, "seeds": " ".join(map(str, row.seeds))}
     spreads = {f"mAP@{tiou}": spread for tiou, spread in row.per_tiou.items()}
     for name, spread in (spreads | {AVERAGE: row.average, "selection": row.selection}).items():
@@ -123,7 +132,7 @@ def _flat(row: RowResult) -> dict[str, Any]:
     return flat | {"parameters": row.parameters, "seconds": row.seconds}
 
 
-def _explained(grid: Grid) -> str:
+def _describe_columns(grid: Grid) -> str:
     average = ", ".join(_name(tiou) for tiou in grid.average)
     return (
         f"mAP on '{grid.subset}', mean ± standard deviation over seeds; average: tIoU {average};"
@@ -131,8 +140,8 @@ def _explained(grid: Grid) -> str:
     )
 
 
-def _best(grid: Grid, results: Results) -> str:
-    """The lines that answer the study's question."""
+def _describe_best(grid: Grid, results: Results) -> str:
+    """Return the lines that answer the study's question."""
     (best,) = (row for row in results.rows if row.row == results.best_fusion)
     lines = [
         f"best fusion on '{grid.selection}': {best.row} ({_spread(best.selection)}); on "
@@ -150,7 +159,7 @@ def _name(tiou: float) -> str:
 
 
 def _number(value: float | None, sign: str = "") -> str:
-    """Three digits without the zero before the point."""
+    """Return three digits without the zero before the point."""
     return "" if value is None else f"{value:{sign}.3f}".replace("0.", ".", 1)
 
 

@@ -1,10 +1,8 @@
-"""What training costs here: reading a few windows of the user's videos, steps of the real loop."""
+"""Seconds that training takes here: reading a few windows of the videos, steps of the real loop."""
 
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,7 +15,6 @@ from extract.sampling.transforms import Transform, finished, train_transform
 from extract.sampling.units import CLIP_FRAMES
 from extract.sampling.window_frames import known_reader, resized_chunks, wanted_frames
 from extract.sampling.windows import random_window, whole_video
-from extract.transcoding.proxy import ProxyConfig, write_sample
 from extract.video.reader import VideoError
 from train.config import Experiment
 from train.data.batch import Batch
@@ -29,11 +26,10 @@ from train.engine.loop import TrainingRun
 from train.engine.sharding import gathered
 from train.errors import SMALLER_BATCHES, translate_oom
 
-FILES = 3  # videos that are tried
+FILES = 3  # videos that are read
 REPEATS = 3  # the first one warms up, another may meet some noise
-ENOUGH_S = 1.0  # longer windows are not read to their end, longer steps are tried on fewer clips
+ENOUGH_S = 1.0  # longer windows are not read to their end, longer steps are measured on fewer clips
 DRAWS = 3  # of an augmentation: some take longer than others
-SAMPLE = 128  # frames of a proxy
 
 
 @dataclass(frozen=True)
@@ -46,22 +42,11 @@ class StepCost:
 
 @dataclass(frozen=True)
 class ReadingCost:
-    """What a process needs for a frame, tried on `videos`: seconds.
-
-    Args:
-        decoded_s: to decode it and make it small; `drawn_s`: to augment it then.
-        proxy_side: short side of proxies that are large enough for the inputs; None for none.
-        proxy_decoded_s: what `decoded_s` is of a proxy; None where there are none.
-        proxy_made_s, proxy_bytes: of a proxy, for each frame of the file.
-    """
+    """Seconds of a process for a frame of `videos`: to decode and shrink it, and to augment it."""
 
     videos: tuple[str, ...]
     decoded_s: float
-    drawn_s: float
-    proxy_side: int | None
-    proxy_decoded_s: float | None
-    proxy_made_s: float
-    proxy_bytes: float
+    augmented_s: float
 
 
 def measure_step(
@@ -71,10 +56,10 @@ def measure_step(
     accelerator: Accelerator,
     cut: Cut | None,
 ) -> StepCost:
-    """Return what a window costs in the loop's own update and in evaluation; all processes try.
+    """Return what a window costs in the loop's own update and in evaluation; all processes measure.
 
-    Steps on more and more clips of a window are tried; one that is long enough says, with the one
-    before, what all clips take: a step's fixed cost counts once.
+    Steps on more and more clips are timed until one takes long; with the one before, it shows what
+    all clips of a window take: a step's fixed cost counts once.
 
     Args:
         item: a training video with an action; its file is not read.
@@ -92,11 +77,11 @@ def measure_step(
         count = run.sampler.batch
         batch = _random_batch(config, detector, accelerator.device, count, clips, cut)
         run.wrapped.train()
-        trained_s = _least_s(lambda: run.update(0, [batch]), accelerator.device)
+        trained_s = _time_least(lambda: run.update(0, [batch]), accelerator.device)
         detector.eval()
         with gathered(detector), accelerator.autocast():
             arguments = detector.predict_batch, [batch], config.evaluation, accelerator.device
-            tested_s = _least_s(lambda: predict_windows(*arguments), accelerator.device)
+            tested_s = _time_least(lambda: predict_windows(*arguments), accelerator.device)
         return np.array([trained_s, tested_s])
 
     most, slope = config.sampling.samples // CLIP_FRAMES, np.zeros(2)
@@ -119,10 +104,7 @@ def _random_batch(
     clips: int,
     cut: Cut | None,
 ) -> Batch:
-    """Return a batch whose windows hold two actions and copies of a random clip, as a cut has it.
-
-    Args:
-        count: windows; `clips`: of each.
+    """Return `count` windows with two actions each, of copies of a random clip, as a cut has it.
 
     The features of fewer clips than a window has are stretched over it.
     """
@@ -146,7 +128,7 @@ def _random_batch(
     )
 
 
-def _least_s(work: Callable[[], object], device: torch.device) -> float:
+def _time_least(work: Callable[[], object], device: torch.device) -> float:
     """Return the least seconds of some repeats, or those of the first if that is long."""
     each = list[float]()
     while len(each) < REPEATS:
@@ -166,73 +148,47 @@ def _is_long(seconds: float) -> bool:
     return bool(long)
 
 
-def measure_reading(
-    config: Experiment, items: Sequence[VideoItem], side: int | None
-) -> ReadingCost:
+def measure_reading(config: Experiment, items: Sequence[VideoItem]) -> ReadingCost:
     """Return what frames of a few training videos with an action cost.
-
-    Args:
-        side: of proxies; None for none.
 
     Raises:
         VideoError: not one of the videos can be read.
-        OSError: the system's folder for temporary files has no room for some megabytes.
     """
-    step, to = -(-len(items) // FILES), train_transform(config.pixels)
-    tried, costs, problem = list[str](), list[list[float]](), VideoError("no video was tried")
+    step, transform = -(-len(items) // FILES), train_transform(config.pixels)
+    names, costs = list[str](), list[tuple[float, float]]()
+    problem = VideoError("there are no videos")
     threads = torch.get_num_threads()
     torch.set_num_threads(1 if config.training.workers else threads)  # as a loader's worker has
     try:
         for item in items[step // 2 :: step]:
             rng = np.random.default_rng(config.training.seed)
             window = random_window(rng, item, item.segments, config.sampling)
-            numbers = wanted_frames([window])
             try:
-                cost = [*_frame_s(item.path, item.frames, numbers, to)]
-                cost += _proxy_cost(item, numbers, to, side) if side is not None else []
+                costs.append(_time_frame(item, wanted_frames([window]), transform))
+                names.append(item.name)
             except VideoError as error:  # the run will say so
                 problem = error
-                continue
-            tried.append(item.name)
-            costs.append(cost)
     finally:
         torch.set_num_threads(threads)
-    if not tried:
+    if not names:
         raise problem
-    decoded_s, drawn_s, *proxy = np.mean(costs, 0).tolist()
-    return ReadingCost(tuple(tried), decoded_s, drawn_s, side, *(proxy or (None, 0.0, 0.0)))
+    return ReadingCost(tuple(names), *np.mean(costs, 0).tolist())
 
 
-def _proxy_cost(
-    item: VideoItem, numbers: NDArray[np.int64], transform: Transform, side: int
-) -> tuple[float, float, float]:
-    """Return what a frame of a proxy costs: to be decoded, to be made, in bytes."""
-    count = min(SAMPLE, item.frames)
-    first = min(int(numbers[0]), item.frames - count)
-    with tempfile.TemporaryDirectory() as folder:
-        target, began = Path(folder) / "proxy.mp4", time.perf_counter()
-        write_sample(item.path, target, ProxyConfig(side), range(first, first + count))
-        made_s = time.perf_counter() - began
-        inside = numbers[numbers < first + count] - first
-        decoded_s, _ = _frame_s(target, count, inside, transform)
-        return decoded_s, made_s / count, target.stat().st_size / count
-
-
-def _frame_s(
-    path: Path, frames: int, numbers: NDArray[np.int64], transform: Transform
+def _time_frame(
+    item: VideoItem, numbers: NDArray[np.int64], transform: Transform
 ) -> tuple[float, float]:
     """Return a frame's seconds to be decoded and made small, and to be augmented."""
     # Reads the file's index, which a run does once, and warms up.
-    next(resized_chunks(known_reader(path, frames), numbers, transform.shrink))
-    began = time.perf_counter()
-    chunks = resized_chunks(known_reader(path, frames), numbers, transform.shrink)
-    read = 0
-    for small in chunks:
-        read += len(small)
-        decoded_s = (time.perf_counter() - began) / read
-        if read * decoded_s > ENOUGH_S:
+    next(resized_chunks(known_reader(item.path, item.frames), numbers, transform.shrink))
+    began, frames = time.perf_counter(), 0
+    reader = known_reader(item.path, item.frames)
+    for small in resized_chunks(reader, numbers, transform.shrink):
+        frames += len(small)
+        decoding_s = time.perf_counter() - began
+        if decoding_s > ENOUGH_S:
             break
     began = time.perf_counter()
     for seed in range(DRAWS):
         finished(small, transform, seed)
-    return decoded_s, (time.perf_counter() - began) / (DRAWS * len(small))
+    return decoding_s / frames, (time.perf_counter() - began) / (DRAWS * len(small))

@@ -7,10 +7,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from extract.sampling.frame_cache import kept_bytes
-from extract.sampling.transforms import PixelConfig, evaluation_transform, train_transform
+from extract.sampling.transforms import evaluation_transform, train_transform
 from extract.sampling.units import CLIP_FRAMES
-from extract.sampling.windows import sampled_frames, sliding_windows
-from extract.transcoding.proxy import SHORT_SIDES
+from extract.sampling.windows import evaluation_windows, sampled_frames
 from train.config import Experiment
 from train.data.loading import EpochSampler
 from train.data.videos import VideoItem
@@ -28,8 +27,7 @@ class Workload:
         windows: training windows in all epochs.
         samples: frames that are decoded for a training window, on average.
         clips: that the network sees of a window, padding included.
-        validations: how often the validation videos are looked at, if there are any;
-            `validation_windows`, `validation_samples`: what is decoded each time.
+        validations: how many there are; `validation_windows`, `validation_samples`: of each.
         videos_bytes, frames: of all training and validation videos.
         cached_frames, cached_bytes: of a cache of decoded frames.
     """
@@ -50,7 +48,7 @@ class Workload:
     cached_bytes: int
 
 
-def count(
+def count_workload(
     config: Experiment,
     training: Sequence[VideoItem],
     validation: Sequence[VideoItem],
@@ -84,7 +82,7 @@ def count(
         clips=sampling.samples // CLIP_FRAMES,
         validations=sum(map(resolved.validates_after, epochs)) if validation else 0,
         validation_windows=sum(
-            len(sliding_windows(item, overlap, sampling)) for item in validation
+            len(evaluation_windows(item, overlap, sampling)) for item in validation
         ),
         validation_samples=sum(samples[item.path] for item in validation),
         videos_bytes=sum(path.stat().st_size for path in every),
@@ -94,23 +92,11 @@ def count(
     )
 
 
-def proxy_side(pixels: PixelConfig) -> int | None:
-    """Return the short side of proxies that serve these inputs; None if no proxy is large enough.
+def cached_block(config: Experiment) -> int | None:
+    """Return the first block that could learn on a stored one; None where none could.
 
-    Random crops of more than a proxy holds are stretched.
-    """
-    least, most = SHORT_SIDES
-    if pixels.size > most:
-        return None
-    wanted = pixels.train_short_side if pixels.random_crop else pixels.size
-    return min(max(wanted + wanted % 2, least), most)
-
-
-def trained_from(config: Experiment) -> int | None:
-    """Return the block from which on adapters could learn on a stored block; None for nowhere.
-
-    Behind the deepest block that `cache.blocks` keeps, or as the config says, or for the last
-    quarter of the blocks.
+    It stands behind the deepest block that `cache.blocks` keeps, or where the config says, or at
+    three quarters of the depth.
     """
     backbone, depth = config.backbone, config.backbone.depth
     kept = [block + 1 for block in config.cache.blocks if block + 1 < depth]
@@ -120,9 +106,9 @@ def trained_from(config: Experiment) -> int | None:
         k = max(kept)
     else:
         k = backbone.first_trainable_block % depth or depth * 3 // 4
-    return k if 0 < k < depth and with_block(config, k).backbone.learns else None
+    return k if 0 < k < depth and freeze_below(config, k).backbone.learns else None
 
 
-def with_block(config: Experiment, k: int) -> Experiment:
+def freeze_below(config: Experiment, k: int) -> Experiment:
     """Return the experiment with blocks and adapters below block k frozen."""
     return replace(config, backbone=replace(config.backbone, trainable_from_block=k))

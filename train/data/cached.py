@@ -20,6 +20,7 @@ from extract.sampling.windows import (
     Direction,
     SamplingConfig,
     Window,
+    evaluation_windows,
     sliding_windows,
     truth_inside,
 )
@@ -52,7 +53,7 @@ def evaluation_spans(
     direction: Direction,
     kind: SpanKind = "window",
 ) -> list[Span]:
-    """Return the sliding windows of all videos, as end-to-end runs see them.
+    """Return the windows that all videos are tested on, as end-to-end runs see them.
 
     Args:
         kind: `video` returns whole videos, which imported features are of.
@@ -62,7 +63,7 @@ def evaluation_spans(
     return [
         window_span(item, window, direction)
         for item in items
-        for window in sliding_windows(item, overlap, sampling)
+        for window in evaluation_windows(item, overlap, sampling)
     ]
 
 

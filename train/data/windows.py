@@ -5,13 +5,13 @@ process makes it: runs are reproducible with any number of them.
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
-from extract.backbone.backbone import Cut
 from extract.sampling.frame_cache import FrameCache
 from extract.sampling.reversal import reverse_segments
 from extract.sampling.transforms import (
@@ -25,95 +25,146 @@ from extract.sampling.windows import (
     Direction,
     SamplingConfig,
     Window,
+    evaluation_windows,
     random_window,
-    sliding_windows,
     truth_inside,
 )
 from extract.video.reader import VideoError
+from train.config import Experiment
 from train.data.batch import Sample, collate
 from train.data.cached import CachedStreams, read_windows, sample_inputs
 from train.data.loading import EpochSampler, balanced_splits, batch_loader, with_substitute
 from train.data.videos import VideoItem
 
 
-class TrainingWindows(Dataset[Sample]):
-    """One random window per video with an action and epoch; indexed by (epoch, position).
+@dataclass(frozen=True)
+class WindowInputs:
+    """How the inputs of windows are made: from frames, or read from stored activations.
 
     Args:
         directions: of every stream.
-        skip_bad: let the next position's window of the same epoch stand in for one that cannot be
-            read.
-        cached: where each stream's stored activations are to be read in place of augmented frames.
-        kept: where small frames are kept, not to be decoded again.
+        skip_bad: let something stand in for a video that cannot be read.
+        cached: each stream's stored activations, which are read in place of frames.
+        frame_cache: holds small frames, so that they are not decoded again.
     """
 
-    def __init__(
-        self,
-        items: Sequence[VideoItem],
-        sampling: SamplingConfig,
-        pixels: PixelConfig,
-        directions: Sequence[Direction],
-        seed: int = 0,
-        skip_bad: bool = False,
+    sampling: SamplingConfig
+    pixels: PixelConfig
+    directions: Sequence[Direction]
+    skip_bad: bool = False
+    cached: CachedStreams | None = None
+    frame_cache: FrameCache | None = None
+
+    @classmethod
+    def of(
+        cls,
+        config: Experiment,
         cached: CachedStreams | None = None,
-        kept: FrameCache | None = None,
-    ) -> None:
+        frame_cache: FrameCache | None = None,
+    ) -> "WindowInputs":
+        """Return the inputs of an experiment's windows."""
+        skip_bad = config.data.bad_videos == "skip"
+        parts = config.sampling, config.pixels, config.directions
+        return cls(*parts, skip_bad, cached, frame_cache)
+
+    def decode(
+        self, item: VideoItem, windows: Sequence[Window], transform: Transform, seed: int = 0
+    ) -> Iterator[tuple[Tensor, ...]]:
+        """Yield the frames of each window as the streams see them.
+
+        Raises:
+            VideoError: the file cannot be read.
+        """
+        if self.frame_cache is not None:
+            decoded = self.frame_cache.frames_of(item.path, item.info, windows, transform, seed)
+        else:
+            digest = item.identity.digest if item.identity else None
+            reader = known_reader(item.path, item.frames, digest)
+            decoded = window_frames(reader, windows, transform, seed)
+        for window, frames in zip(windows, decoded, strict=True):
+            yield tuple(arrange(frames, window, direction) for direction in self.directions)
+
+    def sample(
+        self,
+        item: VideoItem,
+        window: Window,
+        inputs: tuple[Tensor, ...],
+        problem: str | None = None,
+    ) -> Sample:
+        """Return a window's inputs with the truth that every stream learns from."""
+        completeness = self.sampling.min_completeness
+        segments, inside = truth_inside(window, item.segments, completeness)
+        truth = {"forward": segments, "reversed": reverse_segments(segments, window.reflection)}
+        return Sample(
+            video=item.name,
+            window=window,
+            inputs=inputs,
+            mask=torch.from_numpy(window.mask()),
+            segments=tuple(
+                torch.from_numpy(np.ascontiguousarray(truth[direction], np.float32))
+                for direction in self.directions
+            ),
+            labels=torch.from_numpy(item.labels[inside]),
+            problem=problem,
+            start=self.cached.cut if self.cached else None,
+        )
+
+
+class TrainingWindows(Dataset[Sample]):
+    """One random window per video with an action and epoch; indexed by (epoch, position).
+
+    Where a video cannot be read, `inputs.skip_bad` lets the next position's window of the same
+    epoch stand in.
+    """
+
+    def __init__(self, items: Sequence[VideoItem], inputs: WindowInputs, seed: int = 0) -> None:
         self.items = [item for item in items if len(item.segments)]
-        self.sampling, self.directions, self.seed = sampling, directions, seed
-        self.skip_bad, self.cached, self.kept = skip_bad, cached, kept
-        self.transform = train_transform(pixels)
+        self.inputs, self.seed = inputs, seed
+        self.transform = train_transform(inputs.pixels)
 
     def __len__(self) -> int:
         return len(self.items)
 
     def __getitem__(self, key: tuple[int, int]) -> Sample:
         epoch, first = key
-        return with_substitute(lambda *at: self._draw(epoch, *at), first, len(self), self.skip_bad)
+        skip_bad = self.inputs.skip_bad
+        return with_substitute(lambda *at: self._sample(epoch, *at), first, len(self), skip_bad)
 
-    def _draw(self, epoch: int, position: int, problem: str | None) -> Sample:
-        item, of = self.items[position], (self.sampling, self.directions)
+    def _sample(self, epoch: int, position: int, problem: str | None) -> Sample:
+        item, source = self.items[position], self.inputs
         rng = np.random.default_rng((self.seed, epoch, position, 1))
-        if self.cached is not None:
-            window, inputs = sample_inputs(rng, item, *of, self.cached)
-            return _sample(item, window, inputs, *of, start=self.cached.cut)
-        window = random_window(rng, item, item.segments, self.sampling)
+        if source.cached is not None:
+            of = source.sampling, source.directions, source.cached
+            window, inputs = sample_inputs(rng, item, *of)
+            return source.sample(item, window, inputs)
+        window = random_window(rng, item, item.segments, source.sampling)
         seed = int(rng.integers(2**31))
-        (frames,) = _frames(item, [window], self.transform, self.kept, seed)
-        inputs = tuple(arrange(frames, window, d) for d in self.directions)
-        return _sample(item, window, inputs, *of, problem)
+        (inputs,) = source.decode(item, [window], self.transform, seed)
+        return source.sample(item, window, inputs, problem)
 
 
 class EvaluationWindows(IterableDataset[Sample]):
     """A process's share of the sliding windows of all videos, in order, each exactly once.
 
-    Each worker takes a run of neighbouring windows, because they share frames.
+    Each worker takes a run of neighbouring windows, because they share frames. Where a video cannot
+    be read, `inputs.skip_bad` lets one sample with a `problem` stand for its remaining windows.
 
     Args:
         overlap: share of a window that the next one repeats.
-        directions: of every stream.
-        skip_bad: let one sample with a `problem` stand for the windows of a video that do not come.
         rank, processes: which share, of how many.
-        cached: where each stream's stored activations are to be read in place of frames.
-        kept: where small frames are kept, not to be decoded again.
     """
 
     def __init__(
         self,
         items: Sequence[VideoItem],
+        inputs: WindowInputs,
         overlap: float,
-        sampling: SamplingConfig,
-        pixels: PixelConfig,
-        directions: Sequence[Direction],
-        skip_bad: bool = False,
         rank: int = 0,
         processes: int = 1,
-        cached: CachedStreams | None = None,
-        kept: FrameCache | None = None,
     ) -> None:
-        self.items, self.overlap, self.sampling = items, overlap, sampling
-        self.size, self.directions, self.skip_bad = pixels.size, directions, skip_bad
-        self.rank, self.processes, self.cached, self.kept = rank, processes, cached, kept
-        self.transform = evaluation_transform(pixels)
+        self.items, self.inputs, self.overlap = items, inputs, overlap
+        self.rank, self.processes = rank, processes
+        self.transform = evaluation_transform(inputs.pixels)
         self.counts = [len(self._windows(item)) for item in items]
 
     def length(self, workers: int = 0) -> int:
@@ -135,65 +186,26 @@ class EvaluationWindows(IterableDataset[Sample]):
                 yield from self._samples(item, windows)
 
     def _windows(self, item: VideoItem) -> list[Window]:
-        return sliding_windows(item, self.overlap, self.sampling)
+        return evaluation_windows(item, self.overlap, self.inputs.sampling)
 
     def _samples(self, item: VideoItem, windows: list[Window]) -> Iterator[Sample]:
-        of = self.sampling, self.directions
-        if self.cached is not None:
-            read = read_windows(item, windows, *of, self.cached)
-            for window, inputs in zip(windows, read, strict=True):
-                yield _sample(item, window, inputs, *of, start=self.cached.cut)
+        source = self.inputs
+        if source.cached is not None:
+            of = source.sampling, source.directions, source.cached
+            for window, inputs in zip(windows, read_windows(item, windows, *of), strict=True):
+                yield source.sample(item, window, inputs)
             return
         try:
-            decoded = _frames(item, windows, self.transform, self.kept)
-            for window, frames in zip(windows, decoded, strict=True):
-                inputs = tuple(arrange(frames, window, d) for d in self.directions)
-                yield _sample(item, window, inputs, *of)
+            decoded = source.decode(item, windows, self.transform)
+            for window, inputs in zip(windows, decoded, strict=True):
+                yield source.sample(item, window, inputs)
         except VideoError as error:
-            if not self.skip_bad:
+            if not source.skip_bad:
                 raise
-            shape = 3, windows[0].samples, self.size, self.size
-            inputs = (torch.zeros(shape, dtype=torch.uint8),) * len(self.directions)
-            yield _sample(item, windows[0], inputs, *of, str(error))
-
-
-def _frames(
-    item: VideoItem,
-    windows: Sequence[Window],
-    transform: Transform,
-    kept: FrameCache | None,
-    seed: int = 0,
-) -> Iterator[list[Tensor]]:
-    if kept is not None:
-        return kept.frames_of(item.path, item.info, windows, transform, seed)
-    reader = known_reader(item.path, item.frames, item.identity.digest if item.identity else None)
-    return window_frames(reader, windows, transform, seed)
-
-
-def _sample(
-    item: VideoItem,
-    window: Window,
-    inputs: tuple[Tensor, ...],
-    sampling: SamplingConfig,
-    directions: Sequence[Direction],
-    problem: str | None = None,
-    start: Cut | None = None,
-) -> Sample:
-    segments, kept = truth_inside(window, item.segments, sampling.min_completeness)
-    truth = {"forward": segments, "reversed": reverse_segments(segments, window.reflection)}
-    return Sample(
-        video=item.name,
-        window=window,
-        inputs=inputs,
-        mask=torch.from_numpy(window.mask()),
-        segments=tuple(
-            torch.from_numpy(np.ascontiguousarray(truth[direction], np.float32))
-            for direction in directions
-        ),
-        labels=torch.from_numpy(item.labels[kept]),
-        problem=problem,
-        start=start,
-    )
+            size = source.pixels.size
+            black = torch.zeros((3, windows[0].samples, size, size), dtype=torch.uint8)
+            inputs = (black,) * len(source.directions)
+            yield source.sample(item, windows[0], inputs, str(error))
 
 
 def training_loader(

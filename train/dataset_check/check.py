@@ -17,7 +17,7 @@ from train.dataset_check.findings import (
     findings_table,
     findings_to_dict,
 )
-from train.dataset_check.lengths import Suggestion, suggest
+from train.dataset_check.lengths import Suggestion, suggest_windows
 from train.dataset_check.survey import Survey, subsets, survey_dataset
 from train.dataset_check.updates import check_updates, planned_updates
 from train.modeling.points import regression_ranges
@@ -102,7 +102,7 @@ class DatasetCheck:
             [
                 float(length)
                 for item in self.survey.items(config.data.train_subset)
-                for length in lengths.lengths(item, self.survey)
+                for length in lengths.measure_actions(item, self.survey)
             ],
             regression_ranges(config.head.levels, config.training.overlapping_ranges),
             config.sampling.window_size,
@@ -118,7 +118,7 @@ def check_dataset(config: Experiment) -> DatasetCheck:
         ValueError: the annotations cannot be read at all, or the folder of videos is absent.
     """
     seen = survey_dataset(config)
-    return DatasetCheck(seen, run_checks(seen), suggest(seen))
+    return DatasetCheck(seen, run_checks(seen), suggest_windows(seen))
 
 
 def run_checks(seen: Survey) -> list[Finding]:

@@ -18,9 +18,12 @@ from train.dataset_check.findings import Finding, FindingKind
 from train.dataset_check.survey import Survey, subsets
 from train.modeling.points import assign, pyramid_points
 
-UNLIKE = 1.75  # times the usual frame rate: a fixed stride then means quite another motion
-MOSTLY = 0.5  # share of windows that may be padding
-MOST = 95  # per cent of the actions that a window should be able to hold
+UNUSUAL_RATIO = 1.75  # times the usual frame rate: a fixed stride then means quite another motion
+MAX_PADDING = 0.5  # share of windows that may be padding
+COVERED_PERCENT = 95  # of the actions: a window should be able to hold them
+# With THUMOS-14's actions and 30 frames a second this gives the published stride of 4.
+STEPS_OF_SHORT = 6  # feature steps that a short action (the 10th percentile) should span
+ROOM = 3  # windows hold so many times an action of ordinary length (the 95th percentile)
 
 INCOMPLETE = FindingKind(
     "action that no training window holds",
@@ -28,7 +31,7 @@ INCOMPLETE = FindingKind(
     "it is never learned: raise sampling.window_size, take fewer samples a second (sampling.fps "
     "or snippet_stride), or lower min_completeness",
 )
-UNSEEN = FindingKind(
+UNLEARNED = FindingKind(
     "action that no point learns",
     "warning",
     "it lies between two feature steps: raise sampling.fps, or lower snippet_stride",
@@ -56,15 +59,15 @@ RATES = FindingKind(
 
 
 def check_actions(survey: Survey) -> Iterator[Finding]:
-    """Actions that are too long or too short to be learned, or to be told from a moment."""
+    """Yield the actions that are too long or too short to be learned, or to have boundaries."""
     for subset in subsets(survey.config.data):
         for item in survey.items(subset):
-            steps = lengths(item, survey)
+            steps = measure_actions(item, survey)
             kinds: list[FindingKind | None] = [SHORT if length < 1 else None for length in steps]
             if subset == survey.config.data.train_subset:
-                for place in np.flatnonzero(unseen(item, survey)):
-                    kinds[place] = UNSEEN
-                for place in np.flatnonzero(~complete(item, survey)):
+                for place in np.flatnonzero(find_unlearned(item, survey)):
+                    kinds[place] = UNLEARNED
+                for place in np.flatnonzero(~find_complete(item, survey)):
                     kinds[place] = INCOMPLETE
             entries = survey.entry_indices(item.name, len(item.truth))
             for kind, truth, entry, length in zip(kinds, item.truth, entries, steps, strict=True):
@@ -79,16 +82,16 @@ def _of_action(kind: FindingKind, video: str, truth: Segment, entry: int, steps:
     return Finding(kind, text, video, entry, numbers)
 
 
-def lengths(item: VideoItem, survey: Survey) -> NDArray[np.floating]:
+def measure_actions(item: VideoItem, survey: Survey) -> NDArray[np.floating]:
     """Return the lengths of a video's actions in feature steps, [G]."""
     steps = _windows(item, survey)[0].to_steps(item.segments)
     return steps[:, 1] - steps[:, 0]
 
 
-def complete(item: VideoItem, survey: Survey) -> NDArray[np.bool_]:
+def find_complete(item: VideoItem, survey: Survey) -> NDArray[np.bool_]:
     """Return which of a video's actions some training window holds completely enough, [G]."""
     sampling = survey.config.sampling
-    held = lengths(item, survey) <= sampling.window_size
+    held = measure_actions(item, survey) <= sampling.window_size
     last = _windows(item, survey)[-1]
     for place in np.flatnonzero(~held):
         # No window holds more of a long action than the one that begins with it.
@@ -98,7 +101,7 @@ def complete(item: VideoItem, survey: Survey) -> NDArray[np.bool_]:
     return held
 
 
-def unseen(item: VideoItem, survey: Survey) -> NDArray[np.bool_]:
+def find_unlearned(item: VideoItem, survey: Survey) -> NDArray[np.bool_]:
     """Return which of a video's actions lie within a window, but no point learns, [G]."""
     missed = np.zeros(len(item.segments), np.bool_)
     windows = _windows(item, survey)
@@ -111,7 +114,7 @@ def unseen(item: VideoItem, survey: Survey) -> NDArray[np.bool_]:
         mine = np.flatnonzero(nearest == number)
         steps = windows[number].to_steps(item.segments[mine])
         inside = (steps[:, 0] >= 0) & (steps[:, 1] <= windows[number].valid)
-        # Each alone: another that is shorter takes points, but then they learn that one.
+        # Each alone: a shorter action may take its points, but then they learn that one.
         alone = torch.from_numpy(steps[inside]).unsqueeze(1)
         targets = assign(points, alone, torch.zeros(len(alone), 1, dtype=torch.long), 1)
         missed[mine[inside]] = ~targets.classes.bool().any(-1).any(-1).numpy()
@@ -119,22 +122,22 @@ def unseen(item: VideoItem, survey: Survey) -> NDArray[np.bool_]:
 
 
 def check_windows(survey: Survey) -> Iterator[Finding]:
-    """Windows that are too short for the actions or too long for the videos."""
+    """Yield what is wrong with windows: too short for the actions, too long for the videos."""
     sampling, items = survey.config.sampling, survey.items(survey.config.data.train_subset)
-    steps = np.concatenate([np.zeros(0), *(lengths(item, survey) for item in items)])
+    steps = np.concatenate([np.zeros(0), *(measure_actions(item, survey) for item in items)])
     size = sampling.window_size
-    if len(steps) and np.percentile(steps, MOST) > size:
+    if len(steps) and np.percentile(steps, COVERED_PERCENT) > size:
         share = float((steps > size).mean())
         text = f"sampling.window_size {size}: {share:.0%} of the training actions are longer"
         yield Finding(NARROW, text, numbers={"window_size": size, "share": share})
     valid = [_windows(item, survey)[0].valid for item in items]
-    if valid and (padding := 1 - float(np.mean(valid)) / size) > MOSTLY:
+    if valid and (padding := 1 - float(np.mean(valid)) / size) > MAX_PADDING:
         text = f"sampling.window_size {size}: {padding:.0%} of the training windows is padding"
         yield Finding(PADDED, text, numbers={"window_size": size, "padding": padding})
 
 
 def check_frame_rates(survey: Survey) -> Iterator[Finding]:
-    """Videos in which a fixed stride means quite another time than in most."""
+    """Yield the videos in which a fixed stride lasts much longer or shorter than in most."""
     sampling = survey.config.sampling
     if sampling.method == "resize" or sampling.fps is not None or not survey.files:
         return
@@ -142,7 +145,7 @@ def check_frame_rates(survey: Survey) -> Iterator[Finding]:
     stride = sampling.snippet_stride
     for name, file in survey.files.items():
         fps = file.index.fps
-        if not 1 / UNLIKE < fps / usual < UNLIKE:
+        if not 1 / UNUSUAL_RATIO < fps / usual < UNUSUAL_RATIO:
             text = (
                 f"{name}: {fps:.2f} frames/s, a feature step is {stride / fps:.3f} s; "
                 f"usually {usual:.2f} frames/s and {stride / usual:.3f} s"
@@ -153,13 +156,6 @@ def check_frame_rates(survey: Survey) -> Iterator[Finding]:
 
 def _windows(item: VideoItem, survey: Survey) -> list[Window]:
     return sliding_windows(item, 0.5, survey.config.sampling)
-
-
-# With THUMOS-14's actions and 30 frames a second this gives the published stride of 4.
-STEPS_OF_SHORT = 6  # feature steps that a short action (the 10th percentile) should span
-
-
-ROOM = 3  # windows hold so many times an action of ordinary length (the 95th percentile)
 
 
 @dataclass(frozen=True)
@@ -179,7 +175,7 @@ class Suggestion:
         return {"window_size": self.window_size, self.setting: self.pace, "reason": self.reason}
 
 
-def suggest(survey: Survey) -> Suggestion | None:
+def suggest_windows(survey: Survey) -> Suggestion | None:
     """Return windows that suit the training actions; None where there is nothing to go by."""
     config, sampling = survey.config, survey.config.sampling
     items = survey.items(config.data.train_subset)

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from accelerate import Accelerator
 from accelerate.utils import gather_object
@@ -17,6 +17,7 @@ from configs.messages import truncated
 from evaluate.annotations import Detection, Segment
 from evaluate.files.video_scores import assign_classes, read_video_scores
 from evaluate.mean_ap import MeanAP, mean_average_precision
+from evaluate.metrics.scored import ScoredDetections
 from evaluate.reports.launches import FINISHED, Launch, new_launch
 from extract.activations.stored import Counts
 from extract.sampling.frame_cache import FrameCache
@@ -34,7 +35,7 @@ from train.data.videos import (
     load_annotations,
     load_items,
 )
-from train.data.windows import EvaluationWindows, evaluation_loader
+from train.data.windows import EvaluationWindows, WindowInputs, evaluation_loader
 from train.detector.model import Detector
 from train.detector.postprocess import Answers, Candidates, merge_windows, predict_windows
 from train.detector.setup import activations_of
@@ -66,18 +67,8 @@ def window_loader(
         kept: cache of small frames, if they will be read again.
     """
     rank, count = accelerator.process_index, accelerator.num_processes
-    windows = EvaluationWindows(
-        items,
-        overlap,
-        config.sampling,
-        config.pixels,
-        config.directions,
-        config.data.bad_videos == "skip",
-        rank,
-        count,
-        cached,
-        kept,
-    )
+    inputs = WindowInputs.of(config, cached, kept)
+    windows = EvaluationWindows(items, inputs, overlap, rank, count)
     return evaluation_loader(windows, config.evaluation.batch_size, config.training.workers)
 
 
@@ -204,13 +195,6 @@ def _check_classes(truth: Truth, found: Mapping[str, Sequence[Detection]]) -> No
         )
 
 
-class DetectionScores(NamedTuple):
-    """Scores of the detector's answer and, if there are several streams, of each alone."""
-
-    result: MeanAP
-    streams: dict[str, MeanAP]
-
-
 @dataclass(frozen=True)
 class Evaluation:
     """A checkpoint's detections in a subset. `score` scores them later, so that they can be saved
@@ -246,14 +230,14 @@ class Evaluation:
     def has_truth(self) -> bool:
         return any(item.truth for item in self.items)
 
-    def truth(self) -> Truth:
-        """Return the annotations of the videos that count, with labels as detections have."""
+    def _truth(self) -> Truth:
+        """Return what is annotated of the videos that count, with labels as detections have."""
         found = {item.name: item.truth for item in self.items if item.name in self.detections}
         config = self.detector.config
         return relabel_truth(found, config.data, config.evaluation)
 
-    def score(self) -> DetectionScores:
-        """Return the scores at the config's tIoUs.
+    def score(self) -> ScoredDetections:
+        """Return the scores at the config's tIoUs, and each stream's of several.
 
         Raises:
             ValueError: no class of `evaluation.video_scores` is annotated.
@@ -262,9 +246,8 @@ class Evaluation:
             name: score_detections(self.items, found, self.detector)
             for name, found in self.of_streams.items()
         }
-        return DetectionScores(
-            score_detections(self.items, self.detections, self.detector), streams
-        )
+        result = score_detections(self.items, self.detections, self.detector)
+        return ScoredDetections(self._truth(), self.detections, result, streams, self.skipped)
 
     def finished_launch(self) -> Launch:
         """Return the record of this evaluation, which ends now."""

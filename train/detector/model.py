@@ -16,12 +16,12 @@ from extract.backbone.tada_backbone import TAdaBackbone, load_tada_trunk
 from extract.backbone.videomae import VideoMAE
 from extract.checkpoints.layouts import ADDED
 from extract.checkpoints.strict import Coverage, load_state_dict_strict
-from extract.sampling.windows import Window, sliding_windows
+from extract.sampling.windows import Window, evaluation_windows
 from extract.tada.tada2d import TAda2D
 from train.config import Experiment
 from train.data.batch import Batch
 from train.data.videos import VideoItem, probe_item
-from train.data.windows import EvaluationWindows, evaluation_loader
+from train.data.windows import EvaluationWindows, WindowInputs, evaluation_loader
 from train.detector.curves import ScoreCurves
 from train.detector.postprocess import Answer, Answers, merge_windows, predict_windows
 from train.engine.checkpoint import Checkpoint, load_checkpoint
@@ -274,9 +274,8 @@ class Detector(nn.Module):
                 "evaluate/run.py --cache scores it on features that were imported"
             )
         sampling, evaluation = self.config.sampling, self.config.evaluation
-        windows = EvaluationWindows(
-            [item], sampling.test_overlap, sampling, self.config.pixels, self.config.directions
-        )
+        inputs = WindowInputs(sampling, self.config.pixels, self.config.directions)
+        windows = EvaluationWindows([item], inputs, sampling.test_overlap)
         curves = ScoreCurves.empty(item, self.windows(item)[0].step, len(self.classes))
 
         def predict_and_add(batch: Batch) -> Answers:
@@ -298,7 +297,7 @@ class Detector(nn.Module):
     def windows(self, item: VideoItem) -> list[Window]:
         """Return the windows of a video that `detect_with_scores` runs over."""
         sampling = self.config.sampling
-        return sliding_windows(item, sampling.test_overlap, sampling)
+        return evaluation_windows(item, sampling.test_overlap, sampling)
 
     @torch.no_grad()
     def count_parameters(self) -> dict[str, int]:

@@ -24,8 +24,13 @@ from train.data.cached import CachedStreams, window_span
 from train.data.frame_rates import frame_rate_range
 from train.data.loading import EpochSampler
 from train.data.videos import VideoItem, format_skipped
-from train.data.windows import TrainingWindows, training_loader
-from train.detector.evaluation import OnFeatures, detect_subset, score_detections, window_loader
+from train.data.windows import TrainingWindows, WindowInputs, training_loader
+from train.detector.evaluation import (
+    OnFeatures,
+    detect_subset,
+    score_detections,
+    window_loader,
+)
 from train.detector.model import Detector
 from train.modeling.losses import PositivesAverage, detection_losses, positive_points
 from train.modeling.points import Targets, assign_batch, pyramid_mask, pyramid_points
@@ -74,16 +79,8 @@ class DetectionTask:
         self.activations, self.counts, self.total = activations, Counts(), Counts()
         self.counts_activations = cached is not None or bool(activations)
         self.levels = config.head.levels
-        self.dataset = TrainingWindows(
-            training,
-            config.sampling,
-            config.pixels,
-            config.directions,
-            config.training.seed,
-            config.data.bad_videos == "skip",
-            cached,
-            kept,
-        )
+        inputs = WindowInputs.of(config, cached, kept)
+        self.dataset = TrainingWindows(training, inputs, config.training.seed)
         if not self.dataset.items:
             raise ValueError(f"no video of subset '{config.data.train_subset}' has an action")
         self.videos = [item.name for item in self.dataset.items]

@@ -1,0 +1,75 @@
+"""Predictions files and the truth that they are scored against."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from configs.loader import load
+from evaluate.annotations import Detection, Segment, read_annotations, select_videos
+from evaluate.files.predictions import join_predictions, read_predictions, scoring_problems
+from evaluate.mean_ap import mean_average_precision
+from evaluate.metrics.scored import ScoredDetections
+from evaluate.nms import NmsConfig
+from train.config import Experiment
+from train.data.videos import load_annotations
+
+THUMOS_TIOUS = (0.3, 0.4, 0.5, 0.6, 0.7)
+
+
+@dataclass(frozen=True)
+class LoadedPredictions:
+    """The detections of one or several files, and the truth of a subset.
+
+    Args:
+        problems: what in the detections cannot score.
+    """
+
+    detections: Mapping[str, Sequence[Detection]]
+    truth: Mapping[str, Sequence[Segment]]
+    subset: str
+    tious: Sequence[float]
+    problems: Sequence[str]
+
+    def score(self) -> ScoredDetections:
+        """Return the scores at the tIoUs.
+
+        Raises:
+            ValueError: there is no truth, or a number is not finite.
+        """
+        result = mean_average_precision(self.truth, self.detections, self.tious)
+        return ScoredDetections(self.truth, self.detections, result)
+
+
+def load_predictions(
+    paths: Sequence[Path],
+    config: Path | None = None,
+    overrides: Sequence[str] = (),
+    annotations: Path | None = None,
+    subset: str | None = None,
+    tious: Sequence[float] = THUMOS_TIOUS,
+) -> LoadedPredictions:
+    """Return what files hold, joined and suppressed anew if there are several, with its truth.
+
+    Args:
+        config, overrides: an experiment, which brings annotations and tIoUs.
+        annotations, tious: used where there is no config; annotations and subset are needed then.
+        subset: default: the config's test subset.
+
+    Raises:
+        ValueError: a file is absent or malformed.
+    """
+    files, nms = [read_predictions(path) for path in paths], NmsConfig()
+    if config:
+        experiment = load(Experiment, config, overrides)
+        annotated = load_annotations(experiment.data)
+        tious, nms = experiment.evaluation.tious, experiment.evaluation.nms
+        subset = subset or experiment.data.test_subset
+    else:
+        assert annotations is not None and subset is not None
+        if not annotations.exists():
+            raise ValueError(f"--annotations: there is no file or folder {annotations}")
+        annotated = read_annotations(annotations)
+    truth = {video.name: video.segments for video in select_videos(annotated, subset)}
+    found = files[0] if len(files) == 1 else join_predictions(files, nms)
+    problems = scoring_problems(found, truth, annotated.classes, subset)
+    return LoadedPredictions(found, truth, subset, tious, problems)
