@@ -25,7 +25,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchvision.transforms import v2
 
+from cache.store import Store
 from configs.loader import load
+from extract.backbone.backbone import BackboneConfig
+from extract.backbone.videomae import TrunkConfig
 from extract.demo import DemoConfig, write_dataset
 from extract.identity.digest import video_digest
 from extract.sampling import frame_cache as module
@@ -46,9 +49,13 @@ from tests.test_disk import files_end_at
 from tests.test_e2e import DEMO, QUICK, build, script, the_same_curve
 from train.config import Experiment
 from train.data.batch import Sample
+from train.data.cached import evaluation_spans
 from train.data.videos import VideoItem, load_annotations, load_items, probe_item, with_digest
 from train.data.windows import EvaluationWindows, TrainingWindows, evaluation_loader
-from train.detector.setup import open_frame_cache
+from train.detector.setup import activations_of, open_frame_cache
+from train.detector.sources import build_detector
+from train.detector.training import DetectionTask
+from train.modeling.actionformer import HeadConfig
 
 WINDOW = SamplingConfig(window_size=32, snippet_stride=2)
 RESIZE = SamplingConfig("resize", window_size=32)
@@ -495,6 +502,44 @@ def test_damaged_files_are_counted_in_few_lines(
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 6 and "32 files of frames were damaged" in lines[-1]
     assert not small_files(cache)
+
+
+def test_validation_stores_no_features_of_damaged_frames(
+    config: Experiment, tmp_path: Path, accelerator: Accelerator
+) -> None:
+    small = BackboneConfig(TrunkConfig(32, 2, 2, image_size=32))
+    config = replace(config, backbone=small, head=HeadConfig(width=16, heads=2, levels=3))
+    config = replace(config, training=replace(config.training, workers=0))
+    items, cache = loaded(config, "test"), cache_of(config)
+    torch.manual_seed(0)
+    detector = build_detector(config, load_annotations(config.data).classes).eval()
+    (spans,) = (
+        evaluation_spans(items, config.sampling.validation_overlap, config.sampling, direction)
+        for direction in config.directions
+    )
+    stored = []
+    for name in ("whole", "damaged"):
+        for file in small_files(cache):  # the second time
+            content = bytearray(file.read_bytes())
+            content[len(content) // 2] ^= 128
+            file.write_bytes(content)
+        with Store.open(tmp_path / name, "a") as store:
+            activations = activations_of(detector, store, ["weights.pt"])
+            task = DetectionTask(
+                detector,
+                loaded(config),
+                items,
+                accelerator,
+                activations=activations,
+                kept=cache,
+            )
+            task.validate()
+            task.close()
+            store.refresh()
+            place = activations[0].cached_cuts()["features"]
+            stored.append([place.read(span) for span in spans])
+    assert len(small_files(cache)) == len(items) == int(cache._damaged)
+    assert all(map(torch.equal, *stored))
 
 
 @pytest.mark.slow

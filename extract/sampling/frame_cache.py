@@ -5,9 +5,10 @@ window of the experiment can ask for. Its name hashes the video and the settings
 
 Behind the array stands an index, which numpy does not see: a CRC-32C per frame, uint32 [n]; height
 and width, uint32; and a CRC-32C of these, of the file's name and of the libraries that made it.
-Every frame is checked whenever it is read (a percent of what a training sample costs), so that
-nothing is read for the check alone, and damage that comes later is noticed, too. A file that is
-damaged, that other versions of the libraries made, or that is older than checksums is made anew.
+Every frame is checked whenever it is read, so that nothing is read for the check alone, and damage
+that comes later is noticed, too. (Of the time of a training sample that is 0.3 % with the published
+augmentation, 5 % with crop and flip alone.) A file that is damaged, that other versions of the
+libraries made, or that is older than checksums is made anew.
 """
 
 import io
