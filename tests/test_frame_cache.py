@@ -765,6 +765,29 @@ def test_a_video_that_is_replaced_while_it_is_decoded_is_not_kept(
     assert not list(folder.iterdir())
 
 
+def test_no_frame_of_a_video_that_grows_while_a_window_is_decoded_is_given_out(
+    clip: tuple[VideoItem, Tensor, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where frames cannot be kept, either."""
+    path = Path(shutil.copy(clip[0].path, tmp_path / "video.mp4"))
+    item, cache = with_digest(probe_item(path)), FrameCache(tmp_path, WINDOW)
+    cache._given_up.add(cache.file(item.info, SQUARE))
+    windows = sliding_windows(item.frames, 0.0, replace(WINDOW, window_size=16))
+
+    def growing(*arguments: Any) -> Iterator[NDArray[np.uint8]]:
+        chunks = resized_chunks(*arguments)
+        yield next(chunks)
+        with path.open("ab") as file:
+            file.write(bytes(8))
+        yield from chunks
+
+    monkeypatch.setattr(module, "resized_chunks", growing)
+    found = cache.frames_of(item.path, item.info, windows, evaluation_transform(PIXELS))
+    assert torch.equal(torch.stack(next(found)), clip[1][:16])
+    with pytest.raises(VideoError, match="was replaced during the run"):
+        next(found)
+
+
 def test_a_video_comes_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """However long it is, only a few chunks are held at a time."""
     item = numbered(tmp_path / "videos", 250)

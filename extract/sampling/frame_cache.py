@@ -185,7 +185,9 @@ class FrameCache:
             except _UnusableError as found:
                 damaged = found
         reader = known_reader(path, video.frames, video.digest)
-        yield from resized_chunks(reader, wanted[start:], to)
+        for chunk in resized_chunks(reader, wanted[start:], to):
+            check_unchanged(path, video.digest)  # validation stores features of it for good
+            yield chunk
 
     def _open_or_make(
         self,
