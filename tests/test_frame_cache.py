@@ -25,7 +25,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchvision.transforms import v2
 
+from cache.store import Store
 from configs.loader import load
+from extract.backbone.backbone import BackboneConfig
+from extract.backbone.videomae import TrunkConfig
 from extract.demo import DemoConfig, write_dataset
 from extract.identity.digest import video_digest
 from extract.sampling import frame_cache as module
@@ -46,6 +49,7 @@ from tests.test_disk import files_end_at
 from tests.test_e2e import DEMO, QUICK, build, script, the_same_curve
 from train.config import Experiment
 from train.data.batch import Sample
+from train.data.cached import evaluation_spans
 from train.data.videos import VideoItem, load_annotations, load_items, probe_item, with_digest
 from train.data.windows import (
     EvaluationWindows,
@@ -53,7 +57,10 @@ from train.data.windows import (
     WindowInputs,
     evaluation_loader,
 )
-from train.detector.setup import open_frame_cache
+from train.detector.setup import activations_of, open_frame_cache
+from train.detector.sources import build_detector
+from train.detector.training import DetectionTask
+from train.modeling.actionformer import HeadConfig
 
 WINDOW = SamplingConfig(window_size=32, snippet_stride=2)
 RESIZE = SamplingConfig("resize", window_size=32)
@@ -292,8 +299,8 @@ FOREIGN = {
 }
 
 
-@pytest.mark.parametrize("content", [*FOREIGN, "truncated", "too long"])
-def test_what_does_not_fit_is_told_once_and_made_anew(
+@pytest.mark.parametrize("content", [*FOREIGN, "truncated", "too long", "without checksums"])
+def test_what_is_no_such_file_is_reported_once_and_made_anew(
     clip: tuple[VideoItem, Tensor, bytes],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -302,12 +309,15 @@ def test_what_does_not_fit_is_told_once_and_made_anew(
     item, expected, good = clip
     cache = FrameCache(tmp_path, WINDOW)
     file = cache.file(item.info, SQUARE)
-    file.write_bytes({"truncated": good[:-1], "too long": good + b"\0", **FOREIGN}[content])
+    changed = {"truncated": good[:-1], "too long": good + b"\0"}
+    changed["without checksums"] = good[: 128 + expected.numel()]  # as versions before wrote it
+    file.write_bytes((changed | FOREIGN)[content])
     for _ in range(2):
         assert torch.equal(read(cache, item), expected)
     assert file.read_bytes() == good and small_files(cache) == [file]
-    told = capsys.readouterr().out
-    assert told == f"warning: {file}: is damaged or no file of frames; it is made anew\n"
+    printed = capsys.readouterr().out
+    assert printed.startswith(f"warning: {tmp_path}: 1 file of frames was damaged")
+    assert file.name in printed and printed.count("\n") == 1
 
 
 @settings(max_examples=60, deadline=None)
@@ -332,6 +342,229 @@ def test_headers_of_any_bytes_are_met(
     cache.file(item.info, SQUARE).write_bytes((bytes(header) + good[128:])[:end])
     assert torch.equal(read(cache, item), expected)
     shutil.rmtree(folder)
+
+
+@settings(max_examples=150, deadline=None)
+@given(bits=st.lists(st.integers(0, 2**31), min_size=1, max_size=3))
+def test_flipped_bits_anywhere_never_reach_a_sample(
+    clip: tuple[VideoItem, Tensor, bytes], tmp_path_factory: pytest.TempPathFactory, bits: list[int]
+) -> None:
+    """In header, pixels and index alike; the file is mended."""
+    item, expected, good = clip
+    content = bytearray(good)
+    for bit in bits:
+        content[bit // 8 % len(content)] ^= 1 << bit % 8
+    folder = tmp_path_factory.mktemp("flipped")
+    cache = FrameCache(folder, WINDOW)
+    file = cache.file(item.info, SQUARE)
+    file.write_bytes(content)
+    assert torch.equal(read(cache, item), expected) and file.read_bytes() == good
+    shutil.rmtree(folder)
+
+
+def test_every_byte_of_header_and_index_is_checked(
+    clip: tuple[VideoItem, Tensor, bytes], tmp_path: Path
+) -> None:
+    """Opening the file is enough to notice: no frame need be read."""
+    item, expected, good = clip
+    file = FrameCache(tmp_path, WINDOW).file(item.info, SQUARE)
+    pixels = range(128, 128 + expected.numel())
+    file.write_bytes(good)
+    module._open_frames(file, len(expected), SQUARE).file.close()
+    for place in {*range(len(good))} - {*pixels}:
+        file.write_bytes(good[:place] + bytes([good[place] ^ 16]) + good[place + 1 :])
+        with pytest.raises(module._UnusableError):
+            module._open_frames(file, len(expected), SQUARE)
+
+
+def test_files_that_end_anywhere_are_made_anew(
+    clip: tuple[VideoItem, Tensor, bytes], tmp_path: Path
+) -> None:
+    item, expected, good = clip
+    for end in (
+        *range(0, 200, 9),
+        *range(200, len(good), 4001),
+        *range(len(good) - 160, len(good)),
+    ):
+        cache = FrameCache(tmp_path, WINDOW)
+        cache.file(item.info, SQUARE).write_bytes(good[:end])
+        assert torch.equal(read(cache, item), expected)
+
+
+@pytest.mark.parametrize("how", ["flipped", "cut", "removed"])
+def test_damage_that_comes_while_a_file_is_read(
+    clip: tuple[VideoItem, Tensor, bytes], tmp_path: Path, how: str
+) -> None:
+    """Frames that were given out before stay right, and so are those that follow."""
+    item, expected, good = clip
+    cache = FrameCache(tmp_path, WINDOW)
+    file = cache.file(item.info, SQUARE)
+    file.write_bytes(good)
+    windows = sliding_windows(item.frames, 0.0, replace(WINDOW, window_size=16))
+    found = cache.frames_of(item.path, item.info, windows, evaluation_transform(PIXELS))
+    frames = next(found)
+    if how == "removed":
+        file.unlink()
+    else:
+        with file.open("r+b") as opened:
+            opened.truncate(len(good) // 2) if how == "cut" else opened.seek(len(good) // 2)
+            opened.write(bytes(1000))
+    frames += [frame for window in found for frame in window]
+    assert torch.equal(torch.stack(frames), expected)
+    assert torch.equal(read(cache, item), expected) and file.read_bytes() == good
+
+
+def test_a_file_under_the_name_of_another_is_noticed(tmp_path: Path) -> None:
+    """As a file system that was repaired may leave it."""
+    (folder := tmp_path / "frames").mkdir()
+    one, other = numbered(tmp_path / "videos", 64), numbered(tmp_path / "others", 63)
+    cache, expected = FrameCache(folder, WINDOW), []
+    for item in (one, other):
+        expected.append(read(cache, item))
+    shutil.copy(cache.file(one.info, SQUARE), cache.file(other.info, SQUARE))
+    assert torch.equal(read(cache, other), expected[1])
+
+
+@pytest.mark.parametrize("library", ["av", "decord", "torch", "torchvision"])
+def test_frames_of_other_versions_are_made_anew(
+    clip: tuple[VideoItem, Tensor, bytes],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    library: str,
+) -> None:
+    item, expected, good = clip
+    cache = FrameCache(tmp_path, WINDOW)
+    cache.file(item.info, SQUARE).write_bytes(good)
+    assert f"{library} " in module.MADE_BY
+    monkeypatch.setattr(module, "MADE_BY", module.MADE_BY.replace(f"{library} ", f"{library} 9"))
+    assert torch.equal(read(cache, item), expected)
+    assert cache.file(item.info, SQUARE).read_bytes()[:-4] == good[:-4]
+    assert cache.file(item.info, SQUARE).read_bytes() != good
+
+
+@pytest.mark.parametrize("part", ["index", "pixels"])
+def test_damage_in_a_folder_that_cannot_be_written(
+    clip: tuple[VideoItem, Tensor, bytes],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    part: str,
+) -> None:
+    """It is decoded instead, and reported once."""
+    item, expected, good = clip
+    cache = FrameCache(tmp_path, WINDOW)
+    file = cache.file(item.info, SQUARE)
+    at = len(good) - 1 if part == "index" else len(good) // 2
+    file.write_bytes(good[:at] + bytes([good[at] ^ 1]) + good[at + 1 :])
+
+    def refuse(path: Path, *_: Any, **__: Any) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    for _ in range(3):
+        assert torch.equal(read(cache, item), expected)
+    printed = capsys.readouterr().out
+    assert "1 file of frames was damaged" in printed and "Permission denied" in printed
+    monkeypatch.undo()
+    assert small_files(cache) == [file] and printed.count("\n") <= 3
+
+
+def test_a_disk_that_damages_everything_is_given_up(
+    clip: tuple[VideoItem, Tensor, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file is made anew once by a process, not for every window."""
+    item, expected, _ = clip
+    written = 0
+    write = FrameCache._write
+
+    def damaging(self: FrameCache, aside: Path, *rest: Any) -> bool:
+        nonlocal written
+        written += 1
+        done = write(self, aside, *rest)
+        with aside.open("r+b") as file:
+            file.seek(1000)
+            file.write(b"\1\2\3")
+        return done
+
+    monkeypatch.setattr(FrameCache, "_write", damaging)
+    cache = FrameCache(tmp_path, WINDOW)
+    for _ in range(4):
+        assert torch.equal(read(cache, item), expected)
+    assert written == 2 and not small_files(cache)
+
+
+def test_damaged_files_are_counted_in_few_lines(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By a process and its loader workers together."""
+    cache = FrameCache(tmp_path, WINDOW)
+    for number in range(40):
+        file = tmp_path / f"{number}.npy"
+        file.write_bytes(b"damaged")
+        cache._discard(file, module._UnusableError(file.stat()))
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 6 and "32 files of frames were damaged" in lines[-1]
+    assert not small_files(cache)
+
+
+def test_validation_stores_no_features_of_damaged_frames(
+    config: Experiment, tmp_path: Path, accelerator: Accelerator
+) -> None:
+    small = BackboneConfig(TrunkConfig(32, 2, 2, image_size=32))
+    config = replace(config, backbone=small, head=HeadConfig(width=16, heads=2, levels=3))
+    config = replace(config, training=replace(config.training, workers=0))
+    items, cache = loaded(config, "test"), cache_of(config)
+    torch.manual_seed(0)
+    detector = build_detector(config, load_annotations(config.data).classes).eval()
+    (spans,) = (
+        evaluation_spans(items, config.sampling.validation_overlap, config.sampling, direction)
+        for direction in config.directions
+    )
+    stored = []
+    for name in ("whole", "damaged"):
+        for file in small_files(cache):  # the second time
+            content = bytearray(file.read_bytes())
+            content[len(content) // 2] ^= 128
+            file.write_bytes(content)
+        with Store.open(tmp_path / name, "a") as store:
+            activations = activations_of(detector, store, ["weights.pt"])
+            task = DetectionTask(
+                detector,
+                loaded(config),
+                items,
+                accelerator,
+                activations=activations,
+                kept=cache,
+            )
+            task.validate()
+            task.close()
+            store.refresh()
+            place = activations[0].cached_cuts()["features"]
+            stored.append([place.read(span) for span in spans])
+    assert len(small_files(cache)) == len(items) == int(cache._damaged)
+    assert all(map(torch.equal, *stored))
+
+
+@pytest.mark.slow
+def test_loader_workers_notice_damage(config: Experiment) -> None:
+    """Every frame of every window that workers give out is right; they share one count."""
+    items, cache = loaded(config, "test"), cache_of(config)
+
+    def windows(kept: FrameCache | None) -> EvaluationWindows:
+        return EvaluationWindows(items, WindowInputs.of(config, frame_cache=kept), 0.5)
+
+    expected = list(windows(cache))
+    damaged = small_files(cache)
+    for file in damaged:
+        content = bytearray(file.read_bytes())
+        content[len(content) // 2] ^= 4
+        file.write_bytes(content)
+    batches = evaluation_loader(windows(cache), 1, 2)
+    found = {(batch.videos[0], batch.windows[0].start): batch.inputs[0][0] for batch in batches}
+    assert len(found) == len(expected) > len(damaged) > 1
+    for sample in expected:
+        assert torch.equal(found[sample.video, sample.window.start], sample.inputs[0])
+    assert len(damaged) <= int(cache._damaged) <= 2 * len(damaged)
 
 
 def test_two_writers_at_once_are_harmless(
@@ -382,7 +615,7 @@ def test_what_has_no_room_is_decoded(
     items = [numbered(tmp_path / "videos", count) for count in (64, 66, 68)]
     expected = [read(FrameCache(tmp_path / "nowhere", WINDOW), item) for item in items]
     (folder := tmp_path / "frames").mkdir()
-    bytes_each = 34 * 32 * 32 * 3 + 128
+    bytes_each = 34 * 32 * 32 * 3 + 128 + 4 * (34 + 3)
     cache = FrameCache(folder, WINDOW, 1.9 * bytes_each / 1e9 if bound == "limit" else None)
     if bound == "disk":
         monkeypatch.setattr(module, "RESERVE", 10**9)
@@ -398,8 +631,10 @@ def test_what_has_no_room_is_decoded(
         for item, want in zip(items, expected, strict=True):
             assert torch.equal(read(cache, item), want)
     assert small_files(cache) == [cache.file(items[0].info, SQUARE)]
-    told = capsys.readouterr().out
-    assert "No such file" in told and told.count("\n") == 3  # of the folder that is nowhere alone
+    printed = capsys.readouterr().out
+    assert (
+        "No such file" in printed and printed.count("\n") == 3
+    )  # of the folder that is nowhere alone
 
 
 def test_a_disk_that_fills_up_costs_nothing(
@@ -412,8 +647,8 @@ def test_a_disk_that_fills_up_costs_nothing(
             for _ in range(2):
                 assert torch.equal(read(cache, item), expected)
         assert not small_files(cache)
-    told = capsys.readouterr().out
-    assert told == (
+    printed = capsys.readouterr().out
+    assert printed == (
         f"warning: {tmp_path}: {os.strerror(errno.EFBIG)}; videos whose frames cannot be kept "
         "there are decoded in every epoch\n"
     )
@@ -531,6 +766,29 @@ def test_a_video_that_is_replaced_while_it_is_decoded_is_not_kept(
     assert not list(folder.iterdir())
 
 
+def test_no_frame_of_a_video_that_grows_while_a_window_is_decoded_is_given_out(
+    clip: tuple[VideoItem, Tensor, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where frames cannot be kept, either."""
+    path = Path(shutil.copy(clip[0].path, tmp_path / "video.mp4"))
+    item, cache = with_digest(probe_item(path)), FrameCache(tmp_path, WINDOW)
+    cache._given_up.add(cache.file(item.info, SQUARE))
+    windows = sliding_windows(item.frames, 0.0, replace(WINDOW, window_size=16))
+
+    def growing(*arguments: Any) -> Iterator[NDArray[np.uint8]]:
+        chunks = resized_chunks(*arguments)
+        yield next(chunks)
+        with path.open("ab") as file:
+            file.write(bytes(8))
+        yield from chunks
+
+    monkeypatch.setattr(module, "resized_chunks", growing)
+    found = cache.frames_of(item.path, item.info, windows, evaluation_transform(PIXELS))
+    assert torch.equal(torch.stack(next(found)), clip[1][:16])
+    with pytest.raises(VideoError, match="was replaced during the run"):
+        next(found)
+
+
 def test_a_video_comes_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """However long it is, only a few chunks are held at a time."""
     item = numbered(tmp_path / "videos", 250)
@@ -554,11 +812,9 @@ def test_pictures_that_change_their_size_are_not_kept(
     clip: tuple[VideoItem, Tensor, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     item, expected, _ = clip
-    monkeypatch.setattr(
-        module,
-        "resized_chunks",
-        lambda *_: iter([np.zeros((16, 32, 32 + n, 3), np.uint8) for n in range(2)]),
-    )
+    changing = iter([np.zeros((16, 32, 32 + n, 3), np.uint8) for n in range(2)])
+    calls = iter([lambda *_: changing, resized_chunks])  # to make the file, and to read the window
+    monkeypatch.setattr(module, "resized_chunks", lambda *of: next(calls)(*of))
     assert torch.equal(read(FrameCache(tmp_path, WINDOW), item), expected)
     assert not list(tmp_path.iterdir())
 
@@ -600,9 +856,15 @@ def test_the_forecast_is_what_files_take(tmp_path: Path, monkeypatch: pytest.Mon
             windows = sliding_windows(item.frames, 0.0, WINDOW)
             list(cache.frames_of(item.path, item.info, windows, transform))
     sizes = [cache.file(video, to).stat().st_size for _, video, to in wanted]
-    assert sizes == [each + 128 for each in needed]
+    assert sizes == [
+        each + 128 + 4 * (count + 3) for each, count in zip(needed, counts, strict=True)
+    ]
     line = cache.forecast(wanted)
     assert "4 videos need 0.0 GB" in line and line.endswith("; nothing is missing")
+    cache.file(upright.info, WIDE).write_bytes(b"damaged")
+    line = cache.forecast(wanted)
+    assert "; the rest fits; 1 file of frames was damaged" in line
+    assert len(small_files(cache)) == 3
 
 
 def test_a_video_that_cannot_be_asked_spoils_no_forecast(tmp_path: Path) -> None:
@@ -633,11 +895,11 @@ def test_a_run_says_what_it_needs(
     kept = open_frame_cache(config.data, *rest)
     learned = [item for item in training if len(item.segments)]
     assert len(learned) < len(training)
-    told = capsys.readouterr().out
-    assert told.startswith(
+    printed = capsys.readouterr().out
+    assert printed.startswith(
         f"frame cache {config.data.frame_cache}: {len(learned) + len(validation)} videos need "
     )
-    assert told.count("\n") == 1 and kept is not None and kept.sampling == config.sampling
+    assert printed.count("\n") == 1 and kept is not None and kept.sampling == config.sampling
     assert open_frame_cache(replace(config.data, frame_cache=None), *rest) is None
     there = replace(config.data, frame_cache=config.data.annotations)
     with pytest.raises(ValueError, match=r"data\.frame_cache: cannot make the folder .*choose"):

@@ -342,11 +342,11 @@ def test_a_folder_that_cannot_be_written_costs_only_speed(
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     path = good(tmp_path / "clip.mp4")
-    for children_started in (1, 2):
+    for _ in range(2):
         assert frames_of(*probe([path])) == 12
-        assert len(list(actors.iterdir())) == children_started
+        assert len(list(actors.iterdir())) == 1  # this process remembers
     assert frames_of(video_index(path)) == 12
-    assert video_digest(path) == video_digest(path) and remembered_digest(path) is None
+    assert video_digest(path) == remembered_digest(path) is not None
 
 
 def test_memos_are_whole_while_many_write_them(cache: Path) -> None:

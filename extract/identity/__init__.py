@@ -1,1 +1,1 @@
-"""Which file a file is, whatever its name: its digest, remembered in the user's cache folder."""
+"""The identity of a file, whatever its name: its digest, remembered for the user."""

@@ -14,22 +14,23 @@ def video_digest(path: str | Path) -> str:
     Raises:
         OSError: the file cannot be read.
     """
-    known = remembered_digest(path)
-    if known is not None:
-        return known
-    # The state before reading: what changes meanwhile is another file.
-    state = _state(path)
+    remembered = remembered_digest(path)
+    if remembered is not None:
+        return remembered
     with open(path, "rb") as file:
+        # The state before reading, and of the file that is read: one that is changed or replaced
+        # meanwhile will not have it again.
+        state = _state(path, os.fstat(file.fileno()))
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    user_cache.save(_name(path), json.dumps([*state, digest]).encode())
+    user_cache.save(_memo_name(path), json.dumps([*state, digest]).encode())
     return digest
 
 
 def remembered_digest(path: str | Path) -> str | None:
-    """Return the digest if it is known without reading the file."""
+    """Return the digest if the file need not be read for it."""
     try:
-        state = _state(path)
-        saved = json.loads(user_cache.load(_name(path)) or b"null")
+        state = _state(path, os.stat(path))
+        saved = json.loads(user_cache.load(_memo_name(path)) or b"null")
     except (OSError, ValueError):
         return None
     match saved:
@@ -38,11 +39,15 @@ def remembered_digest(path: str | Path) -> str | None:
     return None
 
 
-def _state(path: str | Path) -> list[str | int]:
-    status = os.stat(path)
+def _state(path: str | Path, status: os.stat_result) -> list[str | int]:
+    """Return what changes with a file's content.
+
+    No inode: some network file systems number files anew whenever they are opened. A file that is
+    put in another's place has another time of its last change of status.
+    """
     return [os.path.realpath(path), status.st_size, status.st_mtime_ns, status.st_ctime_ns]
 
 
-def _name(path: str | Path) -> str:
+def _memo_name(path: str | Path) -> str:
     where = hashlib.sha256(os.fsencode(os.path.realpath(path))).hexdigest()
     return f"digests/{where}.json"
