@@ -143,7 +143,7 @@ class _Walk:
                 self._seen.add((id(thing), builds))
                 self._todo.append((thing, builds))
             if isinstance(thing, FunctionType):
-                return _syntax(thing.__code__).digest
+                return _syntax(thing.__code__.co_filename, thing.__code__).digest
             return thing.__qualname__
         if _is_plain(thing):
             return plain(thing)
@@ -164,7 +164,7 @@ class _Walk:
             self.found.setdefault(thing.__module__, set()).add(digest)
 
     def _function(self, function: FunctionType, builds: bool) -> str:
-        syntax, lines = _syntax(function.__code__), []
+        syntax, lines = _syntax(function.__code__.co_filename, function.__code__), []
         for name in sorted(syntax.names):
             value = function.__globals__.get(name)
             if value is None or (builds and isinstance(value, type) and _is_module_class(value)):
@@ -270,11 +270,15 @@ def plain(value: Any) -> str:
 
 
 @functools.cache
-def _syntax(code: CodeType) -> _Syntax:
-    """Return what counts of a function: of its source or, where that is not here, its bytecode."""
+def _syntax(file: str, code: CodeType) -> _Syntax:
+    """Return what counts of a function: of its source or, where that is not here, its bytecode.
+
+    Args:
+        file: of the code, which is equal to the same code in other files.
+    """
     nodes = [
         node
-        for node in _definitions(code.co_filename).get(code.co_firstlineno, ())
+        for node in _definitions(file).get(code.co_firstlineno, ())
         if getattr(node, "name", "<lambda>") == code.co_name
     ]
     if not nodes:

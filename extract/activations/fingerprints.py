@@ -18,8 +18,10 @@ from cache.fingerprint import chain, fingerprint_of
 from extract.activations.inputs import job_pieces
 from extract.activations.passes import Pass
 from extract.activations.stored import ADOPTED_AS
-from extract.backbone.backbone import BackboneConfig, Cut
+from extract.backbone.backbone import Backbone, BackboneConfig, Cut, TAdaSize
 from extract.backbone.imported import AnyBackbone, Imported, about
+from extract.backbone.tada_backbone import TAdaBackbone
+from extract.backbone.videomae import TrunkConfig
 from extract.sampling.transforms import PixelConfig
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -46,6 +48,7 @@ TRAINING_ONLY = {
 OF_ALL_MODULES = vars(nn.Module()).keys()
 # In a description for people, and to build such a backbone again; no part of the fingerprint.
 NOT_HASHED = {"modules", "backbone", ADOPTED_AS}
+SETTINGS = ("pixels", "precision", "trunk")
 KINDS = (
     *("network", "mode", "adapter_ratio", "adapters_from_block"),
     "second_from_block",
@@ -127,6 +130,30 @@ def environment(backbone: AnyBackbone) -> Description:
     }
 
 
+def empty_description(of: Description) -> Description | None:
+    """Return what a backbone as described depends on now, without its weights and structure.
+
+    Returns:
+        None where it cannot be built from the description alone.
+    """
+    if "backbone" not in of:
+        return {}
+    trunk = dict(of["trunk"])
+    try:
+        if trunk.pop("network", None) == "tada2d":
+            size = TAdaSize(tuple(trunk["blocks"]), trunk["width"])
+            config = BackboneConfig(tada=size, **of["backbone"])
+        else:
+            config = BackboneConfig(TrunkConfig(**trunk), **of["backbone"])
+        with torch.device("meta"):
+            backbone: AnyBackbone = (
+                TAdaBackbone(config) if config.network == "tada2d" else Backbone(config)
+            )
+    except (TypeError, ValueError, KeyError):  # of settings that are no more
+        return None
+    return environment(backbone)
+
+
 def tensors_of(backbone: AnyBackbone) -> dict[str, Tensor]:
     """Return all weights and buffers by name, those that no checkpoint has (mean, std), too."""
     module = _as_module(backbone)
@@ -160,11 +187,11 @@ def check_plain(backbone: AnyBackbone) -> None:
         if module._compiled_call_impl is not None:
             _refuse(name, "a compiled forward pass")
         if module.training and not backbone.training:
-            _refuse(name, "training mode, in a backbone in eval mode")
+            raise ValueError(f"the backbone's {name} is in training mode; call .eval() first")
 
 
-def legacy_fingerprints(backbone: AnyBackbone, of: Description) -> set[str]:
-    """Return the fingerprints that weights had before code was part of them.
+def legacy_fingerprints(backbone: AnyBackbone, of: Description) -> list[str]:
+    """Return the fingerprints that weights had before code was part of them, features' the last.
 
     Args:
         of: an old description: settings alone.
@@ -175,7 +202,7 @@ def legacy_fingerprints(backbone: AnyBackbone, of: Description) -> set[str]:
         tensors["ladder"] = {"ladder.blocks": torch.tensor(backbone.config.adapted_blocks)}
     for name, tensor in backbone.state_dict(keep_vars=True).items():
         tensors[_stage(name)][name] = tensor
-    return set(chain(of, tensors.values()))
+    return chain({name: v for name, v in of.items() if name not in NOT_HASHED}, tensors.values())
 
 
 def _stages(config: BackboneConfig) -> list[Cut]:
@@ -251,8 +278,9 @@ def _flags() -> dict[str, Any]:
         "float32_matmul_precision": torch.get_float32_matmul_precision,
         "matmul.allow_tf32": lambda: matmul.allow_tf32,
         "cudnn.allow_tf32": lambda: cudnn.allow_tf32,
-        "matmul.fp32_precision": lambda: matmul.fp32_precision,
-        "cudnn.fp32_precision": lambda: cudnn.fp32_precision,
+        # "none", as at the start, is as exact as "ieee", as after setting it.
+        "matmul.fp32_precision": lambda: matmul.fp32_precision.replace("none", "ieee"),
+        "cudnn.fp32_precision": lambda: cudnn.fp32_precision.replace("none", "ieee"),
     }
     return {name: _asked(flag) for name, flag in flags.items()}
 
