@@ -1,8 +1,10 @@
-"""Names for activations: one hash per cut over all that it depends on, chained.
+"""Names for activations and other things that are kept: hashes over all that they depend on.
 
-    F0 = H(preprocessing, tensors of the embedding and block 0),  Fk = H(F(k-1), tensors of block k)
+Hashes of stages are chained,
 
-A change in block k therefore changes the names of cut k and of all behind it, and of none before.
+    H0 = H(settings, tensors of stage 0),  Hk = H(H(k-1), tensors of stage k),
+
+so that a change in stage k changes the names of stage k and of all behind it, and of none before.
 """
 
 import hashlib
@@ -30,6 +32,11 @@ def chain(settings: Mapping[str, Any], stages: Iterable[Mapping[str, Tensor]]) -
         name = _hash(name.encode(), *(_content(key, tensors[key]) for key in sorted(tensors)))
         names.append(name)
     return names
+
+
+def fingerprint_of(description: Mapping[str, Any]) -> str:
+    """Return the hash of JSON values."""
+    return _hash(json.dumps(description, sort_keys=True, allow_nan=False).encode())
 
 
 def _content(name: str, tensor: Tensor) -> bytes:

@@ -24,7 +24,7 @@ STAGES = {
 ROOMS = {
     "configs": ["messages", "cli", "atomic", "loader"],
     "cache": [
-        *("errors", "address", "fingerprint"),
+        *("errors", "address", "code_digest", "fingerprint"),
         *("storage", "format", "store", "upkeep"),
     ],
     "extract": [

@@ -5,10 +5,22 @@ from pathlib import Path
 
 import pytest
 import torch
+import torchvision
+from accelerate import Accelerator
+from torch import Tensor
 
-from tests.forks import script
+from cache.address import FingerprintInfo
+from cache.show import adopt_entry, show
+from cache.store import Store
+from extract.activations.fingerprints import legacy_fingerprints, settings
+from extract.activations.stored import Cached
+from extract.backbone.backbone import Backbone
+from tests.forks import good, script
 from tests.test_e2e import DEMO, QUICK
 from train.config import Experiment
+from train.data.cached import evaluation_spans
+from train.data.videos import load_annotations, load_items, with_digest
+from train.detector.model import Detector
 from train.engine.checkpoint import load_checkpoint, save_checkpoint
 
 
@@ -89,3 +101,133 @@ def test_a_budget_and_what_is_no_cache(study: Path, tmp_path: Path) -> None:
     assert done.returncode == 1 and "no activation cache" in done.stderr
     assert "Traceback" not in done.stderr and not (tmp_path / "nothing").exists()
     assert script("cache/show.py", cache, "--budget", "1").returncode == 2
+
+
+def states(cache: Path, capsys: pytest.CaptureFixture[str], prunes: bool = False) -> str:
+    """Return what `show` prints."""
+    capsys.readouterr()
+    show(str(cache), False, prunes, None)
+    return capsys.readouterr().out
+
+
+def true_entry(cache: Path, capsys: pytest.CaptureFixture[str]) -> str:
+    """Return the beginning of the fingerprint of a true entry, as the table shows it."""
+    rows = [line.split() for line in states(cache, capsys).splitlines() if " true: " in line]
+    return rows[0][1]
+
+
+def test_entries_of_other_libraries_say_so_and_stay(
+    study: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    cache, version = shutil.copytree(study / "cache", tmp_path / "cache"), torchvision.__version__
+    name = true_entry(cache, capsys)
+    before = Store.open(cache).bytes
+    monkeypatch.setattr(torchvision, "__version__", "0.0.1")
+    shown = states(cache, capsys, prunes=True)
+    why = f"libraries.torchvision was {version.split('+')[0]}, is 0.0.1"
+    assert " outdated: " in shown and f"{name}: {why}" in shown and "--adopt" in shown
+    # What has other weights may be freed, what is outdated may be true elsewhere.
+    assert Store.open(cache).bytes > 0 and ("stale" in shown or Store.open(cache).bytes == before)
+    (study / "run").rename(study / "elsewhere")
+    try:
+        shown = states(cache, capsys)
+    finally:
+        (study / "elsewhere").rename(study / "run")
+    assert f": {why}" in shown and " outdated: " in shown and "true: " not in shown
+
+
+def test_an_outdated_entry_with_equal_numbers_can_be_adopted(
+    study: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    accelerator: Accelerator,
+) -> None:
+    cache = shutil.copytree(study / "cache", tmp_path / "cache")
+    name = true_entry(cache, capsys)
+    monkeypatch.setattr(torchvision, "__version__", "0.0.1")
+    assert f" {name} " in states(cache, capsys) and "true: " not in states(cache, capsys)
+    said = adopt_entry(str(cache), name, None, None, [])
+    assert "is read again" in said and "tolerance 0.001" in said
+    assert true_entry(cache, capsys) == name
+    states(cache, capsys, prunes=True)
+    assert true_entry(cache, capsys) == name  # prune keeps it, and that it was adopted
+    assert "true already" in adopt_entry(str(cache), name, None, None, [])
+
+    monkeypatch.undo()
+    assert true_entry(cache, capsys) == name  # it is what it was, too
+    with pytest.raises(ValueError, match=r"0 fingerprints in .* begin with 'beef'"):
+        adopt_entry(str(cache), "beef", None, None, [])
+
+
+def test_other_numbers_and_other_weights_are_not_adopted(
+    study: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    accelerator: Accelerator,
+) -> None:
+    cache = shutil.copytree(study / "cache", tmp_path / "cache")
+    name = true_entry(cache, capsys)
+
+    def strongest(self: Backbone, tokens: Tensor) -> Tensor:
+        return tokens.amax(2).transpose(1, 2)
+
+    monkeypatch.setattr(Backbone, "pool", strongest)
+    assert "extract.backbone.backbone computes otherwise" in states(cache, capsys)
+    with pytest.raises(ValueError, match=r"0 of \d spans are equal .*tolerance 0\.001"):
+        adopt_entry(str(cache), name, None, None, [])
+    assert "true: " not in states(cache, capsys)
+
+    last = load_checkpoint(study / "run/last.pt", Experiment)
+    changed = {key: tensor + 1 for key, tensor in last.ema.items()}
+    save_checkpoint(tmp_path / "other.pt", last._replace(ema=changed))
+    with pytest.raises(ValueError, match="other weights"):
+        adopt_entry(str(cache), name, str(tmp_path / "other.pt"), None, [])
+
+
+def test_entries_from_before_code_counted_can_be_adopted(study: Path, tmp_path: Path) -> None:
+    cache, path = tmp_path / "cache", study / "run/last.pt"
+    saved = load_checkpoint(path, Experiment)
+    config, backbone = saved.config, Detector.restore(saved, path).streams[0].backbone
+    new = settings(config.backbone, config.pixels, "fp32")
+    del new["pixels"]["antialias"]
+    scale = {"mean": list(config.backbone.mean), "std": list(config.backbone.std)}
+    old = {"arithmetic": 1, **new, **scale}
+    name = legacy_fingerprints(backbone, old)[-1]
+    good("extract/run.py", "--checkpoint", path, "--cache", tmp_path / "new", "--of", "validation")
+    items = load_items(
+        config.data, load_annotations(config.data), str(config.data.validation_subset)
+    )
+    overlap = config.sampling.validation_overlap
+    with Store.open(tmp_path / "new") as source, Store.open(cache, "a") as store:
+        (fresh,) = source.fingerprints
+        writer = store.writer()
+        writer.describe(FingerprintInfo(name, "features", str(path.resolve()), old))
+        spans = evaluation_spans(
+            [with_digest(item) for item in items], overlap, config.sampling, config.direction
+        )
+        for span in spans:
+            rows = Cached(source, "features", fresh, "float16").read(span)
+            writer.write(Cached(store, "features", name, "float16").address(span), rows)
+        writer.close()
+    plan = [
+        "extract/run.py",
+        "--checkpoint",
+        path,
+        "--cache",
+        cache,
+        "--plan",
+        "--of",
+        "validation",
+    ]
+    assert f"cache: 0 of {len(spans)} spans are there" in good(*plan)
+    shown = good("cache/show.py", cache)
+    assert f"why {name[:12]}: it was stored before the code was part" in shown
+    said = good("cache/show.py", cache, "--adopt", name[:12])
+    assert "are equal bit for bit" in said
+    assert "true: " in good("cache/show.py", cache)
+    assert f"cache: {len(spans)} of {len(spans)} spans are there" in good(*plan)

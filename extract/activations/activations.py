@@ -5,6 +5,7 @@ import weakref
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -15,12 +16,21 @@ from cache.address import DTYPES, Dtype, FingerprintInfo, VideoInfo
 from cache.errors import Damaged, Missing, StoreError
 from cache.format.writer import Writer
 from cache.store import Store
-from extract.activations.fingerprints import Precision, fingerprints, settings
-from extract.activations.inputs import PassInput, Piece, job_pieces
-from extract.activations.stored import Cached, Counts, Places, deepest
+from extract.activations.fingerprints import (
+    Description,
+    Precision,
+    check_plain,
+    describe,
+    fingerprint,
+    settings,
+    structure,
+    tensors_of,
+)
+from extract.activations.inputs import PassInput, job_pieces
+from extract.activations.passes import Pass, autocast
+from extract.activations.stored import Cached, Counts, Places, adopted, deepest
 from extract.backbone.backbone import Cut
 from extract.backbone.imported import AnyBackbone, require_pixels
-from extract.backbone.streaming import StreamingPass
 from extract.sampling.spans import Span, SpanKind
 from extract.sampling.transforms import PixelConfig
 from extract.video.reader import VideoError
@@ -28,7 +38,6 @@ from extract.video.reader import VideoError
 BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 COLUMNS = 1024
 Watch = Callable[[Cut, Tensor], None]
-AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -78,27 +87,34 @@ class Activations:
         self.precision, self.config, self.origin = precision, config, origin
         self.counts = Counts()
         self._known: tuple[object, Places] = None, {}
+        self._descriptions: dict[Cut, Description] = {}
         self._writer: Writer | None = None
         self._described: set[str] = set()
         self._videos: set[VideoInfo] = set()
         self._put: set[bytes] = set()
 
     def cached_cuts(self) -> Places:
-        """Return where activations are, or would be, for the weights as they are now."""
-        state = _glance(self.backbone)
+        """Return where activations are, or would be, for the backbone as it is now.
+
+        Raises:
+            ValueError: it computes what no fingerprint can name (hooks, replaced methods).
+        """
+        check_plain(self.backbone)
+        state = _glance(self.backbone), structure(self.backbone)
         if state != self._known[0]:
             of = settings(self.backbone.config, self.pixels, self.precision)
-            names = fingerprints(self.backbone, of)
-            dtype = self.config.dtype
-            places = {cut: Cached(self.store, cut, name, dtype) for cut, name in names.items()}
+            self._descriptions = describe(self.backbone, of)
+            names = {cut: fingerprint(each) for cut, each in self._descriptions.items()}
+            places = {
+                cut: Cached(self.store, cut, name, self.config.dtype, adopted(self.store, name))
+                for cut, name in names.items()
+            }
             self._known = state, places
         return self._known[1]
 
     def autocast(self) -> torch.autocast:
         """Return the context of `precision` for a pass."""
-        dtype = AUTOCAST.get(self.precision)
-        device = require_pixels(self.backbone).mean.device
-        return torch.autocast(device.type, dtype, enabled=dtype is not None)
+        return autocast(require_pixels(self.backbone), self.precision)
 
     def get(self, span: Span, cut: Cut = "features") -> Tensor:
         """Return features [T/2, C] or tokens [T/2, P, C] of a span, in the dtype of the store.
@@ -160,7 +176,7 @@ class Activations:
         start: Cut | None,
         cuts: Sequence[Cut],
         watch: Watch = lambda cut, rows: None,
-    ) -> "Pass":
+    ) -> Pass:
         """Begin a pass over a span, from a stored cut or from pixels, that stores these cuts.
 
         Args:
@@ -172,7 +188,12 @@ class Activations:
             self.counts.full += 1
         else:
             self.counts.partial += 1
-        return Pass(self, places, span, start, cuts, watch)
+
+        def store(cut: Cut, rows: Tensor, first: int) -> None:
+            self.write(places[cut], span, rows, first)
+            watch(cut, rows)
+
+        return Pass(require_pixels(self.backbone), self.precision, span, start, cuts, store)
 
     def write(self, place: Cached, span: Span, rows: Tensor, first: int = 0) -> None:
         """Store an activation, or rows of it from `first` on: [n, C] or [n, P, C]."""
@@ -190,7 +211,7 @@ class Activations:
         known = self.store.fingerprints.get(place.fingerprint)
         files = known.checkpoint.split("\n") if known else []
         if self.origin not in files:
-            about = settings(self.backbone.config, self.pixels, self.precision)
+            about = known.about if known else self._descriptions[place.cut]
             origins = "\n".join([*files, self.origin])
             info = FingerprintInfo(place.fingerprint, place.cut, origins, about)
             self._writing().describe(info)
@@ -225,78 +246,35 @@ class Activations:
         return self._writer
 
 
-class Pass:
-    """One pass over one span, whose inputs come in pieces and whose activations are stored.
-
-    Attributes:
-        start: the cut whose activation the pieces are; None for pixels.
-        backwards: activations come from the end of the span to its beginning.
-    """
-
-    def __init__(
-        self,
-        activations: Activations,
-        places: Places,
-        span: Span,
-        start: Cut | None,
-        cuts: Sequence[Cut],
-        watch: Watch,
-    ) -> None:
-        self.activations, self.span, self.start, self.cuts = activations, span, start, cuts
-        self.places, self.on_stored = places, watch
-        video = span.kind == "video"
-        self.backwards = video and start is None and span.direction == "reversed"
-        backbone = require_pixels(activations.backbone)
-        if backbone.training:
-            raise ValueError("activations are taken in eval mode; call .eval() first")
-        self._front = StreamingPass(backbone, cuts, start, self.backwards) if video else None
-        self._row = dict.fromkeys(cuts, span.rows if self.backwards else 0)
-
-    @torch.no_grad()
-    def push(self, piece: Piece) -> None:
-        """Run the next piece as far as it goes; store what that finishes."""
-        backbone = require_pixels(self.activations.backbone)
-        device = backbone.mean.device
-        inputs = piece.arranged(self.span).to(device, non_blocking=True).unsqueeze(0)
-        with self.activations.autocast():
-            if self._front is not None:
-                self._store(self._front.push(inputs))
-                if piece.last:
-                    self._store(self._front.finish())
-                return
-            x = inputs
-            at: Cut | None = self.start
-            for cut in self.cuts:
-                x, at = backbone(x, at, cut), cut
-                self._store({cut: x})
-
-    def _store(self, found: dict[Cut, Tensor]) -> None:
-        for cut, activation in found.items():
-            (rows,) = activation.mT if cut == "features" else activation
-            if self.backwards:
-                self._row[cut] -= len(rows)
-            self.activations.write(self.places[cut], self.span, rows, self._row[cut])
-            if not self.backwards:
-                self._row[cut] += len(rows)
-            self.on_stored(cut, rows)
-
-
 def _close(writer: Writer) -> None:
     with suppress(OSError, StoreError):
         writer.close()
 
 
 def _glance(backbone: AnyBackbone) -> object:
-    """Return what is another object if any weight changed, without hashing them all.
+    """Return what is another object if any weight or buffer changed, without hashing them all.
 
-    Not every change raises a tensor's version (fused optimizers and `.data` do not): sums of the
-    values' bits, over rows and columns so that places count, are looked at, too.
+    Not every change raises a tensor's version (fused optimizers and `.data` do not), so sums over
+    the values' bits are looked at, too. Every row has a factor of its own: values that change
+    places change the sums.
     """
-    tensors = [tensor.detach() for tensor in backbone.state_dict(keep_vars=True).values()]
+    tensors = [tensor.detach() for tensor in tensors_of(backbone).values()]
     seen = [(tensor.data_ptr(), tensor._version) for tensor in tensors]
     sums = [torch.zeros(0, dtype=torch.int64)]  # imported features have no weights
     for tensor in tensors:
         bits = tensor.contiguous().view(BITS[tensor.element_size()]).flatten()
         grid = F.pad(bits, (0, -len(bits) % COLUMNS)).view(-1, COLUMNS)
-        sums += [grid.sum(0), grid.sum(1)]
+        if grid.dtype in (torch.int8, torch.int16):
+            grid = grid.int()
+        # Round numbers end in zeros, with which factors alone would make nothing of a difference.
+        mixed = (grid >> 16).bitwise_xor_(grid)
+        mixed *= _factors(len(grid), grid.dtype, grid.device)[:, None]
+        sums.append(mixed.sum(0))
     return seen, hashlib.blake2b(torch.cat(sums).cpu().numpy().data).digest()
+
+
+@lru_cache(maxsize=64)
+def _factors(count: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return random odd numbers [count], always the same."""
+    generator = torch.Generator().manual_seed(count)
+    return (torch.randint(2**31, (count,), generator=generator).to(dtype) * 2 + 1).to(device)

@@ -1,21 +1,65 @@
-"""What activations depend on, chained from cut to cut."""
+"""What activations depend on: settings, code, libraries, structure and weights, by cut.
 
-from dataclasses import asdict
-from typing import Any, Literal
+A description holds all of it in a form that people can read, and a fingerprint is its hash. So two
+fingerprints that differ differ in a line of their descriptions, which the store keeps.
+"""
+
+from collections.abc import Callable
+from dataclasses import asdict, fields, is_dataclass
+from typing import Any, Literal, NoReturn
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_hooks
 
-from cache.fingerprint import chain
-from extract.backbone.backbone import ARITHMETIC, BackboneConfig, Cut
-from extract.backbone.imported import AnyBackbone, about
+from cache.code_digest import code_digest, plain, read_loaded_sources, versions
+from cache.fingerprint import chain, fingerprint_of
+from extract.activations.inputs import job_pieces
+from extract.activations.passes import Pass
+from extract.activations.stored import ADOPTED_AS
+from extract.backbone.backbone import Backbone, BackboneConfig, Cut, TAdaSize
+from extract.backbone.imported import AnyBackbone, Imported, about
+from extract.backbone.tada_backbone import TAdaBackbone
+from extract.backbone.videomae import TrunkConfig
 from extract.sampling.transforms import PixelConfig
 
 Precision = Literal["fp32", "bf16", "fp16"]
+Description = dict[str, Any]
+"""All that the activations at one cut depend on besides the frames, for JSON."""
+
+PIPELINE = (job_pieces, Pass)
+"""From a file to a backbone's input, and through the backbone; the backbone itself is looked at."""
+
+# They open, check, count and report; what comes out of a file they do not decide.
+COMPUTES_NOTHING = ("cache", "configs", "extract.identity", "extract.video.watchdog")
+MOVES_NUMBERS = {"numpy", "tqdm"}  # libraries that compute nothing of an activation either
+# Read always: which of them decodes depends on the file.
+LIBRARIES = {"torch", "torchvision", "decord", "av"}
+
+# Attributes and settings that only training, loading or the choice of what learns asks for. Those
+# that decide which modules there are are seen in the modules.
+TRAINING_ONLY = {
+    *("weights", "recompute", "trainable_from_block", "mode", "mean", "std"),
+    *("adapter_ratio", "adapters_from_block", "second_from_block"),
+    *("imported", "imported_width"),
+    *("drop_path", "drop_rates", "drop", "dropout", "momentum", "training"),
+}
+OF_ALL_MODULES = vars(nn.Module()).keys()
+# In a description for people, and to build such a backbone again; no part of the fingerprint.
+NOT_HASHED = {"modules", "backbone", ADOPTED_AS}
+SETTINGS = ("pixels", "precision", "trunk")
+KINDS = (
+    *("network", "mode", "adapter_ratio", "adapters_from_block"),
+    "second_from_block",
+)
+HOOKS = ("_forward_hooks", "_forward_pre_hooks")
+
+read_loaded_sources()
 
 
-def settings(config: BackboneConfig, pixels: PixelConfig, precision: Precision) -> dict[str, Any]:
-    """Return all that an activation depends on besides the frames and the weights, for JSON."""
+def settings(config: BackboneConfig, pixels: PixelConfig, precision: Precision) -> Description:
+    """Return the settings that an activation depends on."""
     if config.mode == "imported":
         return about(str(config.imported), config.imported_width or 0)
     if config.network == "tada2d":
@@ -23,35 +67,226 @@ def settings(config: BackboneConfig, pixels: PixelConfig, precision: Precision) 
     else:
         trunk = asdict(config.trunk)
         del trunk["drop_path"]  # no part of a pass in eval mode
-    taken = {"size": pixels.size, "take": "short side, centre"}
-    if not pixels.antialias:  # named only then: caches from before this was a setting stay true
-        taken["antialias"] = False
-    return {
-        "arithmetic": ARITHMETIC,
-        "pixels": taken,
-        "mean": list(config.mean),
-        "std": list(config.std),
-        "precision": precision,
-        "trunk": trunk,
-    }
+    taken = {"size": pixels.size, "take": "short side, centre", "antialias": pixels.antialias}
+    return {"pixels": taken, "precision": precision, "trunk": trunk}
 
 
-def fingerprints(backbone: AnyBackbone, of: dict[str, Any]) -> dict[Cut, str]:
+def fingerprints(backbone: AnyBackbone, of: Description) -> dict[Cut, str]:
     """Return the fingerprint of every cut.
 
     Args:
         of: what `settings` returned.
     """
-    if backbone.config.mode == "imported":  # of weights that nobody here knows
-        return {"features": chain(of, [{}])[0]}
-    depth, cuts = backbone.config.depth, backbone.config.cuts
-    stages: dict[Cut, dict[str, Tensor]] = {k: {} for k in range(depth)}
-    if "ladder" in cuts:  # other numbers than any other cut's, of the same weights
-        stages["ladder"] = {"ladder.blocks": torch.tensor(backbone.config.adapted_blocks)}
-    stages["features"] = {}
+    return {cut: fingerprint(each) for cut, each in describe(backbone, of).items()}
+
+
+def fingerprint(description: Description) -> str:
+    """Return the fingerprint of what is described."""
+    if "imported" in description:  # of weights that nobody here knows
+        return chain(description, [{}])[0]
+    return fingerprint_of({k: v for k, v in description.items() if k not in NOT_HASHED})
+
+
+def describe(backbone: AnyBackbone, of: Description) -> dict[Cut, Description]:
+    """Return all that activations depend on, by cut.
+
+    Args:
+        of: what `settings` returned.
+    """
+    if isinstance(backbone, Imported):
+        return {"features": of}
+    config, stages = backbone.config, _stages(backbone.config)
+    tensors: dict[Cut, dict[str, Tensor]] = {stage: {} for stage in stages}
+    if "ladder" in stages:  # other numbers than any other cut's, of the same weights
+        tensors["ladder"] = {"ladder.blocks": torch.tensor(config.adapted_blocks)}
+    for name, tensor in tensors_of(backbone).items():
+        tensors[_stage(name)][name] = tensor
+    weights = dict(zip(stages, chain({}, tensors.values()), strict=True))
+    parts: dict[Cut, dict[str, Any]] = {stage: {} for stage in stages}
+    for name, kind, attributes in structure(backbone):
+        parts[_stage(name)][name] = [code_digest([kind], COMPUTES_NOTHING).whole, attributes]
+    common = {**of, **environment(backbone)}
+    common |= {name: getattr(backbone, name).flatten().tolist() for name in ("mean", "std")}
+    found: dict[Cut, Description] = {}
+    structures = ""
+    for stage in stages:
+        structures = fingerprint_of({"before": structures, "modules": parts[stage]})
+        found[stage] = {**common, "structure": structures, "weights": weights[stage]}
+    return {cut: found[cut] for cut in config.cuts}
+
+
+def environment(backbone: AnyBackbone) -> Description:
+    """Return what an activation depends on besides settings and weights: code, libraries, flags."""
+    config = backbone.config
+    pipeline = code_digest(PIPELINE, COMPUTES_NOTHING)
+    kinds = {kind for _, kind, _ in structure(backbone)}
+    every = code_digest([*PIPELINE, *kinds], COMPUTES_NOTHING)
+    return {
+        "code": pipeline.whole,
+        "libraries": versions(every.libraries - MOVES_NUMBERS | LIBRARIES),
+        "flags": _flags(),
+        "modules": {name: digest[:12] for name, digest in every.modules.items()},
+        "backbone": {name: getattr(config, name) for name in KINDS},
+    }
+
+
+def empty_description(of: Description) -> Description | None:
+    """Return what a backbone as described depends on now, without its weights and structure.
+
+    Returns:
+        None where it cannot be built from the description alone.
+    """
+    if "backbone" not in of:
+        return {}
+    trunk = dict(of["trunk"])
+    try:
+        if trunk.pop("network", None) == "tada2d":
+            size = TAdaSize(tuple(trunk["blocks"]), trunk["width"])
+            config = BackboneConfig(tada=size, **of["backbone"])
+        else:
+            config = BackboneConfig(TrunkConfig(**trunk), **of["backbone"])
+        with torch.device("meta"):
+            backbone: AnyBackbone = (
+                TAdaBackbone(config) if config.network == "tada2d" else Backbone(config)
+            )
+    except (TypeError, ValueError, KeyError):  # of settings that are no more
+        return None
+    return environment(backbone)
+
+
+def tensors_of(backbone: AnyBackbone) -> dict[str, Tensor]:
+    """Return all weights and buffers by name, those that no checkpoint has (mean, std), too."""
+    module = _as_module(backbone)
+    return {**dict(module.named_buffers()), **module.state_dict(keep_vars=True)}
+
+
+def structure(backbone: AnyBackbone) -> list[tuple[str, type, dict[str, str]]]:
+    """Return name, class and attributes of every module in a backbone.
+
+    Raises:
+        ValueError: a module keeps others where torch does not find their weights.
+    """
+    modules = _as_module(backbone).named_modules(remove_duplicate=False)
+    return [(name, _class_of(module), _attributes(name, module)) for name, module in modules]
+
+
+def check_plain(backbone: AnyBackbone) -> None:
+    """Raise ValueError if a backbone computes what its classes and weights do not say.
+
+    Parametrizations may stay: their modules and weights are looked at like all others.
+    """
+    for hooks in (_global_forward_hooks, _global_forward_pre_hooks):
+        if hooks:
+            _refuse("torch.nn.modules.module", "forward hooks of all modules")
+    for name, module in _as_module(backbone).named_modules():
+        for kind in HOOKS:
+            if any(not _moves_weights(hook) for hook in getattr(module, kind).values()):
+                _refuse(name, "a forward hook")
+        if "forward" in vars(module):
+            _refuse(name, "a `forward` of its own in place of its class's")
+        if module._compiled_call_impl is not None:
+            _refuse(name, "a compiled forward pass")
+        if module.training and not backbone.training:
+            raise ValueError(f"the backbone's {name} is in training mode; call .eval() first")
+
+
+def legacy_fingerprints(backbone: AnyBackbone, of: Description) -> list[str]:
+    """Return the fingerprints that weights had before code was part of them, features' the last.
+
+    Args:
+        of: an old description: settings alone.
+    """
+    stages = _stages(backbone.config)
+    tensors: dict[Cut, dict[str, Tensor]] = {stage: {} for stage in stages}
+    if "ladder" in stages:
+        tensors["ladder"] = {"ladder.blocks": torch.tensor(backbone.config.adapted_blocks)}
     for name, tensor in backbone.state_dict(keep_vars=True).items():
-        part, number, *_ = *name.removeprefix("trunk.").split("."), ""
-        block = int(number) if part in ("blocks", "adapters", "second") else 0
-        stages["features" if part == "ladder" else block][name] = tensor
-    names = dict(zip(stages, chain(of, stages.values()), strict=True))
-    return {cut: names[cut] for cut in cuts}
+        tensors[_stage(name)][name] = tensor
+    return chain({name: v for name, v in of.items() if name not in NOT_HASHED}, tensors.values())
+
+
+def _stages(config: BackboneConfig) -> list[Cut]:
+    """Return blocks, ladder and features in the order of a pass, whether or not they are cuts."""
+    ladder: list[Cut] = ["ladder"] if "ladder" in config.cuts else []
+    return [*range(config.depth), *ladder, "features"]
+
+
+def _stage(name: str) -> Cut:
+    """Return where in a pass a module or tensor is used first."""
+    part, number, *_ = *name.removeprefix("trunk.").split("."), ""
+    if part == "ladder":
+        return "features"
+    return int(number) if part in ("blocks", "adapters", "second") and number else 0
+
+
+def _as_module(backbone: AnyBackbone) -> nn.Module:
+    assert isinstance(backbone, nn.Module)
+    return backbone
+
+
+def _class_of(module: nn.Module) -> type:
+    """Return a module's class, also where its weights are spread over processes."""
+    kind = type(module)
+    if isinstance(module, FSDPModule):  # a class made for it, of two bases
+        return kind.__bases__[1]
+    return kind
+
+
+def _attributes(name: str, module: nn.Module) -> dict[str, str]:
+    """Return the attributes of a module that its forward pass may look at."""
+    return {
+        key: _shown(f"{name}.{key}", value)
+        for key, value in vars(module).items()
+        if key not in OF_ALL_MODULES and key not in TRAINING_ONLY
+    }
+
+
+def _shown(name: str, value: object) -> str:
+    """Return what stands for an attribute's value."""
+    if isinstance(value, nn.Module):
+        _refuse(name, "a module that torch does not see (register it, or use nn.ModuleList)")
+    if isinstance(value, Tensor):
+        return chain({}, [{"": value}])[0]
+    if is_dataclass(value) and not isinstance(value, type):
+        inner = {f.name: getattr(value, f.name) for f in fields(value)}
+        kept = {key: part for key, part in inner.items() if key not in TRAINING_ONLY}
+        return f"{code_digest([type(value)], COMPUTES_NOTHING).whole} {_shown(name, kept)}"
+    if isinstance(value, dict):
+        return str({str(key): _shown(name, part) for key, part in value.items()})
+    if isinstance(value, list | tuple):
+        return str([_shown(name, part) for part in value])
+    return code_digest([value], COMPUTES_NOTHING).whole if callable(value) else plain(value)
+
+
+def _refuse(name: str, what: str) -> NoReturn:
+    raise ValueError(
+        f"the backbone's {name or 'root'} has {what}: what it computes cannot be named, so its "
+        "activations cannot be stored or read; remove that (make it a module's code), or run "
+        "without --cache"
+    )
+
+
+def _moves_weights(hook: object) -> bool:
+    """Return whether a hook is torch's own for modules whose weights are spread over processes."""
+    return str(getattr(hook, "__module__", "")).startswith("torch.distributed.")
+
+
+def _flags() -> dict[str, Any]:
+    """Return how exactly torch multiplies, as far as that is a setting of the process."""
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    flags: dict[str, Callable[[], object]] = {
+        "float32_matmul_precision": torch.get_float32_matmul_precision,
+        "matmul.allow_tf32": lambda: matmul.allow_tf32,
+        "cudnn.allow_tf32": lambda: cudnn.allow_tf32,
+        # "none", as at the start, is as exact as "ieee", as after setting it.
+        "matmul.fp32_precision": lambda: matmul.fp32_precision.replace("none", "ieee"),
+        "cudnn.fp32_precision": lambda: cudnn.fp32_precision.replace("none", "ieee"),
+    }
+    return {name: _asked(flag) for name, flag in flags.items()}
+
+
+def _asked(flag: Callable[[], object]) -> object:
+    try:
+        return flag()
+    except (AttributeError, RuntimeError):  # not in this version, or set in the other way
+        return None

@@ -8,8 +8,8 @@ from accelerate.utils import gather_object
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from extract.activations.activations import Pass
 from extract.activations.inputs import Job, JobInputs, PassInput, Piece
+from extract.activations.passes import Pass
 from extract.activations.plan import Plan, check_disk_space
 from extract.activations.stored import Places
 from extract.sampling.loader import make_loader

@@ -10,6 +10,9 @@ from cache.store import Store
 from extract.backbone.backbone import Cut
 from extract.sampling.spans import Span
 
+ADOPTED_AS = "adopted_as"
+"""In a fingerprint's description: the fingerprints that its activations are found under, too."""
+
 
 @dataclass
 class Counts:
@@ -25,17 +28,22 @@ class Counts:
 
 @dataclass(frozen=True)
 class Cached:
-    """Activations at one cut as a store has them; small enough to be sent to loader workers."""
+    """Activations at one cut as a store has them; small enough to be sent to loader workers.
+
+    Args:
+        adopted: other fingerprints whose activations were found to be equal.
+    """
 
     store: Store
     cut: Cut
     fingerprint: str
     dtype: Dtype
+    adopted: tuple[str, ...] = ()
 
-    def address(self, span: Span) -> Address:
-        """Return where the span's activation is, or would be."""
+    def address(self, span: Span, fingerprint: str | None = None) -> Address:
+        """Return where the span's activation is written; by default under its own fingerprint."""
         return Address(
-            fingerprint=self.fingerprint,
+            fingerprint=fingerprint or self.fingerprint,
             dtype=self.dtype,
             video=span.video.digest,
             direction=span.direction,
@@ -46,7 +54,7 @@ class Cached:
 
     def contains(self, span: Span) -> bool:
         """Return whether the whole activation is there."""
-        return self.store.contains(self.address(span))
+        return self._found(span) is not None
 
     def read(self, span: Span, rows: slice = slice(None)) -> Tensor:
         """Return an activation, or rows of it: features [n, C] or tokens [n, P, C], as stored.
@@ -54,15 +62,33 @@ class Cached:
         Raises:
             Missing, Damaged: it is not there, or not what was written.
         """
-        return self.store.read(self.address(span), rows.start or 0, rows.stop)
+        address = self._found(span) if self.adopted else None
+        return self.store.read(address or self.address(span), rows.start or 0, rows.stop)
 
     def read_all(self, spans: Sequence[Span]) -> Iterator[Tensor]:
         """Yield whole activations; see `read`. Neighbours in the store are read in one go."""
         # Features of a thousand windows are small; one window's tokens may fill a gigabyte.
         together = 64 if self.cut == "features" else 1
         for first in range(0, len(spans), together):
-            addresses = [self.address(span) for span in spans[first : first + together]]
-            yield from self.store.read_many(addresses)
+            some = spans[first : first + together]
+            found = [self._found(span) if self.adopted else None for span in some]
+            yield from self.store.read_many(
+                [known or self.address(span) for known, span in zip(found, some, strict=True)]
+            )
+
+    def _found(self, span: Span) -> Address | None:
+        """Return where the whole activation is; None if it is not there."""
+        for fingerprint in (self.fingerprint, *self.adopted):
+            address = self.address(span, fingerprint)
+            if self.store.contains(address):
+                return address
+        return None
+
+
+def adopted(store: Store, fingerprint: str) -> tuple[str, ...]:
+    """Return the fingerprints whose activations were found to be this one's, the latest first."""
+    infos = reversed(store.fingerprints.values())
+    return tuple(i.fingerprint for i in infos if fingerprint in i.about.get(ADOPTED_AS, ()))
 
 
 Places = dict[Cut, Cached]
@@ -81,6 +107,7 @@ def deepest(places: Places, span: Span, cut: Cut) -> Cut | None:
     for earlier, place in places.items():
         if earlier == cut:
             break
-        if place.fingerprint in place.store.fingerprints and place.contains(span):
+        known = place.fingerprint in place.store.fingerprints or place.adopted
+        if known and place.contains(span):
             found = earlier
     return found

@@ -21,9 +21,6 @@ features at the end."""
 Mode = Literal["adapter", "frozen", "full", "side", "imported"]
 NetworkKind = Literal["videomae", "tada2d"]
 
-ARITHMETIC = 1
-"""Raise it when the same weights and frames give other numbers: all caches then miss."""
-
 CPU_ELEMENTS = 2**20
 """Numbers that a CPU processes at a time: some clips, whose activations fit into its cache."""
 

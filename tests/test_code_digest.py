@@ -1,0 +1,211 @@
+"""Digests of code: what changes them, and what only looks like a change."""
+
+import importlib.util
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+import torchvision
+
+from cache.code_digest import CodeDigest, code_digest, versions
+from tests.conftest import REPOSITORY
+
+PLAIN = """
+import math
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+SCALE = 2.0
+NAMES = {"a", "b", "c"}
+
+
+def double(x: Tensor) -> Tensor:
+    return x * SCALE
+
+
+class Sizes:
+    depth = 3
+
+
+@dataclass
+class Options:
+    width: int = 4
+    kinds: list[str] = field(default_factory=lambda: ["gelu"])
+
+
+class Inner(nn.Module):
+    def forward(self, x):
+        return x
+
+
+class Layer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = Inner()
+
+    @cached_property
+    def width(self):
+        return Options().width
+
+    @torch.no_grad()
+    def forward(self, x):
+        if len(x) > Sizes.depth:
+            raise ValueError(f"{len(x)} rows are too many")
+        names = [name for name in NAMES if name]
+        return double(F.gelu(x)) + math.sqrt(len(names))
+"""
+
+
+@pytest.fixture
+def digest(tmp_path: Path) -> Iterator[Any]:
+    """Return what gives the digest of `Layer` in a source text."""
+    loaded: list[str] = []
+
+    def of(text: str, root: str = "Layer") -> CodeDigest:
+        return code_digest([getattr(load(text), root)])
+
+    def load(text: str) -> ModuleType:
+        name = f"layers_{len(loaded)}"
+        loaded.append(name)
+        path = tmp_path / f"{name}.py"
+        path.write_text(text)
+        spec = importlib.util.spec_from_file_location(name, path)
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module
+        spec.loader.exec_module(module)
+        return module
+
+    yield of
+    for name in loaded:
+        del sys.modules[name]
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("F.gelu(x)", "F.relu(x)"),
+        ("import torch.nn.functional as F", "from torch.nn import init as F"),
+        ("SCALE = 2.0", "SCALE = 2.5"),
+        ('NAMES = {"a", "b", "c"}', 'NAMES = {"a", "b"}'),
+        ("return x * SCALE", "return x / SCALE"),
+        ("depth = 3", "depth = 4"),
+        ("width: int = 4", "width: int = 5"),
+        ('["gelu"]', '["relu"]'),
+        ("len(x) > Sizes.depth", "len(x) >= Sizes.depth"),
+        ("@torch.no_grad()", "@torch.enable_grad()"),
+        ("class Layer(nn.Module)", "class Layer(nn.Identity)"),
+        ("self.inner = Inner()", "self.inner = nn.Identity()"),
+        ("return Options().width", "return Options().width + 1"),
+        ("if name]", "if not name]"),
+    ],
+)
+def test_what_counts(digest: Any, old: str, new: str) -> None:
+    assert old in PLAIN
+    assert digest(PLAIN.replace(old, new)).whole != digest(PLAIN).whole
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("SCALE = 2.0", '# Twice.\n\n\nSCALE = 2.0  # of it\n"""A factor."""'),
+        ("    return x * SCALE", '    """Double it."""\n    return (\n        x * SCALE\n    )'),
+        ("class Sizes:", 'class Sizes:\n    """Some."""\n'),
+        ("(x: Tensor) -> Tensor", "(x)"),
+        ("rows are too many", "rows; at most 3"),
+        ("width: int = 4", "width: float = 4"),
+        ("class Inner", "def unused():\n    return 1\n\n\nclass Inner"),
+        # What the constructor has built is there to be looked at.
+        (
+            "    def forward(self, x):\n        return x\n",
+            "    def forward(self, x):\n        return -x\n",
+        ),
+    ],
+)
+def test_what_does_not_count(digest: Any, old: str, new: str) -> None:
+    assert old in PLAIN
+    assert digest(PLAIN.replace(old, new, 1)).whole == digest(PLAIN).whole
+
+
+def test_a_function_in_anothers_place_is_seen(digest: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = digest(PLAIN)
+    layer = next(m for name, m in sys.modules.items() if name == "layers_0")
+    monkeypatch.setattr(layer, "double", lambda x: 2 * x)
+    patched = code_digest([layer.Layer])
+    assert patched.whole != before.whole
+
+    def times(factor: int) -> Callable[[torch.Tensor], torch.Tensor]:
+        return lambda x: x * factor
+
+    wholes = set()
+    for factor in (3, 4):
+        monkeypatch.setattr(layer, "double", times(factor))
+        wholes.add(code_digest([layer.Layer]).whole)
+    assert len(wholes | {patched.whole, before.whole}) == 4
+    monkeypatch.undo()
+    assert code_digest([layer.Layer]).whole == before.whole
+
+
+def test_code_without_a_file_is_known_by_its_instructions() -> None:
+    def made(text: str) -> str:
+        names: dict[str, Any] = {"__name__": "typed_in"}
+        exec(text, names)
+        return code_digest([names["f"]]).whole
+
+    assert made("def f(x):\n    return x + 1") == made("def f(x):\n\n    return x + 1  # one")
+    assert made("def f(x):\n    return x + 1") != made("def f(x):\n    return x + 2")
+
+
+def test_modules_and_libraries_are_named(digest: Any) -> None:
+    before, after = digest(PLAIN), digest(PLAIN.replace("F.gelu", "F.relu"))
+    assert before.libraries == {"torch"} and [*before.modules] == ["layers_0"]
+    assert before.modules["layers_0"] != after.modules["layers_1"]
+
+
+def test_versions_name_no_build(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torchvision, "__version__", "0.99.1+cu128")
+    found = versions(["torchvision", "decord", "unheard_of"])
+    assert found["torchvision"] == "0.99.1" and found["unheard_of"] == "unknown"
+    assert found["decord"][0].isdigit()
+
+
+def test_helpers_that_are_imported_when_called_count() -> None:
+    def f() -> object:
+        from tests.encodings import write_numbered
+
+        return write_numbered
+
+    assert "tests.encodings" in code_digest([f]).modules
+
+
+def test_what_a_backbone_computes_with_is_found() -> None:
+    """The files that its activations depend on, and none that only opens, counts or reports."""
+    from extract.activations.fingerprints import environment
+    from extract.backbone.backbone import Backbone, BackboneConfig
+    from extract.backbone.tada_backbone import TAdaBackbone
+    from extract.backbone.videomae import TrunkConfig
+
+    small = TrunkConfig(width=32, depth=2, heads=2, image_size=32)
+    transformer = environment(Backbone(BackboneConfig(small)))["modules"]
+    both = {
+        *("extract.activations.inputs", "extract.activations.passes", "extract.video.reader"),
+        *("extract.backbone.streaming", "extract.backbone.backbone"),
+        *("extract.sampling.transforms", "extract.sampling.window_frames"),
+    }
+    assert both | {"extract.backbone.adapters", "extract.backbone.videomae"} <= {*transformer}
+    convolutions = environment(TAdaBackbone(BackboneConfig(network="tada2d", mode="frozen")))
+    assert both | {"extract.tada.tada2d", "extract.tada.conv"} <= {*convolutions["modules"]}
+    assert "extract.backbone.adapters" not in convolutions["modules"]
+    for name in {*transformer, *convolutions["modules"]}:
+        assert (REPOSITORY / name.replace(".", "/")).with_suffix(".py").is_file()
+        assert not name.startswith(
+            ("cache.", "configs.", "train.", "evaluate.", "extract.identity")
+        )
