@@ -174,7 +174,7 @@ class FrameCache:
         file, numbers = self.file(video, to), sampled_frames(video, self.sampling)
         rows = np.searchsorted(numbers, wanted)
         assert np.array_equal(numbers[rows], wanted)
-        start, damaged = 0, None  # a multiple of CHUNK
+        start, damaged = 0, None  # `start`: what was given out, whole chunks
         while (kept := self._open_or_make(file, path, video, to, damaged)) is not None:
             try:
                 with kept.file:
@@ -238,13 +238,15 @@ class FrameCache:
         Raises:
             OSError: it cannot be removed.
         """
-        if file in self._discarded:  # made anew, it was damaged again
+        if file in self._discarded:  # damaged again, or it cannot be removed
             self._given_up.add(file)
-        self._discarded.add(file)
-        self._damaged += 1
-        count = int(self._damaged)
-        if count & (count - 1) == 0:  # a line at 1, 2, 4, 8 … files, however many there are
-            self._warn_once(f"{self.folder}: {_describe_unusable(count)} ({file.name} is the last)")
+        else:
+            self._discarded.add(file)
+            self._damaged += 1
+            count = int(self._damaged)
+            if count & (count - 1) == 0:  # a line at 1, 2, 4, 8 … files, however many there are
+                of = f"{_describe_unusable(count)} ({file.name} is the last)"
+                self._warn_once(f"{self.folder}: {of}")
         _remove(file, found.status)
 
     def _make(self, file: Path, path: Path, video: VideoInfo, to: Shrink) -> None:
