@@ -830,8 +830,11 @@ def test_the_forecast_is_what_files_take(tmp_path: Path, monkeypatch: pytest.Mon
     cache.folder.mkdir()
     wanted = [(item.path, item.info, to) for item in (upright, sideways) for to in (WIDE, SQUARE)]
     wide, square = 40 * 80 * 3, 32 * 32 * 3
-    needed = [51 * wide, 51 * square, 39 * wide, 39 * square]
     counts = [51, 51, 39, 39]
+    needed = [
+        128 + count * (each + 4) + 12
+        for count, each in zip(counts, (wide, square, wide, square), strict=True)
+    ]
     asked = [(path, count, to) for count, (path, _, to) in zip(counts, wanted, strict=True)]
     assert [kept_bytes(*each) for each in asked] == needed
     free = 10**12
@@ -839,7 +842,7 @@ def test_the_forecast_is_what_files_take(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(module, "kept_bytes", lambda *each: needed[asked.index(each)] * 10**6)
     line = cache.forecast([*wanted, wanted[0]])
     assert line == (
-        f"frame cache {cache.folder}: 4 videos need 1,140.5 GB, 0.0 GB of it is there; the disk "
+        f"frame cache {cache.folder}: 4 videos need 1,141.8 GB, 0.0 GB of it is there; the disk "
         "has 1,000.0 GB free, of which 0 GB stay free; only 1,000.0 GB more fit: other videos are "
         "always decoded"
     )
@@ -856,9 +859,7 @@ def test_the_forecast_is_what_files_take(tmp_path: Path, monkeypatch: pytest.Mon
             windows = sliding_windows(item.frames, 0.0, WINDOW)
             list(cache.frames_of(item.path, item.info, windows, transform))
     sizes = [cache.file(video, to).stat().st_size for _, video, to in wanted]
-    assert sizes == [
-        each + 128 + 4 * (count + 3) for each, count in zip(needed, counts, strict=True)
-    ]
+    assert sizes == needed
     line = cache.forecast(wanted)
     assert "4 videos need 0.0 GB" in line and line.endswith("; nothing is missing")
     cache.file(upright.info, WIDE).write_bytes(b"damaged")

@@ -424,9 +424,9 @@ def _describe_unusable(count: int) -> str:
 
 
 def kept_bytes(path: Path, count: int, to: Shrink) -> int:
-    """Return the bytes of `count` small frames of a video; 0 if the video cannot be asked."""
+    """Return the size of a file of `count` frames of a video; 0 if the video cannot be read."""
     if to.square:
-        return count * 3 * to.short_side**2
+        return _file_bytes((count, to.short_side, to.short_side, 3))
     try:
         with open_video(path) as container:
             context = container.streams.video[0].codec_context
@@ -434,9 +434,10 @@ def kept_bytes(path: Path, count: int, to: Shrink) -> int:
         turned = video_index(path).rotation % 180 != 0
     except (av.FFmpegError, OSError, VideoError):
         return 0
-    return count * _picture_bytes(*((width, height) if turned else (height, width)), to)
+    small = _small_shape(*((width, height) if turned else (height, width)), to)
+    return _file_bytes((count, *small))
 
 
 @lru_cache
-def _picture_bytes(height: int, width: int, to: Shrink) -> int:
-    return shrunk(np.zeros((1, height, width, 3), np.uint8), to).nbytes
+def _small_shape(height: int, width: int, to: Shrink) -> tuple[int, ...]:
+    return shrunk(np.zeros((1, height, width, 3), np.uint8), to).shape[1:]
