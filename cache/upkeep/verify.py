@@ -7,13 +7,13 @@ import numpy as np
 from tqdm import tqdm
 
 from cache.errors import Damaged
-from cache.format.arrays import Array, FileGone, RowRequest, shard_name
+from cache.format.arrays import RANGE_BYTES, Array, FileGone, RowRequest, shard_name
 from cache.format.compaction import read_payload
 from cache.format.index import CONTENTS, PARTS, RETIRED, TABLE_NAME, list_tables, load_tables
 from cache.format.records import Entry, IndexTable, compute_digest
 from cache.format.writer import decode_contents
 from cache.storage.base import Files, read_whole
-from cache.storage.codec import checksum
+from cache.storage.codec import Bytes, checksum
 from cache.store import FORMAT, MARKER, Store
 
 LIST_ONLY = (
@@ -82,7 +82,8 @@ def _check_array(files: Files, file: str, table: IndexTable, bar: Any) -> list[P
     array = Array(files, folder, table.groups[0], info)
     chunks = -(-info.rows // info.chunk_rows)
     per_shard = info.shard_rows // info.chunk_rows
-    scratch = np.empty(array.chunk_bytes, np.uint8)
+    at_once = max(RANGE_BYTES // array.chunk_bytes, 1)
+    scratch = np.empty(at_once * array.chunk_bytes, np.uint8)
     for shard, (size, expected) in enumerate(info.shards):
         name = shard_name(folder, table.groups[0], shard)
         there = files.size(name)
@@ -90,17 +91,27 @@ def _check_array(files: Files, file: str, table: IndexTable, bar: Any) -> list[P
             found.append((name, f"it has {there} bytes, {size} were written"))
         elif there is not None and not _index_is_intact(files, name, size, per_shard, expected):
             found.append((name, "the index at its end, which zarr reads, is not as written"))
-        for chunk in range(shard * per_shard, min((shard + 1) * per_shard, chunks)):
-            try:
-                array.read(
-                    [RowRequest(chunk * info.chunk_rows, (chunk + 1) * info.chunk_rows, scratch)]
-                )
-            except Damaged as damage:
-                found.append((damage.file, damage.what))
-            except FileGone as gone:
-                found.append((gone.file, "it is missing"))
+        stop = min((shard + 1) * per_shard, chunks)
+        for first in range(shard * per_shard, stop, at_once):
+            last = min(first + at_once, stop)
+            if _damage_of(array, first, last, scratch):
+                # One by one, so that each that is damaged is named.
+                for chunk in range(first, last):
+                    found += _damage_of(array, chunk, chunk + 1, scratch)
         bar.update(size)
     return _merge_by_file(found)
+
+
+def _damage_of(array: Array, first: int, last: int, scratch: Bytes) -> list[tuple[str, str]]:
+    """Return the file and the damage that reading some chunks meets first; empty if none."""
+    rows, size = array.info.chunk_rows, (last - first) * array.chunk_bytes
+    try:
+        array.read([RowRequest(first * rows, last * rows, scratch[:size])])
+    except Damaged as damage:
+        return [(damage.file, damage.what)]
+    except FileGone as gone:
+        return [(gone.file, "it is missing")]
+    return []
 
 
 def _index_is_intact(files: Files, shard: str, size: int, chunks: int, expected: int) -> bool:

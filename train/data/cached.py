@@ -1,7 +1,8 @@
 """The spans that an experiment needs, and their activations as the detector's inputs."""
 
+import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch.nn.functional as F
@@ -24,8 +25,11 @@ from extract.sampling.windows import (
     sliding_windows,
     truth_inside,
 )
+from train.data.in_memory import HeldRows, decoded_bytes, free_memory, hold
 from train.data.videos import Subset, VideoItem, format_skipped
 from train.errors import translate_oom, translate_worker_death
+
+FREE_SHARE = 0.25  # of free memory, for features to train on; what else a run needs comes after it
 
 
 @dataclass(frozen=True)
@@ -35,11 +39,13 @@ class CachedStreams:
     Args:
         trained_on: the spans that training windows are sampled from; `tested_on`: those that test
             windows are read from.
+        held: what training reads, of every stream, if it is in memory.
     """
 
     places: tuple[Cached, ...]
     trained_on: SpanKind = "video"
     tested_on: SpanKind = "window"
+    held: tuple[HeldRows, ...] = ()
 
     @property
     def cut(self) -> Cut:
@@ -178,6 +184,44 @@ def _find_imported(
     return CachedStreams(places, tested_on="video")
 
 
+def hold_features(
+    cached: CachedStreams,
+    items: Sequence[VideoItem],
+    sampling: SamplingConfig,
+    directions: Sequence[Direction],
+    accelerator: Accelerator,
+) -> CachedStreams:
+    """Return the streams with all features that training reads in memory, if they fit there.
+
+    A window is copied from memory in a hundredth of the time that decoding it takes. Blocks are not
+    held: they are a hundred times larger, and the network behind them is what takes the time.
+
+    Args:
+        items: the videos to train on.
+
+    Raises:
+        Missing, Damaged: the store does not have them.
+    """
+    if cached.cut != "features":
+        return cached
+    spans = [training_spans(items, sampling, d, cached.trained_on) for d in directions]
+    sizes = [decoded_bytes(of, some) for of, some in zip(cached.places, spans, strict=True)]
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes))
+    limit = free_memory() * FREE_SHARE
+    needed, quiet = sum(sizes) * processes, not accelerator.is_main_process
+    fits = needed <= limit
+    if not quiet:
+        print(
+            f"features: {needed / 1e6:,.0f} MB to train on "
+            + ("are held decoded in memory" if fits else "are read from the cache window by window")
+            + f"; {FREE_SHARE:.0%} of the free memory is {limit / 1e6:,.0f} MB"
+        )
+    if not fits:
+        return cached
+    held = [hold(of, some, quiet) for of, some in zip(cached.places, spans, strict=True)]
+    return replace(cached, held=tuple(held))
+
+
 def sample_inputs(
     rng: np.random.Generator,
     item: VideoItem,
@@ -193,13 +237,18 @@ def sample_inputs(
     if cached.trained_on == "window":
         windows = training_windows(item, sampling)
         window = windows[int(rng.integers(len(windows)))]
-        return window, next(read_windows(item, [window], sampling, directions, cached))
-    spans = [_video_span(item, sampling, direction) for direction in directions]
-    grain = TUBELET if cached.cut == "features" else CLIP_FRAMES
-    window, parts = random_window_of_span(rng, spans[0], item.segments, sampling, grain, directions)
+        spans = [window_span(item, window, direction) for direction in directions]
+        parts = [slice(None) for _ in directions]
+    else:
+        spans = [_video_span(item, sampling, direction) for direction in directions]
+        grain = TUBELET if cached.cut == "features" else CLIP_FRAMES
+        window, parts = random_window_of_span(
+            rng, spans[0], item.segments, sampling, grain, directions
+        )
+    sources: Sequence[Cached | HeldRows] = cached.held or cached.places
     return window, tuple(
-        _pad_steps(_as_input(of.read(span, rows), of), window.samples // TUBELET, of)
-        for of, span, rows in zip(cached.places, spans, parts, strict=True)
+        _pad_steps(_as_input(source.read(span, rows), of), window.samples // TUBELET, of)
+        for source, of, span, rows in zip(sources, cached.places, spans, parts, strict=True)
     )
 
 
