@@ -7,6 +7,7 @@ array's index table has the chunks' offsets and checksums. benchmarks/store.py c
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,7 +18,7 @@ from zarr.storage import MemoryStore
 
 from cache.address import Dtype
 from cache.errors import Damaged
-from cache.format.records import CHUNK, ArrayInfo, Group, compute_digest
+from cache.format.records import CHUNK, FOOTER, ArrayInfo, Group, compute_digest
 from cache.storage import codec
 from cache.storage.base import Files
 from cache.storage.codec import Bytes, checksum, compress, decompress, itemsize
@@ -154,12 +155,34 @@ def _trailing_checksum(data: Bytes) -> int:
 class Array:
     """Reader of one array."""
 
-    def __init__(self, files: Files, folder: str, group: Group, info: ArrayInfo) -> None:
+    def __init__(
+        self, files: Files, folder: str, group: Group, info: ArrayInfo, index_bytes: int = 0
+    ) -> None:
+        """Of an `info` without chunks, `index_bytes` is the size of the index that has them."""
         self.files = files
         self.folder = folder
         self.group = group
         self.info = info
         self.chunk_bytes = info.chunk_rows * group.row_bytes
+        self._index_bytes = index_bytes
+
+    @cached_property
+    def chunks(self) -> NDArray[Any]:
+        """CHUNK [n]; read when they are first needed, for a store has many arrays.
+
+        Raises:
+            FileGone: the index is not there. Damaged: it ends early.
+        """
+        if self.info.chunks is not None:
+            return self.info.chunks
+        file, stop = f"{self.folder}.idx", self._index_bytes - FOOTER.size
+        start = stop - -(-self.info.rows // self.info.chunk_rows) * CHUNK.itemsize
+        (data,) = self.files.read([(file, start, stop)])
+        if data is None:
+            raise FileGone(file)
+        if len(data) < stop - start:
+            raise Damaged(file, f"it ends after {start + len(data)} bytes")
+        return np.frombuffer(data, CHUNK)
 
     def read(self, wanted: Sequence[RowRequest]) -> None:
         """Fill every `out`, fetching and decoding each chunk once.
@@ -208,7 +231,7 @@ class Array:
                 for chunk, start, stop in part.chunks:
                     block = data[start - part.start : stop - part.start]
                     # The checksum in the chunk is not enough: it may be another chunk.
-                    expected = int(self.info.chunks["checksum"][chunk])
+                    expected = int(self.chunks["checksum"][chunk])
                     if not checksum(block[:-4]) == _trailing_checksum(block) == expected:
                         raise Damaged(part.file, f"the checksum of bytes {start}–{stop} is wrong")
                     deliver(chunk, block[:-4], part.file)
@@ -220,7 +243,7 @@ class Array:
         per_shard = self.info.shard_rows // self.info.chunk_rows
         for chunk in chunks:
             file = shard_name(self.folder, self.group, chunk // per_shard)
-            offset, size, _ = self.info.chunks[chunk].tolist()
+            offset, size, _ = self.chunks[chunk].tolist()
             place = (chunk, offset, offset + size)
             last = batch[-1] if batch else None
             if (

@@ -7,7 +7,7 @@ import numpy as np
 
 from cache.errors import Damaged
 from cache.format.arrays import write_array
-from cache.format.records import RECORD, Entry, Group, IndexTable, Metadata, encode_table
+from cache.format.records import RECORD, Entry, Group, IndexTable, encode_table
 from cache.storage.base import Files
 from cache.storage.codec import Bytes, checksum, decompress
 
@@ -48,14 +48,14 @@ def compact(
     group: Group,
     placed: Sequence[PlacedEntry],
     videos: Sequence[str],
-    metadata: Sequence[Metadata],
+    described: Sequence[list[str]],
 ) -> bytes:
     """Write one array and return its index, whose writing commits it.
 
     Args:
         folder: of the array, new.
         placed: records of that group; `video` is a number into `videos`.
-        metadata: descriptions of videos and fingerprints for the index.
+        described: as in `IndexTable`.
     """
     placed = _group_pieces(placed)
     rows = sum(entry.rows for _, entry in placed)
@@ -84,7 +84,7 @@ def compact(
             entries.append(entry)
     sized = [entry._replace(size=stored * entry.rows // rows) for entry in entries]
     records = np.array(sized, RECORD)
-    return encode_table(IndexTable(records, [group], list(videos), list(metadata), info))
+    return encode_table(IndexTable(records, [group], list(videos), list(described), info))
 
 
 def _rewritten_keys(placed: Sequence[PlacedEntry]) -> set[tuple[int, int]]:

@@ -9,12 +9,19 @@ from tqdm import tqdm
 from cache.errors import Damaged
 from cache.format.arrays import RANGE_BYTES, Array, FileGone, RowRequest, shard_name
 from cache.format.compaction import read_payload
+from cache.format.descriptions import (
+    DESCRIPTIONS,
+    FILES_AT_ONCE,
+    check_description,
+    folder_of,
+    list_descriptions,
+)
 from cache.format.index import CONTENTS, PARTS, RETIRED, TABLE_NAME, list_tables, load_tables
 from cache.format.records import Entry, IndexTable, compute_digest
 from cache.format.writer import decode_contents
 from cache.storage.base import Files, read_whole
 from cache.storage.codec import Bytes, checksum
-from cache.store import FORMAT, MARKER, Store
+from cache.store import FORMAT, FORMAT_1, MARKER, Store
 
 LIST_ONLY = (
     "; the tables that are there were checked all the same, but one that is lost, too, cannot be "
@@ -38,7 +45,7 @@ def verify(store: Store, progress: bool = False) -> list[Problem]:
     files = store.files
     found = []
     mark = read_whole(files, MARKER, None)
-    if mark is None or mark.tobytes() != FORMAT:
+    if mark is None or mark.tobytes() not in (FORMAT, FORMAT_1):
         found.append(Problem(MARKER, "it is missing" if mark is None else "it is not as written"))
     parts = files.grandchildren(PARTS)
     tables, unreadable = load_tables(files, list_tables(parts))
@@ -53,8 +60,10 @@ def verify(store: Store, progress: bool = False) -> list[Problem]:
                 problems = _check_array(files, file, table, bar)
             found += _if_still_there(files, file, problems)
     for part in parts:
-        found += _check_contents(files, part)
-    return found
+        # A listing is no snapshot: what is renamed or deleted meanwhile is not missing twice.
+        missing = _check_contents(files, part)
+        found += [each for each in missing if each in _check_contents(files, part)]
+    return found + _check_descriptions(files, tables)
 
 
 def _check_segment(files: Files, file: str, table: IndexTable, bar: Any) -> list[Problem]:
@@ -147,6 +156,32 @@ def _check_contents(files: Files, part: str) -> list[Problem]:
         for name in before.keys() & after.keys()
         if name not in there and name + RETIRED not in there
     ]
+
+
+def _check_descriptions(files: Files, tables: dict[str, IndexTable]) -> list[Problem]:
+    """Return the descriptions that are damaged, and those that tables list and are missing."""
+    found: list[Problem] = []
+    there: set[str] = set()
+    for folder in DESCRIPTIONS:
+        # What was found damaged or missing before has left an empty file.
+        names = (name.removesuffix(RETIRED).split("-") for name in files.children(folder))
+        there |= {f"{folder}/{'-'.join(name[:2])}" for name in names}
+        sizes = list(list_descriptions(files, folder).items())
+        for first in range(0, len(sizes), FILES_AT_ONCE):
+            some = sizes[first : first + FILES_AT_ONCE]
+            contents = files.read([(file, 0, size) for file, size in some])
+            for (file, _), data in zip(some, contents, strict=True):
+                try:
+                    if data is not None:
+                        check_description(files, file, data)
+                except Damaged as damage:
+                    found.append(Problem(file, damage.what))
+    for file, table in tables.items():
+        listed = zip(table.subjects, table.described, strict=False)  # version 1 lists none
+        wanted = {f"{folder_of(who)}/{who}-{each}" for who, hashes in listed for each in hashes}
+        missing = [Problem(each, "it is missing") for each in sorted(wanted - there)]
+        found += _if_still_there(files, file, missing)
+    return list(dict.fromkeys(found))
 
 
 def _if_still_there(files: Files, file: str, problems: list[Problem]) -> list[Problem]:
