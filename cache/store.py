@@ -25,20 +25,20 @@ from typing import Any, Literal, NamedTuple
 import torch
 
 from cache.address import DTYPES, Address, FingerprintInfo, VideoInfo
-from cache.errors import Damaged, Missing, StoreError
+from cache.errors import Damaged, Missing, StoreError, StoreUnreachable
 from cache.format.arrays import FileGone, RowRequest
-from cache.format.compaction import unpack_payload
+from cache.format.compaction import fetch_payloads, unpack_payload
 from cache.format.descriptions import Descriptions
 from cache.format.index import PARTS, Index, LoadedTable, Summary, refresh_index, summarise_index
 from cache.format.records import Entry, Group
 from cache.format.shared import ReceivedIndex, SharedIndex, is_spawning
 from cache.format.writer import Writer
-from cache.storage.base import Files, Range, read_whole
+from cache.storage.base import Files, read_whole
 from cache.storage.codec import Bytes, as_bytes
 from cache.storage.leases import USERS, Lease
 from cache.storage.open import open_files
 
-__all__ = ["Damaged", "Missing", "Store", "StoreError"]
+__all__ = ["Damaged", "Missing", "Store", "StoreError", "StoreUnreachable"]
 
 MARKER = "palindrome.json"
 FORMAT = b'{"format": "palindrome activations", "version": 2}\n'
@@ -258,7 +258,8 @@ class Store:
             except Exception as error:
                 self._warn_without_lease(error)
             # Another process may have pruned it before it could see the lease.
-            self.refresh()
+            with suppress(StoreUnreachable):  # what is known of the index still answers
+                self.refresh()
 
     def _warn_without_lease(self, error: Exception) -> None:
         """Print, the first time, that a lease cannot be written and what that means."""
@@ -331,17 +332,12 @@ def _fetch_rows(files: Files, index: Index, table: LoadedTable, copies: Sequence
             [RowRequest(c.entry.place + c.low, c.entry.place + c.high, c.out) for c in copies]
         )
         return
-    copies = sorted(copies, key=lambda copy: copy.entry.place)
-    while copies:
-        count = _count_within([copy.entry.size for copy in copies], files.batch_bytes)
-        batch, copies = copies[:count], copies[count:]
-        ranges: list[Range] = [
-            (table.file, copy.entry.place, copy.entry.place + copy.entry.size) for copy in batch
-        ]
-        for copy, data in zip(batch, files.read(ranges), strict=True):
-            if data is None:
-                raise FileGone(table.file)
-            _copy_rows(data, copy, index.groups[copy.entry.group], table.file)
+    by_place = sorted(copies, key=lambda copy: copy.entry.place)
+    numbered = [(table.file, copy.entry) for copy in by_place]
+    for copy, (_, data) in zip(by_place, fetch_payloads(files, numbered), strict=True):
+        if data is None:
+            raise FileGone(table.file)
+        _copy_rows(data, copy, index.groups[copy.entry.group], table.file)
 
 
 def _copy_rows(data: Bytes, copy: _RowCopy, group: Group, file: str) -> None:
@@ -355,16 +351,6 @@ def _copy_rows(data: Bytes, copy: _RowCopy, group: Group, file: str) -> None:
     copy.out[:] = rows[copy.low * group.row_bytes : copy.high * group.row_bytes]
 
 
-def _count_within(sizes: Sequence[int], limit: int) -> int:
-    """Return how many of the first sizes add up to no more than a limit, at least one."""
-    total = 0
-    for count, size in enumerate(sizes):
-        total += size
-        if count and total > limit:
-            return count
-    return len(sizes)
-
-
 def open_cache(url: str) -> Store:
     """Return a store that can be written, made if need be.
 
@@ -373,6 +359,8 @@ def open_cache(url: str) -> Store:
     """
     try:
         return Store.open(url, "a")
+    except StoreUnreachable:
+        raise
     except OSError as error:
         raise ValueError(
             f"--cache: cannot keep activations in {url}: {error.strerror or error}; choose a "

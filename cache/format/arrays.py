@@ -147,9 +147,23 @@ def _fill_chunks(buffer: Bytes, total: int, pieces: Iterator[Bytes]) -> Iterator
     assert done == total and not filled
 
 
-def _trailing_checksum(data: Bytes) -> int:
+def trailing_checksum(data: Bytes) -> int:
     """Return the checksum that a chunk, or a shard's index, ends with."""
     return int.from_bytes(data[-4:].tobytes(), "little")
+
+
+def check_chunk(block: Bytes, start: int, stop: int, expected: int, file: str) -> Bytes:
+    """Return the frame of a chunk, read from bytes `start` to `stop` of a shard.
+
+    Raises:
+        Damaged: it is not the chunk that was written there.
+    """
+    if len(block) < stop - start:
+        raise Damaged(file, f"it ends after {start + len(block)} bytes")
+    # The checksum in the chunk is not enough: it may be another chunk.
+    if not checksum(block[:-4]) == trailing_checksum(block) == expected:
+        raise Damaged(file, f"the checksum of bytes {start}–{stop} is wrong")
+    return block[:-4]
 
 
 class Array:
@@ -226,15 +240,10 @@ class Array:
             for part, data in zip(batch, found, strict=True):
                 if data is None:
                     raise FileGone(part.file)
-                if len(data) < part.stop - part.start:
-                    raise Damaged(part.file, f"it ends after {part.start + len(data)} bytes")
                 for chunk, start, stop in part.chunks:
                     block = data[start - part.start : stop - part.start]
-                    # The checksum in the chunk is not enough: it may be another chunk.
                     expected = int(self.chunks["checksum"][chunk])
-                    if not checksum(block[:-4]) == _trailing_checksum(block) == expected:
-                        raise Damaged(part.file, f"the checksum of bytes {start}–{stop} is wrong")
-                    deliver(chunk, block[:-4], part.file)
+                    deliver(chunk, check_chunk(block, start, stop, expected, part.file), part.file)
 
     def _batches(self, chunks: Sequence[int]) -> Iterator[list["_ByteRange"]]:
         """Yield lists of ranges to fetch at once; neighbouring chunks are joined in one range."""

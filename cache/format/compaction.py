@@ -8,20 +8,29 @@ import numpy as np
 from cache.errors import Damaged
 from cache.format.arrays import write_array
 from cache.format.records import RECORD, Entry, Group, IndexTable, encode_table
-from cache.storage.base import Files
+from cache.storage.base import Files, Range, split_batches
 from cache.storage.codec import Bytes, checksum, decompress
 
 PlacedEntry = tuple[str, Entry]
 """A segment's file and a record in it."""
 
 
-def read_payload(files: Files, file: str, entry: Entry, row_bytes: int) -> Bytes:
+def fetch_payloads(
+    files: Files, placed: Sequence[PlacedEntry]
+) -> Iterator[tuple[PlacedEntry, Bytes | None]]:
+    """Yield records with their payloads, None where a file is gone; neighbours come together."""
+    for some in split_batches([entry.size for _, entry in placed], files.batch_bytes):
+        batch = placed[some]
+        ranges: list[Range] = [(file, e.place, e.place + e.size) for file, e in batch]
+        yield from zip(batch, files.read(ranges), strict=True)
+
+
+def decode_payload(data: Bytes | None, entry: Entry, row_bytes: int, file: str) -> Bytes:
     """Return a record's rows as bytes, uncompressed.
 
     Raises:
         Damaged: they are not there as they were written.
     """
-    (data,) = files.read([(file, entry.place, entry.place + entry.size)])
     if data is None:
         raise Damaged(file, "it is missing")
     out = np.empty(entry.rows * row_bytes, np.uint8)
@@ -62,8 +71,8 @@ def compact(
     width = group.row_bytes
 
     def pieces() -> Iterator[Bytes]:
-        for file, entry in placed:
-            yield read_payload(files, file, entry, width)
+        for (file, entry), data in fetch_payloads(files, placed):
+            yield decode_payload(data, entry, width, file)
 
     info = write_array(files, folder, group, rows, pieces())
     stored = sum(size for size, _ in info.shards)

@@ -4,13 +4,14 @@ import json
 import secrets
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
 from cache.address import DTYPES, Address, FingerprintInfo, VideoInfo
-from cache.errors import Damaged, StoreError
+from cache.errors import Damaged, StoreError, StoreUnreachable
 from cache.format.compaction import PlacedEntry, compact
 from cache.format.descriptions import Descriptions, newest, write_description
 from cache.format.index import CONTENTS, PARTS, Index
@@ -209,8 +210,10 @@ class Writer:
                 self.files.write(f"{self._folder}/{name}.idx", [index])
         except (OSError, Damaged) as error:
             for name in commits:
-                self.files.delete(f"{self._folder}/{name}.idx")
-                self.files.delete(f"{self._folder}/{name}")
+                # What cannot be deleted is a leftover, or is there twice: `prune` removes both.
+                with suppress(StoreUnreachable):
+                    self.files.delete(f"{self._folder}/{name}.idx")
+                    self.files.delete(f"{self._folder}/{name}")
             if isinstance(error, Damaged):
                 damage = Damaged(error.file, error.what, self.files.url)
                 tqdm.write(f"warning: {damage} (the rest of the journal is compacted)")
@@ -270,11 +273,16 @@ class Writer:
             entries.append(entry._replace(place=place))
             place += entry.size
         table = self._make_table(entries)
-        name = f"j{self._segments_written + 1:06}.bin"
-        content: Content = [*self._payloads, encode_table(table, place)]
-        self.files.write(f"{self._folder}/{name}", content)
-        # Committed.
         self._segments_written += 1
+        name = f"j{self._segments_written:06}.bin"
+        content: Content = [*self._payloads, encode_table(table, place)]
+        try:
+            self.files.write(f"{self._folder}/{name}", content)
+        except OSError:
+            # It may be there all the same, and read: what is written next has another name.
+            self._obsolete.append(name)
+            raise
+        # Committed.
         self._tables[name] = sum(len(piece) for piece in content)
         self._segments[name] = entries
         self._payloads, self._entries, self.waiting = [], [], 0
@@ -382,8 +390,11 @@ class Writer:
 
     def _write_error(self, error: OSError) -> OSError:
         waits = f"{self.waiting / 1e6:.1f} MB wait in memory, " if self.waiting else ""
+        room = "" if isinstance(error, StoreUnreachable) else "make room and "
         text = (
             f"cannot write into {self.files.url}: {error.strerror or error}; what was committed "
-            f"before is good; {waits}make room and flush again"
+            f"before is good; {waits}{room}flush again"
         )
+        if isinstance(error, StoreUnreachable):
+            return StoreUnreachable(text)
         return OSError(error.errno, text) if error.errno else OSError(text)

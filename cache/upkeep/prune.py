@@ -13,7 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from cache.address import FingerprintInfo
-from cache.errors import Damaged, StoreError
+from cache.errors import Damaged, StoreError, StoreUnreachable
 from cache.format.descriptions import DESCRIPTIONS, newest
 from cache.format.index import CONTENTS, PARTS, RETIRED, TABLE_NAME, LoadedTable
 from cache.format.records import decode_table
@@ -192,10 +192,14 @@ class _Pruner:
         moving = [table for table in staying if self._must_move(retention, table)]
         embedded = newest(e for table in (*gone, *moving) for e in prunable[table].embedded)
         if embedded:
-            # This fails on a full disk, where making room comes first.
-            with suppress(OSError), self.store.writer() as writer:
-                for each in embedded:
-                    writer.copy_description(each)
+            try:
+                with self.store.writer() as writer:
+                    for each in embedded:
+                        writer.copy_description(each)
+            except StoreUnreachable:
+                raise
+            except OSError:
+                pass  # a full disk, where making room comes first
         self._retire([prunable[table] for table in gone])
         if moving:
             with self.store.writer() as writer:
@@ -222,10 +226,7 @@ class _Pruner:
     def _move(self, writer: Writer, retention: Retention, table: int) -> None:
         """Copy the records of a table that stay into a part of this process."""
         rows, index = retention.rows_of(table), retention.index
-        rows = rows[retention.keep[rows]]
-        for row in rows[np.argsort(index.records["place"][rows])]:
-            entry = retention.entry_at(row)
-            data = retention.read_rows(entry)
+        for entry, data in retention.read_table(table, rows[retention.keep[rows]]):
             if data is None:
                 self.report.damaged += 1
                 continue

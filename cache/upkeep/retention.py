@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from cache.address import FingerprintInfo
 from cache.errors import Damaged
 from cache.format.arrays import FileGone, RowRequest
-from cache.format.compaction import read_payload
+from cache.format.compaction import decode_payload, fetch_payloads
 from cache.format.index import Index, LoadedTable
 from cache.format.records import Entry
 from cache.storage.base import Files
@@ -115,13 +115,32 @@ class Retention:
             stored -= self.prunable[table].stored_bytes
         return dropped, in_use
 
+    def read_table(
+        self, table: int, rows: NDArray[np.int64]
+    ) -> Iterator[tuple[Entry, NDArray[np.uint8] | None]]:
+        """Yield records of a table as they are placed, each as `read_rows` returns it."""
+        rows = rows[np.argsort(self.index.records["place"][rows])]
+        entries, loaded = [self.entry_at(row) for row in rows], self.index.tables[table]
+        if loaded.array is not None:
+            yield from ((entry, self.read_rows(entry)) for entry in entries)
+            return
+        for (file, entry), data in fetch_payloads(
+            self.files, [(loaded.file, entry) for entry in entries]
+        ):
+            try:
+                width = self.index.groups[entry.group].row_bytes
+                yield entry, decode_payload(data, entry, width, file)
+            except Damaged:
+                yield entry, None
+
     def read_rows(self, entry: Entry) -> NDArray[np.uint8] | None:
         """Return a record's rows as bytes; None if they cannot be read."""
         loaded = self.index.tables[entry.table]
         width = self.index.groups[entry.group].row_bytes
         try:
             if loaded.array is None:
-                return read_payload(self.files, loaded.file, entry, width)
+                ((_, data),) = fetch_payloads(self.files, [(loaded.file, entry)])
+                return decode_payload(data, entry, width, loaded.file)
             out = np.empty(entry.rows * width, np.uint8)
             loaded.array.read([RowRequest(entry.place, entry.place + entry.rows, out)])
         except (Damaged, FileGone):

@@ -1,14 +1,14 @@
 """Verification of every checksum of a store."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
 from cache.errors import Damaged
-from cache.format.arrays import RANGE_BYTES, Array, FileGone, RowRequest, shard_name
-from cache.format.compaction import read_payload
+from cache.format.arrays import Array, check_chunk, shard_name, trailing_checksum
+from cache.format.compaction import decode_payload, fetch_payloads
 from cache.format.descriptions import (
     DESCRIPTIONS,
     FILES_AT_ONCE,
@@ -19,8 +19,8 @@ from cache.format.descriptions import (
 from cache.format.index import CONTENTS, PARTS, RETIRED, TABLE_NAME, list_tables, load_tables
 from cache.format.records import Entry, IndexTable, compute_digest
 from cache.format.writer import decode_contents
-from cache.storage.base import Files, read_whole
-from cache.storage.codec import Bytes, checksum
+from cache.storage.base import Files, read_whole, split_batches
+from cache.storage.codec import checksum, decompress
 from cache.store import FORMAT, FORMAT_1, MARKER, Store
 
 LIST_ONLY = (
@@ -59,7 +59,14 @@ def verify(store: Store, progress: bool = False) -> list[Problem]:
             else:
                 problems = _check_array(files, file, table, bar)
             found += _if_still_there(files, file, problems)
-    for part in parts:
+    lists = [
+        (f"{PARTS}/{part}/{CONTENTS}", names.get(CONTENTS) or 0) for part, names in parts.items()
+    ]
+    contents = files.read([(file, 0, size) for file, size in lists])
+    for (part, names), data in zip(parts.items(), contents, strict=True):
+        listed = None if data is None else decode_contents(data)
+        if CONTENTS in names and listed is not None and listed.keys() <= names.keys():
+            continue  # for which no part has to be listed again
         # A listing is no snapshot: what is renamed or deleted meanwhile is not missing twice.
         missing = _check_contents(files, part)
         found += [each for each in missing if each in _check_contents(files, part)]
@@ -68,10 +75,10 @@ def verify(store: Store, progress: bool = False) -> list[Problem]:
 
 def _check_segment(files: Files, file: str, table: IndexTable, bar: Any) -> list[Problem]:
     found = []
-    for values in table.records.tolist():
-        entry = Entry._make(values)
+    entries = [Entry._make(values) for values in table.records.tolist()]
+    for (_, entry), data in fetch_payloads(files, [(file, entry) for entry in entries]):
         try:
-            read_payload(files, file, entry, table.groups[entry.group].row_bytes)
+            decode_payload(data, entry, table.groups[entry.group].row_bytes, file)
         except Damaged as damage:
             found.append(damage.what)
         bar.update(entry.size)
@@ -89,47 +96,40 @@ def _check_array(files: Files, file: str, table: IndexTable, bar: Any) -> list[P
     elif compute_digest(description).hex() != info.description:
         found.append((f"{folder}/zarr.json", "it is not as written"))
     array = Array(files, folder, table.groups[0], info)
-    chunks = -(-info.rows // info.chunk_rows)
-    per_shard = info.shard_rows // info.chunk_rows
-    at_once = max(RANGE_BYTES // array.chunk_bytes, 1)
-    scratch = np.empty(at_once * array.chunk_bytes, np.uint8)
-    for shard, (size, expected) in enumerate(info.shards):
+    for shard, (size, _) in enumerate(info.shards):
         name = shard_name(folder, table.groups[0], shard)
-        there = files.size(name)
-        if there is not None and there != size:
-            found.append((name, f"it has {there} bytes, {size} were written"))
-        elif there is not None and not _index_is_intact(files, name, size, per_shard, expected):
-            found.append((name, "the index at its end, which zarr reads, is not as written"))
-        stop = min((shard + 1) * per_shard, chunks)
-        for first in range(shard * per_shard, stop, at_once):
-            last = min(first + at_once, stop)
-            if _damage_of(array, first, last, scratch):
-                # One by one, so that each that is damaged is named.
-                for chunk in range(first, last):
-                    found += _damage_of(array, chunk, chunk + 1, scratch)
+        found += [(name, what) for what in _check_shard(files, name, array, shard)]
         bar.update(size)
     return _merge_by_file(found)
 
 
-def _damage_of(array: Array, first: int, last: int, scratch: Bytes) -> list[tuple[str, str]]:
-    """Return the file and the damage that reading some chunks meets first; empty if none."""
-    rows, size = array.info.chunk_rows, (last - first) * array.chunk_bytes
-    try:
-        array.read([RowRequest(first * rows, last * rows, scratch[:size])])
-    except Damaged as damage:
-        return [(damage.file, damage.what)]
-    except FileGone as gone:
-        return [(gone.file, "it is missing")]
-    return []
-
-
-def _index_is_intact(files: Files, shard: str, size: int, chunks: int, expected: int) -> bool:
-    """Return whether a shard ends with the index that zarr wrote."""
-    (data,) = files.read([(shard, size - 16 * chunks - 4, size)])
-    if data is None:
-        return True  # deleted since, which reading the chunks finds
-    stored = int.from_bytes(data[-4:].tobytes(), "little")
-    return checksum(data[:-4]) == stored == expected
+def _check_shard(files: Files, name: str, array: Array, shard: int) -> Iterator[str]:
+    """Yield what is wrong with a shard: its length, the index that zarr reads, its chunks."""
+    info, (size, expected) = array.info, array.info.shards[shard]
+    per_shard = info.shard_rows // info.chunk_rows
+    chunks = array.chunks[shard * per_shard : (shard + 1) * per_shard].tolist()
+    # One byte more than there should be: a file that is too long is found without asking for sizes.
+    ranges = [(name, offset, offset + length) for offset, length, _ in chunks]
+    ranges.append((name, size - 16 * per_shard - 4, size + 1))
+    scratch = np.empty(array.chunk_bytes, np.uint8)
+    number = 0
+    for some in split_batches([stop - start for _, start, stop in ranges], files.batch_bytes):
+        for (_, start, stop), data in zip(ranges[some], files.read(ranges[some]), strict=True):
+            if data is None:
+                yield "it is missing"
+                return
+            if number < len(chunks):
+                try:
+                    frame = check_chunk(data, start, stop, chunks[number][2], name)
+                    decompress(frame, scratch, name)
+                except Damaged as damage:
+                    yield damage.what
+            elif len(data) != stop - 1 - start:
+                there = files.size(name)
+                yield f"it has {there} bytes, {size} were written"
+            elif not checksum(data[:-4]) == trailing_checksum(data) == expected:
+                yield "the index at its end, which zarr reads, is not as written"
+            number += 1
 
 
 def _check_contents(files: Files, part: str) -> list[Problem]:

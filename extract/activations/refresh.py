@@ -1,5 +1,6 @@
 """Makes the passes of a plan, shared out over processes, decoding ahead of the backbone."""
 
+from collections.abc import Sequence
 from contextlib import suppress
 from itertools import groupby
 
@@ -8,6 +9,8 @@ from accelerate.utils import gather_object
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from cache.errors import StoreUnreachable
+from extract.activations.activations import Activations
 from extract.activations.inputs import Job, JobInputs, PassInput, Piece
 from extract.activations.passes import Pass
 from extract.activations.plan import Plan, check_disk_space
@@ -52,8 +55,17 @@ def refresh(
         skipped |= others
     accelerator.wait_for_everyone()
     for request in made.wanted:
-        request.activations.store.refresh()
+        with suppress(StoreUnreachable):
+            request.activations.store.refresh()
     return skipped
+
+
+def describe_unkept(every: Sequence[Activations], accelerator: Accelerator) -> str | None:
+    """Return what the stores could not take from any process, in one line; None if nothing."""
+    shares = gather_object([(sum(len(a.unkept) for a in every), [a.unkept_cause for a in every])])
+    causes = [cause for _, some in shares for cause in some if cause]
+    count = sum(number for number, _ in shares)
+    return f"{count:,} activations could not be kept: {causes[-1]}" if count else None
 
 
 def _copy_names(made: Plan) -> None:
@@ -114,7 +126,7 @@ def _work(
                     skipped |= dict.fromkeys(names[digest], piece.problem)
                 continue
             for number in piece.numbers:
-                if number not in passes:
+                if number not in passes or passes[number].must_restart(piece):
                     todo = made.todo[number]
                     activations = made.wanted[todo.wanted].activations
                     span, at = made.span(todo), places[todo.wanted]

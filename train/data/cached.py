@@ -9,10 +9,11 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor
 
+from cache.errors import StoreUnreachable
 from configs.messages import truncated
 from extract.activations.activations import Activations
 from extract.activations.plan import SpanRequest, plan
-from extract.activations.refresh import refresh
+from extract.activations.refresh import describe_unkept, refresh
 from extract.activations.stored import Cached, Counts
 from extract.backbone.backbone import Cut
 from extract.sampling.spans import Span, SpanKind, random_window_of_span, whole_video_window
@@ -30,6 +31,7 @@ from train.data.videos import Subset, VideoItem, format_skipped
 from train.errors import translate_oom, translate_worker_death
 
 FREE_SHARE = 0.25  # of free memory, for features to train on; what else a run needs comes after it
+PATIENCE_S = 600.0  # for a store that does not answer; what is stored cannot always be computed
 
 
 @dataclass(frozen=True)
@@ -134,6 +136,7 @@ def ensure_cached(
 
     Raises:
         ValueError: a video cannot be read or is gone, or the disk is too small.
+        StoreUnreachable: some of the activations could not be stored.
     """
     if activations[0].backbone.config.mode == "imported":
         return _find_imported(activations, spans), Counts()
@@ -150,7 +153,9 @@ def ensure_cached(
         items.skip_videos(skipped)
         if not items:
             raise ValueError(f"not one video can be read; for one, {next(iter(skipped.values()))}")
-    places = tuple(of.cached_cuts()[cut] for of in activations)
+    if unkept := describe_unkept(activations, accelerator):
+        raise StoreUnreachable(f"{unkept}; the same command goes on when it answers again")
+    places = tuple(replace(of.cached_cuts()[cut], patience_s=PATIENCE_S) for of in activations)
     return CachedStreams(places, activations[0].config.span), counts
 
 
@@ -181,7 +186,8 @@ def _find_imported(
             "backbone.imported_width, sampling.snippet_stride and cache.dtype as they were "
             f"imported:\n  " + "\n  ".join(truncated(sorted(gone)))
         )
-    return CachedStreams(places, tested_on="video")
+    patient = tuple(replace(place, patience_s=PATIENCE_S) for place in places)
+    return CachedStreams(patient, tested_on="video")
 
 
 def hold_features(

@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from cache.errors import StoreUnreachable
 from cache.store import open_cache
-from configs.messages import truncated
+from configs.messages import message, truncated
 from evaluate.annotations import Detection, Segment
 from evaluate.files.video_scores import assign_classes, read_video_scores
 from evaluate.mean_ap import MeanAP, mean_average_precision
@@ -315,25 +316,38 @@ def evaluate_checkpoint(
     out.mkdir(parents=True, exist_ok=True)  # now, not after hours of detection
     detector = detector.to(accelerator.device)
     began = time.monotonic()
-    counts, cached = None, None
-    overlap = config.sampling.test_overlap
-    if store is not None:
-        activations = activations_of(detector, store, [checkpoint])
-        kind: SpanKind = "video" if imported else "window"
-        spans = [
-            evaluation_spans(items, overlap, config.sampling, direction, kind)
-            for direction in config.directions
-        ]
-        workers, skip_bad = config.training.workers, config.data.bad_videos == "skip"
-        with watch.stage(PASSES):
-            cached, counts = ensure_cached(
-                activations, spans, "features", [items], accelerator, workers, skip_bad
+    counts, overlap = None, config.sampling.test_overlap
+    several = len(detector.streams) > 1
+
+    def detect(cached: CachedStreams | None) -> tuple[Found, dict[str, str]]:
+        windows = window_loader(items, overlap, config, accelerator, cached)
+        with watch.stage("detecting"):
+            return detect_subset(
+                detector, items, windows, accelerator, "detecting", of_streams=several
             )
-    windows = window_loader(items, overlap, config, accelerator, cached)
-    with watch.stage("detecting"):
-        answers, dropped = detect_subset(
-            detector, items, windows, accelerator, "detecting", of_streams=len(detector.streams) > 1
-        )
+
+    try:
+        cached = None
+        if store is not None:
+            activations = activations_of(detector, store, [checkpoint])
+            kind: SpanKind = "video" if imported else "window"
+            spans = [
+                evaluation_spans(items, overlap, config.sampling, direction, kind)
+                for direction in config.directions
+            ]
+            workers, skip_bad = config.training.workers, config.data.bad_videos == "skip"
+            with watch.stage(PASSES):
+                cached, counts = ensure_cached(
+                    activations, spans, "features", [items], accelerator, workers, skip_bad
+                )
+        answers, dropped = detect(cached)
+    except StoreUnreachable as error:
+        # Of several processes only some may have met it.
+        if imported or accelerator.num_processes > 1:
+            raise
+        print(f"warning: {message(error).removeprefix('error: ')}; the videos are decoded instead")
+        counts = None
+        answers, dropped = detect(None)
     if not accelerator.is_main_process:
         return None
     return Evaluation(
