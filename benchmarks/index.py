@@ -26,6 +26,7 @@ from unittest.mock import patch
 import numpy as np
 
 from cache.address import Address, FingerprintInfo, VideoInfo
+from cache.format.arrays import choose_layout
 from cache.format.descriptions import write_description
 from cache.format.records import (
     CHUNK,
@@ -83,7 +84,9 @@ def write_store(
     encoded = {v.digest: embedded_line(v) for v in videos} if old else {}
     for number in range(prints):
         about = FingerprintInfo(f"{number + 1:032x}", "features", "last.pt")
-        known[about.fingerprint] = write_description(files, Description(1, about))
+        described = write_description(files, Description(1, about))
+        if not old:
+            known[about.fingerprint] = described
         part = folder / "parts" / f"{number:06}"
         part.mkdir(parents=True)
         together = SPANS_A_TABLE // directions
@@ -113,9 +116,10 @@ def encode(
         row["video"], row["direction"] = which, direction
     records["place"] = np.arange(len(records)) * rows
     records["rows"] = records["total"] = rows
-    chunks = np.zeros(-(-len(records) * rows // 1365), CHUNK)
+    chunk_rows = choose_layout(len(records) * rows, 2 * WIDTH)[0] if descriptions else 1365
+    chunks = np.zeros(-(-len(records) * rows // chunk_rows), CHUNK)
     shards = [(10**7, 1)] * -(-len(chunks) // 64)
-    info = ArrayInfo(len(records) * rows, 1365, 1365 * 64, "0" * 32, shards, chunks)
+    info = ArrayInfo(len(records) * rows, chunk_rows, chunk_rows * 64, "0" * 32, shards, chunks)
     group = Group(about.fingerprint, "float16", (WIDTH,))
     table = IndexTable(records, [group], [v.digest for v in videos], [], info)
     table.described = [[descriptions[who].hash] for who in table.subjects if who in descriptions]
