@@ -21,10 +21,12 @@ import time
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 
 from cache.address import Address, FingerprintInfo, VideoInfo
+from cache.format.arrays import choose_layout
 from cache.format.descriptions import write_description
 from cache.format.records import (
     CHUNK,
@@ -45,7 +47,7 @@ from configs.messages import pad_columns
 # Videos, frames of one, fingerprints, directions: THUMOS-14, ActivityNet in part, a large one.
 SIZES = [(413, 6590, 20, 1), (2000, 3050, 20, 1), (10_000, 3050, 20, 2)]
 SPANS_A_TABLE, WIDTH = 900, 384
-TOLD_BYTES = 2 * 10**9  # of version 1, at most: opening takes twice that in memory
+TIMES_BYTES = 2 * 10**9  # of version 1, at most: opening takes nearly three times that in memory
 
 OPEN = """
 import json, sys, time
@@ -78,25 +80,30 @@ def write_store(
     if old:
         (folder / MARKER).write_bytes(FORMAT_1)
     files = LocalFiles(folder)
-    told = {} if old else {v.digest: write_description(files, Description(1, v)) for v in videos}
-    encoded = {v.digest: told_line(v) for v in videos} if old else {}
+    known = {} if old else {v.digest: write_description(files, Description(1, v)) for v in videos}
+    encoded = {v.digest: embedded_line(v) for v in videos} if old else {}
     for number in range(prints):
         about = FingerprintInfo(f"{number + 1:032x}", "features", "last.pt")
-        told[about.fingerprint] = write_description(files, Description(1, about))
+        described = write_description(files, Description(1, about))
+        if not old:
+            known[about.fingerprint] = described
         part = folder / "parts" / f"{number:06}"
         part.mkdir(parents=True)
         together = SPANS_A_TABLE // directions
         for table, first in enumerate(range(0, len(videos), together)):
             some = videos[first : first + together]
-            content = encode(about, some, directions, told)
+            content = encode(about, some, directions, known)
             if old:
                 lines = [json.dumps([1, "fingerprint", about.to_dict()])]
-                content = with_told(content, lines + [encoded[v.digest] for v in some])
+                content = with_embedded(content, lines + [encoded[v.digest] for v in some])
             (part / f"a{table + 1:06}.idx").write_bytes(content)
 
 
 def encode(
-    about: FingerprintInfo, videos: list[VideoInfo], directions: int, told: dict[str, Description]
+    about: FingerprintInfo,
+    videos: list[VideoInfo],
+    directions: int,
+    descriptions: dict[str, Description],
 ) -> bytes:
     """Return an index of the videos' activations of one fingerprint."""
     records = np.zeros(len(videos) * directions, RECORD)
@@ -109,23 +116,24 @@ def encode(
         row["video"], row["direction"] = which, direction
     records["place"] = np.arange(len(records)) * rows
     records["rows"] = records["total"] = rows
-    chunks = np.zeros(-(-len(records) * rows // 1365), CHUNK)
+    chunk_rows = choose_layout(len(records) * rows, 2 * WIDTH)[0] if descriptions else 1365
+    chunks = np.zeros(-(-len(records) * rows // chunk_rows), CHUNK)
     shards = [(10**7, 1)] * -(-len(chunks) // 64)
-    info = ArrayInfo(len(records) * rows, 1365, 1365 * 64, "0" * 32, shards, chunks)
+    info = ArrayInfo(len(records) * rows, chunk_rows, chunk_rows * 64, "0" * 32, shards, chunks)
     group = Group(about.fingerprint, "float16", (WIDTH,))
     table = IndexTable(records, [group], [v.digest for v in videos], [], info)
-    table.described = [[told[who].hash] for who in table.subjects if who in told]
+    table.described = [[descriptions[who].hash] for who in table.subjects if who in descriptions]
     return encode_table(table)
 
 
-def told_line(info: VideoInfo) -> str:
+def embedded_line(info: VideoInfo) -> str:
     """Return what version 1 wrote of a video."""
     assert info.times_s is not None
     times = base64.b64encode(np.ascontiguousarray(info.times_s, "<f8").tobytes()).decode()
     return json.dumps([1, "video", info.to_dict() | {"times_s": times}])
 
 
-def with_told(content: bytes, lines: list[str]) -> bytes:
+def with_embedded(content: bytes, lines: list[str]) -> bytes:
     """Return a table as version 1 wrote it."""
     body = content[: -FOOTER.size]
     end = 8 + int.from_bytes(body[:8], "little")
@@ -191,11 +199,12 @@ def main() -> None:
         infos = [video(number, frames) for number in range(videos)]
         label = f"{videos:,} × {prints}" + (f" × {directions}" if directions > 1 else "")
         for version in (1, 2):
-            if version == 1 and videos * prints * frames * 11 > TOLD_BYTES:
+            if version == 1 and videos * prints * frames * 11 > TIMES_BYTES:
                 continue
             with tempfile.TemporaryDirectory() as name:
                 folder = Path(name)
-                write_store(folder, infos, prints, directions, old=version == 1)
+                with patch("os.fsync"):  # nothing has to outlive the machine
+                    write_store(folder, infos, prints, directions, old=version == 1)
                 size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
                 codes = {"after": here}
                 if version == 1 and args.before:

@@ -5,6 +5,7 @@ writes records into another's part: what is to stay is copied into a part of thi
 the file that it came from is retired. So pruning may be killed at any moment.
 """
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -23,6 +24,8 @@ from cache.storage.leases import Lease, User, list_users
 from cache.store import Store
 from cache.upkeep.retention import Retention
 from cache.upkeep.verify import Problem
+
+DESCRIPTION_NAME = re.compile(r"^([0-9a-f]{64}|[0-9a-f]{32})-")  # and of what is left of one
 
 
 @dataclass
@@ -300,6 +303,8 @@ class _Pruner:
         for folder in DESCRIPTIONS:
             for name, size in self.files.children(folder).items():
                 file, is_retired = f"{folder}/{name}", name.endswith(RETIRED)
+                if not DESCRIPTION_NAME.match(name):
+                    continue  # not of the store
                 is_used = _subject_of(file) in used
                 if name.endswith(".part") or (is_retired and not size and not is_used):
                     unneeded.append(file)
