@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from cache.errors import StoreUnreachable
 from cache.store import open_cache
-from configs.messages import message, truncated
+from configs.messages import format_error, truncated
 from evaluate.annotations import Detection, Segment
 from evaluate.files.video_scores import assign_classes, read_video_scores
 from evaluate.mean_ap import MeanAP, mean_average_precision
