@@ -79,7 +79,7 @@ class Plan:
         if not self.todo:
             return line
         changed = any(w.activations.is_stale(w.cuts) for w in self.wanted)
-        why = " (the weights or settings have changed)" if changed else ""
+        why = " (the weights, settings or code have changed)" if changed else ""
         return f"{line}{why}; {full:,} full and {self.partial:,} partial passes make the others"
 
     def span(self, todo: Todo) -> Span:
