@@ -204,6 +204,7 @@ def compare_codecs(folder: Path, name: str, rows: NDArray[np.float16], passes: i
         with ExitStack() as stack:
             stack.enter_context(patch.object(codec, "CODEC", coding))
             stack.enter_context(patch.object(arrays, "CHUNK_BYTES", chunk))
+            stack.enter_context(patch.object(arrays, "CHUNK_ROWS", 2**62))  # benchmarks.small_reads
             stack.enter_context(patch.object(arrays, "SHARD_BYTES", shard))
             block = f"{coding.block_bytes // 1024} KiB" if coding.block_bytes else "Blosc's"
             label = f"{coding.name} {coding.level} {coding.shuffle}, {block}"

@@ -111,10 +111,14 @@ def test_what_does_not_fit_is_read_window_by_window(
     assert hold_features(cached, items, SAMPLING, BOTH, accelerator) is cached
 
 
-def test_blocks_are_not_held(accelerator: Accelerator, tmp_path: Path) -> None:
+def test_blocks_and_videos_without_actions_are_not_held(
+    accelerator: Accelerator, tmp_path: Path
+) -> None:
     cached = stored(tmp_path, [item(0)], "video")
     blocks = replace(cached, places=tuple(replace(place, cut=3) for place in cached.places))
     assert hold_features(blocks, [item(0)], SAMPLING, BOTH, accelerator) is blocks
+    nothing = replace(item(0), segments=np.zeros((0, 2)))
+    assert hold_features(cached, [nothing], SAMPLING, BOTH, accelerator) is cached
 
 
 class Held(Dataset[Tensor]):

@@ -211,6 +211,8 @@ def hold_features(
     if cached.cut != "features":
         return cached
     spans = [training_spans(items, sampling, d, cached.trained_on) for d in directions]
+    if not all(spans):
+        return cached  # no video has an action, which the task refuses
     sizes = [decoded_bytes(of, some) for of, some in zip(cached.places, spans, strict=True)]
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes))
     limit = free_memory() * FREE_SHARE
@@ -295,4 +297,6 @@ def _pad_steps(inputs: Tensor, steps: int, cached: Cached) -> Tensor:
     if cached.cut == "features":
         return F.pad(inputs, (0, steps - inputs.shape[-1]), mode="replicate")
     missing = steps - len(inputs)
+    if not missing:
+        return inputs
     return F.pad(inputs.permute(1, 2, 0), (0, missing), mode="replicate").permute(2, 0, 1)
