@@ -116,10 +116,11 @@ def encode(
         row["video"], row["direction"] = which, direction
     records["place"] = np.arange(len(records)) * rows
     records["rows"] = records["total"] = rows
-    chunk_rows = choose_layout(len(records) * rows, 2 * WIDTH)[0] if descriptions else 1365
-    chunks = np.zeros(-(-len(records) * rows // chunk_rows), CHUNK)
-    shards = [(10**7, 1)] * -(-len(chunks) // 64)
-    info = ArrayInfo(len(records) * rows, chunk_rows, chunk_rows * 64, "0" * 32, shards, chunks)
+    total = len(records) * rows
+    chunk_rows, shard_rows = choose_layout(total, 2 * WIDTH) if descriptions else (1365, 64 * 1365)
+    chunks = np.zeros(-(-total // chunk_rows), CHUNK)
+    shards = [(10**7, 1)] * -(-total // shard_rows)
+    info = ArrayInfo(total, chunk_rows, shard_rows, "0" * 32, shards, chunks)
     group = Group(about.fingerprint, "float16", (WIDTH,))
     table = IndexTable(records, [group], [v.digest for v in videos], [], info)
     table.described = [[descriptions[who].hash] for who in table.subjects if who in descriptions]

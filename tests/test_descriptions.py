@@ -19,7 +19,7 @@ import pytest
 import torch
 
 from cache.address import Address, FingerprintInfo, VideoInfo
-from cache.errors import Damaged, Missing
+from cache.errors import Damaged, Missing, StoreUnreachable
 from cache.storage.local import LocalFiles
 from cache.storage.remote import RemoteFiles
 from cache.store import MARKER, Store
@@ -491,3 +491,28 @@ def test_a_shared_index_reads_and_refreshes_as_any_other(
         store.refresh()
         monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "nowhere"))
         same(pickle.loads(pickle.dumps(store)), pairs)  # no room for it: opened again
+
+
+def test_what_was_known_is_known_while_the_store_does_not_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    infos = [uneven(number, 10) for number in range(2)]
+    write_spans(tmp_path, infos)
+    store, late = Store.open(tmp_path, "a"), Store.open(tmp_path)
+    writer = store.writer()
+    assert len(store.videos) == 2 and len(store.fingerprints) == 1
+
+    def refuse(*_: object) -> None:
+        raise StoreUnreachable("no answer")
+
+    store.refresh()
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalFiles, "children", refuse)
+        patch.setattr(LocalFiles, "read", refuse)
+        assert len(store.videos) == 2 and len(store.fingerprints) == 1
+        writer.describe(VideoInfo("f" * 64, "new.mp4", 1, 1, 25.0))
+        with pytest.raises(StoreUnreachable):  # rather than to say that there are none
+            print(late.videos)
+    writer.close()
+    store.refresh()
+    assert len(store.videos) == 3 and len(late.videos) == 3

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from cache.address import FingerprintInfo, VideoInfo
-from cache.errors import Damaged, Missing
+from cache.errors import Damaged, Missing, StoreUnreachable
 from cache.format.records import Description, compute_digest
 from cache.storage.base import Files, read_whole
 from cache.storage.codec import Bytes, compress, decompress
@@ -122,7 +122,8 @@ class Descriptions:
 
     Args:
         embedded: descriptions in tables of format version 1.
-        earlier: those before; files that it has read are not read again.
+        earlier: those before; files that it has read are not read again, and what it knew is known
+            while the store does not answer.
     """
 
     def __init__(
@@ -133,6 +134,7 @@ class Descriptions:
     ) -> None:
         self.files, self._embedded = files, embedded
         self._parsed: dict[str, Description | Damaged] = earlier._parsed if earlier else {}
+        self._listed: dict[str, dict[str, int]] = dict(earlier._listed) if earlier else {}
 
     @cached_property
     def videos(self) -> dict[str, VideoInfo]:
@@ -178,11 +180,16 @@ class Descriptions:
         return newest([*embedded, *self._read(FINGERPRINTS)])
 
     def _read(self, folder: str) -> list[Description]:
-        sizes = list_descriptions(self.files, folder)
-        new = [file for file in sizes if file not in self._parsed]
-        for first in range(0, len(new), FILES_AT_ONCE):
-            self._parse({file: sizes[file] for file in new[first : first + FILES_AT_ONCE]})
-        found = (self._parsed.get(file) for file in sizes)
+        try:
+            sizes = list_descriptions(self.files, folder)
+            new = [file for file in sizes if file not in self._parsed]
+            for first in range(0, len(new), FILES_AT_ONCE):
+                self._parse({file: sizes[file] for file in new[first : first + FILES_AT_ONCE]})
+            self._listed[folder] = sizes
+        except StoreUnreachable:
+            if folder not in self._listed:
+                raise
+        found = (self._parsed.get(file) for file in self._listed[folder])
         return [each for each in found if isinstance(each, Description)]
 
     def _parse(self, sizes: dict[str, int]) -> None:

@@ -221,8 +221,8 @@ def _apply_listing(index: Index, files: Files, listed: dict[str, int]) -> Index:
     unreadable = {f: damage for f, damage in index.unreadable.items() if f in listed}
     if not (gone or new or len(unreadable) < len(index.unreadable)):
         return index
-    old = index.records
-    parts = [old[~np.isin(old["table"], gone)] if gone else old]
+    records = index.records[~np.isin(index.records["table"], gone)]  # a copy, which may grow
+    end = len(records)
     tables = {number: loaded for number, loaded in index.tables.items() if number not in gone}
     groups, digests = list(index.groups), list(index.digests)
     group_number, digest_number = _make_numbering(groups), _make_numbering(digests)
@@ -236,14 +236,19 @@ def _apply_listing(index: Index, files: Files, listed: dict[str, int]) -> Index:
                 f"counts as missing; `python cache/show.py {files.url} --prune` removes it"
             )
             continue
-        records = table.records.copy()  # the bytes of the file need not stay in memory
-        if len(records):
+        if end + len(table.records) > len(records):
+            # In place where that is possible, for all records twice might be much.
+            records.resize(end + len(table.records) + len(records) // 8, refcheck=False)
+        joined = records[end : end + len(table.records)]
+        end += len(joined)
+        joined[:] = table.records
+        if len(joined):
             to_group = np.array([group_number(group) for group in table.groups], np.uint32)
             to_video = np.array([digest_number(digest) for digest in table.videos], np.uint32)
-            records["group"] = to_group[records["group"]]
-            records["video"] = to_video[records["video"]]
-        records["table"] = number
-        parts.append(records)
+            joined["group"] = to_group[joined["group"]]
+            joined["video"] = to_video[joined["video"]]
+        joined["table"] = number
+        del joined  # or growing would leave it behind
         array = None
         if table.array is not None:
             info = replace(table.array, chunks=None)
@@ -254,23 +259,12 @@ def _apply_listing(index: Index, files: Files, listed: dict[str, int]) -> Index:
         same = [embedded.setdefault((each.key, each.sequence), each) for each in table.embedded]
         tables[number] = LoadedTable(file, listed[file], used, array, same)
         number += 1
-    records = _join_sorted(parts)
+    records.resize(end, refcheck=False)
+    order = np.argsort(records["hi"], kind="stable")
+    for name in RECORD.names or ():
+        records[name] = records[name][order]
     hi = np.ascontiguousarray(records["hi"])
     return Index(records, hi, tables, groups, digests, unreadable, number)
-
-
-def _join_sorted(parts: list[Records]) -> Records:
-    """Return all records, sorted by `hi`; empties the list, so that they are not there twice."""
-    joined = np.empty(sum(map(len, parts)), RECORD)
-    end = 0
-    for number, part in enumerate(parts):
-        joined[end : end + len(part)] = part
-        end += len(part)
-        parts[number] = part[:0].copy()
-    order = np.argsort(joined["hi"], kind="stable")
-    for name in RECORD.names or ():  # a sorted copy of everything would need room
-        joined[name] = joined[name][order]
-    return joined
 
 
 T = TypeVar("T", bound=Hashable)

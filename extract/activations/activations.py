@@ -218,8 +218,9 @@ class Activations:
         self._waiting.add(address.key)
         with self._outage_survived():
             writer = self._writing()
-            self.describe_fingerprint(place)
-            self.describe(span.video)
+            with self._outage_survived():
+                self.describe_fingerprint(place)
+                self.describe(span.video)
             writer.write(address, rows, first)
         if self._writer is None:
             self.unkept.add(address.key)
@@ -231,8 +232,8 @@ class Activations:
         """Let the store know that the weights are also those of this file, unless it does."""
         if place.fingerprint in self._described:
             return
-        self._described.add(place.fingerprint)
         known = self.store.fingerprints.get(place.fingerprint)
+        self._described.add(place.fingerprint)
         files = known.checkpoint.split("\n") if known else []
         if self.origin not in files:
             about = known.about if known else self._descriptions[place.cut]
