@@ -71,7 +71,11 @@ def test_arrays_are_read_as_they_are(tmp_path: Path, suffix: str, dtype: str) ->
         ("a.pt", b"no archive", "a.pt cannot be read"),
         ("a.pkl", pickle.dumps([1, 2]), r"expected numbers \[T, C\]"),
         ("a.pkl", pickle.dumps({}), r"holds the arrays \(none\)"),
-        ("a.pkl", pickle.dumps({"x": np.ones((2, 2)), "y": np.ones((2, 2))}), "x, y; say which"),
+        (
+            "a.pkl",
+            pickle.dumps({"x": np.ones((2, 2)), "y": np.ones((2, 2))}),
+            "x, y; choose one with --key",
+        ),
         ("a.pkl", pickle.dumps(np.full((2, 2), np.nan)), "4 of 4 numbers are not finite"),
         ("a.pkl", pickle.dumps(np.array([["a"]])), "expected numbers"),
     ],

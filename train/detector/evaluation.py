@@ -345,9 +345,8 @@ def evaluate_checkpoint(
         # Of several processes only some may have met it.
         if imported or accelerator.num_processes > 1:
             raise
-        print(
-            f"warning: {format_error(error).removeprefix('error: ')}; the videos are decoded instead"
-        )
+        cause = format_error(error).removeprefix("error: ")
+        print(f"warning: {cause}; the videos are decoded instead")
         counts = None
         answers, dropped = detect(None)
     if not accelerator.is_main_process:
