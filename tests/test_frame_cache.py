@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchvision.transforms import v2
 
+from cache.code_digest import versions
 from cache.store import Store
 from configs.loader import load
 from extract.backbone.backbone import BackboneConfig
@@ -425,18 +426,32 @@ def test_a_file_under_the_name_of_another_is_noticed(tmp_path: Path) -> None:
     assert torch.equal(read(cache, other), expected[1])
 
 
-@pytest.mark.parametrize("library", ["av", "decord", "torch", "torchvision"])
-def test_frames_of_other_versions_are_made_anew(
+@pytest.mark.parametrize("changed", ["av", "decord", "torch", "torchvision", "code"])
+def test_frames_of_other_code_or_libraries_are_made_anew(
     clip: tuple[VideoItem, Tensor, bytes],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    library: str,
+    request: pytest.FixtureRequest,
+    changed: str,
 ) -> None:
     item, expected, good = clip
     cache = FrameCache(tmp_path, WINDOW)
     cache.file(item.info, SQUARE).write_bytes(good)
-    assert f"{library} " in module.MADE_BY
-    monkeypatch.setattr(module, "MADE_BY", module.MADE_BY.replace(f"{library} ", f"{library} 9"))
+    assert torch.equal(read(cache, item), expected)
+    assert cache.file(item.info, SQUARE).read_bytes() == good
+    request.addfinalizer(module._made_by.cache_clear)
+    module._made_by.cache_clear()
+    if changed == "code":
+
+        def chunks(self: VideoReader, rising: NDArray[np.int64]) -> Iterator[NDArray[np.uint8]]:
+            yield from original(self, rising)
+
+        original = VideoReader.chunks
+        monkeypatch.setattr(VideoReader, "chunks", chunks)
+    else:
+        found = versions(module.LIBRARIES)
+        assert changed in found
+        monkeypatch.setattr(module, "versions", lambda _: found | {changed: "0.1"})
     assert torch.equal(read(cache, item), expected)
     assert cache.file(item.info, SQUARE).read_bytes()[:-4] == good[:-4]
     assert cache.file(item.info, SQUARE).read_bytes() != good
@@ -785,6 +800,22 @@ def test_no_frame_of_a_video_that_grows_while_a_window_is_decoded_is_given_out(
     monkeypatch.setattr(module, "resized_chunks", growing)
     found = cache.frames_of(item.path, item.info, windows, evaluation_transform(PIXELS))
     assert torch.equal(torch.stack(next(found)), clip[1][:16])
+    with pytest.raises(VideoError, match="was replaced during the run"):
+        next(found)
+
+
+def test_no_sample_of_a_video_that_grows_between_windows_is_given_out(
+    clip: tuple[VideoItem, Tensor, bytes], tmp_path: Path
+) -> None:
+    """Without kept frames: validation stores features of what it decodes for good."""
+    path = Path(shutil.copy(clip[0].path, tmp_path / "video.mp4"))
+    item = with_digest(probe_item(path))
+    inputs = WindowInputs(replace(WINDOW, window_size=16), PIXELS, ("forward",))
+    windows = sliding_windows(item.frames, 0.0, inputs.sampling)
+    found = inputs.decode(item, windows, evaluation_transform(PIXELS))
+    assert torch.equal(next(found)[0].transpose(0, 1), clip[1][:16])
+    with path.open("ab") as file:
+        file.write(bytes(8))
     with pytest.raises(VideoError, match="was replaced during the run"):
         next(found)
 

@@ -21,7 +21,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from importlib.metadata import version
 from itertools import chain as joined
 from pathlib import Path
 
@@ -34,6 +33,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from cache.address import VideoInfo
+from cache.code_digest import code_digest, versions
 from cache.fingerprint import HEX, chain
 from cache.storage.codec import checksum
 from configs.atomic import atomic_path
@@ -47,16 +47,13 @@ from extract.sampling.window_frames import (
 )
 from extract.sampling.windows import SamplingConfig, Window, sampled_frames
 from extract.video.index import open_video, video_index
-from extract.video.reader import CHUNK, VideoError
+from extract.video.reader import CHUNK, VideoError, VideoReader
 
-# Raise the number when the same video comes to give other frames.
-VERSION = 1
+VERSION = 1  # of the files' names and layout
 RESERVE = 20 * 10**9  # bytes of the disk that stay free: for checkpoints, which matter more
 ABANDONED_S = 3600  # no writer pauses for so long
-# What decodes and resizes; builds of one version for other devices do the same on a CPU.
-MADE_BY = " ".join(
-    f"{name} {version(name).split('+')[0]}" for name in ("av", "decord", "torch", "torchvision")
-)
+LIBRARIES = ("av", "decord", "torch", "torchvision")  # decode and resize
+COMPUTES_NOTHING = ("cache", "configs", "extract.identity", "extract.video.watchdog")
 HEIGHT_WIDTH, CRC = struct.Struct("<II"), struct.Struct("<I")
 Wanted = tuple[Path, VideoInfo, Shrink]
 
@@ -402,7 +399,14 @@ def _header(shape: tuple[int, ...]) -> bytes:
 def _index(name: str, shape: tuple[int, ...], checksums: NDArray[np.uint32]) -> bytes:
     """Return what stands behind the frames."""
     index = checksums.tobytes() + HEIGHT_WIDTH.pack(*shape[1:3])
-    return index + CRC.pack(checksum(f"{name} {MADE_BY} ".encode() + index))
+    return index + CRC.pack(checksum(f"{name} {_made_by()} ".encode() + index))
+
+
+@lru_cache
+def _made_by() -> str:
+    """Return the code and the libraries that decode and resize, as they are now."""
+    code = code_digest([VideoReader, resized_chunks], COMPUTES_NOTHING)
+    return " ".join([code.whole, *(f"{name} {v}" for name, v in versions(LIBRARIES).items())])
 
 
 def _file_bytes(shape: tuple[int, ...]) -> int:
