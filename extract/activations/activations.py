@@ -237,7 +237,6 @@ class Activations:
         if place.fingerprint in self._described:
             return
         known = self.store.fingerprints.get(place.fingerprint)
-        self._described.add(place.fingerprint)
         files = known.checkpoint.split("\n") if known else []
         if self.origin not in files:
             about = known.about if known else self._descriptions[place.cut]
