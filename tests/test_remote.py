@@ -237,7 +237,8 @@ def test_few_requests(s3: Proxy, url: str) -> None:
     assert counts.total() <= 5, counts
     with s3.counting() as counts:
         assert verify(store) == []
-    assert counts["GET"] <= 8 and counts["HEAD"] == 0, counts
+    # The spans are one; the others look at what else there is, and at folders that are not there.
+    assert counts.total() <= 9, counts
     writer = store.writer()
     for a, rows in pairs:
         writer.write(a, rows)

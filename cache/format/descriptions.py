@@ -215,9 +215,14 @@ class Descriptions:
 
 def list_descriptions(files: Files, folder: str) -> dict[str, int]:
     """Return the description files of a folder with their sizes."""
+    return select_descriptions(folder, files.children(folder))
+
+
+def select_descriptions(folder: str, names: dict[str, int | None]) -> dict[str, int]:
+    """Return the description files among the names in a folder, with their sizes."""
     return {
         f"{folder}/{name}": size
-        for name, size in files.children(folder).items()
+        for name, size in names.items()
         if size is not None and FILE_NAME.match(name)
     }
 

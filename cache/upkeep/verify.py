@@ -14,7 +14,7 @@ from cache.format.descriptions import (
     FILES_AT_ONCE,
     check_description,
     folder_of,
-    list_descriptions,
+    select_descriptions,
 )
 from cache.format.index import CONTENTS, PARTS, RETIRED, TABLE_NAME, list_tables, load_tables
 from cache.format.records import Entry, IndexTable, compute_digest
@@ -164,9 +164,10 @@ def _check_descriptions(files: Files, tables: dict[str, IndexTable]) -> list[Pro
     there: set[str] = set()
     for folder in DESCRIPTIONS:
         # What was found damaged or missing before has left an empty file.
-        names = (name.removesuffix(RETIRED).split("-") for name in files.children(folder))
-        there |= {f"{folder}/{'-'.join(name[:2])}" for name in names}
-        sizes = list(list_descriptions(files, folder).items())
+        names = files.children(folder)
+        parts = (name.removesuffix(RETIRED).split("-") for name in names)
+        there |= {f"{folder}/{'-'.join(name[:2])}" for name in parts}
+        sizes = list(select_descriptions(folder, names).items())
         for first in range(0, len(sizes), FILES_AT_ONCE):
             some = sizes[first : first + FILES_AT_ONCE]
             contents = files.read([(file, 0, size) for file, size in some])

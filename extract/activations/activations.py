@@ -29,7 +29,7 @@ from extract.activations.fingerprints import (
 )
 from extract.activations.inputs import PassInput, job_pieces
 from extract.activations.passes import Pass, autocast
-from extract.activations.stored import Cached, Counts, Places, adopted, deepest
+from extract.activations.stored import Cached, Counts, Places, adopted, deepest, known_fingerprints
 from extract.backbone.backbone import Cut
 from extract.backbone.imported import AnyBackbone, require_pixels
 from extract.sampling.spans import Span, SpanKind
@@ -100,6 +100,7 @@ class Activations:
         self._put: set[bytes] = set()
         self.unkept: set[bytes] = set()
         self.unkept_cause = ""
+        self._to_describe: list[tuple[Cached, VideoInfo]] = []
         self._waiting: set[bytes] = set()  # written, but no flush has come through since
         self._again_at = 0.0  # when to try the store again, where it did not answer
 
@@ -174,7 +175,7 @@ class Activations:
     def is_stale(self, cuts: Iterable[Cut]) -> bool:
         """Return whether the store has one of the cuts, but only for other weights of this file."""
         places = self.cached_cuts()
-        stored = self.store.fingerprints
+        stored = known_fingerprints(self.store)
         others = {
             info.cut for info in stored.values() if self.origin in info.checkpoint.split("\n")
         }
@@ -215,42 +216,46 @@ class Activations:
         if address.key in self.unkept or not self._takes_more():
             self.unkept.add(address.key)
             return
-        self._waiting.add(address.key)
         with self._outage_survived():
-            writer = self._writing()
-            with self._outage_survived():
-                self.describe_fingerprint(place)
-                self.describe(span.video)
-            writer.write(address, rows, first)
+            self._writing()
         if self._writer is None:
             self.unkept.add(address.key)
-        elif not self._writer.waiting:
-            self._waiting.clear()
+            return
+        self._to_describe.append((place, span.video))
+        with self._outage_survived():
+            if time.monotonic() >= self._again_at:
+                self._describe()
+        with self._outage_survived():
+            self._writer.write(address, rows, first)  # keeps them where a flush then fails
         self._put.add(address.key)
+        self._waiting.add(address.key)
+        if not self._writer.waiting:
+            self._waiting.clear()
 
     def describe_fingerprint(self, place: Cached) -> None:
         """Let the store know that the weights are also those of this file, unless it does."""
         if place.fingerprint in self._described:
             return
         known = self.store.fingerprints.get(place.fingerprint)
-        self._described.add(place.fingerprint)
         files = known.checkpoint.split("\n") if known else []
         if self.origin not in files:
             about = known.about if known else self._descriptions[place.cut]
             origins = "\n".join([*files, self.origin])
             info = FingerprintInfo(place.fingerprint, place.cut, origins, about)
             self._writing().describe(info)
+        self._described.add(place.fingerprint)
 
     def describe(self, video: VideoInfo) -> None:
         """Let the store know a video by its name, unless it does."""
         if self.store.videos_by_name.get(video.name) != video and video not in self._videos:
-            self._videos.add(video)
             self._writing().describe(video)
+            self._videos.add(video)
 
     def flush(self) -> None:
         """Make what was put so far survive a kill; from then on everybody sees it."""
         if self._writer is not None:
             with self._outage_survived():
+                self._describe()
                 self._writer.flush()
                 self._put.clear()
                 self._again_at = 0.0
@@ -263,6 +268,7 @@ class Activations:
         if self._writer is not None:
             self._end.detach()
             with self._outage_survived():
+                self._describe()
                 self._writer.close()
             if self._writer.waiting:
                 self.unkept |= self._waiting
@@ -270,8 +276,17 @@ class Activations:
             self._writer, self._described, self._videos = None, set(), set()
             self._put.clear()
             self._waiting.clear()
+            self._to_describe.clear()
             with self._outage_survived():
                 self.store.refresh()
+
+    def _describe(self) -> None:
+        """Describe what is written; what the store does not answer to is tried again later."""
+        while self._to_describe:
+            place, video = self._to_describe[-1]
+            self.describe_fingerprint(place)
+            self.describe(video)
+            self._to_describe.pop()
 
     def _takes_more(self) -> bool:
         """Return whether a store that did not answer answers again, or memory can hold more."""

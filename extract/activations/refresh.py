@@ -39,7 +39,8 @@ def refresh(
     jobs = _jobs(made)
     mine = _share(made, jobs, accelerator.process_index, accelerator.num_processes)
     if accelerator.is_main_process:
-        _copy_names(made)
+        with suppress(StoreUnreachable):
+            _copy_names(made)
     try:
         skipped = _work(made, mine, accelerator, workers, skip_bad)
     except BaseException:

@@ -9,7 +9,7 @@ from typing import TypeVar
 from torch import Tensor
 from tqdm import tqdm
 
-from cache.address import Address, Dtype
+from cache.address import Address, Dtype, FingerprintInfo
 from cache.errors import StoreUnreachable
 from cache.store import Store
 from extract.backbone.backbone import Cut
@@ -115,9 +115,17 @@ class Cached:
             time.sleep(PAUSE_S)
 
 
+def known_fingerprints(store: Store) -> dict[str, FingerprintInfo]:
+    """Return the fingerprints that a store knows; none if it does not answer."""
+    try:
+        return store.fingerprints
+    except StoreUnreachable:
+        return {}
+
+
 def adopted(store: Store, fingerprint: str) -> tuple[str, ...]:
     """Return the fingerprints whose activations were found to be this one's, the latest first."""
-    infos = reversed(store.fingerprints.values())
+    infos = reversed(known_fingerprints(store).values())
     return tuple(i.fingerprint for i in infos if fingerprint in i.about.get(ADOPTED_AS, ()))
 
 
@@ -137,7 +145,7 @@ def deepest(places: Places, span: Span, cut: Cut) -> Cut | None:
     for earlier, place in places.items():
         if earlier == cut:
             break
-        known = place.fingerprint in place.store.fingerprints or place.adopted
+        known = place.fingerprint in known_fingerprints(place.store) or place.adopted
         if known and place.contains(span):
             found = earlier
     return found
