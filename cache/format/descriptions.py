@@ -181,7 +181,7 @@ class Descriptions:
 
     def _read(self, folder: str) -> list[Description]:
         try:
-            sizes = list_descriptions(self.files, folder)
+            sizes = select_descriptions(folder, self.files.children(folder))
             new = [file for file in sizes if file not in self._parsed]
             for first in range(0, len(new), FILES_AT_ONCE):
                 self._parse({file: sizes[file] for file in new[first : first + FILES_AT_ONCE]})
@@ -213,16 +213,11 @@ class Descriptions:
                 )
 
 
-def list_descriptions(files: Files, folder: str) -> dict[str, int]:
-    """Return the description files of a folder with their sizes."""
-    return select_descriptions(folder, files.children(folder))
-
-
-def select_descriptions(folder: str, names: dict[str, int | None]) -> dict[str, int]:
-    """Return the description files among the names in a folder, with their sizes."""
+def select_descriptions(folder: str, children: dict[str, int | None]) -> dict[str, int]:
+    """Return the description files among what is in a folder, with their sizes."""
     return {
         f"{folder}/{name}": size
-        for name, size in names.items()
+        for name, size in children.items()
         if size is not None and FILE_NAME.match(name)
     }
 

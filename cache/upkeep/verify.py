@@ -67,9 +67,10 @@ def verify(store: Store, progress: bool = False) -> list[Problem]:
         listed = None if data is None else decode_contents(data)
         if CONTENTS in names and listed is not None and listed.keys() <= names.keys():
             continue  # for which no part has to be listed again
-        # A listing is no snapshot: what is renamed or deleted meanwhile is not missing twice.
-        missing = _check_contents(files, part)
-        found += [each for each in missing if each in _check_contents(files, part)]
+        # What is compacted, renamed or deleted meanwhile is not missing twice.
+        if missing := _check_contents(files, part):
+            again = _check_contents(files, part)
+            found += [each for each in missing if each in again]
     return found + _check_descriptions(files, tables)
 
 
@@ -133,27 +134,23 @@ def _check_shard(files: Files, name: str, array: Array, shard: int) -> Iterator[
 
 
 def _check_contents(files: Files, part: str) -> list[Problem]:
-    """Return the tables that a part lists and does not have, or what is wrong with the list."""
+    """Return the tables that a part lists and does not have, or what is wrong with the list.
+
+    Others may change both between the two requests: only what is found twice is a problem.
+    """
     folder = f"{PARTS}/{part}"
-
-    def listed() -> dict[str, int] | None:
-        data = read_whole(files, f"{folder}/{CONTENTS}", None)
-        return {} if data is None else decode_contents(data)
-
-    before = listed()
+    data = read_whole(files, f"{folder}/{CONTENTS}", None)
     there = files.children(folder)
-    # A writer removes a table from the list before it deletes it: one that is gone but still
-    # listed is lost.
-    after = listed()
-    if CONTENTS not in there:
+    if data is None:
         if not any(TABLE_NAME.match(name) for name in there):
             return []  # not begun, or pruned
         return [Problem(f"{folder}/{CONTENTS}", f"it is missing{LIST_ONLY}")]
-    if before is None or after is None:
+    listed = decode_contents(data)
+    if listed is None:
         return [Problem(f"{folder}/{CONTENTS}", f"it is not as written{LIST_ONLY}")]
     return [
         Problem(f"{folder}/{name}", "it is missing")
-        for name in before.keys() & after.keys()
+        for name in listed
         if name not in there and name + RETIRED not in there
     ]
 
@@ -164,10 +161,10 @@ def _check_descriptions(files: Files, tables: dict[str, IndexTable]) -> list[Pro
     there: set[str] = set()
     for folder in DESCRIPTIONS:
         # What was found damaged or missing before has left an empty file.
-        names = files.children(folder)
-        parts = (name.removesuffix(RETIRED).split("-") for name in names)
-        there |= {f"{folder}/{'-'.join(name[:2])}" for name in parts}
-        sizes = list(select_descriptions(folder, names).items())
+        children = files.children(folder)
+        names = (name.removesuffix(RETIRED).split("-") for name in children)
+        there |= {f"{folder}/{'-'.join(name[:2])}" for name in names}
+        sizes = list(select_descriptions(folder, children).items())
         for first in range(0, len(sizes), FILES_AT_ONCE):
             some = sizes[first : first + FILES_AT_ONCE]
             contents = files.read([(file, 0, size) for file, size in some])
