@@ -17,11 +17,14 @@ from evaluate.datasets.fields import (
     did_you_mean,
     get_field,
     group_spelled_alike,
+    raise_problems,
     read_text,
     short_repr,
 )
 from evaluate.datasets.read import read_dataset
 from evaluate.datasets.records import Record
+
+ROUNDING_S = 1e-6  # a start so little below 0 is 0 that was calculated
 
 
 class Segment(NamedTuple):
@@ -76,7 +79,7 @@ problem: the phrase under which `Annotations.warnings` counts it, or the error t
 
 
 def raise_problem(video: str, entry: int | None, problem: str | ValueError) -> None:
-    """Raise an error and ignore everything tolerated: the default notice of `read_annotations`."""
+    """Raise an error and ignore everything tolerated: the default notice of `with_duration`."""
     if isinstance(problem, ValueError):
         raise problem
 
@@ -88,7 +91,7 @@ def read_annotations(
     info_csv: Sequence[Path] = (),
     ignore_labels: Collection[str] = ("Ambiguous",),
     blocked: Collection[str] = (),
-    notice: Notice = raise_problem,
+    notice: Notice | None = None,
 ) -> Annotations:
     """Read a dataset's annotations: a file, or a folder with its published files.
 
@@ -107,13 +110,22 @@ def read_annotations(
     ignore_labels: annotations with these labels are dropped and counted.
     blocked: videos to leave out; names that the dataset does not hold are fine.
     notice: called for everything tolerated or malformed; if it returns, the entry or the video is
-        skipped and reading continues.
+        skipped and reading continues. By default all that is malformed is raised at the end.
 
     Dropped and counted: exact duplicates within a video, segments of zero length, ignored labels.
     Raises ValueError, naming file and line, or video and entry, for everything malformed.
     """
     dataset = read_dataset(Path(path), Path(classes) if classes else None)
-    records = dataset.records
+    records, problems = dataset.records, dataset.problems
+    if notice is None:
+
+        def collect(video: str, entry: int | None, problem: str | ValueError) -> None:
+            if isinstance(problem, ValueError):
+                problems.append(problem)
+
+        notice = collect
+    else:
+        raise_problems(problems)
     if classes:
         class_list = read_classes(classes)
     else:
@@ -133,6 +145,7 @@ def read_annotations(
             )
         except ValueError as error:
             notice(name, None, error)
+    raise_problems(problems)
     return Annotations(videos, class_list.names, dict(dataset.warnings))
 
 
@@ -229,6 +242,8 @@ def _segment(
             f"{did_you_mean(label, classes)} Correct the label or the list.",
         )
     start_s, end_s = as_segment(entry, place)
+    if -ROUNDING_S <= start_s < 0:
+        start_s, end_s = 0.0, max(end_s, 0.0)
     if start_s < 0:
         text = f"{place}: the segment starts at {start_s} s, before the video does."
         raise Refused("outside the video", text)

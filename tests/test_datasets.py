@@ -379,7 +379,7 @@ EPIC = "video_id,start_timestamp,stop_timestamp,verb_class,noun_class\n"
         ("own.csv", OWN + "a,1,2,jump, high\n", "own.csv: line 2: 5 cells, but 4 columns"),
         ("own.csv", OWN + 'a,"1,2,run\nb,1,2,run\n', "own.csv: line 2: 'end' is empty"),
         ("own.csv", "video,start,label\n", "own.csv: line 1: column end is missing"),
-        ("own.csv", "video;start;end;label\n", "own.csv: line 1: .*separated by commas"),
+        ("own.csv", "video|start|end|label\n", "own.csv: line 1: .*separated by commas"),
         ("own.csv", "video,start,end,end,label\n", "own.csv: column end is there twice"),
         ("own.csv", "", "own.csv is empty"),
         ("own.csv", OWN + 'a,1,2,"two\nlines"\n\nb,x,2,run\n', "own.csv: line 5: .*not 'x'"),

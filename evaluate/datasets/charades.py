@@ -11,14 +11,21 @@ COLUMNS = frozenset({"id", "actions", "length"})
 def read_charades(table: CsvTable, source: AnnotationSource, dataset: Dataset) -> None:
     """Add the videos of one subset; `actions` is `c092 11.90 21.20;c147 0.00 12.60`."""
     for place, row in table.rows:
-        name = get_cell(row, "id", place)
-        subset = subset_of(name, source, place)
-        content = {"subset": subset, "duration": get_cell(row, "length", place), "annotations": []}
-        record = Record(f"{place}, video {name!r}", content)
-        actions = [action for action in row["actions"].split(";") if action.strip()]
-        for index, action in enumerate(actions):
+        with dataset.collect():
+            name = get_cell(row, "id", place)
+            subset = subset_of(name, source, place)
+            length = get_cell(row, "length", place)
+            content = {"subset": subset, "duration": length, "annotations": []}
+            record = Record(f"{place}, video {name!r}", content)
+            _add_actions(row["actions"], record, place, dataset)
+            dataset.whole_video(name, record)
+
+
+def _add_actions(actions: str, record: Record, place: str, dataset: Dataset) -> None:
+    for index, action in enumerate(filter(str.strip, actions.split(";"))):
+        where = f"{place}, action {index}"
+        with dataset.collect():
             fields = action.split()
-            where = f"{place}, action {index}"
             if len(fields) != 3:
                 raise ValueError(f"{where}: expected `class start end`, not {action!r:.60}.")
             label, start, end = fields
@@ -27,7 +34,6 @@ def read_charades(table: CsvTable, source: AnnotationSource, dataset: Dataset) -
                 dataset.warnings["actions that end before they start dropped"] += 1
                 continue
             record.add(label, start, end, where)
-        dataset.whole_video(name, record)
 
 
 def _backwards(start: str, end: str) -> bool:

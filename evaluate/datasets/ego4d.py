@@ -17,11 +17,13 @@ def read_ego4d(content: dict[str, Any], source: AnnotationSource, dataset: Datas
     """Add the clips of a file; subsets are named by its `split`: train, val, test."""
     for i, video in enumerate(get_field(content, "videos", f"{source.path}", kind=list)):
         where = f"{source.path}: videos[{i}]"
-        subset = get_field(video, "split", where, kind=str)
-        for j, clip in enumerate(get_field(video, "clips", where, kind=list)):
-            place = f"{where}, clips[{j}]"
-            name = get_field(clip, "clip_uid", place, kind=str)
-            _clip(clip, name, subset, f"{source.path}: clip {name!r}", dataset)
+        with dataset.collect():
+            subset = get_field(video, "split", where, kind=str)
+            for j, clip in enumerate(get_field(video, "clips", where, kind=list)):
+                place = f"{where}, clips[{j}]"
+                with dataset.collect():
+                    name = get_field(clip, "clip_uid", place, kind=str)
+                    _clip(clip, name, subset, f"{source.path}: clip {name!r}", dataset)
 
 
 def _clip(clip: dict[str, Any], name: str, subset: str, where: str, dataset: Dataset) -> None:

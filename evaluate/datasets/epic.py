@@ -8,7 +8,8 @@ import re
 from pathlib import Path
 
 from evaluate.datasets.records import AnnotationSource, Dataset, subset_of
-from evaluate.datasets.tables import CsvTable, get_cell, parse_seconds
+from evaluate.datasets.tables import CsvTable, get_cell
+from evaluate.datasets.times import parse_seconds
 
 SEGMENTS = frozenset({"video_id", "start_timestamp", "stop_timestamp"})
 KINDS = ("verb", "noun")
@@ -20,19 +21,23 @@ def read_epic(table: CsvTable, source: AnnotationSource, dataset: Dataset) -> No
     labelled = table.columns >= {"verb_class", "noun_class"}
     column = _label_column(source.path, source.classes) if labelled else ""
     for place, row in table.rows:
-        name = get_cell(row, "video_id", place)
-        video = dataset.video(name, subset_of(name, source, place), source.path, place)
-        if labelled:
-            start, end = (parse_seconds(row[key]) for key in ("start_timestamp", "stop_timestamp"))
-            video.add(get_cell(row, column, place), start, end, place)
+        with dataset.collect():
+            name = get_cell(row, "video_id", place)
+            video = dataset.video(name, subset_of(name, source, place), source.path, place)
+            if labelled:
+                start, end = (
+                    parse_seconds(row[key]) for key in ("start_timestamp", "stop_timestamp")
+                )
+                video.add(get_cell(row, column, place), start, end, place)
 
 
 def read_info(table: CsvTable, dataset: Dataset) -> None:
     """Add duration and frame rate from `EPIC_100_video_info.csv` to the videos."""
     for place, row in table.rows:
-        record = dataset.records.get(get_cell(row, "video_id", place))
-        if record is not None:
-            record.content |= {key: get_cell(row, key, place) for key in ("duration", "fps")}
+        with dataset.collect():
+            record = dataset.records.get(get_cell(row, "video_id", place))
+            if record is not None:
+                record.content |= {key: get_cell(row, key, place) for key in ("duration", "fps")}
 
 
 def _label_column(path: Path, classes: Path | None) -> str:

@@ -1,18 +1,22 @@
 """Checks of values from files; the errors name the place and the problem."""
 
+import codecs
 import difflib
 import json
 import math
 import re
 import reprlib
 import unicodedata
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from configs.messages import truncated
 
 _KINDS: dict[type, str] = {dict: "an object", list: "a list", str: "a text", bool: "true or false"}
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 60
+_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[{}\[\]:]')
 
 
 class Refused(ValueError):
@@ -21,6 +25,15 @@ class Refused(ValueError):
     def __init__(self, kind: str, text: str, end_s: float | None = None) -> None:
         super().__init__(text)
         self.kind, self.end_s = kind, end_s
+
+
+def raise_problems(problems: Sequence[ValueError]) -> None:
+    """Raise all that is wrong at once: one problem as it is, several as one error with a list."""
+    if len(problems) == 1:
+        raise problems[0]
+    if problems:
+        lines = "\n  ".join(truncated([str(problem) for problem in problems]))
+        raise ValueError(f"{len(problems)} problems:\n  {lines}")
 
 
 def short_repr(value: Any) -> str:
@@ -54,7 +67,9 @@ def as_segment(entry: Any, where: str) -> tuple[float, float]:
 
 
 def as_number(value: Any, what: str, where: str) -> float:
-    """Return a finite number, given as one or as a text."""
+    """Return a finite number, given as one or as a text; an error in its place is raised."""
+    if isinstance(value, ValueError):
+        raise value
     try:
         found = math.nan if isinstance(value, bool) else float(value)
     except (TypeError, ValueError, OverflowError):
@@ -121,13 +136,17 @@ def describe_near_files(name: str, files: Mapping[str, list[str]]) -> str:
 def read_text(path: Path) -> str:
     """Return a text file's content, its line ends as they are.
 
+    It is UTF-8, or UTF-16 with the mark that spreadsheets begin their "Unicode text" with.
+
     Raises:
         ValueError: there is no such file, or it is no text.
     """
     if not path.is_file():
         raise ValueError(f"there is no file {path}; check its path.")
+    content = path.read_bytes()
+    wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     try:
-        return path.read_bytes().decode("utf-8-sig")
+        return content.decode("utf-16" if wide else "utf-8").lstrip("\ufeff")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text ({error}); export or copy it again.") from error
 
@@ -136,10 +155,46 @@ def read_json(path: Path) -> Any:
     """Return what a JSON file holds.
 
     Raises:
-        ValueError: there is no such file, or it is no JSON.
+        ValueError: there is no such file, it is no JSON, or a key stands twice in an object.
     """
     text = read_text(path)
+    repeated = False
+
+    def as_dict(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        nonlocal repeated
+        found = dict(pairs)
+        repeated = repeated or len(found) < len(pairs)
+        return found
+
     try:
-        return json.loads(text)
+        content = json.loads(text, object_pairs_hook=as_dict)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON ({error}); export or copy it again.") from error
+    if repeated:
+        raise_problems([ValueError(f"{path}: {problem}") for problem in _repeated_keys(text)])
+    return content
+
+
+def _repeated_keys(text: str) -> Iterator[str]:
+    """Yield where keys stand again in an object of valid JSON, in the order of the text."""
+    inside: list[dict[str, int] | None] = []  # of every open object its keys, None for a list
+    key = 0, ""
+    for token in _TOKEN.finditer(text):
+        mark = token[0]
+        if mark in "{[":
+            inside.append({} if mark == "{" else None)
+        elif mark in "}]":
+            inside.pop()
+        elif mark != ":":
+            key = token.start(), mark
+        elif (keys := inside[-1]) is not None:
+            place, name = key[0], json.loads(key[1])
+            first = keys.setdefault(name, place)
+            if first != place:
+                again, before = _line_and_column(text, place), _line_and_column(text, first)
+                yield f"{again}: {short_repr(name)} stands twice, first in {before}; keep one."
+
+
+def _line_and_column(text: str, place: int) -> str:
+    line, column = text.count("\n", 0, place) + 1, place - text.rfind("\n", 0, place)
+    return f"line {line}, column {column}"

@@ -4,12 +4,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from evaluate.datasets import activitynet, charades, ego4d, epic, tables, text
+from evaluate.datasets import activitynet, charades, ego4d, epic, own, tables, text
 from evaluate.datasets.fields import read_json, read_text
 from evaluate.datasets.records import AnnotationSource, Dataset, subset_in
-from evaluate.datasets.tables import CsvTable, read_table
+from evaluate.datasets.tables import CsvTable, column_meaning, parse_table
 
-SUFFIXES = (".csv", ".json", ".txt")
+SUFFIXES = (".csv", ".tsv", ".json", ".txt")
 
 Reader = Callable[[Any, AnnotationSource, Dataset], None]
 
@@ -24,10 +24,11 @@ def read_dataset(path: Path, classes: Path | None = None) -> Dataset:
     """Read an annotation file, or all those of a folder.
 
     In a folder, all annotation files are read and other files without times are ignored; if there
-    are none, those of its sub-folders are read. All must be of one format.
+    are none, those of its sub-folders are read. All must be of one format. Rows and entries that
+    cannot be read are the dataset's `problems`.
 
     Raises:
-        ValueError: naming file and line or key, for everything that cannot be read.
+        ValueError: a file is missing, or of no known format.
     """
     if path.is_dir():
         files, in_folder = _read_folder(path), True
@@ -35,11 +36,17 @@ def read_dataset(path: Path, classes: Path | None = None) -> Dataset:
         files, in_folder = [_read_file(path)], False
     dataset = Dataset()
     for file in files:
+        if isinstance(file.content, CsvTable):
+            dataset.problems += file.content.problems
         if file.read is not None:
-            file.read(file.content, _source(file.path, path, in_folder, classes), dataset)
+            if isinstance(file.content, CsvTable):
+                dataset.warnings += file.content.notes
+            with dataset.collect():
+                file.read(file.content, _source(file.path, path, in_folder, classes), dataset)
     for file in files:
         if isinstance(file.content, CsvTable) and file.content.columns >= epic.INFO:
             epic.read_info(file.content, dataset)
+    dataset.finish()
     return dataset
 
 
@@ -104,7 +111,7 @@ def _read_file(path: Path, in_folder: bool = False) -> _AnnotationFile:
         has_database = isinstance(content, dict) and "database" in content
         reader = activitynet.read_activitynet if has_database or not in_folder else None
         return _AnnotationFile(path, content, reader)
-    if suffix != ".csv":
+    if suffix not in (".csv", ".tsv"):
         lines = read_text(path).splitlines()
         if text.is_class_file(lines):
             return _AnnotationFile(path, lines, text.read_text_folder)
@@ -112,24 +119,33 @@ def _read_file(path: Path, in_folder: bool = False) -> _AnnotationFile:
             if not in_folder:
                 raise ValueError(f"{path}: no line of it is `video start end`; is it another file?")
             return _AnnotationFile(path, lines, None)
-    table = read_table(path)
+    table = parse_table(path)
     return _AnnotationFile(path, table, _table_reader(table, path, in_folder))
 
 
 def _table_reader(table: CsvTable, path: Path, in_folder: bool) -> Reader | None:
     for columns, reader in (
-        (tables.OWN, tables.read_own),
+        (set(own.COLUMNS), own.read_own),
         (tables.AFSD, tables.read_afsd),
         (epic.SEGMENTS, epic.read_epic),
         (charades.COLUMNS, charades.read_charades),
     ):
         if table.columns >= columns:
             return reader
-    timed = any(column.startswith(("start", "stop", "end")) for column in table.columns)
+    if own.is_own(table):
+        return own.read_own
+    timed = any(
+        column.startswith(("start", "stop", "end")) or column_meaning(column) in ("start", "end")
+        for column in table.columns
+    )
     if in_folder and not timed:
         return None  # classes, frame rates, lists of videos
-    missing = ", ".join(sorted(tables.OWN - table.columns))
+    missing = own.missing_columns(table)
+    hint = ""
+    if missing == ["end"] and "duration" in table.columns:
+        hint = " 'duration' may be the video's or the action's: write start + duration as end."
     raise ValueError(
-        f"{path}: line 1: column {missing} is missing; a table of annotations has the columns "
-        "video, start, end and label, separated by commas, or those of a dataset in the README."
+        f"{path}: line 1: column {', '.join(missing)} is missing; a table of annotations has the "
+        "columns video, start, end and label, separated by commas, semicolons or tabs, or those of "
+        f"a dataset in the README.{hint}"
     )

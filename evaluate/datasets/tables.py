@@ -1,66 +1,188 @@
-"""CSV tables with one annotation a row: your own, and AFSD's of THUMOS-14."""
+"""CSV tables, however a spreadsheet writes them, and AFSD's of THUMOS-14."""
 
 import csv
 import io
-import zlib
+import re
+from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
+from dataclasses import field as dataclass_field
 from pathlib import Path
-from typing import Any, NamedTuple
 
-from evaluate.datasets.fields import read_text
+from evaluate.datasets.fields import raise_problems, read_text
 from evaluate.datasets.records import AnnotationSource, Dataset, subset_of
 
-OWN = frozenset({"video", "start", "end", "label"})
 AFSD = frozenset({"video", "start", "end", "type"})
-TEST_SHARE = 5  # one video in so many goes to the test subset, if no subset is given
+DELIMITERS = (",", ";", "\t")
+_SEPARATOR = re.compile(r'"?sep=(.)"?[\s,;]*', re.IGNORECASE)
+_VIA_HEADER = "csv_header ="
+_NAMES = {",": "a comma", ";": "a semicolon", "\t": "a tab"}
+_MEANINGS = {
+    "video": "video videos videoid videoname videofile videofilename filename file media mediafile",
+    "start": "start starttime starts startsec startsecs startsecond startseconds tstart timestart "
+    "begin begintime begins beginsec beginseconds tbegin",
+    "end": "end endtime ends endsec endsecs endsecond endseconds tend timeend stop stoptime stops "
+    "stopsec stopseconds tstop",
+    "label": "label labels labelname class classname classlabel action actionname actionclass "
+    "actionlabel activity activityname category behavior behaviour",
+    "subset": "subset split set partition",
+}
+_MEANING = {word: column for column, words in _MEANINGS.items() for word in words.split()}
 
 Row = dict[str, str]
 
 
-class CsvTable(NamedTuple):
-    """A CSV file: its columns in lower case, and its rows with their place (file and line)."""
+def column_meaning(name: str) -> str | None:
+    """Return which column of one's own table another name for it means: `t-start` is `start`."""
+    return _MEANING.get(re.sub(r"[\W_]+", "", name.lower()))
+
+
+@dataclass(frozen=True)
+class CsvTable:
+    """A CSV file.
+
+    Args:
+        columns: in lower case.
+        rows: with their place (file and line).
+        delimiter: what stands between the cells.
+        comments: the lines above the header that begin with #.
+        problems: rows that do not fit the header.
+        notes: counts of what was tolerated, by a phrase for it.
+    """
 
     columns: frozenset[str]
     rows: list[tuple[str, Row]]
+    delimiter: str = ","
+    comments: list[str] = dataclass_field(default_factory=list)
+    problems: list[ValueError] = dataclass_field(default_factory=list)
+    notes: Counter[str] = dataclass_field(default_factory=Counter)
 
 
 def read_table(path: Path) -> CsvTable:
     """Return a table, its cells without the blanks around them; short rows end with empty cells.
 
     Raises:
-        ValueError: the file is no table, or a row has more cells than the header.
+        ValueError: the file is no table, or rows have more cells than the header.
     """
+    table = parse_table(path)
+    raise_problems(table.problems)
+    return table
+
+
+def parse_table(path: Path) -> CsvTable:
+    """Return a table whose rows that do not fit are left out and told in its `problems`.
+
+    Cells stand between commas, semicolons or tabs: what a first line `sep=;` says, else what cuts
+    the header into most cells. Lines that begin with # are comments.
+
+    Raises:
+        ValueError: the file is no table.
+    """
+    # Joined files have a byte order mark at each of their beginnings.
+    lines = [line.lstrip("\ufeff") for line in io.StringIO(read_text(path), newline="")]
+    first = next((index for index, line in enumerate(lines) if line.strip()), len(lines))
+    told = _SEPARATOR.fullmatch(lines[first].strip("\r\n")) if first < len(lines) else None
+    first += told is not None
+    comments = []
+    while first < len(lines) and (not lines[first].strip() or _is_comment(lines[first])):
+        if _is_comment(lines[first]):
+            comments.append(lines[first].strip().lstrip("# "))
+        first += 1
+    # VIA writes the header as a comment.
+    named = next((c for c in comments if c.lower().startswith(_VIA_HEADER)), None)
+    header = None
     try:
-        lines = list(_lines(path))
-    except csv.Error as error:
+        delimiter = told[1] if told else _delimiter(lines[first:])
+        if named is not None:
+            delimiter, header = ",", next(csv.reader([named[len(_VIA_HEADER) :]]))
+        records = list(_records(lines, first, delimiter, path))
+        header = header or _header_in(comments, delimiter)
+    except (csv.Error, TypeError, ValueError) as error:
         raise ValueError(
             f"{path} is not a CSV table ({error}); export or copy it again."
         ) from error
-    if not lines:
+    while header is None and records:
+        header = records.pop(0)[1]
+    if header is None:
         raise ValueError(f"{path} is empty; export or copy it again.")
-    header = [cell.lower() for cell in lines[0][1]]
+    return _as_table(path, header, records, delimiter, comments)
+
+
+def _is_comment(line: str) -> bool:
+    return line.lstrip().startswith("#")
+
+
+def _delimiter(lines: list[str]) -> str:
+    def cells(delimiter: str) -> int:
+        return len(next(csv.reader(iter(lines), delimiter=delimiter), []))
+
+    return max(DELIMITERS, key=cells)
+
+
+def _header_in(comments: list[str], delimiter: str) -> list[str] | None:
+    """Return the header where the last comment is one: `# video,start,end,label`."""
+    cells = next(csv.reader(comments[-1:], delimiter=delimiter), [])
+    return cells if {column_meaning(cell) for cell in cells} >= {"video", "start", "end"} else None
+
+
+def _records(
+    lines: list[str], first: int, delimiter: str, path: Path
+) -> Iterator[tuple[str, list[str] | None]]:
+    """Yield the rows that are not empty, with their places; None is a comment."""
+    while first < len(lines):
+        place = f"{path}: line {first + 1}"
+        if _is_comment(lines[first]):
+            yield place, None
+            first += 1
+            continue
+        # A cell between quotes may go over several lines.
+        reader = csv.reader((lines[i] for i in range(first, len(lines))), delimiter=delimiter)
+        cells = [cell.strip() for cell in next(reader)]
+        if any(cells):
+            yield place, cells
+        first += reader.line_num
+
+
+def _as_table(
+    path: Path,
+    header: list[str],
+    records: list[tuple[str, list[str] | None]],
+    delimiter: str,
+    comments: list[str],
+) -> CsvTable:
+    header = [cell.strip().lower() for cell in header]
     twice = {column for column in header if column and header.count(column) > 1}
     if twice:
         raise ValueError(f"{path}: column {', '.join(sorted(twice))} is there twice; rename one.")
-    rows = []
-    for place, cells in lines[1:]:
-        if any(cells[len(header) :]):
-            raise ValueError(
-                f"{place}: {len(cells)} cells, but {len(header)} columns; put a text with a comma "
-                "between double quotes."
+    table = CsvTable(frozenset(header), [], delimiter, comments)
+    for place, cells in records:
+        if cells is None:
+            table.notes["lines that begin with # left out"] += 1
+        elif [cell.lower() for cell in cells] == header:
+            table.notes["repeated header lines left out"] += 1
+        elif any(cells[len(header) :]):
+            table.problems.append(
+                ValueError(
+                    f"{place}: {len(cells)} cells, but {len(header)} columns; put a text or number "
+                    f"with {_NAMES.get(delimiter, repr(delimiter))} in it between double quotes."
+                )
             )
-        cells = cells[: len(header)] + [""] * (len(header) - len(cells))
-        rows.append((place, dict(zip(header, cells, strict=True))))
-    return CsvTable(frozenset(header), rows)
+        elif len(cells) == 1 < len(header) and (other := _other_delimiter(cells[0], header)):
+            table.problems.append(
+                ValueError(
+                    f"{place}: {_NAMES[other]} between the cells, but in the header "
+                    f"{_NAMES.get(delimiter, repr(delimiter))}; write one of them everywhere."
+                )
+            )
+        else:
+            cells = cells[: len(header)] + [""] * (len(header) - len(cells))
+            table.rows.append((place, dict(zip(header, cells, strict=True))))
+    return table
 
 
-def _lines(path: Path) -> Iterator[tuple[str, list[str]]]:
-    reader = csv.reader(io.StringIO(read_text(path), newline=""))
-    first = 1  # a cell between quotes may go over several lines
-    for cells in reader:
-        if any(cell.strip() for cell in cells):
-            yield f"{path}: line {first}", [cell.strip() for cell in cells]
-        first = reader.line_num + 1
+def _other_delimiter(cell: str, header: list[str]) -> str | None:
+    found = (d for d in DELIMITERS if cell.count(d) + 1 >= len(header) > 1)
+    return next(found, None)
 
 
 def get_cell(row: Row, column: str, place: str) -> str:
@@ -70,47 +192,10 @@ def get_cell(row: Row, column: str, place: str) -> str:
     return row[column]
 
 
-def parse_seconds(text: str) -> Any:
-    """Return `h:m:s` or `m:s` in seconds, and any other text unchanged, to be checked later."""
-    parts = text.split(":")
-    if not 2 <= len(parts) <= 3:
-        return text
-    try:
-        return round(sum(float(part) * 60**i for i, part in enumerate(reversed(parts))), 6)
-    except (ValueError, OverflowError):
-        return text
-
-
 def read_afsd(table: CsvTable, source: AnnotationSource, dataset: Dataset) -> None:
     """Add `video,type,type_idx,start,end,startFrame,endFrame`, times in seconds."""
     for place, row in table.rows:
-        name = get_cell(row, "video", place)
-        video = dataset.video(name, subset_of(name, source, place), source.path, place)
-        video.add(get_cell(row, "type", place), row["start"], row["end"], place)
-
-
-def read_own(table: CsvTable, source: AnnotationSource, dataset: Dataset) -> None:
-    """Add `video,start,end,label` and perhaps `subset`, times in seconds or as `h:m:s`.
-
-    A row with a video alone is a video without actions. Without the column, the names of several
-    files in a folder give the subset; otherwise a fixed share of the videos, by name, is `test`.
-    """
-    by_chance = set()
-    for place, row in table.rows:
-        name = get_cell(row, "video", place)
-        if "subset" in row:
-            subset = get_cell(row, "subset", place)
-        elif source.in_folder and source.subset:
-            subset = source.subset
-        else:
-            subset = "test" if zlib.crc32(name.encode()) % TEST_SHARE == 0 else "training"
-            by_chance.add(name)
-        video = dataset.video(name, subset, source.path, place)
-        if row["start"] or row["end"] or row["label"]:
-            start, end = (
-                parse_seconds(get_cell(row, column, place)) for column in ("start", "end")
-            )
-            video.add(get_cell(row, "label", place), start, end, place)
-    if by_chance:
-        what = "videos put into 'training' or 'test' by their names, for want of a column 'subset'"
-        dataset.warnings[what] += len(by_chance)
+        with dataset.collect():
+            name = get_cell(row, "video", place)
+            video = dataset.video(name, subset_of(name, source, place), source.path, place)
+            video.add(get_cell(row, "type", place), row["start"], row["end"], place)

@@ -41,8 +41,9 @@ def read_text_folder(lines: list[str], source: AnnotationSource, dataset: Datase
         if not fields:
             continue
         place = f"{source.path}: line {index}"
-        if len(fields) != 3:
-            raise ValueError(f"{place}: expected `video start end`, not {line.strip()!r:.60}.")
-        name, start, end = fields
-        video = dataset.video(name, subset_of(name, source, place), source.path, place)
-        video.add(label, start, end, place)
+        with dataset.collect():
+            if len(fields) != 3:
+                raise ValueError(f"{place}: expected `video start end`, not {line.strip()!r:.60}.")
+            name, start, end = fields
+            video = dataset.video(name, subset_of(name, source, place), source.path, place)
+            video.add(label, start, end, place)

@@ -9,7 +9,14 @@ import numpy as np
 
 from configs.atomic import write_text
 from evaluate.annotations import Detection
-from evaluate.datasets.fields import as_number, as_segment, get_field, read_json, short_repr
+from evaluate.datasets.fields import (
+    as_number,
+    as_segment,
+    get_field,
+    raise_problems,
+    read_json,
+    short_repr,
+)
 from evaluate.nms import NmsConfig, suppress
 
 
@@ -20,9 +27,13 @@ def read_predictions(path: Path) -> dict[str, list[Detection]]:
     members are ignored. Raises ValueError, naming file, video and entry, for everything malformed.
     """
     results = get_field(read_json(Path(path)), "results", f"{path}")
-    return {
-        name: _detections(entries, f"{path}: video {name!r}") for name, entries in results.items()
+    problems: list[ValueError] = []
+    found = {
+        name: _detections(entries, f"{path}: video {name!r}", problems)
+        for name, entries in results.items()
     }
+    raise_problems(problems)
+    return found
 
 
 def write_predictions(path: Path, predictions: Mapping[str, Iterable[Detection]]) -> None:
@@ -88,10 +99,18 @@ def scoring_problems(
     return problems
 
 
-def _detections(entries: Any, where: str) -> list[Detection]:
+def _detections(entries: Any, where: str, problems: list[ValueError]) -> list[Detection]:
+    """Return the detections of a video; what is malformed is added to the problems."""
     if not isinstance(entries, list):
-        raise ValueError(f"{where}: expected a list, not {short_repr(entries)}.")
-    return [_detection(entry, f"{where}, entry {index}") for index, entry in enumerate(entries)]
+        problems.append(ValueError(f"{where}: expected a list, not {short_repr(entries)}."))
+        return []
+    found = []
+    for index, entry in enumerate(entries):
+        try:
+            found.append(_detection(entry, f"{where}, entry {index}"))
+        except ValueError as error:
+            problems.append(error)
+    return found
 
 
 def _detection(entry: Any, where: str) -> Detection:

@@ -18,7 +18,6 @@ from evaluate.annotations import (
     Notice,
     Segment,
     Video,
-    raise_problem,
     read_annotations,
     select_videos,
     with_duration,
@@ -133,11 +132,11 @@ def make_item(
     )
 
 
-def load_annotations(data: DataConfig, notice: Notice = raise_problem) -> Annotations:
+def load_annotations(data: DataConfig, notice: Notice | None = None) -> Annotations:
     """Read the experiment's annotations, class list and video tables.
 
     Args:
-        notice: as for `read_annotations`; by default the first malformed entry raises.
+        notice: as for `read_annotations`; by default all malformed entries are raised at the end.
 
     Raises:
         ValueError: a file is missing or malformed.

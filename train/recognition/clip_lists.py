@@ -19,8 +19,9 @@ from evaluate.datasets.fields import (
     short_repr,
 )
 from evaluate.datasets.read import holds_annotations
-from evaluate.datasets.records import subset_in
-from evaluate.datasets.tables import TEST_SHARE, CsvTable, get_cell, parse_seconds, read_table
+from evaluate.datasets.records import TEST_SHARE, subset_in
+from evaluate.datasets.tables import CsvTable, get_cell, read_table
+from evaluate.datasets.times import parse_seconds
 from evaluate.metrics.accuracy import LabelSet
 from extract.video.files import VIDEO_SUFFIXES
 
