@@ -3,19 +3,22 @@
 The server is moto's, of S3's protocol, behind a proxy that counts requests and harms them.
 """
 
+import asyncio
 import os
 import pickle
 import subprocess
 import sys
 import time
 from contextlib import suppress
-from typing import Any
+from typing import Any, ClassVar
 from uuid import uuid4
 
+import fsspec
 import fsspec.config
 import numpy as np
 import pytest
 import torch
+from fsspec.implementations.memory import MemoryFileSystem
 
 from cache.address import Address
 from cache.errors import StoreError, StoreUnreachable
@@ -286,3 +289,41 @@ def test_show_says_in_one_line_that_there_is_no_server(s3: Proxy, url: str) -> N
     assert done.returncode == 1 and done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1 and url in done.stderr, done.stderr
     assert float(done.stdout) + sum(WAITS_S) < 5
+
+
+class Flaky(MemoryFileSystem):  # type: ignore[misc]
+    """A client with one connection, which breaks at the first request and does not come back."""
+
+    protocol = "flaky"
+    cachable = False
+    opened = 0
+    errors: ClassVar[list[BaseException]] = []
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        Flaky.opened += 1
+        self.broken: BaseException | None = None
+
+    def pipe_file(self, path: str, value: bytes, **options: Any) -> None:
+        self.broken = self.broken or (Flaky.errors.pop() if Flaky.errors else None)
+        if self.broken is not None:
+            raise self.broken
+        super().pipe_file(path, value, **options)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [EOFError(), asyncio.CancelledError(), RuntimeError("loop"), OSError("closed"), KeyError()],
+)
+def test_a_client_with_one_connection_connects_again(error: BaseException) -> None:
+    fsspec.register_implementation("flaky", Flaky, clobber=True)
+    files = open_files(f"flaky://{uuid4()}/store")
+    Flaky.opened, Flaky.errors = 0, [error]
+    files.write("a", [b"x"])
+    assert files.children("") == {"a": 1} and Flaky.opened == 1
+    Flaky.errors = [error] * 100
+    with pytest.raises(StoreUnreachable, match=type(error).__name__):
+        files.write("b", [b"x"])
+    Flaky.errors = []
+    files.write("b", [b"x"])
+    assert files.size("b") == 1

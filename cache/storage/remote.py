@@ -46,7 +46,7 @@ class RemoteFiles:
             StoreUnreachable: the client cannot connect.
         """
         self.url = url.rstrip("/")
-        self._answers = True
+        self._answers, self._broken = True, False
         try:
             self._connect()
         except (ImportError, ValueError):
@@ -146,7 +146,7 @@ class RemoteFiles:
             options["config_kwargs"] = _s3_settings()
         self.system: fsspec.AbstractFileSystem
         self.system, root = url_to_fs(self.url, **options)
-        self._pid = os.getpid()
+        self._pid, self._broken = os.getpid(), False
         if options.get("config_kwargs", {}).get("retries") == NO_RETRIES:
             self.system.retries = 1  # s3fs has no argument for it
         self.root = root.rstrip("/")
@@ -205,22 +205,21 @@ class RemoteFiles:
         """
         began = time.monotonic()
         waits: Iterator[float] = iter(WAITS_S if self._answers else ())
-        broken = False
         while True:
             try:
-                if broken or self._pid != os.getpid():
-                    self._connect(anew=broken)
+                if self._broken or self._pid != os.getpid():
+                    self._connect(anew=self._broken)
                 answer = ask()
             except (FileNotFoundError, MemoryError):
                 self._answers = True
                 raise
             except (Exception, asyncio.CancelledError) as error:
+                # Its one connection does not come back by itself.
+                self._broken = not self.system.async_impl
                 wait = None if isinstance(error, PermissionError) else next(waits, None)
                 if wait is None or time.monotonic() - began + wait > RETRY_S:
                     self._answers = False
                     raise self._unreachable(error) from error
-                # Its one connection does not come back by itself.
-                broken = not self.system.async_impl
                 time.sleep(wait)
                 continue
             self._answers = True
