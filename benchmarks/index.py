@@ -47,7 +47,7 @@ from configs.messages import pad_columns
 # Videos, frames of one, fingerprints, directions: THUMOS-14, ActivityNet in part, a large one.
 SIZES = [(413, 6590, 20, 1), (2000, 3050, 20, 1), (10_000, 3050, 20, 2)]
 SPANS_A_TABLE, WIDTH = 900, 384
-TIMES_BYTES = 2 * 10**9  # of version 1, at most: opening takes nearly three times that in memory
+TIMES_BYTES = 2 * 10**9  # of version 1, at most: opening takes nearly twice that in memory
 
 OPEN = """
 import json, sys, time
