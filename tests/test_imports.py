@@ -46,7 +46,15 @@ ROOMS = {
     ],
     "train": [
         *("errors", "modeling", "config", "data"),
-        *("engine", "dataset_check", "detector", "recognition", "ablation", "cost"),
+        *(
+            "engine",
+            "dataset_check",
+            "detector",
+            "cache_entries",
+            "recognition",
+            "ablation",
+            "cost",
+        ),
     ],
 }
 MOST_FILES = 12
