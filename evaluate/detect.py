@@ -5,7 +5,8 @@
 
 Videos are files, folders, or patterns in quotes. Prints a table for each; --json writes
 ActivityNet's layout, --csv a table, --srt and --vtt a subtitle file for each video, --page an HTML
-file with timelines. Dotted overrides change settings of the checkpoint, written with an equals
+file with timelines; --label_studio, --elan and --via files for people who correct what was found in
+these annotation tools. Dotted overrides change settings of the checkpoint, written with an equals
 sign (--evaluation.batch_size=2). Videos that cannot be read are listed at the end, and the exit
 status is then 1.
 """
@@ -26,6 +27,7 @@ from configs import cli
 from configs.atomic import write_text
 from configs.messages import format_error
 from evaluate.annotations import Annotations, Detection, Segment, read_annotations, with_duration
+from evaluate.files.annotation_tools import MediaFile, ToolFiles
 from evaluate.files.predictions import write_predictions
 from evaluate.files.subtitles import (
     format_clock,
@@ -59,6 +61,7 @@ class Outputs:
 
     Args:
         embed: put the videos into the page, too.
+        tools: files of annotation tools.
     """
 
     json: Path | None
@@ -67,6 +70,7 @@ class Outputs:
     vtt: Path | None
     page: Path | None
     embed: bool
+    tools: ToolFiles
 
 
 def main() -> None:
@@ -85,6 +89,11 @@ def main() -> None:
     parser.add_argument("--csv", type=Path, metavar="FILE", help="one segment a line")
     parser.add_argument("--srt", type=Path, metavar="FOLDER", help="subtitles, one file a video")
     parser.add_argument("--vtt", type=Path, metavar="FOLDER", help="the same for browsers")
+    parser.add_argument(
+        "--label_studio", type=Path, metavar="FILE", help="tasks with predictions, for import"
+    )
+    parser.add_argument("--elan", type=Path, metavar="FOLDER", help="an .eaf file for each video")
+    parser.add_argument("--via", type=Path, metavar="FILE", help="a project of VIA 3")
     parser.add_argument("--page", type=Path, metavar="FILE", help="HTML: videos with timelines")
     parser.add_argument("--embed", action="store_true", help="put the videos into the page, too")
     parser.add_argument("--annotations", type=Path, help="ground truth for the page")
@@ -104,7 +113,10 @@ def main() -> None:
         args.checkpoint,
         args.config,
         overrides,
-        Outputs(args.json, args.csv, args.srt, args.vtt, args.page, args.embed),
+        Outputs(
+            *(args.json, args.csv, args.srt, args.vtt, args.page, args.embed),
+            ToolFiles(args.label_studio, args.elan, args.via),
+        ),
         annotation_file=args.annotations,
         threshold=args.threshold,
         top=args.top,
@@ -141,6 +153,7 @@ def detect(
         file.parent.mkdir(parents=True, exist_ok=True)  # now, not after hours of detection
     for folder in filter(None, (outputs.srt, outputs.vtt)):
         folder.mkdir(parents=True, exist_ok=True)
+    outputs.tools.make_folders()
     items, bad = probe_files(paths, detector.config.sampling.fps)
     if unlike := describe_unlike_rates(items, saved.frame_rates, detector.config.sampling):
         print(unlike)
@@ -187,6 +200,7 @@ def detect(
     finally:  # after an interrupt, too: keep what was found
         title = f"Found by {checkpoint}, which reads {' and '.join(config.directions)}"
         write_files(outputs, found, pages, detector.classes, title, threshold)
+        outputs.tools.write(found, {item.name: MediaFile(item.path, item.fps) for item in items})
     if found:
         took = time.monotonic() - began
         rate = f"{seconds / took:.1f} × real time"
