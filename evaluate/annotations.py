@@ -161,6 +161,8 @@ def read_annotations(
         if name in counted and skip_unread and isinstance(clocks.get(name), ValueError):
             dataset.warnings["videos left out, as times in frames need their files"] += 1
             continue
+        if name in counted and record.steady:
+            dataset.warnings["videos with Label Studio's frames read at their file's rate"] += 1
         try:
             _frames_to_seconds(record, info.get(name), clocks.get(name))
             videos[name] = _video(

@@ -18,6 +18,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -47,7 +48,7 @@ from extract.video.files import VIDEO_SUFFIXES
 from extract.video.probe import probe
 from extract.video.reader import VideoError
 from train.data.frame_rates import describe_unlike_rates
-from train.data.videos import VideoItem, make_item
+from train.data.videos import VideoItem, frame_times, make_item
 from train.detector.model import Detector, VideoResult
 from train.detector.sources import read_source, resolve_config
 from train.errors import translate_oom
@@ -143,7 +144,7 @@ def detect(
 ) -> dict[str, str]:
     """Detect in all videos and write the requested files; return why some could not be read."""
     paths = video_paths(videos)
-    annotations = read_truth(annotation_file) if annotation_file else None
+    annotations = read_truth(annotation_file, paths) if annotation_file else None
     saved = read_source(checkpoint, config_file, overrides)
     config = resolve_config(config_file, saved, str(checkpoint), overrides)
     accelerator = Accelerator(mixed_precision=config.training.mixed_precision, cpu=cpu)
@@ -241,10 +242,13 @@ def video_paths(given: Sequence[str]) -> list[Path]:
     return list(paths)
 
 
-def read_truth(path: Path) -> Annotations:
+def read_truth(path: Path, videos: Sequence[Path]) -> Annotations:
+    """Read annotations of these videos; of others, if only their files tell the times, nothing."""
     if not path.exists():
         raise ValueError(f"--annotations: there is no file or folder {path}")
-    return read_annotations(path)
+    files = {video.stem: video for video in videos}
+    times = partial(frame_times, files, "what is given")
+    return read_annotations(path, frame_times=times, skip_unread=True)
 
 
 def select_truth(

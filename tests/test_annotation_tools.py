@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evaluate.annotations import Annotations, Detection, read_annotations
+from evaluate.detect import read_truth
 from evaluate.files.annotation_tools import MediaFile, ToolFiles
 from evaluate.files.predictions import write_predictions
 from tests import tool_exports
@@ -136,6 +137,13 @@ def test_frames_are_those_of_the_video(tmp_path: Path, clip: Path) -> None:
         assert (start, end) == pytest.approx((round(first * 100) / 25, round(last * 100) / 25))
 
 
+def test_truth_for_a_page_may_be_in_frames(tmp_path: Path, clip: Path) -> None:
+    path = save(tmp_path / "x.xml", tool_exports.cvat_task("video", [("run", 0.1, 0.5)]))
+    truth = read_truth(path, [clip / "video.mp4"])
+    assert segments_of(truth) == [("run", 0.4, 2.0)]
+    assert not read_truth(path, []).videos
+
+
 def test_frames_without_a_rate_are_told(tmp_path: Path, clip: Path) -> None:
     path = save(tmp_path / "x.xml", tool_exports.cvat_task("other", TWO))
     refused(path, r"video 'other': times are in frames, and nothing tells the frame rate")
@@ -201,6 +209,21 @@ def test_tracks_of_cvat(tmp_path: Path) -> None:
             read(bad)
 
 
+def test_sources_of_cvat(tmp_path: Path) -> None:
+    """In the task, beside it, or nowhere."""
+    info = tmp_path / "info.csv"
+    info.write_text("video,fps,count\nvideo,100,1000\nmy task,100,1000\n")
+    path, source = tmp_path / "x.xml", "<source>video.mp4</source>"
+    text = tool_exports.cvat_task("video", TWO)
+    beside = edited(text, (source, ""), ("</task>", f"</task>{source}"))
+    annotations = read_annotations(save(path, beside), info_csv=[info])
+    assert segments_of(annotations) == TWO and not noted(annotations)
+    annotations = read_annotations(save(path, edited(text, (source, ""))), info_csv=[info])
+    assert segments_of(annotations, "my task") == TWO
+    ((phrase, count),) = noted(annotations).items()
+    assert "without a source" in phrase and count == 1
+
+
 def test_projects_and_subsets_of_cvat(tmp_path: Path) -> None:
     tasks = "".join(
         f"<task><id>{i}</id><name>t{i}</name><subset>{s}</subset><source>{n}</source></task>"
@@ -242,7 +265,9 @@ def test_regions_of_label_studio(tmp_path: Path, clip: Path) -> None:
     task["annotations"][0]["result"] = [tool_exports.label_studio_region("run", 0.0, 0.5)]
     path = save(tmp_path / "x.json", [task])
     refused(path, "nothing tells the frame rate")
-    assert segments_of(loaded(path, clip)) == [("run", 0.0, 2.0)]  # frames 1 to 50 of 25 a second
+    read_back = loaded(path, clip)
+    assert segments_of(read_back) == [("run", 0.0, 2.0)]  # frames 1 to 50 of 25 a second
+    assert noted(read_back) == {"videos with Label Studio's frames read at their file's rate": 1}
     info = tmp_path / "info.csv"
     info.write_text("video,fps,count\nvideo,24,96\n")  # as Label Studio counts them by default
     ((_, start, end),) = segments_of(loaded(path, clip, info_csv=(str(info),)))

@@ -1,7 +1,7 @@
 """The videos of a subset: their files, their truth, and their problems."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -156,7 +156,7 @@ def load_annotations(data: DataConfig, notice: Notice | None = None) -> Annotati
         info_csv=[Path(path) for path in data.info_csv],
         blocked=data.blocked,
         notice=notice,
-        frame_times=partial(_frame_times, Path(data.videos)),
+        frame_times=partial(_frame_times_in, Path(data.videos)),
         skip_unread=data.bad_videos == "skip",
     )
     if not annotations.classes:
@@ -164,12 +164,24 @@ def load_annotations(data: DataConfig, notice: Notice | None = None) -> Annotati
     return annotations
 
 
-def _frame_times(folder: Path, names: Sequence[str]) -> dict[str, NDArray[np.float64] | ValueError]:
-    """Return when the frames of videos begin and the last one ends, or why that is not known."""
+def _frame_times_in(
+    folder: Path, names: Sequence[str]
+) -> dict[str, NDArray[np.float64] | ValueError]:
     files = files_by_name(folder) if folder.is_dir() else {}
-    paths = {name: files[name][0] for name in names if name in files}
+    return frame_times({name: paths[0] for name, paths in files.items()}, f"{folder}", names)
+
+
+def frame_times(
+    files: Mapping[str, Path], where: str, names: Sequence[str]
+) -> dict[str, NDArray[np.float64] | ValueError]:
+    """Return when the frames of videos begin and the last one ends, or why that is not known.
+
+    Args:
+        where: the files are, for messages.
+    """
+    paths = {name: files[name] for name in names if name in files}
     found: dict[str, NDArray[np.float64] | ValueError] = {
-        name: ValueError(f"{name}: no such file in {folder}") for name in names
+        name: ValueError(f"{name}: no such file in {where}") for name in names
     }
     for name, index in zip(paths, probe(list(paths.values())), strict=True):
         if isinstance(index, VideoError):

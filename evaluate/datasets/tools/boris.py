@@ -1,6 +1,6 @@
 """BORIS's exported events, tabular and aggregated, as CSV or TSV.
 
-https://boris.readthedocs.io/en/latest/export_events/
+https://github.com/olivierfriard/BORIS/blob/master/boris/export_observation.py
 
 Tabular events are rows `Behavior`, `Behavior type` (START, STOP or POINT) and `Time`; a state lasts
 from its START to the next STOP of the same behaviour of the same subject with the same modifiers.

@@ -1,11 +1,11 @@
 """CVAT's "CVAT for video 1.1", and "CVAT for images 1.1" of a video task, for its tags.
 
-https://docs.cvat.ai/docs/dataset_management/formats/format-cvat/ and
-https://docs.cvat.ai/docs/dataset_management/formats/xml_format/
+https://docs.cvat.ai/docs/other/xml_format and, for what the numbers of frames are,
+https://github.com/cvat-ai/cvat/blob/develop/cvat/apps/dataset_manager/bindings.py
 
 A track is an action, from its first visible shape to where it is outside; so is a tag that
-consecutive frames have. Frames are those of the video, counted from 0. The file does not say how
-long one lasts.
+consecutive frames have. Frames are those of the video, counted from 0, also where a task has every
+fifth frame. The file does not say how long one lasts.
 """
 
 from itertools import groupby
@@ -28,7 +28,12 @@ def read_cvat(root: Element, source: AnnotationSource, dataset: Dataset) -> None
     for task in tasks:
         with dataset.collect():
             identity = task.findtext("id", "").strip()
-            records[identity] = _add_video(task, source, dataset), _frame_step(task)
+            # The file's name stands in the task or, of older versions, beside it.
+            texts = [task.findtext("source")]
+            if meta is not None and len(tasks) == 1:
+                texts.append(meta.findtext("source"))
+            file = next((text.strip() for text in texts if text and text.strip()), None)
+            records[identity] = _add_video(task, file, source, dataset), _frame_step(task)
     tags: dict[tuple[str, str], list[int]] = {}
     for index, track in enumerate(root.findall("track")):
         with dataset.collect():
@@ -54,11 +59,15 @@ def read_cvat(root: Element, source: AnnotationSource, dataset: Dataset) -> None
                 record.add_frames(label, first, end, place)
 
 
-def _add_video(task: Element, source: AnnotationSource, dataset: Dataset) -> Record:
+def _add_video(
+    task: Element, file: str | None, source: AnnotationSource, dataset: Dataset
+) -> Record:
     where = f"{source.path}: {task.tag} {task.findtext('id', '?')}"
-    given = task.findtext("source", "").strip() or task.findtext("name", "").strip()
+    given = file or task.findtext("name", "").strip()
     if not given:
         raise ValueError(f"{where}: neither 'source' nor 'name' gives its video.")
+    if not file:
+        dataset.warnings["CVAT tasks without a source, whose video is named as they are"] += 1
     name = dataset.name_of_file(given, where)
     subset = task.findtext("subset", "").strip() or dataset.choose_subset(name, source)
     record = Record(f"{source.path}: video {name!r}", {"subset": subset, "annotations": []})

@@ -1,11 +1,14 @@
 """Label Studio's exports as JSON and as JSON-MIN.
 
-https://labelstud.io/tags/timelinelabels (times in frames), https://labelstud.io/tags/labels (times
-in seconds), https://labelstud.io/guide/export and https://labelstud.io/guide/task_format
+https://labelstud.io/guide/export.html; times in frames: https://labelstud.io/tags/timelinelabels.html
+and, for their rate, https://labelstud.io/tags/video.html; in seconds:
+https://labelstud.io/tags/labels.html; how frames count, in utils/converter.py of
+https://github.com/HumanSignal/label-studio-ml-backend/tree/master/label_studio_ml/examples/yolo
 
 A range of frames `{"start": 3, "end": 5}` counts from 1 and includes both. Its frames are those of
 the labelling config's `frameRate`, 24 a second if it says nothing, whatever the video has. A task
-that tells it in its data (`frameRate="$fps"`) is read so; otherwise the video's own rate counts.
+that tells it in its data (`frameRate="$fps"`) is read so; otherwise a table of frame rates counts,
+then the video's own rate, which is noted.
 """
 
 from typing import Any
