@@ -8,6 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from evaluate.datasets.classes import ClassList, read_classes
 from evaluate.datasets.fields import (
     Refused,
@@ -78,6 +81,11 @@ Notice = Callable[[str, int | None, str | ValueError], None]
 problem: the phrase under which `Annotations.warnings` counts it, or the error that rejects it."""
 
 
+FrameTimes = Callable[[Sequence[str]], Mapping[str, NDArray[np.float64] | ValueError]]
+"""Called with names of videos; returns when each of their N frames begins and the last one ends, in
+seconds [N + 1], or why their files cannot be read."""
+
+
 def raise_problem(video: str, entry: int | None, problem: str | ValueError) -> None:
     """Raise an error and ignore everything tolerated: the default notice of `with_duration`."""
     if isinstance(problem, ValueError):
@@ -92,13 +100,16 @@ def read_annotations(
     ignore_labels: Collection[str] = ("Ambiguous",),
     blocked: Collection[str] = (),
     notice: Notice | None = None,
+    frame_times: FrameTimes | None = None,
+    skip_unread: bool = False,
 ) -> Annotations:
     """Read a dataset's annotations: a file, or a folder with its published files.
 
     The layouts, recognised by their content, are those of evaluate/datasets: ActivityNet's JSON
     `{"database": {video: {"subset", "duration", "frame", "annotations": [{"segment": [start, end],
     "label": name}]}}}`, which HACS, FineAction and THUMOS-14 share, Ego4D's moments, text files of
-    a class each, and CSV tables of one's own, of AFSD, EPIC-Kitchens-100 and Charades.
+    a class each, CSV tables of one's own, of AFSD, EPIC-Kitchens-100 and Charades, and what CVAT,
+    Label Studio, VIA 3, ELAN and BORIS export.
 
     path: where a layout has no subsets, the names of the files and folders tell `training`,
         `validation` or `test`.
@@ -111,6 +122,8 @@ def read_annotations(
     blocked: videos to leave out; names that the dataset does not hold are fine.
     notice: called for everything tolerated or malformed; if it returns, the entry or the video is
         skipped and reading continues. By default all that is malformed is raised at the end.
+    frame_times: of the videos' files, for tools that write times in frames without a frame rate.
+    skip_unread: leave out, and count, videos whose times would need a file that cannot be read.
 
     Dropped and counted: exact duplicates within a video, segments of zero length, ignored labels.
     Raises ValueError, naming file and line, or video and entry, for everything malformed.
@@ -135,11 +148,23 @@ def read_annotations(
         what = f"labels that differ in case, blanks or Unicode form alone: {names}"
         dataset.warnings[what] += len(alike)
     info = {name: row for table in info_csv for name, row in _read_info(table).items()}
+    counted = [
+        name
+        for name, record in records.items()
+        if name not in blocked and record.in_frames and not _tells_rate(record, info.get(name))
+    ]
+    clocks = frame_times(counted) if frame_times and counted else {}
     videos = {}
     for name, record in records.items():
         if name in blocked:
             continue
+        if name in counted and skip_unread and isinstance(clocks.get(name), ValueError):
+            dataset.warnings["videos left out, as times in frames need their files"] += 1
+            continue
+        if name in counted and record.steady:
+            dataset.warnings["videos with Label Studio's frames read at their file's rate"] += 1
         try:
+            _frames_to_seconds(record, info.get(name), clocks.get(name))
             videos[name] = _video(
                 name, record, info.get(name), class_list, ignore_labels, dataset.warnings, notice
             )
@@ -308,6 +333,41 @@ def _video_measures(
     if fps is None and frames is not None and duration_s is not None:
         fps = frames / duration_s
     return duration_s, frames, fps
+
+
+def _tells_rate(record: Record, info: _Info | None) -> bool:
+    """Return whether the annotations or a table tell the frame rate, be it a wrong one."""
+    return info is not None or bool({"fps", "frame"} & record.content.keys())
+
+
+def _frames_to_seconds(
+    record: Record, info: _Info | None, clock: NDArray[np.float64] | ValueError | None
+) -> None:
+    """Give the annotations that are in frames their times in seconds."""
+    if not record.in_frames:
+        return
+    fps = _video_measures(record.content, info, record.where)[2]
+    for entry in record.in_frames:
+        if isinstance(clock, ValueError):
+            raise ValueError(f"{record.where}: times are in frames, and {clock}")
+        if fps is None and clock is None:
+            raise ValueError(
+                f"{record.where}: times are in frames, and nothing tells the frame rate; bring the "
+                "video's file under data.videos, or its rate in a table under data.info_csv."
+            )
+        entry["segment"] = [_frame_time(frame, record, fps, clock) for frame in entry["frames"]]
+
+
+def _frame_time(
+    frame: float, record: Record, fps: float | None, clock: NDArray[np.float64] | None
+) -> float:
+    if clock is None:
+        assert fps is not None
+        return round(frame / fps, 6)
+    last = len(clock) - 1
+    if record.steady or not 0 <= frame <= last:
+        return round(frame * float(clock[-1]) / last, 6)
+    return round(float(np.interp(frame, np.arange(last + 1), clock)), 6)
 
 
 def _labels(records: Iterable[Record], ignore_labels: Collection[str]) -> tuple[str, ...]:

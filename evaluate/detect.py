@@ -5,7 +5,8 @@
 
 Videos are files, folders, or patterns in quotes. Prints a table for each; --json writes
 ActivityNet's layout, --csv a table, --srt and --vtt a subtitle file for each video, --page an HTML
-file with timelines. Dotted overrides change settings of the checkpoint, written with an equals
+file with timelines; --label_studio, --elan and --via files for people who correct what was found in
+these annotation tools. Dotted overrides change settings of the checkpoint, written with an equals
 sign (--evaluation.batch_size=2). Videos that cannot be read are listed at the end, and the exit
 status is then 1.
 """
@@ -17,6 +18,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -26,6 +28,7 @@ from configs import cli
 from configs.atomic import write_text
 from configs.messages import format_error
 from evaluate.annotations import Annotations, Detection, Segment, read_annotations, with_duration
+from evaluate.files.annotation_tools import MediaFile, ToolFiles
 from evaluate.files.predictions import write_predictions
 from evaluate.files.subtitles import (
     format_clock,
@@ -45,7 +48,7 @@ from extract.video.files import VIDEO_SUFFIXES
 from extract.video.probe import probe
 from extract.video.reader import VideoError
 from train.data.frame_rates import describe_unlike_rates
-from train.data.videos import VideoItem, make_item
+from train.data.videos import VideoItem, frame_times, make_item
 from train.detector.model import Detector, VideoResult
 from train.detector.sources import read_source, resolve_config
 from train.errors import translate_oom
@@ -59,6 +62,7 @@ class Outputs:
 
     Args:
         embed: put the videos into the page, too.
+        tools: files of annotation tools.
     """
 
     json: Path | None
@@ -67,6 +71,7 @@ class Outputs:
     vtt: Path | None
     page: Path | None
     embed: bool
+    tools: ToolFiles
 
 
 def main() -> None:
@@ -85,6 +90,11 @@ def main() -> None:
     parser.add_argument("--csv", type=Path, metavar="FILE", help="one segment a line")
     parser.add_argument("--srt", type=Path, metavar="FOLDER", help="subtitles, one file a video")
     parser.add_argument("--vtt", type=Path, metavar="FOLDER", help="the same for browsers")
+    parser.add_argument(
+        "--label_studio", type=Path, metavar="FILE", help="tasks with predictions, for import"
+    )
+    parser.add_argument("--elan", type=Path, metavar="FOLDER", help="an .eaf file for each video")
+    parser.add_argument("--via", type=Path, metavar="FILE", help="a project of VIA 3")
     parser.add_argument("--page", type=Path, metavar="FILE", help="HTML: videos with timelines")
     parser.add_argument("--embed", action="store_true", help="put the videos into the page, too")
     parser.add_argument("--annotations", type=Path, help="ground truth for the page")
@@ -104,7 +114,10 @@ def main() -> None:
         args.checkpoint,
         args.config,
         overrides,
-        Outputs(args.json, args.csv, args.srt, args.vtt, args.page, args.embed),
+        Outputs(
+            *(args.json, args.csv, args.srt, args.vtt, args.page, args.embed),
+            ToolFiles(args.label_studio, args.elan, args.via),
+        ),
         annotation_file=args.annotations,
         threshold=args.threshold,
         top=args.top,
@@ -131,7 +144,7 @@ def detect(
 ) -> dict[str, str]:
     """Detect in all videos and write the requested files; return why some could not be read."""
     paths = video_paths(videos)
-    annotations = read_truth(annotation_file) if annotation_file else None
+    annotations = read_truth(annotation_file, paths) if annotation_file else None
     saved = read_source(checkpoint, config_file, overrides)
     config = resolve_config(config_file, saved, str(checkpoint), overrides)
     accelerator = Accelerator(mixed_precision=config.training.mixed_precision, cpu=cpu)
@@ -141,6 +154,7 @@ def detect(
         file.parent.mkdir(parents=True, exist_ok=True)  # now, not after hours of detection
     for folder in filter(None, (outputs.srt, outputs.vtt)):
         folder.mkdir(parents=True, exist_ok=True)
+    outputs.tools.make_folders()
     items, bad = probe_files(paths, detector.config.sampling.fps)
     if unlike := describe_unlike_rates(items, saved.frame_rates, detector.config.sampling):
         print(unlike)
@@ -187,6 +201,7 @@ def detect(
     finally:  # after an interrupt, too: keep what was found
         title = f"Found by {checkpoint}, which reads {' and '.join(config.directions)}"
         write_files(outputs, found, pages, detector.classes, title, threshold)
+        outputs.tools.write(found, {item.name: MediaFile(item.path, item.fps) for item in items})
     if found:
         took = time.monotonic() - began
         rate = f"{seconds / took:.1f} × real time"
@@ -227,10 +242,13 @@ def video_paths(given: Sequence[str]) -> list[Path]:
     return list(paths)
 
 
-def read_truth(path: Path) -> Annotations:
+def read_truth(path: Path, videos: Sequence[Path]) -> Annotations:
+    """Read annotations of these videos; of others, if only their files tell the times, nothing."""
     if not path.exists():
         raise ValueError(f"--annotations: there is no file or folder {path}")
-    return read_annotations(path)
+    files = {video.stem: video for video in videos}
+    times = partial(frame_times, files, "what is given")
+    return read_annotations(path, frame_times=times, skip_unread=True)
 
 
 def select_truth(

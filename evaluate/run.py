@@ -9,16 +9,19 @@ A checkpoint brings its config; --config is laid over it (an OpenTAD checkpoint 
 dotted overrides change single settings. With --predictions, --config supplies blocked videos, class
 list and tIoUs; several files are joined and suppressed anew. Prints a table; writes report.html,
 with its figures and, as report.json, its tables, metrics.json and predictions.json into --out, for
-a detector of two streams each stream's, too.
+a detector of two streams each stream's, too. --label_studio, --elan and --via write what was found
+with at least the score --threshold as files of these annotation tools, for people who correct it.
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from configs import cli
 from configs.loader import dump
+from evaluate.annotations import Detection
+from evaluate.files.annotation_tools import MediaFile, ToolFiles
 from evaluate.files.predictions import write_predictions
 from evaluate.metrics.scored import ScoredDetections
 from evaluate.reports.figures import scores_table
@@ -46,6 +49,17 @@ def main() -> None:
     parser.add_argument("--tious", type=float, nargs="+", help="tIoU thresholds")
     parser.add_argument("--out", type=Path, help="folder of results; default: beside the input")
     parser.add_argument("--cache", help="store of activations to read from and to add to")
+    parser.add_argument(
+        "--label_studio", type=Path, metavar="FILE", help="tasks with predictions, for import"
+    )
+    parser.add_argument("--elan", type=Path, metavar="FOLDER", help="an .eaf file for each video")
+    parser.add_argument("--via", type=Path, metavar="FILE", help="a project of VIA 3")
+    parser.add_argument(
+        "--threshold",
+        type=float,
+        default=0.3,
+        help="least score in files of annotation tools (default: %(default)s)",
+    )
     args, overrides = parser.parse_known_args()
     if bool(args.checkpoint) == bool(args.predictions):
         parser.error("give either --checkpoint or --predictions")
@@ -60,15 +74,30 @@ def main() -> None:
         overrides.append(f"--data.annotations={args.annotations}")
     if args.tious:
         overrides.append(f"--evaluation.tious={args.tious}")
+    tools = ToolFiles(args.label_studio, args.elan, args.via)
+    tools.make_folders()
     if args.checkpoint:
         inputs = args.checkpoint, args.config, overrides, args.subset, args.cache, args.out
         evaluation = evaluate_checkpoint(*inputs)
         if evaluation is not None:
+            items = {item.name: MediaFile(item.path, item.fps) for item in evaluation.items}
+            tools.write(with_score(evaluation.detections, args.threshold), items)
             report_checkpoint(args.checkpoint, evaluation)
         return
     given = args.annotations, args.subset, args.tious or THUMOS_TIOUS
     loaded = load_predictions(args.predictions, args.config, overrides, *given)
+    media = {
+        name: MediaFile(Path(name), loaded.frame_rates.get(name)) for name in loaded.detections
+    }
+    tools.write(with_score(loaded.detections, args.threshold), media)
     report_files(args.predictions, loaded, args.out)
+
+
+def with_score(
+    found: Mapping[str, Sequence[Detection]], threshold: float
+) -> dict[str, list[Detection]]:
+    """Return the detections with at least this score."""
+    return {name: [d for d in each if d.score >= threshold] for name, each in found.items()}
 
 
 def report_files(paths: Sequence[Path], loaded: LoadedPredictions, out: Path | None) -> None:

@@ -17,7 +17,7 @@ from evaluate.annotations import Annotations, Segment, read_annotations, select_
 from evaluate.datasets.classes import read_classes
 from evaluate.datasets.fields import Refused
 from evaluate.datasets.read import annotation_files
-from tests import published
+from tests import published, tool_exports
 from tests.conftest import REPOSITORY
 from tests.published import Videos
 from train.config import Experiment
@@ -488,6 +488,11 @@ def test_files_of_a_folder_are_known(tmp_path: Path) -> None:
 # ------------------------------------------------------------------ whatever it is, no crash
 
 Files = dict[Path, Path | None]
+TOOLS: tuple[Callable[[Path, Videos], None], ...] = (
+    *(tool_exports.cvat, tool_exports.label_studio, tool_exports.label_studio_minimal),
+    *(tool_exports.via, tool_exports.via_table, tool_exports.elan),
+    *(tool_exports.boris_tabular, tool_exports.boris_aggregated),
+)
 FUZZ = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 
 
@@ -511,6 +516,10 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
     published.thumos_text(folder / "text", THUMOS)
     published.own(folder / "own.csv", THUMOS)
     published.activitynet(folder / "gt.json", THUMOS)
+    one = {"video": ("training", [("run", 1.0, 2.0), ("jump", 3.0, 4.0)])}
+    for write in TOOLS:
+        (folder / write.__name__).mkdir()
+        write(folder / write.__name__, one)
     return {
         folder / "epic/EPIC_100_train.csv": folder / "epic/EPIC_100_verb_classes.csv",
         folder / "charades/Charades_v1_train.csv": folder / "charades/Charades_v1_classes.txt",
@@ -519,6 +528,12 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
         folder / "text/annotations_val/BaseballPitch_val.txt": None,
         folder / "own.csv": None,
         folder / "gt.json": None,
+        **{
+            file: None
+            for write in TOOLS
+            for file in sorted((folder / write.__name__).rglob("*.*"))
+            if file.name != "info.csv"
+        },
     }
 
 

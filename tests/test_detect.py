@@ -19,7 +19,7 @@ from benchmarks import long_video
 from configs import cli
 from configs.loader import load
 from evaluate import detect
-from evaluate.annotations import Detection
+from evaluate.annotations import Detection, read_annotations
 from evaluate.files.predictions import read_predictions
 from evaluate.files.subtitles import (
     format_clock,
@@ -242,6 +242,8 @@ def test_one_command_writes_all(folder: Path) -> None:
     (folder / "truth.json").write_text(json.dumps(annotations))
     files = ["--json", out / "a.json", "--csv", out / "a.csv", "--page", out / "a.html"]
     subtitles = ["--srt", out / "srt", "--vtt", out / "vtt"]
+    subtitles += ["--label_studio", out / "ls.json", "--via", out / "via.json"]
+    subtitles += ["--elan", out / "elan"]
     truth = ["--annotations", folder / "truth.json"]
     checkpoint = ["--checkpoint", folder / "fused.pt", "--threshold", 0]
     done = run(folder, "videos", *checkpoint, *files, *subtitles, *truth)
@@ -256,6 +258,21 @@ def test_one_command_writes_all(folder: Path) -> None:
         assert found[name] == detector.detect(folder / "videos" / path)
         assert (out / f"srt/{name}.srt").read_text() == format_srt(found[name])
         assert (out / f"vtt/{name}.vtt").read_text() == format_vtt(found[name])
+    for tool, apart in (("ls.json", 0.5 / 25 + 1e-5), ("via.json", 0), ("elan", 1e-3)):
+        read_back = read_annotations(out / tool)
+        for name in ("one", "two"):
+            wanted = sorted(found[name], key=lambda d: (d.start_s, d.end_s))
+            # Frames and milliseconds are rounded, and what then is equal is dropped.
+            segments = read_back.videos[name].segments
+            assert {s.label for s in segments} == {d.label for d in wanted}
+            assert len(segments) == len(wanted) if apart == 0 else 0 < len(segments) <= len(wanted)
+            for s in segments:
+                assert any(
+                    s.label == d.label
+                    and abs(s.start_s - d.start_s) <= apart
+                    and abs(s.end_s - d.end_s) <= 2 * apart
+                    for d in wanted
+                )
     with (out / "a.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == sum(map(len, found.values()))

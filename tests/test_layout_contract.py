@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from evaluate.annotations import Annotations, Segment, read_annotations, select_videos
-from tests import published
+from tests import published, tool_exports
 from tests.published import SUFFIX, Videos
 
 LABELS = ("wash spoon", "take tap", "put plate")
@@ -32,6 +32,7 @@ class Layout:
         subsets: what it calls each.
         empty: whether it can name a video without actions.
         by_class: whether segments come class by class.
+        info: the table of frame rates that belongs to it, in the folder.
     """
 
     write: Callable[[Path, Videos], None]
@@ -41,6 +42,7 @@ class Layout:
     subsets: Mapping[str, str] = field(default_factory=lambda: OWN_WORDS)
     empty: bool = False
     by_class: bool = False
+    info: str | None = None
 
 
 def epic(folder: Path, videos: Videos) -> None:
@@ -72,6 +74,14 @@ LAYOUTS = {
     "own table": Layout(
         lambda folder, videos: published.own(folder / "own.csv", videos), empty=True
     ),
+    "CVAT": Layout(tool_exports.cvat, empty=True, info="info.csv"),
+    "Label Studio": Layout(tool_exports.label_studio, empty=True),
+    "Label Studio, JSON-MIN": Layout(tool_exports.label_studio_minimal, empty=True),
+    "VIA 3": Layout(tool_exports.via, empty=True),
+    "VIA 3, table": Layout(tool_exports.via_table),
+    "ELAN": Layout(tool_exports.elan, empty=True),
+    "BORIS, tabular": Layout(tool_exports.boris_tabular),
+    "BORIS, aggregated": Layout(tool_exports.boris_aggregated),
 }
 
 TIMES = st.integers(0, 9000).map(lambda hundredths: hundredths / 100)
@@ -96,7 +106,11 @@ def videos_of(layout: Layout, drawn: list[tuple[str, list[tuple[str, float, floa
 
 
 def read(layout: Layout, folder: Path) -> Annotations:
-    return read_annotations(folder, classes=folder / layout.classes if layout.classes else None)
+    return read_annotations(
+        folder,
+        classes=folder / layout.classes if layout.classes else None,
+        info_csv=[folder / layout.info] if layout.info else [],
+    )
 
 
 def segments_of(layout: Layout, segments: published.Segments) -> list[Segment]:

@@ -107,7 +107,7 @@ def test_every_dialect_says_the_same(
         "é": [Segment("a, b; c", 1.25, 62.5), Segment("d", 3.5, 4.0)],
         "w": [],
     }
-    assert not annotations.warnings
+    assert annotations.warnings == {"times with a decimal comma read as numbers": 1}
 
 
 def test_joined_files_are_one_table(tmp_path: Path) -> None:
@@ -210,6 +210,8 @@ def test_times(tmp_path: Path, delimiter: str, times: list[str], seconds: list[f
         (",", ["1:00 PM", "99"], "start", "'1:00 PM' is no time"),
         (",", ["1", "2 s"], "end", "finite number, not '2 s'"),
         (",", ["-0:01", "2"], "start", "'-0:01' is no time"),
+        (",", ["nan", "2"], "start", "finite number, not 'nan'"),
+        (",", ["1", "inf"], "end", "finite number, not 'inf'"),
     ],
 )
 def test_times_without_one_meaning(

@@ -148,7 +148,10 @@ def read_text(path: Path) -> str:
     try:
         return content.decode("utf-16" if wide else "utf-8").lstrip("\ufeff")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text ({error}); export or copy it again.") from error
+        raise ValueError(
+            f"{path} is not UTF-8 text ({error}); export or copy it again, from a spreadsheet as "
+            "'CSV UTF-8'."
+        ) from error
 
 
 def read_json(path: Path) -> Any:

@@ -8,8 +8,11 @@ from evaluate.datasets import activitynet, charades, ego4d, epic, own, tables, t
 from evaluate.datasets.fields import read_json, read_text
 from evaluate.datasets.records import AnnotationSource, Dataset, subset_in
 from evaluate.datasets.tables import CsvTable, column_meaning, parse_table
+from evaluate.datasets.tools import boris, cvat, elan, label_studio, via
+from evaluate.datasets.tools.safe_xml import read_xml
 
-SUFFIXES = (".csv", ".tsv", ".json", ".txt")
+TABLES = (".csv", ".tsv")
+SUFFIXES = (*TABLES, ".json", ".txt", ".xml", ".eaf")
 
 Reader = Callable[[Any, AnnotationSource, Dataset], None]
 
@@ -103,15 +106,18 @@ def _source(path: Path, root: Path, in_folder: bool, classes: Path | None) -> An
 def _read_file(path: Path, in_folder: bool = False) -> _AnnotationFile:
     """Read a file; one without annotations is ignored in a folder, and an error if named itself."""
     suffix = path.suffix.lower()
-    start = "" if in_folder or suffix == ".json" else read_text(path).lstrip()[:1]
+    told = (".json", ".xml", ".eaf")
+    start = "" if in_folder or suffix in told else read_text(path).lstrip()[:1]
     if suffix == ".json" or start in ("{", "["):
         content = read_json(path)
-        if isinstance(content, dict) and isinstance(content.get("videos"), list):
-            return _AnnotationFile(path, content, ego4d.read_ego4d)
-        has_database = isinstance(content, dict) and "database" in content
-        reader = activitynet.read_activitynet if has_database or not in_folder else None
-        return _AnnotationFile(path, content, reader)
-    if suffix not in (".csv", ".tsv"):
+        return _AnnotationFile(path, content, _json_reader(content, in_folder))
+    if suffix in (".xml", ".eaf") or start == "<":
+        root = read_xml(path)
+        readers: dict[str, Reader] = {cvat.ROOT: cvat.read_cvat, elan.ROOT: elan.read_elan}
+        if root.tag not in readers and not in_folder:
+            raise ValueError(f"{path}: <{root.tag:.60}> is neither CVAT's XML nor ELAN's.")
+        return _AnnotationFile(path, root, readers.get(root.tag))
+    if suffix not in TABLES:
         lines = read_text(path).splitlines()
         if text.is_class_file(lines):
             return _AnnotationFile(path, lines, text.read_text_folder)
@@ -123,12 +129,27 @@ def _read_file(path: Path, in_folder: bool = False) -> _AnnotationFile:
     return _AnnotationFile(path, table, _table_reader(table, path, in_folder))
 
 
+def _json_reader(content: Any, in_folder: bool) -> Reader | None:
+    if isinstance(content, dict) and isinstance(content.get("videos"), list):
+        return ego4d.read_ego4d
+    if via.is_via(content):
+        return via.read_via
+    if label_studio.is_label_studio(content):
+        return label_studio.read_label_studio
+    has_database = isinstance(content, dict) and "database" in content
+    return activitynet.read_activitynet if has_database or not in_folder else None
+
+
 def _table_reader(table: CsvTable, path: Path, in_folder: bool) -> Reader | None:
     for columns, reader in (
         (set(own.COLUMNS), own.read_own),
         (tables.AFSD, tables.read_afsd),
         (epic.SEGMENTS, epic.read_epic),
         (charades.COLUMNS, charades.read_charades),
+        (boris.TABULAR, boris.read_boris),
+        (boris.OLD_TABULAR, boris.read_boris),
+        (boris.AGGREGATED, boris.read_boris),
+        (via.COLUMNS, via.read_via_table),
     ):
         if table.columns >= columns:
             return reader

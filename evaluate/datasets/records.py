@@ -37,16 +37,30 @@ class Record:
     content: as in ActivityNet's files, {"subset", "duration", "frame", "fps", "annotations":
         [{"segment": [start, end], "label"}]}: only the subset is needed, numbers may be texts.
     places: where each annotation was read, for messages; if empty, their indices are used.
+    steady: where times are in frames, these are evenly spaced whatever the file's are.
     """
 
     where: str
     content: Any
     places: list[str] = field(default_factory=list)
+    steady: bool = False
 
     def add(self, label: str, start: Any, end: Any, place: str) -> None:
         """Add an annotation, times in seconds."""
         self.content["annotations"].append({"segment": [start, end], "label": label})
         self.places.append(place)
+
+    def add_frames(self, label: str, first: float, end: float, place: str) -> None:
+        """Add an annotation from a frame, counted from 0, to before another."""
+        self.content["annotations"].append({"frames": [first, end], "label": label})
+        self.places.append(place)
+
+    @property
+    def in_frames(self) -> list[dict[str, Any]]:
+        """The annotations that were added in frames."""
+        # Other formats hand on their content unchecked.
+        content = self.content if self.places else {"annotations": []}
+        return [entry for entry in content["annotations"] if "frames" in entry]
 
 
 @dataclass

@@ -1,5 +1,6 @@
 """Times as people write them into tables: seconds, h:mm:ss, with a point or a comma."""
 
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable
@@ -61,9 +62,11 @@ class TimeReader:
         where = f"{place}: column {column!r}"
         if ":" in text:
             try:
-                return parse_clock(text)
+                seconds = parse_clock(text)
             except ValueError as error:
                 return ValueError(f"{where}: {error}.")
+            self.notes[COMMAS] += "," in text
+            return seconds
         if (found := _mark(text)) is not None:
             mark, sure = found
             if not sure and mark != self._decimal:
@@ -79,8 +82,10 @@ class TimeReader:
                 self.notes[GROUPS] += 1
                 return written.replace(",", "")
         try:
-            float(text)
+            finite = math.isfinite(float(text))
         except ValueError:
+            finite = False
+        if not finite:
             return ValueError(
                 f"{where} must be a finite number, not {text!r:.60}; write seconds or h:mm:ss."
             )

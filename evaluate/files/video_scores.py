@@ -2,9 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from evaluate.annotations import Detection
-from evaluate.datasets.fields import as_number, get_field, read_json, short_repr
+from evaluate.datasets.fields import as_number, get_field, raise_problems, read_json, short_repr
 
 VideoScores = Mapping[str, Sequence[tuple[str, float]]]
 """Per video the classes and their scores, best first."""
@@ -22,27 +23,33 @@ def read_video_scores(path: str | Path) -> VideoScores:
     content = read_json(Path(path))
     results = get_field(content, "results", f"{path}")
     names = get_field(content, "class", f"{path}", kind=list) if "class" in content else None
-    scores = {}
+    scores, problems = {}, []
     for video, entries in results.items():
-        where = f"{path}: video {video!r}"
-        if not isinstance(entries, list):
-            raise ValueError(f"{where}: expected a list, not {short_repr(entries)}.")
-        if names is not None:
-            if len(entries) != len(names):
-                raise ValueError(
-                    f"{where}: {len(entries)} scores, but {len(names)} names under 'class'."
-                )
-            pairs = [
-                (str(label), as_number(score, str(label), where))
-                for label, score in zip(names, entries, strict=True)
-            ]
-        else:
-            pairs = [
-                (get_field(e, "label", where, kind=str), as_number(e.get("score"), "score", where))
-                for e in entries
-            ]
+        try:
+            pairs = _pairs(entries, names, f"{path}: video {video!r}")
+        except ValueError as error:
+            problems.append(error)
+            continue
         scores[video] = sorted(pairs, key=lambda pair: -pair[1])
+    raise_problems(problems)
     return scores
+
+
+def _pairs(entries: Any, names: list[Any] | None, where: str) -> list[tuple[str, float]]:
+    """Return the classes of a video with their scores."""
+    if not isinstance(entries, list):
+        raise ValueError(f"{where}: expected a list, not {short_repr(entries)}.")
+    if names is None:
+        return [
+            (get_field(e, "label", where, kind=str), as_number(e.get("score"), "score", where))
+            for e in entries
+        ]
+    if len(entries) != len(names):
+        raise ValueError(f"{where}: {len(entries)} scores, but {len(names)} names under 'class'.")
+    return [
+        (str(label), as_number(score, str(label), where))
+        for label, score in zip(names, entries, strict=True)
+    ]
 
 
 def assign_classes(

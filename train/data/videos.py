@@ -1,8 +1,9 @@
 """The videos of a subset: their files, their truth, and their problems."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,7 @@ from evaluate.datasets.fields import Refused, describe_near_files, group_by_spel
 from extract.backbone.imported import imported_name
 from extract.identity.digest import video_digest
 from extract.sampling.windows import seconds_to_frames
-from extract.video.files import video_files
+from extract.video.files import files_by_name, video_files
 from extract.video.index import VideoError, VideoIndex
 from extract.video.probe import probe
 from train.config import DataConfig
@@ -155,10 +156,40 @@ def load_annotations(data: DataConfig, notice: Notice | None = None) -> Annotati
         info_csv=[Path(path) for path in data.info_csv],
         blocked=data.blocked,
         notice=notice,
+        frame_times=partial(_frame_times_in, Path(data.videos)),
+        skip_unread=data.bad_videos == "skip",
     )
     if not annotations.classes:
         raise ValueError(f"data.annotations: {data.annotations} has no action in it")
     return annotations
+
+
+def _frame_times_in(
+    folder: Path, names: Sequence[str]
+) -> dict[str, NDArray[np.float64] | ValueError]:
+    files = files_by_name(folder) if folder.is_dir() else {}
+    return frame_times({name: paths[0] for name, paths in files.items()}, f"{folder}", names)
+
+
+def frame_times(
+    files: Mapping[str, Path], where: str, names: Sequence[str]
+) -> dict[str, NDArray[np.float64] | ValueError]:
+    """Return when the frames of videos begin and the last one ends, or why that is not known.
+
+    Args:
+        where: the files are, for messages.
+    """
+    paths = {name: files[name] for name in names if name in files}
+    found: dict[str, NDArray[np.float64] | ValueError] = {
+        name: ValueError(f"{name}: no such file in {where}") for name in names
+    }
+    for name, index in zip(paths, probe(list(paths.values())), strict=True):
+        if isinstance(index, VideoError):
+            found[name] = index
+        else:
+            frames = len(index.pts)
+            found[name] = np.append(index.times(np.arange(frames)), frames / index.fps)
+    return found
 
 
 def target_classes(data: DataConfig, annotations: Annotations) -> tuple[str, ...]:

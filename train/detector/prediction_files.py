@@ -22,6 +22,7 @@ class LoadedPredictions:
 
     Args:
         problems: what in the detections cannot score.
+        frame_rates: of the annotated videos, as far as the annotations tell.
     """
 
     detections: Mapping[str, Sequence[Detection]]
@@ -29,6 +30,7 @@ class LoadedPredictions:
     subset: str
     tious: Sequence[float]
     problems: Sequence[str]
+    frame_rates: Mapping[str, float]
 
     def score(self) -> ScoredDetections:
         """Return the scores at the tIoUs.
@@ -72,4 +74,5 @@ def load_predictions(
     truth = {video.name: video.segments for video in select_videos(annotated, subset)}
     found = files[0] if len(files) == 1 else join_predictions(files, nms)
     problems = scoring_problems(found, truth, annotated.classes, subset)
-    return LoadedPredictions(found, truth, subset, tious, problems)
+    rates = {name: video.fps for name, video in annotated.videos.items() if video.fps}
+    return LoadedPredictions(found, truth, subset, tious, problems, rates)

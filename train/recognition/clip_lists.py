@@ -22,6 +22,7 @@ from evaluate.datasets.read import holds_annotations
 from evaluate.datasets.records import TEST_SHARE, subset_in
 from evaluate.datasets.tables import CsvTable, get_cell, read_table
 from evaluate.datasets.times import parse_seconds
+from evaluate.datasets.tools.label_studio import is_label_studio
 from evaluate.metrics.accuracy import LabelSet
 from extract.video.files import VIDEO_SUFFIXES
 
@@ -161,7 +162,8 @@ def _choose_reader(path: Path, sets: int) -> tuple[Any, _Reader | None]:
     suffix = path.suffix.lower()
     if suffix == ".json":
         content = read_json(path)
-        return content, _read_something if isinstance(content, list) else None
+        is_list = isinstance(content, list) and not is_label_studio(content)
+        return content, _read_something if is_list else None
     if suffix != ".csv":
         return None, None
     content = read_table(path)

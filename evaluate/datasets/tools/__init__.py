@@ -1,0 +1,1 @@
+"""What annotation tools export, a file a tool, each turned into the records of datasets."""
