@@ -50,6 +50,7 @@ from extract.video.reader import VideoError
 from train.data.frame_rates import describe_unlike_rates
 from train.data.videos import VideoItem, frame_times, make_item
 from train.detector.model import Detector, VideoResult
+from train.detector.postprocess import describe_nothing_found
 from train.detector.sources import read_source, resolve_config
 from train.errors import translate_oom
 
@@ -164,7 +165,7 @@ def detect(
     found: dict[str, list[Detection]] = {}
     pages: list[PageVideo] = []
     limit = config.evaluation.nms.max_segments
-    seconds, began = 0.0, time.monotonic()
+    seconds, best, began = 0.0, 0.0, time.monotonic()
     try:
         total = sum(len(detector.windows(item)) for item in items)
         with tqdm(total=total, unit="window", leave=False, smoothing=0.05) as bar:
@@ -180,7 +181,9 @@ def detect(
                     bad[item.name] = format_error(error).removeprefix("error: ")
                     continue
                 took, seconds = time.monotonic() - since, seconds + item.duration_s
-                kept = select_detections(examined.detections[detector.main_output], threshold, top)
+                every = examined.detections[detector.main_output]
+                best = max([best, *(detection.score for detection in every[:1])])
+                kept = select_detections(every, threshold, top)
                 found[item.name] = kept
                 bar.write(describe_found(item, kept, took), file=sys.stdout)
                 if len(kept) == limit:
@@ -206,6 +209,10 @@ def detect(
         took = time.monotonic() - began
         rate = f"{seconds / took:.1f} × real time"
         print(f"{len(found)} videos, {format_clock(seconds, 0)} in {took:.1f} s: {rate}")
+        if not best:
+            print(f"warning: {describe_nothing_found(len(found), config.evaluation.min_score)}")
+        elif not any(found.values()):
+            print(f"no segment reaches --threshold {threshold:g}; the best score is {best:.3g}")
     return bad
 
 

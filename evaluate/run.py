@@ -112,6 +112,7 @@ def report_files(paths: Sequence[Path], loaded: LoadedPredictions, out: Path | N
     title = f"{' + '.join(map(str, paths))} on '{loaded.subset}'"
     write_scores_report(out, title, scored, evaluation_sections(out, launch))
     print(f"report: {out / REPORT}")
+    loaded.check_found()
 
 
 def report_checkpoint(checkpoint: Path, evaluation: Evaluation) -> None:
@@ -125,6 +126,7 @@ def report_checkpoint(checkpoint: Path, evaluation: Evaluation) -> None:
     if not evaluation.has_truth:
         write_unscored(out, evaluation.detections)
         print(f"no annotations to score against; detections in {out / 'predictions.json'}")
+        evaluation.check_found()
         return
     with evaluation.watch.stage("scoring"):
         scored = evaluation.score()
@@ -135,6 +137,7 @@ def report_checkpoint(checkpoint: Path, evaluation: Evaluation) -> None:
     print(f"report: {out / REPORT}")
     if problem := update_training_report(checkpoint.parent, out):
         print(f"warning: {problem}")
+    evaluation.check_found()
 
 
 def write_and_print(out: Path, scored: ScoredDetections) -> None:

@@ -38,7 +38,7 @@ ROOMS = {
             "backbone",
             "activations",
         ),
-        *("feature_files", "scenes"),
+        *("feature_files", "feature_folder", "scenes"),
     ],
     "evaluate": [
         *("datasets", "annotations", "nms", "mean_ap"),

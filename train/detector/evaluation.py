@@ -38,7 +38,13 @@ from train.data.videos import (
 )
 from train.data.windows import EvaluationWindows, WindowInputs, evaluation_loader
 from train.detector.model import Detector
-from train.detector.postprocess import Answers, Candidates, merge_windows, predict_windows
+from train.detector.postprocess import (
+    Answers,
+    Candidates,
+    describe_nothing_found,
+    merge_windows,
+    predict_windows,
+)
 from train.detector.setup import activations_of
 from train.detector.sources import read_source, resolve_config
 from train.engine.loop import START_UP
@@ -249,6 +255,12 @@ class Evaluation:
         }
         result = score_detections(self.items, self.detections, self.detector)
         return ScoredDetections(self._truth(), self.detections, result, streams, self.skipped)
+
+    def check_found(self) -> None:
+        """Raise ValueError, with likely causes, if not one segment was found in any video."""
+        if not any(self.detections.values()):
+            min_score = self.detector.config.evaluation.min_score
+            raise ValueError(describe_nothing_found(len(self.items), min_score))
 
     def finished_launch(self) -> Launch:
         """Return the record of this evaluation, which ends now."""

@@ -41,6 +41,14 @@ class LoadedPredictions:
         result = mean_average_precision(self.truth, self.detections, self.tious)
         return ScoredDetections(self.truth, self.detections, result)
 
+    def check_found(self) -> None:
+        """Raise ValueError, with likely causes, if there is no segment of any of the videos."""
+        if not any(self.detections.get(name) for name in self.truth):
+            raise ValueError(
+                f"not one segment was found in {len(self.truth)} videos of subset '{self.subset}': "
+                "what made the file found nothing, or it has other videos or names"
+            )
+
 
 def load_predictions(
     paths: Sequence[Path],
