@@ -35,6 +35,7 @@ from evaluate.files.subtitles import (
     format_vtt,
 )
 from evaluate.files.timeline import (
+    TRUTH,
     PageVideo,
     check_embeddable,
     embed_video,
@@ -49,8 +50,6 @@ from train.data.videos import VideoItem, make_item
 from train.detector.model import Detector, VideoResult
 from train.detector.sources import read_source, resolve_config
 from train.errors import translate_oom
-
-TRUTH = "ground truth"
 
 
 @dataclass(frozen=True)
@@ -312,7 +311,7 @@ def build_page_video(
         duration_s=item.duration_s,
         fps=item.frames / item.duration_s,
         lanes=lanes,
-        curves_of=detector.main_output,
+        main=detector.main_output,
         curves=examined.curves.scores,
         times_s=examined.curves.times_s,
     )
