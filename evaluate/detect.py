@@ -5,9 +5,9 @@
 
 Videos are files, folders, or patterns in quotes. Prints a table for each; --json writes
 ActivityNet's layout, --csv a table, --srt and --vtt a subtitle file for each video, --page an HTML
-file with timelines. Dotted overrides change settings of the checkpoint, written with an equals
-sign (--evaluation.batch_size=2). Videos that cannot be read are listed at the end, and the exit
-status is then 1.
+file with timelines, --clips each segment as a video of its own (without sound). Dotted overrides
+change settings of the checkpoint, written with an equals sign (--evaluation.batch_size=2). Videos
+that cannot be read are listed at the end, and the exit status is then 1.
 """
 
 import argparse
@@ -26,6 +26,7 @@ from configs import cli
 from configs.atomic import write_text
 from configs.messages import format_error
 from evaluate.annotations import Annotations, Detection, Segment, read_annotations, with_duration
+from evaluate.files.clip_names import clip_names
 from evaluate.files.predictions import write_predictions
 from evaluate.files.subtitles import (
     format_clock,
@@ -42,9 +43,10 @@ from evaluate.files.timeline import (
     link_video,
     render_page,
 )
+from extract.transcoding.cut import cut_segment
 from extract.video.files import VIDEO_SUFFIXES
 from extract.video.probe import probe
-from extract.video.reader import VideoError
+from extract.video.reader import VideoError, VideoReader
 from train.data.frame_rates import describe_unlike_rates
 from train.data.videos import VideoItem, make_item
 from train.detector.model import Detector, VideoResult
@@ -58,6 +60,7 @@ class Outputs:
 
     Args:
         embed: put the videos into the page, too.
+        clips: folder of the segments as videos.
     """
 
     json: Path | None
@@ -66,6 +69,7 @@ class Outputs:
     vtt: Path | None
     page: Path | None
     embed: bool
+    clips: Path | None = None
 
 
 def main() -> None:
@@ -84,6 +88,7 @@ def main() -> None:
     parser.add_argument("--csv", type=Path, metavar="FILE", help="one segment a line")
     parser.add_argument("--srt", type=Path, metavar="FOLDER", help="subtitles, one file a video")
     parser.add_argument("--vtt", type=Path, metavar="FOLDER", help="the same for browsers")
+    parser.add_argument("--clips", type=Path, metavar="FOLDER", help="segments cut out, as mp4")
     parser.add_argument("--page", type=Path, metavar="FILE", help="HTML: videos with timelines")
     parser.add_argument("--embed", action="store_true", help="put the videos into the page, too")
     parser.add_argument("--annotations", type=Path, help="ground truth for the page")
@@ -98,21 +103,25 @@ def main() -> None:
         parser.error("--workers must not be negative")
     if (args.embed or args.annotations) and not args.page:
         parser.error("--embed and --annotations go with --page")
-    bad = detect(
+    bad, uncut = detect(
         args.videos,
         args.checkpoint,
         args.config,
         overrides,
-        Outputs(args.json, args.csv, args.srt, args.vtt, args.page, args.embed),
+        Outputs(args.json, args.csv, args.srt, args.vtt, args.page, args.embed, args.clips),
         annotation_file=args.annotations,
         threshold=args.threshold,
         top=args.top,
         workers=args.workers,
         cpu=args.cpu,
     )
+    told = []
     if bad:
-        lines = "\n  ".join(bad.values())
-        sys.exit(f"error: {len(bad)} of the videos could not be read:\n  {lines}")
+        told.append("\n  ".join([f"{len(bad)} of the videos could not be read:", *bad.values()]))
+    if uncut:
+        told.append("\n  ".join([f"{len(uncut)} of the segments could not be cut out:", *uncut]))
+    if told:
+        sys.exit("\n".join(f"error: {each}" for each in told))
 
 
 def detect(
@@ -127,8 +136,12 @@ def detect(
     top: int | None,
     workers: int,
     cpu: bool,
-) -> dict[str, str]:
-    """Detect in all videos and write the requested files; return why some could not be read."""
+) -> tuple[dict[str, str], list[str]]:
+    """Detect in all videos and write the requested files.
+
+    Returns:
+        Why videos could not be read, by name, and why segments could not be cut out.
+    """
     paths = video_paths(videos)
     annotations = read_truth(annotation_file) if annotation_file else None
     saved = read_source(checkpoint, config_file, overrides)
@@ -138,7 +151,7 @@ def detect(
     detector = detector.to(accelerator.device)
     for file in filter(None, (outputs.json, outputs.csv, outputs.page)):
         file.parent.mkdir(parents=True, exist_ok=True)  # now, not after hours of detection
-    for folder in filter(None, (outputs.srt, outputs.vtt)):
+    for folder in filter(None, (outputs.srt, outputs.vtt, outputs.clips)):
         folder.mkdir(parents=True, exist_ok=True)
     items, bad = probe_files(paths, detector.config.sampling.fps)
     if unlike := describe_unlike_rates(items, saved.frame_rates, detector.config.sampling):
@@ -147,6 +160,7 @@ def detect(
     for item in items if outputs.embed else ():
         check_embeddable(item.path)
     found: dict[str, list[Detection]] = {}
+    uncut: list[str] = []
     pages: list[PageVideo] = []
     limit = config.evaluation.nms.max_segments
     seconds, began = 0.0, time.monotonic()
@@ -175,6 +189,8 @@ def detect(
                         file=sys.stdout,
                     )
                 write_subtitles(outputs, item.name, kept)
+                if outputs.clips:
+                    uncut += write_clips(outputs.clips, item, kept)
                 if outputs.page:
                     segments = truth.get(item.name)
                     source = (
@@ -190,7 +206,7 @@ def detect(
         took = time.monotonic() - began
         rate = f"{seconds / took:.1f} × real time"
         print(f"{len(found)} videos, {format_clock(seconds, 0)} in {took:.1f} s: {rate}")
-    return bad
+    return bad, uncut
 
 
 def video_paths(given: Sequence[str]) -> list[Path]:
@@ -322,6 +338,21 @@ def write_subtitles(outputs: Outputs, name: str, kept: Sequence[Detection]) -> N
         write_text(outputs.srt / f"{name}.srt", format_srt(kept))
     if outputs.vtt:
         write_text(outputs.vtt / f"{name}.vtt", format_vtt(kept))
+
+
+def write_clips(folder: Path, item: VideoItem, kept: Sequence[Detection]) -> list[str]:
+    """Cut the segments out; return why some could not be."""
+    problems = []
+    try:
+        reader = VideoReader(item.path)
+    except VideoError as error:  # it is no longer what it was
+        return [str(error)]
+    for segment, name in zip(kept, clip_names(item.name, kept), strict=True):
+        try:
+            cut_segment(reader, segment.start_s, segment.end_s, folder / name)
+        except (OSError, ValueError) as error:
+            problems.append(format_error(error).removeprefix("error: "))
+    return problems
 
 
 def write_files(
