@@ -5,10 +5,11 @@
 
 Videos are files, folders, or patterns in quotes. Prints a table for each; --json writes
 ActivityNet's layout, --csv a table, --srt and --vtt a subtitle file for each video, --page an HTML
-file with timelines; --label_studio, --elan and --via files for people who correct what was found in
-these annotation tools. Dotted overrides change settings of the checkpoint, written with an equals
-sign (--evaluation.batch_size=2). Videos that cannot be read are listed at the end, and the exit
-status is then 1.
+file with timelines, --clips each segment as a video of its own (without sound); --label_studio,
+--elan and --via files for people who correct what was found in these annotation tools. Dotted
+overrides change settings of the checkpoint, written with an equals sign
+(--evaluation.batch_size=2). Videos that cannot be read are listed at the end, and the exit status
+is then 1.
 """
 
 import argparse
@@ -29,6 +30,7 @@ from configs.atomic import write_text
 from configs.messages import format_error
 from evaluate.annotations import Annotations, Detection, Segment, read_annotations, with_duration
 from evaluate.files.annotation_tools import MediaFile, ToolFiles
+from evaluate.files.clip_names import clip_names
 from evaluate.files.predictions import write_predictions
 from evaluate.files.subtitles import (
     format_clock,
@@ -38,23 +40,23 @@ from evaluate.files.subtitles import (
     format_vtt,
 )
 from evaluate.files.timeline import (
+    TRUTH,
     PageVideo,
     check_embeddable,
     embed_video,
     link_video,
     render_page,
 )
+from extract.transcoding.cut import cut_segment
 from extract.video.files import VIDEO_SUFFIXES
 from extract.video.probe import probe
-from extract.video.reader import VideoError
+from extract.video.reader import VideoError, VideoReader
 from train.data.frame_rates import describe_unlike_rates
 from train.data.videos import VideoItem, frame_times, make_item
 from train.detector.model import Detector, VideoResult
 from train.detector.postprocess import describe_nothing_found
 from train.detector.sources import read_source, resolve_config
 from train.errors import translate_oom
-
-TRUTH = "ground truth"
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ class Outputs:
 
     Args:
         embed: put the videos into the page, too.
-        tools: files of annotation tools.
+        tools: files of annotation tools; `clips`: folder of the segments as videos.
     """
 
     json: Path | None
@@ -73,6 +75,7 @@ class Outputs:
     page: Path | None
     embed: bool
     tools: ToolFiles
+    clips: Path | None = None
 
 
 def main() -> None:
@@ -96,6 +99,7 @@ def main() -> None:
     )
     parser.add_argument("--elan", type=Path, metavar="FOLDER", help="an .eaf file for each video")
     parser.add_argument("--via", type=Path, metavar="FILE", help="a project of VIA 3")
+    parser.add_argument("--clips", type=Path, metavar="FOLDER", help="segments cut out, as mp4")
     parser.add_argument("--page", type=Path, metavar="FILE", help="HTML: videos with timelines")
     parser.add_argument("--embed", action="store_true", help="put the videos into the page, too")
     parser.add_argument("--annotations", type=Path, help="ground truth for the page")
@@ -110,7 +114,7 @@ def main() -> None:
         parser.error("--workers must not be negative")
     if (args.embed or args.annotations) and not args.page:
         parser.error("--embed and --annotations go with --page")
-    bad = detect(
+    bad, uncut = detect(
         args.videos,
         args.checkpoint,
         args.config,
@@ -118,6 +122,7 @@ def main() -> None:
         Outputs(
             *(args.json, args.csv, args.srt, args.vtt, args.page, args.embed),
             ToolFiles(args.label_studio, args.elan, args.via),
+            args.clips,
         ),
         annotation_file=args.annotations,
         threshold=args.threshold,
@@ -125,9 +130,13 @@ def main() -> None:
         workers=args.workers,
         cpu=args.cpu,
     )
+    told = []
     if bad:
-        lines = "\n  ".join(bad.values())
-        sys.exit(f"error: {len(bad)} of the videos could not be read:\n  {lines}")
+        told.append("\n  ".join([f"{len(bad)} of the videos could not be read:", *bad.values()]))
+    if uncut:
+        told.append("\n  ".join([f"{len(uncut)} of the segments could not be cut out:", *uncut]))
+    if told:
+        sys.exit("\n".join(f"error: {each}" for each in told))
 
 
 def detect(
@@ -142,8 +151,12 @@ def detect(
     top: int | None,
     workers: int,
     cpu: bool,
-) -> dict[str, str]:
-    """Detect in all videos and write the requested files; return why some could not be read."""
+) -> tuple[dict[str, str], list[str]]:
+    """Detect in all videos and write the requested files.
+
+    Returns:
+        Why videos could not be read, by name, and why segments could not be cut out.
+    """
     paths = video_paths(videos)
     annotations = read_truth(annotation_file, paths) if annotation_file else None
     saved = read_source(checkpoint, config_file, overrides)
@@ -153,7 +166,7 @@ def detect(
     detector = detector.to(accelerator.device)
     for file in filter(None, (outputs.json, outputs.csv, outputs.page)):
         file.parent.mkdir(parents=True, exist_ok=True)  # now, not after hours of detection
-    for folder in filter(None, (outputs.srt, outputs.vtt)):
+    for folder in filter(None, (outputs.srt, outputs.vtt, outputs.clips)):
         folder.mkdir(parents=True, exist_ok=True)
     outputs.tools.make_folders()
     items, bad = probe_files(paths, detector.config.sampling.fps)
@@ -163,6 +176,7 @@ def detect(
     for item in items if outputs.embed else ():
         check_embeddable(item.path)
     found: dict[str, list[Detection]] = {}
+    uncut: list[str] = []
     pages: list[PageVideo] = []
     limit = config.evaluation.nms.max_segments
     seconds, best, began = 0.0, 0.0, time.monotonic()
@@ -193,6 +207,8 @@ def detect(
                         file=sys.stdout,
                     )
                 write_subtitles(outputs, item.name, kept)
+                if outputs.clips:
+                    uncut += write_clips(outputs.clips, item, kept)
                 if outputs.page:
                     segments = truth.get(item.name)
                     source = (
@@ -213,7 +229,7 @@ def detect(
             print(f"warning: {describe_nothing_found(len(found), config.evaluation.min_score)}")
         elif not any(found.values()):
             print(f"no segment reaches --threshold {threshold:g}; the best score is {best:.3g}")
-    return bad
+    return bad, uncut
 
 
 def video_paths(given: Sequence[str]) -> list[Path]:
@@ -337,7 +353,7 @@ def build_page_video(
         duration_s=item.duration_s,
         fps=item.frames / item.duration_s,
         lanes=lanes,
-        curves_of=detector.main_output,
+        main=detector.main_output,
         curves=examined.curves.scores,
         times_s=examined.curves.times_s,
     )
@@ -348,6 +364,21 @@ def write_subtitles(outputs: Outputs, name: str, kept: Sequence[Detection]) -> N
         write_text(outputs.srt / f"{name}.srt", format_srt(kept))
     if outputs.vtt:
         write_text(outputs.vtt / f"{name}.vtt", format_vtt(kept))
+
+
+def write_clips(folder: Path, item: VideoItem, kept: Sequence[Detection]) -> list[str]:
+    """Cut the segments out; return why some could not be."""
+    problems = []
+    try:
+        reader = VideoReader(item.path)
+    except VideoError as error:  # it is no longer what it was
+        return [str(error)]
+    for segment, name in zip(kept, clip_names(item.name, kept), strict=True):
+        try:
+            cut_segment(reader, segment.start_s, segment.end_s, folder / name)
+        except (OSError, ValueError) as error:
+            problems.append(format_error(error).removeprefix("error: "))
+    return problems
 
 
 def write_files(

@@ -237,7 +237,7 @@ class Evaluation:
     def has_truth(self) -> bool:
         return any(item.truth for item in self.items)
 
-    def _truth(self) -> Truth:
+    def truth(self) -> Truth:
         """Return what is annotated of the videos that count, with labels as detections have."""
         found = {item.name: item.truth for item in self.items if item.name in self.detections}
         config = self.detector.config
@@ -254,7 +254,7 @@ class Evaluation:
             for name, found in self.of_streams.items()
         }
         result = score_detections(self.items, self.detections, self.detector)
-        return ScoredDetections(self._truth(), self.detections, result, streams, self.skipped)
+        return ScoredDetections(self.truth(), self.detections, result, streams, self.skipped)
 
     def check_found(self) -> None:
         """Raise ValueError, with likely causes, if not one segment was found in any video."""
