@@ -25,7 +25,6 @@ from importlib.metadata import version
 from itertools import chain as joined
 from pathlib import Path
 
-import av
 import numpy as np
 import torch
 from numpy.lib import format as npy
@@ -46,7 +45,7 @@ from extract.sampling.window_frames import (
     wanted_frames,
 )
 from extract.sampling.windows import SamplingConfig, Window, sampled_frames
-from extract.video.index import open_video, video_index
+from extract.video.index import video_index
 from extract.video.reader import CHUNK, VideoError
 
 # Raise the number when the same video comes to give other frames.
@@ -428,13 +427,10 @@ def kept_bytes(path: Path, count: int, to: Shrink) -> int:
     if to.square:
         return count * 3 * to.short_side**2
     try:
-        with open_video(path) as container:
-            context = container.streams.video[0].codec_context
-            height, width = context.height, context.width
-        turned = video_index(path).rotation % 180 != 0
-    except (av.FFmpegError, OSError, VideoError):
+        height, width = video_index(path).upright_size
+    except VideoError:
         return 0
-    return count * _picture_bytes(*((width, height) if turned else (height, width)), to)
+    return count * _picture_bytes(height, width, to)
 
 
 @lru_cache
