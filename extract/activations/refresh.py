@@ -8,6 +8,7 @@ from accelerate.utils import gather_object
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from configs.messages import truncated
 from extract.activations.inputs import Job, JobInputs, PassInput, Piece
 from extract.activations.passes import Pass
 from extract.activations.plan import Plan, check_disk_space
@@ -24,13 +25,13 @@ def refresh(
 
     Args:
         workers: decoding processes of each process.
-        skip_bad: leave out videos that cannot be read.
+        skip_bad: leave out videos that cannot be read; without, they are an error in the end.
 
     Returns:
         Why videos were left out, by name.
 
     Raises:
-        ValueError: a video cannot be read.
+        ValueError: videos cannot be read; all others are done.
     """
     check_disk_space(made)
     jobs = _jobs(made)
@@ -38,7 +39,7 @@ def refresh(
     if accelerator.is_main_process:
         _copy_names(made)
     try:
-        skipped = _work(made, mine, accelerator, workers, skip_bad)
+        unread = _work(made, mine, accelerator, workers)
     except BaseException:
         # What is done is done.
         for request in made.wanted:
@@ -47,13 +48,14 @@ def refresh(
         raise
     for request in made.wanted:
         request.activations.close()
-    skipped |= made.gone
-    for others in gather_object([skipped]):
-        skipped |= others
+    for others in gather_object([unread]):
+        unread |= others
     accelerator.wait_for_everyone()
     for request in made.wanted:
         request.activations.store.refresh()
-    return skipped
+    if unread and not skip_bad:  # the others are done
+        raise VideoError("\n  ".join(truncated(list(dict.fromkeys(unread.values())))))
+    return made.gone | unread
 
 
 def _copy_names(made: Plan) -> None:
@@ -91,7 +93,7 @@ def _share(made: Plan, jobs: list[list[int]], rank: int, processes: int) -> list
 
 
 def _work(
-    made: Plan, jobs: list[list[int]], accelerator: Accelerator, workers: int, skip_bad: bool
+    made: Plan, jobs: list[list[int]], accelerator: Accelerator, workers: int
 ) -> dict[str, str]:
     skipped: dict[str, str] = {}
     passes: dict[int, Pass] = {}
@@ -106,8 +108,6 @@ def _work(
     with bar:
         for piece in _loader(made, jobs, places, workers) if jobs else ():
             if piece.problem:
-                if not skip_bad:
-                    raise VideoError(piece.problem)
                 for number in piece.numbers:
                     passes.pop(number, None)
                     digest = made.span(made.todo[number]).video.digest

@@ -49,7 +49,7 @@ from extract.video.index import video_index
 from extract.video.reader import CHUNK, VideoError
 
 # Raise the number when the same video comes to give other frames.
-VERSION = 1
+VERSION = 2
 RESERVE = 20 * 10**9  # bytes of the disk that stay free: for checkpoints, which matter more
 ABANDONED_S = 3600  # no writer pauses for so long
 # What decodes and resizes; builds of one version for other devices do the same on a CPU.
