@@ -48,7 +48,8 @@ from evaluate.files.timeline import (
     render_page,
 )
 from extract.transcoding.cut import cut_segment
-from extract.video.files import VIDEO_SUFFIXES
+from extract.video.files import files_by_name
+from extract.video.index import VideoIndex
 from extract.video.probe import probe
 from extract.video.reader import VideoError, VideoReader
 from train.data.frame_rates import describe_unlike_rates
@@ -57,6 +58,8 @@ from train.detector.model import Detector, VideoResult
 from train.detector.postprocess import describe_nothing_found
 from train.detector.sources import read_source, resolve_config
 from train.errors import translate_oom
+
+SAVE_EVERY_S = 60.0  # a decoder that hangs or crashes later ends this process
 
 
 @dataclass(frozen=True)
@@ -179,20 +182,27 @@ def detect(
     uncut: list[str] = []
     pages: list[PageVideo] = []
     limit = config.evaluation.nms.max_segments
+    title = f"Found by {checkpoint}, which reads {' and '.join(config.directions)}"
     seconds, best, began = 0.0, 0.0, time.monotonic()
+    written_at = began
     try:
         total = sum(len(detector.windows(item)) for item in items)
         with tqdm(total=total, unit="window", leave=False, smoothing=0.05) as bar:
             for item in items:
                 bar.set_description(item.path.name)
                 since = time.monotonic()
+                source = ""
                 try:
                     with accelerator.autocast(), translate_oom("lower evaluation.batch_size"):
                         examined = detect_with_scores(
                             detector, item, bool(outputs.page), workers, bar
                         )
-                except VideoError as error:
-                    bad[item.name] = format_error(error).removeprefix("error: ")
+                    if outputs.page and outputs.embed:
+                        source = embed_video(item.path)
+                    elif outputs.page:
+                        source = link_video(item.path, outputs.page)
+                except (VideoError, OSError) as error:
+                    bad[item.name] = describe_failure(item.path, error)
                     continue
                 took, seconds = time.monotonic() - since, seconds + item.duration_s
                 every = examined.detections[detector.main_output]
@@ -211,14 +221,11 @@ def detect(
                     uncut += write_clips(outputs.clips, item, kept)
                 if outputs.page:
                     segments = truth.get(item.name)
-                    source = (
-                        embed_video(item.path)
-                        if outputs.embed
-                        else link_video(item.path, outputs.page)
-                    )
                     pages.append(build_page_video(item, examined, detector, segments, top, source))
+                if time.monotonic() - written_at > SAVE_EVERY_S:
+                    write_files(outputs, found, pages, detector.classes, title, threshold)
+                    written_at = time.monotonic()
     finally:  # after an interrupt, too: keep what was found
-        title = f"Found by {checkpoint}, which reads {' and '.join(config.directions)}"
         write_files(outputs, found, pages, detector.classes, title, threshold)
         outputs.tools.write(found, {item.name: MediaFile(item.path, item.fps) for item in items})
     if found:
@@ -242,7 +249,7 @@ def video_paths(given: Sequence[str]) -> list[Path]:
     for name in given:
         path = Path(name)
         if path.is_dir():
-            inside = [p for p in sorted(path.iterdir()) if p.suffix.lower() in VIDEO_SUFFIXES]
+            inside = [file for files in files_by_name(path).values() for file in files]
             if not inside:
                 raise ValueError(f"{path}: no video is in this folder")
             paths |= dict.fromkeys(inside)
@@ -300,6 +307,8 @@ def probe_files(
     """
     items, bad = [], {}
     for path, answer in zip(paths, probe(paths), strict=True):
+        if isinstance(answer, VideoIndex) and answer.repaired:
+            print(f"note: {path}: {answer.describe_repair()}")
         try:
             items.append(make_item(path, answer, sampling_fps))
         except VideoError as error:
@@ -317,6 +326,12 @@ def detect_with_scores(
         if "DataLoader worker" not in str(error):
             raise
         raise VideoError(f"{item.path}: cannot be decoded: its decoder hangs or crashes") from error
+
+
+def describe_failure(path: Path, error: Exception) -> str:
+    """Return why nothing was found out about a video, in one line that names it."""
+    cause = format_error(error).removeprefix("error: ")
+    return cause if str(path) in cause else f"{path}: {cause}"
 
 
 def select_detections(

@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from cache.errors import StoreUnreachable
+from configs.messages import truncated
 from extract.activations.activations import Activations
 from extract.activations.inputs import Job, JobInputs, PassInput, Piece
 from extract.activations.passes import Pass
@@ -27,13 +28,13 @@ def refresh(
 
     Args:
         workers: decoding processes of each process.
-        skip_bad: leave out videos that cannot be read.
+        skip_bad: leave out videos that cannot be read; without, they are an error in the end.
 
     Returns:
         Why videos were left out, by name.
 
     Raises:
-        ValueError: a video cannot be read.
+        ValueError: videos cannot be read; all others are done.
     """
     check_disk_space(made)
     jobs = _jobs(made)
@@ -42,7 +43,7 @@ def refresh(
         with suppress(StoreUnreachable):
             _copy_names(made)
     try:
-        skipped = _work(made, mine, accelerator, workers, skip_bad)
+        unread = _work(made, mine, accelerator, workers)
     except BaseException:
         # What is done is done.
         for request in made.wanted:
@@ -51,14 +52,15 @@ def refresh(
         raise
     for request in made.wanted:
         request.activations.close()
-    skipped |= made.gone
-    for others in gather_object([skipped]):
-        skipped |= others
+    for others in gather_object([unread]):
+        unread |= others
     accelerator.wait_for_everyone()
     for request in made.wanted:
         with suppress(StoreUnreachable):
             request.activations.store.refresh()
-    return skipped
+    if unread and not skip_bad:  # the others are done
+        raise VideoError("\n  ".join(truncated(list(dict.fromkeys(unread.values())))))
+    return made.gone | unread
 
 
 def describe_unkept(every: Sequence[Activations], accelerator: Accelerator) -> str | None:
@@ -104,7 +106,7 @@ def _share(made: Plan, jobs: list[list[int]], rank: int, processes: int) -> list
 
 
 def _work(
-    made: Plan, jobs: list[list[int]], accelerator: Accelerator, workers: int, skip_bad: bool
+    made: Plan, jobs: list[list[int]], accelerator: Accelerator, workers: int
 ) -> dict[str, str]:
     skipped: dict[str, str] = {}
     passes: dict[int, Pass] = {}
@@ -119,8 +121,6 @@ def _work(
     with bar:
         for piece in _loader(made, jobs, places, workers) if jobs else ():
             if piece.problem:
-                if not skip_bad:
-                    raise VideoError(piece.problem)
                 for number in piece.numbers:
                     passes.pop(number, None)
                     digest = made.span(made.todo[number]).video.digest

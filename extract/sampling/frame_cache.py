@@ -24,7 +24,6 @@ from functools import lru_cache
 from itertools import chain as joined
 from pathlib import Path
 
-import av
 import numpy as np
 import torch
 from numpy.lib import format as npy
@@ -46,10 +45,10 @@ from extract.sampling.window_frames import (
     wanted_frames,
 )
 from extract.sampling.windows import SamplingConfig, Window, sampled_frames
-from extract.video.index import open_video, video_index
+from extract.video.index import video_index
 from extract.video.reader import CHUNK, VideoError, VideoReader
 
-VERSION = 1  # of the files' names and layout
+VERSION = 2  # of the files' names and layout
 RESERVE = 20 * 10**9  # bytes of the disk that stay free: for checkpoints, which matter more
 ABANDONED_S = 3600  # no writer pauses for so long
 LIBRARIES = ("av", "decord", "torch", "torchvision")  # decode and resize
@@ -432,14 +431,10 @@ def kept_bytes(path: Path, count: int, to: Shrink) -> int:
     if to.square:
         return _file_bytes((count, to.short_side, to.short_side, 3))
     try:
-        with open_video(path) as container:
-            context = container.streams.video[0].codec_context
-            height, width = context.height, context.width
-        turned = video_index(path).rotation % 180 != 0
-    except (av.FFmpegError, OSError, VideoError):
+        height, width = video_index(path).upright_size
+    except VideoError:
         return 0
-    small = _small_shape(*((width, height) if turned else (height, width)), to)
-    return _file_bytes((count, *small))
+    return _file_bytes((count, *_small_shape(height, width, to)))
 
 
 @lru_cache
