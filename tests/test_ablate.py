@@ -67,7 +67,7 @@ The score of a detection is its tIoU, so average precision is the share of the f
 """
 import argparse, json, random
 from pathlib import Path
-from evaluate.annotations import Detection, read_annotations, select
+from evaluate.annotations import Detection, read_annotations, select_videos
 from evaluate.files.predictions import write_predictions
 parser = argparse.ArgumentParser(allow_abbrev=False)
 for name in ("checkpoint", "cache", "subset", "out"):
@@ -77,7 +77,7 @@ args = parser.parse_args()
 quality, digest, annotations = Path(args.checkpoint).read_text().split(" ")
 rng = random.Random(digest + args.subset)
 found, tious = {}, {}
-for video in select(read_annotations(Path(annotations)), args.subset):
+for video in select_videos(read_annotations(Path(annotations)), args.subset):
     found[video.name] = []
     for label, start, end in video.segments:
         tiou = min(1, max(0.01, rng.gauss(float(quality), 0.2)))

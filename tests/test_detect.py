@@ -327,6 +327,27 @@ def test_segments_are_cut_out(
     assert read_predictions(json_file) == found
 
 
+def test_evaluation_writes_for_annotation_tools(folder: Path, tmp_path: Path) -> None:
+    entry = {"segment": [1.0, 2.0], "label": "wave"}
+    truth = {"one": {"subset": "test", "annotations": [entry]}}
+    (tmp_path / "truth.json").write_text(json.dumps({"database": truth}))
+    (tmp_path / "classes.txt").write_text("\n".join(CLASSES))
+    done = script(
+        *("evaluate/run.py", "--checkpoint", folder / "forward.pt", "--subset", "test"),
+        *("--annotations", tmp_path / "truth.json", f"--data.videos={folder / 'videos'}"),
+        *(f"--data.classes={tmp_path / 'classes.txt'}", "--out", tmp_path / "out"),
+        *("--threshold", 0, "--via", tmp_path / "via.json", "--elan", tmp_path / "elan"),
+        *("--label_studio", tmp_path / "ls.json"),
+    )
+    assert done.returncode == 0, done.stderr
+    found = read_predictions(tmp_path / "out/predictions.json")["one"]
+    read_back = read_annotations(tmp_path / "via.json").videos["one"].segments
+    assert sorted(read_back) == sorted((d.label, d.start_s, d.end_s) for d in found) and found
+    for file in ("elan/one.eaf", "ls.json"):
+        assert list(read_annotations(tmp_path / file).videos) == ["one"]
+    assert (folder / "videos/one.mp4").as_uri() in (tmp_path / "elan/one.eaf").read_text()
+
+
 @pytest.mark.slow
 def test_thresholds_tops_and_patterns(folder: Path) -> None:
     out = folder / "some.json"

@@ -49,11 +49,13 @@ class ToolFiles:
     def write(
         self, found: Mapping[str, Sequence[Detection]], media: Mapping[str, MediaFile]
     ) -> None:
-        """Write the files.
+        """Write the files; without a video there is nothing to write.
 
         Raises:
             ValueError: Label Studio's is wanted, and the frame rate of a video is not known.
         """
+        if not found:
+            return
         if self.label_studio:
             write_text(self.label_studio, format_label_studio(found, media))
         if self.via:
