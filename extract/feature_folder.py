@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Literal
@@ -52,6 +52,12 @@ class FeatureSource:
         if excess > 0:  # the last row may reach behind the end, as may padding
             return excess <= max(spare, min(2 * stride / self.fps + 0.5, self.duration_s / 2))
         return -excess <= max(spare, min((CLIP + stride) / self.fps, self.duration_s / 3))
+
+    def at_annotated_rate(self) -> "FeatureSource":
+        """Return it with the frame rate that follows from its annotations, as far as they say."""
+        if not self.frames or not self.duration_s:
+            return self
+        return replace(self, fps=self.frames / self.duration_s)
 
 
 @dataclass(frozen=True)
@@ -120,6 +126,7 @@ def survey_features(
         general.append(_undecided(folders, facts))
         return FeatureFolder(None, 0, [], problems, general)
     widths = [_width(files, facts, layout) for files in folders]
+    general += [line for files in folders for line in _describe_exchanged(files, facts, layout)]
     rows: dict[str, int] = {}
     for source in sources:
         wrong = [
@@ -244,6 +251,20 @@ def _width(files: Sequence[Path], facts: dict[Path, FileFacts], layout: Layout) 
     return max(here, key=lambda width: (here[width], either[width]), default=0)
 
 
+def _describe_exchanged(
+    files: Sequence[Path], facts: dict[Path, FileFacts], layout: Layout
+) -> list[str]:
+    """Return a line if a folder's arrays are as wide as each other only the other way round."""
+    known = [facts[path] for path in files if path in facts]
+    lengths = {_rows(each, layout) for each in known}
+    if len(lengths) > 1 or len({_channels(each, layout) for each in known}) < 2:
+        return []
+    return [
+        f"{files[0].parent}: with --layout {layout} all arrays have {lengths.pop()} rows, but not "
+        f"as many channels; is it --layout {_other(layout)}?"
+    ]
+
+
 def _describe_odd(
     path: Path, width: int, facts: dict[Path, FileFacts], layout: Layout, files: Iterable[Path]
 ) -> list[str]:
@@ -275,6 +296,8 @@ def _likely_stride(
 
     best = max(candidates, key=rank)
     fit = rank(best)[0]
+    if all(source.at_annotated_rate().fits(rows[source.name], stride) for source in off):
+        return None, ": at the annotated frame rates they would; leave --fps out"
     if fit == len(off):
         return best, f": --stride {best} would fit {'all of them' if fit > 1 else 'it'}"
     if len({rows[source.name] for source in off}) == 1 and len(off) > 1:

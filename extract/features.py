@@ -5,7 +5,9 @@
 
 A file has its video's name (.npy, .npz, .pt, .pkl) and a row of numbers every `stride` frames; row
 0 stands for the frames around `offset`. Rows of several folders are concatenated. Features that are
-in the cache already are kept. They cannot be used for end-to-end training, which needs the pixels.
+in the cache already are kept. All files are read first, and what is wrong with any is listed at
+once: also rows that do not last as long as their video is annotated to. They cannot be used for
+end-to-end training, which needs the pixels.
 """
 
 import argparse

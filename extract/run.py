@@ -52,11 +52,16 @@ from train.data.videos import (
 from train.detector.model import Detector
 from train.detector.setup import activations_of, check_has_pixels
 from train.detector.sources import build_detector, read_sources, resolve_config
-from train.engine.checkpoint import Checkpoint
+from train.engine.checkpoint import Checkpoint, changed_settings
 from train.engine.session import check_fp16_has_gpu, inference_accelerator, with_cache
 from train.errors import translate_oom, translate_worker_death
 
 PURPOSES = ("train", "validation", "test")
+DECIDE_FRAMES = (  # beginnings of settings that decide which frames of which videos are encoded
+    *("data.annotations", "data.videos", "data.classes", "data.info_csv", "data.blocked"),
+    *("data.train_subset", "data.validation_subset", "data.test_subset", "data.min_share"),
+    *("sampling.", "pixels.", "cache.url", "cache.dtype", "cache.span"),
+)
 
 
 def main() -> None:
@@ -118,7 +123,7 @@ def plan_and_compute(
     check_has_pixels(config.backbone)
     if directions and any(len(each.directions) > 1 for each, _, _ in backbones):
         raise ValueError("--directions: a detector of two streams has its own; leave it out")
-    _check_same([config for config, _, _ in backbones])
+    check_shared_decode([config for config, _, _ in backbones])
     if not config.cache.url:
         raise ValueError("--cache: give the store that activations are kept in")
     accelerator = inference_accelerator(config, cached=True)
@@ -196,13 +201,13 @@ def _resolve(
     return config
 
 
-def _check_same(configs: list[Experiment]) -> None:
-    """Raise ValueError unless all take the same frames of the same videos."""
-    for part in ("data", "sampling", "pixels", "cache"):
-        if any(getattr(config, part) != getattr(configs[0], part) for config in configs):
+def check_shared_decode(configs: Sequence[Experiment]) -> None:
+    """Raise ValueError, with the settings that differ, unless all take the same frames."""
+    for config in configs[1:]:
+        if lines := changed_settings(configs[0], config, DECIDE_FRAMES):
             raise ValueError(
-                f"--checkpoint: the configs differ in '{part}', so they cannot share a decode; run "
-                "one at a time"
+                f"--checkpoint: the configs differ, so they cannot share a decode ("
+                f"{'; '.join(lines)}): run one at a time, or set what shall hold for all"
             )
 
 

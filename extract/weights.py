@@ -11,7 +11,7 @@ layout.
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -33,7 +33,7 @@ from extract.checkpoints.layouts import (
     describe_classes,
     recognise,
 )
-from extract.checkpoints.strict import find_not_finite
+from extract.checkpoints.strict import find_not_finite, list_first
 from extract.checkpoints.tensor_files import TensorFile, hash_files, read_tensors
 from extract.sampling.units import TUBELET
 from extract.tada.pretrained import TAdaNetwork, build_tada, recognise_tada
@@ -121,7 +121,7 @@ def find_problems(network: FoundNetwork) -> list[str]:
     # The position table is computed where there is none.
     lacking = sorted(names - own - {"trunk.positions"})
     lines = [f"missing: {n}" for n in lacking] + [f"not known: {n}" for n in sorted(own - names)]
-    return lines + [f"not finite: {name}" for name in find_not_finite(to_ours(network))]
+    return lines + describe_not_finite(to_ours(network))
 
 
 def find_tada_problems(network: TAdaNetwork) -> list[str]:
@@ -132,12 +132,18 @@ def find_tada_problems(network: TAdaNetwork) -> list[str]:
     lines = [f"missing: {name}" for name in sorted(own.keys() - found.keys())]
     lines += [f"not known: {name}" for name in sorted(found.keys() - own.keys())]
     shapes = [(n, found[n].shape, own[n].shape) for n in sorted(own.keys() & found.keys())]
-    lines += [f"not finite: {name}" for name in find_not_finite(found)]
+    lines += describe_not_finite(found)
     return lines + [
         f"{name} is {tuple(theirs)}, not {tuple(ours)}"
         for name, theirs, ours in shapes
         if theirs != ours
     ]
+
+
+def describe_not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
+    """Return a line that names the tensors with NaN or infinite numbers, if there are any."""
+    bad = find_not_finite(tensors)
+    return [f"not finite: {list_first(bad)}"] if bad else []
 
 
 def convert_tada(path: Path, network: TAdaNetwork, out: Path) -> None:

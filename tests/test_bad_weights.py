@@ -2,6 +2,7 @@
 
 import collections
 import datetime
+import json
 import re
 import sys
 import types
@@ -204,6 +205,26 @@ def test_wrapped_detectors_and_other_networks(tmp_path: Path, prefix: str) -> No
     resnet = FrameResNet(FrameResNetConfig(2, (1, 1, 1, 1), 8)).resnet.state_dict()
     torch.save({prefix + name: tensor for name, tensor in resnet.items()}, tmp_path / "x.pth")
     assert read_tensors(tmp_path / "x.pth").tensors.keys() == resnet.keys()
+
+
+def test_wrapped_names_in_shards(tmp_path: Path) -> None:
+    """One shard alone may have a prefix that the whole has not."""
+    state = {f"model.{n}": t for n, t in trunks()["hugging face"].items()}
+    names = sorted(state)
+    shards = {"a.safetensors": names[:20], "b.safetensors": names[20:]}
+    for file, keys in shards.items():
+        save_file({key: state[key].contiguous() for key in keys}, tmp_path / file)
+    places = {key: file for file, keys in shards.items() for key in keys}
+    index = json.dumps({"weight_map": places})
+    (tmp_path / "model.safetensors.index.json").write_text(index)
+    load_trunk(VideoMAE(SMALL), tmp_path)
+    both = {"model.a": torch.zeros(1)}, {"criterion.b": torch.zeros(1)}
+    for file, tensors in zip(shards, both, strict=True):
+        save_file(tensors, tmp_path / file)
+    places = {"model.a": "a.safetensors", "criterion.b": "b.safetensors"}
+    index = json.dumps({"weight_map": places})
+    (tmp_path / "model.safetensors.index.json").write_text(index)
+    assert set(read_tensors(tmp_path).tensors) == set(places)
 
 
 @pytest.mark.parametrize("prefix", PREFIXES)

@@ -20,6 +20,7 @@ from extract.backbone.backbone import Backbone
 from extract.backbone.imported import Imported
 from extract.demo import DemoConfig
 from extract.feature_files import read_array
+from extract.feature_folder import FeatureSource, survey_features
 from tests.forks import good, script
 from tests.test_e2e import DEMO, QUICK
 from train.config import Experiment
@@ -401,6 +402,11 @@ def test_the_one_file_that_is_cut_is_told_and_the_others_are_in(features: Path) 
     )
 
 
+def test_a_wrong_frame_rate_is_told_as_such(features: Path) -> None:
+    code, _, err = imports(features, "--fps", 15)
+    assert code == 1 and "at the annotated frame rates they would; leave --fps out" in err
+
+
 def test_features_resized_to_one_length_are_told(features: Path) -> None:
     for name in DURATIONS:
         np.save(features / f"{name}.npy", np.random.default_rng(0).normal(size=(100, WIDTH)))
@@ -419,6 +425,44 @@ def test_the_odd_file_of_a_mixed_folder_is_named(
     assert code == 1 and "4 of 5 videos have features 'x' of 24 channels" in out
     assert re.search(rf"{odd}\.npy is 24 x \d+, \[C, T\], where 4 others are \[T, C\]: transp", err)
     assert err.count(".npy") == 1
+
+
+def test_a_layout_that_is_exchanged_is_told(features: Path) -> None:
+    code, _, err = imports(features, "--layout", "ct")
+    assert code == 1 and "is it --layout tc?" in err
+
+
+def shapes_as_files(tmp_path: Path, shapes: list[tuple[int, int]]) -> list[FeatureSource]:
+    for number, shape in enumerate(shapes):
+        np.save(tmp_path / f"v{number}.npy", np.ones(shape, np.float32))
+    paths = [tmp_path / f"v{number}.npy" for number in range(len(shapes))]
+    return [FeatureSource(path.stem, (path,), RATE, None, None) for path in paths]
+
+
+@pytest.mark.parametrize(
+    ("shapes", "layout", "odd"),
+    [
+        ([(9, 3), (7, 3)], "tc", set()),
+        ([(3, 9), (3, 7)], "ct", set()),
+        ([(9, 3), (7, 3), (7, 4)], "tc", {"v2"}),
+        ([(3, 60), (90, 3), (70, 3)], "tc", {"v0"}),
+        ([(60, 3), (3, 90), (3, 70), (3, 90)], "ct", {"v0"}),
+        ([(3, 3), (3, 90), (3, 70)], "ct", set()),
+        ([(90, 3), (90, 3), (3, 90), (70, 3)], "tc", {"v2"}),
+        ([(90, 3)] * 4 + [(80, 3)] * 4 + [(3, 85)] * 3, "tc", {"v8", "v9", "v10"}),
+        ([(90, 3), (3, 70)], None, set()),
+        ([(90, 3), (90, 3)], None, set()),
+        ([(90, 3)], None, set()),
+    ],
+)
+def test_which_axis_is_time(
+    tmp_path: Path, shapes: list[tuple[int, int]], layout: str | None, odd: set[str]
+) -> None:
+    seen = survey_features(shapes_as_files(tmp_path, shapes), None, None, 4, "float16")
+    assert seen.layout == layout and set(seen.problems) == odd
+    assert bool(seen.general) == (layout is None)
+    if layout:
+        assert seen.width == 3 and len(seen.usable) == len(shapes) - len(odd)
 
 
 def test_a_file_of_another_width_is_the_odd_one_even_if_first(features: Path) -> None:

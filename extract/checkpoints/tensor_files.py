@@ -9,7 +9,7 @@ import zipfile
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import IO, Any
@@ -52,7 +52,7 @@ class TensorFile:
     """The content of a file of weights.
 
     Attributes:
-        tensors: by the file's own names.
+        tensors: by the file's own names, without the prefixes of wrappers.
         files: those with the tensors: one, or the shards of a folder.
         part: the entry of a pickle that has the tensors, or an empty string.
         classes: names in the order of the logits, where the file has them.
@@ -114,7 +114,7 @@ def read_tensors(path: str | Path) -> TensorFile:
         raise ValueError(
             f"{path} holds no tensors, neither at its top level nor under {', '.join(PARTS)}"
         )
-    return content
+    return replace(content, tensors=unwrap(content.tensors))
 
 
 def _read_file(path: Path) -> TensorFile:
@@ -148,7 +148,7 @@ def _read_safetensors(path: Path) -> TensorFile:
         cause = plain_line(str(error))
         raise ValueError(f"{path} is damaged: {cause}; copy it again") from error
     classes = tuple(json.loads(about["classes"])) if "classes" in about else None
-    return TensorFile(unwrap(tensors), (path,), classes=classes)
+    return TensorFile(tensors, (path,), classes=classes)
 
 
 def _read_pickle(path: Path) -> TensorFile:
@@ -187,7 +187,7 @@ def _read_pickle(path: Path) -> TensorFile:
 def _tensors(part: object) -> dict[str, Tensor]:
     if not isinstance(part, dict):
         return {}
-    return unwrap({str(name): t.detach() for name, t in part.items() if isinstance(t, Tensor)})
+    return {str(name): t.detach() for name, t in part.items() if isinstance(t, Tensor)}
 
 
 def _stand_in(name: str) -> Any:

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -28,6 +29,7 @@ from extract.backbone.imported import imported_name
 from extract.identity.digest import video_digest
 from extract.sampling.windows import seconds_to_frames
 from extract.video.files import describe_no_videos, files_by_name, only_one
+from extract.video.header import announced_frames
 from extract.video.index import VideoError, VideoIndex
 from extract.video.probe import probe
 from train.config import DataConfig
@@ -137,6 +139,21 @@ def make_item(
     )
 
 
+def check_whole(path: Path, frames: int, announced: int) -> None:
+    """Raise VideoError if the end of a file is missing, by its header: truth would not fit it."""
+    if announced > frames:
+        raise VideoError(
+            f"{path}: its end is missing: {frames} of {announced} frames are there; copy it again"
+        )
+
+
+def _count_announced(path: Path, index: VideoIndex) -> int:
+    try:
+        return announced_frames(path, index)
+    except (VideoError, OSError):  # it went away since, which reading it will say
+        return len(index.pts)
+
+
 def load_annotations(data: DataConfig, notice: Notice | None = None) -> Annotations:
     """Read the experiment's annotations, class list and video tables.
 
@@ -243,7 +260,7 @@ def load_subsets(
         sampling_fps: `sampling.fps`.
 
     Raises:
-        ValueError: files are missing or unreadable (with `data.bad_videos` skip: all of a subset);
+        ValueError: files are missing, unreadable or cut off (with `bad_videos` skip: all of them);
             those of all subsets are listed at once.
     """
     found = [
@@ -320,6 +337,10 @@ def _match_files(
     present = [files[video.name][0] for video in videos if video.name in files]
     bar = accelerator is None or accelerator.is_main_process
     indices = dict(zip(present, probe(present, progress=bar), strict=True))
+    readable = {path: index for path, index in indices.items() if isinstance(index, VideoIndex)}
+    with ThreadPoolExecutor() as threads:
+        counts = threads.map(_count_announced, readable, readable.values())
+        announced = dict(zip(readable, counts, strict=True))
     warnings: Counter[str] = Counter()
     items, problems = [], {}
     for video in videos:
@@ -347,6 +368,7 @@ def _match_files(
             item = make_item(path, indices[path], sampling_fps)
             if repaired := _count_repaired(indices[path]):
                 warnings[REPAIRED] += repaired
+            check_whole(path, item.frames, announced[path])
             item = with_digest(item) if store or data.frame_cache else item
             items.append(with_truth(item, video, data, annotations.classes, warnings))
         except ValueError as error:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from evaluate.annotations import Video
 from evaluate.datasets.fields import Refused, group_spelled_alike
 from train.dataset_check.findings import Finding, FindingKind
-from train.dataset_check.survey import AnnotationNote, Survey, subsets
+from train.dataset_check.survey import AnnotationNote, Survey, subsets, unless_skipped
 
 FEW = 10  # examples of a class; with fewer, what is learned is mostly chance
 OUTSIDE = "outside the video"
@@ -72,20 +72,25 @@ def check_annotations(survey: Survey) -> Iterator[Finding]:
             units[name] = unit
             text = f"{name}: {len(ends)} actions end far after the video; the times look like "
             numbers = {"latest_end": max(ends), "actions": len(ends)}
-            yield Finding(UNIT, text + unit, name, numbers=numbers)
+            outside = [note for note in survey.notes if note.video == name and _is_outside(note)]
+            of_file = all(note.of_file for note in outside)
+            kind = unless_skipped(UNIT, survey) if of_file else UNIT
+            yield Finding(kind, text + unit, name, numbers=numbers)
     for note in survey.notes:
         if note.video not in units or not _is_outside(note):
-            yield _finding(note)
+            yield _finding(note, survey)
 
 
-def _finding(note: AnnotationNote) -> Finding:
+def _finding(note: AnnotationNote, survey: Survey) -> Finding:
     if isinstance(note.problem, str):
         harmless = note.problem in HARMLESS or note.problem.endswith("annotations dropped")
         kind = FindingKind(note.problem, "info" if harmless else "warning", TOLERATED)
         place = "" if note.entry is None else f", entry {note.entry}"
         return Finding(kind, f"video {note.video!r}{place}", note.video, note.entry)
     name = note.problem.kind if isinstance(note.problem, Refused) else "malformed annotation"
-    return Finding(FindingKind(name, "error", REFUSED), str(note.problem), note.video, note.entry)
+    kind = FindingKind(name, "error", REFUSED)
+    kind = unless_skipped(kind, survey) if note.of_file else kind
+    return Finding(kind, str(note.problem), note.video, note.entry)
 
 
 def _is_outside(note: AnnotationNote) -> bool:

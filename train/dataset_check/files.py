@@ -1,14 +1,15 @@
 """Checks of an experiment's video files."""
 
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 from evaluate.datasets.fields import describe_near_files, group_by_spelling
 from extract.video.files import describe_no_videos
+from extract.video.index import VideoError
 from extract.video.probe import HANGS
+from train.data.videos import check_whole
 from train.dataset_check.findings import Finding, FindingKind
-from train.dataset_check.survey import Survey
+from train.dataset_check.survey import Survey, unless_skipped
 
 BLOCK_IT = "list the video under data.blocked"
 MISSING = FindingKind(
@@ -74,7 +75,7 @@ def check_missing_files(survey: Survey) -> Iterator[Finding]:
             hint = describe_near_files(video.name, spelled)
             hint = hint or describe_no_videos(video.name, folder)
             text = f"{video.name}: no such file in {folder}{hint}"
-            yield Finding(_unless_skipped(MISSING, survey), text, video.name)
+            yield Finding(unless_skipped(MISSING, survey), text, video.name)
     for name, paths in survey.folder.items():
         if len(paths) > 1:
             text = f"{name}: {' and '.join(path.name for path in paths)}"
@@ -91,18 +92,13 @@ def check_unreadable(survey: Survey) -> Iterator[Finding]:
     """Yield videos that do not decode, that hang their decoder, or whose end is missing."""
     for name, error in survey.unreadable.items():
         kind = HANGING if HANGS in str(error) else UNREADABLE
-        yield Finding(_unless_skipped(kind, survey), str(error), name)
+        yield Finding(unless_skipped(kind, survey), str(error), name)
     for name, file in survey.files.items():
-        if file.announced > file.frames:
-            text = f"{file.path}: {file.frames} of {file.announced} frames are there"
+        try:
+            check_whole(file.path, file.frames, file.announced)
+        except VideoError as error:
             numbers = {"frames": file.frames, "announced": file.announced}
-            yield Finding(CUT, text, name, numbers=numbers)
-
-
-def _unless_skipped(kind: FindingKind, survey: Survey) -> FindingKind:
-    """Return the kind, only a warning if bad videos are skipped: then they do not stop training."""
-    skips = survey.config.data.bad_videos == "skip"
-    return replace(kind, severity="warning") if skips else kind
+            yield Finding(unless_skipped(CUT, survey), str(error), name, numbers=numbers)
 
 
 def check_slow_readers(survey: Survey) -> Iterator[Finding]:

@@ -1,7 +1,7 @@
 """A survey of an experiment's whole data, made once, which all checks judge."""
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -16,14 +16,20 @@ from extract.video.index import VideoError, VideoIndex
 from extract.video.probe import probe
 from train.config import DataConfig, Experiment
 from train.data.videos import VideoItem, load_annotations, make_item, with_truth
+from train.dataset_check.findings import FindingKind
 
 
 class AnnotationNote(NamedTuple):
-    """A problem met while reading the annotations: see `evaluate.annotations.Notice`."""
+    """A problem met while reading the annotations: see `evaluate.annotations.Notice`.
+
+    Attributes:
+        of_file: the video's file does not fit them; training may skip it.
+    """
 
     video: str
     entry: int | None
     problem: str | ValueError
+    of_file: bool = False
 
 
 @dataclass(frozen=True)
@@ -71,8 +77,8 @@ class Survey:
         ]
 
     def notice(self, video: str, entry: int | None, problem: str | ValueError) -> None:
-        """Record a problem; see `evaluate.annotations.Notice`."""
-        self.notes.append(AnnotationNote(video, entry, problem))
+        """Record that a file does not fit its annotations; see `evaluate.annotations.Notice`."""
+        self.notes.append(AnnotationNote(video, entry, problem, of_file=True))
 
     def entry_indices(self, name: str, kept: int) -> list[int]:
         """Return the indices of the `kept` segments of a video in its whole list of annotations."""
@@ -92,6 +98,12 @@ class Survey:
 
 def _drops(problem: str | ValueError) -> bool:
     return isinstance(problem, ValueError) or problem.endswith("dropped")
+
+
+def unless_skipped(kind: FindingKind, survey: Survey) -> FindingKind:
+    """Return the kind, only a warning if bad videos are skipped: then they do not stop training."""
+    skips = survey.config.data.bad_videos == "skip"
+    return replace(kind, severity="warning") if skips else kind
 
 
 def subsets(data: DataConfig) -> dict[str, str]:

@@ -98,12 +98,7 @@ def _check_settings(
         )
     for path, saved in sources:
         _check_classes(path, saved, classes)
-        lines = [
-            line
-            for line in changed_settings(saved.config, config)
-            if line.startswith(COMPATIBLE_SETTINGS)
-        ]
-        if lines:
+        if lines := changed_settings(saved.config, config, COMPATIBLE_SETTINGS):
             raise ValueError(f"{path} was trained on other settings: {'; '.join(lines)}")
 
 

@@ -96,14 +96,38 @@ def save_checkpoint(path: Path, content: Checkpoint[Any]) -> None:
         os.fsync(file.fileno())
 
 
-def changed_settings(saved: Any, config: Any) -> list[str]:
-    """Return the settings that shape a run and differ, as text."""
+def changed_settings(saved: Any, config: Any, only: tuple[str, ...] | None = None) -> list[str]:
+    """Return the settings that matter and differ, as text; paths to the same file are the same.
+
+    Args:
+        only: beginnings of the names of those that matter; None: all that shape a run.
+    """
     ours, theirs = flatten(config), flatten(saved)
     return [
         f"{name} was {theirs[name]}, is {ours[name]}"
         for name in ours
-        if ours[name] != theirs[name] and name not in FREE_TO_CHANGE
+        if (name not in FREE_TO_CHANGE if only is None else name.startswith(only))
+        if not _is_same(theirs[name], ours[name])
     ]
+
+
+def _is_same(one: object, other: object) -> bool:
+    """Return whether two values of a setting are equal, or paths that lead to the same file."""
+    if isinstance(one, str) and isinstance(other, str) and one != other:
+        return _lead_to_same_file(one.removeprefix("file://"), other.removeprefix("file://"))
+    if isinstance(one, tuple) and isinstance(other, tuple):
+        return len(one) == len(other) and all(map(_is_same, one, other))
+    return one == other
+
+
+def _lead_to_same_file(one: str, other: str) -> bool:
+    if "://" in one or "://" in other:
+        return one.rstrip("/") == other.rstrip("/")
+    try:
+        # Also where nothing is any more, as after the videos of a cached run were removed.
+        return os.path.realpath(one) == os.path.realpath(other) or os.path.samefile(one, other)
+    except (OSError, ValueError):
+        return False
 
 
 def check_same_run(

@@ -80,6 +80,9 @@ class Recogniser:
         """Yield every clip's name, scores of all classes [K] and problem (empty if there is none).
 
         Scores of each label set are probabilities, averaged over the clip's views.
+
+        Raises:
+            FloatingPointError: they are NaN.
         """
         device = next(self.network.parameters()).device
         sizes = [len(each.classes) for each in self.sets]
@@ -88,6 +91,11 @@ class Recogniser:
             logits = torch.cat([self.network(part.to(device)).float() for part in views])
             shares = torch.cat([part.softmax(1) for part in logits.split(sizes, 1)], 1)
             means = shares.double().unflatten(0, (len(batch.videos), -1)).mean(1).cpu().numpy()
+            if not np.isfinite(means).all():
+                raise FloatingPointError(
+                    "the recogniser answers with NaN where scores should be: its numbers overflow; "
+                    "take an earlier checkpoint"
+                )
             for row, (name, mean) in enumerate(zip(batch.videos, means, strict=True)):
                 yield name, mean, batch.problems.get(row, "")
 
