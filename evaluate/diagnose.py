@@ -6,29 +6,35 @@
 
 Several predictions files are several detectors, side by side. With --checkpoint they are the files
 that evaluate/run.py wrote beside it: the answer and, of two streams, each one's. A config provides
-blocked videos, class list and subset. Prints a table; writes diagnosis.json (every table),
-costs.png, profiles.png, sensitivity.png, classes.png and reliability.png into --out.
+blocked videos, class list and subset. Prints a table; writes report.html, with its figures and, as
+report.json, its tables, and diagnosis.json (all numbers) into --out.
 """
 
 import argparse
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from tqdm import tqdm
 
 from configs import cli
 from configs.atomic import write_text
-from configs.loader import load
+from configs.loader import dump, load
 from evaluate.annotations import Video, read_annotations, select_videos
 from evaluate.diagnosis.diagnosis import Diagnosis, diagnose
 from evaluate.files.predictions import read_predictions, scoring_problems
 from evaluate.reports.diagnosis import MOST_DETECTORS, diagnosis_table, draw_diagnosis
+from evaluate.reports.diagnosis_report import write_diagnosis_report
+from evaluate.reports.launches import FINISHED, new_launch
+from evaluate.reports.page import REPORT
+from evaluate.reports.sections import evaluation_sections
+from evaluate.reports.training import update_training_report
 from train.config import Experiment
 from train.data.videos import load_annotations
 from train.detector.evaluation import Truth, relabel_truth
 from train.detector.sources import read_source, resolve_config
+from train.engine.stopwatch import Stopwatch
 
 
 def main() -> None:
@@ -82,6 +88,7 @@ def diagnose_predictions(
     Raises:
         ValueError: a file is missing or malformed, or files and arguments do not fit.
     """
+    watch, launch = Stopwatch("diagnosing"), new_launch()
     config = read_experiment(checkpoint, config_file, overrides)
     if config is not None:
         annotations = load_annotations(config.data)
@@ -118,7 +125,16 @@ def diagnose_predictions(
         name: diagnose(truth, detections, durations_s, tiou)
         for name, detections in tqdm(found.items(), "diagnosing", unit="file", leave=False)
     }
-    write_diagnosis(out, files, subset, videos, diagnoses)
+    notes = write_diagnosis(out, files, subset, videos, diagnoses)
+    launch = replace(launch, outcome=FINISHED, seconds=watch.seconds())
+    run = checkpoint.parent if checkpoint else None
+    settings = dump(config) if config else ""
+    title = f"{checkpoint or ', '.join(map(str, files.values()))} on '{subset}'"
+    more = evaluation_sections(out, launch, settings, run=run)
+    write_diagnosis_report(out, title, diagnoses, len(videos), notes, more)
+    print(f"report: {out / REPORT}")
+    if run and (unlinked := update_training_report(run, out)):
+        print(f"warning: {unlinked}")
 
 
 def read_experiment(
@@ -176,8 +192,8 @@ def write_diagnosis(
     subset: str,
     videos: list[Video],
     diagnoses: Mapping[str, Diagnosis],
-) -> None:
-    """Print the table, and write tables and pictures into `out`."""
+) -> list[str]:
+    """Print the table, and write tables and pictures into `out`; return what is unknown."""
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out: {out} is a file; choose a folder")
     out.mkdir(parents=True, exist_ok=True)
@@ -191,14 +207,18 @@ def write_diagnosis(
     draw_diagnosis(diagnoses, out)
     print(diagnosis_table(diagnoses))
     one = next(iter(diagnoses.values()))
+    notes = []
     if "coverage" not in one.characteristics:
-        print(
+        notes.append(
             "coverage is unknown: the annotations do not give the videos' durations "
             "(data.info_csv of a --config may)"
         )
     if any(diagnosis.reliability is None for diagnosis in diagnoses.values()):
-        print("calibration is unknown where scores are not all between 0 and 1")
+        notes.append("calibration is unknown where scores are not all between 0 and 1")
+    for note in notes:
+        print(note)
     print(f"all tables and pictures in {out}")
+    return [f"{note[0].upper()}{note[1:]}." for note in notes]
 
 
 if __name__ == "__main__":

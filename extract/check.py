@@ -2,21 +2,29 @@
 
     python extract/check.py --config FILE [--out FOLDER] [--data.videos FOLDER …]
 
-Prints what was found and what to do, and leaves check.json (all of it) and check.png in the folder
-(default: <config's out>/check). Exit code: 0 nothing to mend, 1 errors (training would stop or be
-wrong; also if the config or the annotations cannot be read), 2 warnings only.
+Prints what was found and what to do, and leaves report.html, report.json, check.json (all of it)
+and check.png in the folder (default: <config's out>/check). Exit code: 0 nothing to mend, 1 errors
+(training would stop or be wrong; also if the config or the annotations cannot be read), 2 warnings
+only.
 """
 
 import argparse
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from configs import cli
 from configs.atomic import write_text
 from configs.loader import load
+from evaluate.reports.launches import FINISHED, new_launch
+from evaluate.reports.page import REPORT
+from evaluate.reports.sections import files_section, repeat_section, time_section
+from evaluate.reports.training import update_training_report
 from train.config import Experiment
 from train.dataset_check.check import check_dataset
+from train.dataset_check.report import PICTURE, write_check_report
+from train.engine.stopwatch import Stopwatch
 
 
 def main() -> None:
@@ -24,7 +32,7 @@ def main() -> None:
         description=__doc__, allow_abbrev=False, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--config", required=True, help="YAML file of the experiment")
-    parser.add_argument("--out", type=Path, help="folder for check.json and check.png")
+    parser.add_argument("--out", type=Path, help="folder for report.html and check.json")
     try:
         args, overrides = parser.parse_known_args()
     except SystemExit as error:
@@ -42,14 +50,18 @@ def write_check(config: Experiment, out: Path) -> int:
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out: {out} is a file; choose a folder")
     out.mkdir(parents=True, exist_ok=True)  # before the work, which may take long
+    watch, launch = Stopwatch("checking"), new_launch()
     found = check_dataset(config)
     content = json.dumps(found.to_dict(), indent=1, ensure_ascii=False)
     write_text(out / "check.json", content + "\n")
-    found.draw_figure(out / "check.png")
+    found.draw_figure(out / PICTURE)
+    launch = replace(launch, outcome=FINISHED, seconds=watch.seconds())
+    more = time_section([launch]), repeat_section([launch]), files_section(out)
+    write_check_report(out, found, more)
     print(found.text())
-    print(
-        f"{found.totals()}; everything is in {out / 'check.json'}, pictures in {out / 'check.png'}"
-    )
+    print(f"{found.totals()}; everything is in {out / 'check.json'}; report: {out / REPORT}")
+    if problem := update_training_report(Path(config.out), out):
+        print(f"warning: {problem}")
     return found.exit_code
 
 

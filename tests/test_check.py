@@ -30,6 +30,7 @@ from tests.encodings import ENCODINGS, write_numbered
 from tests.odd_videos import joined, write_sizes
 from tests.test_e2e import DEMO, script
 from tests.test_probe import ACTOR, spoil_the_end
+from tests.test_report import read
 from train.config import Experiment
 from train.data.videos import VideoItem
 from train.dataset_check.check import run_checks
@@ -614,7 +615,30 @@ def test_the_file_and_the_picture_are_whole(data: Data) -> None:
     picture = matplotlib.image.imread(data.folder / "check/check.png")
     height, width, _ = picture.shape
     assert height > 300 and width >= 800 and np.ptp(picture) == 1
-    assert {file.name for file in (data.folder / "check").iterdir()} == {"check.json", "check.png"}
+    names = {file.name for file in (data.folder / "check").iterdir()}
+    assert names == {"check.json", "check.png", "report.html", "report.json"}
+
+
+def test_the_report_has_what_was_found(data: Data) -> None:
+    data.add(1, 19)
+    for _ in range(3):
+        data.add(2, 90)
+    code, found = look(data)
+    page, content = read(data.folder / "check")
+    assert content["kind"] == "Dataset check" and code == 1
+    counts = found["counts"]["error"], found["counts"]["warning"]
+    assert (content["facts"]["errors"], content["facts"]["warnings"]) == counts
+    kinds = {row[0]: (row[1], row[2]) for row in content["tables"]["kinds"]["rows"]}
+    assert kinds == {k["kind"]: (k["severity"], k["count"]) for k in found["kinds"]}
+    shown = {
+        (video, text)
+        for name, table in content["tables"].items()
+        if name.partition(":")[0] in ("error", "warning", "info")
+        for video, text in table["rows"]
+    }
+    assert shown == {(entry["video"], entry["text"]) for entry in found["findings"]}
+    assert all(kind["advice"] in page.text for kind in found["kinds"])
+    assert "check.json" in page.attributes("href")
 
 
 @pytest.mark.parametrize("known", [True, False])

@@ -27,6 +27,7 @@ from evaluate.reports.diagnosis import MOST_DETECTORS, draw_diagnosis
 from tests.forks import good, script
 from tests.test_e2e import DEMO
 from tests.test_mean_ap import Predictions, Truth, detections, overlap, predicted, truths
+from tests.test_report import read
 from train.config import Experiment
 from train.engine.checkpoint import Checkpoint, save_checkpoint
 
@@ -598,6 +599,16 @@ def test_detectors_side_by_side(files: Path) -> None:
     assert content["detectors"]["reversed"]["missed"] == 1
     assert {path.stem for path in out.glob("*.png")} == PICTURES
     assert {png_size(path)[0] for path in out.glob("*.png")} == {800}
+    page, report = read(out)
+    assert f"report: {out / 'report.html'}" in told and report["kind"] == "Diagnosis"
+    for name, each in content["detectors"].items():
+        assert report["facts"][f"mAP, {name}"] == each["mean_ap"]
+    costs = {row[0]: row[7:] for row in report["tables"]["costs"]["rows"]}
+    own = content["detectors"]["predictions"]
+    for kind in KINDS:
+        shares = own["cost"]["share"][kind], own["cost"]["alone"][kind], own["false"][kind]
+        assert costs[kind] == [*shares]
+    assert "diagnosis.json" in page.attributes("href")
     lines = told.splitlines()
     assert lines[0].split() == ["at", "tIoU", "0.5", "forward", "reversed", "predictions"]
     (row,) = (line.split() for line in lines if line.startswith("mAP"))
@@ -624,6 +635,7 @@ def test_a_checkpoints_answer_and_streams(files: Path) -> None:
     assert list(content["detectors"]) == ["fused", "forward", "reversed"]
     assert content["subset"] == "test" and content["detectors"]["fused"]["truths"] == 1
     assert "is older" not in told
+    read(folder / "diagnosis")
     os.utime(path, (1, 1))
     assert "is older than" in good("evaluate/diagnose.py", "--checkpoint", last)
     path.unlink()

@@ -316,6 +316,23 @@ def test_evaluations_in_a_runs_folder_are_found(tmp_path: Path) -> None:
     assert "evaluation/last-test%20%231/report.html" in Page(html).attributes("href")
 
 
+def test_diagnoses_and_the_check_of_a_run_are_linked(tmp_path: Path) -> None:
+    out = a_run(tmp_path, [LAUNCH])
+    places = {"evaluation/last-test #1/diagnosis": "Diagnosis", "check": "Dataset check"}
+    for place, kind in places.items():
+        (out / place).mkdir(parents=True)
+        write_report(Report(kind, EVIL, f"about {EVIL}", [], []), out / place)
+    write_training_report(out)
+    html = (out / "report.html").read_text()
+    rows = json.loads((out / "report.json").read_text())["tables"]["other reports"]["rows"]
+    assert sorted(rows) == [
+        ["check", "dataset check", f"about {EVIL}"],
+        ["evaluation/last-test #1/diagnosis", "diagnosis", f"about {EVIL}"],
+    ]
+    links = Page(html).attributes("href")
+    assert {"check/report.html", "evaluation/last-test%20%231/diagnosis/report.html"} <= {*links}
+
+
 def test_a_run_that_composed_others_has_no_curves(tmp_path: Path) -> None:
     out = a_run(tmp_path, [])
     (out / "metrics.jsonl").unlink()

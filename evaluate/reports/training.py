@@ -34,7 +34,9 @@ from evaluate.reports.sections import (
 )
 
 CURVES = "curves.png"
-EVALUATION = "Evaluation"  # the kind of the reports that a run's page links to
+# The kinds of the reports that a run's page links to.
+EVALUATION = "Evaluation"
+OTHERS = ("Diagnosis", "Dataset check")
 ABOUT_CURVES = (
     "Over the steps of training. Above: the loss and its parts, which training lowers, and the "
     "score on the validation videos, which it never learns from; the thick line decides which "
@@ -100,6 +102,7 @@ def _report(out: Path, metrics: Sequence[Mapping[str, Any]], config: str) -> Rep
         curves if metrics else None,
         _validations(checks, best, _epochs(lines)) if best else None,
         scores,
+        _others(out),
         time_section(launches) if launches else None,
         activations_section(launches),
         _network(out, launches),
@@ -245,6 +248,24 @@ def _scores(out: Path) -> Section | None:
     table = Table("evaluations", ("evaluation", "average mAP", "videos"), rows, links=links)
     text = "Made with evaluate/run.py; each has a report of its own."
     return Section("Scores on whole subsets", text, tables=[table])
+
+
+def _others(out: Path) -> Section | None:
+    """Return the diagnoses and the check of the dataset whose reports are in a run's folder."""
+    rows, links = [], {}
+    for pattern in ("*", "*/*", "*/*/*"):
+        for file in sorted(out.glob(f"{pattern}/{TABLES}")):
+            content = json.loads(file.read_text())
+            report = find_report(file.parent, out)
+            if content["kind"] in OTHERS and report:
+                name = str(file.parent.relative_to(out))
+                rows.append((name, content["kind"].lower(), content["summary"]))
+                links[name] = quote(report)
+    if not rows:
+        return None
+    table = Table("other reports", ("report", "kind", "summary"), rows, links=links)
+    text = "What goes wrong in detections (evaluate/diagnose.py), and in data (extract/check.py)."
+    return Section("Diagnoses and checks", text, tables=[table])
 
 
 def _network(out: Path, launches: Sequence[Launch]) -> Section | None:
