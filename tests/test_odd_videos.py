@@ -138,6 +138,12 @@ def test_matroska_clocks_go_on(tmp_path: Path, encoder: dict[str, str]) -> None:
     assert check_clock(untimed(path, 10), 100, 4).repaired == 10
 
 
+def test_seeking_is_not_trusted_where_it_fails(tmp_path: Path) -> None:
+    path = write_clip(tmp_path / "clip.webm", 60, codec="libvpx")
+    check_clock(untimed(path, 10), 60, 2.4)
+    check_exact(joined(tmp_path / "clip.gif", [30, 30], [0, 0], codec="gif"), 60)
+
+
 @pytest.mark.parametrize("codec", ["libvpx", "libvpx-vp9"])
 def test_hidden_pictures_are_no_frames(tmp_path: Path, codec: str) -> None:
     hidden = {"auto-alt-ref": "1", "lag-in-frames": "16", "arnr-maxframes": "7"}

@@ -11,7 +11,6 @@ import io
 import os
 import stat
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import lru_cache
@@ -43,6 +42,8 @@ Progress = Callable[
 PROBED_FRAMES = 48  # frames decoded to see whether they carry their packets' times
 MOST_REORDERED = 16  # frames that a decoder holds back at most to show them in another order
 PROBED_KEYFRAMES = 16  # decoded to see whether the pictures' size changes
+# Containers that say where their keyframes are; in others (GIF) a decoder may begin between two.
+SEEKABLE = {"asf", "avi", "flv", "matroska", "mp4", "mpeg", "mpegts", "mxf"}
 # Codecs whose keyframes hold all that a decoder needs for pictures of another size.
 SELF_CONTAINED = {"av1", "h264", "hevc", "libdav1d", "vp8", "vp9", "libvpx", "libvpx-vp9"}
 # Containers whose clock starts anew wherever two recordings were joined. Their frames are at most
@@ -314,8 +315,9 @@ def _read_index(file: _FileState) -> VideoIndex:
     trusted = bool(formats & {"mp4", "matroska"}) and only_one
     if packets.resets and trusted and not rotation:
         return VideoIndex("decord", pts, keyframes, time_base, *kept)
-    other = _find_other_size(file, keyframes, first[0].size)
-    if other and codec not in SELF_CONTAINED:
+    possible, other = _probe_keyframes(file, keyframes, first[0].size)
+    possible = possible and bool(formats & SEEKABLE)
+    if not possible or (other and codec not in SELF_CONTAINED):
         return _index_by_decoding(file, time_base, formats, rising, *kept)
     return VideoIndex("seek", pts, keyframes, time_base, *kept, other_size=other)
 
@@ -386,23 +388,24 @@ def _probe_first_frames(path: str) -> list[_Picture]:
         ]
 
 
-def _find_other_size(
+def _probe_keyframes(
     file: _FileState, keyframes: NDArray[np.int64], size: tuple[int, int]
-) -> tuple[int, int] | None:
-    """Return the size of pictures at some of the keyframes if it is not that of the first one."""
+) -> tuple[bool, tuple[int, int] | None]:
+    """Return whether decoding can begin at some of the keyframes, and any other size met there."""
     numbers = np.unique(np.linspace(0, len(keyframes) - 1, PROBED_KEYFRAMES).astype(int))
     with open_video(file.path) as container:
         stream = video_stream(container)
         stream.thread_count = 1
-        for start in keyframes[numbers[1:]]:
+        for start in keyframes[numbers]:
             file.progress(0)
-            frame = None
-            with suppress(av.FFmpegError):  # damage is met when the frames are read
+            try:
                 container.seek(int(start), stream=stream)
                 frame = next(container.decode(stream), None)
+            except (av.FFmpegError, OSError):
+                return False, None
             if frame is not None and (frame.height, frame.width) != size:
-                return frame.height, frame.width
-    return None
+                return True, (frame.height, frame.width)
+    return True, None
 
 
 def _index_by_decoding(
