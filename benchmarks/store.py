@@ -30,9 +30,9 @@ import zarr
 from numpy.typing import NDArray
 from zarr.codecs import BytesCodec, Crc32cCodec
 
-from cache.address import Address, FingerprintInfo, VideoInfo
+from cache.address import Address
 from cache.format import arrays
-from cache.format.records import CHUNK, RECORD, ArrayInfo, Group, IndexTable, Metadata, encode_table
+from cache.format.records import CHUNK, RECORD, ArrayInfo, Group, IndexTable, encode_table
 from cache.storage import codec
 from cache.store import Store
 
@@ -75,14 +75,12 @@ def write_index(folder: Path, spans: int) -> None:
         records["place"] = np.arange(len(numbers)) * ROWS
         records["rows"] = records["total"] = ROWS
         digests = [f"{video:064x}" for video in videos]
-        metadata: list[Metadata] = [Metadata(1, FingerprintInfo(PRINT, "features", "a.pth"))]
-        metadata += [Metadata(1, VideoInfo(d, f"{d}.mp4", 10**8, 40_000, 30.0)) for d in digests]
         chunks = np.zeros(-(-len(numbers) * ROWS // 1365), CHUNK)
         info = ArrayInfo(len(numbers) * ROWS, 1365, 1365 * 64, "0" * 32, [(10**7, 1)] * 4, chunks)
         part = folder / "parts" / f"{first // SPANS_A_TABLE // 30:06}"
         part.mkdir(parents=True, exist_ok=True)
         name = part / f"a{first // SPANS_A_TABLE % 30:06}.idx"
-        name.write_bytes(encode_table(IndexTable(records, [group], digests, metadata, info)))
+        name.write_bytes(encode_table(IndexTable(records, [group], digests, [], info)))
 
 
 def measure_index(folder: Path, spans: int) -> dict[str, float]:
@@ -206,6 +204,7 @@ def compare_codecs(folder: Path, name: str, rows: NDArray[np.float16], passes: i
         with ExitStack() as stack:
             stack.enter_context(patch.object(codec, "CODEC", coding))
             stack.enter_context(patch.object(arrays, "CHUNK_BYTES", chunk))
+            stack.enter_context(patch.object(arrays, "CHUNK_ROWS", 2**62))  # benchmarks.small_reads
             stack.enter_context(patch.object(arrays, "SHARD_BYTES", shard))
             block = f"{coding.block_bytes // 1024} KiB" if coding.block_bytes else "Blosc's"
             label = f"{coding.name} {coding.level} {coding.shuffle}, {block}"

@@ -3,7 +3,8 @@
 import base64
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from typing import Any, Literal, get_args
 
@@ -86,6 +87,10 @@ class Address:
         )
 
 
+Times = NDArray[np.float64] | Callable[[], NDArray[np.float64]]
+"""Times in seconds, or what returns them when they are asked for."""
+
+
 @dataclass(frozen=True)
 class VideoInfo:
     """A store's description of a video, which outlives the file.
@@ -96,7 +101,7 @@ class VideoInfo:
         size: bytes.
         frames: number of frames.
         fps: the average where frame times are uneven.
-        times_s: start of every frame and the end of the last, where they are uneven [frames + 1].
+        times: see `times_s`.
     """
 
     digest: str
@@ -104,21 +109,26 @@ class VideoInfo:
     size: int
     frames: int
     fps: float
-    times_s: NDArray[np.float64] | None = field(default=None, compare=False)
+    times: Times | None = field(default=None, compare=False)
+
+    @property
+    def times_s(self) -> NDArray[np.float64] | None:
+        """Start of every frame and the end of the last, where they are uneven [frames + 1]."""
+        return self.times() if callable(self.times) else self.times
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what `from_dict` reads; no float is rounded."""
-        times = None
-        if self.times_s is not None:
-            times = base64.b64encode(np.ascontiguousarray(self.times_s, "<f8").tobytes()).decode()
-        return asdict(self) | {"times_s": times}
+        """Return all but the times."""
+        return {each.name: getattr(self, each.name) for each in fields(self) if each.compare}
 
     @staticmethod
-    def from_dict(fields: dict[str, Any]) -> "VideoInfo":
-        times = fields["times_s"]
-        if times is not None:
-            times = np.frombuffer(base64.b64decode(times), "<f8").astype(np.float64)
-        return VideoInfo(**(fields | {"times_s": times}))
+    def from_version_1(info: dict[str, Any]) -> "VideoInfo":
+        """Return what tables of format version 1 hold."""
+        encoded = info["times_s"]
+        rest = {name: value for name, value in info.items() if name != "times_s"}
+        if encoded is None:
+            return VideoInfo(**rest)
+        times = np.frombuffer(base64.b64decode(encoded), "<f8").astype(np.float64)
+        return VideoInfo(**rest, times=times)
 
 
 @dataclass(frozen=True)

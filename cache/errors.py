@@ -32,6 +32,13 @@ class Damaged(StoreError):
         return Damaged, (self.file, self.what, self.url)
 
 
+class StoreUnreachable(StoreError, OSError):
+    """A remote store that does not answer, or refuses what was asked: it may work again later.
+
+    What was committed is not in doubt. Whatever a remote client raises becomes this.
+    """
+
+
 class Missing(StoreError, KeyError):
     """An activation that the store does not hold, or not all rows of it."""
 

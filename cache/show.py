@@ -12,53 +12,20 @@ an outdated entry's spans anew; if the numbers are equal, all of the entry is re
 """
 
 import argparse
-import json
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import replace
 from datetime import timedelta
-from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Literal, NamedTuple, cast
 
-from cache.address import Dtype, FingerprintInfo
 from cache.format.index import Summary
 from cache.store import Store
 from cache.upkeep.prune import prune
 from cache.upkeep.verify import Problem, verify
 from configs import cli
 from configs.messages import pad_columns
-from extract.activations.activations import Activations
-from extract.activations.adoption import adopt, compare, differences, sample
-from extract.activations.fingerprints import (
-    SETTINGS,
-    Description,
-    describe,
-    empty_description,
-    fingerprint,
-    legacy_fingerprints,
-    settings,
-)
-from extract.activations.stored import ADOPTED_AS, Cached
-from extract.backbone.backbone import Cut
-from extract.backbone.imported import AnyBackbone
-from extract.sampling.spans import Span, SpanKind
-from extract.sampling.windows import Direction
-from train.config import Experiment
-from train.data.cached import evaluation_spans, training_spans
-from train.data.videos import VideoItem, load_annotations, load_subsets, target_classes
-from train.detector.model import Detector
-from train.detector.sources import build_detector, merge_configs, read_sources
-from train.engine.checkpoint import is_checkpoint, load_checkpoint
-from train.engine.session import inference_accelerator
+from train.cache_entries.adoption import adopt_entry
+from train.cache_entries.verdicts import Verdict, judge_entries
 
-State = Literal["true", "stale", "outdated", "unknown"]
-ADOPTED_SPANS = 8  # computed anew of every dtype, direction and kind of span
 HEADER = ("cut", "fingerprint", "dtype", "direction", "span", "spans", "MB", "age", "weights")
-
-Known = dict[tuple[Path, str], list[tuple[AnyBackbone, dict[Cut, Description]]]]
-"""Backbones and descriptions by checkpoint and settings."""
 
 
 def main() -> None:
@@ -85,8 +52,7 @@ def main() -> None:
 def show(url: str, verifies: bool, prunes: bool, budget_gb: float | None) -> list[Problem]:
     """Print what was asked for; return what is damaged."""
     with Store.open(url, "a" if prunes else "r") as store:
-        known: Known = {}
-        verdicts = {name: _verdict(info, known) for name, info in store.fingerprints.items()}
+        verdicts = judge_entries(store.fingerprints)
         print(_table(store, verdicts))
         problems: list[Problem] = []
         if verifies:
@@ -115,200 +81,6 @@ def show(url: str, verifies: bool, prunes: bool, budget_gb: float | None) -> lis
                     f"{done.active_parts} parts that are being written"
                 )
     return problems
-
-
-class Verdict(NamedTuple):
-    """Whether an entry is true, and if not, why."""
-
-    state: State
-    why: str = ""
-
-
-def _verdict(info: FingerprintInfo, known: Known) -> Verdict:
-    """Return whether an entry is what its checkpoint gives with the present code.
-
-    Args:
-        known: what was found out of checkpoints before; it is added to.
-    """
-    origins = [Path(line) for line in info.checkpoint.split("\n")]
-    if "imported" in info.about:
-        return Verdict("unknown")
-    outdated: list[str] = []
-    # A run's features of its best epoch are told to be from last.pt, as it then was.
-    for path in (p for origin in origins for p in (origin, origin.with_name("best.pt"))):
-        for backbone, descriptions in _described(path, info, known):
-            now = descriptions.get(info.cut)
-            if now is not None and _is_found_as(info, now):
-                return Verdict("true")
-            if now is not None and _has_weights(info, backbone, now):
-                outdated = differences(info.about, now)
-    if outdated:
-        return Verdict("outdated", "; ".join(outdated))
-    if all(is_checkpoint(origin, Experiment) for origin in origins):
-        return Verdict("stale", f"the weights in {' and '.join(map(str, origins))} are others now")
-    # Gone, or of a kind that cannot be asked (a config's pretrained backbone): it may be only
-    # elsewhere, and what was computed from it stays true. The code can be compared all the same.
-    now = empty_description(info.about)
-    lines = differences(info.about, now) if now is not None else []
-    return Verdict("outdated", "; ".join(lines)) if lines else Verdict("unknown")
-
-
-def _described(
-    path: Path, info: FingerprintInfo, known: Known
-) -> list[tuple[AnyBackbone, dict[Cut, Description]]]:
-    """Return a checkpoint's backbones and what their activations depend on now, by cut.
-
-    With the entry's settings; nothing if the file is gone or something else.
-    """
-    of = {name: info.about[name] for name in SETTINGS if name in info.about}
-    # Old entries name it only where it is false.
-    of["pixels"] = {"antialias": True, **of.get("pixels", {})}
-    key = path, json.dumps(of, sort_keys=True)
-    if key not in known:
-        known[key] = []
-        if is_checkpoint(path, Experiment):
-            saved = load_checkpoint(path, Experiment)
-            streams = Detector.restore(saved, path).streams
-            known[key] = [(stream.backbone, describe(stream.backbone, of)) for stream in streams]
-    return known[key]
-
-
-def _is_found_as(info: FingerprintInfo, now: Description) -> bool:
-    """Return whether an entry is what is asked for now, by itself or because it was adopted."""
-    return fingerprint(now) in (info.fingerprint, *info.about.get(ADOPTED_AS, ()))
-
-
-def _has_weights(info: FingerprintInfo, backbone: AnyBackbone, now: Description) -> bool:
-    """Return whether an entry is of a backbone's weights, whatever the code."""
-    if "weights" in info.about:
-        return bool(info.about["weights"] == now["weights"])
-    return info.fingerprint in legacy_fingerprints(backbone, info.about)
-
-
-def adopt_entry(
-    url: str,
-    prefix: str,
-    checkpoint: str | None,
-    config_file: str | None,
-    overrides: Sequence[str],
-) -> str:
-    """Let an outdated entry be read again if its numbers are those of the present code.
-
-    Args:
-        prefix: of its fingerprint.
-        checkpoint: None takes the file that it came from.
-        config_file: of the experiment; None takes the checkpoint's.
-
-    Returns:
-        What was compared.
-
-    Raises:
-        ValueError: the numbers or the weights are others, or nothing can be compared.
-    """
-    with Store.open(url, "a") as store, TemporaryDirectory() as aside:
-        info = _entry(store, prefix)
-        config, backbones, items = _experiment(store, info, checkpoint, config_file, overrides)
-        of = settings(config.backbone, config.pixels, config.training.precision)
-        descriptions = [(backbone, describe(backbone, of).get(info.cut)) for backbone in backbones]
-        fitting = [(b, d) for b, d in descriptions if d is not None and _has_weights(info, b, d)]
-        if not fitting:
-            raise ValueError(
-                f"--adopt: {info.fingerprint[:12]} is of other weights than these; there is "
-                "nothing to adopt, compute its activations with `python extract/run.py`"
-            )
-        backbone, now = fitting[0]
-        if _is_found_as(info, now):
-            return f"{info.fingerprint[:12]} is true already"
-        found = []
-        for dtype, direction, kind in _groups(store, info):
-            old = Cached(store, info.cut, info.fingerprint, dtype)
-            spans = list(sample(_stored_spans(old, items, config, direction, kind), ADOPTED_SPANS))
-            group = f"{dtype}, {direction}, {kind} spans"
-            if not spans:
-                raise ValueError(
-                    f"--adopt: none of the {group} of {info.fingerprint[:12]} is one of the "
-                    "experiment's and has its video here, so nothing can be compared"
-                )
-            cache = replace(config.cache, dtype=dtype)
-            with Store.open(Path(aside) / group, "a") as empty:
-                new = Activations(
-                    empty, backbone, config.pixels, config.training.precision, cache, "adopted"
-                )
-                found.append(compare(group, old, new, spans))
-                new.close()
-        lines = "\n  ".join(map(str, found))
-        if not all(each.holds for each in found):
-            raise ValueError(
-                f"--adopt: {info.fingerprint[:12]} has other numbers than the present code gives; "
-                f"it is not adopted:\n  {lines}"
-            )
-        adopt(store, info, fingerprint(now))
-        return f"{info.fingerprint[:12]} is read again, as {fingerprint(now)[:12]}:\n  {lines}"
-
-
-def _entry(store: Store, prefix: str) -> FingerprintInfo:
-    found = [info for name, info in store.fingerprints.items() if name.startswith(prefix)]
-    if len(found) != 1 or "imported" in found[0].about:
-        raise ValueError(
-            f"--adopt: {len(found)} fingerprints in {store.url} begin with {prefix!r}; give that "
-            "of one entry, as the table shows it (imported features are never outdated)"
-        )
-    return found[0]
-
-
-def _experiment(
-    store: Store,
-    info: FingerprintInfo,
-    checkpoint: str | None,
-    config_file: str | None,
-    overrides: Sequence[str],
-) -> tuple[Experiment, list[AnyBackbone], list[VideoItem]]:
-    """Return the experiment of an entry, its backbones and its videos."""
-    for origin in info.checkpoint.split("\n"):
-        if checkpoint is None and config_file is None and origin.endswith((".yaml", ".yml")):
-            config_file = origin
-        elif checkpoint is None and is_checkpoint(origin, Experiment):
-            checkpoint = origin
-    if checkpoint is None and config_file is None:
-        raise ValueError(f"--adopt: {info.checkpoint} is not here; give --checkpoint or --config")
-    sources = read_sources([checkpoint] if checkpoint else [], config_file, overrides)
-    config = merge_configs(config_file, sources, overrides)
-    accelerator = inference_accelerator(config, cached=True)
-    annotations = load_annotations(config.data)
-    detector = build_detector(config, target_classes(config.data, annotations), sources)
-    data = config.data
-    subsets = {data.train_subset, data.validation_subset or data.test_subset, data.test_subset}
-    loaded = load_subsets(
-        data, annotations, sorted(subsets), accelerator, store, sampling_fps=config.sampling.fps
-    )
-    streams = detector.to(accelerator.device).eval().streams
-    backbones: list[AnyBackbone] = [stream.backbone for stream in streams]
-    return config, backbones, [item for items in loaded for item in items]
-
-
-def _groups(store: Store, info: FingerprintInfo) -> list[tuple[Dtype, Direction, SpanKind]]:
-    """Return as what kinds of numbers and spans an entry is stored."""
-    found = {
-        (summary.dtype, summary.direction, summary.span)
-        for summary in store.summaries()
-        if summary.fingerprint == info.fingerprint and summary.spans
-    }
-    return cast(list[tuple[Dtype, Direction, SpanKind]], sorted(found))
-
-
-def _stored_spans(
-    old: Cached,
-    items: Sequence[VideoItem],
-    config: Experiment,
-    direction: Direction,
-    kind: SpanKind,
-) -> list[Span]:
-    """Return the experiment's spans that an entry has and whose videos are here."""
-    sampling = config.sampling
-    spans = training_spans(items, sampling, direction, kind)
-    for overlap in {sampling.test_overlap, sampling.validation_overlap}:
-        spans += evaluation_spans(items, overlap, sampling, direction, kind)
-    return [span for span in spans if span.path.exists() and old.contains(span)]
 
 
 def _table(store: Store, verdicts: dict[str, Verdict]) -> str:

@@ -5,6 +5,8 @@
     STORE/parts/PART/j000001.bin    journal: what one flush wrote, and its index
     STORE/parts/PART/a000001/       a zarr array, compacted from the journal
     STORE/parts/PART/a000001.idx    its index; written last, which commits it
+    STORE/videos/…                  a description of each video: name, size, frame times
+    STORE/fingerprints/…            a description of each fingerprint
     STORE/users/*.json              leases of the processes that read and write now
 
 A part belongs to one writer, and a file never changes once it is there, so nobody waits for
@@ -16,27 +18,31 @@ import os
 import re
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
 
 from cache.address import DTYPES, Address, FingerprintInfo, VideoInfo
-from cache.errors import Damaged, Missing, StoreError
+from cache.errors import Damaged, Missing, StoreError, StoreUnreachable
 from cache.format.arrays import FileGone, RowRequest
-from cache.format.compaction import unpack_payload
+from cache.format.compaction import fetch_payloads, unpack_payload
+from cache.format.descriptions import Descriptions
 from cache.format.index import PARTS, Index, LoadedTable, Summary, refresh_index, summarise_index
-from cache.format.records import Entry, Group, Metadata
+from cache.format.records import Entry, Group
+from cache.format.shared import ReceivedIndex, SharedIndex, is_spawning
 from cache.format.writer import Writer
-from cache.storage.base import Files, Range, read_whole
+from cache.storage.base import Files, read_whole
 from cache.storage.codec import Bytes, as_bytes
 from cache.storage.leases import USERS, Lease
 from cache.storage.open import open_files
 
-__all__ = ["Damaged", "Missing", "Store", "StoreError"]
+__all__ = ["Damaged", "Missing", "Store", "StoreError", "StoreUnreachable"]
 
 MARKER = "palindrome.json"
-FORMAT = b'{"format": "palindrome activations", "version": 1}\n'
+FORMAT = b'{"format": "palindrome activations", "version": 2}\n'
+FORMAT_1 = FORMAT.replace(b"2", b"1")  # read, too; it becomes version 2 when it is written to
 NEWER_FORMAT = re.compile(rb'{"format": "palindrome activations", "version": \d+.*}\n', re.DOTALL)
 
 Mode = Literal["r", "a", "inspect"]
@@ -52,22 +58,30 @@ class _RowCopy(NamedTuple):
 
 
 class Store:
-    """Activations by address. Cheap to send to another process, which opens the store again."""
+    """Activations by address.
 
-    videos: dict[str, VideoInfo]
-    fingerprints: dict[str, FingerprintInfo]
+    Cheap to send to another process: one that is being spawned, such as a loader's worker, shares
+    the index; any other opens the store again.
+    """
 
-    def __init__(self, url: str | Path, mode: Mode = "r") -> None:
-        """See `open`."""
+    def __init__(
+        self, url: str | Path, mode: Mode = "r", received: ReceivedIndex | None = None
+    ) -> None:
+        """See `open`; `received` is the index of the process that this one is a child of."""
         self.url, self.mode = str(url), mode
         self.files: Files = open_files(url)
-        self._check_marker()
+        self._format = FORMAT
+        if received is None:
+            self._check_marker()
         self._lease: Lease | None = None
         self._warned = False
         # Before the index is read, so that nothing in it is pruned from then on.
         self._take_lease()
-        self._index = Index.empty()
-        self.refresh()
+        self._index = Index.empty() if received is None else received.load(self.files)
+        self._descriptions = Descriptions(self.files, self._index.embedded())
+        self._shared: SharedIndex | None = None
+        if received is None:
+            self.refresh()
 
     @classmethod
     def open(cls, url: str | Path, mode: Mode = "r") -> "Store":
@@ -84,8 +98,14 @@ class Store:
         """
         return cls(url, mode)
 
-    def __reduce__(self) -> tuple[type["Store"], tuple[str, Mode]]:
-        return Store, (self.url, self.mode)
+    def __reduce__(self) -> tuple[type["Store"], tuple[str, Mode, SharedIndex | None]]:
+        if not is_spawning():
+            return Store, (self.url, self.mode, None)
+        if self._shared is None or self._shared.index is not self._index:
+            self._shared = None
+            with suppress(OSError):  # no room for it: they open the store again
+                self._shared = SharedIndex(self._index, self.files)
+        return Store, (self.url, self.mode, self._shared)
 
     def __enter__(self) -> "Store":
         return self
@@ -125,17 +145,32 @@ class Store:
     def refresh(self) -> None:
         """Read what other processes have flushed and pruned since the last time."""
         self._index = refresh_index(self._index, self.files)
-        self.videos, self.fingerprints = self._index.videos, self._index.fingerprints
+        self._descriptions = Descriptions(self.files, self._index.embedded(), self._descriptions)
+
+    @property
+    def videos(self) -> dict[str, VideoInfo]:
+        """The videos that the store knows, by digest."""
+        return self._descriptions.videos
 
     @property
     def videos_by_name(self) -> dict[str, VideoInfo]:
         """The videos by every name that they had; a name stands for the last that had it."""
-        return self._index.videos_by_name
+        return self._descriptions.videos_by_name
+
+    @property
+    def fingerprints(self) -> dict[str, FingerprintInfo]:
+        """The fingerprints that the store knows, the last described at the end."""
+        return self._descriptions.fingerprints
 
     @property
     def index(self) -> Index:
         """The index as it was last read; for `cache.upkeep`."""
         return self._index
+
+    @property
+    def descriptions(self) -> Descriptions:
+        """The descriptions as they were last read; for `cache.upkeep`."""
+        return self._descriptions
 
     @property
     def lease(self) -> Lease | None:
@@ -151,15 +186,17 @@ class Store:
         """Return what is stored, by fingerprint, dtype, direction and kind of span."""
         return summarise_index(self._index)
 
-    def metadata_of(self, subject: str) -> list[Metadata]:
-        """Return the descriptions of a video's digest or of a fingerprint, with their times."""
-        return self._index.metadata.get(subject, [])
-
     def writer(self, **options: Any) -> Writer:
         """Return a new writer with a part of its own; `options` are those of `Writer`."""
         if self.mode != "a":
             raise StoreError(f'{self.url} is open for reading; open it with mode "a" to write')
-        return Writer(self.files, lambda: self._index, **options)
+        if self._format != FORMAT:
+            self.files.write(MARKER, [FORMAT])  # before there is a file that version 1 cannot read
+            self._format = FORMAT
+        writer = Writer(self.files, lambda: self._index, lambda: self._descriptions, **options)
+        # Listed again from now on: what is there then stays while the writer lives.
+        self._descriptions = Descriptions(self.files, self._index.embedded(), self._descriptions)
+        return writer
 
     def _check_marker(self) -> None:
         found = read_whole(self.files, MARKER, None)
@@ -176,7 +213,8 @@ class Store:
                 "`python extract/run.py --config CONFIG --checkpoint CHECKPOINT "
                 f"--cache {self.url}`"
             )
-        if found.tobytes() == FORMAT:
+        self._format = found.tobytes()
+        if self._format in (FORMAT, FORMAT_1):
             return
         if NEWER_FORMAT.fullmatch(found.tobytes()):
             raise StoreError(
@@ -220,7 +258,8 @@ class Store:
             except Exception as error:
                 self._warn_without_lease(error)
             # Another process may have pruned it before it could see the lease.
-            self.refresh()
+            with suppress(StoreUnreachable):  # what is known of the index still answers
+                self.refresh()
 
     def _warn_without_lease(self, error: Exception) -> None:
         """Print, the first time, that a lease cannot be written and what that means."""
@@ -293,17 +332,12 @@ def _fetch_rows(files: Files, index: Index, table: LoadedTable, copies: Sequence
             [RowRequest(c.entry.place + c.low, c.entry.place + c.high, c.out) for c in copies]
         )
         return
-    copies = sorted(copies, key=lambda copy: copy.entry.place)
-    while copies:
-        count = _count_within([copy.entry.size for copy in copies], files.batch_bytes)
-        batch, copies = copies[:count], copies[count:]
-        ranges: list[Range] = [
-            (table.file, copy.entry.place, copy.entry.place + copy.entry.size) for copy in batch
-        ]
-        for copy, data in zip(batch, files.read(ranges), strict=True):
-            if data is None:
-                raise FileGone(table.file)
-            _copy_rows(data, copy, index.groups[copy.entry.group], table.file)
+    by_place = sorted(copies, key=lambda copy: copy.entry.place)
+    numbered = [(table.file, copy.entry) for copy in by_place]
+    for copy, (_, data) in zip(by_place, fetch_payloads(files, numbered), strict=True):
+        if data is None:
+            raise FileGone(table.file)
+        _copy_rows(data, copy, index.groups[copy.entry.group], table.file)
 
 
 def _copy_rows(data: Bytes, copy: _RowCopy, group: Group, file: str) -> None:
@@ -317,16 +351,6 @@ def _copy_rows(data: Bytes, copy: _RowCopy, group: Group, file: str) -> None:
     copy.out[:] = rows[copy.low * group.row_bytes : copy.high * group.row_bytes]
 
 
-def _count_within(sizes: Sequence[int], limit: int) -> int:
-    """Return how many of the first sizes add up to no more than a limit, at least one."""
-    total = 0
-    for count, size in enumerate(sizes):
-        total += size
-        if count and total > limit:
-            return count
-    return len(sizes)
-
-
 def open_cache(url: str) -> Store:
     """Return a store that can be written, made if need be.
 
@@ -335,6 +359,8 @@ def open_cache(url: str) -> Store:
     """
     try:
         return Store.open(url, "a")
+    except StoreUnreachable:
+        raise
     except OSError as error:
         raise ValueError(
             f"--cache: cannot keep activations in {url}: {error.strerror or error}; choose a "

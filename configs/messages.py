@@ -1,9 +1,14 @@
 """Texts for users: errors as one line, truncated lists, aligned tables."""
 
+import re
 from collections.abc import Sequence
 
 EXPECTED = (ValueError, FloatingPointError, MemoryError, OSError)
 """Errors whose text is meant for the user; anything else is a bug and keeps its traceback."""
+
+
+_ESCAPES = re.compile(r"\x1b(?:\[[0-9;?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\^_])")
+"""Colours, titles and other orders to a terminal (ECMA-48), which libraries put into messages."""
 
 
 def format_error(error: BaseException) -> str:
@@ -11,7 +16,27 @@ def format_error(error: BaseException) -> str:
     text = str(error)
     if text.startswith("Caught ") and "Traceback" in text:
         text = text.rstrip().splitlines()[-1].split(": ", 1)[-1]
-    return f"error: {text}"
+    return f"error: {without_escapes(text)}"
+
+
+def without_escapes(text: str) -> str:
+    """Return a text without orders to a terminal."""
+    return _ESCAPES.sub("", text)
+
+
+def plain_line(text: str, limit: int = 160) -> str:
+    """Return another program's text as one line, without orders to a terminal.
+
+    Args:
+        limit: characters; a longer text is cut behind a word and ends with an ellipsis.
+    """
+    words = "".join(c if c.isprintable() else " " for c in without_escapes(text)).split()
+    line = " ".join(words)
+    if len(line) <= limit:
+        return line
+    cut = line[: limit - 1]
+    whole = cut.rpartition(" ")[0]
+    return f"{whole} …" if whole else f"{cut}…"
 
 
 MAX_LINES = 20

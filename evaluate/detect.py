@@ -5,10 +5,11 @@
 
 Videos are files, folders, or patterns in quotes. Prints a table for each; --json writes
 ActivityNet's layout, --csv a table, --srt and --vtt a subtitle file for each video, --page an HTML
-file with timelines; --label_studio, --elan and --via files for people who correct what was found in
-these annotation tools. Dotted overrides change settings of the checkpoint, written with an equals
-sign (--evaluation.batch_size=2). Videos that cannot be read are listed at the end, and the exit
-status is then 1.
+file with timelines, --clips each segment as a video of its own (without sound); --label_studio,
+--elan and --via files for people who correct what was found in these annotation tools. Dotted
+overrides change settings of the checkpoint, written with an equals sign
+(--evaluation.batch_size=2). Videos that cannot be read are listed at the end, and the exit status
+is then 1.
 """
 
 import argparse
@@ -29,6 +30,7 @@ from configs.atomic import write_text
 from configs.messages import format_error
 from evaluate.annotations import Annotations, Detection, Segment, read_annotations, with_duration
 from evaluate.files.annotation_tools import MediaFile, ToolFiles
+from evaluate.files.clip_names import clip_names
 from evaluate.files.predictions import write_predictions
 from evaluate.files.subtitles import (
     format_clock,
@@ -38,22 +40,26 @@ from evaluate.files.subtitles import (
     format_vtt,
 )
 from evaluate.files.timeline import (
+    TRUTH,
     PageVideo,
     check_embeddable,
     embed_video,
     link_video,
     render_page,
 )
-from extract.video.files import VIDEO_SUFFIXES
+from extract.transcoding.cut import cut_segment
+from extract.video.files import files_by_name
+from extract.video.index import VideoIndex
 from extract.video.probe import probe
-from extract.video.reader import VideoError
+from extract.video.reader import VideoError, VideoReader
 from train.data.frame_rates import describe_unlike_rates
 from train.data.videos import VideoItem, frame_times, make_item
 from train.detector.model import Detector, VideoResult
+from train.detector.postprocess import describe_nothing_found
 from train.detector.sources import read_source, resolve_config
 from train.errors import translate_oom
 
-TRUTH = "ground truth"
+SAVE_EVERY_S = 60.0  # a decoder that hangs or crashes later ends this process
 
 
 @dataclass(frozen=True)
@@ -62,7 +68,7 @@ class Outputs:
 
     Args:
         embed: put the videos into the page, too.
-        tools: files of annotation tools.
+        tools: files of annotation tools; `clips`: folder of the segments as videos.
     """
 
     json: Path | None
@@ -72,6 +78,7 @@ class Outputs:
     page: Path | None
     embed: bool
     tools: ToolFiles
+    clips: Path | None = None
 
 
 def main() -> None:
@@ -95,6 +102,7 @@ def main() -> None:
     )
     parser.add_argument("--elan", type=Path, metavar="FOLDER", help="an .eaf file for each video")
     parser.add_argument("--via", type=Path, metavar="FILE", help="a project of VIA 3")
+    parser.add_argument("--clips", type=Path, metavar="FOLDER", help="segments cut out, as mp4")
     parser.add_argument("--page", type=Path, metavar="FILE", help="HTML: videos with timelines")
     parser.add_argument("--embed", action="store_true", help="put the videos into the page, too")
     parser.add_argument("--annotations", type=Path, help="ground truth for the page")
@@ -109,7 +117,7 @@ def main() -> None:
         parser.error("--workers must not be negative")
     if (args.embed or args.annotations) and not args.page:
         parser.error("--embed and --annotations go with --page")
-    bad = detect(
+    bad, uncut = detect(
         args.videos,
         args.checkpoint,
         args.config,
@@ -117,6 +125,7 @@ def main() -> None:
         Outputs(
             *(args.json, args.csv, args.srt, args.vtt, args.page, args.embed),
             ToolFiles(args.label_studio, args.elan, args.via),
+            args.clips,
         ),
         annotation_file=args.annotations,
         threshold=args.threshold,
@@ -124,9 +133,13 @@ def main() -> None:
         workers=args.workers,
         cpu=args.cpu,
     )
+    told = []
     if bad:
-        lines = "\n  ".join(bad.values())
-        sys.exit(f"error: {len(bad)} of the videos could not be read:\n  {lines}")
+        told.append("\n  ".join([f"{len(bad)} of the videos could not be read:", *bad.values()]))
+    if uncut:
+        told.append("\n  ".join([f"{len(uncut)} of the segments could not be cut out:", *uncut]))
+    if told:
+        sys.exit("\n".join(f"error: {each}" for each in told))
 
 
 def detect(
@@ -141,8 +154,12 @@ def detect(
     top: int | None,
     workers: int,
     cpu: bool,
-) -> dict[str, str]:
-    """Detect in all videos and write the requested files; return why some could not be read."""
+) -> tuple[dict[str, str], list[str]]:
+    """Detect in all videos and write the requested files.
+
+    Returns:
+        Why videos could not be read, by name, and why segments could not be cut out.
+    """
     paths = video_paths(videos)
     annotations = read_truth(annotation_file, paths) if annotation_file else None
     saved = read_source(checkpoint, config_file, overrides)
@@ -152,7 +169,7 @@ def detect(
     detector = detector.to(accelerator.device)
     for file in filter(None, (outputs.json, outputs.csv, outputs.page)):
         file.parent.mkdir(parents=True, exist_ok=True)  # now, not after hours of detection
-    for folder in filter(None, (outputs.srt, outputs.vtt)):
+    for folder in filter(None, (outputs.srt, outputs.vtt, outputs.clips)):
         folder.mkdir(parents=True, exist_ok=True)
     outputs.tools.make_folders()
     items, bad = probe_files(paths, detector.config.sampling.fps)
@@ -162,25 +179,35 @@ def detect(
     for item in items if outputs.embed else ():
         check_embeddable(item.path)
     found: dict[str, list[Detection]] = {}
+    uncut: list[str] = []
     pages: list[PageVideo] = []
     limit = config.evaluation.nms.max_segments
-    seconds, began = 0.0, time.monotonic()
+    title = f"Found by {checkpoint}, which reads {' and '.join(config.directions)}"
+    seconds, best, began = 0.0, 0.0, time.monotonic()
+    written_at = began
     try:
         total = sum(len(detector.windows(item)) for item in items)
         with tqdm(total=total, unit="window", leave=False, smoothing=0.05) as bar:
             for item in items:
                 bar.set_description(item.path.name)
                 since = time.monotonic()
+                source = ""
                 try:
                     with accelerator.autocast(), translate_oom("lower evaluation.batch_size"):
                         examined = detect_with_scores(
                             detector, item, bool(outputs.page), workers, bar
                         )
-                except VideoError as error:
-                    bad[item.name] = format_error(error).removeprefix("error: ")
+                    if outputs.page and outputs.embed:
+                        source = embed_video(item.path)
+                    elif outputs.page:
+                        source = link_video(item.path, outputs.page)
+                except (VideoError, OSError) as error:
+                    bad[item.name] = describe_failure(item.path, error)
                     continue
                 took, seconds = time.monotonic() - since, seconds + item.duration_s
-                kept = select_detections(examined.detections[detector.main_output], threshold, top)
+                every = examined.detections[detector.main_output]
+                best = max([best, *(detection.score for detection in every[:1])])
+                kept = select_detections(every, threshold, top)
                 found[item.name] = kept
                 bar.write(describe_found(item, kept, took), file=sys.stdout)
                 if len(kept) == limit:
@@ -190,23 +217,26 @@ def detect(
                         file=sys.stdout,
                     )
                 write_subtitles(outputs, item.name, kept)
+                if outputs.clips:
+                    uncut += write_clips(outputs.clips, item, kept)
                 if outputs.page:
                     segments = truth.get(item.name)
-                    source = (
-                        embed_video(item.path)
-                        if outputs.embed
-                        else link_video(item.path, outputs.page)
-                    )
                     pages.append(build_page_video(item, examined, detector, segments, top, source))
+                if time.monotonic() - written_at > SAVE_EVERY_S:
+                    write_files(outputs, found, pages, detector.classes, title, threshold)
+                    written_at = time.monotonic()
     finally:  # after an interrupt, too: keep what was found
-        title = f"Found by {checkpoint}, which reads {' and '.join(config.directions)}"
         write_files(outputs, found, pages, detector.classes, title, threshold)
         outputs.tools.write(found, {item.name: MediaFile(item.path, item.fps) for item in items})
     if found:
         took = time.monotonic() - began
         rate = f"{seconds / took:.1f} × real time"
         print(f"{len(found)} videos, {format_clock(seconds, 0)} in {took:.1f} s: {rate}")
-    return bad
+        if not best:
+            print(f"warning: {describe_nothing_found(len(found), config.evaluation.min_score)}")
+        elif not any(found.values()):
+            print(f"no segment reaches --threshold {threshold:g}; the best score is {best:.3g}")
+    return bad, uncut
 
 
 def video_paths(given: Sequence[str]) -> list[Path]:
@@ -219,7 +249,7 @@ def video_paths(given: Sequence[str]) -> list[Path]:
     for name in given:
         path = Path(name)
         if path.is_dir():
-            inside = [p for p in sorted(path.iterdir()) if p.suffix.lower() in VIDEO_SUFFIXES]
+            inside = [file for files in files_by_name(path).values() for file in files]
             if not inside:
                 raise ValueError(f"{path}: no video is in this folder")
             paths |= dict.fromkeys(inside)
@@ -277,6 +307,8 @@ def probe_files(
     """
     items, bad = [], {}
     for path, answer in zip(paths, probe(paths), strict=True):
+        if isinstance(answer, VideoIndex) and answer.repaired:
+            print(f"note: {path}: {answer.describe_repair()}")
         try:
             items.append(make_item(path, answer, sampling_fps))
         except VideoError as error:
@@ -294,6 +326,12 @@ def detect_with_scores(
         if "DataLoader worker" not in str(error):
             raise
         raise VideoError(f"{item.path}: cannot be decoded: its decoder hangs or crashes") from error
+
+
+def describe_failure(path: Path, error: Exception) -> str:
+    """Return why nothing was found out about a video, in one line that names it."""
+    cause = format_error(error).removeprefix("error: ")
+    return cause if str(path) in cause else f"{path}: {cause}"
 
 
 def select_detections(
@@ -330,7 +368,7 @@ def build_page_video(
         duration_s=item.duration_s,
         fps=item.frames / item.duration_s,
         lanes=lanes,
-        curves_of=detector.main_output,
+        main=detector.main_output,
         curves=examined.curves.scores,
         times_s=examined.curves.times_s,
     )
@@ -341,6 +379,21 @@ def write_subtitles(outputs: Outputs, name: str, kept: Sequence[Detection]) -> N
         write_text(outputs.srt / f"{name}.srt", format_srt(kept))
     if outputs.vtt:
         write_text(outputs.vtt / f"{name}.vtt", format_vtt(kept))
+
+
+def write_clips(folder: Path, item: VideoItem, kept: Sequence[Detection]) -> list[str]:
+    """Cut the segments out; return why some could not be."""
+    problems = []
+    try:
+        reader = VideoReader(item.path)
+    except VideoError as error:  # it is no longer what it was
+        return [str(error)]
+    for segment, name in zip(kept, clip_names(item.name, kept), strict=True):
+        try:
+            cut_segment(reader, segment.start_s, segment.end_s, folder / name)
+        except (OSError, ValueError) as error:
+            problems.append(format_error(error).removeprefix("error: "))
+    return problems
 
 
 def write_files(

@@ -110,6 +110,8 @@ class Matches(NamedTuple):
     scores: of the predictions, [P].
     pairs: of both, as far as they overlap.
     taken: the row of the truth that a prediction takes, -1 for none, [T, P].
+    truth_order, ranked_order: the place of each row among all truths and all predictions, as
+        they were given, video by video.
     """
 
     labels: list[str]
@@ -118,6 +120,8 @@ class Matches(NamedTuple):
     scores: Floats
     pairs: Pairs
     taken: Integers
+    truth_order: Integers
+    ranked_order: Integers
 
     @property
     def found(self) -> Booleans:
@@ -148,11 +152,11 @@ def match_predictions(
     names = dict.fromkeys([*ground_truth, *predictions])
     videos = {name: index for index, name in enumerate(names)}
     classes = {label: index for index, label in enumerate(labels)}
-    truths = _truths(ground_truth, videos, classes)
-    ranked, scores = _ranked(predictions, videos, classes)
+    truths, truth_order = _truths(ground_truth, videos, classes)
+    ranked, scores, ranked_order = _ranked(predictions, videos, classes)
     pairs = find_overlaps(ranked, truths, min(tious))
     taken = np.stack([_assign_truths(pairs, tiou, len(ranked.start)) for tiou in tious])
-    return Matches(labels, truths, ranked, scores, pairs, taken)
+    return Matches(labels, truths, ranked, scores, pairs, taken, truth_order, ranked_order)
 
 
 def _video_column(
@@ -166,8 +170,8 @@ def _truths(
     ground_truth: Mapping[str, Sequence[Segment]],
     videos: dict[str, int],
     classes: dict[str, int],
-) -> MatchTable:
-    """Return the truths, sorted by group; within a group the later one first."""
+) -> tuple[MatchTable, Integers]:
+    """Return the truths, sorted by group, within a group the later one first, and their order."""
     flat = [segment for segments in ground_truth.values() for segment in segments]
     video = _video_column(ground_truth, videos)
     names, *columns = zip(*flat, strict=True)
@@ -175,19 +179,23 @@ def _truths(
     label = np.array([classes[name] for name in names], np.intp)
     group = video * len(classes) + label
     order = np.lexsort((-np.arange(len(flat)), group))
-    return MatchTable(label[order], video[order], group[order], start[order], end[order])
+    table = MatchTable(label[order], video[order], group[order], start[order], end[order])
+    return table, order
 
 
 def _ranked(
     predictions: Mapping[str, Sequence[Detection]],
     videos: dict[str, int],
     classes: dict[str, int],
-) -> tuple[MatchTable, Floats]:
-    """Return predictions of classes in the truth, by class, best score first, and their scores."""
+) -> tuple[MatchTable, Floats, Integers]:
+    """Return predictions of classes in the truth, by class, best score first.
+
+    Behind them their scores and their order.
+    """
     flat = [detection for detections in predictions.values() for detection in detections]
     if not flat:
         empty = np.zeros(0, np.intp)
-        return MatchTable(empty, empty, empty, np.zeros(0), np.zeros(0)), np.zeros(0)
+        return MatchTable(empty, empty, empty, np.zeros(0), np.zeros(0)), np.zeros(0), empty
     video = _video_column(predictions, videos)
     names, *columns = zip(*flat, strict=True)
     start, end, score = _finite(columns, "the predictions")
@@ -196,7 +204,7 @@ def _ranked(
     order = order[np.searchsorted(label[order], 0) :]
     group = video * len(classes) + label
     ranked = MatchTable(label[order], video[order], group[order], start[order], end[order])
-    return ranked, score[order]
+    return ranked, score[order], order
 
 
 def _finite(columns: Sequence[Sequence[float]], what: str) -> list[Floats]:

@@ -4,12 +4,14 @@
     python evaluate/run.py --checkpoint FILE --cache URL
     python evaluate/run.py --predictions FILE --annotations FILE --subset test --tious 0.5 0.75
     python evaluate/run.py --predictions FORWARD.json REVERSED.json …     # both together
+    python evaluate/run.py --predictions FILE --config FILE --page mistakes.html
 
 A checkpoint brings its config; --config is laid over it (an OpenTAD checkpoint needs one), and
 dotted overrides change single settings. With --predictions, --config supplies blocked videos, class
 list and tIoUs; several files are joined and suppressed anew. Prints a table; writes report.html,
 with its figures and, as report.json, its tables, metrics.json and predictions.json into --out, for
-a detector of two streams each stream's, too. --label_studio, --elan and --via write what was found
+a detector of two streams each stream's, too. --page is an HTML file with each video's timeline,
+its truth, its mistakes and what is missed. --label_studio, --elan and --via write what was found
 with at least the score --threshold as files of these annotation tools, for people who correct it.
 """
 
@@ -26,10 +28,12 @@ from evaluate.files.predictions import write_predictions
 from evaluate.metrics.scored import ScoredDetections
 from evaluate.reports.figures import scores_table
 from evaluate.reports.launches import FINISHED, new_launch
+from evaluate.reports.mistakes_page import VideoFile, write_mistakes_page
 from evaluate.reports.page import REPORT
 from evaluate.reports.scores import write_results, write_scores_report, write_unscored
 from evaluate.reports.sections import evaluation_sections
 from evaluate.reports.training import update_training_report
+from extract.video.files import files_by_name
 from train.data.videos import format_skipped
 from train.detector.evaluation import Evaluation, evaluate_checkpoint
 from train.detector.prediction_files import THUMOS_TIOUS, LoadedPredictions, load_predictions
@@ -48,6 +52,10 @@ def main() -> None:
     parser.add_argument("--subset", help="which videos; default: the config's test subset")
     parser.add_argument("--tious", type=float, nargs="+", help="tIoU thresholds")
     parser.add_argument("--out", type=Path, help="folder of results; default: beside the input")
+    parser.add_argument("--page", type=Path, metavar="FILE", help="HTML: timelines with mistakes")
+    parser.add_argument(
+        "--videos", type=Path, help="the page's videos; default: the config's, or none"
+    )
     parser.add_argument("--cache", help="store of activations to read from and to add to")
     parser.add_argument(
         "--label_studio", type=Path, metavar="FILE", help="tasks with predictions, for import"
@@ -69,6 +77,12 @@ def main() -> None:
         parser.error(f"without --config there is nothing to set: {' '.join(overrides)}")
     if args.cache and not args.checkpoint:
         parser.error("--cache goes with --checkpoint")
+    if args.videos and not (args.page and args.predictions):
+        parser.error("--videos goes with --page and --predictions")
+    if args.videos and not args.videos.is_dir():
+        parser.error(f"--videos: there is no folder {args.videos}")
+    if args.page:
+        args.page.parent.mkdir(parents=True, exist_ok=True)  # now, not after hours of detection
     overrides = with_cache(overrides, args.cache)
     if args.annotations:
         overrides.append(f"--data.annotations={args.annotations}")
@@ -80,9 +94,11 @@ def main() -> None:
         inputs = args.checkpoint, args.config, overrides, args.subset, args.cache, args.out
         evaluation = evaluate_checkpoint(*inputs)
         if evaluation is not None:
+            report_checkpoint(args.checkpoint, evaluation)
             items = {item.name: MediaFile(item.path, item.fps) for item in evaluation.items}
             tools.write(with_score(evaluation.detections, args.threshold), items)
-            report_checkpoint(args.checkpoint, evaluation)
+            if args.page:
+                write_evaluation_page(args.page, args.checkpoint, evaluation)
         return
     given = args.annotations, args.subset, args.tious or THUMOS_TIOUS
     loaded = load_predictions(args.predictions, args.config, overrides, *given)
@@ -91,6 +107,8 @@ def main() -> None:
     }
     tools.write(with_score(loaded.detections, args.threshold), media)
     report_files(args.predictions, loaded, args.out)
+    if args.page:
+        write_predictions_page(args.page, args.predictions, loaded, args.videos)
 
 
 def with_score(
@@ -112,6 +130,7 @@ def report_files(paths: Sequence[Path], loaded: LoadedPredictions, out: Path | N
     title = f"{' + '.join(map(str, paths))} on '{loaded.subset}'"
     write_scores_report(out, title, scored, evaluation_sections(out, launch))
     print(f"report: {out / REPORT}")
+    loaded.check_found()
 
 
 def report_checkpoint(checkpoint: Path, evaluation: Evaluation) -> None:
@@ -125,6 +144,7 @@ def report_checkpoint(checkpoint: Path, evaluation: Evaluation) -> None:
     if not evaluation.has_truth:
         write_unscored(out, evaluation.detections)
         print(f"no annotations to score against; detections in {out / 'predictions.json'}")
+        evaluation.check_found()
         return
     with evaluation.watch.stage("scoring"):
         scored = evaluation.score()
@@ -135,6 +155,41 @@ def report_checkpoint(checkpoint: Path, evaluation: Evaluation) -> None:
     print(f"report: {out / REPORT}")
     if problem := update_training_report(checkpoint.parent, out):
         print(f"warning: {problem}")
+    evaluation.check_found()
+
+
+def write_evaluation_page(page: Path, checkpoint: Path, evaluation: Evaluation) -> None:
+    """Write the page of what a checkpoint detected."""
+    items = [item for item in evaluation.items if item.name in evaluation.detections]
+    files = {
+        # The file of a video whose activations are cached may be gone.
+        item.name: VideoFile(item.path if item.path.exists() else None, item.duration_s, item.fps)
+        for item in items
+    }
+    title = f"Found by {checkpoint}"
+    write_mistakes_page(page, title, evaluation.truth(), evaluation.detections, files)
+    print(f"page: {page}")
+
+
+def write_predictions_page(
+    page: Path, paths: Sequence[Path], loaded: LoadedPredictions, folder: Path | None
+) -> None:
+    """Write the page of predictions files.
+
+    Args:
+        folder: of the videos; default: the config's, if it is there.
+    """
+    folder = folder or loaded.folder
+    paths_by_name = files_by_name(folder) if folder and folder.is_dir() else {}
+    files = {
+        video.name: VideoFile(
+            next(iter(paths_by_name.get(video.name, ())), None), video.duration_s, video.fps
+        )
+        for video in loaded.videos
+    }
+    title = f"{' + '.join(map(str, paths))} on '{loaded.subset}'"
+    write_mistakes_page(page, title, loaded.truth, loaded.detections, files)
+    print(f"page: {page}")
 
 
 def write_and_print(out: Path, scored: ScoredDetections) -> None:

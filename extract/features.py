@@ -11,10 +11,8 @@ in the cache already are kept. They cannot be used for end-to-end training, whic
 import argparse
 import hashlib
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -30,24 +28,11 @@ from evaluate.annotations import Video, read_annotations
 from extract.activations.stored import Cached
 from extract.backbone.imported import about, imported_name
 from extract.feature_files import SUFFIXES, read_array
+from extract.feature_folder import FeatureFolder, FeatureSource, Layout, survey_features
 from extract.identity.digest import video_digest
 from extract.sampling.spans import Span, whole_video_window
 from extract.sampling.units import CLIP_FRAMES, TUBELET
 from extract.sampling.windows import SamplingConfig
-
-Layout = Literal["tc", "ct"]
-UNEQUAL = 2
-"""Rows by which the files of one video may differ: networks end at slightly different frames."""
-
-
-@dataclass(frozen=True)
-class FeatureSource:
-    """The feature files of one video, one from every folder, and the video's frame rate."""
-
-    name: str
-    files: tuple[Path, ...]
-    fps: float
-    frames: int | None
 
 
 @dataclass(frozen=True)
@@ -101,129 +86,112 @@ def import_features(request: ImportRequest) -> None:
     videos: dict[str, Video] = {}
     if request.annotations:
         videos = read_annotations(request.annotations, info_csv=request.info_csv).videos
-    sources = find_sources(request.features, videos, request.fps)
-    layout, width = request.layout or infer_layout(sources, request.key), 0
-    problems: list[str] = []
-    with open_cache(request.cache) as store, store.writer() as writer:
-        for source in tqdm(sources, desc="features", unit="video"):
-            try:
-                arrays = [read_array(path, request.key) for path in source.files]
-                rows = join_rows(source, arrays, layout)
-                if width and rows.shape[1] != width:
-                    raise ValueError(
-                        f"{source.files[0]}: {rows.shape[1]} channels, where others have {width}"
-                    )
-            except (ValueError, OSError) as error:
-                problems.append(str(error))
-                continue
-            if not width:
-                width = rows.shape[1]
-                of = about(request.name, width)
-                (fingerprint,) = chain(of, [{}])
-                place = Cached(store, "features", fingerprint, request.dtype)
-                origin = "\n".join(str(folder.resolve()) for folder in request.features)
-                writer.describe(FingerprintInfo(fingerprint, "features", origin, of))
-            span = make_span(source, len(rows), request.name, request.stride, request.offset)
-            writer.describe(span.video)
-            if not place.contains(span):
-                writer.write(place.address(span), pad_rows(rows, span.rows))
-    done, absent = len(sources) - len(problems), len(videos.keys() - {s.name for s in sources})
+    sources, lacking, of = find_sources(request.features, videos, request.fps)
+    seen = survey_features(sources, request.layout, request.key, request.stride, request.dtype)
+    seen.general[:0] = lacking
+    if seen.layout is not None and seen.usable:
+        import_usable(request, seen.layout, seen)
+    done, absent = len(seen.usable), len(videos) and len(videos) - of
     if absent:
         print(f"warning: {absent:,} of {len(videos):,} annotated videos have no file of features")
     if done:
         print(
-            f"{done:,} of {len(sources):,} videos have features '{request.name}' of {width} "
+            f"{done:,} of {of:,} videos have features '{request.name}' of {seen.width} "
             f"channels in {request.cache}: set backbone.mode imported, backbone.imported "
-            f"{request.name}, backbone.imported_width {width}, sampling.snippet_stride "
+            f"{request.name}, backbone.imported_width {seen.width}, sampling.snippet_stride "
             f"{request.stride} and sampling.scale_factor {TUBELET}, and train with train/heads.py"
         )
-    if problems:
-        raise ValueError(
-            f"{len(problems)} of {len(sources)} videos have none:\n  "
-            + "\n  ".join(truncated(problems))
-        )
+    if done < of:
+        raise ValueError(seen.text(of))
+
+
+def import_usable(request: ImportRequest, layout: Layout, seen: FeatureFolder) -> None:
+    """Write the features of all sources without a problem into the store."""
+    of = about(request.name, seen.width)
+    (fingerprint,) = chain(of, [{}])
+    origin = "\n".join(str(folder.resolve()) for folder in request.features)
+    with open_cache(request.cache) as store, store.writer() as writer:
+        place = Cached(store, "features", fingerprint, request.dtype)
+        writer.describe(FingerprintInfo(fingerprint, "features", origin, of))
+        for source in tqdm(seen.usable, desc="features", unit="video"):
+            arrays = [read_array(path, request.key) for path in source.files]
+            rows = join_rows(arrays, layout)
+            span = make_span(source, len(rows), request.name, request.stride, request.offset)
+            writer.describe(span.video)
+            if not place.contains(span):
+                writer.write(place.address(span), pad_rows(rows, span.rows))
 
 
 def find_sources(
     folders: Sequence[Path], videos: dict[str, Video], fps: float | None
-) -> list[FeatureSource]:
-    """Return the feature files of every video.
+) -> tuple[list[FeatureSource], list[str], int]:
+    """Return the feature files of videos, why others cannot be used, and how many there are.
 
     Args:
         videos: those to find files of; if empty, every file of the first folder is one's.
 
     Raises:
-        ValueError: there are no files, or frame rates or files of other folders are missing.
+        ValueError: there are no files.
     """
     found: list[dict[str, Path]] = []
+    problems: list[str] = []
+    twice: set[str] = set()
     for folder in folders:
         if not folder.is_dir():
             raise ValueError(f"--features: there is no folder {folder}")
-        files = [p for p in sorted(folder.iterdir()) if p.suffix.lower() in SUFFIXES]
-        found.append({path.stem: path for path in files})
-        if len(found[-1]) < len(files):
-            raise ValueError(f"--features: {folder} has two files of one name; remove one")
+        files: dict[str, Path] = {}
+        for path in sorted(folder.iterdir()):
+            if path.suffix.lower() in SUFFIXES and files.setdefault(path.stem, path) != path:
+                twice.add(path.stem)
+                problems.append(
+                    f"{folder} has two files of one name, {files[path.stem].name} and {path.name}; "
+                    "remove one"
+                )
+        found.append(files)
     names = [name for name in (videos or found[0]) if name in found[0]]
     if not names:
         raise ValueError(
             f"--features: {folders[0]} has no file ({', '.join(SUFFIXES)}) with the name of a video"
         )
-    lacking = [n for n in names if any(n not in files for files in found[1:])]
-    if lacking:
-        raise ValueError(f"--features: not in every folder: {', '.join(truncated(lacking))}")
+    lacking: set[str] = set()
+    for folder, files in zip(folders[1:], found[1:], strict=True):
+        if missing := [name for name in names if name not in files]:
+            lacking.update(missing)
+            problems.append(f"not in every folder: {folder} has no {', '.join(truncated(missing))}")
     rates = {n: fps or (videos[n].fps if n in videos else None) for n in names}
-    unknown = [n for n in names if not rates[n]]
-    if unknown:
-        raise ValueError(
+    if unknown := [name for name in names if not rates[name]]:
+        problems.append(
             f"the frame rate of {len(unknown)} videos is not known "
             f"({', '.join(truncated(unknown))}): give --annotations with durations and frames, "
             "--info_csv, or --fps"
         )
-    return [
+    sources = [
         FeatureSource(
             name,
             tuple(files[name] for files in found),
             rate,
             videos[name].frames if name in videos else None,
+            find_duration(videos.get(name)),
         )
         for name, rate in rates.items()
-        if rate
+        if rate and name not in twice | lacking
     ]
+    return sources, problems, len(names)
 
 
-def infer_layout(sources: Sequence[FeatureSource], key: str | None) -> Layout:
-    """Return which axis is time: the one whose length differs between videos.
-
-    Raises:
-        ValueError: none or both differ.
-    """
-    first: tuple[int, ...] = ()
-    for source in sources:
-        with suppress(ValueError, OSError):  # reported when the file is imported
-            shape = read_array(source.files[0], key).shape
-            first = first or shape
-            if shape != first and first[1] == shape[1]:
-                return "tc"
-            if shape != first and first[0] == shape[0]:
-                return "ct"
-    raise ValueError(
-        f"{sources[0].files[0].parent}: the arrays do not show which axis is time (one is "
-        f"{' x '.join(map(str, first)) or 'no array'}): give --layout tc or ct"
-    )
+def find_duration(video: Video | None) -> float | None:
+    """Return how long a video lasts, as far as its annotations say."""
+    if video is None:
+        return None
+    counted = video.frames / video.fps if video.frames and video.fps else None
+    return counted if video.duration_s is None else video.duration_s
 
 
-def join_rows(
-    source: FeatureSource, arrays: Sequence[NDArray[np.floating]], layout: Layout
-) -> NDArray[np.floating]:
+def join_rows(arrays: Sequence[NDArray[np.floating]], layout: Layout) -> NDArray[np.floating]:
     """Return the rows [T, C] of all files of a video, concatenated along the channels."""
     rows = [array if layout == "tc" else array.T for array in arrays]
-    lengths = [len(array) for array in rows]
-    if max(lengths) - min(lengths) > UNEQUAL:
-        raise ValueError(
-            f"{source.name}: its files have {' and '.join(map(str, lengths))} rows; they are not "
-            "of one stride"
-        )
-    return np.concatenate([array[: min(lengths)] for array in rows], 1)
+    shortest = min(map(len, rows))
+    return np.concatenate([array[:shortest] for array in rows], 1)
 
 
 def make_span(source: FeatureSource, rows: int, name: str, stride: int, offset: float) -> Span:

@@ -34,7 +34,7 @@ from extract.activations.plan import (
     estimate_s,
     plan,
 )
-from extract.activations.refresh import refresh
+from extract.activations.refresh import describe_unkept, refresh
 from extract.sampling.spans import Span, SpanKind
 from extract.sampling.units import CLIP_FRAMES
 from extract.sampling.windows import Direction, SamplingConfig, samples_of
@@ -173,11 +173,14 @@ def plan_and_compute(
     began = time.monotonic()
     with translate_worker_death(), translate_oom("lower sampling.window_size or pixels.size"):
         skipped = refresh(made, accelerator, config.training.workers, skip)
+    unkept = describe_unkept([request.activations for request in wanted], accelerator)
     if accelerator.is_main_process:
         if skipped:
             print(format_skipped(skipped, sum(map(len, items.values()))))
         took = timedelta(seconds=round(time.monotonic() - began))
         print(f"done in {took}: {store.url} now holds {store.bytes / 1e6:,.1f} MB")
+    if unkept:
+        raise OSError(f"{unkept}; the same command makes them")
 
 
 def _resolve(

@@ -37,8 +37,8 @@ from extract.transcoding.jobs import Job, run_jobs
 from extract.transcoding.proxy import ProxyConfig, is_current_proxy, write_proxy
 from extract.transcoding.reverse import is_current_reversal, write_reversed
 from extract.transcoding.savings import Savings, measure_savings
-from extract.video.files import VIDEO_SUFFIXES, video_files
-from extract.video.index import VideoError
+from extract.video.files import video_files
+from extract.video.index import VideoError, VideoIndex
 from extract.video.probe import probe
 
 if TYPE_CHECKING:  # else imported where it is used: it costs each process seconds
@@ -99,16 +99,16 @@ def transcode_videos(request: TranscodeRequest) -> list[str]:
             _read_database(annotations)
     request.out.mkdir(parents=True, exist_ok=True)
 
-    frames: dict[str, int] = {}
+    indexes: dict[str, VideoIndex] = {}
     problems: dict[str, str] = {}
     paths = list(sources.values())
     for path, found in zip(paths, probe(paths), strict=True):
         if isinstance(found, VideoError):
             problems[path.stem] = str(found)
         else:
-            frames[path.stem] = len(found.pts)
-    targets = {name: request.out / (name + SUFFIX) for name in frames}
-    threads = max(1, len(os.sched_getaffinity(0)) // min(request.processes, max(1, len(frames))))
+            indexes[path.stem] = found
+    targets = {name: request.out / (name + SUFFIX) for name in indexes}
+    threads = max(1, len(os.sched_getaffinity(0)) // min(request.processes, max(1, len(indexes))))
     jobs = []
     for name, target in targets.items():
         source = sources[name]
@@ -120,7 +120,7 @@ def transcode_videos(request: TranscodeRequest) -> list[str]:
                 finished = is_current_reversal(source, target, request.crf)
                 make = partial(write_reversed, source, target, request.crf, threads)
             if not finished:
-                jobs.append(Job(source, source.stat().st_size, frames[name], make))
+                jobs.append(Job(source, source.stat().st_size, len(indexes[name].pts), make))
         except (ValueError, OSError) as error:
             problems[name] = str(error)
     what = "reversed videos" if config is None else "proxies"
@@ -134,7 +134,7 @@ def transcode_videos(request: TranscodeRequest) -> list[str]:
     if as_rgb and request.crf is None:
         print(f"{as_rgb} of them hold RGB: only so VideoReader gives exactly the source's pixels")
     if annotations:
-        _write_annotations(annotations, request, done)
+        _write_annotations(annotations, request, {path: indexes[path.stem] for path in done})
     if config is not None:
         _write_report(request.out, config, [(path, targets[path.stem]) for path in done], problems)
     return list(problems.values())
@@ -185,7 +185,7 @@ def _list_videos(folder: Path) -> dict[str, Path]:
         raise ValueError(f"--videos: there is no folder {folder}")
     files = video_files(folder, "--videos")
     if not files:
-        raise ValueError(f"--videos: {folder} holds no video ({', '.join(VIDEO_SUFFIXES)})")
+        raise ValueError(f"--videos: {folder} holds no video")
     return files
 
 
@@ -193,7 +193,11 @@ def _write_report(
     out: Path, config: ProxyConfig, pairs: list[tuple[Path, Path]], problems: Mapping[str, str]
 ) -> None:
     """Print what the proxies save, and write it to OUT/proxies.json."""
-    found = measure_savings(pairs, config.short_side) if pairs else Savings(0, 0, 0)
+    found = Savings(0, 0, 0)
+    try:
+        found = measure_savings(pairs, config.short_side) if pairs else found
+    except (VideoError, OSError) as error:  # a source has vanished since
+        print(f"warning: what is saved is not measured: {error}")
     content = {"settings": asdict(config), **found.to_dict(), "problems": dict(problems)}
     write_text(out / REPORT, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
     print(found.to_markdown())
@@ -201,15 +205,16 @@ def _write_report(
         print("warning: the videos are smaller than their proxies: train on the videos themselves")
 
 
-def _write_annotations(annotations: Path, request: TranscodeRequest, done: Sequence[Path]) -> None:
+def _write_annotations(
+    annotations: Path, request: TranscodeRequest, done: Mapping[Path, VideoIndex]
+) -> None:
     """Write the annotation file for the transcoded videos: mirrored, or unchanged."""
-    from train.data.videos import probe_item
+    from train.data.videos import make_item
 
     text = annotations.read_text(encoding="utf-8-sig")
     if request.reverse:
-        content, warnings = reverse_annotations(
-            annotations, {path.stem: probe_item(path) for path in done}, request.info_csv
-        )
+        items = {path.stem: make_item(path, found) for path, found in done.items()}
+        content, warnings = reverse_annotations(annotations, items, request.info_csv)
         text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
         for what, count in warnings.items():
             print(f"warning: {count} {what}")

@@ -33,6 +33,7 @@ from extract.checkpoints.layouts import (
     describe_classes,
     recognise,
 )
+from extract.checkpoints.strict import find_not_finite
 from extract.checkpoints.tensor_files import TensorFile, hash_files, read_tensors
 from extract.sampling.units import TUBELET
 from extract.tada.pretrained import TAdaNetwork, build_tada, recognise_tada
@@ -112,24 +113,26 @@ def describe_outputs(network: FoundNetwork) -> str:
 
 
 def find_problems(network: FoundNetwork) -> list[str]:
-    """Return lines for the tensors that a network's transformer lacks or should not have."""
+    """Return lines for tensors that are missing, not a transformer's, or no numbers."""
     # A tiny one of the same depth has the same names.
     tiny = TrunkConfig(width=1, depth=max(network.size.depth, 1), heads=1, patch=1, image_size=1)
     names = {f"trunk.{name}" for name in VideoMAE(tiny).state_dict()}
     own = {n for n in network.backbone if not n.startswith(ADDED)}
     # The position table is computed where there is none.
     lacking = sorted(names - own - {"trunk.positions"})
-    return [f"missing: {n}" for n in lacking] + [f"not known: {n}" for n in sorted(own - names)]
+    lines = [f"missing: {n}" for n in lacking] + [f"not known: {n}" for n in sorted(own - names)]
+    return lines + [f"not finite: {name}" for name in find_not_finite(to_ours(network))]
 
 
 def find_tada_problems(network: TAdaNetwork) -> list[str]:
-    """Return lines for a TAdaConv network's missing, unknown and mis-shaped tensors."""
+    """Return lines for a TAdaConv network's missing, unknown, mis-shaped and NaN tensors."""
     with torch.device("meta"):
         own = build_tada(network.config).state_dict()
     found = network.tensors
     lines = [f"missing: {name}" for name in sorted(own.keys() - found.keys())]
     lines += [f"not known: {name}" for name in sorted(found.keys() - own.keys())]
     shapes = [(n, found[n].shape, own[n].shape) for n in sorted(own.keys() & found.keys())]
+    lines += [f"not finite: {name}" for name in find_not_finite(found)]
     return lines + [
         f"{name} is {tuple(theirs)}, not {tuple(ours)}"
         for name, theirs, ours in shapes

@@ -4,12 +4,16 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
+import fsspec
+import fsspec.config
 import pytest
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
 from extract.demo import DemoConfig, write_dataset
+from tests.object_store import Proxy, serving
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 GOLDEN = REPOSITORY / "tests/golden"  # reference numbers; README.md there says whose
@@ -51,3 +55,26 @@ def accelerator() -> Iterator[Accelerator]:
     AcceleratorState._reset_state(reset_partial_state=True)
     yield Accelerator(cpu=True)
     AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[Proxy]:
+    """A server of S3's protocol with a bucket, behind a proxy that can do harm."""
+    for package in ("moto", "s3fs"):
+        pytest.importorskip(package)
+    with serving() as url, pytest.MonkeyPatch.context() as patch:
+        proxy = Proxy(url)
+        settings: dict[str, dict[str, Any]] = {}
+        fsspec.config.set_conf_env(settings, proxy.environment)
+        patch.setitem(fsspec.config.conf, "s3", settings["s3"])
+        fsspec.filesystem("s3").mkdir("bucket")
+        yield proxy
+        proxy.close()
+
+
+@pytest.fixture
+def s3(s3_server: Proxy) -> Iterator[Proxy]:
+    """The server of S3's protocol, whole; s3://bucket is there."""
+    yield s3_server
+    s3_server.fault = lambda method, path: None
+    s3_server.open()

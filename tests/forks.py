@@ -20,6 +20,8 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO
 
+import fsspec.config
+
 MODULES = (
     *("cache.show", "evaluate.detect", "evaluate.recognise", "evaluate.run", "extract.run"),
     *("train.e2e", "train.heads", "train.recognise"),
@@ -29,14 +31,17 @@ MODULES = (
 class Script:
     """A running script; one at a time.
 
+    Args:
+        environment: variables that are set for it beside the server's.
+
     Attributes:
         pid: of the process, which leads a group of its own.
     """
 
-    def __init__(self, *arguments: object) -> None:
+    def __init__(self, *arguments: object, environment: dict[str, str] | None = None) -> None:
         self._out, self._err = TemporaryFile(), TemporaryFile()  # noqa: SIM115
         self._code: int | None = None
-        said = json.dumps([str(argument) for argument in arguments]).encode()
+        said = json.dumps([[str(a) for a in arguments], environment or {}]).encode()
         socket.send_fds(_server(), [said], [self._out.fileno(), self._err.fileno()])
         self.pid = int(_answer())
 
@@ -68,9 +73,11 @@ class Script:
         return _content(self._err)
 
 
-def script(*arguments: object, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+def script(
+    *arguments: object, timeout: float = 300, environment: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
     """Run one of the entry scripts from the repository's root."""
-    started = Script(*arguments)
+    started = Script(*arguments, environment=environment)
     try:
         code = started.wait(timeout)
     except BaseException:
@@ -80,9 +87,9 @@ def script(*arguments: object, timeout: float = 300) -> subprocess.CompletedProc
     return subprocess.CompletedProcess(names, code, started.printed(), started.complained())
 
 
-def good(*arguments: object) -> str:
+def good(*arguments: object, environment: dict[str, str] | None = None) -> str:
     """Run an entry script that must succeed; returns what it prints."""
-    done = script(*arguments)
+    done = script(*arguments, environment=environment)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -128,8 +135,10 @@ def _serve(connection: socket.socket) -> list[str]:
             for number, file in enumerate(files, start=1):
                 os.dup2(file, number)
                 os.close(file)
-            arguments: list[str] = json.loads(said)
-            return arguments
+            arguments, environment = json.loads(said)
+            os.environ.update(environment)
+            fsspec.config.set_conf_env(fsspec.config.conf, environment)
+            return list(arguments)
         for file in files:
             os.close(file)
         connection.send(str(child).encode())

@@ -15,10 +15,13 @@ import torch
 from accelerate import Accelerator
 from torch.utils.data import DataLoader, Dataset
 
+from cache.store import Store
 from configs.loader import load
 from configs.messages import format_error
 from evaluate.files.predictions import read_predictions
 from evaluate.reports.metrics_file import METRICS, read_metrics
+from extract.activations.plan import SpanRequest, plan
+from extract.activations.refresh import refresh
 from extract.backbone.backbone import BackboneConfig
 from extract.backbone.videomae import TrunkConfig
 from extract.demo import DemoConfig, write_dataset
@@ -30,6 +33,7 @@ from extract.video.reader import VideoError
 from tests.conftest import REPOSITORY
 from tests.test_e2e import TWO_PROCESSES, script
 from train.config import Experiment
+from train.data.cached import evaluation_spans
 from train.data.videos import load_annotations, load_items
 from train.data.windows import (
     EvaluationWindows,
@@ -38,6 +42,7 @@ from train.data.windows import (
     evaluation_loader,
 )
 from train.detector.evaluation import detect_subset, score_detections, window_loader
+from train.detector.setup import activations_of
 from train.detector.sources import build_detector
 from train.detector.training import DetectionTask
 from train.engine.checkpoint import Checkpoint, save_checkpoint
@@ -241,6 +246,24 @@ def test_all_processes_skip_the_same_videos(config: Experiment, tmp_path: Path) 
         assert "1 of 3 videos were skipped" in done.stdout and "test_001.mp4" in done.stdout
         written.append(read_predictions(tmp_path / name / "predictions.json"))
     assert written[0].keys() == written[1].keys() == {"test_000", "test_002"}
+
+
+def test_extraction_finishes_the_others_before_it_stops(
+    config: Experiment, accelerator: Accelerator, tmp_path: Path
+) -> None:
+    annotations = load_annotations(config.data)
+    detector = build_detector(config, annotations.classes).eval()
+    with Store.open(tmp_path / "cache", "a") as store:
+        items = load_items(config.data, annotations, "test", store=store)
+        (activations,) = activations_of(detector, store, ["weights.pt"])
+        spans = evaluation_spans(items, 0.5, config.sampling, "forward")
+        wanted = [SpanRequest(activations, spans, ("features",))]
+        damage(items[0].path)
+        with pytest.raises(VideoError, match=r"test_000\.mp4: was replaced"):
+            refresh(plan(wanted, accelerator), accelerator, 0)
+        rest = plan(wanted, accelerator)
+        assert {rest.span(todo).video.name for todo in rest.todo} == {"test_000"}
+        assert refresh(rest, accelerator, 0, skip_bad=True).keys() == {"test_000"}
 
 
 class HangingReader:

@@ -27,6 +27,7 @@ from extract.video.header import announced_frames
 from extract.video.index import video_index
 from tests.conftest import REPOSITORY
 from tests.encodings import ENCODINGS, write_numbered
+from tests.odd_videos import joined, write_sizes
 from tests.test_e2e import DEMO, script
 from tests.test_probe import ACTOR, spoil_the_end
 from train.config import Experiment
@@ -216,6 +217,12 @@ def a_training_video_is_there_twice(data: Data) -> None:
 @plant("info", "read by the slower reader")
 def decord_cannot_be_trusted(data: Data) -> None:
     write_numbered(data.path("training_0"), FRAMES, ENCODINGS["open GOP"])
+
+
+@plant("warning", "clock that jumps")
+def recordings_were_joined(data: Data) -> None:
+    data.path("training_0").unlink()
+    joined(data.path("training_0", ".ts"), [FRAMES - 100, 100], [30, 2])
 
 
 @plant("error", "subset that no video is in", None)
@@ -462,6 +469,15 @@ def test_a_planted_defect_is_found_and_nothing_else(data: Data, title: str) -> N
     assert {(finding.kind.severity, finding.kind.name) for finding in told} == {(severity, kind)}
     assert {finding.video for finding in told} == videos
     assert exit_code(found) == {"info": 0, "error": 1, "warning": 2}[severity]
+
+
+def test_pictures_of_several_sizes_are_told(data: Data) -> None:
+    data.path("training_0").unlink()
+    write_sizes(data.path("training_0", ".webm"), "libvpx", [(96, 64), (48, 32)], FRAMES // 2)
+    found = run_checks(survey_dataset(load(Experiment, DEMO, data.overrides())))
+    (told,) = [finding for finding in found if finding.kind.name == "pictures of several sizes"]
+    assert told.text == "training_0.webm: 96 × 64 at first, then 48 × 32"
+    assert exit_code(found) == 0
 
 
 def test_a_hanging_video_is_told_from_a_damaged_one(data: Data, hanging: None) -> None:

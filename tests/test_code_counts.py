@@ -10,6 +10,8 @@ import pytest
 import torch
 import torchvision
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn.modules.module import register_module_forward_hook
 
 from cache.store import Store
@@ -180,7 +182,15 @@ def test_replaced_modules_and_attributes_count_from_their_block_on(store: Store)
     block.norm2.eps = 1e-3  # type: ignore[union-attr]
     seen.append(now())
     adapter = made.adapters["1"]
-    adapter.strength = 0.5  # type: ignore[assignment]
+    adapter.mode = "sum"  # type: ignore[assignment]
+    seen.append(now())
+    adapter.mode = "mean"  # type: ignore[assignment]
+    seen.append(now())
+    adapter._mix = nn.functional.relu  # type: ignore[assignment]
+    seen.append(now())
+    adapter._mix = lambda hidden: hidden * 2  # type: ignore[assignment]
+    seen.append(now())
+    adapter._mix = lambda hidden: hidden * 3  # type: ignore[assignment]
     seen.append(now())
     adapter.activation = torch.relu  # type: ignore[assignment]
     seen.append(now())
@@ -231,6 +241,26 @@ def test_what_cannot_be_named_is_refused(store: Store) -> None:
         seam(store, new_backbone()).cached_cuts()
     handle.remove()
     seam(store, new_backbone()).cached_cuts()
+
+
+def test_weights_that_are_spread_over_processes_count_as_whole_ones(
+    store: Store, tmp_path: Path
+) -> None:
+    """FSDP hangs hooks on modules and gives them other classes; the numbers are the same."""
+    made = new_backbone()
+    expected = seam(store, made).cached_cuts()
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path / 'group'}", rank=0, world_size=1
+    )
+    try:
+        mesh = init_device_mesh("cpu", (1,))
+        for part in (*made.trunk.blocks, *made.adapters.values(), made):
+            # As `gathered` does, which on a CPU could not give their memory back afterwards.
+            fully_shard(part, mesh=mesh).unshard()
+        assert isinstance(made, FSDPModule)
+        assert seam(store, made).cached_cuts() == expected
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 def exchange(one: Tensor, other: Tensor) -> None:

@@ -153,7 +153,7 @@ def test_overrides_win() -> None:
         (["--sampling.min_completeness", "7"], "min_completeness"),
         (["--pixels.flip", "2"], "probability"),
         (["--data.min_share", "1"], "data.min_share must be a share"),
-        (["--head.attention_window", "[9, 9, null]"], "3 entries, but there are 5 levels"),
+        (["--head.attention_window", "[9, 9, null]"], "attention_window has 3 values"),
         (["--pixels.size", "8"], "at least one patch"),
         (["--head.levels", "9"], "multiple of 256"),
         (["--training.lr", "-1"], "must not be negative"),

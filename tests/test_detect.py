@@ -20,6 +20,7 @@ from configs import cli
 from configs.loader import load
 from evaluate import detect
 from evaluate.annotations import Detection, read_annotations
+from evaluate.files.clip_names import clip_names
 from evaluate.files.predictions import read_predictions
 from evaluate.files.subtitles import (
     format_clock,
@@ -29,6 +30,7 @@ from evaluate.files.subtitles import (
     format_vtt,
 )
 from extract.sampling.windows import Direction
+from extract.transcoding.cut import find_frames
 from extract.video.reader import VideoError, VideoReader
 from tests.conftest import REPOSITORY
 from tests.encodings import ENCODINGS, read_numbers, write_numbered
@@ -313,6 +315,37 @@ def test_evaluation_writes_for_annotation_tools(folder: Path, tmp_path: Path) ->
     for file in ("elan/one.eaf", "ls.json"):
         assert list(read_annotations(tmp_path / file).videos) == ["one"]
     assert (folder / "videos/one.mp4").as_uri() in (tmp_path / "elan/one.eaf").read_text()
+
+
+def test_segments_are_cut_out(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, accelerator: Accelerator
+) -> None:
+    """Each is a file; what cannot be cut is told at the end, and costs no other segment."""
+    out = tmp_path / "clips"
+    videos = folder / "videos/one.mp4", folder / "videos/two.avi"
+    json_file = tmp_path / "a.json"
+    command = ["--checkpoint", folder / "forward.pt", "--threshold", 0, "--top", 3]
+    command += ["--clips", out, "--json", json_file]
+    monkeypatch.setattr("sys.argv", ["detect.py", "--cpu", *map(str, [*videos, *command])])
+    cli.run(detect.main)
+    found = read_predictions(json_file)
+    names = {video: clip_names(video, segments) for video, segments in found.items()}
+    assert {path.name for path in out.iterdir()} == {n for each in names.values() for n in each}
+    for video, path in zip(("one", "two"), videos, strict=True):
+        reader = VideoReader(path)
+        for name, segment in zip(names[video], found[video], strict=True):
+            first, last = find_frames(reader.index, segment.start_s, segment.end_s)
+            shown = VideoReader(out / name)
+            numbers = read_numbers(shown.frames(np.arange(len(shown))))
+            assert numbers == list(range(first, last + 1))
+    # Again: those that are there stay; one that is something else is not replaced.
+    kept, letter = out / names["two"][1], out / names["one"][0]
+    changed = kept.stat().st_mtime_ns
+    letter.write_text("a letter")
+    told = in_process(monkeypatch, *videos, *command)
+    assert "error: 1 of the segments could not be cut out:" in told and letter.name in told
+    assert letter.read_text() == "a letter" and kept.stat().st_mtime_ns == changed
+    assert read_predictions(json_file) == found
 
 
 @pytest.mark.slow

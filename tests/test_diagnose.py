@@ -19,6 +19,7 @@ from evaluate.annotations import Detection, Segment, read_annotations, select_vi
 from evaluate.diagnosis.calibration import compute_reliability
 from evaluate.diagnosis.diagnosis import diagnose
 from evaluate.diagnosis.false_positives import KINDS, classify_predictions
+from evaluate.diagnosis.mistakes import RIGHT, UNKNOWN, find_mistakes
 from evaluate.diagnosis.sensitivity import assign_bins
 from evaluate.files.predictions import write_predictions
 from evaluate.mean_ap import match_predictions, mean_average_precision
@@ -129,6 +130,48 @@ def test_every_planted_error_is_found(slots: list[Plan]) -> None:
         assert {kind: sum(counts) for kind, counts in result.top.items()} == {
             kind: kinds[kind] for kind in ("true", *KINDS)
         }
+
+
+def test_mistakes_of_videos_are_those_of_the_tables() -> None:
+    """Video by video the same counts as in all, and the threshold's misses are those of fewer."""
+    rng = np.random.default_rng(3)
+    labels = ("a", "b", "c")
+
+    def segments(count: int) -> list[tuple[str, float, float]]:
+        starts, lengths = rng.uniform(0, 60, count), rng.uniform(1, 12, count)
+        return [
+            (labels[rng.integers(3)], float(s), float(s + x))
+            for s, x in zip(starts, lengths, strict=True)
+        ]
+
+    truth = {f"v{n}": tuple(Segment(*s) for s in segments(n)) for n in range(6)}
+    found = {
+        f"v{n}": [Detection(*s, float(rng.uniform())) for s in segments(5 * n)]
+        for n in (7, 5, 3, 1)
+    }
+    found["v5"] += [Detection(*s, float(rng.uniform(0.5, 1))) for s in truth["v5"]]
+    found["v3"].append(Detection("strange", 1.0, 2.0, 0.5))
+    whole = diagnose(truth, found, [60.0] * 6, TIOU)
+    mistakes = find_mistakes(truth, found, TIOU)
+    assert mistakes.keys() == truth.keys() | found.keys()
+    for name, each in mistakes.items():
+        assert len(each.verdicts) == len(found.get(name, ()))
+        assert len(each.found_with) == len(truth.get(name, ()))
+    counts = Counter(verdict for each in mistakes.values() for verdict in each.verdicts)
+    assert {kind: counts[kind] for kind in KINDS} == whole.false
+    assert counts[UNKNOWN] == whole.unknown_labels == 1
+    assert mistakes["v3"].verdicts[-1] == UNKNOWN and counts[RIGHT] >= 5
+    scores = [score for each in mistakes.values() for score in each.found_with]
+    assert scores.count(None) / len(scores) == pytest.approx(whole.missed)
+    for level in (0.3, 0.6, 0.9):
+        some = {name: [d for d in each if d.score >= level] for name, each in found.items()}
+        fewer = diagnose(truth, some, [60.0] * 6, TIOU)
+        missed = sum(score is None or score < level for score in scores)
+        assert missed / len(scores) == pytest.approx(fewer.missed)
+        # Verdicts stay what they are without the detections of lower scores.
+        for name, each in find_mistakes(truth, some, TIOU).items():
+            pairs = zip(found.get(name, ()), mistakes[name].verdicts, strict=True)
+            assert list(each.verdicts) == [verdict for d, verdict in pairs if d.score >= level]
 
 
 def test_the_best_predictions_are_counted_in_slices() -> None:

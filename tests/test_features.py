@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -71,7 +72,11 @@ def test_arrays_are_read_as_they_are(tmp_path: Path, suffix: str, dtype: str) ->
         ("a.pt", b"no archive", "a.pt cannot be read"),
         ("a.pkl", pickle.dumps([1, 2]), r"expected numbers \[T, C\]"),
         ("a.pkl", pickle.dumps({}), r"holds the arrays \(none\)"),
-        ("a.pkl", pickle.dumps({"x": np.ones((2, 2)), "y": np.ones((2, 2))}), "x, y; say which"),
+        (
+            "a.pkl",
+            pickle.dumps({"x": np.ones((2, 2)), "y": np.ones((2, 2))}),
+            r"x \(2, 2\), y \(2, 2\); choose one with --key",
+        ),
         ("a.pkl", pickle.dumps(np.full((2, 2), np.nan)), "4 of 4 numbers are not finite"),
         ("a.pkl", pickle.dumps(np.array([["a"]])), "expected numbers"),
     ],
@@ -310,3 +315,203 @@ def test_settings_that_do_not_go_with_imported_features(
     assert experiment(tmp_path, *fitting).backbone.cuts == ("features",)
     with pytest.raises(ValueError, match=said):
         experiment(tmp_path, *fitting, override)
+
+
+# ------------------------------------------------------------------ a look at the whole folder
+
+RATE = 30.0
+WIDTH = 24
+
+
+def annotated(folder: Path, durations: dict[str, float]) -> Path:
+    database = {
+        name: {
+            "subset": "training",
+            "duration": duration,
+            "frame": round(duration * RATE),
+            "annotations": [{"segment": [0.5, 1.5], "label": "run"}],
+        }
+        for name, duration in durations.items()
+    }
+    (folder / "annotations.json").write_text(json.dumps({"database": database}))
+    return folder / "annotations.json"
+
+
+def rows_of(duration: float, stride: int, clip: int = 16) -> NDArray[np.float32]:
+    """What a network of clips gives: a row every `stride` frames, none for the last clip's rest."""
+    rows = int(duration * RATE - clip) // stride + 1
+    return np.random.default_rng(rows).normal(size=(rows, WIDTH)).astype(np.float32)
+
+
+DURATIONS = {"a": 61.0, "b": 33.2, "c": 127.9, "d": 20.0, "e": 45.5}
+
+
+@pytest.fixture
+def features(tmp_path: Path) -> Path:
+    folder = tmp_path / "features"
+    folder.mkdir()
+    annotated(tmp_path, DURATIONS)
+    for name, duration in DURATIONS.items():
+        np.save(folder / f"{name}.npy", rows_of(duration, 8))
+    return folder
+
+
+def imports(folder: Path, *more: object, stride: int = 8) -> tuple[int, str, str]:
+    """Import in this process; return the exit code and what was printed."""
+    done = script(
+        *("extract/features.py", "--name", "x", "--features", folder, "--stride", stride),
+        *("--annotations", folder.parent / "annotations.json", "--cache", folder.parent / "store"),
+        *more,
+    )
+    assert "Traceback" not in done.stderr, done.stderr
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("clip", [16, 64])
+def test_rows_that_end_a_clip_before_the_video_fit(features: Path, clip: int) -> None:
+    for name, duration in DURATIONS.items():
+        np.save(features / f"{name}.npy", rows_of(duration, 8, clip))
+    code, out, err = imports(features)
+    assert code == 0 and "5 of 5 videos" in out, err
+
+
+@pytest.mark.parametrize(("given", "likely"), [(4, 8), (16, 8), (2, 8), (64, 8)])
+def test_a_wrong_stride_is_told_with_the_right_one(features: Path, given: int, likely: int) -> None:
+    code, _, err = imports(features, stride=given)
+    assert code == 1
+    assert f"5 of 5 files do not last as long as their videos at --stride {given}" in err
+    assert f"--stride {likely} would fit all of them" in err
+    for name, duration in DURATIONS.items():
+        seconds = len(rows_of(duration, 8)) * given / RATE
+        how = "short" if given < likely else "long"
+        assert re.search(
+            rf"{name}\.npy: .*last {seconds:.1f} s, the video {duration:.1f} s: "
+            rf"{abs(seconds - duration):.1f} s too {how}",
+            err,
+        )
+    assert not (features.parent / "store").exists()  # nothing was imported
+
+
+def test_the_one_file_that_is_cut_is_told_and_the_others_are_in(features: Path) -> None:
+    np.save(features / "c.npy", rows_of(DURATIONS["c"], 8)[:300])
+    code, out, err = imports(features)
+    assert code == 1 and "4 of 5 videos have features" in out
+    assert "1 of 5 videos have none" in err and re.search(
+        r"c\.npy: 300 rows .* 47\.9 s too short", err
+    )
+
+
+def test_features_resized_to_one_length_are_told(features: Path) -> None:
+    for name in DURATIONS:
+        np.save(features / f"{name}.npy", np.random.default_rng(0).normal(size=(100, WIDTH)))
+    code, _, err = imports(features, "--layout", "tc")
+    assert code == 1 and "all have 100 rows, as if resized to one length" in err
+
+
+@pytest.mark.parametrize("odd", ["a", "e"])
+@pytest.mark.parametrize("layout", [(), ("--layout", "tc")])
+def test_the_odd_file_of_a_mixed_folder_is_named(
+    features: Path, odd: str, layout: tuple[str, ...]
+) -> None:
+    """Even if it is the first one; the others are imported."""
+    np.save(features / f"{odd}.npy", rows_of(DURATIONS[odd], 8).T)
+    code, out, err = imports(features, *layout)
+    assert code == 1 and "4 of 5 videos have features 'x' of 24 channels" in out
+    assert re.search(rf"{odd}\.npy is 24 x \d+, \[C, T\], where 4 others are \[T, C\]: transp", err)
+    assert err.count(".npy") == 1
+
+
+def test_a_file_of_another_width_is_the_odd_one_even_if_first(features: Path) -> None:
+    np.save(features / "a.npy", np.zeros((len(rows_of(DURATIONS["a"], 8)), 7)))
+    code, out, err = imports(features)
+    assert code == 1 and "4 of 5 videos" in out
+    assert "a.npy: 7 channels, where others have 24" in err and err.count(".npy") == 1
+
+
+@pytest.mark.parametrize("transposed", [True, False])
+def test_one_file_shows_its_layout_by_its_video(features: Path, transposed: bool) -> None:
+    for name in "bcde":
+        (features / f"{name}.npy").unlink()
+    rows = rows_of(DURATIONS["a"], 8)
+    np.save(features / "a.npy", rows.T if transposed else rows)
+    code, out, err = imports(features)
+    assert code == 0 and "features 'x' of 24 channels" in out, err
+
+
+CAUSES: dict[str, tuple[Any, str, str]] = {
+    "NaN": (np.full((5, 3), np.nan), ".npy", "15 of 15 numbers are not finite"),
+    "objects": (np.array([[{}, 1], [2, 3]], object), ".npy", "dtype object"),
+    "objects in .npz": (np.array([[{}, 1], [2, 3]], object), ".npz", "dtype object"),
+    "ragged": ([[1.0, 2.0], [3.0]], ".pkl", "expected numbers"),
+    "no rows": (np.zeros((0, 24)), ".npy", "is empty: its array is 0 x 24"),
+    "one axis": (np.zeros(24), ".npy", "expected numbers"),
+    "text": (np.array([["a", "b"]]), ".npy", "expected numbers"),
+    "complex": (np.ones((4, 4), complex), ".npy", "expected numbers"),
+    "sparse": (torch.ones(4, 4).to_sparse(), ".pt", "expected numbers"),
+    "several": ({"rgb": np.zeros((9, 3)), "flow": np.zeros((9, 4))}, ".npz", "--key"),
+    "too large": (np.full((600, 24), 70_000.0), ".npy", "--dtype float32 or bfloat16"),
+    "far too large": (np.full((600, 24), 1e39), ".npy", "scale the features"),
+}
+
+
+def store_as(content: Any, path: Path) -> None:
+    match path.suffix:
+        case ".npy":
+            np.save(path, content, allow_pickle=True)
+        case ".npz":
+            named = content if isinstance(content, dict) else {"x": content}
+            np.savez(path, allow_pickle=True, **named)
+        case ".pt":
+            torch.save(content, path)
+        case _:
+            path.write_bytes(pickle.dumps(content))
+
+
+@pytest.mark.parametrize("case", CAUSES)
+def test_the_cause_is_the_files_own_however_few_there_are(tmp_path: Path, case: str) -> None:
+    content, suffix, said = CAUSES[case]
+    (tmp_path / "few").mkdir()
+    store_as(content, tmp_path / f"few/a{suffix}")
+    annotated(tmp_path, {"a": 160.0})
+    code, _, err = imports(tmp_path / "few")
+    assert code == 1 and said in err and f"a{suffix}" in err
+    assert "--layout" not in err
+
+
+def test_all_problems_of_a_folder_are_told_in_one_go(tmp_path: Path) -> None:
+    annotated(tmp_path, dict.fromkeys([f"v{n:02}" for n in range(20)] + ["good", "fine"], 160.0))
+    folder = tmp_path / "features"
+    folder.mkdir()
+    for number, (content, suffix, _) in enumerate(CAUSES.values()):
+        store_as(content, folder / f"v{number:02}{suffix}")
+    (folder / "v15.npy").touch()
+    good = rows_of(160, 8)
+    for name, array in {"v16": good.T, "v17": good[:100], "good": good, "fine": good}.items():
+        np.save(folder / f"{name}.npy", array)
+    np.save(folder / "v18.npy", good)
+    np.savez(folder / "v18.npz", x=good)
+    code, out, err = imports(folder)
+    assert code == 1 and "2 of 18 videos have features" in out
+    for _, suffix, said in CAUSES.values():
+        assert said in err and suffix in err
+    for said in ("v15.npy", "v16.npy is 24 x", "v17.npy: 100 rows", "two files of one name"):
+        assert said in err
+
+
+def test_numbers_that_fit_another_dtype_are_imported_with_it(features: Path) -> None:
+    np.save(features / "a.npy", rows_of(DURATIONS["a"], 8) + 1e5)
+    code, _, err = imports(features)
+    assert code == 1 and re.search(
+        r"a\.npy: its largest number, 1000\d\d.*float16 \(--dtype\)", err
+    )
+    code, out, err = imports(features, "--dtype", "float32")
+    assert code == 0 and "5 of 5" in out, err
+
+
+def test_an_array_of_several_is_chosen_by_its_key(tmp_path: Path) -> None:
+    path = tmp_path / "x.npz"
+    rows = np.arange(12.0).reshape(4, 3)
+    np.savez(path, rgb=rows, flow=rows + 1, names=np.array([{}], object), fps=30)
+    assert np.array_equal(read_array(path, "flow"), rows + 1)
+    with pytest.raises(ValueError, match=r"rgb \(4, 3\), flow \(4, 3\), but no 'i3d'.*--key"):
+        read_array(path, "i3d")

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchvision.transforms import v2
 
+from cache.code_digest import versions
 from cache.store import Store
 from configs.loader import load
 from extract.backbone.backbone import BackboneConfig
@@ -425,18 +426,32 @@ def test_a_file_under_the_name_of_another_is_noticed(tmp_path: Path) -> None:
     assert torch.equal(read(cache, other), expected[1])
 
 
-@pytest.mark.parametrize("library", ["av", "decord", "torch", "torchvision"])
-def test_frames_of_other_versions_are_made_anew(
+@pytest.mark.parametrize("changed", ["av", "decord", "torch", "torchvision", "code"])
+def test_frames_of_other_code_or_libraries_are_made_anew(
     clip: tuple[VideoItem, Tensor, bytes],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    library: str,
+    request: pytest.FixtureRequest,
+    changed: str,
 ) -> None:
     item, expected, good = clip
     cache = FrameCache(tmp_path, WINDOW)
     cache.file(item.info, SQUARE).write_bytes(good)
-    assert f"{library} " in module.MADE_BY
-    monkeypatch.setattr(module, "MADE_BY", module.MADE_BY.replace(f"{library} ", f"{library} 9"))
+    assert torch.equal(read(cache, item), expected)
+    assert cache.file(item.info, SQUARE).read_bytes() == good
+    request.addfinalizer(module._made_by.cache_clear)
+    module._made_by.cache_clear()
+    if changed == "code":
+
+        def chunks(self: VideoReader, rising: NDArray[np.int64]) -> Iterator[NDArray[np.uint8]]:
+            yield from original(self, rising)
+
+        original = VideoReader.chunks
+        monkeypatch.setattr(VideoReader, "chunks", chunks)
+    else:
+        found = versions(module.LIBRARIES)
+        assert changed in found
+        monkeypatch.setattr(module, "versions", lambda _: found | {changed: "0.1"})
     assert torch.equal(read(cache, item), expected)
     assert cache.file(item.info, SQUARE).read_bytes()[:-4] == good[:-4]
     assert cache.file(item.info, SQUARE).read_bytes() != good
@@ -789,6 +804,22 @@ def test_no_frame_of_a_video_that_grows_while_a_window_is_decoded_is_given_out(
         next(found)
 
 
+def test_no_sample_of_a_video_that_grows_between_windows_is_given_out(
+    clip: tuple[VideoItem, Tensor, bytes], tmp_path: Path
+) -> None:
+    """Without kept frames: validation stores features of what it decodes for good."""
+    path = Path(shutil.copy(clip[0].path, tmp_path / "video.mp4"))
+    item = with_digest(probe_item(path))
+    inputs = WindowInputs(replace(WINDOW, window_size=16), PIXELS, ("forward",))
+    windows = sliding_windows(item.frames, 0.0, inputs.sampling)
+    found = inputs.decode(item, windows, evaluation_transform(PIXELS))
+    assert torch.equal(next(found)[0].transpose(0, 1), clip[1][:16])
+    with path.open("ab") as file:
+        file.write(bytes(8))
+    with pytest.raises(VideoError, match="was replaced during the run"):
+        next(found)
+
+
 def test_a_video_comes_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """However long it is, only a few chunks are held at a time."""
     item = numbered(tmp_path / "videos", 250)
@@ -830,8 +861,11 @@ def test_the_forecast_is_what_files_take(tmp_path: Path, monkeypatch: pytest.Mon
     cache.folder.mkdir()
     wanted = [(item.path, item.info, to) for item in (upright, sideways) for to in (WIDE, SQUARE)]
     wide, square = 40 * 80 * 3, 32 * 32 * 3
-    needed = [51 * wide, 51 * square, 39 * wide, 39 * square]
     counts = [51, 51, 39, 39]
+    needed = [
+        128 + count * (each + 4) + 12
+        for count, each in zip(counts, (wide, square, wide, square), strict=True)
+    ]
     asked = [(path, count, to) for count, (path, _, to) in zip(counts, wanted, strict=True)]
     assert [kept_bytes(*each) for each in asked] == needed
     free = 10**12
@@ -839,7 +873,7 @@ def test_the_forecast_is_what_files_take(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(module, "kept_bytes", lambda *each: needed[asked.index(each)] * 10**6)
     line = cache.forecast([*wanted, wanted[0]])
     assert line == (
-        f"frame cache {cache.folder}: 4 videos need 1,140.5 GB, 0.0 GB of it is there; the disk "
+        f"frame cache {cache.folder}: 4 videos need 1,141.8 GB, 0.0 GB of it is there; the disk "
         "has 1,000.0 GB free, of which 0 GB stay free; only 1,000.0 GB more fit: other videos are "
         "always decoded"
     )
@@ -856,9 +890,7 @@ def test_the_forecast_is_what_files_take(tmp_path: Path, monkeypatch: pytest.Mon
             windows = sliding_windows(item.frames, 0.0, WINDOW)
             list(cache.frames_of(item.path, item.info, windows, transform))
     sizes = [cache.file(video, to).stat().st_size for _, video, to in wanted]
-    assert sizes == [
-        each + 128 + 4 * (count + 3) for each, count in zip(needed, counts, strict=True)
-    ]
+    assert sizes == needed
     line = cache.forecast(wanted)
     assert "4 videos need 0.0 GB" in line and line.endswith("; nothing is missing")
     cache.file(upright.info, WIDE).write_bytes(b"damaged")

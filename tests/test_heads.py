@@ -263,7 +263,7 @@ def test_changed_adapters_fall_back_to_passes(study: Path, tmp_path: Path) -> No
         checkpoint.ema[f"streams.0.backbone.{name}"] += 0.5
         save_checkpoint(changed, checkpoint)
         told = good("train/heads.py", *arguments, "--out", tmp_path / str(number))
-        assert f"(the weights or settings have changed); {expected}" in told, told
+        assert f"(the weights, settings or code have changed); {expected}" in told, told
         again = good("train/heads.py", *arguments, "--out", tmp_path / f"{number} again")
         assert "7 of 7 spans are there\n" in again
         one, two = (

@@ -38,7 +38,7 @@ ROOMS = {
             "backbone",
             "activations",
         ),
-        *("feature_files", "scenes"),
+        *("feature_files", "feature_folder", "scenes"),
     ],
     "evaluate": [
         *("datasets", "annotations", "nms", "mean_ap"),
@@ -46,7 +46,15 @@ ROOMS = {
     ],
     "train": [
         *("errors", "modeling", "config", "data"),
-        *("engine", "dataset_check", "detector", "recognition", "ablation", "cost"),
+        *(
+            "engine",
+            "dataset_check",
+            "detector",
+            "cache_entries",
+            "recognition",
+            "ablation",
+            "cost",
+        ),
     ],
 }
 MOST_FILES = 12

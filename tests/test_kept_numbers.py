@@ -92,8 +92,8 @@ def test_numbers_do_not_change_behind_a_fingerprint(name: str) -> None:
         pytest.fail(
             f"the features of '{name}' are off by {furthest:.2g} of their norm, but their "
             "fingerprint is the kept one: caches would be read that are not true. Let what changed "
-            "count in extract/activations/fingerprints.py (PIPELINE, COMPUTES_NOTHING, "
-            "TRAINING_ONLY) or cache/code_digest.py"
+            "count in extract/activations/fingerprints.py (PIPELINE and the lists below it) or "
+            "cache/code_digest.py"
         )
     pytest.fail(
         f"the features of '{name}' are off by {furthest:.2g} of their norm; their fingerprint "

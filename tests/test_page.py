@@ -16,6 +16,7 @@ from matplotlib import image
 from numpy.typing import NDArray
 
 from evaluate.annotations import Detection, Segment
+from evaluate.files.predictions import write_predictions
 from evaluate.files.timeline import (
     PageVideo,
     check_embeddable,
@@ -23,7 +24,9 @@ from evaluate.files.timeline import (
     link_video,
     render_page,
 )
+from evaluate.reports.mistakes_page import VideoFile, write_mistakes_page
 from tests.encodings import ENCODINGS, read_numbers, write_numbered
+from tests.forks import good, script
 
 CLASSES = ("jump", "run", "fall", "wave", "idle")
 DURATION, FPS = 6.0, 25  # of the numbered video
@@ -45,7 +48,7 @@ def page_video(source: str, **changes: Any) -> PageVideo:
         "duration_s": DURATION,
         "fps": FPS,
         "lanes": {"ground truth": TRUTH, "forward": FOUND[:2], "fused": FOUND},
-        "curves_of": "fused",
+        "main": "fused",
         "curves": scores,
         "times_s": np.linspace(0, DURATION, 61),
     }
@@ -68,7 +71,7 @@ def test_nothing_comes_from_outside() -> None:
 
 def test_names_cannot_break_out() -> None:
     evil = "</script><img src=x onerror=alert(1)>{{ 7 * 7 }}"
-    video = page_video(evil, name=evil, lanes={evil: [Detection(evil, 0, 1, 0.5)]}, curves_of=evil)
+    video = page_video(evil, name=evil, lanes={evil: [Detection(evil, 0, 1, 0.5)]}, main=evil)
     text = render_page([video], CLASSES, evil)
     assert "<img" not in text and text.count("</script>") == 2
     (read,) = data_of(text)["videos"]
@@ -252,6 +255,8 @@ def test_hovering_tells_times(opened: Opened) -> None:
 def test_keys(opened: Opened) -> None:
     press = opened.tab.keyboard.press
     opened.tab.locator("#timeline").focus()
+    assert opened.time == pytest.approx(0.4)  # the page begins at the first segment
+    press("Home")
     for key, time in (
         ("ArrowRight", 1.0),
         ("ArrowRight", 2.0),
@@ -289,6 +294,7 @@ def test_keys(opened: Opened) -> None:
 
 
 def test_zoom_stays_under_the_pointer(opened: Opened) -> None:
+    opened.ask("timeline.seek(0)")
     opened.tab.mouse.move(*opened.place(4.0))
     here = opened.place(4.0)[0]
     opened.tab.mouse.wheel(0, -400)
@@ -337,6 +343,166 @@ def test_classes_can_be_hidden(opened: Opened) -> None:
     assert not any(bar["kind"] == kind for bar in opened.bars())
     chip.press("Space")
     assert any(bar["kind"] == kind for bar in opened.bars())
+
+
+# ---- Mistakes ----------------------------------------------------------------------------------
+
+JUDGED_TRUTH = {
+    "video": (*TRUTH, Segment("fall", 2.0, 2.6)),
+    "second": (Segment("run", 2.0, 4.0),),
+    "third": (),
+}
+JUDGED = {
+    "video": [
+        Detection("jump", 0.5, 1.5, 0.9),
+        Detection("jump", 0.6, 1.5, 0.8),
+        Detection("wave", 3.0, 5.0, 0.7),
+        Detection("run", 3.0, 5.0, 0.4),
+        Detection("run", 5.5, 5.9, 0.2),
+    ],
+    "third": [Detection("jump", 1.0, 2.0, 0.6)],
+}
+VERDICTS_OF_VIDEO = ["right", "duplicate", "unknown class", "right", "background"]
+
+
+@pytest.fixture
+def judged(browser: Any, folder: Path) -> Iterator[Opened]:
+    """A page of three videos with their mistakes; the file of the first one is there."""
+    files = {
+        "second": VideoFile(None, 8.0, None),
+        "video": VideoFile(folder / "video.mp4", DURATION, FPS),
+        "third": VideoFile(None, None, None),
+    }
+    write_mistakes_page(folder / "judged.html", "Found by x", JUDGED_TRUTH, JUDGED, files)
+    opened = Opened(browser, folder / "judged.html")
+    yield opened
+    assert opened.complaints == []
+    opened.tab.close()
+
+
+def test_only_mistakes_are_shown(judged: Opened) -> None:
+    chooser = judged.tab.get_by_role("combobox", name="Video")
+    names = chooser.locator("option").all_inner_texts()
+    counts = ["second (1 of 1 missed)", "video (1 of 3 missed)", "third (0 of 0 missed)"]
+    assert names == counts
+    chooser.select_option("video (1 of 3 missed)")
+    assert judged.time == pytest.approx(0.5)
+    assert "4 of 5 segments, 1 of 3 actions missed" in judged.tab.locator("#count").inner_text()
+    judged.tab.get_by_role("checkbox", name="Only mistakes").check()
+    judged.settle()
+    wrong = [(bar["lane"], bar["score"]) for bar in judged.bars()]
+    assert sorted(wrong) == [("detections", 0.7), ("detections", 0.8), ("ground truth", 1)]
+    judged.threshold(0)
+    assert len(judged.bars()) == 4
+    # What is found below the threshold is missed.
+    judged.threshold(0.45)
+    truths = [bar for bar in judged.bars() if bar["lane"] == "ground truth"]
+    assert len(truths) == 2
+    assert chooser.locator("option").all_inner_texts()[1] == "video (2 of 3 missed)"
+    # The keys go to mistakes, the missed ones too.
+    judged.tab.locator("#timeline").focus()
+    judged.tab.keyboard.press("Home")
+    for time in (0.6, 2.0, 3.0, 3.0):
+        judged.tab.keyboard.press("n")
+        assert judged.time == pytest.approx(time)
+    judged.tab.get_by_role("checkbox", name="Only mistakes").focus()
+    judged.tab.keyboard.press("Space")
+    assert len(judged.bars()) == 3 + 3
+
+
+def test_mistakes_are_named(judged: Opened) -> None:
+    judged.tab.get_by_role("combobox", name="Video").select_option("video (1 of 3 missed)")
+    judged.threshold(0)
+    judged.tab.get_by_text("Segments as a table").click()
+    rows = judged.tab.locator("#rows tr")
+    rows.first.wait_for()
+    cells = [row.locator("td").all_inner_texts() for row in rows.all()]
+    verdicts = {(row[0], row[4]): row[5] for row in cells}
+    expected = zip(JUDGED["video"], VERDICTS_OF_VIDEO, strict=True)
+    for detection, verdict in expected:
+        assert verdicts["Detections", f"{detection.score:.2f}"] == verdict
+    truths = sorted(row[5] for row in cells if row[0] == "Ground truth")
+    assert truths == ["found with score 0.40", "found with score 0.90", "missed"]
+    (bar,) = (b for b in judged.bars() if b["score"] == 0.8)
+    judged.tab.mouse.move(*judged.place(0.9, bar["top"] + bar["height"] / 2))
+    assert "score 0.800, duplicate" in judged.tab.locator("#tip").inner_text()
+
+
+def test_misses_of_all_videos(judged: Opened) -> None:
+    assert judged.tab.locator("h1").inner_text() == "Actions in second"
+    told = judged.tab.locator("#unplayable")
+    assert "its file is not known" in told.inner_text() and told.is_visible()
+    judged.tab.get_by_text("Misses by video").click()
+    rows = judged.tab.locator("#tallies tr")
+    rows.first.wait_for()
+    cells = [row.locator("td").all_inner_texts() for row in rows.all()]
+    assert cells == [
+        ["video", "3", "1", "4", "2"],
+        ["second", "1", "1", "0", "0"],
+        ["third", "0", "0", "1", "1"],
+    ]
+    judged.tab.get_by_role("button", name="video", exact=True).click()
+    judged.settle()
+    assert judged.tab.locator("h1").inner_text() == "Actions in video"
+    assert not told.is_visible() and abs(judged.frame() - 0.5 * FPS) <= 1.5
+
+
+def test_a_page_of_many_videos_is_small(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    names = [f"video {number}" for number in range(250)]
+    truth = {name: (Segment("a", 10.0, 20.0),) for name in names}
+    found = {
+        name: [
+            Detection("a", float(s), float(s + 3), float(p))
+            for s, p in zip(rng.uniform(30, 90, 1000), rng.uniform(0.1, 1, 1000), strict=True)
+        ]
+        + [Detection("a", 10.0, 20.0, 0.01)]
+        for name in names
+    }
+    files = {name: VideoFile(None, 100.0, 25.0) for name in names}
+    write_mistakes_page(tmp_path / "page.html", "x", truth, found, files)
+    assert (tmp_path / "page.html").stat().st_size < 6e6
+    text = (tmp_path / "page.html").read_text()
+    assert "its 400 best detections are here, and all that are right; 150,000 others" in text
+    for video in data_of(text)["videos"]:
+        lanes = {lane["name"]: lane for lane in video["lanes"]}
+        rows, marks = (lanes["detections"][key] for key in ("segments", "marks"))
+        best = sorted((d.score for d in found[video["name"]]), reverse=True)[:400]
+        assert [row[3] for row in rows] == [round(score, 4) for score in (*best, 0.01)]
+        assert marks[-1] == 0 and all(marks[:-1])
+        assert len(lanes["ground truth"]["marks"]) == 1
+
+
+def test_predictions_files_need_no_checkpoint(folder: Path) -> None:
+    database = {
+        name: {
+            "subset": "test",
+            "duration": DURATION,
+            "annotations": [{"label": s.label, "segment": [s.start_s, s.end_s]} for s in segments],
+        }
+        for name, segments in JUDGED_TRUTH.items()
+    }
+    (folder / "truth.json").write_text(json.dumps({"database": database}))
+    write_predictions(folder / "found.json", JUDGED)
+    page = folder / "pages/from_file.html"
+    command = [
+        *("evaluate/run.py", "--predictions", folder / "found.json", "--subset", "test"),
+        *("--annotations", folder / "truth.json", "--tious", 0.5, "--page", page),
+    ]
+    told = good(*command, "--videos", folder)
+    assert f"page: {page}" in told
+    videos = {video["name"]: video for video in data_of(page.read_text())["videos"]}
+    assert [*videos] == [*JUDGED_TRUTH]
+    assert (page.parent / videos["video"]["source"]).resolve() == folder / "video.mp4"
+    assert videos["second"]["source"] == "" and videos["second"]["duration"] == DURATION
+    lanes = {lane["name"]: lane for lane in videos["video"]["lanes"]}
+    verdicts = data_of(page.read_text())["verdicts"]
+    assert [verdicts[mark] for mark in lanes["detections"]["marks"]] == VERDICTS_OF_VIDEO
+    assert lanes["ground truth"]["marks"] == [0.9, 0.4, None]
+    bad = script(*command[:-2], "--videos", folder)
+    assert bad.returncode == 2 and "--videos goes with --page" in bad.stderr
+    bad = script(*command, "--videos", folder / "absent")
+    assert bad.returncode == 2 and "there is no folder" in bad.stderr
 
 
 # ---- What it looks like ------------------------------------------------------------------------

@@ -238,7 +238,7 @@ def test_wrong_weights_are_refused(tmp_path: Path) -> None:
     for name, message in (
         ("k.pyth", r"network.blocks \[1, 2, 1, 1\] and network.width 16"),
         ("c.pyth", "set network.name tada_convnextv2"),
-        ("x.safetensors", "nothing that a network 'tada2d' could begin with"),
+        ("x.safetensors", "no weights for a network 'tada2d'"),
         ("image.safetensors", "does not fit this model"),
         ("absent.pt", "no checkpoint at"),
     ):

@@ -10,13 +10,14 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from cache.address import FingerprintInfo
-from cache.show import adopt_entry, show
+from cache.show import show
 from cache.store import Store
 from extract.activations.fingerprints import legacy_fingerprints, settings
 from extract.activations.stored import Cached
 from extract.backbone.backbone import Backbone
 from tests.forks import good, script
 from tests.test_e2e import DEMO, QUICK
+from train.cache_entries.adoption import adopt_entry
 from train.config import Experiment
 from train.data.cached import evaluation_spans
 from train.data.videos import load_annotations, load_items, with_digest

@@ -18,11 +18,14 @@ PLACES: dict[str, Callable[[Path], Files]] = {
     "memory URL": lambda folder: open_files(f"memory://{uuid4()}/store"),
     # Real folders behind fsspec, as SFTP has them.
     "disk behind fsspec": lambda folder: RemoteFiles(f"file://{folder}/store"),
+    "object store": lambda folder: open_files(f"s3://bucket/{uuid4()}/store"),
 }
 
 
 @pytest.fixture(params=PLACES)
 def files(request: pytest.FixtureRequest, tmp_path: Path) -> Files:
+    if request.param == "object store":
+        request.getfixturevalue("s3")
     return PLACES[request.param](tmp_path)
 
 

@@ -1,7 +1,8 @@
 """What is put into a store comes out as it was, or not at all."""
 
+import base64
 import errno
-import json
+import hashlib
 import os
 import pickle
 import random
@@ -22,6 +23,8 @@ from hypothesis import strategies as st
 
 from cache.address import DTYPES, Address, Dtype, FingerprintInfo, VideoInfo
 from cache.errors import Damaged, Missing, StoreError
+from cache.format.descriptions import write_description
+from cache.format.records import Description
 from cache.storage.codec import Codec
 from cache.storage.local import LocalFiles
 from cache.store import FORMAT, MARKER, Mode, Store
@@ -220,7 +223,7 @@ def test_errors_say_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match='mode "a"'):
         prune(Store.open(tmp_path))
     modes: tuple[Mode, ...] = ("r", "a", "inspect")
-    for mark, says in ((FORMAT.replace(b"1", b"2"), "newer"), (b"{gar", "--verify --prune")):
+    for mark, says in ((FORMAT.replace(b"2", b"3"), "newer"), (b"{gar", "--verify --prune")):
         (tmp_path / MARKER).write_bytes(mark)
         for mode in modes:
             with pytest.raises(StoreError, match=f"{tmp_path}/{MARKER}.*{says}"):
@@ -248,18 +251,35 @@ def test_who_only_looks_leaves_no_trace(tmp_path: Path) -> None:
     assert not list((tmp_path / "users").iterdir())
 
 
-def test_infos_are_written_as_ever() -> None:
-    video = VideoInfo(VIDEO, "a.mp4", 10, 2, 25.0, np.array([0.1, 0.2, 1 / 3]))
+def test_infos_are_written_as_ever(tmp_path: Path) -> None:
+    times = np.array([0.1, 0.2, 1 / 3])
+    video = VideoInfo(VIDEO, "a.mp4", 10, 2, 25.0, times)
+    linear = VideoInfo(PRINT * 2, "b.mp4", 10, 2, 25.0, (np.arange(3) + 0.5) / 25)
     about = FingerprintInfo(PRINT, "ladder", "last.pt", {"size": 160, "mean": [0.1, 2.0]})
-    assert json.dumps(video.to_dict()) == (
+    # What version 1 wrote is read for ever.
+    encoded = base64.b64encode(times.tobytes()).decode()
+    fields = {"digest": VIDEO, "name": "a.mp4", "size": 10, "frames": 2, "fps": 25.0}
+    old = VideoInfo.from_version_1(fields | {"times_s": encoded})
+    assert old == video and old.times_s is not None and old.times_s.tolist() == times.tolist()
+    assert VideoInfo.from_version_1(fields | {"times_s": None}) == video
+    lines: list[str] = []
+    for info in (video, linear, about):
+        file = write_description(LocalFiles(tmp_path), Description(5, info)).file
+        assert re.fullmatch(r"(videos|fingerprints)/[0-9a-f]{32,64}-[0-9a-f]{16}-5", file)
+        line, _, rest = (tmp_path / file).read_bytes().partition(b"\n")
+        assert hashlib.blake2b(line + b"\n", digest_size=16).hexdigest()[:16] in file
+        lines.append(line.decode())
+        if info is video:
+            times_digest = hashlib.blake2b(rest, digest_size=16).hexdigest()
+    assert lines[0] == (
         f'{{"digest": "{VIDEO}", "name": "a.mp4", "size": 10, "frames": 2, "fps": 25.0, '
-        '"times_s": "mpmZmZmZuT+amZmZmZnJP1VVVVVVVdU/"}'
+        f'"times": {{"count": 3, "digest": "{times_digest}"}}}}'
     )
-    assert json.dumps(about.to_dict()) == (
+    assert lines[1].endswith('"times": [0.5, 25.0, 3]}')
+    assert lines[2] == (
         f'{{"fingerprint": "{PRINT}", "cut": "ladder", "checkpoint": "last.pt", '
         '"about": {"size": 160, "mean": [0.1, 2.0]}}'
     )
-    assert VideoInfo.from_dict(video.to_dict()) == video
     assert FingerprintInfo.from_dict(about.to_dict()) == about
 
 
@@ -383,6 +403,7 @@ def test_damage_anywhere_is_named_and_never_read(
         if number % 4 == 1:
             abandoned.flush()
     files = [path for path in sorted(tmp_path.glob("parts/**/*")) if path.is_file()]
+    files += [next(tmp_path.glob(f"{kind}/*")) for kind in ("videos", "fingerprints")]
     files.append(tmp_path / MARKER)
     assert len([file for file in files if file.parent.name in "0123"]) > 12
     rng = random.Random(0)
@@ -400,7 +421,10 @@ def test_damage_anywhere_is_named_and_never_read(
                 file.write_bytes(left)
             problems = verify(before)
             named = {problem.file for problem in problems}
-            assert file.relative_to(tmp_path).as_posix() in named, (file, place)
+            name = file.relative_to(tmp_path).as_posix()
+            if harm == "removed" and file.parent.name in ("videos", "fingerprints"):
+                name = name.rpartition("-")[0]
+            assert name in named, (file, place)
             if file.name == MARKER:
                 with pytest.raises(StoreError, match=MARKER):
                     Store.open(tmp_path)

@@ -27,12 +27,12 @@ from tests.store_writer import COUNT, activation, described
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
 
 
-def begin(*arguments: object) -> "subprocess.Popen[str]":
+def begin(*arguments: object, **environment: str) -> "subprocess.Popen[str]":
     """Start the writer; it imports what it needs and waits."""
     return subprocess.Popen(
         [sys.executable, "-m", "tests.store_writer", *map(str, arguments)],
         cwd=REPOSITORY,
-        env=ENVIRONMENT,
+        env=ENVIRONMENT | environment,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -54,7 +54,7 @@ def finish(process: "subprocess.Popen[str]") -> None:
     assert process.returncode == 0, out + error
 
 
-def complete(folder: Path) -> None:
+def complete(folder: str | Path) -> None:
     """Check that a store holds everything, as it was written, and nothing is wrong with it."""
     store = Store.open(folder, "a")
     assert verify(store) == []

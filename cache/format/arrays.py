@@ -1,12 +1,13 @@
-"""Arrays of activations laid end to end: written with zarr, read without.
+"""Arrays of activations laid end to end, which zarr describes and any zarr can open.
 
-An array is ordinary zarr (format 3, sharded, Blosc, CRC-32C) and any zarr can open it. It is read
-here without zarr, which takes a missing chunk for zeros, decodes a shard's chunks one after another
-and starts a thread that does not survive a fork. The array's index table has the chunks' offsets
-and checksums. benchmarks/store.py compares the two.
+An array is ordinary zarr (format 3, sharded, Blosc, CRC-32C). Its shards are written here, for zarr
+does not compress the bytes of numbers apart, and read here: zarr takes a missing chunk for zeros,
+decodes a shard's chunks one after another and starts a thread that does not survive a fork. The
+array's index table has the chunks' offsets and checksums. benchmarks/store.py compares the two.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,12 +18,14 @@ from zarr.storage import MemoryStore
 
 from cache.address import Dtype
 from cache.errors import Damaged
-from cache.format.records import CHUNK, ArrayInfo, Group, compute_digest
+from cache.format.records import CHUNK, FOOTER, ArrayInfo, Group, compute_digest
 from cache.storage import codec
 from cache.storage.base import Files
-from cache.storage.codec import Bytes, checksum, decompress, itemsize
+from cache.storage.codec import Bytes, checksum, compress, decompress, itemsize
 
-CHUNK_BYTES, SHARD_BYTES = 2**20, 2**26  # uncompressed; benchmarks/store.py has the table
+# Uncompressed; benchmarks/results/small_reads.md and benchmarks/store.py have the tables.
+CHUNK_BYTES, SHARD_BYTES = 2**20, 2**26
+CHUNK_ROWS = 128  # at most: a random window touches few chunks more than it has rows
 RANGE_BYTES = 2**22  # compressed, fetched at a time: some chunks, which the CPU's cache can hold
 
 # Neither NumPy nor zarr has bfloat16: its bits are kept.
@@ -47,7 +50,7 @@ class RowRequest(NamedTuple):
 
 def choose_layout(rows: int, row_bytes: int) -> tuple[int, int]:
     """Return the rows of a chunk and of a shard for an array of so many rows."""
-    chunk = min(max(CHUNK_BYTES // row_bytes, 1), rows)
+    chunk = min(max(CHUNK_BYTES // row_bytes, 1), CHUNK_ROWS, rows)
     chunks = min(max(SHARD_BYTES // (chunk * row_bytes), 1), -(-rows // chunk))
     return chunk, chunk * chunks
 
@@ -74,10 +77,36 @@ def write_array(
         pieces: the rows' bytes in order, in pieces of whole rows.
     """
     chunk_rows, shard_rows = choose_layout(rows, group.row_bytes)
-    # zarr encodes into memory; the files are written here, where they are forced to the disk.
-    encoded: dict[str, Any] = {}
-    array = zarr.create_array(
-        MemoryStore(encoded),
+    description = _describe_array(group, rows, chunk_rows, shard_rows)
+    files.write(f"{folder}/zarr.json", [description])
+    chunks = np.empty(-(-rows // chunk_rows), CHUNK)
+    shards: list[tuple[int, int]] = []
+    content: list[bytes] = []
+    per_shard, size = shard_rows // chunk_rows, 0
+    buffer = np.empty(chunk_rows * group.row_bytes, np.uint8)
+    for number, chunk in enumerate(_fill_chunks(buffer, rows * group.row_bytes, pieces)):
+        frame = compress(chunk, itemsize(group.dtype))
+        ending = checksum(frame)
+        chunks[number] = size, len(frame) + 4, ending
+        content += [frame, ending.to_bytes(4, "little")]
+        size += len(frame) + 4
+        if (number + 1) % per_shard and number + 1 < len(chunks):
+            continue
+        shard = len(shards)
+        index = _encode_shard_index(chunks[shard * per_shard : number + 1], per_shard)
+        files.write(shard_name(folder, group, shard), [*content, index])
+        shards.append((size + len(index), int.from_bytes(index[-4:], "little")))
+        content, size = [], 0
+    return ArrayInfo(
+        rows, chunk_rows, shard_rows, compute_digest(description).hex(), shards, chunks
+    )
+
+
+def _describe_array(group: Group, rows: int, chunk_rows: int, shard_rows: int) -> bytes:
+    """Return zarr.json, as zarr writes it."""
+    written: dict[str, Any] = {}
+    zarr.create_array(
+        MemoryStore(written),
         shape=(rows, *group.row_shape),
         dtype=STORED[group.dtype],
         chunks=(chunk_rows, *group.row_shape),
@@ -87,40 +116,24 @@ def write_array(
         filters=None,
         fill_value=0,
         attributes={"fingerprint": group.fingerprint, "dtype": group.dtype},
-        config={"write_empty_chunks": True},  # an absent chunk is damage, never zeros
     )
-    description = encoded.pop("zarr.json").to_bytes()
-    files.write(f"{folder}/zarr.json", [description])
-    shards, chunks = [], []
-    buffer = np.empty(min(shard_rows, rows) * group.row_bytes, np.uint8)
-    for number, content in enumerate(_fill_shards(buffer, rows * group.row_bytes, pieces)):
-        begin = number * shard_rows
-        numbers = content.view(STORED[group.dtype]).reshape(-1, *group.row_shape)
-        array[begin : begin + len(numbers)] = numbers
-        name = shard_name(folder, group, number)
-        data = encoded.pop(name.removeprefix(folder + "/")).as_numpy_array().view(np.uint8)
-        files.write(name, [data])
-        shards.append((len(data), _trailing_checksum(data)))
-        count, capacity = -(-len(numbers) // chunk_rows), shard_rows // chunk_rows
-        chunks.append(_chunk_records(data, count, capacity))
-    description_digest = compute_digest(description).hex()
-    return ArrayInfo(
-        rows, chunk_rows, shard_rows, description_digest, shards, np.concatenate(chunks)
-    )
+    return bytes(written["zarr.json"].to_bytes())
 
 
-def _chunk_records(shard: Bytes, count: int, capacity: int) -> NDArray[Any]:
-    """Return CHUNK [count] of a shard that zarr encoded and whose index has `capacity` rows."""
-    index = shard[-16 * capacity - 4 : -4].view("<u8").reshape(capacity, 2)[:count]
-    found = np.empty(count, CHUNK)
-    found["offset"], found["size"] = index.T
-    for chunk, (offset, size) in zip(found, index.tolist(), strict=True):
-        chunk["checksum"] = _trailing_checksum(shard[offset : offset + size])
-    return found
+def _encode_shard_index(chunks: NDArray[Any], capacity: int) -> bytes:
+    """Return what a shard ends with: its chunks' offsets and sizes, and a checksum of these.
+
+    Args:
+        chunks: CHUNK [n]; the rest of `capacity` is marked absent.
+    """
+    index = np.full((capacity, 2), 2**64 - 1, "<u8")
+    index[: len(chunks), 0], index[: len(chunks), 1] = chunks["offset"], chunks["size"]
+    data = index.tobytes()
+    return data + checksum(data).to_bytes(4, "little")
 
 
-def _fill_shards(buffer: Bytes, total: int, pieces: Iterator[Bytes]) -> Iterator[Bytes]:
-    """Yield the buffer each time that pieces have filled it; the last time it may be part full."""
+def _fill_chunks(buffer: Bytes, total: int, pieces: Iterator[Bytes]) -> Iterator[Bytes]:
+    """Yield the buffer each time that pieces have filled it, zeros behind what ends the last."""
     filled = done = 0
     for piece in pieces:
         while len(piece):
@@ -128,25 +141,62 @@ def _fill_shards(buffer: Bytes, total: int, pieces: Iterator[Bytes]) -> Iterator
             buffer[filled : filled + count] = piece[:count]
             piece, filled, done = piece[count:], filled + count, done + count
             if filled == len(buffer) or done == total:
-                yield buffer[:filled]
+                buffer[filled:] = 0
+                yield buffer
                 filled = 0
     assert done == total and not filled
 
 
-def _trailing_checksum(data: Bytes) -> int:
+def trailing_checksum(data: Bytes) -> int:
     """Return the checksum that a chunk, or a shard's index, ends with."""
     return int.from_bytes(data[-4:].tobytes(), "little")
+
+
+def check_chunk(block: Bytes, start: int, stop: int, expected: int, file: str) -> Bytes:
+    """Return the frame of a chunk, read from bytes `start` to `stop` of a shard.
+
+    Raises:
+        Damaged: it is not the chunk that was written there.
+    """
+    if len(block) < stop - start:
+        raise Damaged(file, f"it ends after {start + len(block)} bytes")
+    # The checksum in the chunk is not enough: it may be another chunk.
+    if not checksum(block[:-4]) == trailing_checksum(block) == expected:
+        raise Damaged(file, f"the checksum of bytes {start}–{stop} is wrong")
+    return block[:-4]
 
 
 class Array:
     """Reader of one array."""
 
-    def __init__(self, files: Files, folder: str, group: Group, info: ArrayInfo) -> None:
+    def __init__(
+        self, files: Files, folder: str, group: Group, info: ArrayInfo, index_bytes: int = 0
+    ) -> None:
+        """Of an `info` without chunks, `index_bytes` is the size of the index that has them."""
         self.files = files
         self.folder = folder
         self.group = group
         self.info = info
         self.chunk_bytes = info.chunk_rows * group.row_bytes
+        self._index_bytes = index_bytes
+
+    @cached_property
+    def chunks(self) -> NDArray[Any]:
+        """CHUNK [n]; read when they are first needed, for a store has many arrays.
+
+        Raises:
+            FileGone: the index is not there. Damaged: it ends early.
+        """
+        if self.info.chunks is not None:
+            return self.info.chunks
+        file, stop = f"{self.folder}.idx", self._index_bytes - FOOTER.size
+        start = stop - -(-self.info.rows // self.info.chunk_rows) * CHUNK.itemsize
+        (data,) = self.files.read([(file, start, stop)])
+        if data is None:
+            raise FileGone(file)
+        if len(data) < stop - start:
+            raise Damaged(file, f"it ends after {start + len(data)} bytes")
+        return np.frombuffer(data, CHUNK)
 
     def read(self, wanted: Sequence[RowRequest]) -> None:
         """Fill every `out`, fetching and decoding each chunk once.
@@ -190,15 +240,10 @@ class Array:
             for part, data in zip(batch, found, strict=True):
                 if data is None:
                     raise FileGone(part.file)
-                if len(data) < part.stop - part.start:
-                    raise Damaged(part.file, f"it ends after {part.start + len(data)} bytes")
                 for chunk, start, stop in part.chunks:
                     block = data[start - part.start : stop - part.start]
-                    # The checksum in the chunk is not enough: it may be another chunk.
-                    expected = int(self.info.chunks["checksum"][chunk])
-                    if not checksum(block[:-4]) == _trailing_checksum(block) == expected:
-                        raise Damaged(part.file, f"the checksum of bytes {start}–{stop} is wrong")
-                    deliver(chunk, block[:-4], part.file)
+                    expected = int(self.chunks["checksum"][chunk])
+                    deliver(chunk, check_chunk(block, start, stop, expected, part.file), part.file)
 
     def _batches(self, chunks: Sequence[int]) -> Iterator[list["_ByteRange"]]:
         """Yield lists of ranges to fetch at once; neighbouring chunks are joined in one range."""
@@ -207,7 +252,7 @@ class Array:
         per_shard = self.info.shard_rows // self.info.chunk_rows
         for chunk in chunks:
             file = shard_name(self.folder, self.group, chunk // per_shard)
-            offset, size, _ = self.info.chunks[chunk].tolist()
+            offset, size, _ = self.chunks[chunk].tolist()
             place = (chunk, offset, offset + size)
             last = batch[-1] if batch else None
             if (

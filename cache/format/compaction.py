@@ -7,21 +7,30 @@ import numpy as np
 
 from cache.errors import Damaged
 from cache.format.arrays import write_array
-from cache.format.records import RECORD, Entry, Group, IndexTable, Metadata, encode_table
-from cache.storage.base import Files
+from cache.format.records import RECORD, Entry, Group, IndexTable, encode_table
+from cache.storage.base import Files, Range, split_batches
 from cache.storage.codec import Bytes, checksum, decompress
 
 PlacedEntry = tuple[str, Entry]
 """A segment's file and a record in it."""
 
 
-def read_payload(files: Files, file: str, entry: Entry, row_bytes: int) -> Bytes:
+def fetch_payloads(
+    files: Files, placed: Sequence[PlacedEntry]
+) -> Iterator[tuple[PlacedEntry, Bytes | None]]:
+    """Yield records with their payloads, None where a file is gone; neighbours come together."""
+    for some in split_batches([entry.size for _, entry in placed], files.batch_bytes):
+        batch = placed[some]
+        ranges: list[Range] = [(file, e.place, e.place + e.size) for file, e in batch]
+        yield from zip(batch, files.read(ranges), strict=True)
+
+
+def decode_payload(data: Bytes | None, entry: Entry, row_bytes: int, file: str) -> Bytes:
     """Return a record's rows as bytes, uncompressed.
 
     Raises:
         Damaged: they are not there as they were written.
     """
-    (data,) = files.read([(file, entry.place, entry.place + entry.size)])
     if data is None:
         raise Damaged(file, "it is missing")
     out = np.empty(entry.rows * row_bytes, np.uint8)
@@ -48,22 +57,22 @@ def compact(
     group: Group,
     placed: Sequence[PlacedEntry],
     videos: Sequence[str],
-    metadata: Sequence[Metadata],
+    described: Sequence[list[str]],
 ) -> bytes:
     """Write one array and return its index, whose writing commits it.
 
     Args:
         folder: of the array, new.
         placed: records of that group; `video` is a number into `videos`.
-        metadata: descriptions of videos and fingerprints for the index.
+        described: as in `IndexTable`.
     """
     placed = _group_pieces(placed)
     rows = sum(entry.rows for _, entry in placed)
     width = group.row_bytes
 
     def pieces() -> Iterator[Bytes]:
-        for file, entry in placed:
-            yield read_payload(files, file, entry, width)
+        for (file, entry), data in fetch_payloads(files, placed):
+            yield decode_payload(data, entry, width, file)
 
     info = write_array(files, folder, group, rows, pieces())
     stored = sum(size for size, _ in info.shards)
@@ -84,7 +93,7 @@ def compact(
             entries.append(entry)
     sized = [entry._replace(size=stored * entry.rows // rows) for entry in entries]
     records = np.array(sized, RECORD)
-    return encode_table(IndexTable(records, [group], list(videos), list(metadata), info))
+    return encode_table(IndexTable(records, [group], list(videos), list(described), info))
 
 
 def _rewritten_keys(placed: Sequence[PlacedEntry]) -> set[tuple[int, int]]:

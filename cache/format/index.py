@@ -1,23 +1,25 @@
 """All index tables of a store joined in memory: where the rows of an address are."""
 
 import re
-from collections.abc import Callable, Hashable, Iterable
-from dataclasses import dataclass, field
+from collections import deque
+from collections.abc import Callable, Hashable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from cache.address import DIRECTIONS, SPANS, Address, FingerprintInfo, VideoInfo
+from cache.address import DIRECTIONS, SPANS, Address
 from cache.errors import Damaged
 from cache.format.arrays import Array
 from cache.format.records import (
     RECORD,
+    Description,
     Entry,
     Group,
     IndexTable,
-    Metadata,
     Records,
     decode_table,
     table_offset,
@@ -37,16 +39,16 @@ class LoadedTable:
 
     Args:
         file: its name in the store; `bytes`: its size.
-        metadata: the descriptions in its header.
         fingerprints: those of its records.
         array: the array that it describes; None for a segment, which holds its rows itself.
+        embedded: the descriptions in its header, which only format version 1 has.
     """
 
     file: str
     bytes: int
-    metadata: list[Metadata]
     fingerprints: frozenset[str]
     array: Array | None
+    embedded: list[Description]
 
     @property
     def stored_bytes(self) -> int:
@@ -63,7 +65,6 @@ class Index:
         records: RECORD [n], sorted by `hi`; `group`, `video` and `table` index `groups`, `digests`
             and `tables` of this index.
         tables: by number; numbers are never reused.
-        videos, videos_by_name, fingerprints: the latest; `metadata`: all, by subject.
         unreadable: damaged tables, with the error of each.
     """
 
@@ -72,16 +73,26 @@ class Index:
     tables: dict[int, LoadedTable] = field(default_factory=dict)
     groups: list[Group] = field(default_factory=list)
     digests: list[str] = field(default_factory=list)
-    videos: dict[str, VideoInfo] = field(default_factory=dict)
-    videos_by_name: dict[str, VideoInfo] = field(default_factory=dict)
-    fingerprints: dict[str, FingerprintInfo] = field(default_factory=dict)
-    metadata: dict[str, list[Metadata]] = field(default_factory=dict)
     unreadable: dict[str, Damaged] = field(default_factory=dict)
     next_table: int = 0
 
     @staticmethod
     def empty() -> "Index":
         return Index(np.empty(0, RECORD), np.empty(0, np.uint64))
+
+    @cached_property
+    def latest(self) -> int:
+        """The highest time of a record; 0 if there is none."""
+        return int(self.records["time"].max(initial=0))
+
+    def subjects(self) -> set[str]:
+        """Return the digests and fingerprints that records refer to."""
+        found = {self.digests[number] for number in np.unique(self.records["video"])}
+        return found | {self.groups[n].fingerprint for n in np.unique(self.records["group"])}
+
+    def embedded(self) -> list[Description]:
+        """Return the descriptions in tables of format version 1."""
+        return [each for table in self.tables.values() for each in table.embedded]
 
     def find(self, key: bytes) -> list[Entry]:
         """Return the records of a key, the newest first."""
@@ -94,8 +105,12 @@ class Index:
         found = [Entry._make(values) for values in self.records[begin:end].tolist()]
         found = [entry for entry in found if (entry.hi, entry.lo) == (hi, lo)]
         if len(found) > 1:
-            found.sort(key=lambda entry: (-entry.time, entry.start))
+            found.sort(key=self.age)
         return found
+
+    def age(self, entry: Entry) -> tuple[int, int, str, int]:
+        """Return what sorts records, the newest first; the same in all processes."""
+        return -entry.time, -entry.writer, self.tables[entry.table].file, entry.place
 
     def find_rows(self, address: Address, start: int, stop: int) -> list[tuple[Entry, int, int]]:
         """Return the records that hold the rows, each with the rows to take from it.
@@ -158,28 +173,43 @@ def load_tables(
     """Return the tables that can be read and the damaged ones; deleted ones are in neither."""
     tables: dict[str, IndexTable] = {}
     unreadable: dict[str, Damaged] = {}
-    begins = {
-        name: max(size - TAIL_BYTES, 0) if name.endswith(".bin") else 0
+    for file, table in read_tables(files, sizes):
+        if isinstance(table, Damaged):
+            unreadable[file] = table
+        else:
+            tables[file] = table
+    return tables, unreadable
+
+
+def read_tables(files: Files, sizes: dict[str, int]) -> Iterator[tuple[str, IndexTable | Damaged]]:
+    """Yield tables, or how they are damaged; deleted ones are left out.
+
+    Not all are in memory at once.
+    """
+    todo = deque(
+        (name, max(size - TAIL_BYTES, 0) if name.endswith(".bin") else 0)
         for name, size in sizes.items()
-    }
-    while begins:
-        ranges = [(name, begin, sizes[name]) for name, begin in begins.items()]
-        again: dict[str, int] = {}
-        for (name, begin, size), tail in zip(ranges, files.read(ranges), strict=True):
+    )
+    while todo:
+        batch = [todo.popleft()]
+        total = sizes[batch[0][0]] - batch[0][1]
+        while todo and (total := total + sizes[todo[0][0]] - todo[0][1]) <= files.batch_bytes:
+            batch.append(todo.popleft())
+        tails = files.read([(name, begin, sizes[name]) for name, begin in batch])
+        for (name, begin), tail in zip(batch, tails, strict=True):
             if tail is None:
                 continue
+            size = sizes[name]
             try:
                 if begin + len(tail) != size:
                     raise Damaged(name, f"it ends after {begin + len(tail)} of {size} bytes")
                 needed = table_offset(tail, size, name)
                 if needed < begin:
-                    again[name] = needed
+                    todo.append((name, needed))
                 else:
-                    tables[name] = decode_table(tail, size, name)
+                    yield name, decode_table(tail, size, name)
             except Damaged as damage:
-                unreadable[name] = damage
-        begins = again
-    return tables, unreadable
+                yield name, damage
 
 
 def _apply_listing(index: Index, files: Files, listed: dict[str, int]) -> Index:
@@ -187,28 +217,29 @@ def _apply_listing(index: Index, files: Files, listed: dict[str, int]) -> Index:
     numbers = {loaded.file: number for number, loaded in index.tables.items()}
     gone = [number for file, number in numbers.items() if file not in listed]
     loaded_before = numbers.keys() | index.unreadable.keys()
-    tables, unreadable = load_tables(
-        files, {f: s for f, s in listed.items() if f not in loaded_before}
-    )
-    if not (gone or tables or unreadable or index.unreadable.keys() - listed.keys()):
+    new = {file: size for file, size in listed.items() if file not in loaded_before}
+    unreadable = {f: damage for f, damage in index.unreadable.items() if f in listed}
+    if not (gone or new or len(unreadable) < len(index.unreadable)):
         return index
-    for damage in unreadable.values():
-        tqdm.write(
-            f"warning: {files.url}/{damage.file} cannot be read ({damage.what}); what it holds "
-            f"counts as missing; `python cache/show.py {files.url} --prune` removes it"
-        )
-    kept = {number: loaded for number, loaded in index.tables.items() if number not in gone}
-    old = index.records
-    if gone:
-        old = old[~np.isin(old["table"], gone)]
-    every = np.empty(len(old) + sum(len(table.records) for table in tables.values()), RECORD)
-    every[: len(old)] = old
-    end = len(old)
+    records = index.records[~np.isin(index.records["table"], gone)]  # a copy, which may grow
+    end = len(records)
+    tables = {number: loaded for number, loaded in index.tables.items() if number not in gone}
     groups, digests = list(index.groups), list(index.digests)
     group_number, digest_number = _make_numbering(groups), _make_numbering(digests)
+    embedded = {(each.key, each.sequence): each for each in index.embedded()}
     number = index.next_table
-    for file, table in tables.items():
-        joined = every[end : end + len(table.records)]
+    for file, table in read_tables(files, new):
+        if isinstance(table, Damaged):
+            unreadable[file] = table
+            tqdm.write(
+                f"warning: {files.url}/{file} cannot be read ({table.what}); what it holds "
+                f"counts as missing; `python cache/show.py {files.url} --prune` removes it"
+            )
+            continue
+        if end + len(table.records) > len(records):
+            # In place where that is possible, for all records twice might be much.
+            records.resize(end + len(table.records) + len(records) // 8, refcheck=False)
+        joined = records[end : end + len(table.records)]
         end += len(joined)
         joined[:] = table.records
         if len(joined):
@@ -217,36 +248,23 @@ def _apply_listing(index: Index, files: Files, listed: dict[str, int]) -> Index:
             joined["group"] = to_group[joined["group"]]
             joined["video"] = to_video[joined["video"]]
         joined["table"] = number
+        del joined  # or growing would leave it behind
         array = None
         if table.array is not None:
-            array = Array(files, file.removesuffix(".idx"), table.groups[0], table.array)
+            info = replace(table.array, chunks=None)
+            folder = file.removesuffix(".idx")
+            array = Array(files, folder, table.groups[0], info, listed[file])
         used = frozenset(group.fingerprint for group in table.groups)
-        kept[number] = LoadedTable(file, listed[file], table.metadata, used, array)
+        # Version 1 repeats descriptions in every table: one of each is enough.
+        same = [embedded.setdefault((each.key, each.sequence), each) for each in table.embedded]
+        tables[number] = LoadedTable(file, listed[file], used, array, same)
         number += 1
-    del tables, old  # the sorted copy needs room
-    every = every[np.argsort(every["hi"], kind="stable")]
-    last = sorted(
-        latest_metadata(each for table in kept.values() for each in table.metadata).values(),
-        key=lambda each: each.time,
-    )
-    by_subject: dict[str, list[Metadata]] = {}
-    for each in last:
-        by_subject.setdefault(each.subject, []).append(each)
-    infos = [each.info for each in last]
-    return Index(
-        records=every,
-        hi=np.ascontiguousarray(every["hi"]),
-        tables=kept,
-        groups=groups,
-        digests=digests,
-        # In the order of their times: the last one stays.
-        videos={info.digest: info for info in infos if isinstance(info, VideoInfo)},
-        videos_by_name={info.name: info for info in infos if isinstance(info, VideoInfo)},
-        fingerprints={i.fingerprint: i for i in infos if isinstance(i, FingerprintInfo)},
-        metadata=by_subject,
-        unreadable={f: d for f, d in (index.unreadable | unreadable).items() if f in listed},
-        next_table=number,
-    )
+    records.resize(end, refcheck=False)
+    order = np.argsort(records["hi"], kind="stable")
+    for name in RECORD.names or ():
+        records[name] = records[name][order]
+    hi = np.ascontiguousarray(records["hi"])
+    return Index(records, hi, tables, groups, digests, unreadable, number)
 
 
 T = TypeVar("T", bound=Hashable)
@@ -263,14 +281,6 @@ def _make_numbering(values: list[T]) -> Callable[[T], int]:
         return numbers[value]
 
     return number
-
-
-def latest_metadata(every: Iterable[Metadata]) -> dict[tuple[str, str], Metadata]:
-    """Return the latest description, by subject and name."""
-    found: dict[tuple[str, str], Metadata] = {}
-    for each in sorted(every, key=lambda each: each.time):
-        found[each.key] = each
-    return found
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ RECORD = np.dtype(
     [
         ("hi", "<u8"),  # the address's key, in two halves
         ("lo", "<u8"),
-        ("time", "<i8"),  # when it was written, nanoseconds since 1970; the newest wins
+        ("time", "<i8"),  # nanoseconds since 1970, later than all that was known; the newest wins
         ("place", "<i8"),  # first row in the array, or first byte in the segment
         ("size", "<i8"),  # stored bytes; in an array its share of them
         ("first", "<i8"),  # lowest and highest frame number, for people
@@ -36,7 +36,7 @@ RECORD = np.dtype(
         ("checksum", "<u4"),  # of the payload in a segment; an array's chunks have their own
         ("direction", "u1"),
         ("span", "u1"),
-        ("spare", "<u2"),
+        ("writer", "<u2"),  # a random number; of equal times the higher one wins
         ("table", "<u4"),  # set when tables are joined in memory
     ]
 )
@@ -72,7 +72,7 @@ class Entry(NamedTuple):
     checksum: int
     direction: int
     span: int
-    spare: int
+    writer: int
     table: int
 
 
@@ -89,11 +89,17 @@ class Group(NamedTuple):
         return itemsize(self.dtype) * int(np.prod(self.row_shape, dtype=np.int64))
 
 
-class Metadata(NamedTuple):
-    """A description of a video or a fingerprint, and its time (nanoseconds since 1970)."""
+class Description(NamedTuple):
+    """A description of a video or a fingerprint, as a store holds it.
 
-    time: int
+    Args:
+        sequence: nanoseconds since 1970, but higher than any that its writer knew of.
+        file: in the store; empty if it is not in a file of its own yet.
+    """
+
+    sequence: int
     info: VideoInfo | FingerprintInfo
+    file: str = ""
 
     @property
     def subject(self) -> str:
@@ -109,6 +115,11 @@ class Metadata(NamedTuple):
         """
         return self.subject, self.info.name if isinstance(self.info, VideoInfo) else ""
 
+    @property
+    def hash(self) -> str:
+        """The hash in the name of its file."""
+        return self.file.split("-")[1]
+
 
 @dataclass(frozen=True)
 class ArrayInfo:
@@ -119,7 +130,8 @@ class ArrayInfo:
         chunk_rows, shard_rows: of a chunk and of a shard.
         description: digest of the bytes of zarr.json, hex.
         shards: bytes of every shard, and the checksum at the end of its own index.
-        chunks: CHUNK [n], over all shards in the order of the rows.
+        chunks: CHUNK [n], over all shards in the order of the rows; None in an opened store, which
+            reads them when it reads the array.
     """
 
     rows: int
@@ -127,7 +139,7 @@ class ArrayInfo:
     shard_rows: int
     description: str
     shards: list[tuple[int, int]]
-    chunks: NDArray[Any]
+    chunks: NDArray[Any] | None
 
 
 @dataclass
@@ -137,15 +149,22 @@ class IndexTable:
     Args:
         records: RECORD [n]; `group` and `video` are numbers into the lists here.
         groups, videos: those that records refer to; videos as digests.
-        metadata: descriptions of the videos and fingerprints.
+        described: hashes of the descriptions of each of `subjects`.
         array: the array that the records point into; None for a journal segment.
+        embedded: the descriptions themselves; only in tables of format version 1.
     """
 
     records: Records
     groups: list[Group]
     videos: list[str]
-    metadata: list[Metadata] = field(default_factory=list)
+    described: list[list[str]] = field(default_factory=list)
     array: ArrayInfo | None = None
+    embedded: list[Description] = field(default_factory=list)
+
+    @property
+    def subjects(self) -> list[str]:
+        """The digests and fingerprints that records refer to."""
+        return [*self.videos, *sorted({group.fingerprint for group in self.groups})]
 
 
 FOOTER = struct.Struct("<QQ16s8s")  # where the table begins, its bytes, their digest, the magic
@@ -160,18 +179,18 @@ def compute_digest(data: bytes | Bytes) -> bytes:
 def encode_table(table: IndexTable, offset: int = 0) -> bytes:
     """Return the bytes of a table with its footer, for the end of a file, from `offset` on."""
     array = table.array
+    chunks = np.empty(0, CHUNK) if array is None or array.chunks is None else array.chunks
     header = json.dumps(
         {
             "groups": table.groups,
             "videos": table.videos,
-            "told": [(m.time, _info_kind(m.info), m.info.to_dict()) for m in table.metadata],
+            "described": table.described,
+            "told": [],  # for processes of format version 1 that still run
             "records": len(table.records),
-            "array": None if array is None else vars(array) | {"chunks": len(array.chunks)},
+            "array": None if array is None else vars(array) | {"chunks": len(chunks)},
         }
     ).encode()
-    body = len(header).to_bytes(8, "little") + header + table.records.tobytes()
-    if array is not None:
-        body += array.chunks.tobytes()
+    body = len(header).to_bytes(8, "little") + header + table.records.tobytes() + chunks.tobytes()
     return body + FOOTER.pack(offset, len(body), compute_digest(body), MAGIC)
 
 
@@ -215,10 +234,11 @@ def decode_table(tail: Bytes, size: int, file: str) -> IndexTable:
         records=np.frombuffer(body[8 + length : end], RECORD),
         groups=[Group(name, dtype, tuple(shape)) for name, dtype, shape in header["groups"]],
         videos=header["videos"],
-        metadata=[
-            Metadata(time, _info_from_dict(kind, info)) for time, kind, info in header["told"]
-        ],
+        described=header.get("described", []),
         array=array,
+        embedded=[
+            Description(time, _parse_info(kind, info)) for time, kind, info in header["told"]
+        ],
     )
 
 
@@ -230,9 +250,7 @@ def span_number(span: str) -> int:
     return SPANS.index(span)
 
 
-def _info_kind(info: VideoInfo | FingerprintInfo) -> str:
-    return "video" if isinstance(info, VideoInfo) else "fingerprint"
-
-
-def _info_from_dict(kind: str, fields: dict[str, Any]) -> VideoInfo | FingerprintInfo:
-    return VideoInfo.from_dict(fields) if kind == "video" else FingerprintInfo.from_dict(fields)
+def _parse_info(kind: str, fields: dict[str, Any]) -> VideoInfo | FingerprintInfo:
+    if kind == "video":
+        return VideoInfo.from_version_1(fields)
+    return FingerprintInfo.from_dict(fields)

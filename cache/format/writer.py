@@ -4,21 +4,23 @@ import json
 import secrets
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
 from cache.address import DTYPES, Address, FingerprintInfo, VideoInfo
-from cache.errors import Damaged, StoreError
+from cache.errors import Damaged, StoreError, StoreUnreachable
 from cache.format.compaction import PlacedEntry, compact
-from cache.format.index import CONTENTS, PARTS, Index, latest_metadata
+from cache.format.descriptions import Descriptions, newest, write_description
+from cache.format.index import CONTENTS, PARTS, Index
 from cache.format.records import (
     RECORD,
+    Description,
     Entry,
     Group,
     IndexTable,
-    Metadata,
     compute_digest,
     direction_number,
     encode_table,
@@ -53,7 +55,8 @@ class Writer:
 
     Args:
         files: of the store.
-        index: returns the index of the store as it was last read.
+        index, descriptions: return those of the store as they were last read. What was described
+            is relied on only if it was listed after this writer's lease was written.
         flush_bytes, flush_seconds: how much may wait in memory, and for how long.
         compact_bytes: size of the journal at which it becomes arrays.
     """
@@ -62,11 +65,12 @@ class Writer:
         self,
         files: Files,
         index: Callable[[], Index],
+        descriptions: Callable[[], Descriptions],
         flush_bytes: int = FLUSH_BYTES,
         flush_seconds: float = FLUSH_SECONDS,
         compact_bytes: int = COMPACT_BYTES,
     ) -> None:
-        self.files, self.index = files, index
+        self.files, self.index, self.descriptions = files, index, descriptions
         self.part = f"{time.strftime('%Y%m%d')}-{secrets.token_hex(5)}"
         self._folder = f"{PARTS}/{self.part}"
         self.flush_bytes, self.flush_seconds = flush_bytes, flush_seconds
@@ -81,13 +85,14 @@ class Writer:
         self.closed = False
         self._flushed = time.monotonic()
         self._time = 0
+        self._tie_break = secrets.randbits(16)
         self._payloads: list[bytes] = []
         self._entries: list[Entry] = []  # their `place` is found when they are flushed
         self._groups: dict[Group, int] = {}
         self._videos: dict[str, int] = {}
-        self._described: dict[str, VideoInfo | FingerprintInfo] = {}
-        self._metadata: dict[str, list[Metadata]] = {}  # by subject
-        self._new_subjects: set[str] = set()  # described since the last flush
+        self._described: dict[str, VideoInfo | FingerprintInfo] = {}  # here, by name
+        self._waiting_descriptions: list[Description] = []
+        self._descriptions: dict[str, list[Description]] = {}  # written here, by subject
         self._tables: dict[str, int] = {}
         self._listed: dict[str, int] | None = None  # in contents.json; None if that is not there
         self._segments: dict[str, list[Entry]] = {}  # not compacted yet
@@ -102,19 +107,19 @@ class Writer:
 
     def describe(self, info: VideoInfo | FingerprintInfo) -> None:
         """Take a description of a video or a fingerprint; written with the next flush."""
+        known = self.descriptions()
         current: VideoInfo | FingerprintInfo | None
         if isinstance(info, VideoInfo):
-            name, current = f"video {info.name}", self.index().videos_by_name.get(info.name)
+            name, current = f"video {info.name}", known.videos_by_name.get(info.name)
         else:
-            name, current = info.fingerprint, self.index().fingerprints.get(info.fingerprint)
+            name, current = info.fingerprint, known.fingerprints.get(info.fingerprint)
         if self._described.get(name, current) != info:
-            self.copy_metadata(Metadata(self._now(), info))
+            self.copy_description(Description(self._now(known.latest), info))
         self._described[name] = info
 
-    def copy_metadata(self, metadata: Metadata) -> None:
-        """Write an earlier description again, with its time."""
-        self._metadata.setdefault(metadata.subject, []).append(metadata)
-        self._new_subjects.add(metadata.subject)
+    def copy_description(self, description: Description) -> None:
+        """Take a description with its sequence; written with the next flush."""
+        self._waiting_descriptions.append(description)
 
     def write(self, address: Address, rows: torch.Tensor, start: int = 0) -> None:
         """Take a whole activation or some rows of it, and flush if that is due.
@@ -139,7 +144,7 @@ class Writer:
                 Entry(
                     hi=int.from_bytes(address.key[:8], "little"),
                     lo=int.from_bytes(address.key[8:], "little"),
-                    time=self._now(),
+                    time=self._now(self.index().latest),
                     place=0,
                     size=len(payload),
                     first=int(address.frames.min()),
@@ -153,7 +158,7 @@ class Writer:
                     checksum=checksum(payload),
                     direction=direction_number(address.direction),
                     span=span_number(address.span),
-                    spare=0,
+                    writer=self._tie_break,
                     table=0,
                 ),
                 group,
@@ -177,7 +182,10 @@ class Writer:
                 kept: flush again when there is room.
         """
         try:
-            if self._entries or self._new_subjects:
+            while self._waiting_descriptions:
+                self._write_description(self._waiting_descriptions[0])
+                del self._waiting_descriptions[0]
+            if self._entries:
                 self._write_segment()
             self._write_contents()
         except OSError as error:
@@ -193,8 +201,8 @@ class Writer:
     def compact(self) -> None:
         """Move the journal into arrays; it stays as it is if the disk has no room for both."""
         segments = dict(self._segments)
-        if not any(segments.values()):
-            return  # descriptions stay where they are
+        if not segments:
+            return
         commits: dict[str, bytes] = {}
         try:
             self._write_arrays(segments, commits)
@@ -202,8 +210,10 @@ class Writer:
                 self.files.write(f"{self._folder}/{name}.idx", [index])
         except (OSError, Damaged) as error:
             for name in commits:
-                self.files.delete(f"{self._folder}/{name}.idx")
-                self.files.delete(f"{self._folder}/{name}")
+                # What cannot be deleted is a leftover, or is there twice: `prune` removes both.
+                with suppress(StoreUnreachable):
+                    self.files.delete(f"{self._folder}/{name}.idx")
+                    self.files.delete(f"{self._folder}/{name}")
             if isinstance(error, Damaged):
                 damage = Damaged(error.file, error.what, self.files.url)
                 tqdm.write(f"warning: {damage} (the rest of the journal is compacted)")
@@ -262,19 +272,23 @@ class Writer:
         for entry in self._entries:
             entries.append(entry._replace(place=place))
             place += entry.size
-        table, subjects = self._make_table(entries)
-        name = f"j{self._segments_written + 1:06}.bin"
-        content: Content = [*self._payloads, encode_table(table, place)]
-        self.files.write(f"{self._folder}/{name}", content)
-        # Committed.
+        table = self._make_table(entries)
         self._segments_written += 1
+        name = f"j{self._segments_written:06}.bin"
+        content: Content = [*self._payloads, encode_table(table, place)]
+        try:
+            self.files.write(f"{self._folder}/{name}", content)
+        except OSError:
+            # It may be there all the same, and read: what is written next has another name.
+            self._obsolete.append(name)
+            raise
+        # Committed.
         self._tables[name] = sum(len(piece) for piece in content)
         self._segments[name] = entries
         self._payloads, self._entries, self.waiting = [], [], 0
-        self._new_subjects -= subjects
 
-    def _make_table(self, entries: Sequence[Entry]) -> tuple[IndexTable, set[str]]:
-        """Return the table of a segment, and the subjects that its metadata describe."""
+    def _make_table(self, entries: Sequence[Entry]) -> IndexTable:
+        """Return the table of a segment."""
         groups, videos = list(self._groups), list(self._videos)
         used_groups = sorted({entry.group for entry in entries})
         used_videos = sorted({entry.video for entry in entries})
@@ -290,19 +304,24 @@ class Writer:
         table = IndexTable(
             records, [groups[i] for i in used_groups], [videos[i] for i in used_videos]
         )
-        subjects = {group.fingerprint for group in table.groups} | {*table.videos}
-        subjects |= self._new_subjects
-        table.metadata.extend(self._metadata_of(subjects))
-        return table, subjects
+        table.described = self._hashes_of(table.subjects)
+        return table
 
-    def _metadata_of(self, subjects: set[str]) -> list[Metadata]:
-        """Return the descriptions of digests and fingerprints, from this writer or from others."""
-        found: list[Metadata] = []
-        for subject in sorted(subjects):
-            if subject not in self._metadata and (others := self.index().metadata.get(subject)):
-                self._metadata[subject] = list(others)
-            found += latest_metadata(self._metadata.get(subject, [])).values()
+    def _hashes_of(self, subjects: Sequence[str]) -> list[list[str]]:
+        """Return the hashes of each subject's descriptions, which all have files from then on."""
+        known = self.descriptions().by_subject
+        found = []
+        for subject in subjects:
+            of = newest([*known.get(subject, ()), *self._descriptions.get(subject, ())])
+            # What only tables of version 1 say has no file yet.
+            written = [each if each.file else self._write_description(each) for each in of]
+            found.append([each.hash for each in written])
         return found
+
+    def _write_description(self, description: Description) -> Description:
+        written = write_description(self.files, description)
+        self._descriptions.setdefault(written.subject, []).append(written)
+        return written
 
     def _write_contents(self, force: bool = False) -> None:
         if force or (self._listed is not None and self._listed != self._tables):
@@ -319,7 +338,6 @@ class Writer:
         for name, entries in segments.items():
             for entry in entries:
                 placed.setdefault(entry.group, []).append((f"{self._folder}/{name}", entry))
-        described_before: set[str] = set()
         for group, records in placed.items():
             self._arrays_written += 1
             name = f"a{self._arrays_written:06}"
@@ -328,18 +346,13 @@ class Writer:
             number = {old: new for new, old in enumerate(used_videos)}
             renumbered = [(file, e._replace(video=number[e.video])) for file, e in records]
             digests = [videos[i] for i in used_videos]
-            subjects = {*digests, groups[group].fingerprint}
-            if group == max(placed):
-                # Subjects that no record refers to are kept, too.
-                subjects |= self._metadata.keys() - described_before
-            described_before |= subjects
             commits[name] = compact(
                 self.files,
                 f"{self._folder}/{name}",
                 groups[group],
                 renumbered,
                 digests,
-                self._metadata_of(subjects),
+                self._hashes_of([*digests, groups[group].fingerprint]),
             )
 
     def _as_stored(self, address: Address, rows: torch.Tensor, start: int) -> torch.Tensor:
@@ -367,15 +380,21 @@ class Writer:
             )
         return stored
 
-    def _now(self) -> int:
-        """Return the time in nanoseconds since 1970, later than any that was returned before."""
-        self._time = max(time.time_ns(), self._time + 1)
+    def _now(self, latest: int) -> int:
+        """Return the time in nanoseconds since 1970, but later than `latest` and than before.
+
+        So what is written after something was seen counts as newer, whatever the clocks say.
+        """
+        self._time = max(time.time_ns(), self._time + 1, latest + 1)
         return self._time
 
     def _write_error(self, error: OSError) -> OSError:
         waits = f"{self.waiting / 1e6:.1f} MB wait in memory, " if self.waiting else ""
+        room = "" if isinstance(error, StoreUnreachable) else "make room and "
         text = (
             f"cannot write into {self.files.url}: {error.strerror or error}; what was committed "
-            f"before is good; {waits}make room and flush again"
+            f"before is good; {waits}{room}flush again"
         )
+        if isinstance(error, StoreUnreachable):
+            return StoreUnreachable(text)
         return OSError(error.errno, text) if error.errno else OSError(text)

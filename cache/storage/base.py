@@ -5,7 +5,7 @@ changed afterwards, only replaced: locally it is written aside, forced to the di
 elsewhere it is one put.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 from cache.storage.codec import Bytes
@@ -58,3 +58,15 @@ def read_whole(files: Files, name: str, size: int | None) -> Bytes | None:
         size: its bytes; if None, anything up to 16 MiB.
     """
     return files.read([(name, 0, 2**24 if size is None else size)])[0]
+
+
+def split_batches(sizes: Sequence[int], limit: int) -> Iterator[slice]:
+    """Yield slices of neighbours whose sizes add up to no more than a limit, at least one each."""
+    first = total = 0
+    for number, size in enumerate(sizes):
+        if number > first and total + size > limit:
+            yield slice(first, number)
+            first, total = number, 0
+        total += size
+    if sizes:
+        yield slice(first, len(sizes))

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from cache.errors import StoreError
+from cache.errors import StoreError, StoreUnreachable
 from cache.storage.base import Files
 from cache.storage.local import LocalFiles
 from cache.storage.remote import RemoteFiles
@@ -25,6 +25,8 @@ def open_files(url: str | Path) -> Files:
         return LocalFiles(Path(path))
     try:
         return RemoteFiles(url)
+    except StoreUnreachable:
+        raise
     except (ImportError, ValueError) as error:
         raise StoreError(f"cannot reach {url}: {error}") from error
 

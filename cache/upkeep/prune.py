@@ -5,6 +5,7 @@ writes records into another's part: what is to stay is copied into a part of thi
 the file that it came from is retired. So pruning may be killed at any moment.
 """
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -13,7 +14,8 @@ import numpy as np
 from tqdm import tqdm
 
 from cache.address import FingerprintInfo
-from cache.errors import Damaged, StoreError
+from cache.errors import Damaged, StoreError, StoreUnreachable
+from cache.format.descriptions import DESCRIPTIONS, newest
 from cache.format.index import CONTENTS, PARTS, RETIRED, TABLE_NAME, LoadedTable
 from cache.format.records import decode_table
 from cache.format.writer import Writer, encode_contents
@@ -22,6 +24,8 @@ from cache.storage.leases import Lease, User, list_users
 from cache.store import Store
 from cache.upkeep.retention import Retention
 from cache.upkeep.verify import Problem
+
+DESCRIPTION_NAME = re.compile(r"^([0-9a-f]{64}|[0-9a-f]{32})-")  # and of what is left of one
 
 
 @dataclass
@@ -117,6 +121,7 @@ class _Pruner:
         self._apply(self._choose(drop, keep_bytes))
         self._delete_empty_parts()
         self.store.refresh()
+        self._delete_unused_descriptions()
         self.report.kept_bytes = self.files.usage(PARTS)
         self.report.freed_bytes = max(before - self.report.kept_bytes, 0)
         return self.report
@@ -171,7 +176,8 @@ class _Pruner:
         index, report = self.store.index, self.report
         prunable = {n: t for n, t in index.tables.items() if self._is_prunable(t.file)}
         everything = np.ones(len(index.records), bool)
-        retention = Retention(self.files, index, prunable, self.used, everything)
+        known = self.store.fingerprints
+        retention = Retention(self.files, index, known, prunable, self.used, everything)
         report.dropped, report.in_use = retention.drop_stale(drop)
         report.damaged = retention.drop_damaged(self.damaged)
         report.duplicates = retention.drop_duplicates()
@@ -183,22 +189,20 @@ class _Pruner:
 
     def _apply(self, retention: Retention) -> None:
         """Free, move and repair as `retention` says."""
-        prunable, tables = retention.prunable, retention.index.tables.keys()
-        with_rows = [table for table in prunable if len(retention.rows_of(table))]
-        gone = [table for table in with_rows if not retention.keeps_any(table)]
-        staying = [table for table in with_rows if table not in gone]
+        prunable = retention.prunable
+        staying = [table for table in prunable if retention.keeps_any(table)]
+        gone = prunable.keys() - staying
         moving = [table for table in staying if self._must_move(retention, table)]
-        needed = retention.needed_metadata()
-        orphans = needed.keys() - retention.metadata_keys(tables - {*gone, *moving})
-        # A table of descriptions only stays as long as no other table has all of them.
-        empty = [table for table in prunable if table not in with_rows]
-        elsewhere = retention.metadata_keys(tables - {*gone, *moving, *empty})
-        gone += [t for t in empty if not (retention.metadata_keys([t]) & needed.keys()) - elsewhere]
-        if orphans:
-            # This fails on a full disk, where making room comes first.
-            with suppress(OSError), self.store.writer() as writer:
-                for key in sorted(orphans):
-                    writer.copy_metadata(needed[key])
+        embedded = newest(e for table in (*gone, *moving) for e in prunable[table].embedded)
+        if embedded:
+            try:
+                with self.store.writer() as writer:
+                    for each in embedded:
+                        writer.copy_description(each)
+            except StoreUnreachable:
+                raise
+            except OSError:
+                pass  # a full disk, where making room comes first
         self._retire([prunable[table] for table in gone])
         if moving:
             with self.store.writer() as writer:
@@ -211,6 +215,9 @@ class _Pruner:
                 self.report.damaged += 1
                 self._delete(file)
         for file, _ in self.problems:
+            if file.split("/")[0] in DESCRIPTIONS:
+                self._delete(file)
+                self.report.damaged += 1
             self._repair_contents(file)
 
     def _must_move(self, retention: Retention, table: int) -> bool:
@@ -222,10 +229,7 @@ class _Pruner:
     def _move(self, writer: Writer, retention: Retention, table: int) -> None:
         """Copy the records of a table that stay into a part of this process."""
         rows, index = retention.rows_of(table), retention.index
-        rows = rows[retention.keep[rows]]
-        for row in rows[np.argsort(index.records["place"][rows])]:
-            entry = retention.entry_at(row)
-            data = retention.read_rows(entry)
+        for entry, data in retention.read_table(table, rows[retention.keep[rows]]):
             if data is None:
                 self.report.damaged += 1
                 continue
@@ -285,7 +289,53 @@ class _Pruner:
             names = self.files.children(f"{PARTS}/{part}")
             pending = any(name.endswith(RETIRED) and size for name, size in names.items())
             if not pending and not any(TABLE_NAME.match(name) for name in names):
+                # The list first: what says that its tables were retired goes with the part.
+                self.files.delete(f"{PARTS}/{part}/{CONTENTS}")
                 self.files.delete(f"{PARTS}/{part}")
+
+    def _delete_unused_descriptions(self) -> None:
+        """Delete the descriptions of what no record is of, unless a writer may rely on them."""
+        if self.report.active_parts:
+            return
+        used = self._described_subjects()
+        renamed: list[str] = []
+        unneeded: list[str] = []
+        for folder in DESCRIPTIONS:
+            for name, size in self.files.children(folder).items():
+                file, is_retired = f"{folder}/{name}", name.endswith(RETIRED)
+                if not DESCRIPTION_NAME.match(name):
+                    continue  # not of the store
+                is_used = _subject_of(file) in used
+                if name.endswith(".part") or (is_retired and not size and not is_used):
+                    unneeded.append(file)
+                elif is_retired and size:  # by a prune that was killed
+                    renamed.append(file)
+                elif not is_retired and not is_used:
+                    self.files.move(file, file + RETIRED)
+                    renamed.append(file + RETIRED)
+        if not renamed and not unneeded:
+            return
+        # A writer lists descriptions after it has written its lease: later ones do not find these.
+        writing = any(user.part and user.alive for user in self._other_users())
+        self.store.refresh()
+        used = self._described_subjects()
+        for file in renamed:
+            if writing or _subject_of(file) in used:
+                self.files.move(file, file.removesuffix(RETIRED))
+            else:
+                self.files.delete(file)
+        for file in [] if writing else unneeded:
+            self.files.delete(file)
+        self.store.refresh()
+
+    def _described_subjects(self) -> set[str]:
+        """Return the digests and fingerprints of records, and videos that took over a name.
+
+        Without these the name would stand for the former video again.
+        """
+        known, used = self.store.descriptions, self.store.index.subjects()
+        names = {each.key[1] for subject in used for each in known.by_subject.get(subject, ())}
+        return used | {known.videos_by_name[name].digest for name in names - {""}}
 
     def _is_prunable(self, file: str) -> bool:
         """Return whether a file is in a part that nobody writes."""
@@ -294,6 +344,11 @@ class _Pruner:
 
 def _used_fingerprints(processes: Iterable[User]) -> set[str]:
     return {name for user in processes if user.alive for name in user.fingerprints}
+
+
+def _subject_of(file: str) -> str:
+    """Return the digest or fingerprint that a file describes."""
+    return file.rpartition("/")[2].split("-")[0]
 
 
 def _table_of(file: str) -> str:

@@ -1,6 +1,6 @@
 """Retention: which records of a store go, being stale, damaged, duplicates or over a budget."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -10,13 +10,10 @@ from numpy.typing import NDArray
 from cache.address import FingerprintInfo
 from cache.errors import Damaged
 from cache.format.arrays import FileGone, RowRequest
-from cache.format.compaction import read_payload
+from cache.format.compaction import decode_payload, fetch_payloads
 from cache.format.index import Index, LoadedTable
-from cache.format.records import Entry, Metadata
+from cache.format.records import Entry
 from cache.storage.base import Files
-
-MetadataKey = tuple[str, str, int]
-"""Subject, name and time of a description."""
 
 
 @dataclass
@@ -24,7 +21,7 @@ class Retention:
     """Which records of a store stay.
 
     Args:
-        files, index: of the store.
+        files, index, fingerprints: of the store.
         prunable: tables of dead writers, by number; all others stay, whatever they hold.
         used: fingerprints that living processes use.
         keep: whether a record stays [n].
@@ -32,6 +29,7 @@ class Retention:
 
     files: Files
     index: Index
+    fingerprints: dict[str, FingerprintInfo]
     prunable: dict[int, LoadedTable]
     used: set[str]
     keep: NDArray[np.bool_]
@@ -55,7 +53,7 @@ class Retention:
 
     def drop_stale(self, drop: Callable[[FingerprintInfo], bool]) -> tuple[int, set[str]]:
         """Drop stale records; return how many, and the stale fingerprints that are in use."""
-        stale = {name for name, info in self.index.fingerprints.items() if drop(info)}
+        stale = {name for name, info in self.fingerprints.items() if drop(info)}
         groups = self.index.groups
         going = [n for n, g in enumerate(groups) if g.fingerprint in stale - self.used]
         dropped = 0
@@ -81,7 +79,7 @@ class Retention:
         duplicates = 0
         for rows in self._same_keys():
             entries = [(row, self.entry_at(row)) for row in rows if self.keep[row]]
-            entries.sort(key=lambda item: self._preference(item[1]))
+            entries.sort(key=lambda item: self.index.age(item[1]))
             kept: list[Entry] = []
             for row, entry in entries:
                 if entry.table in self.prunable and any(_covers(other, entry) for other in kept):
@@ -117,38 +115,37 @@ class Retention:
             stored -= self.prunable[table].stored_bytes
         return dropped, in_use
 
+    def read_table(
+        self, table: int, rows: NDArray[np.int64]
+    ) -> Iterator[tuple[Entry, NDArray[np.uint8] | None]]:
+        """Yield records of a table as they are placed, each as `read_rows` returns it."""
+        rows = rows[np.argsort(self.index.records["place"][rows])]
+        entries, loaded = [self.entry_at(row) for row in rows], self.index.tables[table]
+        if loaded.array is not None:
+            yield from ((entry, self.read_rows(entry)) for entry in entries)
+            return
+        for (file, entry), data in fetch_payloads(
+            self.files, [(loaded.file, entry) for entry in entries]
+        ):
+            try:
+                width = self.index.groups[entry.group].row_bytes
+                yield entry, decode_payload(data, entry, width, file)
+            except Damaged:
+                yield entry, None
+
     def read_rows(self, entry: Entry) -> NDArray[np.uint8] | None:
         """Return a record's rows as bytes; None if they cannot be read."""
         loaded = self.index.tables[entry.table]
         width = self.index.groups[entry.group].row_bytes
         try:
             if loaded.array is None:
-                return read_payload(self.files, loaded.file, entry, width)
+                ((_, data),) = fetch_payloads(self.files, [(loaded.file, entry)])
+                return decode_payload(data, entry, width, loaded.file)
             out = np.empty(entry.rows * width, np.uint8)
             loaded.array.read([RowRequest(entry.place, entry.place + entry.rows, out)])
         except (Damaged, FileGone):
             return None
         return out
-
-    def needed_metadata(self) -> dict[MetadataKey, Metadata]:
-        """Return the descriptions of videos and fingerprints that stay.
-
-        With them stay those of videos that took over a name of theirs, or the name would stand for
-        the former video again.
-        """
-        index, records = self.index, self.index.records[self.keep]
-        kept = {index.digests[video] for video in np.unique(records["video"])}
-        kept |= {index.groups[group].fingerprint for group in np.unique(records["group"])}
-        needed = [metadata for subject in kept for metadata in index.metadata.get(subject, ())]
-        for name in [metadata.key[1] for metadata in needed if metadata.key[1]]:
-            last = index.metadata[index.videos_by_name[name].digest]
-            needed += [metadata for metadata in last if metadata.key[1] == name]
-        return {(*metadata.key, metadata.time): metadata for metadata in needed}
-
-    def metadata_keys(self, tables: Iterable[int]) -> set[MetadataKey]:
-        """Return the keys of the descriptions in some tables."""
-        every = (metadata for table in tables for metadata in self.index.tables[table].metadata)
-        return {(*metadata.key, metadata.time) for metadata in every}
 
     def _same_keys(self) -> Iterator[range]:
         """Yield the records of every key that has more than one; they are neighbours."""
@@ -159,10 +156,6 @@ class Retention:
 
     def _newest_time(self, table: int) -> int:
         return int(self.index.records["time"][self.rows_of(table)].max())
-
-    def _preference(self, entry: Entry) -> tuple[int, bool, str, int]:
-        loaded = self.index.tables[entry.table]
-        return -entry.time, loaded.array is None, loaded.file, entry.place
 
 
 def _covers(other: Entry, entry: Entry) -> bool:

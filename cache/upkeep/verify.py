@@ -1,20 +1,27 @@
 """Verification of every checksum of a store."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
 from cache.errors import Damaged
-from cache.format.arrays import Array, FileGone, RowRequest, shard_name
-from cache.format.compaction import read_payload
+from cache.format.arrays import Array, check_chunk, shard_name, trailing_checksum
+from cache.format.compaction import decode_payload, fetch_payloads
+from cache.format.descriptions import (
+    DESCRIPTIONS,
+    FILES_AT_ONCE,
+    check_description,
+    folder_of,
+    select_descriptions,
+)
 from cache.format.index import CONTENTS, PARTS, RETIRED, TABLE_NAME, list_tables, load_tables
 from cache.format.records import Entry, IndexTable, compute_digest
 from cache.format.writer import decode_contents
-from cache.storage.base import Files, read_whole
-from cache.storage.codec import checksum
-from cache.store import FORMAT, MARKER, Store
+from cache.storage.base import Files, read_whole, split_batches
+from cache.storage.codec import checksum, decompress
+from cache.store import FORMAT, FORMAT_1, MARKER, Store
 
 LIST_ONLY = (
     "; the tables that are there were checked all the same, but one that is lost, too, cannot be "
@@ -38,7 +45,7 @@ def verify(store: Store, progress: bool = False) -> list[Problem]:
     files = store.files
     found = []
     mark = read_whole(files, MARKER, None)
-    if mark is None or mark.tobytes() != FORMAT:
+    if mark is None or mark.tobytes() not in (FORMAT, FORMAT_1):
         found.append(Problem(MARKER, "it is missing" if mark is None else "it is not as written"))
     parts = files.grandchildren(PARTS)
     tables, unreadable = load_tables(files, list_tables(parts))
@@ -52,17 +59,27 @@ def verify(store: Store, progress: bool = False) -> list[Problem]:
             else:
                 problems = _check_array(files, file, table, bar)
             found += _if_still_there(files, file, problems)
-    for part in parts:
-        found += _check_contents(files, part)
-    return found
+    lists = [
+        (f"{PARTS}/{part}/{CONTENTS}", names.get(CONTENTS) or 0) for part, names in parts.items()
+    ]
+    contents = files.read([(file, 0, size) for file, size in lists])
+    for (part, names), data in zip(parts.items(), contents, strict=True):
+        listed = None if data is None else decode_contents(data)
+        if CONTENTS in names and listed is not None and listed.keys() <= names.keys():
+            continue  # for which no part has to be listed again
+        # What is compacted, renamed or deleted meanwhile is not missing twice.
+        if missing := _check_contents(files, part):
+            again = _check_contents(files, part)
+            found += [each for each in missing if each in again]
+    return found + _check_descriptions(files, tables)
 
 
 def _check_segment(files: Files, file: str, table: IndexTable, bar: Any) -> list[Problem]:
     found = []
-    for values in table.records.tolist():
-        entry = Entry._make(values)
+    entries = [Entry._make(values) for values in table.records.tolist()]
+    for (_, entry), data in fetch_payloads(files, [(file, entry) for entry in entries]):
         try:
-            read_payload(files, file, entry, table.groups[entry.group].row_bytes)
+            decode_payload(data, entry, table.groups[entry.group].row_bytes, file)
         except Damaged as damage:
             found.append(damage.what)
         bar.update(entry.size)
@@ -80,62 +97,89 @@ def _check_array(files: Files, file: str, table: IndexTable, bar: Any) -> list[P
     elif compute_digest(description).hex() != info.description:
         found.append((f"{folder}/zarr.json", "it is not as written"))
     array = Array(files, folder, table.groups[0], info)
-    chunks = -(-info.rows // info.chunk_rows)
-    per_shard = info.shard_rows // info.chunk_rows
-    scratch = np.empty(array.chunk_bytes, np.uint8)
-    for shard, (size, expected) in enumerate(info.shards):
+    for shard, (size, _) in enumerate(info.shards):
         name = shard_name(folder, table.groups[0], shard)
-        there = files.size(name)
-        if there is not None and there != size:
-            found.append((name, f"it has {there} bytes, {size} were written"))
-        elif there is not None and not _index_is_intact(files, name, size, per_shard, expected):
-            found.append((name, "the index at its end, which zarr reads, is not as written"))
-        for chunk in range(shard * per_shard, min((shard + 1) * per_shard, chunks)):
-            try:
-                array.read(
-                    [RowRequest(chunk * info.chunk_rows, (chunk + 1) * info.chunk_rows, scratch)]
-                )
-            except Damaged as damage:
-                found.append((damage.file, damage.what))
-            except FileGone as gone:
-                found.append((gone.file, "it is missing"))
+        found += [(name, what) for what in _check_shard(files, name, array, shard)]
         bar.update(size)
     return _merge_by_file(found)
 
 
-def _index_is_intact(files: Files, shard: str, size: int, chunks: int, expected: int) -> bool:
-    """Return whether a shard ends with the index that zarr wrote."""
-    (data,) = files.read([(shard, size - 16 * chunks - 4, size)])
-    if data is None:
-        return True  # deleted since, which reading the chunks finds
-    stored = int.from_bytes(data[-4:].tobytes(), "little")
-    return checksum(data[:-4]) == stored == expected
+def _check_shard(files: Files, name: str, array: Array, shard: int) -> Iterator[str]:
+    """Yield what is wrong with a shard: its length, the index that zarr reads, its chunks."""
+    info, (size, expected) = array.info, array.info.shards[shard]
+    per_shard = info.shard_rows // info.chunk_rows
+    chunks = array.chunks[shard * per_shard : (shard + 1) * per_shard].tolist()
+    # One byte more than there should be: a file that is too long is found without asking for sizes.
+    ranges = [(name, offset, offset + length) for offset, length, _ in chunks]
+    ranges.append((name, size - 16 * per_shard - 4, size + 1))
+    scratch = np.empty(array.chunk_bytes, np.uint8)
+    number = 0
+    for some in split_batches([stop - start for _, start, stop in ranges], files.batch_bytes):
+        for (_, start, stop), data in zip(ranges[some], files.read(ranges[some]), strict=True):
+            if data is None:
+                yield "it is missing"
+                return
+            if number < len(chunks):
+                try:
+                    frame = check_chunk(data, start, stop, chunks[number][2], name)
+                    decompress(frame, scratch, name)
+                except Damaged as damage:
+                    yield damage.what
+            elif len(data) != stop - 1 - start:
+                there = files.size(name)
+                yield f"it has {there} bytes, {size} were written"
+            elif not checksum(data[:-4]) == trailing_checksum(data) == expected:
+                yield "the index at its end, which zarr reads, is not as written"
+            number += 1
 
 
 def _check_contents(files: Files, part: str) -> list[Problem]:
-    """Return the tables that a part lists and does not have, or what is wrong with the list."""
+    """Return the tables that a part lists and does not have, or what is wrong with the list.
+
+    Others may change both between the two requests: only what is found twice is a problem.
+    """
     folder = f"{PARTS}/{part}"
-
-    def listed() -> dict[str, int] | None:
-        data = read_whole(files, f"{folder}/{CONTENTS}", None)
-        return {} if data is None else decode_contents(data)
-
-    before = listed()
+    data = read_whole(files, f"{folder}/{CONTENTS}", None)
     there = files.children(folder)
-    # A writer removes a table from the list before it deletes it: one that is gone but still
-    # listed is lost.
-    after = listed()
-    if CONTENTS not in there:
+    if data is None:
         if not any(TABLE_NAME.match(name) for name in there):
             return []  # not begun, or pruned
         return [Problem(f"{folder}/{CONTENTS}", f"it is missing{LIST_ONLY}")]
-    if before is None or after is None:
+    listed = decode_contents(data)
+    if listed is None:
         return [Problem(f"{folder}/{CONTENTS}", f"it is not as written{LIST_ONLY}")]
     return [
         Problem(f"{folder}/{name}", "it is missing")
-        for name in before.keys() & after.keys()
+        for name in listed
         if name not in there and name + RETIRED not in there
     ]
+
+
+def _check_descriptions(files: Files, tables: dict[str, IndexTable]) -> list[Problem]:
+    """Return the descriptions that are damaged, and those that tables list and are missing."""
+    found: list[Problem] = []
+    there: set[str] = set()
+    for folder in DESCRIPTIONS:
+        # What was found damaged or missing before has left an empty file.
+        children = files.children(folder)
+        names = (name.removesuffix(RETIRED).split("-") for name in children)
+        there |= {f"{folder}/{'-'.join(name[:2])}" for name in names}
+        sizes = list(select_descriptions(folder, children).items())
+        for first in range(0, len(sizes), FILES_AT_ONCE):
+            some = sizes[first : first + FILES_AT_ONCE]
+            contents = files.read([(file, 0, size) for file, size in some])
+            for (file, _), data in zip(some, contents, strict=True):
+                try:
+                    if data is not None:
+                        check_description(files, file, data)
+                except Damaged as damage:
+                    found.append(Problem(file, damage.what))
+    for file, table in tables.items():
+        listed = zip(table.subjects, table.described, strict=False)  # version 1 lists none
+        wanted = {f"{folder_of(who)}/{who}-{each}" for who, hashes in listed for each in hashes}
+        missing = [Problem(each, "it is missing") for each in sorted(wanted - there)]
+        found += _if_still_there(files, file, missing)
+    return list(dict.fromkeys(found))
 
 
 def _if_still_there(files: Files, file: str, problems: list[Problem]) -> list[Problem]:

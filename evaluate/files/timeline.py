@@ -4,7 +4,7 @@ import base64
 import mimetypes
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -13,9 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evaluate.annotations import Detection, Segment
+from evaluate.diagnosis.mistakes import VERDICTS, VideoMistakes
 from evaluate.rendering import render_template
 
 LARGEST_EMBEDDED = 100_000_000  # bytes; browsers stop somewhere behind that
+TRUTH = "ground truth"  # the name of its lane
 
 
 @dataclass(frozen=True)
@@ -23,20 +25,24 @@ class PageVideo:
     """One video of a page.
 
     Args:
-        source: URL of the file (`link_video`, `embed_video`).
-        lanes: what is drawn, by name, one above the other; segments without scores are truth.
-        curves: scores [K, N] in the order of the page's classes, of which lane `curves_of`.
+        source: URL of the file (`link_video`, `embed_video`); empty if the file is unknown.
+        fps: None if unknown.
+        lanes: what is drawn, by name, one above the other; `TRUTH` has no scores.
+        main: the lane that matters most.
+        curves: scores [K, N] of lane `main`, in the order of the page's classes; there may be none.
         times_s: edges of the curves' bins, [N + 1].
+        mistakes: of lanes `main` and `TRUTH`.
     """
 
     name: str
     source: str
     duration_s: float
-    fps: float
+    fps: float | None
     lanes: Mapping[str, Sequence[Segment | Detection]]
-    curves_of: str
-    curves: NDArray[np.floating]
-    times_s: NDArray[np.floating]
+    main: str
+    curves: NDArray[np.floating] = field(default_factory=lambda: np.zeros((0, 0)))
+    times_s: NDArray[np.floating] = field(default_factory=lambda: np.zeros(0))
+    mistakes: VideoMistakes | None = None
 
 
 def link_video(video: Path, page: Path) -> str:
@@ -61,7 +67,11 @@ def check_embeddable(video: Path) -> None:
 
 
 def render_page(
-    videos: Sequence[PageVideo], classes: Sequence[str], title: str, threshold: float = 0.3
+    videos: Sequence[PageVideo],
+    classes: Sequence[str],
+    title: str,
+    threshold: float = 0.3,
+    note: str = "",
 ) -> str:
     """Return the HTML text.
 
@@ -69,14 +79,16 @@ def render_page(
         classes: in the order of the curves; labels that are not among them follow.
         title: what found the segments.
         threshold: score below which segments are hidden at first.
+        note: a sentence under the title.
     """
     names = _ranked(videos, classes, threshold)
     data = {
         "classes": names,
         "threshold": threshold,
+        "verdicts": VERDICTS,
         "videos": [_as_data(video, classes, names) for video in videos],
     }
-    return render_template("page.html", title=title, data=data)
+    return render_template("page.html", title=title, note=note, data=data)
 
 
 def _ranked(videos: Sequence[PageVideo], classes: Sequence[str], threshold: float) -> list[str]:
@@ -93,25 +105,39 @@ def _as_data(video: PageVideo, classes: Sequence[str], names: Sequence[str]) -> 
         "name": video.name,
         "source": video.source,
         "duration": round(video.duration_s, 3),
-        "fps": round(video.fps, 4),
+        "fps": video.fps and round(video.fps, 4),
         "lanes": [
             {
                 "name": name,
+                "truth": name == TRUTH,
                 "segments": [_row(segment, number) for segment in lane],
+                "marks": _marks(video, name),
             }
             for name, lane in video.lanes.items()
         ],
+        "main": video.main,
         "curves": {
-            "of": video.curves_of,
             "times": [round(float(time), 3) for time in video.times_s],
             # Scores in thousandths, by the page's number of the class.
             "scores": {
                 number[name]: (1000 * row).round().astype(int).tolist()
-                for name, row in zip(classes, video.curves, strict=True)
+                for name, row in zip(classes, video.curves, strict=video.curves.size > 0)
                 if row.max() >= 0.01
             },
         },
     }
+
+
+def _marks(video: PageVideo, lane: str) -> list[int] | list[float | None] | None:
+    """Return what the page shows of mistakes in a lane, in the order of its segments.
+
+    Of detections the place of their verdict, of truth the score that it is found with.
+    """
+    if video.mistakes is None or lane not in (TRUTH, video.main):
+        return None
+    if lane == TRUTH:
+        return [score and round(score, 4) for score in video.mistakes.found_with]
+    return [VERDICTS.index(verdict) for verdict in video.mistakes.verdicts]
 
 
 def _row(segment: Segment | Detection, number: Mapping[str, int]) -> list[float]:

@@ -5,22 +5,22 @@
   const GUTTER = 122, AXIS = 30, PAD = 8, ROWS = 8, CURVES = 132, RIGHT = 12, COLUMN = 2;
   const COLOURS = 8, DASHES = [[], [7, 3], [2, 3], [9, 3, 2, 3]];
   const TICKS = [.05, .1, .2, .5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400];
-  const MOST_ROWS = 500, CLOSEST_S = 0.5, FEW_CLASSES = 8;
+  const MOST_ROWS = 500, CLOSEST_S = 0.5, FEW_CLASSES = 8, USUAL_FPS = 25;
   const player = $("video"), canvas = $("canvas"), timeline = $("timeline");
   const pen = canvas.getContext("2d");
   const state = {
     video: null, lanes: [], time: 0, from: 0, to: 1, threshold: data.threshold, hidden: new Set(),
-    playable: true,
+    playable: true, mistakes: false,
   };
+  const judged = data.videos.some(video => video.lanes.some(lane => lane.marks));
   let theme = {}, width = 0, height = 0, waiting = false;
 
   // ---- Segments ----------------------------------------------------------------------------
 
   // Rows are given out from the best segment down, so that those of the weak, which the slider
   // hides first, move none of the others.
-  function laneOf({ name, segments }) {
-    const found = segments.map(([kind, start, end, score]) => ({ kind, start, end, score: score ?? 1 }));
-    const truth = segments.length > 0 && segments[0].length < 4;
+  function laneOf({ name, segments, truth, marks }) {
+    const found = segments.map(([kind, start, end, score], place) => ({ kind, start, end, score: score ?? 1, mark: marks?.[place] }));
     found.sort((a, b) => b.score - a.score || a.start - b.start);
     const rows = Array.from({ length: ROWS }, () => []);
     for (const each of found) {
@@ -31,8 +31,11 @@
     return { name: name[0].toUpperCase() + name.slice(1), own: name, truth, segments: found };
   }
 
-  const shown = lane => lane.segments.filter(
-    s => (lane.truth || s.score >= state.threshold) && !state.hidden.has(s.kind));
+  // A truth's mark is the score that it is found with, a detection's the number of its verdict.
+  const isMissed = mark => mark === null || mark < state.threshold;
+  const isWrong = (lane, { mark }) => lane.truth ? isMissed(mark) : mark > 0;
+  const counts = (lane, s) => (lane.truth || s.score >= state.threshold) && (!state.mistakes || isWrong(lane, s));
+  const shown = lane => lane.segments.filter(s => counts(lane, s) && !state.hidden.has(s.kind));
 
   // ---- Where things are --------------------------------------------------------------------
 
@@ -76,6 +79,13 @@
 
   const label = kind => data.classes[kind];
   const scored = ({ truth }, { score }) => truth ? "" : score.toFixed(2);
+  const curvesHeight = () => state.video.curves.times.length ? CURVES : 0;
+
+  function verdict(lane, segment) {
+    if (segment.mark === undefined) return "";
+    if (!lane.truth) return data.verdicts[segment.mark];
+    return isMissed(segment.mark) ? "missed" : `found with score ${segment.mark.toFixed(2)}`;
+  }
 
   function element(name, text, className) {
     const made = document.createElement(name);
@@ -89,7 +99,7 @@
   function readTheme() {
     const style = getComputedStyle(document.documentElement);
     const colour = name => style.getPropertyValue(`--${name}`).trim();
-    theme = Object.fromEntries(["ground", "panel", "ink", "quiet", "line", "halo"].map(n => [n, colour(n)]));
+    theme = Object.fromEntries(["ground", "panel", "ink", "quiet", "line", "halo", "bad"].map(n => [n, colour(n)]));
     theme.classes = Array.from({ length: COLOURS }, (_, number) => colour(`c${number}`));
     theme.patterns = [0, 1, 2, 3].map(pattern);
   }
@@ -156,10 +166,15 @@
 
   function drawBar({ segment, lane, left, top, width: w, height: h }) {
     fill(pen, segment.kind, segment.score, left, top, w, h);
+    if (isWrong(lane, segment)) {
+      pen.fillStyle = theme.bad;
+      pen.fillRect(left, top, w, 3);
+    }
     const size = Math.min(12, h - 2), number = `${segment.kind + 1}`;
     if (size < 8 || w < 3 + 0.62 * size * number.length) return;
-    const named = `${number} ${label(segment.kind)}`, room = w - 9;
-    const whole = `${named} ${scored(lane, segment)}`.trim();
+    const wrong = isWrong(lane, segment);
+    const named = `${wrong ? "✕ " : ""}${number} ${label(segment.kind)}`, room = w - 9;
+    const whole = `${named} ${scored(lane, segment)} ${wrong ? verdict(lane, segment) : ""}`.replace("  ", " ").trim();
     const text = fitting(whole, room, size) === whole ? whole : w > 44 ? fitting(named, room, size) : number;
     const [at, align] = text === number ? [left + Math.min(w / 2, 9), "center"] : [left + 5, "left"];
     write(text, at, top + h / 2 + 0.5, { size, align, bold: true, halo: true });
@@ -190,7 +205,7 @@
       write(fitting(lane.name, GUTTER - 18, 13), 12, middle - 9, { size: 13, bold: true });
       write(`${count} of ${lane.segments.length}`, 12, middle + 9, { colour: theme.quiet });
       if (!count) {
-        const why = lane.segments.length ? "none at this threshold" : "none";
+        const why = !lane.segments.length ? "none" : state.mistakes ? "no mistakes at this threshold" : "none at this threshold";
         write(why, GUTTER + 12, middle, { colour: theme.quiet });
       }
     }
@@ -199,12 +214,13 @@
   }
 
   function drawCurves() {
-    const { times, scores, of } = state.video.curves;
+    if (!curvesHeight()) return;
+    const { times, scores } = state.video.curves;
     const top = height - CURVES, low = height - 12, high = top + 18, y = score => low - score * (low - high);
     pen.fillStyle = theme.line;
     pen.fillRect(0, top, width, 1);
     write("Scores", 12, top + CURVES / 2 - 9, { size: 13, bold: true });
-    write(fitting(of, GUTTER - 44, 12), 12, top + CURVES / 2 + 9, { colour: theme.quiet });
+    write(fitting(state.video.main, GUTTER - 44, 12), 12, top + CURVES / 2 + 9, { colour: theme.quiet });
     for (const score of [0, 0.5, 1]) write(score.toFixed(1), GUTTER - 8, y(score), { size: 11, colour: theme.quiet, align: "right" });
     pen.save();
     pen.beginPath();
@@ -257,7 +273,7 @@
     waiting = false;
     const ratio = window.devicePixelRatio || 1;
     width = timeline.clientWidth;
-    height = AXIS + places().reduce((sum, place) => sum + place.height, 0) + CURVES;
+    height = AXIS + places().reduce((sum, place) => sum + place.height, 0) + curvesHeight();
     canvas.style.height = `${height}px`;
     canvas.width = Math.round(width * ratio);
     canvas.height = Math.round(height * ratio);
@@ -327,9 +343,14 @@
     else player.play().catch(() => {});
   }
 
+  // Of the lane that matters, and of what it misses where only mistakes are shown.
+  function jumps() {
+    const own = state.lanes.filter(lane => lane.own === state.video.main || (state.mistakes && lane.truth));
+    return (own.length ? own : state.lanes).flatMap(shown).map(s => s.start).sort((a, b) => a - b);
+  }
+
   function jump(direction) {
-    const own = state.lanes.find(lane => lane.own === state.video.curves.of) ?? state.lanes[0];
-    const starts = shown(own).map(s => s.start).sort((a, b) => a - b);
+    const starts = jumps();
     const ahead = starts.filter(start => start > state.time + 0.02);
     const behind = starts.filter(start => start < state.time - 0.02);
     const to = direction > 0 ? ahead[0] : behind.at(-1);
@@ -355,12 +376,12 @@
   // ---- What stands around ------------------------------------------------------------------
 
   function updateLegend() {
-    const counts = new Map();
+    const numbers = new Map();
     for (const lane of state.lanes)
       for (const s of lane.segments)
-        if (lane.truth || s.score >= state.threshold) counts.set(s.kind, (counts.get(s.kind) ?? 0) + 1);
-    for (const kind of state.hidden) if (!counts.has(kind)) counts.set(kind, 0);
-    const kinds = [...counts.keys()].sort((a, b) => a - b);
+        if (counts(lane, s)) numbers.set(s.kind, (numbers.get(s.kind) ?? 0) + 1);
+    for (const kind of state.hidden) if (!numbers.has(kind)) numbers.set(kind, 0);
+    const kinds = [...numbers.keys()].sort((a, b) => a - b);
     const chips = kinds.map(kind => {
       const chip = element("button", "");
       chip.type = "button";
@@ -370,7 +391,7 @@
       swatch.width = 26;
       swatch.height = 18;
       fill(swatch.getContext("2d"), kind, 1, 0, 0, 26, 18);
-      chip.append(swatch, `${kind + 1} ${label(kind)} (${counts.get(kind)})`);
+      chip.append(swatch, `${kind + 1} ${label(kind)} (${numbers.get(kind)})`);
       chip.onclick = () => {
         if (!state.hidden.delete(kind)) state.hidden.add(kind);
         update();
@@ -403,10 +424,44 @@
       start.append(go);
       row.append(element("td", lane.name), element("td", `${segment.kind + 1} ${label(segment.kind)}`), start,
         element("td", clock(segment.end)), element("td", scored(lane, segment) || "–"));
+      if (judged) row.append(element("td", verdict(lane, segment) || "–"));
       return row;
     }));
     const left = rows.length - MOST_ROWS;
     $("more").textContent = left > 0 ? `… and ${left} more; raise the threshold to see them` : "";
+  }
+
+  // Counts are of all classes and the threshold, whatever else is hidden.
+  function tally({ lanes }) {
+    const sum = { actions: 0, missed: 0, found: 0, wrong: 0 };
+    for (const { truth, segments, marks } of lanes) {
+      if (!marks) continue;
+      segments.forEach(([, , , score], place) => {
+        if (truth) { sum.actions++; sum.missed += isMissed(marks[place]); }
+        else if (score >= state.threshold) { sum.found++; sum.wrong += marks[place] > 0; }
+      });
+    }
+    return sum;
+  }
+
+  function updateTallies() {
+    if (!judged) return;
+    const rows = data.videos.map((video, number) => ({ number, name: video.name, ...tally(video) }));
+    rows.forEach(({ number, name, missed, actions }) => {
+      $("videos").options[number].text = `${name} (${missed} of ${actions} missed)`;
+    });
+    if (!$("tally").open) return;
+    rows.sort((a, b) => b.missed - a.missed || b.wrong - a.wrong);
+    $("tallies").replaceChildren(...rows.slice(0, MOST_ROWS).map(({ number, name, actions, missed, found, wrong }) => {
+      const row = document.createElement("tr"), first = document.createElement("td"), go = element("button", name);
+      go.type = "button";
+      go.onclick = () => { $("videos").selectedIndex = number; open(number); scrollTo(0, 0); };
+      first.append(go);
+      row.append(first, ...[actions, missed, found, wrong].map(count => element("td", `${count}`, "number")));
+      return row;
+    }));
+    const left = rows.length - MOST_ROWS;
+    $("more-videos").textContent = left > 0 ? `… and ${left} more with fewer misses; the list above the picture has all` : "";
   }
 
   function update() {
@@ -414,7 +469,8 @@
     const found = state.lanes.filter(lane => !lane.truth);
     const count = found.reduce((sum, lane) => sum + shown(lane).length, 0);
     const all = found.reduce((sum, lane) => sum + lane.segments.length, 0);
-    $("count").textContent = `${count} of ${all} segments`;
+    const { missed, actions } = tally(state.video);
+    $("count").textContent = `${count} of ${all} segments${judged ? `, ${missed} of ${actions} actions missed` : ""}`;
     updateLegend();
     updateTable();
     redraw();
@@ -423,12 +479,19 @@
   function open(number) {
     const video = data.videos[number];
     Object.assign(state, { video, lanes: video.lanes.map(laneOf), time: 0, from: 0, to: video.duration, playable: true });
+    state.time = clamp(jumps()[0] ?? 0, 0, video.duration);
     $("name").textContent = video.name;
     timeline.setAttribute("aria-valuemax", video.duration);
     $("unplayable").hidden = true;
     player.hidden = false;
     $("play").disabled = false;
-    player.src = video.source;
+    if (video.source) {
+      player.src = video.source;
+      player.currentTime = state.time;
+    } else {
+      player.removeAttribute("src");
+      unplayable();
+    }
     update();
   }
 
@@ -438,7 +501,8 @@
     $("play").disabled = true;
     const { name, source } = state.video;
     const place = source.startsWith("data:") ? "" : `, or the file is no longer at ${decodeURIComponent(source)}`;
-    $("unplayable").textContent = `${name} cannot be played: this browser does not know its format${place}. The timeline works all the same.`;
+    const why = source ? `this browser does not know its format${place}` : "its file is not known";
+    $("unplayable").textContent = `${name} cannot be played: ${why}. The timeline works all the same.`;
     $("unplayable").hidden = false;
   }
 
@@ -484,7 +548,7 @@
     under.sort((a, b) => b.segment.score - a.segment.score);
     tip.textContent = under.length
       ? under.slice(0, 4).map(({ lane, segment: s }) =>
-        `${s.kind + 1} ${label(s.kind)}\n${clock(s.start)} – ${clock(s.end)} (${(s.end - s.start).toFixed(2)} s)\n${lane.truth ? lane.name : `${lane.name}, score ${s.score.toFixed(3)}`}`).join("\n\n")
+        `${s.kind + 1} ${label(s.kind)}\n${clock(s.start)} – ${clock(s.end)} (${(s.end - s.start).toFixed(2)} s)\n${[lane.name, lane.truth ? "" : `score ${s.score.toFixed(3)}`, verdict(lane, s)].filter(Boolean).join(", ")}`).join("\n\n")
       : clock(timeAt(left));
     tip.style.left = `${clamp(left + 14, 0, width - tip.offsetWidth - 4)}px`;
     tip.style.top = `${top + 18}px`;
@@ -508,15 +572,17 @@
   $("in").onclick = () => zoom(0.5);
   $("out").onclick = () => zoom(2);
   $("fit").onclick = () => look(0, state.video.duration);
-  $("threshold").oninput = () => { state.threshold = Number($("threshold").value); update(); };
+  $("threshold").oninput = () => { state.threshold = Number($("threshold").value); update(); updateTallies(); };
+  $("mistakes").onchange = () => { state.mistakes = $("mistakes").checked; update(); };
+  $("tally").ontoggle = updateTallies;
   $("listing").ontoggle = updateTable;
   $("videos").onchange = () => open($("videos").selectedIndex);
 
   document.addEventListener("keydown", event => {
     if (event.ctrlKey || event.metaKey || event.altKey || event.target.closest("select")) return;
     if (event.target.closest("input") && /Arrow|Home|End/.test(event.key)) return;
-    if ((event.key === " " || event.key === "Enter") && event.target.closest("button, summary")) return;
-    const small = event.shiftKey ? 1 / state.video.fps : 1;
+    if ((event.key === " " || event.key === "Enter") && event.target.closest("button, summary, [type=checkbox]")) return;
+    const small = event.shiftKey ? 1 / (state.video.fps ?? USUAL_FPS) : 1;
     const keys = {
       " ": toggle,
       ArrowLeft: () => seek(state.time - small), ArrowRight: () => seek(state.time + small),
@@ -541,7 +607,13 @@
   $("videos").replaceChildren(...data.videos.map(video => element("option", video.name)));
   $("chooser").hidden = data.videos.length < 2;
   $("threshold").value = state.threshold;
+  for (const name of ["filter", "about-mistakes", "verdict", "tally"]) $(name).hidden = !judged;
+  $("about-curves").hidden = !data.videos.some(video => video.curves.times.length);
   readTheme();
-  open(0);
+  updateTallies();
+  // The first video in which something is shown.
+  const first = Math.max(0, data.videos.findIndex(video => video.lanes.map(laneOf).some(lane => shown(lane).length)));
+  $("videos").selectedIndex = first;
+  open(first);
   window.timeline = { state, bars, x, seek };
 })();

@@ -1,9 +1,10 @@
 """The one seam: an activation from the cache if it is there and true, else computed and written."""
 
 import hashlib
+import time
 import weakref
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -13,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from cache.address import DTYPES, Dtype, FingerprintInfo, VideoInfo
-from cache.errors import Damaged, Missing, StoreError
+from cache.errors import Damaged, Missing, StoreError, StoreUnreachable
 from cache.format.writer import Writer
 from cache.store import Store
 from extract.activations.fingerprints import (
@@ -28,7 +29,7 @@ from extract.activations.fingerprints import (
 )
 from extract.activations.inputs import PassInput, job_pieces
 from extract.activations.passes import Pass, autocast
-from extract.activations.stored import Cached, Counts, Places, adopted, deepest
+from extract.activations.stored import Cached, Counts, Places, adopted, deepest, known_fingerprints
 from extract.backbone.backbone import Cut
 from extract.backbone.imported import AnyBackbone, require_pixels
 from extract.sampling.spans import Span, SpanKind
@@ -37,6 +38,7 @@ from extract.video.reader import VideoError
 
 BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 COLUMNS = 1024
+AGAIN_S = 30.0  # until a store that did not answer is tried again
 Watch = Callable[[Cut, Tensor], None]
 
 
@@ -72,6 +74,10 @@ class Activations:
         store: open for writing, if anything may have to be computed.
         backbone: in eval mode, on its device. It may change: the next call sees it.
         origin: file of the weights, for people who look at the store.
+
+    Attributes:
+        unkept: keys of activations that the store could not take, because it did not answer.
+        unkept_cause: why, the last time.
     """
 
     def __init__(
@@ -92,6 +98,11 @@ class Activations:
         self._described: set[str] = set()
         self._videos: set[VideoInfo] = set()
         self._put: set[bytes] = set()
+        self.unkept: set[bytes] = set()
+        self.unkept_cause = ""
+        self._to_describe: list[tuple[Cached, VideoInfo]] = []
+        self._waiting: set[bytes] = set()  # written, but no flush has come through since
+        self._again_at = 0.0  # when to try the store again, where it did not answer
 
     def cached_cuts(self) -> Places:
         """Return where activations are, or would be, for the backbone as it is now.
@@ -136,7 +147,7 @@ class Activations:
             return found
         except Missing:
             pass
-        except Damaged as error:
+        except (Damaged, StoreUnreachable) as error:
             tqdm.write(f"warning: {error}; it is computed again")
         return self._computed(places, span, cut).to("cpu", DTYPES[self.config.dtype])
 
@@ -147,7 +158,8 @@ class Activations:
         task = PassInput(0, span, None if start is None else places[start])
         try:
             for piece in job_pieces([task], self.pixels):
-                if run is None:
+                if run is None or run.must_restart(piece):
+                    done.clear()
                     start = None if piece.window else start
                     run = self.start_pass(
                         places, span, start, [cut], lambda _, rows: done.append(rows)
@@ -163,7 +175,7 @@ class Activations:
     def is_stale(self, cuts: Iterable[Cut]) -> bool:
         """Return whether the store has one of the cuts, but only for other weights of this file."""
         places = self.cached_cuts()
-        stored = self.store.fingerprints
+        stored = known_fingerprints(self.store)
         others = {
             info.cut for info in stored.values() if self.origin in info.checkpoint.split("\n")
         }
@@ -196,18 +208,34 @@ class Activations:
         return Pass(require_pixels(self.backbone), self.precision, span, start, cuts, store)
 
     def write(self, place: Cached, span: Span, rows: Tensor, first: int = 0) -> None:
-        """Store an activation, or rows of it from `first` on: [n, C] or [n, P, C]."""
-        writer, address = self._writing(), place.address(span)
-        self.describe_fingerprint(place)
-        self.describe(span.video)
-        writer.write(address, rows, first)
+        """Store an activation, or rows of it from `first` on: [n, C] or [n, P, C].
+
+        While the store does not answer, what fits into memory waits; the rest is `unkept`.
+        """
+        address = place.address(span)
+        if address.key in self.unkept or not self._takes_more():
+            self.unkept.add(address.key)
+            return
+        with self._outage_survived():
+            self._writing()
+        if self._writer is None:
+            self.unkept.add(address.key)
+            return
+        self._to_describe.append((place, span.video))
+        with self._outage_survived():
+            if time.monotonic() >= self._again_at:
+                self._describe()
+        with self._outage_survived():
+            self._writer.write(address, rows, first)  # keeps them where a flush then fails
         self._put.add(address.key)
+        self._waiting.add(address.key)
+        if not self._writer.waiting:
+            self._waiting.clear()
 
     def describe_fingerprint(self, place: Cached) -> None:
         """Let the store know that the weights are also those of this file, unless it does."""
         if place.fingerprint in self._described:
             return
-        self._described.add(place.fingerprint)
         known = self.store.fingerprints.get(place.fingerprint)
         files = known.checkpoint.split("\n") if known else []
         if self.origin not in files:
@@ -215,28 +243,70 @@ class Activations:
             origins = "\n".join([*files, self.origin])
             info = FingerprintInfo(place.fingerprint, place.cut, origins, about)
             self._writing().describe(info)
+        self._described.add(place.fingerprint)
 
     def describe(self, video: VideoInfo) -> None:
         """Let the store know a video by its name, unless it does."""
         if self.store.videos_by_name.get(video.name) != video and video not in self._videos:
-            self._videos.add(video)
             self._writing().describe(video)
+            self._videos.add(video)
 
     def flush(self) -> None:
         """Make what was put so far survive a kill; from then on everybody sees it."""
         if self._writer is not None:
-            self._writer.flush()
-            self._put.clear()
-            self.store.refresh()
+            with self._outage_survived():
+                self._describe()
+                self._writer.flush()
+                self._put.clear()
+                self._again_at = 0.0
+                self.store.refresh()
+            if not self._writer.waiting:
+                self._waiting.clear()
 
     def close(self) -> None:
-        """Flush, and put what was written in its lasting form."""
+        """Flush, and put what was written in its lasting form; what still waits is `unkept`."""
         if self._writer is not None:
             self._end.detach()
-            self._writer.close()
+            with self._outage_survived():
+                self._describe()
+                self._writer.close()
+            if self._writer.waiting:
+                self.unkept |= self._waiting
+            self._writer.lease.release()
             self._writer, self._described, self._videos = None, set(), set()
             self._put.clear()
-            self.store.refresh()
+            self._waiting.clear()
+            self._to_describe.clear()
+            with self._outage_survived():
+                self.store.refresh()
+
+    def _describe(self) -> None:
+        """Describe what is written; what the store does not answer to is tried again later."""
+        while self._to_describe:
+            place, video = self._to_describe[-1]
+            self.describe_fingerprint(place)
+            self.describe(video)
+            self._to_describe.pop()
+
+    def _takes_more(self) -> bool:
+        """Return whether a store that did not answer answers again, or memory can hold more."""
+        if time.monotonic() < self._again_at:
+            return self._writer is not None and self._writer.waiting < self._writer.flush_bytes
+        if self._again_at and self._writer is not None:
+            self.flush()
+            return self._writer.waiting < self._writer.flush_bytes
+        return True
+
+    @contextmanager
+    def _outage_survived(self) -> Iterator[None]:
+        """Go on where the store does not answer; the first time, print a warning."""
+        try:
+            yield
+        except StoreUnreachable as error:
+            if not self.unkept_cause:
+                tqdm.write(f"warning: {error}; this run goes on, and the store is tried again")
+            self.unkept_cause = str(error)
+            self._again_at = time.monotonic() + AGAIN_S
 
     def _writing(self) -> Writer:
         if self._writer is None:

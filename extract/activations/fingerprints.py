@@ -23,6 +23,7 @@ from extract.backbone.imported import AnyBackbone, Imported, about
 from extract.backbone.tada_backbone import TAdaBackbone
 from extract.backbone.videomae import TrunkConfig
 from extract.sampling.transforms import PixelConfig
+from extract.tada.tada2d import TAda2DConfig
 
 Precision = Literal["fp32", "bf16", "fp16"]
 Description = dict[str, Any]
@@ -37,15 +38,18 @@ MOVES_NUMBERS = {"numpy", "tqdm"}  # libraries that compute nothing of an activa
 # Read always: which of them decodes depends on the file.
 LIBRARIES = {"torch", "torchvision", "decord", "av"}
 
-# Attributes and settings that only training, loading or the choice of what learns asks for. Those
-# that decide which modules there are are seen in the modules.
-TRAINING_ONLY = {
-    *("weights", "recompute", "trainable_from_block", "mode", "mean", "std"),
-    *("adapter_ratio", "adapters_from_block", "second_from_block"),
-    *("imported", "imported_width"),
-    *("drop_path", "drop_rates", "drop", "dropout", "momentum", "training"),
-}
+# Attributes of modules that only training asks for.
+TRAINING_ONLY = {"drop_rates", "drop", "momentum"}
 OF_ALL_MODULES = vars(nn.Module()).keys()
+OF_SHARDING = ("__composable_api_state_key", "_fsdp", "_is_fsdp")  # beginnings of FSDP's own
+# Settings that only training, loading or the choice of what learns asks for; and those that decide
+# which modules there are, and the pixels' scale: they are seen in the network itself.
+SIZES = (BackboneConfig, TrunkConfig, TAda2DConfig)
+SEEN_OR_UNUSED = {
+    *("weights", "recompute", "trainable_from_block", "mode", "drop_path", "dropout"),
+    *("adapter_ratio", "adapters_from_block", "second_from_block", "mean", "std"),
+    *("imported", "imported_width"),
+}
 # In a description for people, and to build such a backbone again; no part of the fingerprint.
 NOT_HASHED = {"modules", "backbone", ADOPTED_AS}
 SETTINGS = ("pixels", "precision", "trunk")
@@ -157,7 +161,9 @@ def empty_description(of: Description) -> Description | None:
 def tensors_of(backbone: AnyBackbone) -> dict[str, Tensor]:
     """Return all weights and buffers by name, those that no checkpoint has (mean, std), too."""
     module = _as_module(backbone)
-    return {**dict(module.named_buffers()), **module.state_dict(keep_vars=True)}
+    # No `state_dict`: of weights that are spread over processes it would give this one's share.
+    parameters = module.named_parameters(remove_duplicate=False)
+    return {**dict(parameters), **dict(module.named_buffers(remove_duplicate=False))}
 
 
 def structure(backbone: AnyBackbone) -> list[tuple[str, type, dict[str, str]]]:
@@ -237,7 +243,9 @@ def _attributes(name: str, module: nn.Module) -> dict[str, str]:
     return {
         key: _shown(f"{name}.{key}", value)
         for key, value in vars(module).items()
-        if key not in OF_ALL_MODULES and key not in TRAINING_ONLY
+        if key not in OF_ALL_MODULES
+        and key not in TRAINING_ONLY
+        and not key.startswith(OF_SHARDING)
     }
 
 
@@ -248,8 +256,8 @@ def _shown(name: str, value: object) -> str:
     if isinstance(value, Tensor):
         return chain({}, [{"": value}])[0]
     if is_dataclass(value) and not isinstance(value, type):
-        inner = {f.name: getattr(value, f.name) for f in fields(value)}
-        kept = {key: part for key, part in inner.items() if key not in TRAINING_ONLY}
+        left_out = SEEN_OR_UNUSED if isinstance(value, SIZES) else ()
+        kept = {f.name: getattr(value, f.name) for f in fields(value) if f.name not in left_out}
         return f"{code_digest([type(value)], COMPUTES_NOTHING).whole} {_shown(name, kept)}"
     if isinstance(value, dict):
         return str({str(key): _shown(name, part) for key, part in value.items()})

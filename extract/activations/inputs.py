@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
-from cache.errors import Damaged, Missing, StoreError
+from cache.errors import Damaged, Missing, StoreError, StoreUnreachable
 from extract.sampling.spans import Span
 from extract.sampling.transforms import PixelConfig, evaluation_transform
 from extract.sampling.units import CLIP_FRAMES, CLIP_STEPS
@@ -87,24 +87,20 @@ class Piece:
 def job_pieces(job: Job, pixels: PixelConfig) -> Iterator[Piece]:
     """Yield all inputs of a job; each pass's pieces come in its order.
 
-    Where the stored activation cannot be read, a pass gets pixels.
+    Where the stored activation cannot be read, in its middle too, a pass gets pixels, all of them.
 
     Raises:
         VideoError: the video cannot be read.
-        Damaged: a stored activation cannot, in its middle.
     """
     decoded = []
     for task in job:
-        pieces = _stored_pieces(task) if task.source is not None else iter(())
-        try:
-            first = next(pieces, None)
-        except (Missing, Damaged):
-            first = None
-        if first is None:
+        if task.source is None:
             decoded.append(task)
-        else:
-            yield first
-            yield from pieces
+            continue
+        try:
+            yield from _stored_pieces(task)
+        except (Missing, Damaged, StoreUnreachable):
+            decoded.append(task)
     for kind in ("window", "video"):
         same = [task for task in decoded if task.span.kind == kind]
         if same:

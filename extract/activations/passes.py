@@ -58,6 +58,10 @@ class Pass:
         self._front = StreamingPass(backbone, cuts, start, self.backwards) if video else None
         self._row = dict.fromkeys(cuts, span.rows if self.backwards else 0)
 
+    def must_restart(self, piece: Piece) -> bool:
+        """Return whether pixels come in place of the rest of a stored activation."""
+        return piece.window is not None and self.start is not None
+
     @torch.no_grad()
     def push(self, piece: Piece) -> None:
         """Run the next piece as far as it goes; store what that finishes."""

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import NoReturn
 
@@ -12,6 +13,7 @@ from accelerate.utils import broadcast_object_list
 from numpy.typing import NDArray
 
 from cache.address import DTYPES
+from cache.errors import StoreUnreachable
 from configs.messages import truncated
 from extract.activations.activations import Activations
 from extract.activations.stored import deepest, missing
@@ -77,7 +79,7 @@ class Plan:
         if not self.todo:
             return line
         changed = any(w.activations.is_stale(w.cuts) for w in self.wanted)
-        why = " (the weights or settings have changed)" if changed else ""
+        why = " (the weights, settings or code have changed)" if changed else ""
         return f"{line}{why}; {full:,} full and {self.partial:,} partial passes make the others"
 
     def span(self, todo: Todo) -> Span:
@@ -95,7 +97,8 @@ def plan(wanted: Sequence[SpanRequest], accelerator: Accelerator, skip_gone: boo
         ValueError: videos that would have to be decoded are gone.
     """
     for request in wanted:
-        request.activations.store.refresh()
+        with suppress(StoreUnreachable):  # then what was there before is what is there
+            request.activations.store.refresh()
     # Asked by one for all: the store may change while the processes look.
     asked = _missing(wanted) if accelerator.is_main_process else None
     ((todo, there, lost, gone),) = broadcast_object_list([asked])

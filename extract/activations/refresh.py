@@ -1,5 +1,6 @@
 """Makes the passes of a plan, shared out over processes, decoding ahead of the backbone."""
 
+from collections.abc import Sequence
 from contextlib import suppress
 from itertools import groupby
 
@@ -8,6 +9,9 @@ from accelerate.utils import gather_object
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from cache.errors import StoreUnreachable
+from configs.messages import truncated
+from extract.activations.activations import Activations
 from extract.activations.inputs import Job, JobInputs, PassInput, Piece
 from extract.activations.passes import Pass
 from extract.activations.plan import Plan, check_disk_space
@@ -24,21 +28,22 @@ def refresh(
 
     Args:
         workers: decoding processes of each process.
-        skip_bad: leave out videos that cannot be read.
+        skip_bad: leave out videos that cannot be read; without, they are an error in the end.
 
     Returns:
         Why videos were left out, by name.
 
     Raises:
-        ValueError: a video cannot be read.
+        ValueError: videos cannot be read; all others are done.
     """
     check_disk_space(made)
     jobs = _jobs(made)
     mine = _share(made, jobs, accelerator.process_index, accelerator.num_processes)
     if accelerator.is_main_process:
-        _copy_names(made)
+        with suppress(StoreUnreachable):
+            _copy_names(made)
     try:
-        skipped = _work(made, mine, accelerator, workers, skip_bad)
+        unread = _work(made, mine, accelerator, workers)
     except BaseException:
         # What is done is done.
         for request in made.wanted:
@@ -47,13 +52,23 @@ def refresh(
         raise
     for request in made.wanted:
         request.activations.close()
-    skipped |= made.gone
-    for others in gather_object([skipped]):
-        skipped |= others
+    for others in gather_object([unread]):
+        unread |= others
     accelerator.wait_for_everyone()
     for request in made.wanted:
-        request.activations.store.refresh()
-    return skipped
+        with suppress(StoreUnreachable):
+            request.activations.store.refresh()
+    if unread and not skip_bad:  # the others are done
+        raise VideoError("\n  ".join(truncated(list(dict.fromkeys(unread.values())))))
+    return made.gone | unread
+
+
+def describe_unkept(every: Sequence[Activations], accelerator: Accelerator) -> str | None:
+    """Return what the stores could not take from any process, in one line; None if nothing."""
+    shares = gather_object([(sum(len(a.unkept) for a in every), [a.unkept_cause for a in every])])
+    causes = [cause for _, some in shares for cause in some if cause]
+    count = sum(number for number, _ in shares)
+    return f"{count:,} activations could not be kept: {causes[-1]}" if count else None
 
 
 def _copy_names(made: Plan) -> None:
@@ -91,7 +106,7 @@ def _share(made: Plan, jobs: list[list[int]], rank: int, processes: int) -> list
 
 
 def _work(
-    made: Plan, jobs: list[list[int]], accelerator: Accelerator, workers: int, skip_bad: bool
+    made: Plan, jobs: list[list[int]], accelerator: Accelerator, workers: int
 ) -> dict[str, str]:
     skipped: dict[str, str] = {}
     passes: dict[int, Pass] = {}
@@ -106,15 +121,13 @@ def _work(
     with bar:
         for piece in _loader(made, jobs, places, workers) if jobs else ():
             if piece.problem:
-                if not skip_bad:
-                    raise VideoError(piece.problem)
                 for number in piece.numbers:
                     passes.pop(number, None)
                     digest = made.span(made.todo[number]).video.digest
                     skipped |= dict.fromkeys(names[digest], piece.problem)
                 continue
             for number in piece.numbers:
-                if number not in passes:
+                if number not in passes or passes[number].must_restart(piece):
                     todo = made.todo[number]
                     activations = made.wanted[todo.wanted].activations
                     span, at = made.span(todo), places[todo.wanted]

@@ -1,17 +1,24 @@
 """Activations that are in a store, and how many were read or computed."""
 
-from collections.abc import Iterable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
 
 from torch import Tensor
+from tqdm import tqdm
 
-from cache.address import Address, Dtype
+from cache.address import Address, Dtype, FingerprintInfo
+from cache.errors import StoreUnreachable
 from cache.store import Store
 from extract.backbone.backbone import Cut
 from extract.sampling.spans import Span
 
 ADOPTED_AS = "adopted_as"
 """In a fingerprint's description: the fingerprints that its activations are found under, too."""
+PAUSE_S = 5.0  # until a store that did not answer is asked again
+T = TypeVar("T")
 
 
 @dataclass
@@ -32,6 +39,7 @@ class Cached:
 
     Args:
         adopted: other fingerprints whose activations were found to be equal.
+        patience_s: how long reading waits for a store that does not answer.
     """
 
     store: Store
@@ -39,6 +47,7 @@ class Cached:
     fingerprint: str
     dtype: Dtype
     adopted: tuple[str, ...] = ()
+    patience_s: float = 0.0
 
     def address(self, span: Span, fingerprint: str | None = None) -> Address:
         """Return where the span's activation is written; by default under its own fingerprint."""
@@ -61,9 +70,11 @@ class Cached:
 
         Raises:
             Missing, Damaged: it is not there, or not what was written.
+            StoreUnreachable: the store does not answer.
         """
         address = self._found(span) if self.adopted else None
-        return self.store.read(address or self.address(span), rows.start or 0, rows.stop)
+        place = address or self.address(span)
+        return self._waiting(lambda: self.store.read(place, rows.start or 0, rows.stop))
 
     def read_all(self, spans: Sequence[Span]) -> Iterator[Tensor]:
         """Yield whole activations; see `read`. Neighbours in the store are read in one go."""
@@ -72,9 +83,8 @@ class Cached:
         for first in range(0, len(spans), together):
             some = spans[first : first + together]
             found = [self._found(span) if self.adopted else None for span in some]
-            yield from self.store.read_many(
-                [known or self.address(span) for known, span in zip(found, some, strict=True)]
-            )
+            places = [known or self.address(span) for known, span in zip(found, some, strict=True)]
+            yield from self._waiting(partial(self.store.read_many, places))
 
     def _found(self, span: Span) -> Address | None:
         """Return where the whole activation is; None if it is not there."""
@@ -84,10 +94,38 @@ class Cached:
                 return address
         return None
 
+    def _waiting(self, read: Callable[[], T]) -> T:
+        """Return what is read, when the store answers."""
+        began, waits = time.monotonic(), False
+        while True:
+            try:
+                return read()
+            except StoreUnreachable as error:
+                if time.monotonic() - began + PAUSE_S > self.patience_s:
+                    if not waits:
+                        raise
+                    raise StoreUnreachable(
+                        f"{error}, for {self.patience_s / 60:.0f} minutes now; what was saved "
+                        "before is safe: training goes on with --resume when it answers again"
+                    ) from error
+                if not waits:
+                    minutes = f"{self.patience_s / 60:.0f} minutes at most"
+                    tqdm.write(f"warning: {error}; waiting for it, {minutes}")
+                waits = True
+            time.sleep(PAUSE_S)
+
+
+def known_fingerprints(store: Store) -> dict[str, FingerprintInfo]:
+    """Return the fingerprints that a store knows; none if it does not answer."""
+    try:
+        return store.fingerprints
+    except StoreUnreachable:
+        return {}
+
 
 def adopted(store: Store, fingerprint: str) -> tuple[str, ...]:
     """Return the fingerprints whose activations were found to be this one's, the latest first."""
-    infos = reversed(store.fingerprints.values())
+    infos = reversed(known_fingerprints(store).values())
     return tuple(i.fingerprint for i in infos if fingerprint in i.about.get(ADOPTED_AS, ()))
 
 
@@ -107,7 +145,7 @@ def deepest(places: Places, span: Span, cut: Cut) -> Cut | None:
     for earlier, place in places.items():
         if earlier == cut:
             break
-        known = place.fingerprint in place.store.fingerprints or place.adopted
+        known = place.fingerprint in known_fingerprints(place.store) or place.adopted
         if known and place.contains(span):
             found = earlier
     return found

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from extract.checkpoints.key_maps import ADAPTERS, TRUNKS, KeyMap, head_from_opentad, rename_key
 from extract.checkpoints.tensor_files import TensorFile, read_tensors
+from extract.checkpoints.wrappers import count_parts
 from extract.sampling.units import CLIP_FRAMES, TUBELET
 
 HEAD_PARTS = ("projection.", "neck.", "rpn_head.")  # of OpenTAD's detectors
@@ -143,8 +144,7 @@ def recognise(content: TensorFile, source: str | Path) -> tuple[FoundNetwork, ..
         ValueError: it holds no video transformer in a known layout, or one that computes something
             else than ours.
     """
-    # Parallel training adds the prefix `module.`.
-    tensors = {re.sub(r"^(module\.)+", "", name): t for name, t in content.tensors.items()}
+    tensors = content.tensors
     streams = _block_numbers(tensors, r"streams\.(\d+)\.backbone\.")
     if streams:
         return tuple(_stream(tensors, content, number) for number in streams)
@@ -159,7 +159,8 @@ def recognise(content: TensorFile, source: str | Path) -> tuple[FoundNetwork, ..
     shown = ", ".join(sorted(tensors)[:4])
     raise ValueError(
         f"{source} holds no video transformer in a known layout "
-        f"({', '.join(layout for layout, _ in TRUNKS.values())}); its tensors are {shown}, …"
+        f"({', '.join(layout for layout, _ in TRUNKS.values())}); its tensors are {shown}, …, and "
+        f"their names begin with {count_parts(tensors)}"
     )
 
 

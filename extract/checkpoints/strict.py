@@ -1,14 +1,18 @@
 """Strict loading of weights: every tensor of the file and of the model is accounted for."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from configs.messages import truncated
 from extract.checkpoints.tensor_files import hash_files
+from extract.checkpoints.wrappers import prefix_that_fits
+
+MOST_NAMES = 5
 
 
 @dataclass(frozen=True)
@@ -56,8 +60,8 @@ def load_state_dict_strict(
     """Load `tensors` into `module`, allocating what is still on the meta device.
 
     Raises:
-        ValueError: they are not exactly the module's; lists what is missing, unexpected or of
-            another shape.
+        ValueError: they are not exactly the module's, or hold NaN or infinite numbers; lists what
+            is missing, unexpected, of another shape or no number.
     """
     own = module.state_dict()
     lines = [f"missing    {key} {tuple(own[key].shape)}" for key in own.keys() - tensors.keys()]
@@ -70,12 +74,45 @@ def load_state_dict_strict(
         if own[key].shape != tensors[key].shape
     ]
     if lines:
+        differ = len(lines)
+        prefix, fit = prefix_that_fits(tensors.keys() - own.keys(), own.keys() - tensors.keys())
+        if fit:
+            lines.append(f"{fit} of the unexpected ones would fit without '{prefix}'")
         shown = "\n  ".join(truncated(sorted(lines)))
         raise ValueError(
-            f"{source} does not fit this model ({len(lines)} of {len(own)} tensors differ); "
+            f"{source} does not fit this model ({differ} of {len(own)} tensors differ); "
             f"check the sizes of backbone and head in the config:\n  {shown}"
         )
+    check_finite(tensors, source)
     for part in module.modules():
         if any(t.is_meta for t in (*part.parameters(False), *part.buffers(False))):
             part.to_empty(device="cpu", recurse=False)
     module.load_state_dict(dict(tensors))
+
+
+def check_finite(tensors: Mapping[str, Tensor], source: str | Path) -> None:
+    """Raise ValueError, which names the first few, if tensors hold NaN or infinite numbers."""
+    if bad := find_not_finite(tensors):
+        raise ValueError(
+            f"{source}: {len(bad)} of {len(tensors)} tensors hold NaN or infinite numbers "
+            f"({list_first(bad)}): its training diverged, or a conversion overflowed; take an "
+            "earlier checkpoint, or convert it again in float32"
+        )
+
+
+def find_not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
+    """Return the names of the tensors that hold a number that is NaN or infinite."""
+    return [name for name, tensor in tensors.items() if not _is_finite(tensor)]
+
+
+def list_first(names: Sequence[str]) -> str:
+    """Return the first few names, and how many more there are, as one phrase."""
+    more = len(names) - MOST_NAMES
+    return ", ".join(names[:MOST_NAMES]) + (f" and {more} more" if more > 0 else "")
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    if not (tensor.is_floating_point() or tensor.is_complex()) or tensor.is_meta:
+        return True
+    one_byte = tensor.element_size() == 1  # which torch can store, but hardly compute with
+    return bool(torch.isfinite(tensor.float() if one_byte else tensor).all())

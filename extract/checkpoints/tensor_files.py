@@ -4,17 +4,22 @@ import hashlib
 import io
 import json
 import pickletools
+import re
 import zipfile
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import IO, Any
 
 import torch
 from safetensors import safe_open
 from torch import Tensor
+
+from configs.messages import plain_line
+from extract.checkpoints.wrappers import unwrap
 
 FOLDER_FILES = (  # with the tensors of a Hugging Face folder, by preference
     *("model.safetensors", "model.safetensors.index.json"),
@@ -22,7 +27,10 @@ FOLDER_FILES = (  # with the tensors of a Hugging Face folder, by preference
 )
 # Where a pickle's tensors are. OpenTAD evaluates averaged weights where it has them; TAdaConv's
 # project, whose files have the last two, evaluates them, too.
-PARTS = ("state_dict_ema", "state_dict", "module", "model", "model_ema_state", "model_state")
+PARTS = (
+    *("state_dict_ema", "state_dict", "module", "model", "model_ema_state", "model_state"),
+    "model_state_dict",
+)
 OURS = "palindrome"  # the beginning of `format` in files that this project writes
 
 # Objects that programs store next to the weights: records of the training run. They are replaced by
@@ -30,7 +38,12 @@ OURS = "palindrome"  # the beginning of `format` in files that this project writ
 HARMLESS = (
     *("mmengine.", "mmcv.", "numpy."),
     *("argparse.Namespace", "pathlib.PosixPath", "pathlib.Path", "builtins.getattr"),
+    # Lightning's hyperparameters and callbacks
+    *("pytorch_lightning.", "lightning.", "lightning_fabric.", "omegaconf.", "typing.Any"),
+    *("yacs.", "easydict.", "addict.", "datetime.", "collections.defaultdict"),
+    *(f"builtins.{kind}" for kind in ("dict", "list", "tuple", "int", "float", "str", "object")),
 )
+FILLED = ("Dict", "dict", "CfgNode")  # ends of names of dicts, which are filled with items
 KNOWN_TO_TORCH = ("torch.", "collections.", "_codecs.encode", "builtins.set", "builtins.bytearray")
 
 
@@ -132,9 +145,10 @@ def _read_safetensors(path: Path) -> TensorFile:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             about = file.metadata() or {}
     except Exception as error:
-        raise ValueError(f"{path} is damaged: {error}; copy it again") from error
+        cause = plain_line(str(error))
+        raise ValueError(f"{path} is damaged: {cause}; copy it again") from error
     classes = tuple(json.loads(about["classes"])) if "classes" in about else None
-    return TensorFile(tensors, (path,), classes=classes)
+    return TensorFile(unwrap(tensors), (path,), classes=classes)
 
 
 def _read_pickle(path: Path) -> TensorFile:
@@ -146,7 +160,7 @@ def _read_pickle(path: Path) -> TensorFile:
         names = set(_referenced_objects(path, mapped))
         harmless = sorted(name for name in names if name.startswith(HARMLESS))
         # A stand-in for a kind of dict is filled with items, which only real dicts may be.
-        stands_in = [(OrderedDict if n.endswith("Dict") else Inert, n) for n in harmless]
+        stands_in = [(_stand_in(name), name) for name in harmless]
         with torch.serialization.safe_globals(stands_in):  # type: ignore[arg-type]
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:
@@ -156,8 +170,9 @@ def _read_pickle(path: Path) -> TensorFile:
                 f"{path} would run code to be read ({', '.join(strange)}), so it is refused; ask "
                 "whoever made it for the bare tensors"
             ) from error
-        cause = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
-        raise ValueError(f"{path} is damaged or no checkpoint ({cause})") from error
+        raise ValueError(
+            f"{path} is damaged or no checkpoint: {describe_failure(error)}"
+        ) from error
     if not isinstance(content, dict):
         return TensorFile({}, (path,))
     if str(content.get("format")).startswith(OURS):
@@ -172,7 +187,29 @@ def _read_pickle(path: Path) -> TensorFile:
 def _tensors(part: object) -> dict[str, Tensor]:
     if not isinstance(part, dict):
         return {}
-    return {str(name): t.detach() for name, t in part.items() if isinstance(t, Tensor)}
+    return unwrap({str(name): t.detach() for name, t in part.items() if isinstance(t, Tensor)})
+
+
+def _stand_in(name: str) -> Any:
+    """Return what is called in place of a harmless class or function."""
+    if name == "collections.defaultdict":
+        return lambda *_: OrderedDict()  # it is given what makes its values
+    return OrderedDict if name.endswith(FILLED) else Inert
+
+
+def describe_failure(error: Exception) -> str:
+    """Return in a phrase why a file could not be unpickled, without torch's advice on running it.
+
+    Torch's own text is a page, with colours, that tells how to trust the file.
+    """
+    text = str(error)
+    if found := re.search(r"(?:GLOBAL|got <class|got)\s+'?([A-Za-z_][\w.]*\.\w+)", text):
+        return f"it holds objects of {found[1]}, not only tensors"
+    if "weights_only" in text or "Weights only" in text:
+        *_, text = re.split(r"WeightsUnpickler error:|\n\n", text.strip())
+        text = "it holds more than tensors" if "weights_only" in text else text
+    said = isinstance(error, ValueError | TypeError | OSError | UnpicklingError) and text.strip()
+    return plain_line(text if said else f"{type(error).__name__}: {text}", 140)
 
 
 def _referenced_objects(path: Path, zipped: bool) -> Iterator[str]:

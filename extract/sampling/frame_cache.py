@@ -21,11 +21,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from importlib.metadata import version
 from itertools import chain as joined
 from pathlib import Path
 
-import av
 import numpy as np
 import torch
 from numpy.lib import format as npy
@@ -34,6 +32,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from cache.address import VideoInfo
+from cache.code_digest import code_digest, versions
 from cache.fingerprint import HEX, chain
 from cache.storage.codec import checksum
 from configs.atomic import atomic_path
@@ -46,17 +45,14 @@ from extract.sampling.window_frames import (
     wanted_frames,
 )
 from extract.sampling.windows import SamplingConfig, Window, sampled_frames
-from extract.video.index import open_video, video_index
-from extract.video.reader import CHUNK, VideoError
+from extract.video.index import video_index
+from extract.video.reader import CHUNK, VideoError, VideoReader
 
-# Raise the number when the same video comes to give other frames.
-VERSION = 1
+VERSION = 2  # of the files' names and layout
 RESERVE = 20 * 10**9  # bytes of the disk that stay free: for checkpoints, which matter more
 ABANDONED_S = 3600  # no writer pauses for so long
-# What decodes and resizes; builds of one version for other devices do the same on a CPU.
-MADE_BY = " ".join(
-    f"{name} {version(name).split('+')[0]}" for name in ("av", "decord", "torch", "torchvision")
-)
+LIBRARIES = ("av", "decord", "torch", "torchvision")  # decode and resize
+COMPUTES_NOTHING = ("cache", "configs", "extract.identity", "extract.video.watchdog")
 HEIGHT_WIDTH, CRC = struct.Struct("<II"), struct.Struct("<I")
 Wanted = tuple[Path, VideoInfo, Shrink]
 
@@ -402,7 +398,14 @@ def _header(shape: tuple[int, ...]) -> bytes:
 def _index(name: str, shape: tuple[int, ...], checksums: NDArray[np.uint32]) -> bytes:
     """Return what stands behind the frames."""
     index = checksums.tobytes() + HEIGHT_WIDTH.pack(*shape[1:3])
-    return index + CRC.pack(checksum(f"{name} {MADE_BY} ".encode() + index))
+    return index + CRC.pack(checksum(f"{name} {_made_by()} ".encode() + index))
+
+
+@lru_cache
+def _made_by() -> str:
+    """Return the code and the libraries that decode and resize, as they are now."""
+    code = code_digest([VideoReader, resized_chunks], COMPUTES_NOTHING)
+    return " ".join([code.whole, *(f"{name} {v}" for name, v in versions(LIBRARIES).items())])
 
 
 def _file_bytes(shape: tuple[int, ...]) -> int:
@@ -424,19 +427,16 @@ def _describe_unusable(count: int) -> str:
 
 
 def kept_bytes(path: Path, count: int, to: Shrink) -> int:
-    """Return the bytes of `count` small frames of a video; 0 if the video cannot be asked."""
+    """Return the size of a file of `count` frames of a video; 0 if the video cannot be read."""
     if to.square:
-        return count * 3 * to.short_side**2
+        return _file_bytes((count, to.short_side, to.short_side, 3))
     try:
-        with open_video(path) as container:
-            context = container.streams.video[0].codec_context
-            height, width = context.height, context.width
-        turned = video_index(path).rotation % 180 != 0
-    except (av.FFmpegError, OSError, VideoError):
+        height, width = video_index(path).upright_size
+    except VideoError:
         return 0
-    return count * _picture_bytes(*((width, height) if turned else (height, width)), to)
+    return _file_bytes((count, *_small_shape(height, width, to)))
 
 
 @lru_cache
-def _picture_bytes(height: int, width: int, to: Shrink) -> int:
-    return shrunk(np.zeros((1, height, width, 3), np.uint8), to).nbytes
+def _small_shape(height: int, width: int, to: Shrink) -> tuple[int, ...]:
+    return shrunk(np.zeros((1, height, width, 3), np.uint8), to).shape[1:]

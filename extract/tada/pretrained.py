@@ -70,7 +70,7 @@ def recognise_tada(content: TensorFile, source: str | Path) -> TAdaNetwork | Non
     Raises:
         ValueError: so much is missing or damaged that its size is not known.
     """
-    tensors = {re.sub(r"^(module\.)+", "", name): t for name, t in content.tensors.items()}
+    tensors = content.tensors
     sign = next((sign for sign in SIGNS if sign in tensors), None)
     if sign is None:
         return None

@@ -19,8 +19,7 @@ import numpy as np
 from av.video.frame import PictureType
 from numpy.typing import NDArray
 
-from extract.video.index import Progress, VideoError, VideoIndex, open_video
-from extract.video.reader import VideoReader
+from extract.video.index import Progress, VideoIndex, file_name, open_video
 
 SUFFIX = ".mp4"
 OPTIONS = {"bf": "0", "g": "1000000", "sc_threshold": "0", "forced-idr": "1"}
@@ -76,27 +75,6 @@ def read_stamp(path: Path) -> str | None:
     return None
 
 
-def upright_size(index: VideoIndex, context: Any) -> tuple[int, int]:
-    """Return the width and height of a file's upright pictures, from its header."""
-    width, height = context.width, context.height
-    return (height, width) if index.rotation % 180 else (width, height)
-
-
-def upright_chunks(reader: VideoReader, width: int, height: int) -> Iterator[NDArray[np.uint8]]:
-    """Yield all frames as the project sees them, uint8 [n, height, width, 3], a few at a time.
-
-    Raises:
-        VideoError: they cannot be decoded, or have another size.
-    """
-    for chunk in reader.chunks(np.arange(len(reader))):
-        if chunk.shape[1:3] != (height, width):
-            raise VideoError(
-                f"{reader.path}: its pictures are {chunk.shape[2]} × {chunk.shape[1]}, its header "
-                f"says {width} × {height}; encode it anew in one size"
-            )
-        yield chunk
-
-
 def split_stretches(
     frames: Iterator[av.VideoFrame], length: int, first: int | None = None
 ) -> Iterator[list[av.VideoFrame]]:
@@ -135,7 +113,7 @@ def write_mp4(
     """
     rate = Fraction(line.fps).limit_denominator(10_000) or Fraction(1, 10_000)
     with (
-        av.open(str(path), "w", format="mp4") as container,
+        av.open(file_name(path), "w", format="mp4") as container,
         # Without a name: it does not outlive this process.
         TemporaryFile(dir=path.parent, prefix=path.name) as file,
     ):

@@ -22,11 +22,9 @@ from extract.transcoding.encode import (
     make_timeline,
     read_stamp,
     split_stretches,
-    upright_chunks,
-    upright_size,
     write_mp4,
 )
-from extract.video.index import Progress, VideoError, open_video, video_index
+from extract.video.index import Progress, VideoError, video_index
 from extract.video.reader import VideoReader
 
 SHORT_SIDES = 112, 182  # from the smallest input in use to what training crops 160 px from
@@ -114,25 +112,20 @@ def write_proxy(
         OSError: the file cannot be written.
     """
     reader = VideoReader(source, progress)
-    size = _upright_size(reader)
-    encoder = _encoder_settings(size, config)
+    encoder = _encoder_settings(reader.index.upright_size, config)
     line = make_timeline(reader.index, config.reverse)
     # Turned round, the first stretch becomes the last: the shorter one, in either direction.
     first = len(reader) % config.gop if config.reverse else 0
-    parts = split_stretches(_shrink_pictures(reader, size, encoder), config.gop, first)
+    parts = split_stretches(_shrink_pictures(reader, encoder), config.gop, first)
     with atomic_path(target) as aside:
         stamp = _make_stamp(source, config)
         write_mp4(aside, parts, encoder, line, stamp, config.reverse, progress=progress)
         _check_exact(source, aside, line, progress)
 
 
-def _upright_size(reader: VideoReader) -> tuple[int, int]:
-    with open_video(reader.path) as container:
-        return upright_size(reader.index, container.streams.video[0].codec_context)
-
-
 def _encoder_settings(size: tuple[int, int], config: ProxyConfig) -> EncoderSettings:
-    width, height = proxy_size(*size, config.short_side)
+    """Return the encoder of a proxy of pictures of this height and width."""
+    width, height = proxy_size(*size[::-1], config.short_side)
     return EncoderSettings(
         "libx264", "yuv420p", width, height, OPTIONS | {"crf": str(config.crf)}, TAGS
     )
@@ -145,10 +138,8 @@ def _make_stamp(source: Path, config: ProxyConfig) -> str:
     return f"{STAMP} {VERSION}, {settings}{turned}, of {digest}, {size} bytes"
 
 
-def _shrink_pictures(
-    reader: VideoReader, size: tuple[int, int], encoder: EncoderSettings
-) -> Iterator[av.VideoFrame]:
-    for chunk in upright_chunks(reader, *size):
+def _shrink_pictures(reader: VideoReader, encoder: EncoderSettings) -> Iterator[av.VideoFrame]:
+    for chunk in reader.chunks(np.arange(len(reader))):
         video = torch.from_numpy(chunk).permute(0, 3, 1, 2)
         small = functional.resize(video, [encoder.height, encoder.width], antialias=True)
         for picture in small.permute(0, 2, 3, 1).contiguous().numpy():

@@ -18,11 +18,9 @@ from extract.transcoding.encode import (
     make_timeline,
     read_stamp,
     split_stretches,
-    upright_chunks,
-    upright_size,
     write_mp4,
 )
-from extract.video.index import Progress, VideoIndex, open_video
+from extract.video.index import Progress, VideoIndex, open_video, video_stream
 from extract.video.reader import VideoReader
 
 STRETCH_BYTES = 128 * 1024**2  # of decoded frames
@@ -97,7 +95,7 @@ def write_reversed(
         write_mp4(aside, parts, encoder, line, _make_stamp(source, crf), True, threads, count)
 
     with open_video(source) as container:
-        context = container.streams.video[0].codec_context
+        context = video_stream(container).codec_context
         planes, rgb = _encoder_settings(reader, context, crf)
     if planes is not None:
         try:
@@ -127,11 +125,12 @@ def _encoder_settings(
     planes = None
     # decord's access is exact for an unrotated H.264 mp4 file with IDR pictures.
     exact = reader.index.access == "decord" or crf is not None
-    if exact and not reader.index.rotation and context.pix_fmt in PLANES and whole:
+    exact = exact and not reader.index.rotation and reader.index.size == (height, width)
+    if exact and context.pix_fmt in PLANES and whole:
         names = ("color_range", "colorspace", "color_primaries", "color_trc", "sample_aspect_ratio")
         tags = {name: getattr(context, name) for name in names}
         planes = EncoderSettings("libx264", context.pix_fmt, width, height, _options(crf), tags)
-    width, height = upright_size(reader.index, context)
+    height, width = reader.index.upright_size
     if crf is None:
         return planes, EncoderSettings("libx264rgb", "rgb24", width, height, _options(crf))
     pixels = "yuv444p" if width % 2 or height % 2 else "yuv420p"
@@ -146,7 +145,7 @@ def _decode_planes(path: Path, index: VideoIndex, threads: int) -> Iterator[av.V
     """Yield the frames as they are decoded; raise _InexactError if they are not the index's."""
     number = -1
     with open_video(path) as container:
-        stream: Any = container.streams.video[0]
+        stream: Any = video_stream(container)
         stream.thread_count, stream.thread_type = threads, "AUTO"
         size = stream.codec_context.width, stream.codec_context.height, stream.codec_context.pix_fmt
         try:
@@ -165,7 +164,7 @@ def _decode_planes(path: Path, index: VideoIndex, threads: int) -> Iterator[av.V
 
 def _decode_upright(reader: VideoReader, encoder: EncoderSettings) -> Iterator[av.VideoFrame]:
     """Yield the frames as `VideoReader` returns them, in the pixel format of `encoder`."""
-    for chunk in upright_chunks(reader, encoder.width, encoder.height):
+    for chunk in reader.chunks(np.arange(len(reader))):
         for picture in chunk:
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
             yield frame if encoder.pixels == "rgb24" else frame.reformat(format=encoder.pixels)

@@ -38,6 +38,11 @@ def contains_idr(units: list[bytes]) -> bool:
     return any(unit[0] & 31 == 5 for unit in units)
 
 
+def is_settings(unit: bytes) -> bool:
+    """Return whether a unit is a sequence parameter set, which holds the pictures' size (7.3.2)."""
+    return unit[0] & 31 == 7
+
+
 def is_recovery_picture(units: list[bytes]) -> bool:
     """Return whether a keyframe is an I picture after which all frames shown are right at once.
 

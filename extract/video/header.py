@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from extract.video.index import VideoIndex, open_video
+from extract.video.index import VideoIndex, open_video, video_stream
 
 TOLERANCE_S = 0.5  # of durations in headers
 
@@ -16,16 +16,22 @@ def announced_frames(path: str | Path, index: VideoIndex) -> int:
     a header says nothing (transport streams), the frames that are there are all.
     """
     present = len(index.pts)
+    if index.repaired:  # the header's times are those of the clock that jumps
+        return present
     with open_video(path) as container:
-        stream = container.streams.video[0]
+        stream = video_stream(container)
+        time_base = float(stream.time_base or 0)
         declared_s = _parse_duration(stream.metadata.get("DURATION", ""))  # as in Matroska
-        if stream.duration is not None and stream.time_base is not None:
-            declared_s = float(stream.duration * stream.time_base)
+        if stream.duration is not None:
+            declared_s = stream.duration * time_base
         declared = stream.frames
-        if container.format.name == "avi" and declared > present:
-            # Its duration is a guess, and frames that repeat another are empty packets.
-            packets = sum(packet.dts is not None for packet in container.demux(stream))
-            return present + max(0, declared - packets)
+        if container.format.name == "avi":
+            # Its duration is a guess, and frames that repeat another are empty chunks or none.
+            if _is_whole_riff(Path(path)):
+                return present
+            times = [packet.dts + 1 for packet in container.demux(stream) if packet.dts is not None]
+            missing_s = (declared - max(times, default=0)) * time_base
+            return present + max(0, round(missing_s * index.fps))
     missing_s = declared_s - float(index.pts[-1] * index.time_base) - 1 / index.fps
     # The last frame may be shown as long as any other.
     longest_s = float(np.diff(index.pts).max(initial=0) * index.time_base)
@@ -33,6 +39,19 @@ def announced_frames(path: str | Path, index: VideoIndex) -> int:
     if not ends_early:  # an mp4 may count frames that its edit list hides
         return present
     return max(declared, present + round(missing_s * index.fps))
+
+
+def _is_whole_riff(path: Path) -> bool:
+    """Return whether an AVI file is as long as the sizes in its RIFF headers say."""
+    length, end = path.stat().st_size, 0
+    with open(path, "rb") as file:
+        while end < length:
+            file.seek(end)
+            name, size = file.read(4), int.from_bytes(file.read(4), "little")
+            if name != b"RIFF" or not size:  # of a recorder that was switched off, or other data
+                return end > 0 and name != b"RIFF"
+            end += 8 + size + size % 2
+    return end <= length + 1
 
 
 def _parse_duration(text: str) -> float:

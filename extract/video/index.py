@@ -2,13 +2,16 @@
 
 decord is the fastest reader, but its indexed access silently returns wrong frames where a keyframe
 does not reset the decoder (open GOPs, many H.265 files) or where the container's times are not the
-frames' (AVI). The packets show it, without being decoded. `extract.video.probe` reads them in
-processes that may hang or crash, and keeps the indexes.
+frames' (AVI). The packets show it, without being decoded; where they leave a doubt, all frames are
+decoded once. `extract.video.probe` reads them in processes that may hang or crash, and keeps the
+indexes.
 """
 
 import io
+import os
 import stat
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import lru_cache
@@ -19,23 +22,38 @@ from typing import Any, Literal, cast
 
 import av
 import numpy as np
+from av.stream import Disposition
 from numpy.typing import NDArray
 
 from extract.identity import user_cache
 from extract.identity.digest import remembered_digest
-from extract.video.h264 import contains_idr, is_recovery_picture, nal_length_bytes, split_units
+from extract.video.clock import repair_clock
+from extract.video.h264 import (
+    contains_idr,
+    is_recovery_picture,
+    is_settings,
+    nal_length_bytes,
+    split_units,
+)
 
 Access = Literal["decord", "seek", "sequence"]
 Progress = Callable[
     [int], None
 ]  # called with how much more is done; 0 if only that it is not stuck
 PROBED_FRAMES = 48  # frames decoded to see whether they carry their packets' times
+MOST_REORDERED = 16  # frames that a decoder holds back at most to show them in another order
+PROBED_KEYFRAMES = 16  # decoded to see whether the pictures' size changes
+# Codecs whose keyframes hold all that a decoder needs for pictures of another size.
+SELF_CONTAINED = {"av1", "h264", "hevc", "libdav1d", "vp8", "vp9", "libvpx", "libvpx-vp9"}
+# Containers whose clock starts anew wherever two recordings were joined. Their frames are at most
+# 0.7 s apart (ISO 13818-1, 2.7.4); FFmpeg takes a longer gap than this for a jump, too.
+STREAMS, STREAM_GAP_S = {"mpeg", "mpegts"}, 10.0
 # Titles in other encodings than UTF-8; PyAV reads them by default from 19 on.
 TITLE_OPTIONS: dict[str, Any] = (
     {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
 )
 # Raise the number when the same file gets another index.
-CACHE_FOLDER = f"index-2-av{av.__version__}-decord{version('decord')}"
+CACHE_FOLDER = f"index-3-av{av.__version__}-decord{version('decord')}"
 
 
 class VideoError(ValueError):
@@ -52,6 +70,12 @@ class VideoIndex:
         pts: presentation time of every frame, int [N], in units of `time_base` seconds.
         keyframes: times of the frames at which decoding can begin.
         rotation: degrees, a multiple of 90, by which frames are rotated to be upright.
+        size: height and width of the first frame as it is stored. Frames of another size are
+            scaled to it.
+        rate: frames per second according to the header, or None.
+        repaired: number of frames whose time was missing, or not after the one before, and was
+            replaced. `pts` rises in any case.
+        other_size: height and width of some later frame, if it is known to have another size.
     """
 
     access: Access
@@ -59,14 +83,31 @@ class VideoIndex:
     keyframes: NDArray[np.int64]
     time_base: Fraction
     rotation: int
+    size: tuple[int, int] = (0, 0)
+    rate: Fraction | None = None
+    repaired: int = 0
+    other_size: tuple[int, int] | None = None
 
     @property
     def fps(self) -> float:
         """Frames per second, on average."""
         span = int(self.pts[-1] - self.pts[0]) * self.time_base
-        if not span:  # one frame, or frames that all have the same time
-            return float(1 / self.time_base)
+        if not span:  # one frame
+            return float(self.rate or 1 / self.time_base)
         return float((len(self.pts) - 1) / span)
+
+    @property
+    def upright_size(self) -> tuple[int, int]:
+        """Height and width of the frames that `VideoReader` returns."""
+        height, width = self.size
+        return (width, height) if self.rotation % 180 else (height, width)
+
+    def describe_repair(self) -> str:
+        """Return what was wrong with the clock, as a sentence's end."""
+        return (
+            f"{self.repaired} of its {len(self.pts)} frames have no time or none after the one "
+            "before (as where recordings were joined); each is taken to be one frame's length later"
+        )
 
     def times(self, indices: NDArray[np.integer]) -> NDArray[np.float64]:
         """Return the presentation times of frames, in seconds from the first one."""
@@ -82,6 +123,10 @@ class VideoIndex:
             keyframes=self.keyframes,
             time_base=np.array(self.time_base.as_integer_ratio()),
             rotation=np.array(self.rotation),
+            size=np.array(self.size),
+            rate=np.array((self.rate or Fraction(0)).as_integer_ratio()),
+            repaired=np.array(self.repaired),
+            other_size=np.array(self.other_size or (0, 0)),
         )
         return file.getvalue()
 
@@ -95,7 +140,16 @@ class VideoIndex:
                 keyframes=saved["keyframes"],
                 time_base=Fraction(*map(int, saved["time_base"])),
                 rotation=int(saved["rotation"]),
+                size=_as_size(saved["size"]),
+                rate=Fraction(*map(int, saved["rate"])) or None,
+                repaired=int(saved["repaired"]),
+                other_size=_as_size(saved["other_size"]) if saved["other_size"].any() else None,
             )
+
+
+def _as_size(numbers: NDArray[np.int64]) -> tuple[int, int]:
+    height, width = map(int, numbers)
+    return height, width
 
 
 @dataclass(frozen=True)
@@ -122,8 +176,25 @@ def video_index(path: str | Path, progress: Progress = lambda done: None) -> Vid
 
 
 def open_video(path: str | Path) -> av.container.InputContainer:
-    """Return a file opened for reading, whatever the encoding of its titles."""
-    return av.open(str(path), mode="r", **TITLE_OPTIONS)
+    """Return a file opened for reading, whatever its name and the encoding of its titles."""
+    return av.open(file_name(path), mode="r", **TITLE_OPTIONS)
+
+
+def file_name(path: str | Path) -> str:
+    """Return a path as decoders open it: FFmpeg takes `10:15.mp4` for the address of a protocol."""
+    return os.path.abspath(path)
+
+
+def video_stream(container: av.container.InputContainer) -> av.VideoStream:
+    """Return the one stream that every reader reads: the default one, else the first.
+
+    Raises:
+        VideoError: there is none; cover pictures do not count.
+    """
+    streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
+    if not streams:
+        raise VideoError(f"{container.name}: cannot be read as video: it has no video stream")
+    return next((s for s in streams if s.disposition & Disposition.default), streams[0])
 
 
 def check_readable(path: str | Path) -> tuple[int, int]:
@@ -175,57 +246,191 @@ def _load_index(file: _FileState) -> VideoIndex:
         raise VideoError(f"{file.path}: cannot be read as video: {cause}") from error
 
 
+@dataclass
+class _Packets:
+    """What a stream's packets say, in the order they are stored.
+
+    Args:
+        times, decode_times: None where there is none.
+        keys: places of the packets that are called keyframes.
+        begins: times of those at which decoding can begin.
+        resets: whether decord's indexed access is exact.
+        length: of the first one, 0 if unknown.
+    """
+
+    times: list[int | None] = field(default_factory=list)
+    decode_times: list[int] = field(default_factory=list)
+    keys: list[int] = field(default_factory=list)
+    begins: list[int | None] = field(default_factory=list)
+    resets: bool = False
+    length: int = 0
+
+
+@dataclass(frozen=True)
+class _Picture:
+    """What is known of a decoded frame beside its pixels."""
+
+    pts: int | None
+    rotation: int
+    size: tuple[int, int]
+    damaged: bool
+
+
 def _read_index(file: _FileState) -> VideoIndex:
     path = file.path
     with open_video(path) as container:
-        if not container.streams.video:
-            raise VideoError(f"{path}: cannot be read as video: it has no video stream")
-        stream = container.streams.video[0]
-        # From PyAV 19 on this is a rational number of PyAV's own type.
+        stream = video_stream(container)
+        # From PyAV 19 on these are rational numbers of PyAV's own type.
         time_base = Fraction(stream.time_base or 0)
-        length_bytes = nal_length_bytes(stream.codec_context)
-        is_h264 = stream.codec_context.name == "h264"
-        # In other containers (FLV) decord's last frames are wrong.
-        trusted = not {"mp4", "matroska"}.isdisjoint(container.format.name.split(","))
-        resets = bool(length_bytes) and trusted
-        times, keys = [], []
-        for packet in container.demux(stream):
-            file.progress(0)
-            if packet.size and not packet.is_discard:
-                times.append(packet.pts)
-                if packet.is_keyframe:
-                    parts = list(split_units(bytes(packet), length_bytes)) if is_h264 else []
-                    resets = resets and contains_idr(parts)
-                    if not is_h264 or contains_idr(parts) or is_recovery_picture(parts):
-                        keys.append(packet.pts)
+        rate = Fraction(stream.average_rate or stream.codec_context.framerate or 0) or None
+        formats = set(container.format.name.split(","))
+        packets = _read_packets(file, container, stream)
+        length = packets.length or stream.duration or 0
+        if rate is None and len(packets.times) == 1 and length * time_base > 0:
+            rate = 1 / (length * time_base)
+        only_one = len(container.streams.video) == 1  # else decord may choose another
+        codec = stream.codec_context.name
     first = _probe_first_frames(path)
-    if not times or not first or not time_base:
+    if packets.times and not first:
+        raise VideoError(f"{path}: cannot be read as video: no frame of it decodes; is it whole?")
+    if not packets.times or not time_base:
         raise VideoError(f"{path}: cannot be read as video: it has no frames")
-    pts = np.unique(np.array([t for t in times if t is not None], np.int64))
-    rotation = first[0][1] % 360
-    if len(pts) < len(times) or [time for time, _ in first] != pts[: len(first)].tolist():
-        return _index_by_decoding(file, time_base, rotation)
-    keyframes = np.unique(np.array([pts[0], *keys], np.int64))
-    access: Access = "decord" if resets and not rotation else "seek"
-    return VideoIndex(access, pts, keyframes, time_base, rotation)
+    if all(picture.damaged for picture in first):
+        raise VideoError(
+            f"{path}: cannot be read as video: the decoder finds every one of its first frames "
+            "damaged; it may be encrypted"
+        )
+    rotation = first[0].rotation % 360
+    kept = rotation, first[0].size, rate
+    rising = _rise_when_sorted(packets)
+    pts = np.unique(np.array([t for t in packets.times if t is not None], np.int64))
+    gap = float(np.diff(pts).max(initial=0) * time_base)
+    jumps = bool(formats & STREAMS) and gap > STREAM_GAP_S
+    exact = [picture.pts for picture in first] == pts[: len(first)].tolist()
+    if not rising or jumps or not exact:
+        return _index_by_decoding(file, time_base, formats, rising, *kept)
+    keyframes = np.unique(np.array([pts[0], *packets.begins], np.int64))
+    # In other containers (FLV) decord's last frames are wrong.
+    trusted = bool(formats & {"mp4", "matroska"}) and only_one
+    if packets.resets and trusted and not rotation:
+        return VideoIndex("decord", pts, keyframes, time_base, *kept)
+    other = _find_other_size(file, keyframes, first[0].size)
+    if other and codec not in SELF_CONTAINED:
+        return _index_by_decoding(file, time_base, formats, rising, *kept)
+    return VideoIndex("seek", pts, keyframes, time_base, *kept, other_size=other)
 
 
-def _probe_first_frames(path: str) -> list[tuple[int | None, int]]:
-    """Return (time, rotation) of the first frames, without their pixels."""
+def _read_packets(
+    file: _FileState, container: av.container.InputContainer, stream: av.VideoStream
+) -> _Packets:
+    found = _Packets()
+    length_bytes = nal_length_bytes(stream.codec_context)
+    is_h264 = stream.codec_context.name == "h264"
+    settings = stream.codec_context.extradata or b""
+    found.resets = bool(length_bytes)
+    for packet in container.demux(stream):
+        file.progress(0)
+        if _has(packet, "encryption_info"):
+            raise VideoError(f"{file.path}: cannot be read as video: it is encrypted")
+        if not packet.size or packet.is_discard:
+            continue
+        found.times.append(packet.pts)
+        found.length = found.length or packet.duration or 0
+        if packet.dts is not None:
+            found.decode_times.append(packet.dts)
+        if _has(packet, "new_extradata"):
+            found.resets = False
+        if packet.is_keyframe:
+            found.keys.append(len(found.times) - 1)
+            parts = list(split_units(bytes(packet), length_bytes)) if is_h264 else []
+            # Pictures of another size begin with settings of their own.
+            same = all(unit in settings for unit in parts if is_settings(unit))
+            found.resets = found.resets and contains_idr(parts) and same
+            if not is_h264 or contains_idr(parts) or is_recovery_picture(parts):
+                found.begins.append(packet.pts)
+    return found
+
+
+def _has(packet: Any, kind: str) -> bool:
+    """Return whether a packet comes with such data; PyAV before 15 cannot tell."""
+    ask = getattr(packet, "has_sidedata", None)
+    return ask is not None and ask(kind)
+
+
+def _rise_when_sorted(packets: _Packets) -> bool:
+    """Return whether a decoder shows packets in the order of their times, as far as these tell.
+
+    It does not where recordings were joined whose clocks overlap, for one.
+    """
+    if None in packets.times or np.any(np.diff(packets.decode_times) < 0):
+        return False
+    times = np.array(packets.times, np.int64)
+    order = np.argsort(times, kind="stable")
+    if np.any(np.diff(times[order]) == 0):
+        return False
+    if np.abs(order - np.arange(len(times))).max(initial=0) > MOST_REORDERED:
+        return False
+    keys = np.array([place for place in packets.keys if place], np.int64)
+    # Whatever is stored before a keyframe is shown before it.
+    return bool(np.all(np.maximum.accumulate(times)[keys - 1] < times[keys]))
+
+
+def _probe_first_frames(path: str) -> list[_Picture]:
+    """Return the first frames, without their pixels."""
     with open_video(path) as container:
-        container.streams.video[0].thread_count = 1
-        decoded = container.decode(video=0)
-        return [(frame.pts, frame.rotation) for frame in islice(decoded, PROBED_FRAMES)]
+        stream = video_stream(container)
+        stream.thread_count = 1
+        return [
+            _Picture(frame.pts, frame.rotation, (frame.height, frame.width), frame.is_corrupt)
+            for frame in islice(container.decode(stream), PROBED_FRAMES)
+        ]
 
 
-def _index_by_decoding(file: _FileState, time_base: Fraction, rotation: int) -> VideoIndex:
-    """Return the index of a file whose packets do not show its frames, by decoding all of it."""
-    times = []
+def _find_other_size(
+    file: _FileState, keyframes: NDArray[np.int64], size: tuple[int, int]
+) -> tuple[int, int] | None:
+    """Return the size of pictures at some of the keyframes if it is not that of the first one."""
+    numbers = np.unique(np.linspace(0, len(keyframes) - 1, PROBED_KEYFRAMES).astype(int))
     with open_video(file.path) as container:
-        for frame in container.decode(video=0):
+        stream = video_stream(container)
+        stream.thread_count = 1
+        for start in keyframes[numbers[1:]]:
             file.progress(0)
-            times.append(frame.time)
-        rate = container.streams.video[0].average_rate or Fraction(1)
-    seconds = [i / float(rate) if t is None else t for i, t in enumerate(times)]
-    pts = np.round(np.array(seconds) / float(time_base)).astype(np.int64)
-    return VideoIndex("sequence", pts, pts[:1], time_base, rotation)
+            frame = None
+            with suppress(av.FFmpegError):  # damage is met when the frames are read
+                container.seek(int(start), stream=stream)
+                frame = next(container.decode(stream), None)
+            if frame is not None and (frame.height, frame.width) != size:
+                return frame.height, frame.width
+    return None
+
+
+def _index_by_decoding(
+    file: _FileState,
+    time_base: Fraction,
+    formats: set[str],
+    rising: bool,
+    rotation: int,
+    size: tuple[int, int],
+    rate: Fraction | None,
+) -> VideoIndex:
+    """Return the index of a file whose packets do not show its frames, by decoding all of it.
+
+    Args:
+        rising: whether its packets' times are sound, although frames come with those of others.
+    """
+    times: list[int | None] = []
+    other: tuple[int, int] | None = None
+    with open_video(file.path) as container:
+        stream = video_stream(container)
+        stream.thread_count = 1  # frames of damaged files depend on it
+        for frame in container.decode(stream):
+            file.progress(0)
+            times.append(frame.pts)
+            if (frame.height, frame.width) != size:
+                other = other or (frame.height, frame.width)
+    if (rising or "avi" in formats) and None not in times:
+        times.sort(key=lambda time: time or 0)
+    longest_s = STREAM_GAP_S if formats & STREAMS else np.inf
+    pts, time_base, repaired = repair_clock(times, time_base, rate, longest_s)
+    return VideoIndex("sequence", pts, pts[:1], time_base, rotation, size, rate, repaired, other)

@@ -12,10 +12,20 @@ import torch  # noqa: F401  (decord must be loaded after torch)
 import decord  # isort: skip
 from numpy.typing import NDArray
 
-from extract.video.index import Progress, VideoError, VideoIndex, open_video, video_index
+from extract.video.index import (
+    Progress,
+    VideoError,
+    VideoIndex,
+    file_name,
+    open_video,
+    video_index,
+    video_stream,
+)
 
 __all__ = ["CHUNK", "VideoError", "VideoReader"]
 
+# decord fails for frames of 72 px and some smaller widths: it takes padded lines for whole ones.
+MISREAD_WIDTH = 72
 CHUNK = 16  # frames decoded at once: 100 MB of 1920 × 1080, and few enough calls of the decoder
 
 
@@ -33,10 +43,10 @@ class VideoReader:
         self.index = video_index(path, progress)
         self.fps = self.index.fps
         self._decord: decord.VideoReader | None = None
-        if self.index.access == "decord":
+        if self.index.access == "decord" and self.index.size[1] > MISREAD_WIDTH:
             try:
                 # One thread: workers decode in parallel, and more threads would slow them down.
-                self._decord = decord.VideoReader(str(path), num_threads=1)
+                self._decord = decord.VideoReader(file_name(path), num_threads=1)
             except Exception:  # some files (Matroska written live) only PyAV reads
                 self._decord = None
             if self._decord is not None and len(self._decord) != len(self):
@@ -124,7 +134,7 @@ def _find_by_time(
     """Yield the wanted frames (rising indices), finding each by its time and seeking over gaps."""
     done, steps_back = 0, 0
     with open_video(path) as container:
-        stream = container.streams.video[0]
+        stream = video_stream(container)
         stream.thread_count = 1
         while done < len(wanted):
             start = _keyframe_before(index, wanted[done], steps_back)
@@ -155,11 +165,11 @@ def _scan_from_start(
     """Yield the wanted frames (rising indices) from decoding all, found by time or by number."""
     done = 0
     with open_video(path) as container:
-        stream = container.streams.video[0]
+        stream = video_stream(container)
         stream.thread_count = 1
         for number, frame in enumerate(container.decode(stream)):
             if (number == wanted[done]) if counting else (frame.pts == index.pts[wanted[done]]):
-                yield _to_picture(frame, index.rotation)
+                yield _to_picture(frame, index)
                 done += 1
                 if done == len(wanted):
                     return
@@ -180,7 +190,7 @@ def _scan_after_seek(
             continue
         if frame.pts > index.pts[wanted[done]] or not reached_keyframe:
             return
-        yield _to_picture(frame, index.rotation)
+        yield _to_picture(frame, index)
         done += 1
         if done == len(wanted) or _keyframe_before(index, wanted[done]) > frame.pts:
             return
@@ -193,9 +203,15 @@ def _keyframe_before(index: VideoIndex, frame: np.int64, steps_back: int = 0) ->
     return int(index.keyframes[position]) if position >= 0 else int(index.pts[0])
 
 
-def _to_picture(frame: av.VideoFrame, rotation: int) -> NDArray[np.uint8]:
-    picture = np.asarray(frame.to_ndarray(format="rgb24"), np.uint8)
-    return np.rot90(picture, rotation // 90) if rotation else picture
+def _to_picture(frame: av.VideoFrame, index: VideoIndex) -> NDArray[np.uint8]:
+    """Return a frame upright, in the size of the file's first one."""
+    height, width = index.size
+    if (frame.height, frame.width) == index.size or not height:
+        picture = np.asarray(frame.to_ndarray(format="rgb24"), np.uint8)
+    else:
+        scaled = frame.reformat(width, height, "rgb24", interpolation="BICUBIC")
+        picture = np.asarray(scaled.to_ndarray(), np.uint8)
+    return np.rot90(picture, index.rotation // 90) if index.rotation else picture
 
 
 def _summarise_error(error: Exception) -> str:

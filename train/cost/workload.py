@@ -15,8 +15,6 @@ from train.data.loading import EpochSampler
 from train.data.videos import VideoItem
 from train.engine.lengths import resolve_lengths
 
-NPY_HEADER = 128  # bytes in front of a .npy file's numbers
-
 
 @dataclass(frozen=True)
 class Workload:
@@ -88,7 +86,7 @@ def count_workload(
         videos_bytes=sum(path.stat().st_size for path in every),
         frames=sum(item.frames for item in every.values()),
         cached_frames=sum(samples[path] for path, _ in kept),
-        cached_bytes=sum(NPY_HEADER + kept_bytes(path, samples[path], to) for path, to in kept),
+        cached_bytes=sum(kept_bytes(path, samples[path], to) for path, to in kept),
     )
 
 

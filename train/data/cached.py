@@ -1,17 +1,19 @@
 """The spans that an experiment needs, and their activations as the detector's inputs."""
 
+import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor
 
+from cache.errors import StoreUnreachable
 from configs.messages import truncated
 from extract.activations.activations import Activations
 from extract.activations.plan import SpanRequest, plan
-from extract.activations.refresh import refresh
+from extract.activations.refresh import describe_unkept, refresh
 from extract.activations.stored import Cached, Counts
 from extract.backbone.backbone import Cut
 from extract.sampling.spans import Span, SpanKind, random_window_of_span, whole_video_window
@@ -24,8 +26,12 @@ from extract.sampling.windows import (
     sliding_windows,
     truth_inside,
 )
+from train.data.in_memory import HeldRows, decoded_bytes, free_memory, hold
 from train.data.videos import Subset, VideoItem, format_skipped
 from train.errors import translate_oom, translate_worker_death
+
+FREE_SHARE = 0.25  # of free memory, for features to train on; what else a run needs comes after it
+PATIENCE_S = 600.0  # for a store that does not answer; what is stored cannot always be computed
 
 
 @dataclass(frozen=True)
@@ -35,11 +41,13 @@ class CachedStreams:
     Args:
         trained_on: the spans that training windows are sampled from; `tested_on`: those that test
             windows are read from.
+        held: what training reads, of every stream, if it is in memory.
     """
 
     places: tuple[Cached, ...]
     trained_on: SpanKind = "video"
     tested_on: SpanKind = "window"
+    held: tuple[HeldRows, ...] = ()
 
     @property
     def cut(self) -> Cut:
@@ -128,6 +136,7 @@ def ensure_cached(
 
     Raises:
         ValueError: a video cannot be read or is gone, or the disk is too small.
+        StoreUnreachable: some of the activations could not be stored.
     """
     if activations[0].backbone.config.mode == "imported":
         return _find_imported(activations, spans), Counts()
@@ -144,7 +153,9 @@ def ensure_cached(
         items.skip_videos(skipped)
         if not items:
             raise ValueError(f"not one video can be read; for one, {next(iter(skipped.values()))}")
-    places = tuple(of.cached_cuts()[cut] for of in activations)
+    if unkept := describe_unkept(activations, accelerator):
+        raise StoreUnreachable(f"{unkept}; the same command goes on when it answers again")
+    places = tuple(replace(of.cached_cuts()[cut], patience_s=PATIENCE_S) for of in activations)
     return CachedStreams(places, activations[0].config.span), counts
 
 
@@ -175,7 +186,48 @@ def _find_imported(
             "backbone.imported_width, sampling.snippet_stride and cache.dtype as they were "
             f"imported:\n  " + "\n  ".join(truncated(sorted(gone)))
         )
-    return CachedStreams(places, tested_on="video")
+    patient = tuple(replace(place, patience_s=PATIENCE_S) for place in places)
+    return CachedStreams(patient, tested_on="video")
+
+
+def hold_features(
+    cached: CachedStreams,
+    items: Sequence[VideoItem],
+    sampling: SamplingConfig,
+    directions: Sequence[Direction],
+    accelerator: Accelerator,
+) -> CachedStreams:
+    """Return the streams with all features that training reads in memory, if they fit there.
+
+    A window is copied from memory in a hundredth of the time that decoding it takes. Blocks are not
+    held: they are a hundred times larger, and the network behind them is what takes the time.
+
+    Args:
+        items: the videos to train on.
+
+    Raises:
+        Missing, Damaged: the store does not have them.
+    """
+    if cached.cut != "features":
+        return cached
+    spans = [training_spans(items, sampling, d, cached.trained_on) for d in directions]
+    if not all(spans):
+        return cached  # no video has an action, which the task refuses
+    sizes = [decoded_bytes(of, some) for of, some in zip(cached.places, spans, strict=True)]
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes))
+    limit = free_memory() * FREE_SHARE
+    needed, quiet = sum(sizes) * processes, not accelerator.is_main_process
+    fits = needed <= limit
+    if not quiet:
+        print(
+            f"features: {needed / 1e6:,.0f} MB to train on "
+            + ("are held decoded in memory" if fits else "are read from the cache window by window")
+            + f"; {FREE_SHARE:.0%} of the free memory is {limit / 1e6:,.0f} MB"
+        )
+    if not fits:
+        return cached
+    held = [hold(of, some, quiet) for of, some in zip(cached.places, spans, strict=True)]
+    return replace(cached, held=tuple(held))
 
 
 def sample_inputs(
@@ -193,13 +245,18 @@ def sample_inputs(
     if cached.trained_on == "window":
         windows = training_windows(item, sampling)
         window = windows[int(rng.integers(len(windows)))]
-        return window, next(read_windows(item, [window], sampling, directions, cached))
-    spans = [_video_span(item, sampling, direction) for direction in directions]
-    grain = TUBELET if cached.cut == "features" else CLIP_FRAMES
-    window, parts = random_window_of_span(rng, spans[0], item.segments, sampling, grain, directions)
+        spans = [window_span(item, window, direction) for direction in directions]
+        parts = [slice(None) for _ in directions]
+    else:
+        spans = [_video_span(item, sampling, direction) for direction in directions]
+        grain = TUBELET if cached.cut == "features" else CLIP_FRAMES
+        window, parts = random_window_of_span(
+            rng, spans[0], item.segments, sampling, grain, directions
+        )
+    sources: Sequence[Cached | HeldRows] = cached.held or cached.places
     return window, tuple(
-        _pad_steps(_as_input(of.read(span, rows), of), window.samples // TUBELET, of)
-        for of, span, rows in zip(cached.places, spans, parts, strict=True)
+        _pad_steps(_as_input(source.read(span, rows), of), window.samples // TUBELET, of)
+        for source, of, span, rows in zip(sources, cached.places, spans, parts, strict=True)
     )
 
 
@@ -240,4 +297,6 @@ def _pad_steps(inputs: Tensor, steps: int, cached: Cached) -> Tensor:
     if cached.cut == "features":
         return F.pad(inputs, (0, steps - inputs.shape[-1]), mode="replicate")
     missing = steps - len(inputs)
+    if not missing:
+        return inputs
     return F.pad(inputs.permute(1, 2, 0), (0, missing), mode="replicate").permute(2, 0, 1)

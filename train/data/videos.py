@@ -27,12 +27,16 @@ from evaluate.datasets.fields import Refused, describe_near_files, group_by_spel
 from extract.backbone.imported import imported_name
 from extract.identity.digest import video_digest
 from extract.sampling.windows import seconds_to_frames
-from extract.video.files import files_by_name, video_files
+from extract.video.files import describe_no_videos, files_by_name, only_one
 from extract.video.index import VideoError, VideoIndex
 from extract.video.probe import probe
 from train.config import DataConfig
 
 ACTION = "action"  # any
+REPAIRED = (
+    "frames of videos whose time is missing or not after the one before, each taken to be one "
+    "frame's length later (extract/check.py names the videos)"
+)
 
 
 @dataclass(frozen=True)
@@ -308,12 +312,12 @@ def _match_files(
     kept = store.videos_by_name if store and not needs_files else {}
     if not folder.is_dir() and not kept:
         raise ValueError(f"data.videos: there is no folder {folder}")
-    files = video_files(folder, "data.videos") if folder.is_dir() else {}
+    files = files_by_name(folder) if folder.is_dir() else {}
     spelled = group_by_spelling(files)
     names = Counter(info.name for info in store.videos.values()) if kept and store else Counter()
     away = 0
     videos = select_videos(annotations, subset)
-    present = [files[video.name] for video in videos if video.name in files]
+    present = [files[video.name][0] for video in videos if video.name in files]
     bar = accelerator is None or accelerator.is_main_process
     indices = dict(zip(present, probe(present, progress=bar), strict=True))
     warnings: Counter[str] = Counter()
@@ -332,14 +336,17 @@ def _match_files(
                 continue
             if video.name not in files:
                 hint = describe_near_files(video.name, spelled)
+                hint = hint or describe_no_videos(video.name, folder)
                 if store is not None and not needs_files:
                     hint = (
                         f", and it is not in {store.url}: bring it back and run "
                         "`python extract/run.py`"
                     )
                 raise ValueError(f"{video.name}: no such file in {folder}{hint}")
-            path = files[video.name]
+            path = only_one(files[video.name], "data.videos")
             item = make_item(path, indices[path], sampling_fps)
+            if repaired := _count_repaired(indices[path]):
+                warnings[REPAIRED] += repaired
             item = with_digest(item) if store or data.frame_cache else item
             items.append(with_truth(item, video, data, annotations.classes, warnings))
         except ValueError as error:
@@ -355,6 +362,11 @@ def _match_files(
         )
     _add_warnings(annotations, warnings)
     return Subset(items, problems)
+
+
+def _count_repaired(found: VideoIndex | VideoError) -> int:
+    """Return how many frames got another time than the file's."""
+    return found.repaired if isinstance(found, VideoIndex) else 0
 
 
 def _add_warnings(annotations: Annotations, warnings: Counter[str]) -> None:

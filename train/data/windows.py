@@ -20,7 +20,7 @@ from extract.sampling.transforms import (
     evaluation_transform,
     train_transform,
 )
-from extract.sampling.window_frames import arrange, known_reader, window_frames
+from extract.sampling.window_frames import arrange, check_unchanged, known_reader, window_frames
 from extract.sampling.windows import (
     Direction,
     SamplingConfig,
@@ -75,6 +75,7 @@ class WindowInputs:
         Raises:
             VideoError: the file cannot be read.
         """
+        digest = None
         if self.frame_cache is not None:
             decoded = self.frame_cache.frames_of(item.path, item.info, windows, transform, seed)
         else:
@@ -82,6 +83,7 @@ class WindowInputs:
             reader = known_reader(item.path, item.frames, digest)
             decoded = window_frames(reader, windows, transform, seed)
         for window, frames in zip(windows, decoded, strict=True):
+            check_unchanged(item.path, digest)  # features of it may be stored for good
             yield tuple(arrange(frames, window, direction) for direction in self.directions)
 
     def sample(

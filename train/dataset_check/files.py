@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from evaluate.datasets.fields import describe_near_files, group_by_spelling
+from extract.video.files import describe_no_videos
 from extract.video.probe import HANGS
 from train.dataset_check.findings import Finding, FindingKind
 from train.dataset_check.survey import Survey
@@ -39,6 +40,16 @@ READER = FindingKind(
 UNEVEN = FindingKind(
     "frames at uneven times", "info", "nothing; truth is mapped by the frames' own times"
 )
+CLOCK = FindingKind(
+    "clock that jumps",
+    "warning",
+    "each jump is taken for one frame's length; annotations made by a player that does otherwise "
+    "are late or early behind it: compare one, or make proxies (extract/transcode.py) and annotate "
+    "these",
+)
+SIZES = FindingKind(
+    "pictures of several sizes", "info", "nothing; all are scaled to the size of the first one"
+)
 UNNAMED = FindingKind(
     "file without annotations", "info", "nothing, unless its name is misspelt somewhere"
 )
@@ -60,9 +71,9 @@ def check_missing_files(survey: Survey) -> Iterator[Finding]:
     spelled = group_by_spelling(survey.folder)
     for video in survey.used:
         if video.name not in survey.folder:
-            text = (
-                f"{video.name}: no such file in {folder}{describe_near_files(video.name, spelled)}"
-            )
+            hint = describe_near_files(video.name, spelled)
+            hint = hint or describe_no_videos(video.name, folder)
+            text = f"{video.name}: no such file in {folder}{hint}"
             yield Finding(_unless_skipped(MISSING, survey), text, video.name)
     for name, paths in survey.folder.items():
         if len(paths) > 1:
@@ -102,6 +113,17 @@ def check_slow_readers(survey: Survey) -> Iterator[Finding]:
             turned = f", turned by {file.index.rotation}°" if file.index.rotation else ""
             text = f"{file.path.name}: PyAV reads it {how}{turned}, frame-exact"
             yield Finding(READER, text, name)
+        if file.index.repaired:
+            yield Finding(
+                CLOCK,
+                f"{file.path.name}: {file.index.describe_repair()}",
+                name,
+                numbers={"repaired": file.index.repaired, "frames": file.frames},
+            )
+        if file.index.other_size:
+            (height, width), (other_height, other_width) = file.index.size, file.index.other_size
+            sizes = f"{width} × {height} at first, then {other_width} × {other_height}"
+            yield Finding(SIZES, f"{file.path.name}: {sizes}", name)
         if file.item is not None and file.item.times_s is not None:
             text = f"{file.path.name}: {file.index.fps:.2f} frames/s on average, not evenly"
             yield Finding(UNEVEN, text, name, numbers={"fps": file.index.fps})

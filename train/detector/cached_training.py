@@ -10,7 +10,7 @@ from extract.activations.fingerprints import fingerprints, settings
 from extract.backbone.backbone import Cut
 from extract.sampling.spans import SpanKind
 from train.config import Experiment
-from train.data.cached import ensure_cached, evaluation_spans, training_spans
+from train.data.cached import ensure_cached, evaluation_spans, hold_features, training_spans
 from train.data.videos import Subset
 from train.detector.calibrate import fit_class_weights
 from train.detector.evaluation import window_loader
@@ -62,6 +62,7 @@ def train_on_cache(
         cached, before = ensure_cached(
             activations, spans, cut, data.subsets, accelerator, workers, skip_bad
         )
+    cached = hold_features(cached, data.training, sampling, config.directions, accelerator)
     task = DetectionTask(detector, data.training, data.validation, accelerator, cached)
     run = TrainingRun(task, accelerator, session.begun, session.watch)
     with session.report() as notes:

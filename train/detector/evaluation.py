@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from cache.errors import StoreUnreachable
 from cache.store import open_cache
-from configs.messages import truncated
+from configs.messages import format_error, truncated
 from evaluate.annotations import Detection, Segment
 from evaluate.files.video_scores import assign_classes, read_video_scores
 from evaluate.mean_ap import MeanAP, mean_average_precision
@@ -37,7 +38,13 @@ from train.data.videos import (
 )
 from train.data.windows import EvaluationWindows, WindowInputs, evaluation_loader
 from train.detector.model import Detector
-from train.detector.postprocess import Answers, Candidates, merge_windows, predict_windows
+from train.detector.postprocess import (
+    Answers,
+    Candidates,
+    describe_nothing_found,
+    merge_windows,
+    predict_windows,
+)
 from train.detector.setup import activations_of
 from train.detector.sources import read_source, resolve_config
 from train.engine.loop import START_UP
@@ -230,7 +237,7 @@ class Evaluation:
     def has_truth(self) -> bool:
         return any(item.truth for item in self.items)
 
-    def _truth(self) -> Truth:
+    def truth(self) -> Truth:
         """Return what is annotated of the videos that count, with labels as detections have."""
         found = {item.name: item.truth for item in self.items if item.name in self.detections}
         config = self.detector.config
@@ -247,7 +254,13 @@ class Evaluation:
             for name, found in self.of_streams.items()
         }
         result = score_detections(self.items, self.detections, self.detector)
-        return ScoredDetections(self._truth(), self.detections, result, streams, self.skipped)
+        return ScoredDetections(self.truth(), self.detections, result, streams, self.skipped)
+
+    def check_found(self) -> None:
+        """Raise ValueError, with likely causes, if not one segment was found in any video."""
+        if not any(self.detections.values()):
+            min_score = self.detector.config.evaluation.min_score
+            raise ValueError(describe_nothing_found(len(self.items), min_score))
 
     def finished_launch(self) -> Launch:
         """Return the record of this evaluation, which ends now."""
@@ -315,25 +328,39 @@ def evaluate_checkpoint(
     out.mkdir(parents=True, exist_ok=True)  # now, not after hours of detection
     detector = detector.to(accelerator.device)
     began = time.monotonic()
-    counts, cached = None, None
-    overlap = config.sampling.test_overlap
-    if store is not None:
-        activations = activations_of(detector, store, [checkpoint])
-        kind: SpanKind = "video" if imported else "window"
-        spans = [
-            evaluation_spans(items, overlap, config.sampling, direction, kind)
-            for direction in config.directions
-        ]
-        workers, skip_bad = config.training.workers, config.data.bad_videos == "skip"
-        with watch.stage(PASSES):
-            cached, counts = ensure_cached(
-                activations, spans, "features", [items], accelerator, workers, skip_bad
+    counts, overlap = None, config.sampling.test_overlap
+    several = len(detector.streams) > 1
+
+    def detect(cached: CachedStreams | None) -> tuple[Found, dict[str, str]]:
+        windows = window_loader(items, overlap, config, accelerator, cached)
+        with watch.stage("detecting"):
+            return detect_subset(
+                detector, items, windows, accelerator, "detecting", of_streams=several
             )
-    windows = window_loader(items, overlap, config, accelerator, cached)
-    with watch.stage("detecting"):
-        answers, dropped = detect_subset(
-            detector, items, windows, accelerator, "detecting", of_streams=len(detector.streams) > 1
-        )
+
+    try:
+        cached = None
+        if store is not None:
+            activations = activations_of(detector, store, [checkpoint])
+            kind: SpanKind = "video" if imported else "window"
+            spans = [
+                evaluation_spans(items, overlap, config.sampling, direction, kind)
+                for direction in config.directions
+            ]
+            workers, skip_bad = config.training.workers, config.data.bad_videos == "skip"
+            with watch.stage(PASSES):
+                cached, counts = ensure_cached(
+                    activations, spans, "features", [items], accelerator, workers, skip_bad
+                )
+        answers, dropped = detect(cached)
+    except StoreUnreachable as error:
+        # Of several processes only some may have met it.
+        if imported or accelerator.num_processes > 1:
+            raise
+        cause = format_error(error).removeprefix("error: ")
+        print(f"warning: {cause}; the videos are decoded instead")
+        counts = None
+        answers, dropped = detect(None)
     if not accelerator.is_main_process:
         return None
     return Evaluation(

@@ -34,7 +34,11 @@ class Candidates(NamedTuple):
 
 
 def select_candidates(output: HeadOutput, config: EvaluationConfig) -> list[Candidates]:
-    """Return per window the best-scored segments, in feature steps of the window's direction."""
+    """Return per window the best-scored segments, in feature steps of the window's direction.
+
+    Raises:
+        FloatingPointError: scores or segments are NaN, which no threshold would let pass.
+    """
     logits, distances, valid = output.flat()
     scores = logits.float().sigmoid().masked_fill(~valid.unsqueeze(-1), 0.0)
     points = pyramid_points(output.masks[0].shape[-1], len(output.masks), logits.device)
@@ -44,6 +48,12 @@ def select_candidates(output: HeadOutput, config: EvaluationConfig) -> list[Cand
     point, label = where // scores.shape[-1], where % scores.shape[-1]
     chosen = segments.gather(1, point.unsqueeze(-1).expand(-1, -1, 2))
     # Fusion may have moved a start behind its end.
+    scored = ~(best <= config.min_score)
+    if best.isnan().any() or (chosen.isnan().any(-1) & scored).any():
+        raise FloatingPointError(
+            "the detector answers with NaN where scores should be: its numbers overflow; set "
+            "training.precision to fp32 or bf16, or take an earlier checkpoint"
+        )
     kept = (best > config.min_score) & (chosen[..., 0] <= chosen[..., 1])
     return [
         Candidates(*(part[choice].numpy() for part in parts))
@@ -99,3 +109,12 @@ def merge_windows(
         for (start, end), score, label in zip(segments, scores, labels, strict=True)
         if end > start  # an empty segment overlaps nothing
     ]
+
+
+def describe_nothing_found(videos: int, min_score: float) -> str:
+    """Return in words that no segment at all was found, with likely causes."""
+    return (
+        f"not one segment was found in {videos} videos: no score is above evaluation.min_score "
+        f"{min_score:g}; lower it, or see whether the checkpoint is trained, and whether sampling, "
+        "pixels and backbone.mean are as in its training"
+    )

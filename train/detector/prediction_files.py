@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from configs.loader import load
-from evaluate.annotations import Detection, Segment, read_annotations, select_videos
+from evaluate.annotations import Detection, Segment, Video, read_annotations, select_videos
 from evaluate.files.predictions import join_predictions, read_predictions, scoring_problems
 from evaluate.mean_ap import mean_average_precision
 from evaluate.metrics.scored import ScoredDetections
@@ -23,6 +23,7 @@ class LoadedPredictions:
     Args:
         problems: what in the detections cannot score.
         frame_rates: of the annotated videos, as far as the annotations tell.
+        videos: those of the subset, as annotated; `folder`: where a config has their files.
     """
 
     detections: Mapping[str, Sequence[Detection]]
@@ -31,6 +32,8 @@ class LoadedPredictions:
     tious: Sequence[float]
     problems: Sequence[str]
     frame_rates: Mapping[str, float]
+    videos: Sequence[Video]
+    folder: Path | None
 
     def score(self) -> ScoredDetections:
         """Return the scores at the tIoUs.
@@ -40,6 +43,14 @@ class LoadedPredictions:
         """
         result = mean_average_precision(self.truth, self.detections, self.tious)
         return ScoredDetections(self.truth, self.detections, result)
+
+    def check_found(self) -> None:
+        """Raise ValueError, with likely causes, if there is no segment of any of the videos."""
+        if not any(self.detections.get(name) for name in self.truth):
+            raise ValueError(
+                f"not one segment was found in {len(self.truth)} videos of subset '{self.subset}': "
+                "what made the file found nothing, or it has other videos or names"
+            )
 
 
 def load_predictions(
@@ -60,10 +71,11 @@ def load_predictions(
     Raises:
         ValueError: a file is absent or malformed.
     """
-    files, nms = [read_predictions(path) for path in paths], NmsConfig()
+    files, nms, folder = [read_predictions(path) for path in paths], NmsConfig(), None
     if config:
         experiment = load(Experiment, config, overrides)
         annotated = load_annotations(experiment.data)
+        folder = Path(experiment.data.videos)
         tious, nms = experiment.evaluation.tious, experiment.evaluation.nms
         subset = subset or experiment.data.test_subset
     else:
@@ -71,8 +83,9 @@ def load_predictions(
         if not annotations.exists():
             raise ValueError(f"--annotations: there is no file or folder {annotations}")
         annotated = read_annotations(annotations)
-    truth = {video.name: video.segments for video in select_videos(annotated, subset)}
+    videos = select_videos(annotated, subset)
+    truth = {video.name: video.segments for video in videos}
     found = files[0] if len(files) == 1 else join_predictions(files, nms)
     problems = scoring_problems(found, truth, annotated.classes, subset)
     rates = {name: video.fps for name, video in annotated.videos.items() if video.fps}
-    return LoadedPredictions(found, truth, subset, tious, problems, rates)
+    return LoadedPredictions(found, truth, subset, tious, problems, rates, videos, folder)

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from cache.errors import StoreError
 from evaluate.mean_ap import MeanAP
 from extract.activations.activations import Activations
+from extract.activations.refresh import describe_unkept
 from extract.activations.stored import Counts
 from extract.backbone.backbone import Backbone
 from extract.sampling.frame_cache import FrameCache
@@ -179,6 +180,9 @@ class DetectionTask:
         with self._tolerate_cache_errors():
             for activations in self.activations:
                 activations.close()
+        unkept = describe_unkept(self.activations, self.accelerator)
+        if unkept and self.accelerator.is_main_process:
+            tqdm.write(f"warning: {unkept}")
 
     def state_dict(self) -> dict[str, Any]:
         return {"normaliser": self.normaliser.state_dict()}

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from configs.atomic import atomic_path
 from configs.loader import dump, flatten, parse
+from extract.checkpoints.strict import check_finite, find_not_finite, list_first
+from extract.checkpoints.wrappers import unwrap
 
 # Kinds of files by format, for messages of the wrong script.
 KINDS = {
@@ -66,8 +68,17 @@ def save_checkpoint(path: Path, content: Checkpoint[Any]) -> None:
     """Write a file that appears whole or not at all.
 
     Raises:
+        FloatingPointError: weights are NaN or infinite; the previous file is as it was.
         OSError: it could not be written; the previous file is as it was.
     """
+    # The average shares what does not learn.
+    own = {n: t for n, t in content.ema.items() if t is not content.model.get(n)}
+    if bad := [*find_not_finite(content.model), *find_not_finite(own)]:
+        raise FloatingPointError(
+            f"{path} is not written: {len(bad)} tensors became NaN or infinite "
+            f"({list_first(bad)}); lower training.lr or training.backbone_lr, or set "
+            "training.precision to fp32"
+        )
     fields = content._asdict() | {
         "config": dump(content.config),
         "format": content.config.checkpoint_format,
@@ -155,7 +166,8 @@ def load_checkpoint(path: str | Path, kind: type[C]) -> Checkpoint[C]:
         kind: the class of its experiment.
 
     Raises:
-        ValueError: the file is missing, damaged or of another program.
+        ValueError: the file is missing, damaged or of another program, or its weights are NaN or
+            infinite.
     """
     path = Path(path)
     if not path.is_file():
@@ -177,5 +189,8 @@ def load_checkpoint(path: str | Path, kind: type[C]) -> Checkpoint[C]:
     fields.setdefault("frame_rates", None)
     if fields.keys() != set(Checkpoint._fields) or not isinstance(fields["config"], str):
         raise ValueError(f"{path} is of another version: its fields are {', '.join(fields)}")
+    for part in ("model", "ema"):
+        fields[part] = unwrap(fields[part])
+        check_finite(fields[part], path)
     config = parse(kind, fields.pop("config"), source=str(path), migrate=_migrate)
     return Checkpoint(config, classes=tuple(fields.pop("classes")), **fields)
