@@ -94,9 +94,9 @@ def main() -> None:
         inputs = args.checkpoint, args.config, overrides, args.subset, args.cache, args.out
         evaluation = evaluate_checkpoint(*inputs)
         if evaluation is not None:
+            report_checkpoint(args.checkpoint, evaluation)
             items = {item.name: MediaFile(item.path, item.fps) for item in evaluation.items}
             tools.write(with_score(evaluation.detections, args.threshold), items)
-            report_checkpoint(args.checkpoint, evaluation)
             if args.page:
                 write_evaluation_page(args.page, args.checkpoint, evaluation)
         return
