@@ -8,6 +8,7 @@ import pytest
 from accelerate import Accelerator
 
 from evaluate.detect import Outputs, detect
+from evaluate.files.annotation_tools import ToolFiles
 from evaluate.files.predictions import read_predictions
 from extract.video.files import files_by_name
 from extract.video.reader import VideoError, VideoReader
@@ -109,12 +110,12 @@ def test_damage_costs_its_own_video_alone(
 
     checkpoint = save(detector_of(config), tmp_path / "model.pt")
     out = tmp_path / "found.json"
-    outputs = Outputs(out, None, None, None, tmp_path / "page.html", False)
+    outputs = Outputs(out, None, None, None, tmp_path / "page.html", False, ToolFiles())
     settings = {"annotation_file": None, "threshold": 0.0, "top": 5, "workers": 0, "cpu": True}
     detect([str(folder / "whole.mp4")], checkpoint, None, [], outputs, **settings)  # type: ignore[arg-type]
     expected = read_predictions(out)["whole"]
     assert expected
-    bad = detect([str(folder)], checkpoint, None, [], outputs, **settings)  # type: ignore[arg-type]
+    bad, _ = detect([str(folder)], checkpoint, None, [], outputs, **settings)  # type: ignore[arg-type]
     found = read_predictions(out)
     assert found["whole"] == expected
     assert found.keys() | bad.keys() == names
