@@ -18,7 +18,9 @@ from torch import Tensor
 HEX = 32  # characters of a fingerprint: 128 bits, which no accident makes equal
 
 
-def chain(settings: Mapping[str, Any], stages: Iterable[Mapping[str, Tensor]]) -> list[str]:
+def chain_fingerprints(
+    settings: Mapping[str, Any], stages: Iterable[Mapping[str, Tensor]]
+) -> list[str]:
     """Return the fingerprint behind each stage, each over the one before it and its own tensors.
 
     Args:

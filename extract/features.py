@@ -22,13 +22,13 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from cache.address import DTYPES, Dtype, FingerprintInfo, VideoInfo
-from cache.fingerprint import chain
+from cache.fingerprint import chain_fingerprints
 from cache.store import open_cache
 from configs import cli
 from configs.messages import truncated
 from evaluate.annotations import Video, read_annotations
 from extract.activations.stored import Cached
-from extract.backbone.imported import about, imported_name
+from extract.backbone.imported import describe_imported, imported_name
 from extract.feature_files import SUFFIXES, read_array
 from extract.feature_folder import FeatureFolder, FeatureSource, Layout, survey_features
 from extract.identity.digest import video_digest
@@ -109,8 +109,8 @@ def import_features(request: ImportRequest) -> None:
 
 def import_usable(request: ImportRequest, layout: Layout, seen: FeatureFolder) -> None:
     """Write the features of all sources without a problem into the store."""
-    of = about(request.name, seen.width)
-    (fingerprint,) = chain(of, [{}])
+    of = describe_imported(request.name, seen.width)
+    (fingerprint,) = chain_fingerprints(of, [{}])
     origin = "\n".join(str(folder.resolve()) for folder in request.features)
     with open_cache(request.cache) as store, store.writer() as writer:
         place = Cached(store, "features", fingerprint, request.dtype)

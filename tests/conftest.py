@@ -11,6 +11,7 @@ import fsspec.config
 import pytest
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from hypothesis import settings
 
 from extract.demo import DemoConfig, write_dataset
 from tests.object_store import Proxy, serving
@@ -21,6 +22,10 @@ GOLDEN = REPOSITORY / "tests/golden"  # reference numbers; README.md there says 
 # What is remembered of videos stays out of the user's own cache, in scripts that tests start, too.
 CACHE = TemporaryDirectory(prefix="palindrome-tests-")
 os.environ["XDG_CACHE_HOME"] = CACHE.name
+
+# How long a test takes depends on what else the machine does.
+settings.register_profile("no deadline", deadline=None)
+settings.load_profile("no deadline")
 
 
 @pytest.fixture(scope="session")
@@ -64,9 +69,9 @@ def s3_server() -> Iterator[Proxy]:
         pytest.importorskip(package)
     with serving() as url, pytest.MonkeyPatch.context() as patch:
         proxy = Proxy(url)
-        settings: dict[str, dict[str, Any]] = {}
-        fsspec.config.set_conf_env(settings, proxy.environment)
-        patch.setitem(fsspec.config.conf, "s3", settings["s3"])
+        found: dict[str, dict[str, Any]] = {}
+        fsspec.config.set_conf_env(found, proxy.environment)
+        patch.setitem(fsspec.config.conf, "s3", found["s3"])
         fsspec.filesystem("s3").mkdir("bucket")
         yield proxy
         proxy.close()

@@ -119,8 +119,8 @@ def test_pixels_code_and_libraries_count(monkeypatch: pytest.MonkeyPatch) -> Non
         patch.setattr(torchvision, "__version__", "0.1.2")
         note(f"libraries.torchvision was {before['libraries']['torchvision']}, is 0.1.2")
     with monkeypatch.context() as patch:
-        patch.setattr(transforms, "shrunk", lambda frames, to: frames[:, :32, :32])
-        patch.setattr("extract.sampling.window_frames.shrunk", transforms.shrunk)
+        patch.setattr(transforms, "shrink_frames", lambda frames, to: frames[:, :32, :32])
+        patch.setattr("extract.sampling.window_frames.shrink_frames", transforms.shrink_frames)
         note("computes otherwise")
     torch.set_float32_matmul_precision("high")
     try:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cache.fingerprint import chain
+from cache.fingerprint import chain_fingerprints
 
 SETTINGS = {"size": 160, "precision": "fp32"}
 
@@ -16,28 +16,34 @@ def stages() -> list[dict[str, Tensor]]:
 
 
 def test_a_change_counts_from_its_stage_on() -> None:
-    before = chain(SETTINGS, stages())
+    before = chain_fingerprints(SETTINGS, stages())
     assert len(set(before)) == 5 and all(len(name) == 32 for name in before)
     for k in range(5):
         for name in ("weight", "bias", "gamma"):
             changed = stages()
             value = changed[k][name][3, 2]
             changed[k][name][3, 2] = torch.nextafter(value, value + 1)
-            after = chain(SETTINGS, changed)
+            after = chain_fingerprints(SETTINGS, changed)
             assert after[:k] == before[:k]
             assert not set(after[k:]) & set(before)
 
 
 @pytest.mark.parametrize("change", [{"size": 161}, {"precision": "bf16"}, {"more": None}])
 def test_settings_count_for_all(change: dict[str, object]) -> None:
-    assert not set(chain(SETTINGS | change, stages())) & set(chain(SETTINGS, stages()))
+    assert not set(chain_fingerprints(SETTINGS | change, stages())) & set(
+        chain_fingerprints(SETTINGS, stages())
+    )
 
 
 def test_what_does_not_count() -> None:
     turned = [dict(reversed(stage.items())) for stage in stages()]
     strided = [{name: t.t().contiguous().t() for name, t in stage.items()} for stage in stages()]
     settings = dict(reversed(SETTINGS.items()))
-    assert chain(settings, turned) == chain(SETTINGS, strided) == chain(SETTINGS, stages())
+    assert (
+        chain_fingerprints(settings, turned)
+        == chain_fingerprints(SETTINGS, strided)
+        == chain_fingerprints(SETTINGS, stages())
+    )
 
 
 def test_names_shapes_and_dtypes_count() -> None:
@@ -49,9 +55,11 @@ def test_names_shapes_and_dtypes_count() -> None:
         [{"a": torch.zeros(4, dtype=torch.bfloat16), "b": torch.zeros(4)}],
         [{"a": torch.zeros(4)}, {"b": torch.zeros(4)}],
     ]
-    names = [chain(SETTINGS, case)[-1] for case in (plain, *others)]
+    names = [chain_fingerprints(SETTINGS, case)[-1] for case in (plain, *others)]
     assert len(set(names)) == len(names)
 
 
 def test_scalars_and_empty_stages_have_names() -> None:
-    assert len(set(chain({}, [{}, {"x": torch.tensor(1.0)}, {"x": torch.zeros(0)}]))) == 3
+    assert (
+        len(set(chain_fingerprints({}, [{}, {"x": torch.tensor(1.0)}, {"x": torch.zeros(0)}]))) == 3
+    )

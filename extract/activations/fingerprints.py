@@ -14,12 +14,12 @@ from torch.distributed.fsdp import FSDPModule
 from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_hooks
 
 from cache.code_digest import code_digest, plain, read_loaded_sources, versions
-from cache.fingerprint import chain, fingerprint_of
+from cache.fingerprint import chain_fingerprints, fingerprint_of
 from extract.activations.inputs import job_pieces
 from extract.activations.passes import Pass
 from extract.activations.stored import ADOPTED_AS
 from extract.backbone.backbone import Backbone, BackboneConfig, Cut, TAdaSize
-from extract.backbone.imported import AnyBackbone, Imported, about
+from extract.backbone.imported import AnyBackbone, Imported, describe_imported
 from extract.backbone.tada_backbone import TAdaBackbone
 from extract.backbone.videomae import TrunkConfig
 from extract.sampling.transforms import PixelConfig
@@ -65,7 +65,7 @@ read_loaded_sources()
 def settings(config: BackboneConfig, pixels: PixelConfig, precision: Precision) -> Description:
     """Return the settings that an activation depends on."""
     if config.mode == "imported":
-        return about(str(config.imported), config.imported_width or 0)
+        return describe_imported(str(config.imported), config.imported_width or 0)
     if config.network == "tada2d":
         trunk = {"network": config.network, **asdict(config.tada)}
     else:
@@ -87,7 +87,7 @@ def fingerprints(backbone: AnyBackbone, of: Description) -> dict[Cut, str]:
 def fingerprint(description: Description) -> str:
     """Return the fingerprint of what is described."""
     if "imported" in description:  # of weights that nobody here knows
-        return chain(description, [{}])[0]
+        return chain_fingerprints(description, [{}])[0]
     return fingerprint_of({k: v for k, v in description.items() if k not in NOT_HASHED})
 
 
@@ -105,7 +105,7 @@ def describe(backbone: AnyBackbone, of: Description) -> dict[Cut, Description]:
         tensors["ladder"] = {"ladder.blocks": torch.tensor(config.adapted_blocks)}
     for name, tensor in tensors_of(backbone).items():
         tensors[_stage(name)][name] = tensor
-    weights = dict(zip(stages, chain({}, tensors.values()), strict=True))
+    weights = dict(zip(stages, chain_fingerprints({}, tensors.values()), strict=True))
     parts: dict[Cut, dict[str, Any]] = {stage: {} for stage in stages}
     for name, kind, attributes in structure(backbone):
         parts[_stage(name)][name] = [code_digest([kind], COMPUTES_NOTHING).whole, attributes]
@@ -208,7 +208,9 @@ def legacy_fingerprints(backbone: AnyBackbone, of: Description) -> list[str]:
         tensors["ladder"] = {"ladder.blocks": torch.tensor(backbone.config.adapted_blocks)}
     for name, tensor in backbone.state_dict(keep_vars=True).items():
         tensors[_stage(name)][name] = tensor
-    return chain({name: v for name, v in of.items() if name not in NOT_HASHED}, tensors.values())
+    return chain_fingerprints(
+        {name: v for name, v in of.items() if name not in NOT_HASHED}, tensors.values()
+    )
 
 
 def _stages(config: BackboneConfig) -> list[Cut]:
@@ -254,7 +256,7 @@ def _shown(name: str, value: object) -> str:
     if isinstance(value, nn.Module):
         _refuse(name, "a module that torch does not see (register it, or use nn.ModuleList)")
     if isinstance(value, Tensor):
-        return chain({}, [{"": value}])[0]
+        return chain_fingerprints({}, [{"": value}])[0]
     if is_dataclass(value) and not isinstance(value, type):
         left_out = SEEN_OR_UNUSED if isinstance(value, SIZES) else ()
         kept = {f.name: getattr(value, f.name) for f in fields(value) if f.name not in left_out}

@@ -17,7 +17,7 @@ from cache.errors import Damaged, Missing, StoreError, StoreUnreachable
 from extract.sampling.spans import Span
 from extract.sampling.transforms import PixelConfig, evaluation_transform
 from extract.sampling.units import CLIP_FRAMES, CLIP_STEPS
-from extract.sampling.window_frames import check_unchanged, known_reader, window_frames
+from extract.sampling.window_frames import check_unchanged, open_unchanged, window_frames
 from extract.sampling.windows import Window
 from extract.video.reader import VideoError
 
@@ -129,7 +129,7 @@ def _decoded_pieces(tasks: Sequence[PassInput], pixels: PixelConfig) -> Iterator
         takers += [tuple(task.number for task in same)] * len(parts)
         lasts += [False] * (len(parts) - 1) + [True]
     video, path = tasks[0].span.video, tasks[0].span.path
-    reader = known_reader(path, video.frames, video.digest)
+    reader = open_unchanged(path, video.frames, video.digest)
     frames = window_frames(reader, windows, evaluation_transform(pixels))
     for window, numbers, last, some in zip(windows, takers, lasts, frames, strict=True):
         check_unchanged(path, video.digest)  # what is stored now is stored for good

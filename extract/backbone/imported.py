@@ -53,6 +53,6 @@ def imported_name(features: str, video: str) -> str:
     return f"{features}/{video}"
 
 
-def about(features: str, width: int) -> dict[str, Any]:
+def describe_imported(features: str, width: int) -> dict[str, Any]:
     """Return what the fingerprint hashes in place of the unknown network's settings and weights."""
     return {"imported": features, "width": width}

@@ -33,14 +33,14 @@ from tqdm import tqdm
 
 from cache.address import VideoInfo
 from cache.code_digest import code_digest, versions
-from cache.fingerprint import HEX, chain
+from cache.fingerprint import HEX, chain_fingerprints
 from cache.storage.codec import checksum
 from configs.atomic import atomic_path
-from extract.sampling.transforms import Shrink, Transform, shrunk
+from extract.sampling.transforms import Shrink, Transform, shrink_frames
 from extract.sampling.window_frames import (
     assign_to_windows,
     check_unchanged,
-    known_reader,
+    open_unchanged,
     resized_chunks,
     wanted_frames,
 )
@@ -101,7 +101,7 @@ class FrameCache:
         """Return where a video's frames are, or would be."""
         settings = {"frames": VERSION, "video": video.digest, **asdict(to)}
         numbers = torch.from_numpy(sampled_frames(video, self.sampling))
-        (name,) = chain(settings, [{"numbers": numbers}])
+        (name,) = chain_fingerprints(settings, [{"numbers": numbers}])
         return self.folder / f"{name}.npy"
 
     def forecast(self, wanted: Iterable[Wanted]) -> str:
@@ -180,7 +180,7 @@ class FrameCache:
                 return
             except _UnusableError as found:
                 damaged = found
-        reader = known_reader(path, video.frames, video.digest)
+        reader = open_unchanged(path, video.frames, video.digest)
         for chunk in resized_chunks(reader, wanted[start:], to):
             check_unchanged(path, video.digest)  # validation stores features of it for good
             yield chunk
@@ -252,7 +252,7 @@ class FrameCache:
             VideoError: the video cannot be read at all, or is another one now.
             OSError: the file cannot be written.
         """
-        reader = known_reader(path, video.frames, video.digest)
+        reader = open_unchanged(path, video.frames, video.digest)
         numbers = sampled_frames(video, self.sampling)
         chunks = resized_chunks(reader, numbers, to)
         try:
@@ -439,4 +439,4 @@ def kept_bytes(path: Path, count: int, to: Shrink) -> int:
 
 @lru_cache
 def _small_shape(height: int, width: int, to: Shrink) -> tuple[int, ...]:
-    return shrunk(np.zeros((1, height, width, 3), np.uint8), to).shape[1:]
+    return shrink_frames(np.zeros((1, height, width, 3), np.uint8), to).shape[1:]

@@ -107,7 +107,7 @@ def train_transform(config: PixelConfig) -> Transform:
     return Transform(fixed, v2.Compose(steps))
 
 
-def shrunk(frames: NDArray[np.uint8], to: Shrink) -> NDArray[np.uint8]:
+def shrink_frames(frames: NDArray[np.uint8], to: Shrink) -> NDArray[np.uint8]:
     """Return decoded frames uint8 [N, H, W, 3] resized to uint8 [N, h, w, 3]."""
     # In the decoder's layout, channels last, resizing is fastest.
     video = torch.from_numpy(frames).permute(0, 3, 1, 2)
@@ -117,7 +117,7 @@ def shrunk(frames: NDArray[np.uint8], to: Shrink) -> NDArray[np.uint8]:
     return small.permute(0, 2, 3, 1).contiguous().numpy()
 
 
-def finished(small: NDArray[np.uint8], transform: Transform, seed: int = 0) -> Tensor:
+def augment_frames(small: NDArray[np.uint8], transform: Transform, seed: int = 0) -> Tensor:
     """Return resized frames uint8 [N, h, w, 3] augmented: uint8 [3, N, size, size].
 
     The draw depends on the seed alone, so that a window may be augmented in parts.
@@ -131,4 +131,4 @@ def finished(small: NDArray[np.uint8], transform: Transform, seed: int = 0) -> T
 
 def transform_frames(transform: Transform, frames: NDArray[np.uint8], seed: int = 0) -> Tensor:
     """Return frames uint8 [N, H, W, 3] transformed to uint8 [3, N, size, size], reproducibly."""
-    return finished(shrunk(frames, transform.shrink), transform, seed)
+    return augment_frames(shrink_frames(frames, transform.shrink), transform, seed)

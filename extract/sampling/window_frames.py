@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from extract.identity.digest import video_digest
-from extract.sampling.transforms import Shrink, Transform, finished, shrunk
+from extract.sampling.transforms import Shrink, Transform, augment_frames, shrink_frames
 from extract.sampling.windows import Direction, Window
 from extract.video.reader import CHUNK, VideoError, VideoReader
 from extract.video.watchdog import kill_if_stuck
@@ -24,7 +24,7 @@ class FrameSelection(Protocol):
     def frames(self) -> NDArray[np.int64]: ...
 
 
-def known_reader(path: Path, frames: int, digest: str | None = None) -> VideoReader:
+def open_unchanged(path: Path, frames: int, digest: str | None = None) -> VideoReader:
     """Return a reader of a video that was probed before.
 
     Args:
@@ -92,7 +92,7 @@ def resized_chunks(
         part = wanted[start : start + CHUNK]
         with kill_if_stuck(reader.path, reader.frames_to_decode(int(part[0]), int(part[-1]))):
             chunk = next(chunks)
-        small = shrunk(chunk, to)
+        small = shrink_frames(chunk, to)
         del chunk  # the big frames must not be kept while the small ones are in use
         yield small
 
@@ -109,7 +109,9 @@ def assign_to_windows(
         chunks: uint8 [n, h, w, 3], all frames of the windows, in the order of the file.
     """
     wanted = wanted_frames(windows)
-    frames = (frame for small in chunks for frame in finished(small, transform, seed).unbind(1))
+    frames = (
+        frame for small in chunks for frame in augment_frames(small, transform, seed).unbind(1)
+    )
     kept: list[Tensor] = []
     first = 0  # kept[0] is frame wanted[first]
     for window in windows:

@@ -11,9 +11,9 @@ from accelerate.utils import broadcast_object_list
 from numpy.typing import NDArray
 
 from extract.backbone.backbone import Cut
-from extract.sampling.transforms import Transform, finished, train_transform
+from extract.sampling.transforms import Transform, augment_frames, train_transform
 from extract.sampling.units import CLIP_FRAMES
-from extract.sampling.window_frames import known_reader, resized_chunks, wanted_frames
+from extract.sampling.window_frames import open_unchanged, resized_chunks, wanted_frames
 from extract.sampling.windows import random_window, whole_video
 from extract.video.reader import VideoError
 from train.config import Experiment
@@ -180,9 +180,9 @@ def _time_frame(
 ) -> tuple[float, float]:
     """Return a frame's seconds to be decoded and made small, and to be augmented."""
     # Reads the file's index, which a run does once, and warms up.
-    next(resized_chunks(known_reader(item.path, item.frames), numbers, transform.shrink))
+    next(resized_chunks(open_unchanged(item.path, item.frames), numbers, transform.shrink))
     began, frames = time.perf_counter(), 0
-    reader = known_reader(item.path, item.frames)
+    reader = open_unchanged(item.path, item.frames)
     for small in resized_chunks(reader, numbers, transform.shrink):
         frames += len(small)
         decoding_s = time.perf_counter() - began
@@ -190,5 +190,5 @@ def _time_frame(
             break
     began = time.perf_counter()
     for seed in range(DRAWS):
-        finished(small, transform, seed)
+        augment_frames(small, transform, seed)
     return decoding_s / frames, (time.perf_counter() - began) / (DRAWS * len(small))

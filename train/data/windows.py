@@ -20,7 +20,7 @@ from extract.sampling.transforms import (
     evaluation_transform,
     train_transform,
 )
-from extract.sampling.window_frames import arrange, check_unchanged, known_reader, window_frames
+from extract.sampling.window_frames import arrange, check_unchanged, open_unchanged, window_frames
 from extract.sampling.windows import (
     Direction,
     SamplingConfig,
@@ -80,7 +80,7 @@ class WindowInputs:
             decoded = self.frame_cache.frames_of(item.path, item.info, windows, transform, seed)
         else:
             digest = item.identity.digest if item.identity else None
-            reader = known_reader(item.path, item.frames, digest)
+            reader = open_unchanged(item.path, item.frames, digest)
             decoded = window_frames(reader, windows, transform, seed)
         for window, frames in zip(windows, decoded, strict=True):
             check_unchanged(item.path, digest)  # features of it may be stored for good

@@ -26,7 +26,7 @@ from extract.sampling.views import (
     training_clip,
     training_view,
 )
-from extract.sampling.window_frames import known_reader
+from extract.sampling.window_frames import open_unchanged
 from extract.sampling.windows import Direction
 from extract.video.files import VIDEO_SUFFIXES
 from extract.video.probe import probe
@@ -319,7 +319,7 @@ class TrainingViews(Dataset[Views]):
         clip = training_clip(rng, example.stretch, config.views)
         flipped = rng.uniform() < config.crops.flip
         seed = int(rng.integers(2**31))
-        reader = known_reader(example.item.path, example.item.frames)
+        reader = open_unchanged(example.item.path, example.item.frames)
         view = training_view(reader, clip, config.crops, flipped, seed)
         first, *others = example.labels
         labels = (self.mirrored.get(first, first) if flipped else first, *others)
@@ -353,7 +353,7 @@ class EvaluationViews(Dataset[Views]):
     def __getitem__(self, position: int) -> Views:
         example, config = self.examples[position], self.config
         try:
-            reader = known_reader(example.item.path, example.item.frames)
+            reader = open_unchanged(example.item.path, example.item.frames)
             clips = evaluation_clips(example.stretch, config.views)
             seen = evaluation_views(reader, clips, config.crops)
             views = torch.stack([order_view(view, self.direction) for view in seen])
