@@ -316,7 +316,9 @@ def test_encrypted_files_are_refused(tmp_path: Path, codec: str) -> None:
     keys = {"encryption_scheme": "cenc-aes-ctr", "encryption_key": "1" * 32,
             "encryption_kid": "2" * 32}  # fmt: skip
     path = write_clip(tmp_path / "clip.mp4", 60, codec=codec, options=keys)
-    with pytest.raises(VideoError, match=r"clip\.mp4: cannot be read as video: .*encrypted"):
+    told = hasattr(av.Packet, "has_sidedata")  # older ones only see that nothing decodes
+    cause = "it is encrypted" if told else ".*damaged"
+    with pytest.raises(VideoError, match=rf"clip\.mp4: cannot be read as video: {cause}"):
         video_index(path)
 
 

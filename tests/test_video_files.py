@@ -82,7 +82,7 @@ CAUSES: dict[str, Spoiler] = {
         folder / "bad.mp4", "bad.bin"
     ).write_bytes(b"nothing"),
     "encrypted": lambda folder: write_clip(
-        folder / "bad.mp4", 60,
+        folder / "bad.mp4", 60, codec="libx265",
         options={"encryption_scheme": "cenc-aes-ctr", "encryption_key": "1" * 32,
                  "encryption_kid": "2" * 32},
     ),

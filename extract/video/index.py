@@ -293,7 +293,9 @@ def _read_index(file: _FileState) -> VideoIndex:
         codec = stream.codec_context.name
     first = _probe_first_frames(path)
     if packets.times and not first:
-        raise VideoError(f"{path}: cannot be read as video: no frame of it decodes; is it whole?")
+        raise VideoError(
+            f"{path}: cannot be read as video: no frame of it decodes; it is damaged or encrypted"
+        )
     if not packets.times or not time_base:
         raise VideoError(f"{path}: cannot be read as video: it has no frames")
     if all(picture.damaged for picture in first):
