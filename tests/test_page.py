@@ -25,6 +25,7 @@ from evaluate.files.timeline import (
     render_page,
 )
 from evaluate.reports.mistakes_page import VideoFile, write_mistakes_page
+from evaluate.reports.page import Fact, Report, Section, Table, write_report
 from tests.encodings import ENCODINGS, read_numbers, write_numbered
 from tests.forks import good, script
 
@@ -652,6 +653,45 @@ def _no_two_overlap(bars: Sequence[dict[str, Any]]) -> None:
                     one["left"] + one["width"], other["left"] + other["width"]
                 )
                 assert apart > -2.01  # the narrowest are drawn two wide
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 800])
+def test_wide_tables_of_reports_show_that_they_go_on(
+    browser: Any, tmp_path: Path, scheme: str, width: int
+) -> None:
+    columns = [f"a column {number}" for number in range(20)]
+    tables = [Table("wide", columns, [range(20)] * 4), Table("small", ["one"], [[1]])]
+    report = Report("x", "x", "x", [Fact("errors", 1, "bad")], [Section("x", tables=tables)])
+    write_report(report, tmp_path)
+    tab = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    tab.goto((tmp_path / "report.html").as_uri())
+    assert tab.evaluate("document.documentElement.scrollWidth") <= width
+    wide, small = tab.locator(".scroll").all()
+
+    def shade(place: Any, edge: slice) -> float:
+        """Return how far an edge is from the ground, below the heads of the columns."""
+        shot = np.asarray(image.imread(io.BytesIO(place.screenshot()), format="png"))[..., :3]
+        ground = rgb(tab.evaluate(GROUND))
+        return float(np.median(np.abs(shot[40:, edge] - ground).max(2)))
+
+    left, right = slice(0, 3), slice(-3, None)
+    assert shade(wide, right) > 0.15 > 0.05 > shade(wide, left)
+    wide.evaluate("e => { e.scrollLeft = e.scrollWidth; }")
+    assert shade(wide, left) > 0.15 > 0.05 > shade(wide, right)
+    assert shade(small, right) < 0.05
+    # A tile stands out from the ground, and its words from the tile.
+    tile, words = (
+        np.array(re.findall(r"\d+", tab.evaluate(COLOUR.format(*of))), float)[:3] / 255
+        for of in ((".tiles div", "backgroundColor"), (".tiles dd", "color"))
+    )
+    ground = rgb(tab.evaluate(GROUND))
+    assert np.abs(tile - ground).max() > 0.02 and np.abs(words - tile).max() > 0.4
+    tab.close()
+
+
+GROUND = "getComputedStyle(document.documentElement).getPropertyValue('--ground').trim()"
+COLOUR = "getComputedStyle(document.querySelector('{}')).{}"
 
 
 # ---- Videos ------------------------------------------------------------------------------------

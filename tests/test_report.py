@@ -18,6 +18,7 @@ from evaluate.mean_ap import mean_average_precision
 from evaluate.metrics.precision_recall import RECALLS, precision_recall
 from evaluate.metrics.scored import ScoredDetections
 from evaluate.rendering import render_template
+from evaluate.reports import figures
 from evaluate.reports.launches import (
     Launch,
     new_launch,
@@ -223,6 +224,25 @@ def test_many_classes_are_drawn_within_bounds(tmp_path: Path) -> None:
     page, content = read(tmp_path)
     assert "The 24 of 60 classes" in page.text
     assert len(content["tables"]["average precision"]["rows"]) == 61
+
+
+def test_the_legend_of_a_check_covers_no_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[Any] = []
+    monkeypatch.setattr(figures, "save_figure", lambda figure, path: drawn.append(figure))
+    classes = {f"class {number}": 100 for number in range(30)}
+    examples = {"training": classes, "a subset with a long name": classes}
+    lengths = [float(n) for n in range(1, 300)]
+    ranges = [(0.0, 4.0), (4.0, 8.0), (8.0, 10000.0)]
+    figures.draw_dataset(examples, lengths, ranges, 128, [(9.0, 25.0)], tmp_path / "check.png")
+    (figure,) = drawn
+    figure.canvas.draw()
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == [*examples, "window, 128"]
+    for axes in figure.axes:
+        assert axes.get_legend() is None
+        assert not legend.get_window_extent().overlaps(axes.get_tightbbox())
 
 
 LAUNCH = Launch(

@@ -241,9 +241,7 @@ def draw_dataset(
     left.tick_params(axis="y", labelsize=9)
     if len(names) > MOST_NAMES:
         left.set(yticks=[])
-    left.margins(x=0.3)  # room for the legend
     left.invert_yaxis()
-    left.legend(loc="lower right", fontsize="small")
     longest = max([window, *lengths])
     edges = [0.25 * 2 ** (0.25 * step) for step in range(4 * math.ceil(math.log2(8 * longest)))]
     # Lengths below the first edge are drawn at it, so that none is missing.
@@ -258,7 +256,9 @@ def draw_dataset(
     middle.axvline(window, color="C3", linestyle="--", label=f"window, {window}")
     middle.set(xlabel="feature steps (shaded: levels of the pyramid)", ylabel="actions")
     middle.set(xscale="log", title="lengths of training actions", xlim=(edges[0], edges[-1]))
-    middle.legend()
+    middle.margins(y=0.15)  # room for the numbers of the levels
+    # Below all panels, where no bar can be.
+    figure.legend(loc="outside lower center", ncol=1 + len(examples), fontsize="small")
     rates = [fps for _, fps in videos]
     right.scatter([duration for duration, _ in videos], rates, s=12, alpha=0.5)
     right.set(xlabel="duration in s", ylabel="frames per second", title="videos")
