@@ -4,9 +4,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from evaluate.datasets import activitynet, charades, ego4d, epic, own, tables, text
-from evaluate.datasets.fields import read_json, read_text
-from evaluate.datasets.records import AnnotationSource, Dataset, subset_in
+from evaluate.datasets import charades, ego4d, epic, own, tables, text
+from evaluate.datasets.fields import get_field, read_json, read_text
+from evaluate.datasets.records import AnnotationSource, Dataset, Record, subset_in
 from evaluate.datasets.tables import CsvTable, column_meaning, parse_table
 from evaluate.datasets.tools import boris, cvat, elan, label_studio, via
 from evaluate.datasets.tools.safe_xml import read_xml
@@ -137,7 +137,7 @@ def _json_reader(content: Any, in_folder: bool) -> Reader | None:
     if label_studio.is_label_studio(content):
         return label_studio.read_label_studio
     has_database = isinstance(content, dict) and "database" in content
-    return activitynet.read_activitynet if has_database or not in_folder else None
+    return _read_activitynet if has_database or not in_folder else None
 
 
 def _table_reader(table: CsvTable, path: Path, in_folder: bool) -> Reader | None:
@@ -170,3 +170,13 @@ def _table_reader(table: CsvTable, path: Path, in_folder: bool) -> Reader | None
         "columns video, start, end and label, separated by commas, semicolons or tabs, or those of "
         f"a dataset in the README.{hint}"
     )
+
+
+def _read_activitynet(content: dict[str, Any], source: AnnotationSource, dataset: Dataset) -> None:
+    """Add the videos of `{"database": {video: record}}`, as they are.
+
+    ActivityNet's layout is also that of HACS, FineAction and THUMOS-14 of OpenTAD and ActionFormer.
+    """
+    for name, record in get_field(content, "database", f"{source.path}").items():
+        with dataset.collect():
+            dataset.whole_video(name, Record(f"{source.path}: video {name!r}", record))
