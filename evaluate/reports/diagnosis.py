@@ -30,7 +30,7 @@ CAUSES = {
     "true": ("#e0e0e0", ""),
     "duplicate": ("#56b4e9", "//"),
     "wrong label": ("#d55e00", ""),
-    "localisation": ("#f0e442", ".."),
+    "localisation": ("#b9a800", ".."),
     "confusion": ("#cc79a7", "xx"),
     "background": ("#009e73", "--"),
     "never found": ("#ffffff", ""),

@@ -96,7 +96,7 @@ def write_diagnosis_report(
 def _summary(name: str, one: Diagnosis) -> str:
     costliest = _costliest(one)
     what = (
-        f"of what is lacking most, {one.cost.missed:.3f}, is because actions are never found"
+        f"most of what is lacking ({one.cost.missed:.3f}) is actions that are never found"
         if costliest == "missed actions"
         else f"the costliest mistake is {costliest} ({one.cost.share[costliest]:.3f})"
     )
