@@ -24,7 +24,7 @@ from extract.demo import DemoConfig, write_dataset
 from extract.sampling.windows import SamplingConfig
 from extract.video import guarded
 from extract.video.header import announced_frames
-from extract.video.index import video_index
+from extract.video.indexing import video_index
 from tests.conftest import REPOSITORY
 from tests.encodings import ENCODINGS, write_numbered
 from tests.odd_videos import joined, write_sizes

@@ -13,7 +13,7 @@ from evaluate.annotations import Detection
 from evaluate.files.clip_names import clip_names
 from extract.transcoding import cut
 from extract.transcoding.cut import cut_segment, find_frames
-from extract.video.index import video_index
+from extract.video.indexing import video_index
 from extract.video.reader import VideoReader
 from tests.encodings import ENCODINGS, read_numbers, sequential, turn, write_numbered
 

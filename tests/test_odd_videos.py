@@ -16,7 +16,8 @@ from extract.sampling.windows import SamplingConfig, sliding_windows
 from extract.transcoding.proxy import ProxyConfig, write_proxy
 from extract.transcoding.reverse import write_reversed
 from extract.video.header import announced_frames
-from extract.video.index import VideoError, VideoIndex, video_index
+from extract.video.index import VideoError, VideoIndex
+from extract.video.indexing import video_index
 from extract.video.probe import decode_ends
 from extract.video.reader import VideoReader
 from tests.encodings import access_paths

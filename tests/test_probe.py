@@ -16,8 +16,9 @@ import pytest
 
 from extract.identity import user_cache
 from extract.identity.digest import remembered_digest, video_digest
-from extract.video import guarded, index
-from extract.video.index import VideoError, VideoIndex, video_index
+from extract.video import guarded, indexing
+from extract.video.index import VideoError, VideoIndex
+from extract.video.indexing import video_index
 from extract.video.probe import _count_free_cores, decode_ends, probe
 from tests.encodings import ENCODINGS, write_numbered
 
@@ -27,7 +28,7 @@ ACTOR = """
 import os, resource, signal, sys, time
 from pathlib import Path
 from extract.video import guarded_worker, probe
-from extract.video.index import video_index
+from extract.video.indexing import video_index
 
 resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 Path(sys.argv[1], str(os.getpid())).touch()
@@ -157,7 +158,7 @@ def test_errors_that_nobody_foresees_cost_their_own_file_alone(
     def failing(*_: object) -> None:
         raise OverflowError("frame 2**70")
 
-    monkeypatch.setattr(index, "_read_index", failing)
+    monkeypatch.setattr(indexing, "_read_index", failing)
     with pytest.raises(VideoError) as caught:
         decode_ends(good(tmp_path / "clip.mp4"), lambda done: None)
     cause = "its decoder crashed (OverflowError: frame 2**70)"
@@ -264,9 +265,9 @@ def test_workers_read_no_packets_of_remembered_files(
 ) -> None:
     path = good(tmp_path / "clip.mp4")
     probe([path])
-    monkeypatch.setattr(index, "_read_index", None)
+    monkeypatch.setattr(indexing, "_read_index", None)
     assert frames_of(video_index(path)) == 12
-    monkeypatch.setattr(index, "CACHE_FOLDER", "another version")
+    monkeypatch.setattr(indexing, "CACHE_FOLDER", "another version")
     os.utime(path, ns=(1, 1))
     with pytest.raises(TypeError):
         video_index(path)
@@ -300,7 +301,7 @@ def test_a_file_that_changes_while_it_is_looked_at_is_not_remembered(
     path = good(tmp_path / "changes.mp4")
     before = video_digest(path)
     probe([path])
-    assert video_digest(path) != before and index.remembered_index(before) is None
+    assert video_digest(path) != before and indexing.remembered_index(before) is None
 
 
 @pytest.mark.parametrize("damage", [b"", b"\x80noise", b'["a", 1, 2, "c"]'])
@@ -328,12 +329,12 @@ def test_flipped_bytes_in_a_remembered_index_are_noticed(
     whole = file.read_bytes()
     for at in range(0, len(whole), 7):
         file.write_bytes(whole[:at] + bytes([whole[at] ^ 255]) + whole[at + 1 :])
-        found = index.remembered_index(file.stem)
+        found = indexing.remembered_index(file.stem)
         assert isinstance(seen, VideoIndex)
         assert found is None or np.array_equal(found.pts, seen.pts)
     for end in range(0, len(whole), 50):
         file.write_bytes(whole[:end])
-        assert index.remembered_index(file.stem) is None
+        assert indexing.remembered_index(file.stem) is None
 
 
 def test_a_folder_that_cannot_be_written_costs_only_speed(

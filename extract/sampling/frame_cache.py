@@ -45,7 +45,7 @@ from extract.sampling.window_frames import (
     wanted_frames,
 )
 from extract.sampling.windows import SamplingConfig, Window, sampled_frames
-from extract.video.index import video_index
+from extract.video.indexing import video_index
 from extract.video.reader import CHUNK, VideoError, VideoReader
 
 VERSION = 2  # of the files' names and layout

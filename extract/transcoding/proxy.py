@@ -24,7 +24,8 @@ from extract.transcoding.encode import (
     split_stretches,
     write_mp4,
 )
-from extract.video.index import Progress, VideoError, video_index
+from extract.video.index import Progress, VideoError
+from extract.video.indexing import video_index
 from extract.video.reader import VideoReader
 
 SHORT_SIDES = 112, 182  # from the smallest input in use to what training crops 160 px from

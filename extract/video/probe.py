@@ -15,14 +15,8 @@ from tqdm import tqdm
 from extract.identity.digest import remembered_digest, video_digest
 from extract.video import guarded
 from extract.video.guarded import CallFailed, GuardedPool
-from extract.video.index import (
-    Progress,
-    VideoError,
-    VideoIndex,
-    check_readable,
-    remember_index,
-    remembered_index,
-)
+from extract.video.index import Progress, VideoError, VideoIndex, check_readable
+from extract.video.indexing import remember_index, remembered_index
 from extract.video.reader import VideoReader
 
 MOST_PROCESSES = 8  # each takes some 300 MB

@@ -18,9 +18,9 @@ from extract.video.index import (
     VideoIndex,
     file_name,
     open_video,
-    video_index,
     video_stream,
 )
+from extract.video.indexing import video_index
 
 __all__ = ["CHUNK", "VideoError", "VideoReader"]
 
