@@ -3,9 +3,9 @@
     python extract/check.py --config FILE [--out FOLDER] [--data.videos FOLDER …]
 
 Prints what was found and what to do, and leaves report.html, report.json, check.json (all of it)
-and check.png in the folder (default: <config's out>/check). Exit code: 0 nothing to mend, 1 errors
-(training would stop or be wrong; also if the config or the annotations cannot be read), 2 warnings
-only.
+and check.png in the folder (default: <config's out>/check). Exit code: 0 nothing to mend,
+1 errors (training would stop or be wrong; also if the config or the annotations cannot be read),
+2 warnings only.
 """
 
 import argparse

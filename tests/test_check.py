@@ -481,6 +481,7 @@ def test_pictures_of_several_sizes_are_told(data: Data) -> None:
     assert exit_code(found) == 0
 
 
+@pytest.mark.slow
 def test_a_hanging_video_is_told_from_a_damaged_one(data: Data, hanging: None) -> None:
     data.path("training_0").rename(data.path("hangs"))
     data.database["hangs"] = data.database.pop("training_0")

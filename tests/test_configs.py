@@ -80,6 +80,7 @@ def test_experiment_is_dumped_whole(file: Path) -> None:
     assert any(line.startswith("#   accelerate launch") for line in first[:6])
 
 
+@pytest.mark.slow
 def test_thumos_files_differ_only_where_their_names_say() -> None:
     folder = REPOSITORY / "configs/e2e/thumos14"
     assert len(list(folder.glob("*.yaml"))) == 33

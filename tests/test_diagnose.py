@@ -256,6 +256,7 @@ def test_kinds_are_as_defined(truth: Truth, predictions: Predictions, tiou: floa
     assert found_kinds(truth, predictions, tiou) == expected
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None)
 @given(some_truth, st.dictionaries(st.sampled_from("uvwx"), st.lists(detections, max_size=20)))
 def test_costs_are_what_files_without_the_errors_score(

@@ -378,6 +378,7 @@ def test_every_byte_of_header_and_index_is_checked(
             module._open_frames(file, len(expected), SQUARE)
 
 
+@pytest.mark.slow
 def test_files_that_end_anywhere_are_made_anew(
     clip: tuple[VideoItem, Tensor, bytes], tmp_path: Path
 ) -> None:
@@ -850,6 +851,7 @@ def test_pictures_that_change_their_size_are_not_kept(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_the_forecast_is_what_files_take(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Megabytes count as terabytes where the line is read."""
     upright = numbered(tmp_path / "videos", 101)

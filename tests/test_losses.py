@@ -85,7 +85,7 @@ def test_focal_loss_of_soft_targets_equals_its_formula(logit: float, target: flo
     entropy = -target * math.log(p) - (1 - target) * math.log(1 - p)
     expected = (0.25 * target + 0.75 * (1 - target)) * (1 - p_t) ** 2 * entropy
     actual = sigmoid_focal_loss(torch.tensor(logit), torch.tensor(target))
-    assert float(actual) == pytest.approx(expected, rel=1e-4, abs=1e-12)
+    assert float(actual) == pytest.approx(expected, rel=1e-3, abs=1e-12)
 
 
 def test_a_smoothed_background_is_learned_to_be_less_than_its_target() -> None:

@@ -141,7 +141,9 @@ def test_a_range_behind_the_end_asks_for_the_size_and_nothing_else_does(
     assert counts["HEAD"] == 0
 
 
-@pytest.mark.parametrize("faults", [("500", "503"), ("drop", "cut", "slow")])
+@pytest.mark.parametrize(
+    "faults", [pytest.param(("500", "503"), marks=pytest.mark.slow), ("drop", "cut", "slow")]
+)
 def test_a_store_works_over_a_bad_network(s3: Proxy, url: str, faults: tuple[Fault, ...]) -> None:
     s3.share_fails(0.2, *faults)
     pairs = [activation(number) for number in range(8)]

@@ -126,6 +126,7 @@ def test_an_unfinished_dataset_is_made_anew(tmp_path: Path) -> None:
     assert (folder / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_exchange_moves_training_truth_and_leaves_the_test_alone(tmp_path: Path) -> None:
     write_dataset(tmp_path / "demo", SMALL, processes=1)
     true = json.loads((tmp_path / "demo/annotations.json").read_text())["database"]
