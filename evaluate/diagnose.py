@@ -21,7 +21,7 @@ from tqdm import tqdm
 from configs import cli
 from configs.atomic import write_text
 from configs.loader import dump, load
-from evaluate.annotations import Video, read_annotations, select_videos
+from evaluate.annotations import Video, select_videos
 from evaluate.diagnosis.diagnosis import Diagnosis, diagnose
 from evaluate.files.predictions import read_predictions, scoring_problems
 from evaluate.reports.diagnosis import MOST_DETECTORS, diagnosis_table, draw_diagnosis
@@ -31,8 +31,8 @@ from evaluate.reports.page import REPORT
 from evaluate.reports.sections import evaluation_sections
 from evaluate.reports.training import update_training_report
 from train.config import Experiment
-from train.data.videos import load_annotations
 from train.detector.evaluation import Truth, relabel_truth
+from train.detector.prediction_files import load_truth
 from train.detector.sources import read_source, resolve_config
 from train.engine.stopwatch import Stopwatch
 
@@ -90,14 +90,7 @@ def diagnose_predictions(
     """
     watch, launch = Stopwatch("diagnosing"), new_launch()
     config = read_experiment(checkpoint, config_file, overrides)
-    if config is not None:
-        annotations = load_annotations(config.data)
-        subset = subset or config.data.test_subset
-    else:
-        assert annotation_file is not None and subset is not None
-        if not annotation_file.exists():
-            raise ValueError(f"--annotations: there is no file or folder {annotation_file}")
-        annotations = read_annotations(annotation_file)
+    annotations, subset = load_truth(config.data if config else None, annotation_file, subset)
     if checkpoint:
         assert config is not None
         answer = "fused" if len(config.directions) > 1 else str(config.direction)

@@ -1,6 +1,5 @@
 """The seam and the code: activations that other code, libraries or modules gave are not read."""
 
-import importlib.util
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +24,7 @@ from extract.sampling import transforms
 from tests.encodings import write_numbered
 from tests.test_activations import CUTS, EXACT, PIXELS, TRUNK, fresh, new_backbone, seam, spans_of
 from tests.test_backbone import relative
+from tests.test_code_digest import load_source
 
 
 @pytest.fixture
@@ -46,13 +46,7 @@ def edited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
             text = text.replace(old, new)
         name = f"my_adapters_{len(loaded)}"
         loaded.append(name)
-        path = tmp_path / f"{name}.py"
-        path.write_text(text)
-        spec = importlib.util.spec_from_file_location(name, path)
-        assert spec is not None and spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[name] = module
-        spec.loader.exec_module(module)
+        module = load_source(tmp_path, name, text)
         monkeypatch.setattr(backbone, "TemporalAdapter", module.TemporalAdapter)
 
     yield edit

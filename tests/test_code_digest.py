@@ -64,6 +64,18 @@ class Layer(nn.Module):
 """
 
 
+def load_source(folder: Path, name: str, text: str) -> ModuleType:
+    """Write a module, and import it; whoever asks for it removes it from `sys.modules`."""
+    path = folder / f"{name}.py"
+    path.write_text(text)
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
 @pytest.fixture
 def digest(tmp_path: Path) -> Iterator[Any]:
     """Return what gives the digest of `Layer` in a source text."""
@@ -75,14 +87,7 @@ def digest(tmp_path: Path) -> Iterator[Any]:
     def load(text: str) -> ModuleType:
         name = f"layers_{len(loaded)}"
         loaded.append(name)
-        path = tmp_path / f"{name}.py"
-        path.write_text(text)
-        spec = importlib.util.spec_from_file_location(name, path)
-        assert spec is not None and spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[name] = module
-        spec.loader.exec_module(module)
-        return module
+        return load_source(tmp_path, name, text)
 
     yield of
     for name in loaded:

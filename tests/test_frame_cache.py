@@ -31,6 +31,7 @@ from configs.loader import load
 from extract.backbone.backbone import BackboneConfig
 from extract.backbone.videomae import TrunkConfig
 from extract.demo import DemoConfig, write_dataset
+from extract.identity.computing import LIBRARIES
 from extract.identity.digest import video_digest
 from extract.sampling import frame_cache as module
 from extract.sampling.frame_cache import FrameCache, kept_bytes
@@ -450,7 +451,7 @@ def test_frames_of_other_code_or_libraries_are_made_anew(
         original = VideoReader.chunks
         monkeypatch.setattr(VideoReader, "chunks", chunks)
     else:
-        found = versions(module.LIBRARIES)
+        found = versions(LIBRARIES)
         assert changed in found
         monkeypatch.setattr(module, "versions", lambda _: found | {changed: "0.1"})
     assert torch.equal(read(cache, item), expected)

@@ -22,6 +22,7 @@ from extract.backbone.backbone import Backbone, BackboneConfig, Cut, TAdaSize
 from extract.backbone.imported import AnyBackbone, Imported, describe_imported
 from extract.backbone.tada_backbone import TAdaBackbone
 from extract.backbone.videomae import TrunkConfig
+from extract.identity.computing import COMPUTES_NOTHING, LIBRARIES
 from extract.sampling.transforms import PixelConfig
 from extract.tada.tada2d import TAda2DConfig
 
@@ -32,11 +33,7 @@ Description = dict[str, Any]
 PIPELINE = (job_pieces, Pass)
 """From a file to a backbone's input, and through the backbone; the backbone itself is looked at."""
 
-# They open, check, count and report; what comes out of a file they do not decide.
-COMPUTES_NOTHING = ("cache", "configs", "extract.identity", "extract.video.watchdog")
 MOVES_NUMBERS = {"numpy", "tqdm"}  # libraries that compute nothing of an activation either
-# Read always: which of them decodes depends on the file.
-LIBRARIES = {"torch", "torchvision", "decord", "av"}
 
 # Attributes of modules that only training asks for.
 TRAINING_ONLY = {"drop_rates", "drop", "momentum"}

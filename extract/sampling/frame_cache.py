@@ -36,6 +36,7 @@ from cache.code_digest import code_digest, versions
 from cache.fingerprint import HEX, chain_fingerprints
 from cache.storage.codec import checksum
 from configs.atomic import atomic_path
+from extract.identity.computing import COMPUTES_NOTHING, LIBRARIES
 from extract.sampling.transforms import Shrink, Transform, shrink_frames
 from extract.sampling.window_frames import (
     assign_to_windows,
@@ -51,8 +52,6 @@ from extract.video.reader import CHUNK, VideoError, VideoReader
 VERSION = 2  # of the files' names and layout
 RESERVE = 20 * 10**9  # bytes of the disk that stay free: for checkpoints, which matter more
 ABANDONED_S = 3600  # no writer pauses for so long
-LIBRARIES = ("av", "decord", "torch", "torchvision")  # decode and resize
-COMPUTES_NOTHING = ("cache", "configs", "extract.identity", "extract.video.watchdog")
 HEIGHT_WIDTH, CRC = struct.Struct("<II"), struct.Struct("<I")
 Wanted = tuple[Path, VideoInfo, Shrink]
 

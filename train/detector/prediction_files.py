@@ -5,12 +5,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from configs.loader import load
-from evaluate.annotations import Detection, Segment, Video, read_annotations, select_videos
+from evaluate.annotations import (
+    Annotations,
+    Detection,
+    Segment,
+    Video,
+    read_annotations,
+    select_videos,
+)
 from evaluate.files.predictions import join_predictions, read_predictions, scoring_problems
 from evaluate.mean_ap import mean_average_precision
 from evaluate.metrics.scored import ScoredDetections
 from evaluate.nms import NmsConfig
-from train.config import Experiment
+from train.config import DataConfig, Experiment
 from train.data.videos import load_annotations
 
 THUMOS_TIOUS = (0.3, 0.4, 0.5, 0.6, 0.7)
@@ -72,20 +79,33 @@ def load_predictions(
         ValueError: a file is absent or malformed.
     """
     files, nms, folder = [read_predictions(path) for path in paths], NmsConfig(), None
-    if config:
-        experiment = load(Experiment, config, overrides)
-        annotated = load_annotations(experiment.data)
+    experiment = load(Experiment, config, overrides) if config else None
+    if experiment is not None:
         folder = Path(experiment.data.videos)
         tious, nms = experiment.evaluation.tious, experiment.evaluation.nms
-        subset = subset or experiment.data.test_subset
-    else:
-        assert annotations is not None and subset is not None
-        if not annotations.exists():
-            raise ValueError(f"--annotations: there is no file or folder {annotations}")
-        annotated = read_annotations(annotations)
+    annotated, subset = load_truth(experiment.data if experiment else None, annotations, subset)
     videos = select_videos(annotated, subset)
     truth = {video.name: video.segments for video in videos}
     found = files[0] if len(files) == 1 else join_predictions(files, nms)
     problems = scoring_problems(found, truth, annotated.classes, subset)
     rates = {name: video.fps for name, video in annotated.videos.items() if video.fps}
     return LoadedPredictions(found, truth, subset, tious, problems, rates, videos, folder)
+
+
+def load_truth(
+    data: DataConfig | None, file: Path | None, subset: str | None
+) -> tuple[Annotations, str]:
+    """Return the annotations that predictions are held against, and the subset.
+
+    Args:
+        data: of an experiment; None takes the annotation `file`, and then needs a `subset`.
+
+    Raises:
+        ValueError: annotations are absent or malformed.
+    """
+    if data is not None:
+        return load_annotations(data), subset or data.test_subset
+    assert file is not None and subset is not None
+    if not file.exists():
+        raise ValueError(f"--annotations: there is no file or folder {file}")
+    return read_annotations(file), subset
