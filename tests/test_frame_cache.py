@@ -71,12 +71,6 @@ PLAIN = PixelConfig(32, 40, random_crop=None, flip=0.5, rand_augment=0, colour_j
 WIDE, SQUARE = Shrink(40, square=False), Shrink(32, square=True)
 
 
-@pytest.fixture(autouse=True)
-def roomy(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A disk that is nearly full elsewhere is no concern of these tests."""
-    monkeypatch.setattr(module, "RESERVE", 0)
-
-
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("whole")
@@ -268,9 +262,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> tuple[VideoItem, Tensor, b
     """A video, its small frames, and the bytes of the file that keeps them."""
     folder = tmp_path_factory.mktemp("clip")
     item, cache = numbered(folder / "videos", 64), FrameCache(folder, WINDOW)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "RESERVE", 0)
-        expected = read(cache, item)
+    expected = read(cache, item)
     return item, expected, cache.file(item.info, SQUARE).read_bytes()
 
 
