@@ -27,7 +27,8 @@ from typing import Any
 import torch
 from torch import nn
 
-OURS = ("cache", "configs", "evaluate", "extract", "train")  # wherever they are installed
+OURS = ("cache", "configs", "evaluate", "extract", "train", "palindrome")
+INSTALLED = "palindrome."  # what a wheel puts before their names (setup.py)
 IGNORED = {"annotation", "returns", "type_comment", "type_params", "ctx", "kind", "msg"}
 GENERATED = {"__init__", "__repr__", "__eq__", "__hash__", "__setattr__", "__delattr__"}
 PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, Path)
@@ -137,7 +138,7 @@ class _Walk:
         if isinstance(thing, FunctionType | type):
             if not is_ours(thing.__module__ or ""):
                 return self._named(thing)
-            if _within(thing.__module__, self.skip):
+            if _within(_checkout_name(thing.__module__), self.skip):
                 return thing.__qualname__
             if (id(thing), builds) not in self._seen:
                 self._seen.add((id(thing), builds))
@@ -161,7 +162,7 @@ class _Walk:
                 if isinstance(thing, FunctionType)
                 else self._class(thing)
             )
-            self.found.setdefault(thing.__module__, set()).add(digest)
+            self.found.setdefault(_checkout_name(thing.__module__), set()).add(digest)
 
     def _function(self, function: FunctionType, builds: bool) -> str:
         syntax, lines = _syntax(function.__code__.co_filename, function.__code__), []
@@ -179,7 +180,7 @@ class _Walk:
                 lines.append(f"{name} {self.add(value)}")
         for module, name in sorted(syntax.imports):
             value = getattr(importlib.import_module(module), name, None)
-            lines.append(f"{module}.{name} {self.add(value)}")
+            lines.append(f"{_checkout_name(module)}.{name} {self.add(value)}")
         for cell in function.__closure__ or ():
             try:
                 lines.append(self.add(cell.cell_contents))
@@ -244,6 +245,11 @@ def _unwrapped(value: object) -> object:
     if inspect.ismethod(value):
         value = value.__func__
     return value
+
+
+def _checkout_name(module: str) -> str:
+    """Return the name that a module of ours has in a checkout."""
+    return module.removeprefix(INSTALLED)
 
 
 def _within(module: str, packages: tuple[str, ...]) -> bool:
@@ -348,6 +354,7 @@ class _Writer:
                 self.out.append(f" {field}=")
                 for part in value if isinstance(value, list) else (value,):
                     if not isinstance(part, ast.AST):
+                        part = _checkout_name(part) if field == "module" else part
                         self.out.append(f"{part!r},")
                     elif not _is_text(part):
                         self.write(part)

@@ -11,8 +11,13 @@ running process uses. What is outdated stays: other checkouts may use it. --adop
 an outdated entry's spans anew; if the numbers are equal, all of the entry is read again.
 """
 
-import argparse
 import sys
+from pathlib import Path
+
+if __package__ is None:  # run as a file: its neighbours must not hide modules of their names
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import argparse
 import time
 from datetime import timedelta
 

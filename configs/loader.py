@@ -11,6 +11,7 @@ from jsonargparse import ArgumentError as ParserError
 from jsonargparse import ArgumentParser, Namespace
 
 T = TypeVar("T")
+CONFIGS = Path(__file__).resolve().parent
 
 
 class UniqueKeys(yaml.SafeLoader):
@@ -42,9 +43,7 @@ def load(
             valid name is given), settings without a default are missing (all are named), a value
             has the wrong type or is rejected by the dataclass.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"no config at {path}; the experiments are in configs/")
+    path = find_config(path)
     content, source = _parse_mapping(_read_text(path), str(path)), str(path)
     if "base" in content:
         under_path = _base_path(path, content["base"])
@@ -58,13 +57,30 @@ def load(
     return _build_config(kind, content, overrides, source, base)
 
 
+def find_config(path: str | Path) -> Path:
+    """Return where a config is: as named or, from any folder, among those that come with this code.
+
+    Args:
+        path: of a YAML file; one that begins with `configs/` and is not there is looked up here.
+
+    Raises:
+        ValueError: it is in neither place.
+    """
+    path = Path(path)
+    if path.is_file():
+        return path
+    if path.parts[:1] == (CONFIGS.name,) and (here := CONFIGS.parent / path).is_file():
+        return here
+    raise ValueError(f"no config at {path}; the experiments are in {CONFIGS}")
+
+
 def base_of(path: str | Path) -> Path | None:
     """Return the file that a config names as its base; None if it names none.
 
     Raises:
         ValueError: one of them cannot be read.
     """
-    path = Path(path)
+    path = find_config(path)
     content = _parse_mapping(_read_text(path), str(path))
     return _base_path(path, content["base"]) if "base" in content else None
 

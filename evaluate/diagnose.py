@@ -10,11 +10,16 @@ blocked videos, class list and subset. Prints a table; writes report.html, with 
 report.json, its tables, and diagnosis.json (all numbers) into --out.
 """
 
+import sys
+from pathlib import Path
+
+if __package__ is None:  # run as a file: its neighbours must not hide modules of their names
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
 import argparse
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, replace
-from pathlib import Path
 
 from tqdm import tqdm
 

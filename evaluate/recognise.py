@@ -12,12 +12,16 @@ them, --classes the names of their classes. Dotted overrides change single setti
 number of views: --views.clips 1 --crops.crops 1.
 """
 
+import sys
+from pathlib import Path
+
+if __package__ is None:  # run as a file: its neighbours must not hide modules of their names
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np

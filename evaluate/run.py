@@ -15,10 +15,15 @@ its truth, its mistakes and what is missed. --label_studio, --elan and --via wri
 with at least the score --threshold as files of these annotation tools, for people who correct it.
 """
 
+import sys
+from pathlib import Path
+
+if __package__ is None:  # run as a file: its neighbours must not hide modules of their names
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
 import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 from configs import cli
 from configs.loader import dump

@@ -8,11 +8,15 @@ and check.png in the folder (default: <config's out>/check). Exit code: 0 nothin
 2 warnings only.
 """
 
+import sys
+from pathlib import Path
+
+if __package__ is None:  # run as a file: its neighbours must not hide modules of their names
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
 import argparse
 import json
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 from configs import cli
 from configs.atomic import write_text

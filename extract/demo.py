@@ -11,6 +11,12 @@ mirrored.json (training annotations of the reversed videos). With the preset `cl
 arguments give the same bytes. A folder that is already complete is not changed.
 """
 
+import sys
+from pathlib import Path
+
+if __package__ is None:  # run as a file: its neighbours must not hide modules of their names
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
 import argparse
 import json
 import shutil
@@ -18,7 +24,6 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from multiprocessing import get_context
-from pathlib import Path
 from typing import Any
 
 import av

@@ -10,11 +10,16 @@ once: also rows that do not last as long as their video is annotated to. They ca
 end-to-end training, which needs the pixels.
 """
 
+import sys
+from pathlib import Path
+
+if __package__ is None:  # run as a file: its neighbours must not hide modules of their names
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
 import argparse
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch

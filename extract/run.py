@@ -10,13 +10,18 @@ of both directions share one decode. What is there already is not computed again
 an interrupted run goes on with it.
 """
 
+import sys
+from pathlib import Path
+
+if __package__ is None:  # run as a file: its neighbours must not hide modules of their names
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
 import argparse
 import json
 import time
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
-from pathlib import Path
 from typing import get_args
 
 from accelerate import Accelerator

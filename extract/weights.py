@@ -9,10 +9,15 @@ recognised by their content. No code in them is run. TAdaConv networks convert t
 layout.
 """
 
+import sys
+from pathlib import Path
+
+if __package__ is None:  # run as a file: its neighbours must not hide modules of their names
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
 import argparse
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import torch
 from safetensors.torch import save_file

@@ -536,12 +536,10 @@ def test_wrong_use_is_one_line(place: Path) -> None:
     assert (place / "study/forward/3/last.pt").read_text() == "precious"
 
 
-def test_outside_the_repository_nothing_begins(
-    place: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_scripts_that_are_not_in_the_working_folder_are_ours(place: Path) -> None:
     shutil.rmtree(place / "evaluate")
-    with pytest.raises(ValueError, match="go to the repository's root"):
-        read_grid(Path("grid.yaml"))
+    grid = read_grid(Path("grid.yaml"))
+    assert grid.scoring(Run("forward", 3), "test")[0] == str(REPOSITORY / "evaluate/run.py")
 
 
 @pytest.mark.slow

@@ -30,11 +30,15 @@ fail are listed in the table, and tried again by the next call. Writes table.txt
 table.json, table.png and report.html into `out`; each run's output is in its log.txt.
 """
 
+import sys
+from pathlib import Path
+
+if __package__ is None:  # run as a file: its neighbours must not hide modules of their names
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
 import argparse
 import os
 import signal
-import sys
-from pathlib import Path
 from types import FrameType
 from uuid import uuid4
 

@@ -9,6 +9,12 @@
 Any setting of the config can be overridden by its dotted name.
 """
 
+import sys
+from pathlib import Path
+
+if __package__ is None:  # run as a file: its neighbours must not hide modules of their names
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
 import argparse
 from collections.abc import Sequence
 from typing import get_args

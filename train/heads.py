@@ -14,10 +14,15 @@ With --backbone.trainable_from_block k the adapters from block k on are trained,
 cached activations behind block k − 1. The result is a complete detector.
 """
 
+import sys
+from pathlib import Path
+
+if __package__ is None:  # run as a file: its neighbours must not hide modules of their names
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
 import argparse
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 from configs import cli
 from train.config import Experiment

@@ -7,12 +7,17 @@ stand-in learns to name the actions of every tubelet in synthetic clips that are
 Beside the weights it writes a record (`.json`) of its settings, losses and accuracies.
 """
 
+import sys
+from pathlib import Path
+
+if __package__ is None:  # run as a file: its neighbours must not hide modules of their names
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
 import argparse
 import json
 import platform
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import torch

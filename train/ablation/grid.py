@@ -7,13 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from configs.loader import load
+from configs.loader import find_config, load
 from evaluate.datasets.fields import did_you_mean
 
 Scalar = str | int | float | bool | None
 Setting = Scalar | list[Scalar | list[Scalar]] | dict[str, Any]
 
 SCORING = "evaluate/run.py"
+CODE = Path(__file__).resolve().parents[2]
 SET_BY_GRID = ("out", "training.seed", "cache.url")
 
 
@@ -193,7 +194,11 @@ class Grid:
     def training(self, run: Run) -> list[str]:
         """Return the command that trains a run, without the interpreter."""
         row = self.rows[run.row]
-        words = [row.script, *(["--config", row.config] if row.config else []), "--resume"]
+        words = [
+            *find_script(row.script),
+            *(["--config", row.config] if row.config else []),
+            "--resume",
+        ]
         words += ["--out", str(self.folder(run)), "--training.seed", str(run.seed)]
         words += ["--cache", self.cache]
         for option, inputs in self.inputs(run).items():
@@ -206,7 +211,13 @@ class Grid:
     def scoring(self, run: Run, subset: str) -> list[str]:
         """Return the command that scores a trained run, without the interpreter."""
         folder = self.folder(run)
-        words = [SCORING, "--checkpoint", str(folder / "last.pt"), "--cache", self.cache]
+        words = [
+            *find_script(SCORING),
+            "--checkpoint",
+            str(folder / "last.pt"),
+            "--cache",
+            self.cache,
+        ]
         words += ["--subset", subset, "--tious", *(f"{tiou:g}" for tiou in self.tious)]
         return [*words, "--out", str(folder / subset)]
 
@@ -218,18 +229,36 @@ def read_grid(path: Path) -> Grid:
         ValueError: it is missing or malformed (see `configs.loader.load`), a row is unknown, rows
             wait for each other, a file that it names is not there.
     """
-    if not path.is_file():
-        raise ValueError(f"no grid at {path}; train/ablate.py says what one looks like")
     grid = load(Grid, path)
-    here = Path.cwd()
-    if not Path(SCORING).is_file():
-        raise ValueError(f"{path}: there is no {SCORING} in {here}; go to the repository's root")
     for name, row in grid.rows.items():
         for key, file in (("script", row.script), ("config", row.config)):
-            if file is not None and not Path(file).is_file():
-                where = "" if Path(file).is_absolute() else f" in {here}"
-                raise ValueError(f"{path}: rows.{name}.{key}: there is no file {file}{where}")
+            try:
+                if file is not None:
+                    find_script(file) if key == "script" else find_config(file)
+            except ValueError as error:
+                where = "" if Path(file or "").is_absolute() else f" in {Path.cwd()}"
+                missing = f"{path}: rows.{name}.{key}: there is no file {file}{where}"
+                raise ValueError(missing) from error
     return grid
+
+
+def find_script(name: str) -> list[str]:
+    """Return what Python is given to run a script: a file as named, or one that we come with.
+
+    Args:
+        name: a path; `train/e2e.py` and the like are found from any folder.
+
+    Raises:
+        ValueError: it is in neither place.
+    """
+    if Path(name).is_file():
+        return [name]
+    ours = CODE / name
+    if Path(name).is_absolute() or not ours.is_file():
+        raise ValueError(f"there is no script {name}")
+    if not __name__.startswith("palindrome."):  # a checkout, whose scripts find their packages
+        return [str(ours)]
+    return ["-m", ".".join(("palindrome", *Path(name).with_suffix("").parts))]
 
 
 def _parse_reference(text: str, option: str) -> tuple[str, int]:
