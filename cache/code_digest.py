@@ -32,10 +32,8 @@ INSTALLED = "palindrome."  # what a wheel puts before their names (setup.py)
 IGNORED = {"annotation", "returns", "type_comment", "type_params", "ctx", "kind", "msg"}
 GENERATED = {"__init__", "__repr__", "__eq__", "__hash__", "__setattr__", "__delattr__"}
 PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, Path)
-LIBRARIES = tuple(
-    str(Path(sysconfig.get_path(name)).resolve())
-    for name in ("stdlib", "platstdlib", "purelib", "platlib")
-)
+_FOLDERS = [sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
+LIBRARIES = tuple({str(path) for f in _FOLDERS for path in (Path(f).absolute(), Path(f).resolve())})
 
 
 @dataclass(frozen=True)
@@ -108,7 +106,11 @@ def is_ours(module: str) -> bool:
     if top in sys.stdlib_module_names and top != "__main__":
         return False
     file = getattr(sys.modules.get(module), "__file__", None)
-    return file is None or not str(Path(file).resolve()).startswith(LIBRARIES)
+    if file is None:
+        return True
+    # As named, too: installers may leave links there to files that stand elsewhere.
+    paths = str(Path(file).absolute()), str(Path(file).resolve())
+    return not any(path.startswith(LIBRARIES) for path in paths)
 
 
 class _Walk:

@@ -11,6 +11,7 @@ import pytest
 import torch
 import torchvision
 
+from cache import code_digest as digests
 from cache.code_digest import CodeDigest, code_digest, versions
 from tests.conftest import REPOSITORY
 
@@ -214,3 +215,15 @@ def test_what_a_backbone_computes_with_is_found() -> None:
         assert not name.startswith(
             ("cache.", "configs.", "train.", "evaluate.", "extract.identity")
         )
+
+
+def test_linked_libraries_are_libraries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Installers may keep a package's files elsewhere, with links where packages are looked for."""
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept/linked_library.py").write_text("def f():\n    return 1\n")
+    (tmp_path / "site-packages").mkdir()
+    (tmp_path / "site-packages/linked_library.py").symlink_to(tmp_path / "kept/linked_library.py")
+    monkeypatch.setattr(digests, "LIBRARIES", (str(tmp_path / "site-packages"),))
+    monkeypatch.syspath_prepend(tmp_path / "site-packages")
+    importlib.import_module("linked_library")
+    assert not digests.is_ours("linked_library")
