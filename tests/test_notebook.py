@@ -18,7 +18,7 @@ def test_the_notebook_runs(tmp_path: Path) -> None:
     parameters.source = f"""
 from pathlib import Path
 DATA, RUNS = Path({str(tmp_path / "data")!r}), Path({str(tmp_path / "runs")!r})
-VIDEOS = ["--training", "4", "--validation", "2", "--test", "2", "--shortest", "5", "--longest", "9"]
+VIDEOS = "--training 4 --validation 2 --test 2 --shortest 5 --longest 9".split()
 SETTINGS = {short}
 """
     nbclient.NotebookClient(
