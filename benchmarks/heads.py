@@ -126,7 +126,7 @@ def main() -> None:
         url = Path(folder) / "cache"
         files = args.videos or [Path(folder) / f"{n}.mp4" for n in range(2)]
         for file in [] if args.videos else files:
-            write_numbered(file, 1600, Encoding("libx264", "decord", size=(240, 320)))
+            write_numbered(file, 1600, Encoding("libx264", "indexed", size=(240, 320)))
         items = read_items(files)
         whole, part, head = (settings(url, args.precision, b) for b in (0, BLOCK, DEPTH))
         accelerator = Accelerator(cpu=True)

@@ -1,13 +1,14 @@
 """Files that appear whole or not at all."""
 
 import errno
-import fcntl
 import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
+
+from configs.system import fcntl
 
 NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
 
@@ -43,6 +44,8 @@ def _open_locked(path: Path) -> tuple[Path, int]:
     The kernel releases the lock with its process: the file of a killed one is used again, where
     files with random names would accumulate.
     """
+    if fcntl is None:
+        return _open_random(path)
     for number in count():
         aside = path.with_name(f"{path.name}{f'.{number}' if number else ''}.part")
         try:
@@ -70,6 +73,6 @@ def _open_locked(path: Path) -> tuple[Path, int]:
 
 
 def _open_random(path: Path) -> tuple[Path, int]:
-    """Return the same on a file system without locks."""
+    """Return the same where there are no locks."""
     aside = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
-    return aside, os.open(aside, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    return aside, os.open(aside, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)

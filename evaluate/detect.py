@@ -23,6 +23,7 @@ import glob
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 
@@ -51,6 +52,7 @@ from evaluate.files.timeline import (
     link_video,
     render_page,
 )
+from extract.sampling.guarded_frames import DecodingProcess
 from extract.transcoding.cut import cut_segment
 from extract.video.files import files_by_name
 from extract.video.index import VideoIndex
@@ -63,7 +65,7 @@ from train.detector.postprocess import describe_nothing_found
 from train.detector.sources import read_source, resolve_config
 from train.errors import translate_oom
 
-SAVE_EVERY_S = 60.0  # a decoder that hangs or crashes later ends this process
+SAVE_EVERY_S = 60.0  # what ends this process costs no more
 
 
 @dataclass(frozen=True)
@@ -121,22 +123,24 @@ def main() -> None:
         parser.error("--workers must not be negative")
     if (args.embed or args.annotations) and not args.page:
         parser.error("--embed and --annotations go with --page")
-    bad, uncut = detect(
-        args.videos,
-        args.checkpoint,
-        args.config,
-        overrides,
-        Outputs(
-            *(args.json, args.csv, args.srt, args.vtt, args.page, args.embed),
-            ToolFiles(args.label_studio, args.elan, args.via),
-            args.clips,
-        ),
-        annotation_file=args.annotations,
-        threshold=args.threshold,
-        top=args.top,
-        workers=args.workers,
-        cpu=args.cpu,
-    )
+    with nullcontext() if args.workers else DecodingProcess() as process:
+        bad, uncut = detect(
+            args.videos,
+            args.checkpoint,
+            args.config,
+            overrides,
+            Outputs(
+                *(args.json, args.csv, args.srt, args.vtt, args.page, args.embed),
+                ToolFiles(args.label_studio, args.elan, args.via),
+                args.clips,
+            ),
+            annotation_file=args.annotations,
+            threshold=args.threshold,
+            top=args.top,
+            workers=args.workers,
+            process=process,
+            cpu=args.cpu,
+        )
     told = []
     if bad:
         told.append("\n  ".join([f"{len(bad)} of the videos could not be read:", *bad.values()]))
@@ -157,9 +161,13 @@ def detect(
     threshold: float,
     top: int | None,
     workers: int,
+    process: DecodingProcess | None,
     cpu: bool,
 ) -> tuple[dict[str, str], list[str]]:
     """Detect in all videos and write the requested files.
+
+    Args:
+        process: decodes if there are no `workers`; a decoder that ends it costs only its video.
 
     Returns:
         Why videos could not be read, by name, and why segments could not be cut out.
@@ -199,7 +207,7 @@ def detect(
                 try:
                     with accelerator.autocast(), translate_oom("lower evaluation.batch_size"):
                         examined = detect_with_scores(
-                            detector, item, bool(outputs.page), workers, bar
+                            detector, item, bool(outputs.page), workers, bar, process
                         )
                     if outputs.page and outputs.embed:
                         source = embed_video(item.path)
@@ -321,11 +329,16 @@ def probe_files(
 
 
 def detect_with_scores(
-    detector: Detector, item: VideoItem, with_curves: bool, workers: int, bar: "tqdm[None]"
+    detector: Detector,
+    item: VideoItem,
+    with_curves: bool,
+    workers: int,
+    bar: "tqdm[None]",
+    process: DecodingProcess | None,
 ) -> VideoResult:
-    """Detect in one video; raise VideoError if its decoder kills the worker."""
+    """Detect in one video; raise VideoError if its decoder ends the process that decodes."""
     try:
-        return detector.detect_with_scores(item, with_curves, workers, bar.update)
+        return detector.detect_with_scores(item, with_curves, workers, bar.update, process)
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise

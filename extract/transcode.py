@@ -22,7 +22,6 @@ if __package__ is None:  # run as a file: its neighbours must not hide modules o
 
 import argparse
 import json
-import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -33,6 +32,7 @@ import numpy as np
 
 from configs import cli
 from configs.atomic import write_text
+from configs.system import count_cores
 from evaluate.annotations import read_annotations
 from evaluate.datasets.fields import get_field, read_json
 from extract.sampling.reversal import reverse_seconds
@@ -81,9 +81,7 @@ def main() -> None:
     parser.add_argument(
         "--crf", type=int, help="x264's quality, 1 to 51; default: 20, reversed files lossless"
     )
-    parser.add_argument(
-        "--processes", type=int, default=len(os.sched_getaffinity(0)), help="files at once"
-    )
+    parser.add_argument("--processes", type=int, default=count_cores(), help="files at once")
     args = parser.parse_args()
     problems = transcode_videos(TranscodeRequest(**vars(args)))
     if problems:
@@ -112,7 +110,7 @@ def transcode_videos(request: TranscodeRequest) -> list[str]:
         else:
             indexes[path.stem] = found
     targets = {name: request.out / (name + SUFFIX) for name in indexes}
-    threads = max(1, len(os.sched_getaffinity(0)) // min(request.processes, max(1, len(indexes))))
+    threads = max(1, count_cores() // min(request.processes, max(1, len(indexes))))
     jobs = []
     for name, target in targets.items():
         source = sources[name]

@@ -216,8 +216,9 @@ def a_training_video_is_there_twice(data: Data) -> None:
 
 
 @plant("info", "read by the slower reader")
-def decord_cannot_be_trusted(data: Data) -> None:
-    write_numbered(data.path("training_0"), FRAMES, ENCODINGS["open GOP"])
+def only_pyav_can_be_trusted(data: Data) -> None:
+    data.path("training_0").unlink()
+    write_numbered(data.path("training_0", ".ts"), FRAMES, ENCODINGS["MPEG transport stream"])
 
 
 @plant("warning", "clock that jumps")

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from accelerate import Accelerator
 from evaluate.detect import Outputs, detect
 from evaluate.files.annotation_tools import ToolFiles
 from evaluate.files.predictions import read_predictions
+from extract.sampling.guarded_frames import DecodingProcess
 from extract.video.files import files_by_name
 from extract.video.reader import VideoError, VideoReader
 from tests.odd_videos import write_clip
@@ -111,11 +113,13 @@ def test_damage_costs_its_own_video_alone(
     checkpoint = save(detector_of(config), tmp_path / "model.pt")
     out = tmp_path / "found.json"
     outputs = Outputs(out, None, None, None, tmp_path / "page.html", False, ToolFiles())
-    settings = {"annotation_file": None, "threshold": 0.0, "top": 5, "workers": 0, "cpu": True}
-    detect([str(folder / "whole.mp4")], checkpoint, None, [], outputs, **settings)  # type: ignore[arg-type]
-    expected = read_predictions(out)["whole"]
-    assert expected
-    bad, _ = detect([str(folder)], checkpoint, None, [], outputs, **settings)  # type: ignore[arg-type]
+    settings: dict[str, Any] = {"annotation_file": None, "threshold": 0.0, "top": 5, "cpu": True}
+    with DecodingProcess() as process:
+        settings |= {"workers": 0, "process": process}
+        detect([str(folder / "whole.mp4")], checkpoint, None, [], outputs, **settings)
+        expected = read_predictions(out)["whole"]
+        assert expected
+        bad, _ = detect([str(folder)], checkpoint, None, [], outputs, **settings)
     found = read_predictions(out)
     assert found["whole"] == expected
     assert found.keys() | bad.keys() == names

@@ -4,6 +4,7 @@ import json
 import math
 import shutil
 import time
+from collections.abc import Iterator
 from dataclasses import fields, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +16,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from numpy.typing import NDArray
 from torchvision.transforms.v2 import functional
 
 import train.cost.measure
@@ -366,12 +368,14 @@ def test_long_windows_are_not_read_to_their_end(
 ) -> None:
     config = experiment(data)
     (item, *_) = loaded(config, "training")
-    chunks, decode = [], VideoReader._decode
-    monkeypatch.setattr(
-        VideoReader,
-        "_decode",
-        lambda *args: chunks.append(1) or decode(*args),  # type: ignore[func-returns-value]
-    )
+    chunks, original = list[int](), VideoReader.chunks
+
+    def counted(self: VideoReader, rising: NDArray[np.int64]) -> Iterator[NDArray[np.uint8]]:
+        for chunk in original(self, rising):
+            chunks.append(len(chunk))
+            yield chunk
+
+    monkeypatch.setattr(VideoReader, "chunks", counted)
     measure_reading(config, [item])
     assert len(chunks) == 1 + 4  # the first one warms up
     chunks.clear()

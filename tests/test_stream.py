@@ -2,8 +2,8 @@
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -18,25 +18,28 @@ from extract.sampling.transforms import (
 )
 from extract.sampling.window_frames import arrange, window_frames
 from extract.sampling.windows import SamplingConfig, Window, sliding_windows
+from extract.video.decoders.decoder import Decoder
 from extract.video.reader import CHUNK, VideoReader
 from tests.conftest import REPOSITORY
 from tests.encodings import ENCODINGS, write_numbered
 
 SAMPLING = SamplingConfig(window_size=32, scale_factor=1, snippet_stride=2)
 PIXELS = PixelConfig(size=32, train_short_side=40)
-# Two that decord reads, one that is sought by time.
+# Two that are indexed, one that is sought by time.
 READ_DIFFERENTLY = ("H.264", "B-frames, long GOP", "H.265")
 
 
 class Counting:
-    """A decord reader that notes which frames it is asked for."""
+    """A decoder that notes which frames it is asked for."""
 
-    def __init__(self, reader: Any) -> None:
-        self.reader, self.asked = reader, list[int]()
+    def __init__(self, decoder: Decoder) -> None:
+        self.decoder, self.asked = decoder, list[int]()
 
-    def get_batch(self, indices: NDArray[np.int64]) -> Any:
-        self.asked += indices.tolist()
-        return self.reader.get_batch(indices)
+    def chunks(self, rising: NDArray[np.int64]) -> Iterator[NDArray[np.uint8]]:
+        decoded = self.decoder.chunks(rising)
+        for start in range(0, len(rising), CHUNK):
+            self.asked += rising[start : start + CHUNK].tolist()
+            yield next(decoded)
 
 
 @pytest.fixture(scope="module", params=READ_DIFFERENTLY)
@@ -70,7 +73,7 @@ def test_every_frame_is_decoded_once(tmp_path: Path, overlap: float) -> None:
     path = tmp_path / "clip.mp4"
     write_numbered(path, 251)
     reader = VideoReader(path)
-    reader._decord = counting = Counting(reader._decord)
+    reader._decoder = counting = Counting(reader._decoder)
     windows = sliding_windows(len(reader), overlap, SAMPLING)
     for window, frames in zip(
         windows, window_frames(reader, windows, evaluation_transform(PIXELS)), strict=True

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from extract.video.decoders.by_pyav import find_by_time
 from extract.video.index import VideoIndex
-from extract.video.reader import VideoError, VideoReader, _find_by_time
+from extract.video.reader import VideoError, VideoReader
 from tests.encodings import (
     ENCODINGS,
     access_paths,
@@ -110,9 +111,9 @@ def test_frames_without_a_picture_are_not_replaced_by_others(tmp_path: Path) -> 
     found = VideoReader(path).index
     pts = np.sort(np.append(found.pts, found.pts[10] + 1))  # 11 is a packet without a picture
     holey = VideoIndex("seek", pts, found.keyframes, found.time_base, 0)
-    assert read_numbers(np.stack(list(_find_by_time(path, holey, np.array([10, 12]))))) == [10, 11]
+    assert read_numbers(np.stack(list(find_by_time(path, holey, np.array([10, 12]))))) == [10, 11]
     with pytest.raises(VideoError, match="frame 11 is not found"):
-        list(_find_by_time(path, holey, np.array([11])))
+        list(find_by_time(path, holey, np.array([11])))
 
 
 def test_equal_times_have_a_frame_rate() -> None:

@@ -113,7 +113,7 @@ def test_a_smaller_crop_lies_in_the_middle_of_the_short_side() -> None:
 @pytest.fixture(scope="module")
 def numbered(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("views") / "numbered.mp4"
-    write_numbered(path, 60, Encoding("libx264", "decord", size=(64, 128)))
+    write_numbered(path, 60, Encoding("libx264", "indexed", size=(64, 128)))
     return path
 
 

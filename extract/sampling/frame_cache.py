@@ -279,7 +279,8 @@ class FrameCache:
             file.write(_header(shape))
             file.flush()
             # Taken at once: a full disk is met before the work, and others see what is left.
-            os.posix_fallocate(file.fileno(), 0, size)
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, size)
             if self.room() < 0:  # others were as quick
                 return False
             checksums = []

@@ -1,7 +1,7 @@
 """Encoding of frames into an mp4 file: in their order, or reversed stretch by stretch.
 
 A stretch is encoded as one: it begins with an IDR picture, holds no other one, and shows its frames
-in the order they are stored. So a decoder can begin at any stretch, decord's indexed access is
+in the order they are stored. So a decoder can begin at any stretch, access by a frame's number is
 exact, and stretches may change places: reversed, the last one comes first.
 """
 

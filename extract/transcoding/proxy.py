@@ -153,10 +153,10 @@ def _shrink_pictures(reader: VideoReader, encoder: EncoderSettings) -> Iterator[
 
 
 def _check_exact(source: Path, made: Path, line: Timeline, progress: Progress) -> None:
-    """Raise VideoError unless the file has these times and decord's access to it is exact."""
+    """Raise VideoError unless the file has these times and access to it by number is exact."""
     index = video_index(made, progress)
     ticks = line.unit / index.time_base
     times = line.times * ticks.numerator
     exact = ticks.denominator == 1 and np.array_equal(index.pts - index.pts[0], times)
-    if not exact or index.access != "decord":
+    if not exact or index.access != "indexed":
         raise VideoError(f"{source}: its frames' times do not fit an mp4 file")

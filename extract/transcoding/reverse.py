@@ -123,8 +123,8 @@ def _encoder_settings(
     width, height = context.width, context.height
     whole = "444" in (context.pix_fmt or "") or not (width % 2 or height % 2)
     planes = None
-    # decord's access is exact for an unrotated H.264 mp4 file with IDR pictures.
-    exact = reader.index.access == "decord" or crf is not None
+    # Access by number is exact for an unrotated H.264 mp4 file with IDR pictures.
+    exact = reader.index.access == "indexed" or crf is not None
     exact = exact and not reader.index.rotation and reader.index.size == (height, width)
     if exact and context.pix_fmt in PLANES and whole:
         names = ("color_range", "colorspace", "color_primaries", "color_trc", "sample_aspect_ratio")

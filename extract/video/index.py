@@ -14,7 +14,7 @@ import numpy as np
 from av.stream import Disposition
 from numpy.typing import NDArray
 
-Access = Literal["decord", "seek", "sequence"]
+Access = Literal["indexed", "seek", "sequence"]
 Progress = Callable[
     [int], None
 ]  # called with how much more is done; 0 if only that it is not stuck
@@ -33,8 +33,8 @@ class VideoIndex:
     """The frames of a file in the order they are shown.
 
     Args:
-        access: `decord` where its indexed access is exact; `seek` where a frame is found by its
-            time; `sequence` where only counting from the first frame is certain.
+        access: `indexed` where every decoder's access by a frame's number is exact; `seek` where a
+            frame is found by its time; `sequence` where only counting from the first is certain.
         pts: presentation time of every frame, int [N], in units of `time_base` seconds.
         keyframes: times of the frames at which decoding can begin.
         rotation: degrees, a multiple of 90, by which frames are rotated to be upright.
@@ -44,6 +44,7 @@ class VideoIndex:
         repaired: number of frames whose time was missing, or not after the one before, and was
             replaced. `pts` rises in any case.
         other_size: height and width of some later frame, if it is known to have another size.
+        torchcodec: whether it was tried, and its frames were PyAV's.
     """
 
     access: Access
@@ -55,6 +56,7 @@ class VideoIndex:
     rate: Fraction | None = None
     repaired: int = 0
     other_size: tuple[int, int] | None = None
+    torchcodec: bool = False
 
     @property
     def fps(self) -> float:
@@ -95,6 +97,7 @@ class VideoIndex:
             rate=np.array((self.rate or Fraction(0)).as_integer_ratio()),
             repaired=np.array(self.repaired),
             other_size=np.array(self.other_size or (0, 0)),
+            torchcodec=np.array(self.torchcodec),
         )
         return file.getvalue()
 
@@ -112,6 +115,7 @@ class VideoIndex:
                 rate=Fraction(*map(int, saved["rate"])) or None,
                 repaired=int(saved["repaired"]),
                 other_size=_as_size(saved["other_size"]) if saved["other_size"].any() else None,
+                torchcodec=bool(saved["torchcodec"]),
             )
 
 
@@ -140,6 +144,13 @@ def video_stream(container: av.container.InputContainer) -> av.VideoStream:
     if not streams:
         raise VideoError(f"{container.name}: cannot be read as video: it has no video stream")
     return next((s for s in streams if s.disposition & Disposition.default), streams[0])
+
+
+def keyframe_before(index: VideoIndex, frame: np.int64, steps_back: int = 0) -> int:
+    """Return the time of the last keyframe not after a frame, or of an earlier one."""
+    position = int(np.searchsorted(index.keyframes, index.pts[frame], side="right"))
+    position -= 1 + steps_back
+    return int(index.keyframes[position]) if position >= 0 else int(index.pts[0])
 
 
 def check_readable(path: str | Path) -> tuple[int, int]:

@@ -1,16 +1,14 @@
 """The index of a video file: its frames' times, and which access to them can be trusted.
 
-decord is the fastest reader, but its indexed access silently returns wrong frames where a keyframe
-does not reset the decoder (open GOPs, many H.265 files) or where the container's times are not the
-frames' (AVI). The packets show it, without being decoded; where they leave a doubt, all frames are
-decoded once. `extract.video.probe` reads them in processes that may hang or crash, and keeps the
-indexes.
+Access by a frame's number silently gives wrong frames, in decord for one, where a keyframe does not
+reset the decoder (open GOPs, many H.265 files) or where the container's times are not the frames'
+(AVI). The packets show it, without being decoded; where they leave a doubt, all frames are decoded
+once. `extract.video.probe` reads them in processes that may hang or crash, and keeps the indexes.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import lru_cache
-from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -22,6 +20,8 @@ from numpy.typing import NDArray
 from extract.identity import user_cache
 from extract.identity.digest import remembered_digest
 from extract.video.clock import repair_clock
+from extract.video.decoders.by_torchcodec import torchcodec_version
+from extract.video.decoders.choice import check_torchcodec
 from extract.video.h264 import (
     contains_idr,
     is_recovery_picture,
@@ -49,7 +49,7 @@ SELF_CONTAINED = {"av1", "h264", "hevc", "libdav1d", "vp8", "vp9", "libvpx", "li
 # 0.7 s apart (ISO 13818-1, 2.7.4); FFmpeg takes a longer gap than this for a jump, too.
 STREAMS, STREAM_GAP_S = {"mpeg", "mpegts"}, 10.0
 # Raise the number when the same file gets another index.
-CACHE_FOLDER = f"index-3-av{av.__version__}-decord{version('decord')}"
+CACHE_FOLDER = f"index-4-av{av.__version__}{torchcodec_version()}"
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ class _Packets:
         times, decode_times: None where there is none.
         keys: places of the packets that are called keyframes.
         begins: times of those at which decoding can begin.
-        resets: whether decord's indexed access is exact.
+        resets: whether every keyframe resets the decoder, so that access by number is exact.
         length: of the first one, 0 if unknown.
     """
 
@@ -142,7 +142,7 @@ def _read_index(file: _FileState) -> VideoIndex:
         length = packets.length or stream.duration or 0
         if rate is None and len(packets.times) == 1 and length * time_base > 0:
             rate = 1 / (length * time_base)
-        only_one = len(container.streams.video) == 1  # else decord may choose another
+        only_one = len(container.streams.video) == 1  # else other decoders may choose another
         codec = stream.codec_context.name
     first = _probe_first_frames(path)
     if packets.times and not first:
@@ -166,15 +166,19 @@ def _read_index(file: _FileState) -> VideoIndex:
     if not rising or jumps or not exact:
         return _index_by_decoding(file, time_base, formats, rising, *kept)
     keyframes = np.unique(np.array([pts[0], *packets.begins], np.int64))
-    # In other containers (FLV) decord's last frames are wrong.
+    # In other containers (FLV) the last frames of decord, and of torchcodec, are wrong.
     trusted = bool(formats & {"mp4", "matroska"}) and only_one
     if packets.resets and trusted and not rotation:
-        return VideoIndex("decord", pts, keyframes, time_base, *kept)
+        index = VideoIndex("indexed", pts, keyframes, time_base, *kept)
+        return replace(index, torchcodec=check_torchcodec(path, index, file.progress))
     possible, other = _probe_keyframes(file, keyframes, first[0].size)
     possible = possible and bool(formats & SEEKABLE)
     if not possible or (other and codec not in SELF_CONTAINED):
         return _index_by_decoding(file, time_base, formats, rising, *kept)
-    return VideoIndex("seek", pts, keyframes, time_base, *kept, other_size=other)
+    index = VideoIndex("seek", pts, keyframes, time_base, *kept, other_size=other)
+    if trusted and not other:
+        index = replace(index, torchcodec=check_torchcodec(path, index, file.progress))
+    return index
 
 
 def _read_packets(

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from configs.system import count_cores
 from extract.identity.digest import remembered_digest, video_digest
 from extract.video import guarded
 from extract.video.guarded import CallFailed, GuardedPool
@@ -113,5 +114,4 @@ def decode_ends(path: str | Path, progress: Progress) -> VideoIndex:
 
 def _count_free_cores() -> int:
     """Return how many processes this one may have, next to the other ones of the same run."""
-    cores = len(os.sched_getaffinity(0))
-    return max(1, min(MOST_PROCESSES, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
+    return max(1, min(MOST_PROCESSES, count_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))

@@ -1,7 +1,7 @@
 """A watchdog for decoders that hang in the process that uses their frames.
 
-Loader workers decode in their own process: with `extract.video.guarded` every frame would go
-through a pipe, and the loader notices anyway if a worker dies.
+Loader workers decode in their own process, and the loader notices if one dies: with
+`extract.video.guarded` every frame would go through another pipe.
 """
 
 import os
@@ -13,6 +13,7 @@ from threading import Timer
 
 BASE_TIMEOUT_S = 120.0
 SLOWEST_FPS = 5.0  # even large frames on a busy machine are decoded faster
+HANGS = "its decoder hangs"
 
 
 @contextmanager
@@ -32,5 +33,5 @@ def kill_if_stuck(path: str | Path, frames: int) -> Iterator[None]:
 
 def _end_process(path: str | Path) -> None:
     advice = "repair the file or list the video under data.blocked"
-    print(f"error: {path}: its decoder hangs; {advice}", file=sys.stderr, flush=True)
+    print(f"error: {path}: {HANGS}; {advice}", file=sys.stderr, flush=True)
     os._exit(1)

@@ -1,7 +1,6 @@
 """Runs of a grid as subprocesses: several at a time, in any number of processes and machines."""
 
 import asyncio
-import fcntl
 import os
 import shlex
 import signal
@@ -17,6 +16,7 @@ from typing import IO, Any
 
 from tqdm import tqdm
 
+from configs.system import fcntl
 from train.ablation.grid import Grid, Run
 from train.ablation.records import (
     RESULTS,
@@ -252,6 +252,9 @@ def _locked(grid: Grid, run: Run) -> Iterator[IO[bytes] | None]:
     folder.parent.mkdir(parents=True, exist_ok=True)
     # Beside what may be cleaned away.
     with (folder.parent / f".{folder.name}.lock").open("ab") as file:
+        if fcntl is None:
+            yield file
+            return
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

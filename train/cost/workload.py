@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from configs.system import count_cores
 from extract.sampling.frame_cache import kept_bytes
 from extract.sampling.transforms import evaluation_transform, train_transform
 from extract.sampling.units import CLIP_FRAMES
@@ -66,7 +67,7 @@ def count_workload(
     drawn, plain = train_transform(config.pixels).shrink, evaluation_transform(config.pixels).shrink
     kept = {(item.path, drawn) for item in active} | {(item.path, plain) for item in validation}
     overlap = sampling.validation_overlap
-    cores = len(os.sched_getaffinity(0))
+    cores = count_cores()
     share = cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # of a process, on its machine
     resolved, _ = resolve_lengths(settings, sampler.updates)
     epochs = range(1, resolved.last_epoch + 1)

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
 from extract.sampling.frame_cache import FrameCache
+from extract.sampling.guarded_frames import DecodingProcess
 from extract.sampling.reversal import reverse_segments
 from extract.sampling.transforms import (
     PixelConfig,
@@ -20,7 +21,14 @@ from extract.sampling.transforms import (
     evaluation_transform,
     train_transform,
 )
-from extract.sampling.window_frames import arrange, check_unchanged, open_unchanged, window_frames
+from extract.sampling.window_frames import (
+    arrange,
+    assign_to_windows,
+    check_unchanged,
+    open_unchanged,
+    wanted_frames,
+    window_frames,
+)
 from extract.sampling.windows import (
     Direction,
     SamplingConfig,
@@ -46,6 +54,7 @@ class WindowInputs:
         skip_bad: let something stand in for a video that cannot be read.
         cached: each stream's stored activations, which are read in place of frames.
         frame_cache: holds small frames, so that they are not decoded again.
+        process: decodes in place of this one.
     """
 
     sampling: SamplingConfig
@@ -54,6 +63,7 @@ class WindowInputs:
     skip_bad: bool = False
     cached: CachedStreams | None = None
     frame_cache: FrameCache | None = None
+    process: DecodingProcess | None = None
 
     @classmethod
     def of(
@@ -80,8 +90,13 @@ class WindowInputs:
             decoded = self.frame_cache.frames_of(item.path, item.info, windows, transform, seed)
         else:
             digest = item.identity.digest if item.identity else None
-            reader = open_unchanged(item.path, item.frames, digest)
-            decoded = window_frames(reader, windows, transform, seed)
+            version = item.path, item.frames, digest
+            if self.process is not None:
+                wanted = wanted_frames(windows)
+                chunks = self.process.chunks(*version, wanted, transform.shrink)
+                decoded = assign_to_windows(windows, chunks, transform, seed)
+            else:
+                decoded = window_frames(open_unchanged(*version), windows, transform, seed)
         for window, frames in zip(windows, decoded, strict=True):
             check_unchanged(item.path, digest)  # features of it may be stored for good
             yield tuple(arrange(frames, window, direction) for direction in self.directions)

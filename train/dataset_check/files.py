@@ -102,9 +102,9 @@ def check_unreadable(survey: Survey) -> Iterator[Finding]:
 
 
 def check_slow_readers(survey: Survey) -> Iterator[Finding]:
-    """Yield videos that decord does not read exactly, and those of a variable frame rate."""
+    """Yield videos that only PyAV reads exactly, and those of a variable frame rate."""
     for name, file in survey.files.items():
-        if file.index.access != "decord":
+        if file.index.access != "indexed" and not file.index.torchcodec:
             how = "from its keyframes" if file.index.access == "seek" else "in sequence"
             turned = f", turned by {file.index.rotation}°" if file.index.rotation else ""
             text = f"{file.path.name}: PyAV reads it {how}{turned}, frame-exact"

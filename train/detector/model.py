@@ -16,6 +16,7 @@ from extract.backbone.tada_backbone import TAdaBackbone, load_tada_trunk
 from extract.backbone.videomae import VideoMAE
 from extract.checkpoints.layouts import ADDED
 from extract.checkpoints.strict import Coverage, load_state_dict_strict
+from extract.sampling.guarded_frames import DecodingProcess
 from extract.sampling.windows import Window, evaluation_windows
 from extract.tada.tada2d import TAda2D
 from train.config import Experiment
@@ -253,6 +254,7 @@ class Detector(nn.Module):
         of_streams: bool = False,
         workers: int = 0,
         done: Callable[[int], None] = lambda windows: None,
+        process: DecodingProcess | None = None,
     ) -> VideoResult:
         """Find the actions in one video, and the scores behind them, in one pass.
 
@@ -263,6 +265,7 @@ class Detector(nn.Module):
             of_streams: the single streams' results, too, by `stream_names`.
             workers: decoding processes; 0 decodes in this one.
             done: called with the number of windows of every finished batch.
+            process: decodes in place of this one, if there are no `workers`.
 
         Raises:
             VideoError: the file cannot be read.
@@ -274,7 +277,12 @@ class Detector(nn.Module):
                 "evaluate/run.py --cache scores it on features that were imported"
             )
         sampling, evaluation = self.config.sampling, self.config.evaluation
-        inputs = WindowInputs(sampling, self.config.pixels, self.config.directions)
+        inputs = WindowInputs(
+            sampling,
+            self.config.pixels,
+            self.config.directions,
+            process=None if workers else process,
+        )
         windows = EvaluationWindows([item], inputs, sampling.test_overlap)
         curves = ScoreCurves.empty(item, self.windows(item)[0].step, len(self.classes))
 

@@ -1,12 +1,13 @@
 """Checks of a run's folder and its disk before training."""
 
-import fcntl
 import os
 import shutil
 import tempfile
 from pathlib import Path
 
 from torch import nn
+
+from configs.system import fcntl
 
 LOCK = ".lock"
 
@@ -41,7 +42,9 @@ def claim_folder(folder: Path, begun: bool) -> None:
 
 
 def _lock_file(file: int) -> bool:
-    """Lock a file; return whether nobody else holds it, True where file systems have no locks."""
+    """Lock a file; return whether nobody else holds it, True where there are no locks."""
+    if fcntl is None:
+        return True
     try:
         # Unlike with `flock`, workers, which might outlive the run, do not inherit it.
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
