@@ -109,7 +109,7 @@ class DetectionTask:
 
     def prepare(self, batches: Sequence[Batch]) -> list[PreparedBatch]:
         accelerator = self.accelerator
-        batches = [batch.to(accelerator.device) for batch in batches]
+        batches = [batch.to(accelerator.device).augmented() for batch in batches]
         targets = [self.targets(batch) for batch in batches]
         # Known before the network runs, so that all micro-batches divide by the same number.
         positives = sum(
