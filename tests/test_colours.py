@@ -16,7 +16,7 @@ from extract.sampling import colours, transforms
 from extract.sampling.rand_augment import OPERATIONS
 from extract.sampling.transforms import Augmentation, PixelConfig, augment, draw_augmentation
 from extract.sampling.windows import SamplingConfig, whole_video
-from tests.waiting import refuse_waiting
+from tests.waits import Copies, Operations
 from train.data.batch import Sample, collate
 
 ALL = PixelConfig(size=40)
@@ -154,8 +154,9 @@ def test_the_host_never_waits_for_the_device() -> None:
     every = tuple(
         partial(operation, shares=(0.2, 0.7)) for operation in OPERATIONS
     ) + draw_augmentation(np.random.default_rng(0), replace(ALL, rand_augment=0))
-    with refuse_waiting():
+    with Operations() as operations, Copies() as copies:
         augment(frames, every)
+    assert [*operations.seen, *copies.seen] == []
 
 
 def sample(directions: int, augmentation: Augmentation, seed: int) -> Sample:

@@ -180,6 +180,10 @@ class TrainingRun(Generic[T]):
         self.wrapped, self.optimizer = accelerator.prepare(task.model, task.optimizer)
         # After `prepare`, which may have moved or sharded the weights.
         self.average = Average(self.model, self.training.ema_decay)
+        self.clipped = [
+            [weight for weight in part.parameters() if weight.requires_grad]
+            for part in task.clipped
+        ]
         if resume:
             self._resume()
 
@@ -270,11 +274,11 @@ class TrainingRun(Generic[T]):
                 accelerator.backward(losses.sum())
             done.append(MicroBatch(batch.videos, losses.detach(), len(batch.problems)))
         accelerator.unscale_gradients()
-        for part in self.task.clipped:
-            clip_grad_norm_(part.parameters(), settings.clip_norm)
+        for weights in self.clipped:
+            clip_grad_norm_(weights, settings.clip_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        self.average.update(self.model)
+        self.average.update()
         return done
 
     def _warn_of_problems(self, batches: Sequence[Any]) -> None:
@@ -329,7 +333,7 @@ class TrainingRun(Generic[T]):
         self.model.eval()
         with (
             self.watch.stage(VALIDATION),
-            self.average.applied(self.model),
+            self.average.applied(),
             gathered(self.model),
         ):
             result, skipped = self.task.validate()
