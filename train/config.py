@@ -13,6 +13,8 @@ from extract.sampling.windows import Direction, SamplingConfig
 from train.modeling.actionformer import HeadConfig
 from train.modeling.fusion import FusionConfig
 
+Compile = Literal["off", "blocks", "all"]
+
 
 @dataclass(frozen=True)
 class DataConfig:
@@ -80,6 +82,10 @@ class TrainingConfig:
         label_smoothing: share of the classes' targets that is spread over all of them.
         precision: of the forward pass. `tf32` is float32 that GPUs multiply with 10 bits; with
             `fp32` they do not.
+        compile: what of the network is compiled, which takes minutes at the start and makes steps
+            faster on a GPU: nothing (`off`), each of the transformer's blocks and adapters
+            (`blocks`), or the whole network (`all`). Numbers differ by rounding, and drop path is
+            drawn otherwise with `all`.
         workers: decoding processes per training process.
         validate_every, validate_from: epochs.
     """
@@ -100,6 +106,7 @@ class TrainingConfig:
     ema_decay: float = 0.999
     label_smoothing: float = 0.0
     precision: Precision = "fp16"  # as published; a CPU needs fp32
+    compile: Compile = "off"
     workers: int = 4  # fewer leave a GPU waiting for frames
     validate_every: int = 5
     validate_from: int = 40  # before, the averaged weights still lie far behind

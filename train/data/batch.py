@@ -60,7 +60,7 @@ class Batch:
 
     def to(self, device: torch.device) -> "Batch":
         """Return the batch with its tensors on `device`, copied without waiting."""
-        return self._mapped(lambda tensor: tensor.to(device, non_blocking=True))
+        return self.each(lambda tensor: tensor.to(device, non_blocking=True))
 
     def augmented(self) -> "Batch":
         """Return the batch with its augmentations made, once, where its tensors are."""
@@ -74,9 +74,10 @@ class Batch:
 
     def pin_memory(self) -> "Batch":
         """Return the batch in page-locked memory, for copies in the background (for DataLoader)."""
-        return self._mapped(Tensor.pin_memory)
+        return self.each(Tensor.pin_memory)
 
-    def _mapped(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+    def each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        """Return the batch with its tensors changed."""
         return replace(
             self,
             inputs=tuple(map(change, self.inputs)),

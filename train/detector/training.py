@@ -77,6 +77,11 @@ class DetectionTask:
         self.config = config = detector.config
         self.model, self.classes = detector, detector.classes
         self.accelerator, self.validation = accelerator, validation
+        if activations and config.training.compile == "blocks":
+            raise ValueError(
+                "training.compile blocks changes by rounding what validation stores; set "
+                "training.compile all or off, or omit --cache"
+            )
         self.activations, self.counts, self.total = activations, Counts(), Counts()
         self.counts_activations = cached is not None or bool(activations)
         self.levels = config.head.levels

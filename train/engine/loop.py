@@ -20,7 +20,9 @@ from tqdm import tqdm
 from configs.messages import truncated
 from train.config import Trained
 from train.data.loading import EpochSampler
+from train.data.lookahead import copied_ahead
 from train.engine.checkpoint import Checkpoint, check_same_run, load_checkpoint, save_checkpoint
+from train.engine.compiling import compile_network
 from train.engine.lengths import resolve_lengths
 from train.engine.metrics_log import MetricsLog
 from train.engine.optim import Average, batch_norm_statistics, build_schedule, describe_updates
@@ -177,6 +179,7 @@ class TrainingRun(Generic[T]):
         self.schedule = build_schedule(task.optimizer, self.training, self.updates)
         prepare_sharding(accelerator)
         self.model = task.model
+        compile_network(self.model, self.training.compile)
         self.wrapped, self.optimizer = accelerator.prepare(task.model, task.optimizer)
         # After `prepare`, which may have moved or sharded the weights.
         self.average = Average(self.model, self.training.ema_decay)
@@ -233,7 +236,8 @@ class TrainingRun(Generic[T]):
         self.sampler.epoch = self.epoch
         began, recent = time.monotonic(), list[MicroBatch]()
         with translate_worker_death(), translate_oom(SMALLER_BATCHES):
-            updates = zip(*[iter(self.loader)] * self.training.accumulate, strict=True)
+            on_device = copied_ahead(self.loader, self.accelerator.device)
+            updates = zip(*[on_device] * self.training.accumulate, strict=True)
             came = self.watch.time_waiting(updates, WAITING)
             for step, batches in enumerate(came, self.epoch * self.updates):
                 self._warn_of_problems(batches)
