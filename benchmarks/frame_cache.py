@@ -4,10 +4,11 @@
 
 Without files, one is made: H.264 with B-frames and a keyframe every 250, fine detail with a little
 noise that moves all the time. A sample is that of a THUMOS-14 run (`train/data/windows.py`), one
-random window in one thread: with the whole published augmentation, and with the random crop and
-the flip alone. The ways take turns on the same windows; numbers are medians of input frames per
-second (`filled/s`: of the first time, when a video's frames are decoded and kept). Ends with code
-1 if the frames cannot be kept."""
+random window in one thread: with the whole published augmentation, of which training makes most on
+the device, and with the random crop and the flip alone, as loader workers make it. The ways take
+turns on the same windows; numbers are medians of input frames per second (`filled/s`: of the first
+time, when a video's frames are decoded and kept). Ends with code 1 if the frames cannot be kept.
+"""
 
 import argparse
 import sys
@@ -25,6 +26,7 @@ from configs.loader import load
 from extract.sampling.frame_cache import FrameCache
 from extract.transcoding.proxy import ProxyConfig, write_proxy
 from train.config import Experiment
+from train.data.batch import collate
 from train.data.videos import probe_item, with_digest
 from train.data.windows import TrainingWindows, WindowInputs
 
@@ -77,11 +79,11 @@ def race_samples(file: Path, folder: Path, configs: tuple[Experiment, ...], repe
 
 
 def sample_maker(windows: TrainingWindows) -> Callable[[], None]:
-    """Return a function that makes the sample of the next epoch."""
+    """Return a function that makes the sample of the next epoch, and its augmentation."""
     epochs = count()
 
     def make_sample() -> None:
-        windows[next(epochs), 0]
+        collate([windows[next(epochs), 0]]).augmented()
 
     return make_sample
 

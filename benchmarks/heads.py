@@ -75,7 +75,7 @@ def build_way(
     )
 
     def train(number: int) -> None:
-        step(collate([dataset[(number, number % len(items))]]))
+        step(collate([dataset[(number, number % len(items))]]).augmented())
 
     return train
 

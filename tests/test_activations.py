@@ -15,11 +15,12 @@ from torch import Tensor
 from cache.address import Dtype, VideoInfo
 from cache.store import Store
 from extract.activations.activations import Activations, CacheConfig
-from extract.activations.fingerprints import Precision, fingerprints, settings
+from extract.activations.fingerprints import fingerprints, settings
 from extract.activations.inputs import PassInput, job_pieces
 from extract.activations.stored import deepest
 from extract.backbone.adapters import TemporalAdapter
 from extract.backbone.backbone import Backbone, BackboneConfig, Cut
+from extract.backbone.precision import Precision
 from extract.backbone.videomae import TrunkConfig
 from extract.identity.digest import video_digest
 from extract.sampling.spans import Span, SpanKind, whole_video_window

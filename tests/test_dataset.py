@@ -282,8 +282,8 @@ def test_augmentation_is_the_same_for_all_frames_and_repeatable() -> None:
     assert not torch.equal(one, transform_frames(transform, striped(), seed=2))
 
 
-def test_a_window_in_parts_gets_one_augmentation() -> None:
-    """The whole published recipe, bit for bit, down to a last part of one frame."""
+def test_a_window_in_parts_gets_one_crop() -> None:
+    """Crop and flip, bit for bit, down to a last part of one frame."""
     transform = train_transform(PixelConfig(size=32, train_short_side=40))
     frames = np.random.default_rng(1).integers(0, 256, (33, 60, 80, 3), dtype=np.uint8)
     for seed in range(40):

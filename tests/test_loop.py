@@ -42,6 +42,7 @@ class _Score:
 
 ONE_EPOCH = ["--training.stop_epoch=1", "--data.validation_subset=null"]
 SINGLE = [*ONE_EPOCH, "--training.global_batch=1"]
+AUGMENTED = ["--pixels.rand_augment=15", "--pixels.colour_jitter=[0.5, 0.5, 0.5, 0.1]"]
 TWICE = ["--training.global_batch=2", "--training.accumulate=2"]  # of one window each
 
 
@@ -71,7 +72,7 @@ def test_an_update_never_waits_for_the_device(
 ) -> None:
     AcceleratorState._reset_state(reset_partial_state=True)
     accelerator = Accelerator(cpu=True, mixed_precision="no" if precision == "fp32" else precision)
-    accumulated = [*TWICE, f"--training.precision={precision}"]
+    accumulated = [*TWICE, f"--training.precision={precision}", *AUGMENTED]
     run = prepare(data, tmp_path, accelerator, *SINGLE, *accumulated)
     assert watched_update(run) == []
     AcceleratorState._reset_state(reset_partial_state=True)

@@ -201,7 +201,7 @@ def test_average_is_exponential_over_what_learns_without_its_start(
         assert torch.equal(value.double(), first[name])
     for n in range(1, 6):
         wander(model)
-        average.update(model)
+        average.update()
         moving = {
             name: decay * moving[name] + (1 - decay) * value for name, value in exact(model).items()
         }
@@ -221,7 +221,7 @@ def test_a_long_average_is_the_moving_one_but_for_its_start() -> None:
     for n in range(1, 6001):
         with torch.no_grad():
             weight.fill_(1.0)
-        average.update(module)
+        average.update()
         mean = decay * mean + (1 - decay)
         if n == 300:
             assert mean == pytest.approx(0.26, abs=0.01)
@@ -241,8 +241,8 @@ def test_an_average_that_goes_on_is_the_one_that_would_have_been() -> None:
             kept = {name: tensor.clone() for name, tensor in two.tensors.items()}
             updates, two = two.updates, Average(resumed, 0.9)
             two.load(kept, updates)
-        one.update(whole)
-        two.update(resumed)
+        one.update()
+        two.update()
         assert all(torch.equal(t, two.tensors[name]) for name, t in one.tensors.items())
 
 
@@ -251,8 +251,8 @@ def test_an_average_without_a_count_goes_on_as_it_began() -> None:
     module = nn.ParameterList([nn.Parameter(torch.ones(()))])
     average = Average(module, 0.5)
     average.load({"0": torch.tensor(0.0)}, math.inf)
-    average.update(module)
-    average.update(module)
+    average.update()
+    average.update()
     assert float(average.tensors["0"]) == 0.75 and average.updates == math.inf
 
 
@@ -263,9 +263,9 @@ def test_averages_are_lent_to_the_model(mode: Mode) -> None:
     places = {name: p.data_ptr() for name, p in model.named_parameters()}
     for _ in range(2):
         wander(model)
-        average.update(model)
+        average.update()
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    with pytest.raises(KeyboardInterrupt), average.applied(model):
+    with pytest.raises(KeyboardInterrupt), average.applied():
         for name, parameter in model.named_parameters():
             assert torch.equal(parameter, average.tensors.get(name, before[name])), name
             assert torch.equal(parameter, before[name]) == (name not in average.tensors), name

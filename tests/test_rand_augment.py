@@ -2,16 +2,17 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageEnhance, ImageOps
-from torch import Tensor
 
 from extract.sampling import rand_augment
-from extract.sampling.rand_augment import OPERATIONS, RandAugment
+from extract.sampling.rand_augment import OPERATIONS, Operation, Pair, draw_operations
+from extract.sampling.transforms import augment
 
 HEIGHT, WIDTH = 48, 64
 
@@ -27,10 +28,14 @@ def frames() -> NDArray[np.uint8]:
     return np.clip(noisy, 3, 248).astype(np.uint8)
 
 
-def applied(operation: Callable[[Tensor], Tensor], frames: NDArray[np.uint8]) -> NDArray[np.int64]:
-    result = operation(torch.from_numpy(frames).permute(0, 3, 1, 2))
-    assert result.dtype == torch.uint8 and result.shape == (len(frames), 3, HEIGHT, WIDTH)
-    return result.permute(0, 2, 3, 1).long().numpy()
+def applied(
+    operation: Operation, frames: NDArray[np.uint8], shares: Pair = (0.3, 0.3)
+) -> NDArray[np.int64]:
+    given = torch.from_numpy(frames).permute(3, 0, 1, 2)
+    result = augment(given, (partial(operation, shares=shares),))
+    assert result.dtype == torch.uint8 and result.shape == (3, len(frames), HEIGHT, WIDTH)
+    assert np.array_equal(given.permute(1, 2, 3, 0).numpy(), frames)
+    return result.permute(1, 2, 3, 0).long().numpy()
 
 
 def by_pil(
@@ -55,7 +60,7 @@ def by_pil(
 )
 def test_colours_are_changed_as_pil_does(
     frames: NDArray[np.uint8],
-    operation: Callable[[Tensor], Tensor],
+    operation: Operation,
     witness: Callable[[Image.Image], Image.Image],
     levels: int,
 ) -> None:
@@ -99,14 +104,13 @@ def turned(sign: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
 )
 def test_pictures_are_moved_by_the_published_strengths_either_way(
     frames: NDArray[np.uint8],
-    operation: Callable[[Tensor], Tensor],
+    operation: Operation,
     source: Callable[[int], tuple[NDArray[np.float64], NDArray[np.float64]]],
 ) -> None:
     expected = [sampled(frames, *source(sign)) for sign in (1, -1)]
     met = set()
-    for seed in range(12):
-        torch.manual_seed(seed)
-        found = applied(operation, frames)
+    for shares in np.random.default_rng(0).uniform(size=(12, 2)):
+        found = applied(operation, frames, tuple(shares))
         errors = [float(np.abs(found - one).max()) for one in expected]
         assert min(errors) <= 1 and max(errors) > 20, errors
         met.add(errors.index(min(errors)))
@@ -116,9 +120,8 @@ def test_pictures_are_moved_by_the_published_strengths_either_way(
 def test_a_grey_square_anywhere_is_cut_out(frames: NDArray[np.uint8]) -> None:
     frames[frames == 128] = 127
     sides, places = set(), []
-    for seed in range(200):
-        torch.manual_seed(seed)
-        found = applied(rand_augment.cut_out, frames)
+    for shares in np.random.default_rng(0).uniform(size=(200, 2)):
+        found = applied(rand_augment.cut_out, frames, tuple(shares))
         hole = (found == 128).all((0, 3))
         assert np.array_equal(found[:, ~hole], frames[:, ~hole])
         rows, columns = (np.flatnonzero(hole.any(axis)) for axis in (1, 0))
@@ -130,32 +133,22 @@ def test_a_grey_square_anywhere_is_cut_out(frames: NDArray[np.uint8]) -> None:
     assert np.ptp(np.array(places), axis=0).min() > 0.7
 
 
-def test_two_different_operations_are_drawn_for_all_frames(monkeypatch: pytest.MonkeyPatch) -> None:
-    drawn: list[int] = []
-
-    def noting(place: int) -> Callable[[Tensor], Tensor]:
-        def note(video: Tensor) -> Tensor:
-            drawn.append(place)
-            return video
-
-        return note
-
-    monkeypatch.setattr(rand_augment, "OPERATIONS", tuple(map(noting, range(len(OPERATIONS)))))
+def test_two_different_operations_are_drawn_in_the_order_of_the_list() -> None:
     counts = np.zeros(len(OPERATIONS), int)
+    shares = []
     for seed in range(600):
-        torch.manual_seed(seed)
-        drawn.clear()
-        RandAugment(2)(torch.zeros(3, 3, 8, 8, dtype=torch.uint8))
+        changes = draw_operations(np.random.default_rng(seed), 2)
+        drawn = [OPERATIONS.index(change.func) for change in changes]  # type: ignore[attr-defined]
         assert len(drawn) == 2 and drawn[0] < drawn[1]
         counts[drawn] += 1
+        shares += [change.keywords["shares"] for change in changes]  # type: ignore[attr-defined]
     assert len(OPERATIONS) == 15 and counts.min() > 40 and counts.max() < 130  # 80 each
+    assert abs(np.mean(shares) - 0.5) < 0.03 and len(set(shares)) == len(shares)
 
 
 def test_the_same_draw_for_parts_of_a_window(frames: NDArray[np.uint8]) -> None:
-    video = torch.from_numpy(frames).permute(0, 3, 1, 2)
+    video = torch.from_numpy(frames).permute(3, 0, 1, 2)
     for seed in range(60):
-        results = []
-        for part in (video, video[:1], video[1:]):
-            torch.manual_seed(seed)
-            results.append(RandAugment(2)(part))
-        assert torch.equal(results[0], torch.cat(results[1:])), seed
+        changes = tuple(draw_operations(np.random.default_rng(seed), 2))
+        parts = [augment(part, changes) for part in (video[:, :1], video[:, 1:])]
+        assert torch.equal(augment(video, changes), torch.cat(parts, 1)), seed

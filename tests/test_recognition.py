@@ -299,13 +299,13 @@ def test_running_statistics_travel_with_the_average() -> None:
     summed = {name: torch.zeros_like(t) for name, t in network.state_dict().items()}
     for _ in range(3):
         network(torch.randn(8, 2))
-        average.update(network)
+        average.update()
         for name, tensor in network.state_dict().items():
             if tensor.is_floating_point():
                 summed[name] = 0.75 * summed[name] + 0.25 * tensor
     expected = {name: tensor / (1 - 0.75**3) for name, tensor in summed.items()}
     own = {name: t.clone() for name, t in network.state_dict().items()}
-    with average.applied(network):
+    with average.applied():
         for name, tensor in network.state_dict().items():
             if tensor.is_floating_point():
                 torch.testing.assert_close(tensor, expected[name])

@@ -68,7 +68,7 @@ WORK = Workload(
 READING = ReadingCost(
     videos=("a", "b"),
     decoded_s=0.02,
-    augmented_s=0.005,
+    cropped_s=0.005,
 )
 PIXELS = StepCost(trained_s=1.2, tested_s=0.6)
 FEATURES = CachedCost(
@@ -454,7 +454,7 @@ def test_every_kind_of_experiment_can_be_tried(
     reading = measure_reading(config, items)
     assert torch.get_num_threads() == threads
     assert len(reading.videos) == 2  # every second of four
-    assert reading.decoded_s > 0 < reading.augmented_s
+    assert reading.decoded_s > 0 < reading.cropped_s
     tried: list[tuple[Experiment, Cut | None]] = [(config, None)]
     if config.head.learns:
         tried += [(freeze_below(config, config.backbone.depth), "features")]

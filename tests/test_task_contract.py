@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from configs.loader import load
 from tests import test_e2e, test_recognition
 from tests.test_recognition import clips  # noqa: F401  a fixture
+from tests.waits import Copies, Operations
 from train.config import Experiment
 from train.engine.checkpoint import load_checkpoint
 from train.engine.loop import Task, TrainingRun
@@ -65,6 +66,26 @@ def test_a_loss_moves_what_the_optimizer_holds(build: Build) -> None:
     losses.sum().backward()
     assert all(p.grad is not None for p in task.model.parameters() if p.requires_grad)
     assert not any(p.grad is not None for p in task.model.parameters() if not p.requires_grad)
+
+
+def test_an_update_neither_waits_nor_looks_for_weights(
+    build: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = build()
+    first, second = batches(run, 2)
+    run.update(0, [first])  # states and tables are made
+    moved = {name: tensor.clone() for name, tensor in run.average.tensors.items()}
+    looked: list[str] = []
+    walk = torch.nn.Module.named_parameters
+    monkeypatch.setattr(
+        torch.nn.Module,
+        "named_parameters",
+        lambda module, *how: looked.append(type(module).__name__) or walk(module, *how),  # type: ignore[func-returns-value]
+    )
+    with Operations() as operations, Copies() as copies:
+        run.update(1, [second])
+    assert [*operations.seen, *copies.seen, *looked] == []
+    assert not all(torch.equal(moved[name], t) for name, t in run.average.tensors.items())
 
 
 def test_a_validation_scores_and_changes_nothing(build: Build) -> None:

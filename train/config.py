@@ -6,11 +6,14 @@ from typing import ClassVar, Literal, Protocol
 from evaluate.nms import NmsConfig
 from extract.activations.activations import CacheConfig
 from extract.backbone.backbone import BackboneConfig
+from extract.backbone.precision import Precision
 from extract.sampling.transforms import PixelConfig
 from extract.sampling.units import TUBELET
 from extract.sampling.windows import Direction, SamplingConfig
 from train.modeling.actionformer import HeadConfig
 from train.modeling.fusion import FusionConfig
+
+Compile = Literal["off", "blocks", "all"]
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,12 @@ class TrainingConfig:
         ema_decay: of the averaged weights that are evaluated; initial ones have no share in them.
             A run that is too short for it gets a lower one.
         label_smoothing: share of the classes' targets that is spread over all of them.
-        precision: of the forward pass.
+        precision: of the forward pass. `tf32` is float32 that GPUs multiply with 10 bits; with
+            `fp32` they do not.
+        compile: what of the network is compiled, which takes minutes at the start and makes steps
+            faster on a GPU: nothing (`off`), each of the transformer's blocks and adapters
+            (`blocks`), or the whole network (`all`). Numbers differ by rounding, and drop path is
+            drawn otherwise with `all`.
         workers: decoding processes per training process.
         validate_every, validate_from: epochs.
     """
@@ -97,7 +105,8 @@ class TrainingConfig:
     clip_norm: float = 1.0
     ema_decay: float = 0.999
     label_smoothing: float = 0.0
-    precision: Literal["fp32", "bf16", "fp16"] = "fp16"  # as published; a CPU needs fp32
+    precision: Precision = "fp16"  # as published; a CPU needs fp32
+    compile: Compile = "off"
     workers: int = 4  # fewer leave a GPU waiting for frames
     validate_every: int = 5
     validate_from: int = 40  # before, the averaged weights still lie far behind
@@ -106,7 +115,7 @@ class TrainingConfig:
     @property
     def mixed_precision(self) -> str:
         """Accelerate's name for `precision`."""
-        return "no" if self.precision == "fp32" else self.precision
+        return "no" if self.precision in ("fp32", "tf32") else self.precision
 
     @property
     def last_epoch(self) -> int:

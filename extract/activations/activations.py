@@ -19,7 +19,6 @@ from cache.format.writer import Writer
 from cache.store import Store
 from extract.activations.fingerprints import (
     Description,
-    Precision,
     check_plain,
     describe,
     fingerprint,
@@ -32,6 +31,7 @@ from extract.activations.passes import Pass, autocast
 from extract.activations.stored import Cached, Counts, Places, adopted, deepest, known_fingerprints
 from extract.backbone.backbone import Cut
 from extract.backbone.imported import AnyBackbone, require_pixels
+from extract.backbone.precision import Precision
 from extract.sampling.spans import Span, SpanKind
 from extract.sampling.transforms import PixelConfig
 from extract.video.reader import VideoError

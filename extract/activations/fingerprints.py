@@ -6,7 +6,7 @@ fingerprints that differ differ in a line of their descriptions, which the store
 
 from collections.abc import Callable
 from dataclasses import asdict, fields, is_dataclass
-from typing import Any, Literal, NoReturn
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -20,13 +20,13 @@ from extract.activations.passes import Pass
 from extract.activations.stored import ADOPTED_AS
 from extract.backbone.backbone import Backbone, BackboneConfig, Cut, TAdaSize
 from extract.backbone.imported import AnyBackbone, Imported, describe_imported
+from extract.backbone.precision import Precision
 from extract.backbone.tada_backbone import TAdaBackbone
 from extract.backbone.videomae import TrunkConfig
 from extract.identity.computing import COMPUTES_NOTHING, LIBRARIES
 from extract.sampling.transforms import PixelConfig
 from extract.tada.tada2d import TAda2DConfig
 
-Precision = Literal["fp32", "bf16", "fp16"]
 Description = dict[str, Any]
 """All that the activations at one cut depend on besides the frames, for JSON."""
 
@@ -284,7 +284,8 @@ def _flags() -> dict[str, Any]:
     flags: dict[str, Callable[[], object]] = {
         "float32_matmul_precision": torch.get_float32_matmul_precision,
         "matmul.allow_tf32": lambda: matmul.allow_tf32,
-        "cudnn.allow_tf32": lambda: cudnn.allow_tf32,
+        # Where there is no GPU it changes no number, whoever has set it.
+        "cudnn.allow_tf32": lambda: cudnn.allow_tf32 and torch.cuda.is_available(),
         # "none", as at the start, is as exact as "ieee", as after setting it.
         "matmul.fp32_precision": lambda: matmul.fp32_precision.replace("none", "ieee"),
         "cudnn.fp32_precision": lambda: cudnn.fp32_precision.replace("none", "ieee"),

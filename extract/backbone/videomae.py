@@ -87,8 +87,11 @@ class Block(nn.Module):
         if scale is None:
             x = x + self.attn(self.norm1(x))
             return x + self.mlp(self.norm2(x))
-        x = torch.addcmul(x, self.attn(self.norm1(x)), scale[:, 0])
-        return torch.addcmul(x, self.mlp(self.norm2(x)), scale[:, 1])
+        # In the branch's type: in float32 the product would take another copy of it.
+        branch = self.attn(self.norm1(x))
+        x = x + branch * scale[:, 0].to(branch.dtype)
+        branch = self.mlp(self.norm2(x))
+        return x + branch * scale[:, 1].to(branch.dtype)
 
 
 class VideoMAE(nn.Module):

@@ -7,108 +7,148 @@ strengths, and is about a third as strong at 9.
 
 All frames of a window get the same operations, in the order of the list. Signs are drawn for every
 window; mmaction2 draws them once a run, with its configuration.
+
+Operations work on levels as `extract.sampling.colours` has them, float32 [3, N, H, W], and may
+overwrite what they are given. Each takes two shares in [0, 1), which decide a sign or a place.
 """
 
-from collections.abc import Callable
+import math
+from functools import partial
+from typing import Protocol
 
+import numpy as np
 import torch
-from torch import Tensor, nn
-from torchvision.transforms.v2 import InterpolationMode, functional
+from torch import Tensor
+from torch.nn.functional import grid_sample
+from torchvision.transforms.v2 import functional
+
+from extract.sampling.colours import (
+    HIGHEST,
+    Change,
+    adjust_brightness,
+    adjust_contrast,
+    adjust_saturation,
+    whole,
+)
 
 LEVEL = 0.9  # magnitude 9 of 10
-SHEAR = 17.19 * LEVEL  # degrees: a shear of 0.28
-ROTATION = 30 * LEVEL  # degrees
+SHEAR = math.tan(math.radians(17.19 * LEVEL))  # 0.28
+ROTATION = math.radians(30 * LEVEL)
 SHIFT = 0.2 * LEVEL  # of the side
 FACTOR = 1.8 * LEVEL + 0.1  # 1 is the picture as it is
-BITS = int(4 * LEVEL)
+STEP = 2 ** (8 - int(4 * LEVEL))  # from one level to the next that the highest bits can say
 SOLARISED_FROM = 256 * LEVEL
 HOLE = 0.2 * LEVEL  # of the side
 GREY = 128
+BLUR = 1 / 13, 5 / 13  # of the neighbours, and of the pixel itself
 Pair = tuple[float, float]
 
 
-def shear_x(video: Tensor) -> Tensor:
+class Operation(Protocol):
+    """One of the fifteen."""
+
+    def __call__(self, levels: Tensor, shares: Pair) -> Tensor: ...
+
+
+def shear_x(levels: Tensor, shares: Pair) -> Tensor:
     """Shear along the rows, about the centre."""
-    return _affine(video, shear=(_signed(SHEAR), 0.0))
+    return _moved(levels, ((1.0, _signed(SHEAR, shares)), (0.0, 1.0)))
 
 
-def shear_y(video: Tensor) -> Tensor:
+def shear_y(levels: Tensor, shares: Pair) -> Tensor:
     """Shear along the columns, about the centre."""
-    return _affine(video, shear=(0.0, _signed(SHEAR)))
+    return _moved(levels, ((1.0, 0.0), (_signed(SHEAR, shares), 1.0)))
 
 
-def translate_x(video: Tensor) -> Tensor:
+def translate_x(levels: Tensor, shares: Pair) -> Tensor:
     """Move the picture to one side."""
-    return _affine(video, shift=(_signed(SHIFT * video.shape[-1]), 0.0))
+    return _moved(levels, shift=(_signed(SHIFT * levels.shape[-1], shares), 0.0))
 
 
-def translate_y(video: Tensor) -> Tensor:
+def translate_y(levels: Tensor, shares: Pair) -> Tensor:
     """Move the picture up or down."""
-    return _affine(video, shift=(0.0, _signed(SHIFT * video.shape[-2])))
+    return _moved(levels, shift=(0.0, _signed(SHIFT * levels.shape[-2], shares)))
 
 
-def rotate(video: Tensor) -> Tensor:
+def rotate(levels: Tensor, shares: Pair) -> Tensor:
     """Turn the picture about its centre."""
-    return functional.rotate(video, _signed(ROTATION), InterpolationMode.BILINEAR)
+    angle = _signed(ROTATION, shares)
+    cos, sin = math.cos(angle), math.sin(angle)
+    return _moved(levels, ((cos, sin), (-sin, cos)))
 
 
-def posterise(video: Tensor) -> Tensor:
+def posterise(levels: Tensor, shares: Pair) -> Tensor:
     """Keep the highest bits of every value."""
-    return functional.posterize(video, BITS)
+    return levels.div_(STEP).floor_().mul_(STEP)
 
 
-def solarise(video: Tensor) -> Tensor:
+def solarise(levels: Tensor, shares: Pair) -> Tensor:
     """Invert the brightest values."""
-    return functional.solarize(video, SOLARISED_FROM)
+    bright = torch.ge(levels, SOLARISED_FROM, out=torch.empty_like(levels))
+    return levels.lerp_(HIGHEST - levels, bright)
 
 
-def enhance_colour(video: Tensor) -> Tensor:
+def enhance_colour(levels: Tensor, shares: Pair) -> Tensor:
     """Move colours away from grey."""
-    return functional.adjust_saturation(video, FACTOR)
+    return adjust_saturation(levels, FACTOR)
 
 
-def enhance_contrast(video: Tensor) -> Tensor:
+def enhance_contrast(levels: Tensor, shares: Pair) -> Tensor:
     """Move values away from the frame's mean."""
-    return functional.adjust_contrast(video, FACTOR)
+    return adjust_contrast(levels, FACTOR)
 
 
-def enhance_brightness(video: Tensor) -> Tensor:
+def enhance_brightness(levels: Tensor, shares: Pair) -> Tensor:
     """Move values away from black."""
-    return functional.adjust_brightness(video, FACTOR)
+    return adjust_brightness(levels, FACTOR)
 
 
-def enhance_sharpness(video: Tensor) -> Tensor:
-    """Move values away from a smoothed picture's."""
-    return functional.adjust_sharpness(video, FACTOR)
+def enhance_sharpness(levels: Tensor, shares: Pair) -> Tensor:
+    """Move values away from a smoothed picture's; those at the border stay."""
+    if min(levels.shape[-2:]) < 3:
+        return levels
+    of_neighbours, of_itself = BLUR
+    rows = levels[..., :-2, :] + levels[..., 1:-1, :]
+    rows += levels[..., 2:, :]
+    smooth = rows[..., :-2] + rows[..., 1:-1]
+    smooth += rows[..., 2:]
+    inside = levels[..., 1:-1, 1:-1]
+    smooth.mul_(of_neighbours).add_(inside, alpha=of_itself - of_neighbours).round_()
+    inside.add_(smooth.sub_(inside), alpha=1 - FACTOR)
+    return whole(levels)
 
 
-def auto_contrast(video: Tensor) -> Tensor:
+def auto_contrast(levels: Tensor, shares: Pair) -> Tensor:
     """Stretch each frame's channels to all values."""
-    return functional.autocontrast(video)
+    lowest, highest = (
+        levels.amin((-2, -1), keepdim=True),
+        levels.amax((-2, -1), keepdim=True),
+    )
+    flat = highest == lowest
+    scale = ((highest - lowest) * (1 / HIGHEST)).masked_fill_(flat, 1)
+    return whole(levels.sub_(lowest.masked_fill_(flat, 0)).div_(scale))
 
 
-def equalise(video: Tensor) -> Tensor:
+def equalise(levels: Tensor, shares: Pair) -> Tensor:
     """Make each frame's histograms flat."""
-    return functional.equalize(video)
+    return functional.equalize(levels.to(torch.uint8).transpose(0, 1)).transpose(0, 1).float()
 
 
-def invert(video: Tensor) -> Tensor:
+def invert(levels: Tensor, shares: Pair) -> Tensor:
     """Return the negative."""
-    return functional.invert(video)
+    return levels.neg_().add_(HIGHEST)
 
 
-def cut_out(video: Tensor) -> Tensor:
+def cut_out(levels: Tensor, shares: Pair) -> Tensor:
     """Cover a square with grey, centred anywhere in the picture."""
-    height, width = video.shape[-2:]
+    height, width = levels.shape[-2:]
     side = round(HOLE * min(height, width))
-    shares = torch.rand(2).tolist()
     top, left = (int(c * n) - side // 2 for c, n in zip(shares, (height, width), strict=True))
-    covered = video.clone()
-    covered[..., max(top, 0) : top + side, max(left, 0) : left + side] = GREY
-    return covered
+    levels[..., max(top, 0) : top + side, max(left, 0) : left + side] = GREY
+    return levels
 
 
-OPERATIONS: tuple[Callable[[Tensor], Tensor], ...] = (
+OPERATIONS: tuple[Operation, ...] = (
     shear_x,
     shear_y,
     translate_x,
@@ -127,25 +167,40 @@ OPERATIONS: tuple[Callable[[Tensor], Tensor], ...] = (
 )
 
 
-class RandAugment(nn.Module):
-    """A random choice of different operations for all frames uint8 [N, 3, H, W] of a window."""
-
-    def __init__(self, operations: int) -> None:
-        super().__init__()
-        self.operations = operations
-
-    def forward(self, video: Tensor) -> Tensor:
-        """Return the video after the drawn operations, applied in the order of the list."""
-        for number in sorted(torch.randperm(len(OPERATIONS))[: self.operations].tolist()):
-            video = OPERATIONS[number](video)
-        return video
+def draw_operations(rng: np.random.Generator, count: int) -> list[Change]:
+    """Draw different operations and their shares, in the order of the list."""
+    chosen = sorted(rng.permutation(len(OPERATIONS))[:count].tolist())
+    return [
+        partial(OPERATIONS[number], shares=tuple(rng.uniform(size=2).tolist())) for number in chosen
+    ]
 
 
-def _signed(strength: float) -> float:
-    return strength if torch.rand(()) < 0.5 else -strength
+def _signed(strength: float, shares: Pair) -> float:
+    return strength if shares[0] < 0.5 else -strength
 
 
-def _affine(video: Tensor, shift: Pair = (0.0, 0.0), shear: Pair = (0.0, 0.0)) -> Tensor:
-    """Shift by pixels, or shear by degrees about the centre; what comes into view is black."""
-    bilinear = InterpolationMode.BILINEAR
-    return functional.affine(video, 0.0, list(shift), 1.0, list(shear), bilinear)
+def _moved(
+    levels: Tensor,
+    matrix: tuple[Pair, Pair] = ((1.0, 0.0), (0.0, 1.0)),
+    shift: Pair = (0.0, 0.0),
+) -> Tensor:
+    """Return levels from other places, bilinear; what comes into view is black.
+
+    Args:
+        matrix: that gives a pixel's source, (x, y) from the centre; `shift`: less this, in pixels.
+    """
+    height, width = levels.shape[-2:]
+    # From plain numbers, as a tensor made on the host would make it wait for the device.
+    x = torch.arange(width, device=levels.device) - (width - 1) / 2
+    y = torch.arange(height, device=levels.device)[:, None] - (height - 1) / 2
+    (xx, xy), (yx, yy) = matrix
+    grid = torch.stack(
+        [
+            (xx * x + xy * y - shift[0]) * (2 / width),
+            (yx * x + yy * y - shift[1]) * (2 / height),
+        ],
+        -1,
+    )
+    # All frames as channels of one picture: weights are computed once.
+    flat = levels.reshape(1, -1, height, width)
+    return grid_sample(flat, grid[None], align_corners=False).round_().view(levels.shape)

@@ -5,7 +5,9 @@ are. (Three of RandAugment's operations, auto contrast, equalise and contrast, d
 frame's own values, in the published recipe, too.)
 
 A transform has a fixed part, which resizes every frame and whose result can be kept
-(`extract/sampling/frame_cache.py`), and a random part after it, which is drawn for every window.
+(`extract/sampling/frame_cache.py`), and a random part after it, which is drawn for every window:
+the crop and the flip. Both are cheap, and loader workers make them. What changes the pixels behind
+them is drawn with the window, too, and made on the device, for all of its frames at once.
 """
 
 from dataclasses import dataclass
@@ -17,7 +19,15 @@ from torch import Tensor, nn
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
-from extract.sampling.rand_augment import RandAugment
+from extract.sampling.colours import Change, draw_jitter
+from extract.sampling.rand_augment import draw_operations
+
+Augmentation = tuple[Change, ...]
+"""What changes a window's pixels behind crop and flip, in order; empty where nothing does."""
+
+AT_ONCE = {"cpu": 2**18}
+"""Numbers that a kind of device changes at a time: a CPU few frames, which stay in its cache."""
+AT_ONCE_ELSEWHERE = 2**26
 
 
 @dataclass(frozen=True)
@@ -58,6 +68,13 @@ class PixelConfig:
             raise ValueError("pixels.rand_augment is a number of operations, 0 for none")
         if self.random_crop and not 0 < self.random_crop[0] <= self.random_crop[1] <= 1:
             raise ValueError("pixels.random_crop must be two rising shares in (0, 1]")
+        if self.colour_jitter is not None and not (
+            min(self.colour_jitter) >= 0 and self.colour_jitter[3] <= 0.5
+        ):
+            raise ValueError(
+                "pixels.colour_jitter must be four strengths from 0 on, the hue's at most 0.5, not "
+                f"{self.colour_jitter}"
+            )
 
 
 @dataclass(frozen=True)
@@ -89,7 +106,7 @@ def evaluation_transform(config: PixelConfig) -> Transform:
 
 
 def train_transform(config: PixelConfig) -> Transform:
-    """Return the transform of training: crop, flip, RandAugment, colour jitter, as configured."""
+    """Return the transform of training: crop and flip, as configured."""
     steps: list[nn.Module] = [v2.Identity()]
     if config.random_crop is None:
         fixed = evaluation_transform(config).shrink
@@ -100,10 +117,6 @@ def train_transform(config: PixelConfig) -> Transform:
         )
     if config.flip:
         steps.append(v2.RandomHorizontalFlip(config.flip))
-    if config.rand_augment:
-        steps.append(RandAugment(config.rand_augment))
-    if config.colour_jitter is not None:
-        steps.append(v2.ColorJitter(*config.colour_jitter))
     return Transform(fixed, v2.Compose(steps))
 
 
@@ -117,10 +130,10 @@ def shrink_frames(frames: NDArray[np.uint8], to: Shrink) -> NDArray[np.uint8]:
     return small.permute(0, 2, 3, 1).contiguous().numpy()
 
 
-def augment_frames(small: NDArray[np.uint8], transform: Transform, seed: int = 0) -> Tensor:
-    """Return resized frames uint8 [N, h, w, 3] augmented: uint8 [3, N, size, size].
+def crop_frames(small: NDArray[np.uint8], transform: Transform, seed: int = 0) -> Tensor:
+    """Return resized frames uint8 [N, h, w, 3], cropped and flipped: uint8 [3, N, size, size].
 
-    The draw depends on the seed alone, so that a window may be augmented in parts.
+    The draw depends on the seed alone, so that a window may be cropped in parts.
     """
     video = torch.from_numpy(small).permute(0, 3, 1, 2)
     with torch.random.fork_rng(devices=[]):
@@ -131,4 +144,32 @@ def augment_frames(small: NDArray[np.uint8], transform: Transform, seed: int = 0
 
 def transform_frames(transform: Transform, frames: NDArray[np.uint8], seed: int = 0) -> Tensor:
     """Return frames uint8 [N, H, W, 3] transformed to uint8 [3, N, size, size], reproducibly."""
-    return augment_frames(shrink_frames(frames, transform.shrink), transform, seed)
+    return crop_frames(shrink_frames(frames, transform.shrink), transform, seed)
+
+
+def draw_augmentation(rng: np.random.Generator, config: PixelConfig) -> Augmentation:
+    """Draw RandAugment and colour jitter for a window, as configured."""
+    changes = draw_operations(rng, config.rand_augment)
+    if config.colour_jitter is not None:
+        changes += draw_jitter(rng, config.colour_jitter)
+    return tuple(changes)
+
+
+@torch.no_grad()
+def augment(frames: Tensor, augmentation: Augmentation) -> Tensor:
+    """Return frames uint8 [3, F, H, W] with their pixels changed, on their device.
+
+    Nothing here makes the host wait for the device. Devices round differently: here and there a
+    value differs by a level.
+    """
+    if not augmentation:
+        return frames
+    augmented = torch.empty_like(frames)
+    at_once = AT_ONCE.get(frames.device.type, AT_ONCE_ELSEWHERE)
+    count = max(at_once // frames[:, 0].numel(), 1)
+    for part, result in zip(frames.split(count, 1), augmented.split(count, 1), strict=True):
+        levels = part.float()
+        for change in augmentation:
+            levels = change(levels)
+        result.copy_(levels)
+    return augmented

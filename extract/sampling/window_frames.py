@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from extract.identity.digest import video_digest
-from extract.sampling.transforms import Shrink, Transform, augment_frames, shrink_frames
+from extract.sampling.transforms import Shrink, Transform, crop_frames, shrink_frames
 from extract.sampling.windows import Direction, Window
 from extract.video.reader import CHUNK, VideoError, VideoReader
 from extract.video.watchdog import kill_if_stuck
@@ -109,9 +109,7 @@ def assign_to_windows(
         chunks: uint8 [n, h, w, 3], all frames of the windows, in the order of the file.
     """
     wanted = wanted_frames(windows)
-    frames = (
-        frame for small in chunks for frame in augment_frames(small, transform, seed).unbind(1)
-    )
+    frames = (frame for small in chunks for frame in crop_frames(small, transform, seed).unbind(1))
     kept: list[Tensor] = []
     first = 0  # kept[0] is frame wanted[first]
     for window in windows:

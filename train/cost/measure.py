@@ -11,7 +11,12 @@ from accelerate.utils import broadcast_object_list
 from numpy.typing import NDArray
 
 from extract.backbone.backbone import Cut
-from extract.sampling.transforms import Transform, augment_frames, train_transform
+from extract.sampling.transforms import (
+    Transform,
+    crop_frames,
+    draw_augmentation,
+    train_transform,
+)
 from extract.sampling.units import CLIP_FRAMES
 from extract.sampling.window_frames import open_unchanged, resized_chunks, wanted_frames
 from extract.sampling.windows import random_window, whole_video
@@ -29,7 +34,7 @@ from train.errors import SMALLER_BATCHES, translate_oom
 FILES = 3  # videos that are read
 REPEATS = 3  # the first one warms up, another may meet some noise
 ENOUGH_S = 1.0  # longer windows are not read to their end, longer steps are measured on fewer clips
-DRAWS = 3  # of an augmentation: some take longer than others
+DRAWS = 3  # of a crop: some take longer than others
 
 
 @dataclass(frozen=True)
@@ -42,11 +47,11 @@ class StepCost:
 
 @dataclass(frozen=True)
 class ReadingCost:
-    """Seconds of a process for a frame of `videos`: to decode and shrink it, and to augment it."""
+    """Seconds of a process for a frame of `videos`: to decode and shrink it, and to crop it."""
 
     videos: tuple[str, ...]
     decoded_s: float
-    augmented_s: float
+    cropped_s: float
 
 
 def measure_step(
@@ -106,8 +111,11 @@ def _random_batch(
 ) -> Batch:
     """Return `count` windows with two actions each, of copies of a random clip, as a cut has it.
 
+    Pixels come with augmentations to be made.
+
     The features of fewer clips than a window has are stretched over it.
     """
+    rng = np.random.default_rng(config.training.seed)
     steps, size = config.sampling.window_size, config.pixels.size
     clip = torch.randint(256, (1, 3, CLIP_FRAMES, size, size), dtype=torch.uint8, device=device)
     if cut is not None:
@@ -125,6 +133,9 @@ def _random_batch(
         segments=((segments,) * count,) * len(detector.streams),
         labels=(torch.zeros(2, dtype=torch.long, device=device),) * count,
         start=cut,
+        augmentations=tuple(
+            draw_augmentation(rng, config.pixels) if cut is None else () for _ in range(count)
+        ),
     )
 
 
@@ -178,7 +189,7 @@ def measure_reading(config: Experiment, items: Sequence[VideoItem]) -> ReadingCo
 def _time_frame(
     item: VideoItem, numbers: NDArray[np.int64], transform: Transform
 ) -> tuple[float, float]:
-    """Return a frame's seconds to be decoded and made small, and to be augmented."""
+    """Return a frame's seconds to be decoded and made small, and to be cropped and flipped."""
     # Reads the file's index, which a run does once, and warms up.
     next(resized_chunks(open_unchanged(item.path, item.frames), numbers, transform.shrink))
     began, frames = time.perf_counter(), 0
@@ -190,5 +201,5 @@ def _time_frame(
             break
     began = time.perf_counter()
     for seed in range(DRAWS):
-        augment_frames(small, transform, seed)
+        crop_frames(small, transform, seed)
     return decoding_s / frames, (time.perf_counter() - began) / (DRAWS * len(small))

@@ -137,7 +137,7 @@ class Routes:
     def advice(self) -> list[str]:
         """Return what the numbers say, in a few lines."""
         work, reading, every = self.work, self.measured.reading, self.end_to_end + self.cached
-        decode_s = work.samples * (reading.decoded_s + reading.augmented_s) / max(work.workers, 1)
+        decode_s = work.samples * (reading.decoded_s + reading.cropped_s) / max(work.workers, 1)
         network_s = self.measured.pixels.trained_s
         lines = [
             f"free there: on the disk of {self.end_to_end[1].place} for frames"
@@ -263,7 +263,7 @@ def compare_routes(
     reading, features, part = measured.reading, measured.features, measured.part
 
     def end_to_end_h(decoded_s: float) -> float:
-        read_s = work.samples * (decoded_s + reading.augmented_s)
+        read_s = work.samples * (decoded_s + reading.cropped_s)
         return _run_h(work, measured.pixels, read_s, work.validation_samples * decoded_s)
 
     def on_cache(name: str, cost: CachedCost, gives_up: str) -> TrainingRoute:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from extract.backbone.backbone import Cut
+from extract.sampling.transforms import Augmentation, augment
 from extract.sampling.windows import Window
 
 
@@ -23,6 +24,7 @@ class Sample:
         labels: classes of the truth [G].
         problem: why a video could not be read. In training that is another video, which this one
             replaces; in evaluation it is this one, and the inputs mean nothing.
+        augmentation: of the frames, to be made on the device; empty for none.
     """
 
     video: str
@@ -33,6 +35,7 @@ class Sample:
     labels: Tensor
     problem: str | None = None
     start: Cut | None = None
+    augmentation: Augmentation = ()
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,7 @@ class Batch:
 
     Truth stays ragged: `segments` of every stream, of every sample. `reflection` is R of every
     window, float32 [B]. `problems` maps places in the batch to the problems of their samples.
+    `augmentations` are still to be made, one of each sample.
     """
 
     videos: tuple[str, ...]
@@ -52,16 +56,28 @@ class Batch:
     labels: tuple[Tensor, ...]
     problems: dict[int, str] = field(default_factory=dict)
     start: Cut | None = None
+    augmentations: tuple[Augmentation, ...] = ()
 
     def to(self, device: torch.device) -> "Batch":
         """Return the batch with its tensors on `device`, copied without waiting."""
-        return self._mapped(lambda tensor: tensor.to(device, non_blocking=True))
+        return self.each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def augmented(self) -> "Batch":
+        """Return the batch with its augmentations made, once, where its tensors are."""
+        if not any(self.augmentations):
+            return self
+        inputs = tuple(
+            torch.stack([augment(*each) for each in zip(windows, self.augmentations, strict=True)])
+            for windows in self.inputs
+        )
+        return replace(self, inputs=inputs, augmentations=())
 
     def pin_memory(self) -> "Batch":
         """Return the batch in page-locked memory, for copies in the background (for DataLoader)."""
-        return self._mapped(Tensor.pin_memory)
+        return self.each(Tensor.pin_memory)
 
-    def _mapped(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+    def each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        """Return the batch with its tensors changed."""
         return replace(
             self,
             inputs=tuple(map(change, self.inputs)),
@@ -84,4 +100,5 @@ def collate(samples: Sequence[Sample]) -> Batch:
         labels=tuple(sample.labels for sample in samples),
         problems={row: sample.problem for row, sample in enumerate(samples) if sample.problem},
         start=samples[0].start,
+        augmentations=tuple(sample.augmentation for sample in samples),
     )

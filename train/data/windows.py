@@ -16,8 +16,10 @@ from extract.sampling.frame_cache import FrameCache
 from extract.sampling.guarded_frames import DecodingProcess
 from extract.sampling.reversal import reverse_segments
 from extract.sampling.transforms import (
+    Augmentation,
     PixelConfig,
     Transform,
+    draw_augmentation,
     evaluation_transform,
     train_transform,
 )
@@ -107,6 +109,7 @@ class WindowInputs:
         window: Window,
         inputs: tuple[Tensor, ...],
         problem: str | None = None,
+        augmentation: Augmentation = (),
     ) -> Sample:
         """Return a window's inputs with the truth that every stream learns from."""
         completeness = self.sampling.min_completeness
@@ -124,6 +127,7 @@ class WindowInputs:
             labels=torch.from_numpy(item.labels[inside]),
             problem=problem,
             start=self.cached.cut if self.cached else None,
+            augmentation=augmentation,
         )
 
 
@@ -156,8 +160,9 @@ class TrainingWindows(Dataset[Sample]):
             return source.sample(item, window, inputs)
         window = random_window(rng, item, item.segments, source.sampling)
         seed = int(rng.integers(2**31))
+        augmentation = draw_augmentation(rng, source.pixels)
         (inputs,) = source.decode(item, [window], self.transform, seed)
-        return source.sample(item, window, inputs, problem)
+        return source.sample(item, window, inputs, problem, augmentation)
 
 
 class EvaluationWindows(IterableDataset[Sample]):

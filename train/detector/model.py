@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from evaluate.annotations import Detection
 from extract.backbone.backbone import Backbone, BackboneConfig, Cut
 from extract.backbone.imported import Imported
+from extract.backbone.precision import computing_in
 from extract.backbone.pretrained import load_trunk
 from extract.backbone.tada_backbone import TAdaBackbone, load_tada_trunk
 from extract.backbone.videomae import VideoMAE
@@ -293,7 +294,10 @@ class Detector(nn.Module):
 
         loader = evaluation_loader(windows, evaluation.batch_size, workers)
         device = next(self.parameters()).device
-        found = predict_windows(predict_and_add, _report_progress(loader, done), evaluation, device)
+        with computing_in(self.config.training.precision):
+            found = predict_windows(
+                predict_and_add, _report_progress(loader, done), evaluation, device
+            )
         return VideoResult(
             {
                 name: merge_windows(videos[item.name], item, self.classes, evaluation)

@@ -77,6 +77,11 @@ class DetectionTask:
         self.config = config = detector.config
         self.model, self.classes = detector, detector.classes
         self.accelerator, self.validation = accelerator, validation
+        if activations and config.training.compile == "blocks":
+            raise ValueError(
+                "training.compile blocks changes by rounding what validation stores; set "
+                "training.compile all or off, or omit --cache"
+            )
         self.activations, self.counts, self.total = activations, Counts(), Counts()
         self.counts_activations = cached is not None or bool(activations)
         self.levels = config.head.levels
@@ -109,7 +114,7 @@ class DetectionTask:
 
     def prepare(self, batches: Sequence[Batch]) -> list[PreparedBatch]:
         accelerator = self.accelerator
-        batches = [batch.to(accelerator.device) for batch in batches]
+        batches = [batch.to(accelerator.device).augmented() for batch in batches]
         targets = [self.targets(batch) for batch in batches]
         # Known before the network runs, so that all micro-batches divide by the same number.
         positives = sum(

@@ -20,7 +20,9 @@ from tqdm import tqdm
 from configs.messages import truncated
 from train.config import Trained
 from train.data.loading import EpochSampler
+from train.data.lookahead import copied_ahead
 from train.engine.checkpoint import Checkpoint, check_same_run, load_checkpoint, save_checkpoint
+from train.engine.compiling import compile_network
 from train.engine.lengths import resolve_lengths
 from train.engine.metrics_log import MetricsLog
 from train.engine.optim import Average, batch_norm_statistics, build_schedule, describe_updates
@@ -177,9 +179,14 @@ class TrainingRun(Generic[T]):
         self.schedule = build_schedule(task.optimizer, self.training, self.updates)
         prepare_sharding(accelerator)
         self.model = task.model
+        compile_network(self.model, self.training.compile)
         self.wrapped, self.optimizer = accelerator.prepare(task.model, task.optimizer)
         # After `prepare`, which may have moved or sharded the weights.
         self.average = Average(self.model, self.training.ema_decay)
+        self.clipped = [
+            [weight for weight in part.parameters() if weight.requires_grad]
+            for part in task.clipped
+        ]
         if resume:
             self._resume()
 
@@ -229,7 +236,8 @@ class TrainingRun(Generic[T]):
         self.sampler.epoch = self.epoch
         began, recent = time.monotonic(), list[MicroBatch]()
         with translate_worker_death(), translate_oom(SMALLER_BATCHES):
-            updates = zip(*[iter(self.loader)] * self.training.accumulate, strict=True)
+            on_device = copied_ahead(self.loader, self.accelerator.device)
+            updates = zip(*[on_device] * self.training.accumulate, strict=True)
             came = self.watch.time_waiting(updates, WAITING)
             for step, batches in enumerate(came, self.epoch * self.updates):
                 self._warn_of_problems(batches)
@@ -270,11 +278,11 @@ class TrainingRun(Generic[T]):
                 accelerator.backward(losses.sum())
             done.append(MicroBatch(batch.videos, losses.detach(), len(batch.problems)))
         accelerator.unscale_gradients()
-        for part in self.task.clipped:
-            clip_grad_norm_(part.parameters(), settings.clip_norm)
+        for weights in self.clipped:
+            clip_grad_norm_(weights, settings.clip_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        self.average.update(self.model)
+        self.average.update()
         return done
 
     def _warn_of_problems(self, batches: Sequence[Any]) -> None:
@@ -329,7 +337,7 @@ class TrainingRun(Generic[T]):
         self.model.eval()
         with (
             self.watch.stage(VALIDATION),
-            self.average.applied(self.model),
+            self.average.applied(),
             gathered(self.model),
         ):
             result, skipped = self.task.validate()

@@ -77,20 +77,23 @@ class Average:
 
     Attributes:
         tensors: the averages by name of the parameter or statistic.
+        moving: the module's tensors that are averaged, which must stay in their places: to find
+            them takes some milliseconds, which a step on features would notice.
         updates: how many were averaged; infinite if the initial weights keep their share, as in
             runs that an earlier version began.
     """
 
     def __init__(self, module: nn.Module, decay: float) -> None:
-        self.tensors = {name: t.detach().clone() for name, t in _moving(module).items()}
+        self.moving = _moving(module)
+        self.tensors = {name: t.detach().clone() for name, t in self.moving.items()}
         self.decay, self.updates = decay, 0.0
 
-    def update(self, module: nn.Module) -> None:
-        """Add the present weights to the average."""
+    def update(self) -> None:
+        """Add the module's present weights to the average."""
         self.updates += 1
         before, now = (1 - self.decay**n for n in (self.updates - 1, self.updates))
         blend = get_ema_multi_avg_fn(self.decay * before / now)
-        blend(list(self.tensors.values()), list(_moving(module).values()), None)
+        blend(list(self.tensors.values()), list(self.moving.values()), None)
 
     def load(self, tensors: dict[str, Tensor], updates: float) -> None:
         """Load unsharded averages of so many updates."""
@@ -99,15 +102,14 @@ class Average:
             mean.copy_(shard_like(tensors[name], mean))
 
     @contextmanager
-    def applied(self, module: nn.Module) -> Iterator[None]:
+    def applied(self) -> Iterator[None]:
         """Load the averaged weights into the module for the duration of the context."""
-        moving = _moving(module)
-        trained = {name: t.detach().clone() for name, t in moving.items()}
-        _copy(self.tensors, moving)
+        trained = {name: t.detach().clone() for name, t in self.moving.items()}
+        _copy(self.tensors, self.moving)
         try:
             yield
         finally:
-            _copy(trained, moving)
+            _copy(trained, self.moving)
 
 
 def batch_norm_statistics(module: nn.Module) -> dict[str, Tensor]:

@@ -31,6 +31,7 @@ from evaluate.reports.launches import (
 from evaluate.reports.page import REPORT
 from evaluate.reports.training import write_training_report
 from extract.activations.stored import Counts
+from extract.backbone.precision import set_precision
 from train.config import Trained
 from train.engine.loop import START_UP
 from train.engine.run_folder import check_checkpoint_space, claim_folder
@@ -137,7 +138,7 @@ class Session:
 
 
 def make_accelerator(config: Trained, cached: bool = False) -> Accelerator:
-    """Return the accelerator of a training run, and seed all random numbers.
+    """Return the accelerator of a training run; set its precision and seed all random numbers.
 
     Args:
         cached: whether the run begins with passes that are stored.
@@ -145,6 +146,7 @@ def make_accelerator(config: Trained, cached: bool = False) -> Accelerator:
     Raises:
         ValueError: the machine or accelerate's own settings do not fit the config.
     """
+    set_precision(config.training.precision)
     accelerator = Accelerator(
         mixed_precision=config.training.mixed_precision,
         # Buffers of batch norms are averaged after each epoch; none need be sent before each step.
@@ -166,11 +168,12 @@ def make_accelerator(config: Trained, cached: bool = False) -> Accelerator:
 
 
 def inference_accelerator(config: Trained, cached: bool = False) -> Accelerator:
-    """Return the accelerator of a program that trains nothing.
+    """Return the accelerator of a program that trains nothing, and set its precision.
 
     Args:
         cached: whether it makes passes that are stored.
     """
+    set_precision(config.training.precision)
     timeout = WAIT_FOR_PASSES if cached else WAIT_FOR_OTHERS
     return Accelerator(
         mixed_precision=config.training.mixed_precision,

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import ClassVar, Literal
 
+from extract.backbone.precision import Precision
 from extract.sampling.views import CropConfig, ViewConfig
 from extract.sampling.windows import Direction
 from extract.tada.networks import FEWEST_FRAMES, NetworkConfig
@@ -60,7 +61,7 @@ class RecognitionTraining(TrainingConfig):
     weight_decay: float = 1e-4
     clip_norm: float = inf
     ema_decay: float = 0.0
-    precision: Literal["fp32", "bf16", "fp16"] = "bf16"  # fp16's loss scale is not needed
+    precision: Precision = "bf16"  # fp16's loss scale is not needed
     workers: int = 8  # clips are short: opening and seeking takes most of the time
     validate_from: int = 5
     optimizer: Literal["adamw", "sgd"] = "adamw"

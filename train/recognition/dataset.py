@@ -266,13 +266,14 @@ class Views:
 
     def to(self, device: torch.device) -> "Views":
         """Return the batch with its tensors on `device`, copied without waiting."""
-        return self._mapped(lambda tensor: tensor.to(device, non_blocking=True))
+        return self.each(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> "Views":
         """Return the batch in page-locked memory, for copies in the background (for DataLoader)."""
-        return self._mapped(Tensor.pin_memory)
+        return self.each(Tensor.pin_memory)
 
-    def _mapped(self, change: Callable[[Tensor], Tensor]) -> "Views":
+    def each(self, change: Callable[[Tensor], Tensor]) -> "Views":
+        """Return the batch with its tensors changed."""
         return replace(self, views=change(self.views), labels=change(self.labels))
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from evaluate.datasets.classes import read_classes
 from evaluate.metrics.accuracy import LabelSet, flat_names, label_sets, split_scores
+from extract.backbone.precision import computing_in
 from extract.checkpoints.strict import load_state_dict_strict
 from extract.checkpoints.tensor_files import TensorFile, read_tensors
 from extract.tada.convnext import TAdaConvNeXt, TAdaConvNeXtConfig
@@ -69,7 +70,8 @@ class Recogniser:
         # There is no other video to score if this one is bad.
         config = replace(self.config, data=replace(self.config.data, bad_videos="stop"))
         views = EvaluationViews([probe_example(path)], config, config.direction)
-        ((_, scores, _),) = self.score(evaluation_views_loader(views, config, workers=0))
+        with computing_in(config.training.precision):
+            ((_, scores, _),) = self.score(evaluation_views_loader(views, config, workers=0))
         return {
             each.name: [(each.classes[k], float(part[0, k])) for k in _best(part[0], top)]
             for each, part in zip(self.sets, split_scores(self.sets, scores[None]), strict=True)

@@ -1,0 +1,68 @@
+"""Batches that are copied to the device while it still works on the one before."""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Protocol, Self, TypeVar
+
+import torch
+from torch import Tensor
+
+
+class OnDevice(Protocol):
+    """A batch that can be copied to a device."""
+
+    def to(self, device: torch.device) -> Self:
+        """Return the batch with its tensors on `device`, copied without waiting."""
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> Self:
+        """Return the batch with its tensors changed."""
+
+
+B = TypeVar("B", bound=OnDevice)
+T = TypeVar("T")
+U = TypeVar("U")
+
+
+def copied_ahead(batches: Iterable[B], device: torch.device) -> Iterator[B]:
+    """Yield the batches on the device, each copied on a stream of its own one batch ahead.
+
+    On a CPU they pass through.
+    """
+    if device.type != "cuda":
+        return iter(batches)
+    copying = torch.cuda.Stream(device)
+
+    def start(batch: B) -> tuple[B, Any]:
+        with torch.cuda.stream(copying):
+            return batch.to(device), copying.record_event()
+
+    def finish(started: tuple[B, Any]) -> B:
+        batch, copied = started
+        using = torch.cuda.current_stream(device)
+        using.wait_event(copied)  # the device waits, not the host
+
+        def keep(tensor: Tensor) -> Tensor:
+            tensor.record_stream(using)  # its memory belongs to the other stream
+            return tensor
+
+        return batch.each(keep)
+
+    return map(finish, start_ahead(batches, start))
+
+
+def start_ahead(items: Iterable[T], start: Callable[[T], U]) -> Iterator[U]:
+    """Yield what `start` returns for each item, after it has been called for the next one.
+
+    An item that cannot be had ends it only after all before it were yielded.
+    """
+    started = list[U]()
+    failure: Exception | None = None
+    try:
+        for item in items:
+            started.append(start(item))
+            if len(started) > 1:
+                yield started.pop(0)
+    except Exception as error:
+        failure = error
+    yield from started
+    if failure is not None:
+        raise failure
