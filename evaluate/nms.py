@@ -1,4 +1,4 @@
-"""Non-maximum suppression of one video's detections, in plain numpy."""
+"""Non-maximum suppression of one video's detections."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -66,71 +66,31 @@ def suppress(
     segments, scores = np.asarray(segments, np.float32), np.asarray(scores, np.float32)
     labels = np.asarray(labels)
     _check(segments, scores, labels)
+    from evaluate.suppression import pick, vote  # numba: see there
+
+    # Scores only fall, so what begins below the least never survives.
+    rows = np.flatnonzero(scores >= np.float32(config.min_score))
     if config.multiclass:
-        groups = [np.flatnonzero(labels == label) for label in np.unique(labels)]
+        rows = rows[np.argsort(labels[rows], kind="stable")]
+        first = np.flatnonzero(np.diff(labels[rows], prepend=labels[rows[:1]] - 1))
     else:
-        groups = [np.arange(len(scores))]
-    kept, kept_scores = _pick(segments, scores, groups, config)
+        first = np.zeros(1, np.int64)
+    soft = config.method == "soft"
+    survived, kept_scores = pick(
+        segments[rows, 0],
+        segments[rows, 1],
+        scores[rows],
+        first,
+        soft,
+        np.float32(config.sigma if soft else config.iou_threshold),
+        np.float32(config.min_score),
+        config.max_segments,
+    )
+    kept = rows[survived]
     survivors = segments[kept]
     if config.voting_threshold is not None:
-        survivors = _vote(survivors, segments, scores, config.voting_threshold)
+        survivors = vote(survivors, segments, scores, np.float32(config.voting_threshold))
     return survivors, kept_scores, labels[kept]
-
-
-def _pick(
-    segments: Floats, scores: Floats, groups: list[NDArray[np.intp]], config: NmsConfig
-) -> tuple[NDArray[np.intp], Floats]:
-    """Return the rows [M] and final scores [M] of the survivors, best first.
-
-    A pick only lowers scores of its own group, so picking the best of all groups each time gives
-    every group the order it would have alone, and may stop as soon as enough are picked.
-    """
-    groups = [group for group in groups if len(group)]
-    group_segments = [segments[group] for group in groups]
-    group_scores = [scores[group] for group in groups]
-    best = np.array([each.max() for each in group_scores], np.float32)
-    kept: list[int] = []
-    kept_scores: list[np.float32] = []
-    while len(kept) < config.max_segments and len(best):
-        group = int(best.argmax())
-        if best[group] < config.min_score:
-            break
-        candidates = group_scores[group]
-        top = int(candidates.argmax())
-        kept.append(int(groups[group][top]))
-        kept_scores.append(candidates[top])
-        # The public implementations lengthen every segment by this hair, and a tIoU that lies
-        # exactly on a threshold is decided by it.
-        tiou = _tiou(group_segments[group][top], group_segments[group], extra_length=1e-6)
-        if config.method == "soft":
-            candidates *= np.exp(-(tiou * tiou) / np.float32(config.sigma))
-        else:
-            candidates[tiou >= np.float32(config.iou_threshold)] = -np.inf
-        candidates[top] = -np.inf
-        best[group] = candidates.max()
-    return np.array(kept, np.intp), np.array(kept_scores, np.float32)
-
-
-def _vote(survivors: Floats, segments: Floats, scores: Floats, threshold: float) -> Floats:
-    """Return score-weighted means [M, 2] of the candidates near each survivor [M, 2]."""
-    voted = survivors.copy()
-    for row, survivor in enumerate(survivors):
-        voters = _tiou(survivor, segments) >= np.float32(threshold)
-        weights = scores[voters].astype(np.float64)
-        # Nobody votes on an empty segment (its tIoU is 0 even with itself): it stays.
-        if weights.sum() > 0:
-            voted[row] = weights @ segments[voters] / weights.sum()
-    return voted
-
-
-def _tiou(segment: Floats, segments: Floats, extra_length: float = 0.0) -> Floats:
-    """Return the temporal intersection over union [N] of one segment [2] with many [N, 2]."""
-    start, end = segments[:, 0], segments[:, 1]
-    extra = np.float32(extra_length)
-    inter = np.maximum(np.minimum(end, segment[1]) - np.maximum(start, segment[0]), np.float32(0))
-    union = (segment[1] - segment[0] + extra) + (end - start + extra) - inter
-    tiou: Floats = np.divide(inter, union, out=np.zeros_like(inter), where=union > 0)
-    return tiou
 
 
 def _check(segments: Floats, scores: Floats, labels: Labels) -> None:

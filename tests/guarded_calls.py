@@ -75,3 +75,7 @@ def write_half(path: Path, stubborn: bool, progress: Progress) -> None:
     with atomic_path(path) as aside:
         aside.write_text("half")
         time.sleep(600)
+
+
+def sleep(seconds: float, progress: Progress) -> None:
+    time.sleep(seconds)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import gpu, sizes
+from benchmarks import gpu, nms, sizes
 from extract.sampling.units import CLIP_FRAMES, CLIP_STEPS, TUBELET
 from tests.conftest import REPOSITORY
 
@@ -135,3 +135,13 @@ def test_what_fails_is_told_and_the_rest_goes_on(error: RuntimeError, told: str)
         "failed": "the result is not finite"
     }
     assert "failed" not in gpu.measure(lambda: lambda: torch.zeros(1), 1, "cpu")
+
+
+@pytest.mark.slow
+def test_suppression_benchmark_runs() -> None:
+    command = [sys.executable, "-m", "benchmarks.nms", "--before", ".", "--passes=1", "--turns=1"]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    table = [line for line in done.stdout.splitlines() if line.startswith("|")]
+    assert len(table) == 2 + len(nms.CASES)
+    assert "first call of a program, before: " in done.stdout

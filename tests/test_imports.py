@@ -41,7 +41,7 @@ ROOMS = {
         *("feature_files", "feature_folder", "scenes"),
     ],
     "evaluate": [
-        *("datasets", "annotations", "nms", "mean_ap"),
+        *("datasets", "annotations", "suppression", "nms", "mean_ap"),
         *("metrics", "diagnosis", "rendering", "files", "reports"),
     ],
     "train": [
@@ -60,6 +60,7 @@ ROOMS = {
 MOST_FILES = 12
 # Imports that a function makes when it is called: they would cost every start seconds.
 AT_CALL = {
+    ("evaluate.nms", "evaluate.suppression"),
     ("extract.transcode", "train.data.videos"),
     ("train.ablate", "train.ablation.table"),
 }

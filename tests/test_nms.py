@@ -2,12 +2,15 @@
 
 from typing import Any
 
+import numba
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
+from benchmarks.nms import candidates as candidates_of_a_video
+from evaluate import suppression
 from evaluate.nms import Floats, Labels, NmsConfig, suppress
 from tests.conftest import GOLDEN
 
@@ -147,6 +150,42 @@ def test_equals_the_obvious_loop(rows: Rows, config: NmsConfig) -> None:
     assert len(found) == len(wanted)
     found, wanted = (table[np.lexsort(table.T[::-1])] for table in (found, wanted))
     np.testing.assert_allclose(found, wanted, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        NmsConfig(max_segments=300),
+        NmsConfig(multiclass=False, max_segments=200, voting_threshold=0.7),
+        NmsConfig(method="hard", iou_threshold=0.4, max_segments=300),
+    ],
+)
+@pytest.mark.parametrize("seed", range(2))
+def test_a_detectors_candidates_equal_the_obvious_loop(config: NmsConfig, seed: int) -> None:
+    segments, scores, labels = candidates_of_a_video(700, 3, seed)
+    rows: Rows = [
+        (start, end, score, label)
+        for (start, end), score, label in zip(
+            segments.tolist(), scores.tolist(), labels.tolist(), strict=True
+        )
+    ]
+    expected = np.array(slow(rows, config))
+    found = np.column_stack(suppress(segments, scores, labels, config))
+    np.testing.assert_allclose(found[:, 2], expected[:, 2], atol=1e-6)
+    np.testing.assert_allclose(found[:, :2], expected[:, :2], rtol=1e-6, atol=1e-6)
+    np.testing.assert_array_equal(found[:, 3], expected[:, 3])
+
+
+def test_loops_run_where_compiled_code_cannot_be_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    compile_for: Any = numba.njit
+
+    def keep_nothing(**options: bool) -> Any:
+        if options.get("cache"):
+            raise RuntimeError("cannot cache function")
+        return compile_for(**options)
+
+    monkeypatch.setattr(numba, "njit", keep_nothing)
+    assert suppression.compiled(lambda number: number + 1)(2) == 3
 
 
 def test_many_classes_at_once_equal_each_class_alone() -> None:

@@ -19,6 +19,8 @@ from tempfile import TemporaryFile
 from threading import Lock
 from typing import Any, Self, TypeVar
 
+from extract.video.watchdog import happens_within
+
 # By its path: as a module of this package it would import torch before it can report anything.
 COMMAND = [sys.executable, "-P", str(Path(__file__).with_name("guarded_worker.py"))]
 HANGS = "hangs"
@@ -161,7 +163,9 @@ class _Process:
         was_started, began = self.started, False
         try:
             self.link.send_bytes(pickle.dumps(request))
-            while self.link.poll(limit_s := request[-1] if self.started else START_S):
+            while happens_within(
+                limit_s := request[-1] if self.started else START_S, self.link.poll
+            ):
                 kind, value = pickle.loads(self.link.recv_bytes())
                 self.started = began = True
                 if kind != "progress":

@@ -6,14 +6,33 @@ Loader workers decode in their own process, and the loader notices if one dies: 
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from threading import Timer
+from threading import Event, Thread
 
 BASE_TIMEOUT_S = 120.0
 SLOWEST_FPS = 5.0  # even large frames on a busy machine are decoded faster
 HANGS = "its decoder hangs"
+TICK_S = 1.0
+
+
+def happens_within(timeout_s: float, wait: Callable[[float], bool]) -> bool:
+    """Return whether something happens within a time.
+
+    It is counted in ticks: a clock goes on while this process is stopped (Ctrl-Z, a container that
+    is paused), and what is waited for was stopped, too.
+
+    Args:
+        wait: waits for a number of seconds at most, and returns whether it has happened.
+    """
+    left = timeout_s
+    while left > 0:
+        tick = min(TICK_S, left)
+        if wait(tick):
+            return True
+        left -= tick
+    return False
 
 
 @contextmanager
@@ -22,16 +41,17 @@ def kill_if_stuck(path: str | Path, frames: int) -> Iterator[None]:
 
     Nothing less stops a thread that hangs inside a decoder (which does not hold Python's lock).
     """
-    timer = Timer(BASE_TIMEOUT_S + frames / SLOWEST_FPS, _end_process, [path])
-    timer.daemon = True
-    timer.start()
+    done, timeout_s = Event(), BASE_TIMEOUT_S + frames / SLOWEST_FPS
+    Thread(target=_end_unless, args=(done, timeout_s, path), daemon=True).start()
     try:
         yield
     finally:
-        timer.cancel()
+        done.set()
 
 
-def _end_process(path: str | Path) -> None:
+def _end_unless(done: Event, timeout_s: float, path: str | Path) -> None:
+    if happens_within(timeout_s, done.wait):
+        return
     advice = "repair the file or list the video under data.blocked"
     print(f"error: {path}: {HANGS}; {advice}", file=sys.stderr, flush=True)
     os._exit(1)

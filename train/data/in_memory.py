@@ -1,10 +1,6 @@
 """Rows of activations, decoded once and held in memory that loader workers share."""
 
-import mmap
-import os
-import tempfile
 from collections.abc import Sequence
-from multiprocessing import reduction
 from pathlib import Path
 from typing import Any
 
@@ -13,43 +9,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from extract.activations.stored import Cached
+from extract.sampling.shared_memory import SharedMemory
 from extract.sampling.spans import Span
 
 MEMINFO, CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
 SpanKey = tuple[str, str, float]
-
-
-class SharedMemory:
-    """Memory that a spawned process maps too when this is sent to it.
-
-    Torch's and Python's own stand in /dev/shm, of which containers have 64 MB.
-    """
-
-    def __init__(self, size: int, opened: int | None = None) -> None:
-        """Map a new, empty file without a name, or the `opened` one of another process."""
-        self.size = size
-        self.opened = _open_unnamed(size) if opened is None else opened
-        self.map = mmap.mmap(self.opened, size)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _map_again, (self.size, reduction.DupFd(self.opened))
-
-    def __del__(self) -> None:
-        os.close(self.opened)
-
-
-def _map_again(size: int, duplicate: Any) -> SharedMemory:
-    return SharedMemory(size, duplicate.detach())
-
-
-def _open_unnamed(size: int) -> int:
-    if hasattr(os, "memfd_create"):
-        opened = os.memfd_create("activations")
-    else:
-        with tempfile.TemporaryFile() as file:
-            opened = os.dup(file.fileno())
-    os.ftruncate(opened, size)
-    return opened
 
 
 class HeldRows:
