@@ -22,7 +22,7 @@ STAGES = {
     "train": ["configs", "cache", "extract", "evaluate"],
 }
 ROOMS = {
-    "configs": ["messages", "cli", "atomic", "loader"],
+    "configs": ["messages", "cli", "atomic", "loader", "reference"],
     "cache": [
         *("errors", "address", "code_digest", "fingerprint"),
         *("storage", "format", "store", "upkeep"),
