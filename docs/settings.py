@@ -67,6 +67,7 @@ def _render_group(group: Group, values: Mapping[str, Mapping[str, list[str]]]) -
         shown = "must be given" if default is REQUIRED else f"`{_format_value(default)}`"
         found = values.get(name, {})
         users = "; ".join(f"`{value}`: {', '.join(files)}" for value, files in found.items())
+        users = users.replace("*", r"\*")
         lines.append(f"| `{name}` | {kind} | {shown} | {meaning.rstrip('.')} | {users} |")
     return f"{heading}{group.meaning}\n\n" + "\n".join(lines) + "\n\n"
 
@@ -120,6 +121,8 @@ def _shorten(users: list[Path], files: list[Path]) -> list[str]:
             if stems <= remaining:
                 fitting[pattern] = stems
         short = folder.relative_to(ROOT / "configs").as_posix().removeprefix("e2e/")
+        if folder == ROOT / "configs/e2e":  # `e2e/*` would look as if it held for all folders in it
+            fitting.pop("*", None)
         while remaining:
             best = max(fitting, key=lambda pattern: len(fitting[pattern] & remaining))
             found.append(f"{short}/{best}")

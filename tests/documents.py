@@ -55,8 +55,8 @@ def inline_code(page: Path) -> list[str]:
     return [" ".join(code.split()) for code in re.findall(r"`([^`]+)`", prose(page))]
 
 
-def commands(page: Path) -> Iterator[Command]:
-    """Yield the commands in the shell blocks of a page, and those in its text."""
+def shell_commands(page: Path) -> Iterator[Command]:
+    """Yield the commands in the shell blocks of a page."""
     name = page.relative_to(REPOSITORY).as_posix()
     for block in fenced(page, "bash"):
         variables: dict[str, str] = {}
@@ -65,6 +65,11 @@ def commands(page: Path) -> Iterator[Command]:
                 variables |= dict(part.split("=", 1) for part in re.findall(r"\w+=[^\s;]+", line))
             elif words := shlex.split(Template(line).safe_substitute(variables), comments=True):
                 yield Command(name, tuple(words))
+
+
+def inline_commands(page: Path) -> Iterator[Command]:
+    """Yield the commands in the text of a page."""
+    name = page.relative_to(REPOSITORY).as_posix()
     for code in inline_code(page):
         if re.match(r"(\w+=\S+ )?(python|accelerate launch|make) ", code):
             yield Command(name, tuple(shlex.split(re.sub(r"\[(.*)\]$", r"\1", code))))

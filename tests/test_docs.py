@@ -9,7 +9,6 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from importlib import import_module
-from itertools import chain
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -17,17 +16,24 @@ import pytest
 from accelerate.commands.launch import launch_command_parser
 
 from configs.loader import field_names, load, parse
+from evaluate.annotations import read_annotations
 from tests import documents
 from tests.conftest import REPOSITORY
 from tests.documents import PAGES, README, WRITTEN, Command
 from tests.test_imports import STAGES
+from train.ablation.grid import read_grid
 from train.config import Experiment
 from train.recognition.config import Recognition
 
-COMMANDS = list(dict.fromkeys(chain.from_iterable(map(documents.commands, PAGES))))
+COMMANDS = dict.fromkeys(
+    command
+    for page in PAGES
+    for command in (*documents.shell_commands(page), *documents.inline_commands(page))
+    if command.words[0] != "."
+)
 DEMO = "configs/e2e/demo/forward.yaml"
 # What commands need and nobody can have from here: published data, weights, GPUs.
-ABSENT = re.compile(r"thumos14|own|i3d|study|my_clips|multi_gpu|multi_node|fsdp|^benchmarks")
+ABSENT = re.compile(r"thumos14|own\.yaml|runs/own|i3d|my_clips")
 
 
 class Parsed(BaseException):
@@ -39,7 +45,7 @@ class Parsed(BaseException):
 
 def test_the_readme_is_short_and_says_how_to_test() -> None:
     assert len(README.read_text().splitlines()) <= 200
-    assert ["make", "test"] in [list(each.words) for each in documents.commands(README)]
+    assert ["make", "test"] in [list(each.words) for each in documents.shell_commands(README)]
     assert "make test\n" in (REPOSITORY / ".ci/run").read_text()
 
 
@@ -78,7 +84,7 @@ def parse_command(
     return script, parsed.value.arguments, parsed.value.overrides
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if c.words[0] not in (".",)], ids=str)
+@pytest.mark.parametrize("command", COMMANDS, ids=str)
 def test_every_command_is_accepted(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     if command.words[0] == "make":
         (target,) = command.words[1:]
@@ -186,6 +192,19 @@ def test_names_of_the_python_page_exist() -> None:
             assert getattr(found, member).__doc__
 
 
+def test_examples_of_files_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for page in (README, REPOSITORY / "docs/own-data.md"):
+        for kind in ("csv", "json"):
+            for example in documents.fenced(page, kind):
+                (tmp_path / f"example.{kind}").write_text(example)
+                annotations = read_annotations(tmp_path / f"example.{kind}")
+                assert set(annotations.videos) == {"my_video", "other"}
+    (example,) = documents.fenced(REPOSITORY / "docs/directions.md", "yaml")
+    (tmp_path / "grid.yaml").write_text(example)
+    monkeypatch.chdir(REPOSITORY)  # its configs lie there
+    assert len(read_grid(tmp_path / "grid.yaml").runs()) == 6
+
+
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkout in which `make demo` ran, on few and short videos."""
@@ -197,7 +216,10 @@ SMALL_CLIPS = "--training 2 --validation 1 --test 1"
 
 
 def make_small_demo(folder: Path) -> Path:
-    """Copy the code to a folder, run its `make demo` there on a small dataset, and return it."""
+    """Copy the code to a folder, run its `make demo` there, and return it.
+
+    Videos are few and short, and training lasts four epochs.
+    """
     for name in (*STAGES, "Makefile"):
         copy = shutil.copytree if (REPOSITORY / name).is_dir() else shutil.copy2
         copy(REPOSITORY / name, folder / name)
@@ -206,6 +228,10 @@ def make_small_demo(folder: Path) -> Path:
     make_data = "extract/demo.py --out data/demo\n"
     assert text.count(make_data) == 2  # of the demo and its control
     makefile.write_text(text.replace(make_data, f"{make_data[:-1]} {SMALL}\n"))
+    for config in (folder / "configs").rglob("*.yaml"):
+        text = re.sub(r"\b((stop_)?epochs: )[1-9]\d+", r"\g<1>4", config.read_text())
+        text = re.sub(r"\b(warmup_epochs|validate_\w+): \d+", r"\1: 1", text)
+        config.write_text(text)
     ready = folder / "ready"  # nothing is to be installed
     ready.touch()
     run_in(
@@ -235,7 +261,7 @@ def is_runnable(command: Command) -> bool:
 @pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_commands_and_code_run(page: Path, demo: Path) -> None:
-    for command in filter(is_runnable, documents.commands(page)):
+    for command in filter(is_runnable, documents.shell_commands(page)):
         words = list(command.words)
         if "extract/demo.py" in words:
             words += SMALL_CLIPS.split()
