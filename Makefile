@@ -11,7 +11,7 @@ REVERSED := runs/demo/reversed/last.pt
 DEMO_ENV := OMP_NUM_THREADS=1
 LAUNCH := $(BIN)/accelerate launch --config_file configs/accelerate/one_process.yaml
 
-.PHONY: demo control study test test-all test-versions lint clean
+.PHONY: demo control study test test-all test-versions docs lint clean
 
 demo: $(READY)
 	$(BIN)/python extract/demo.py --out data/demo
@@ -54,10 +54,16 @@ control: $(READY)
 		--out runs/demo/control --data.annotations data/demo/exchanged.json
 	$(DEMO_ENV) $(BIN)/python evaluate/run.py --checkpoint runs/demo/control/last.pt
 
-# The bidirectional study: 23 rows of 5 seeds on other synthetic videos; goes on where it stopped.
+# The bidirectional study: 29 rows of 5 seeds on other synthetic videos; goes on where it stopped.
 study: $(READY)
 	$(BIN)/python extract/demo.py --preset study --out data/study
 	$(BIN)/python train/ablate.py configs/ablate/study.yaml --processes 2
+
+# The documentation as a site, build/docs/index.html; a broken link ends it.
+docs: $(READY)
+	$(BIN)/python -m pip install --quiet --editable ".[docs]"
+	$(BIN)/python docs/settings.py
+	$(BIN)/mkdocs build --strict
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -3,7 +3,7 @@
     OMP_NUM_THREADS=1 python -m benchmarks.proxy_training [--seeds 0 1 2] [--epochs 20]
 
 The demo's videos are enlarged to 720p H.264 (B-frames, a keyframe every 250), proxies are made of
-them by `extract/transcode.py`, and the demo is trained on either with each seed, by the README's
+them by `extract/transcode.py`, and the demo is trained on either with each seed, by its own
 commands; checkpoints are scored on the test videos of their own kind. Frame counts and times of
 both kinds must be equal. Existing files are not made again. The table goes to OUT/results.md. A
 frame cache saves most of the decoding. Needs 1 GB of disk beside 20 GB that stay free and, on 2

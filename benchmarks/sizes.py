@@ -147,7 +147,7 @@ def size_table() -> list[tuple[str, ...]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_argument("--markdown", action="store_true", help="as a table for the README")
+    parser.add_argument("--markdown", action="store_true", help="as a table for docs/datasets.md")
     markdown = parser.parse_args().markdown
     header, *rows = size_table()
     if markdown:

@@ -2,7 +2,7 @@
 
     OMP_NUM_THREADS=1 python -m benchmarks.two_stage [--seeds 0 1 2] [--epochs 5 10 20]
 
-On the demo, with each seed, by the README's commands: a head trained on the cached activations of
+On the demo, with each seed, by the documented commands: a head trained on the cached activations of
 the pretrained backbone; then end-to-end trainings of several lengths, each with a schedule of its
 own, from scratch and from that head, with equal settings. Each is scored on the test videos at its
 end. The curve goes to OUT/two_stage.png, the table to OUT/results.md. Existing runs are not

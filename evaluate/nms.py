@@ -14,13 +14,17 @@ Labels = NDArray[np.integer[Any]]
 class NmsConfig:
     """Settings of suppression: how overlapping detections give way to the best one.
 
-    method: "soft" lowers an overlapping detection's score by exp(-tIoU² / sigma) (Soft-NMS, Bodla
-        et al. 2017, section 3, Gaussian), "hard" removes it from tIoU `iou_threshold` on.
-    multiclass: detections compete within their class only; otherwise all with all.
-    min_score: detections whose score is, or falls, below it are dropped.
-    voting_threshold: replace each survivor's segment by the score-weighted mean of all candidates
-        with at least this tIoU to it, whatever their class. For class-agnostic suppression only:
-        a single class leaves too few candidates to vote.
+    Args:
+        method: `soft` lowers an overlapping detection's score by exp(-tIoU² / sigma) (Soft-NMS,
+            Bodla et al. 2017, section 3, Gaussian), `hard` removes it.
+        multiclass: detections compete within their class only; otherwise all with all.
+        sigma: of `soft`; a larger one lowers scores less.
+        iou_threshold: of `hard`; the tIoU from which on a detection is removed.
+        min_score: detections whose score is, or falls, below it are dropped.
+        max_segments: at most so many are left of a video, the best.
+        voting_threshold: replace each survivor's segment by the score-weighted mean of all
+            candidates with at least this tIoU to it, whatever their class. For class-agnostic
+            suppression only: a single class leaves too few candidates to vote.
     """
 
     method: Literal["soft", "hard"] = "soft"

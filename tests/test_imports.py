@@ -22,7 +22,7 @@ STAGES = {
     "train": ["configs", "cache", "extract", "evaluate"],
 }
 ROOMS = {
-    "configs": ["messages", "cli", "system", "atomic", "loader"],
+    "configs": ["messages", "cli", "system", "atomic", "loader", "reference"],
     "cache": [
         *("errors", "address", "code_digest", "fingerprint"),
         *("storage", "format", "store", "upkeep"),

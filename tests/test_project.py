@@ -28,7 +28,7 @@ def commands(workflow: dict[str, Any]) -> list[str]:
 def test_workflows_run_what_make_knows() -> None:
     targets = set(re.findall(r"^([a-z-]+):(?!=)", MAKEFILE, re.MULTILINE))
     run = [c for path in WORKFLOWS for c in commands(yaml.safe_load(path.read_text()))]
-    assert {"make lint", "make test"} <= set(run)
+    assert {"make lint", "make test", "make docs"} <= set(run)
     for command in run:
         words = command.split()
         assert words[0] == "make" and words[1] in targets, command
@@ -56,10 +56,13 @@ def test_constraints_are_within_the_bounds() -> None:
         assert requirement.specifier.contains(pinned[requirement.name.lower()]), text
 
 
-def test_citation_names_this_version() -> None:
+def test_citation_names_this_version_and_every_work() -> None:
     citation = load_yaml("CITATION.cff")
     assert citation["version"] == PROJECT["version"]
     assert citation["license"] == PROJECT["license"]
+    text = (REPOSITORY / "README.md").read_text()
+    for work in citation["references"]:
+        assert work["title"] in re.sub(r"[{}]", "", re.sub(r"\s+", " ", text)), work["title"]
 
 
 def test_dockerfile_copies_what_is_here() -> None:

@@ -70,12 +70,13 @@ class TrainingConfig:
         epochs: length of the cosine schedule; `stop_epoch`: where training ends, null at its end.
         updates: length of the schedule in updates, whatever the number of videos: all that is
             counted in epochs is scaled; null counts in epochs.
-        warmup_epochs: linear warm-up from `warmup_start`, a share of the full rates;
-            `warmup_ends_full`: its last update has the full rate, not the first one behind it.
+        warmup_epochs: length of the linear warm-up; `warmup_start`: where it begins, as a share of
+            the full rates.
         global_batch: windows of an update, over all processes, however many there are;
             `accumulate`: parts in which each process takes its share, one after the other, which
             needs less memory and gives the same gradients.
         lr: of heads and fusion; `backbone_lr`: of the adapters, or of the whole trunk in full mode.
+        weight_decay: of AdamW; biases and norms have none, adapters have it on all their weights.
         clip_norm: bound of the gradient's norm, of each stream and of the fusion.
         ema_decay: of the averaged weights that are evaluated; initial ones have no share in them.
             A run that is too short for it gets a lower one.
@@ -87,10 +88,12 @@ class TrainingConfig:
             (`blocks`), or the whole network (`all`). Numbers differ by rounding, and drop path is
             drawn otherwise with `all`.
         workers: decoding processes per training process.
-        validate_every, validate_from: epochs.
+        validate_every: epochs from one validation to the next; `validate_from`: the first epoch
+            that one may follow. There is always one at the end.
+        seed: of the initial weights and of all that is drawn while training.
     """
 
-    warmup_ends_full: ClassVar = False
+    warmup_ends_full: ClassVar = False  # its last update has the full rate, or the one behind it
 
     epochs: int = 100
     stop_epoch: int | None = None
@@ -221,6 +224,7 @@ class Experiment:
     """All settings that decide a run; saved whole beside its results.
 
     Args:
+        out: folder of the run.
         direction: of the first stream, or the only one (`fusion`).
     """
 

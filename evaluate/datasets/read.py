@@ -92,7 +92,8 @@ def _read_folder(folder: Path) -> list[_AnnotationFile]:
             return files
     raise ValueError(
         f"{folder} has no annotations: no JSON with 'database', no CSV with video, start, end and "
-        "label, no text with lines `video start end`, and nothing else of what the README lists."
+        "label, no text with lines `video start end`, and nothing else of what docs/datasets.md "
+        "lists."
     )
 
 
@@ -168,7 +169,7 @@ def _table_reader(table: CsvTable, path: Path, in_folder: bool) -> Reader | None
     raise ValueError(
         f"{path}: line 1: column {', '.join(missing)} is missing; a table of annotations has the "
         "columns video, start, end and label, separated by commas, semicolons or tabs, or those of "
-        f"a dataset in the README.{hint}"
+        f"a dataset in docs/datasets.md.{hint}"
     )
 
 

@@ -29,8 +29,8 @@ class ViewConfig:
         method: `interval` takes frames at an even distance from somewhere in the stretch;
             `segments` takes one from each of equal parts of the whole stretch.
         frames: in a view.
-        interval: from one frame to the next, counted at `fps` frames a second, whatever the video's
-            frame rate (`interval` only).
+        interval: from one frame to the next, counted at `fps` (`interval` only); `fps`: frames a
+            second that `interval` counts at, whatever the video's frame rate.
         jitter: in training, begin at random and take random frames of the parts; without it
             training has the views of a test with one clip.
         clips: in testing, along time.
@@ -59,7 +59,7 @@ class CropConfig:
         train_short_side: range that a training clip's short side is resized to, at random.
         train_size: side of the random square that is cut out of it.
         flip: probability that a training clip is mirrored, left and right; see `data.mirrored`.
-        test_short_side, test_size: the same in testing.
+        test_short_side: that a clip is resized to in testing; `test_size`: side of a square then.
         crops: squares side by side along the long side, from end to end; 1 takes the middle.
     """
 

@@ -74,6 +74,8 @@ class Grid:
 
     Args:
         out: a folder per run stands in it, `<row>/<seed>`; `cache`: the store they share.
+        seeds: with each of which every row is trained.
+        rows: what is trained, by names that are folders, too.
         subset: is scored; `selection`: is scored, too, and decides which fusion is best.
         tious: overlaps to print; `average`: those of them that are averaged.
         overrides: values of settings for all rows, by their dotted names.

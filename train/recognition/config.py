@@ -49,9 +49,8 @@ class LabelledData:
 class RecognitionTraining(TrainingConfig):
     """Settings of a recognition network's training.
 
-    `lr` is the classifier's rate, `backbone_lr` all other weights'.
-
     Args:
+        lr: of the classifier; `backbone_lr`: of all other weights.
         optimizer: AdamW, or SGD with Nesterov's momentum.
         momentum: of SGD.
     """
@@ -93,6 +92,7 @@ class Recognition:
     """All settings that decide a run; saved whole beside its results.
 
     Args:
+        out: folder of the run.
         direction: in which clips are seen.
     """
 
