@@ -16,12 +16,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-CASES = {  # candidates, classes, settings
+CASES: dict[str, tuple[int, int, dict[str, Any]]] = {  # candidates, classes, settings
     "2,000 of 20 classes": (2_000, 20, {}),
     "6,000 of 20 classes": (6_000, 20, {}),
     "20,000 of 20 classes": (20_000, 20, {}),
