@@ -8,7 +8,7 @@ frame or, with `sampling.fps`, 1/fps seconds.
 """
 
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -167,13 +167,27 @@ def samples_of(video: Timed | int, config: SamplingConfig) -> NDArray[np.int64]:
         return np.arange(0, _frames(video), config.sample_step)
     assert not isinstance(video, int), "samples by time need the times of frames"
     length_s = video.frames / video.fps
-    times = np.arange(max(1, np.ceil(length_s * config.fps - 1e-6))) / config.fps
-    if video.times_s is None:  # halfway between two frames the earlier one is taken
-        nearest = np.ceil(times * video.fps - 0.5 - 1e-6)
+    numbers = np.arange(max(1, np.ceil(length_s * config.fps - 1e-6)))
+    if video.times_s is None:
+        nearest = evenly_spaced_samples(numbers, video.fps, config)
     else:
-        begins = video.times_s[: video.frames]
+        begins, times = video.times_s[: video.frames], numbers / config.fps
         nearest = np.searchsorted((begins[1:] + begins[:-1]) / 2 + 1e-6, times)
     return np.clip(nearest, 0, video.frames - 1).astype(np.int64)
+
+
+def evenly_spaced_samples(
+    numbers: NDArray[np.integer[Any]], fps: float, config: SamplingConfig
+) -> NDArray[np.int64]:
+    """Return the frame numbers of samples by their numbers, in a video that does not end.
+
+    Args:
+        fps: of the video, whose frames come at even times.
+    """
+    if config.fps is None:
+        return np.asarray(numbers * config.sample_step, np.int64)
+    # Halfway between two frames the earlier one is taken.
+    return np.maximum(np.ceil(numbers / config.fps * fps - 0.5 - 1e-6), 0).astype(np.int64)
 
 
 def _frames(video: Timed | int) -> int:
@@ -202,10 +216,15 @@ def sliding_windows(video: Timed | int, overlap: float, config: SamplingConfig) 
         return [whole_video(_frames(video), config)]
     samples = samples_of(video, config)
     steps = -(-len(samples) // config.scale_factor)
-    hop = max(1, int(config.window_size * (1 - overlap)))
+    hop = window_hop(overlap, config)
     last = max(0, steps - config.window_size)
     starts = [*range(0, last, hop), last]
     return [_window(samples, start, config.window_size, config) for start in starts]
+
+
+def window_hop(overlap: float, config: SamplingConfig) -> int:
+    """Return how many feature steps a sliding window begins behind the one before."""
+    return max(1, int(config.window_size * (1 - overlap)))
 
 
 def sampled_frames(video: Timed | int, config: SamplingConfig) -> NDArray[np.int64]:
@@ -221,8 +240,13 @@ def strided_window(video: Timed | int, start: int, length: int, config: Sampling
 
 
 def _window(samples: NDArray[np.int64], start: int, length: int, config: SamplingConfig) -> Window:
-    scale, step = config.scale_factor, float(config.step)
-    frames = samples[start * scale : (start + length) * scale]
+    scale = config.scale_factor
+    return window_at(start, samples[start * scale : (start + length) * scale], config)
+
+
+def window_at(start: int, frames: NDArray[np.int64], config: SamplingConfig) -> Window:
+    """Return the window from feature step `start` whose samples are these frames."""
+    step = float(config.step)
     mirror = reflection(0.0, float((len(frames) - 1) * config.sample_step), step)
     return Window(frames, start * step, step, config.window_size, config.samples, mirror)
 

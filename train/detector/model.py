@@ -25,7 +25,15 @@ from train.data.batch import Batch
 from train.data.videos import VideoItem, probe_item
 from train.data.windows import EvaluationWindows, WindowInputs, evaluation_loader
 from train.detector.curves import ScoreCurves
-from train.detector.postprocess import Answer, Answers, merge_windows, predict_windows
+from train.detector.live import Frames, LiveUpdate, arriving_windows, detect_live
+from train.detector.postprocess import (
+    Answer,
+    Answers,
+    Candidates,
+    concatenate,
+    merge_windows,
+    predict_windows,
+)
 from train.engine.checkpoint import Checkpoint, load_checkpoint
 from train.modeling.actionformer import ActionFormer, HeadConfig, HeadOutput
 from train.modeling.fusion import FEATURE_METHODS, FeatureFusion, PredictionFusion
@@ -240,14 +248,55 @@ class Detector(nn.Module):
         features = self.features(batch.inputs, batch.start)
         return self.predict(features, batch.mask, batch.reflection, of_streams)
 
-    def detect(self, path: str | Path) -> list[Detection]:
-        """Find the actions in one video file, best first, times in seconds.
+    def detect(self, source: str | Path | Frames, fps: float | None = None) -> list[Detection]:
+        """Find the actions in one video, best first, times in seconds.
+
+        Args:
+            source: a file; or frames, uint8 RGB [height, width, 3] each, evenly spaced in time,
+                which may come from anywhere and are not kept: what is found in them is what is
+                found in a file that has them.
+            fps: of the frames; a file says it itself.
 
         Raises:
             VideoError: the file cannot be read.
+            ValueError: frames without fps, or that this detector cannot see one by one.
         """
-        item = probe_item(path, self.config.sampling.fps)
-        return self.detect_with_scores(item).detections[self.main_output]
+        if isinstance(source, str | Path):
+            item = probe_item(source, self.config.sampling.fps)
+            return self.detect_with_scores(item).detections[self.main_output]
+        found = [
+            (self._find_candidates(batch), video)
+            for batch, video in self._arriving_windows(source, fps)
+        ]
+        windows, seen = zip(*found, strict=True)  # without a frame there was an error
+        return merge_windows(windows, seen[-1], self.classes, self.config.evaluation)
+
+    def detect_live(self, frames: Frames, fps: float) -> Iterator[LiveUpdate]:
+        """Yield the actions in frames that may never end, as soon as no later window changes them.
+
+        Memory is bounded; how late an action is told: `train.detector.live.delay_s`.
+
+        Args:
+            frames: as for `detect`; `fps`: frames per second.
+        """
+        config = self.config
+        windows = self._arriving_windows(frames, fps)
+        parts = self.classes, config.evaluation
+        yield from detect_live(windows, self._find_candidates, *parts)
+
+    def _arriving_windows(
+        self, frames: Frames, fps: float | None
+    ) -> Iterator[tuple[Batch, VideoItem]]:
+        if fps is None or not fps > 0:
+            raise ValueError("give the frames' rate: detect(frames, fps=25)")
+        inputs = WindowInputs(self.config.sampling, self.config.pixels, self.config.directions)
+        return arriving_windows(frames, fps, inputs, self.config.sampling.test_overlap)
+
+    def _find_candidates(self, batch: Batch) -> Candidates:
+        """Return the candidates in a batch of one window, on the video's timeline."""
+        device = next(self.parameters()).device
+        found = predict_windows(self.predict_batch, [batch], self.config.evaluation, device)
+        return concatenate(found[self.main_output][batch.videos[0]])
 
     def detect_with_scores(
         self,

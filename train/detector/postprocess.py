@@ -94,11 +94,16 @@ def _forward_frames(found: Candidates, window: Window, direction: Direction) -> 
     return found._replace(segments=window.to_timeline(segments).astype(np.float32))
 
 
+def concatenate(windows: Sequence[Candidates]) -> Candidates:
+    """Return the candidates of several windows as one."""
+    return Candidates(*(np.concatenate(parts) for parts in zip(*windows, strict=True)))
+
+
 def merge_windows(
     windows: Sequence[Candidates], item: VideoItem, classes: Sequence[str], config: EvaluationConfig
 ) -> list[Detection]:
     """Return the detections of one video: its windows joined, overlapping segments suppressed."""
-    joined = Candidates(*(np.concatenate(parts) for parts in zip(*windows, strict=True)))
+    joined = concatenate(windows)
     seconds = item.to_seconds(joined.segments).astype(np.float32)
     try:
         segments, scores, labels = suppress(seconds, joined.scores, joined.labels, config.nms)
