@@ -104,7 +104,6 @@ def test_drop_path_scales_branches_as_timm_does(dtype: torch.dtype) -> None:
         first = x + (branch * scale[:, 0].to(dtype)).float()
         expected = first + (block.mlp(block.norm2(first)) * scale[:, 1].to(dtype)).float()
     assert found.dtype == torch.float32
-    assert torch.equal(found, expected)
-    if dtype == torch.float32:
-        before = torch.addcmul(first, block.mlp(block.norm2(first)), scale[:, 1])
-        assert torch.allclose(found, before, rtol=1e-6, atol=1e-6)
+    # In float32 product and sum are rounded once.
+    error = 1e-6 if dtype == torch.float32 else 0.0
+    assert torch.allclose(found, expected, rtol=error, atol=error)

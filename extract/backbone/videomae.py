@@ -87,11 +87,15 @@ class Block(nn.Module):
         if scale is None:
             x = x + self.attn(self.norm1(x))
             return x + self.mlp(self.norm2(x))
-        # In the branch's type: in float32 the product would take another copy of it.
-        branch = self.attn(self.norm1(x))
-        x = x + branch * scale[:, 0].to(branch.dtype)
-        branch = self.mlp(self.norm2(x))
-        return x + branch * scale[:, 1].to(branch.dtype)
+        x = _add_scaled(x, self.attn(self.norm1(x)), scale[:, 0])
+        return _add_scaled(x, self.mlp(self.norm2(x)), scale[:, 1])
+
+
+def _add_scaled(x: Tensor, branch: Tensor, scale: Tensor) -> Tensor:
+    """Return x + branch · scale, where a branch in half precision is scaled in it, as timm does."""
+    if branch.dtype == x.dtype:
+        return torch.addcmul(x, branch, scale)
+    return x + branch * scale.to(branch.dtype)  # addcmul would copy the branch to float32 first
 
 
 class VideoMAE(nn.Module):

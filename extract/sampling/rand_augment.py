@@ -74,7 +74,7 @@ def rotate(levels: Tensor, shares: Pair) -> Tensor:
     """Turn the picture about its centre."""
     angle = _signed(ROTATION, shares)
     cos, sin = math.cos(angle), math.sin(angle)
-    return _moved(levels, ((cos, sin), (-sin, cos)))
+    return _moved(levels, ((cos, -sin), (sin, cos)))
 
 
 def posterise(levels: Tensor, shares: Pair) -> Tensor:
