@@ -31,6 +31,7 @@ ROOMS = {
         *(
             "identity",
             "video",
+            "augmentation",
             "sampling",
             "transcoding",
             "checkpoints",

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
-from extract.sampling.colours import Change, draw_jitter
-from extract.sampling.rand_augment import draw_operations
+from extract.augmentation.colours import Change, draw_jitter
+from extract.augmentation.rand_augment import draw_operations
 
 Augmentation = tuple[Change, ...]
 """What changes a window's pixels behind crop and flip, in order; empty where nothing does."""
@@ -39,7 +39,7 @@ class PixelConfig:
         train_short_side: the short side before random cropping; used only where it crops.
         random_crop: area range of the random resized crop; null takes the centre.
         flip: probability of a horizontal flip; 0 where classes mirror each other.
-        rand_augment: operations of RandAugment (extract/sampling/rand_augment.py); 0 for none.
+        rand_augment: operations of RandAugment (extract/augmentation/rand_augment.py); 0 for none.
         colour_jitter: brightness, contrast, saturation, hue; null for none.
         antialias: average all pixels that a resized one covers. The published detectors (OpenTAD)
             were trained without: a pixel comes from two neighbours on each axis. Use false to
