@@ -27,7 +27,7 @@ from extract.activations.refresh import refresh
 from extract.backbone.backbone import BackboneConfig
 from extract.backbone.videomae import TrunkConfig
 from extract.demo import DemoConfig, write_dataset
-from extract.sampling.loader import make_loader
+from extract.loading.loader import make_loader
 from extract.sampling.transforms import PixelConfig, evaluation_transform
 from extract.sampling.window_frames import window_frames
 from extract.sampling.windows import SamplingConfig, sliding_windows

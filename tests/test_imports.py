@@ -32,6 +32,7 @@ ROOMS = {
             "identity",
             "video",
             "sampling",
+            "loading",
             "transcoding",
             "checkpoints",
             "tada",
