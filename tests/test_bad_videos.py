@@ -1,6 +1,8 @@
 """Videos that go bad during a run: vanished, replaced, damaged in their middle, hanging."""
 
+import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -13,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from cache.store import Store
 from configs.loader import load
@@ -25,6 +27,7 @@ from extract.activations.refresh import refresh
 from extract.backbone.backbone import BackboneConfig
 from extract.backbone.videomae import TrunkConfig
 from extract.demo import DemoConfig, write_dataset
+from extract.loading.loader import make_loader
 from extract.sampling.transforms import PixelConfig, evaluation_transform
 from extract.sampling.window_frames import window_frames
 from extract.sampling.windows import SamplingConfig, sliding_windows
@@ -267,11 +270,16 @@ def test_extraction_finishes_the_others_before_it_stops(
 
 
 class HangingReader:
-    """What a decoder that waits for ever looks like."""
+    """What a decoder that waits for ever looks like, or that crashes."""
 
     path = Path("clip.mp4")
 
+    def __init__(self, crashes: bool = False) -> None:
+        self.crashes = crashes
+
     def chunks(self, rising: object) -> Iterator[np.ndarray]:
+        if self.crashes:
+            os.kill(os.getpid(), signal.SIGKILL)
         time.sleep(600)
         yield np.zeros(0)
 
@@ -280,7 +288,10 @@ class HangingReader:
 
 
 class HangingWindows(Dataset[int]):
-    """A dataset whose only video hangs its decoder."""
+    """A dataset whose only video hangs its decoder, or crashes it."""
+
+    def __init__(self, crashes: bool = False) -> None:
+        self.crashes = crashes
 
     def __len__(self) -> int:
         return 1
@@ -288,7 +299,7 @@ class HangingWindows(Dataset[int]):
     def __getitem__(self, position: int) -> int:
         watchdog.BASE_TIMEOUT_S = 0.2
         (window,) = sliding_windows(32, 0.0, SamplingConfig(window_size=16))
-        reader: Any = HangingReader()
+        reader: Any = HangingReader(self.crashes)
         return len(next(window_frames(reader, [window], evaluation_transform(PixelConfig(32)))))
 
 
@@ -308,12 +319,39 @@ def test_a_decoder_that_hangs_ends_its_process() -> None:
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_a_worker_that_ends_is_an_error_for_people(capfd: pytest.CaptureFixture[str]) -> None:
-    loader = DataLoader(HangingWindows(), num_workers=1, multiprocessing_context="spawn")
-    unexpected = pytest.raises(OSError, match="a decoding worker ended unexpectedly")
+@pytest.mark.parametrize("crashes", [False, True])
+def test_a_worker_that_ends_is_an_error_that_names_the_file(
+    capfd: pytest.CaptureFixture[str], crashes: bool
+) -> None:
+    loader = make_loader(HangingWindows(crashes), 1, workers=1)
+    unexpected = pytest.raises(OSError, match=r"ended unexpectedly while it decoded clip\.mp4")
     with unexpected as caught, translate_worker_death():
         list(loader)
-    assert "--resume" in str(caught.value) and "\n" not in str(caught.value)
-    assert LINE in capfd.readouterr().err
+    told = str(caught.value)
+    assert "data.blocked" in told and "--resume" in told and "\n" not in told
+    assert (LINE in capfd.readouterr().err) == (not crashes)
+
+
+class EndingWindows(Dataset[int]):
+    """A dataset whose worker ends while it decodes nothing, behind a video that was whole."""
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, position: int) -> int:
+        with watchdog.kill_if_stuck("whole.mp4", 1):
+            pass
+        os.kill(os.getpid(), signal.SIGKILL)
+        return 0
+
+
+def test_a_worker_that_ends_between_two_files_accuses_none() -> None:
+    unexpected = pytest.raises(OSError, match="a decoding worker ended unexpectedly")
+    with unexpected as caught, translate_worker_death():
+        list(make_loader(EndingWindows(), 1, workers=1))
+    assert "whole.mp4" not in str(caught.value) and "training.workers" in str(caught.value)
+
+
+def test_other_errors_are_no_deaths_of_workers() -> None:
     with pytest.raises(RuntimeError, match="another"), translate_worker_death():
         raise RuntimeError("another")

@@ -33,6 +33,7 @@ ROOMS = {
             "video",
             "augmentation",
             "sampling",
+            "loading",
             "transcoding",
             "checkpoints",
             "tada",

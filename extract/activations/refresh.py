@@ -16,7 +16,7 @@ from extract.activations.inputs import Job, JobInputs, PassInput, Piece
 from extract.activations.passes import Pass
 from extract.activations.plan import Plan, check_disk_space
 from extract.activations.stored import Places
-from extract.sampling.loader import make_loader
+from extract.loading.loader import make_loader
 from extract.sampling.units import CLIP_FRAMES
 from extract.video.reader import VideoError
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
+from extract.loading.guarded_frames import DecodingProcess
 from extract.sampling.frame_cache import FrameCache
-from extract.sampling.guarded_frames import DecodingProcess
 from extract.sampling.reversal import reverse_segments
 from extract.sampling.transforms import (
     Augmentation,

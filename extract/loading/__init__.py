@@ -1,0 +1,1 @@
+"""Frames and batches that come from other processes."""
