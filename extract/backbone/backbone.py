@@ -10,7 +10,7 @@ from timm.layers import drop_path
 from torch import Tensor, nn
 
 from extract.backbone.adapters import Ladder, TemporalAdapter
-from extract.backbone.recompute import Recompute, checkpointed
+from extract.backbone.recompute import Recompute, RecomputeSetting, checkpointed
 from extract.backbone.videomae import TrunkConfig, VideoMAE
 from extract.sampling.units import CLIP_FRAMES, CLIP_STEPS, TUBELET
 
@@ -59,7 +59,10 @@ class BackboneConfig:
             are read from the cache (extract/features.py), and mapped to the trunk's width if need
             be.
         weights: checkpoint of the pretrained transformer; None starts from random weights.
-        recompute: activations that the backward pass computes again, to save memory.
+        recompute: activations that the backward pass computes again, to save memory: those of
+            whole blocks (`full`), all but attention (`selective`), `none`, or `auto`: the fewest
+            of these with which a training step fits the device's free memory. The trained weights
+            do not depend on it.
         trainable_from_block: blocks and adapters below this one are frozen and run in eval mode;
             at the trunk's depth, nothing but the head learns.
         mean, std: pixel normalisation, RGB, 0 to 255.
@@ -75,7 +78,7 @@ class BackboneConfig:
     tada: TAdaSize = TAdaSize()
     mode: Mode = "adapter"
     weights: str | None = None
-    recompute: Recompute = "none"
+    recompute: RecomputeSetting = "auto"
     trainable_from_block: int = 0
     mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
     std: tuple[float, float, float] = (58.395, 57.12, 57.375)
@@ -95,7 +98,7 @@ class BackboneConfig:
         if min(self.std) <= 0:
             raise ValueError(f"backbone.std must be above 0, not {self.std}")
         if self.network == "tada2d" and (
-            self.mode not in ("frozen", "full") or self.recompute != "none"
+            self.mode not in ("frozen", "full") or self.recompute not in ("auto", "none")
         ):
             raise ValueError(
                 "backbone.network tada2d has no adapters and no recomputation: set "
@@ -223,14 +226,19 @@ class Backbone(nn.Module):
     Args:
         trunk: of another backbone, to be shared; None makes one: with random weights, or, if the
             config names a file, on the meta device until `load_state_dict_strict` fills it.
+
+    Attributes:
+        recompute: as the config has it; where that is `auto`, whoever trains chooses.
     """
 
+    recompute: Recompute
     mean: Tensor
     std: Tensor
 
     def __init__(self, config: BackboneConfig, trunk: VideoMAE | None = None) -> None:
         super().__init__()
         self.config = config
+        self.recompute = "none" if config.recompute == "auto" else config.recompute
         if trunk is None:
             # Random weights would take longer than reading those of the file.
             with torch.device("meta") if config.weights else nullcontext():
@@ -274,7 +282,7 @@ class Backbone(nn.Module):
         Raises:
             ValueError: T is no multiple of 16, or the cuts are out of order.
         """
-        blocks, recompute = self.config.blocks_between(start, stop), self.config.recompute
+        blocks, recompute = self.config.blocks_between(start, stop), self.recompute
         if start == stop:
             return x
         tokens = self.embed(x) if start is None else x
@@ -329,7 +337,7 @@ class Backbone(nn.Module):
         scales: Sequence[Tensor | None] = [None] * len(shares)
         if scale is not None:
             scales = scale.split([len(part) for part in shares])
-        recompute = config.recompute if keeps else "none"
+        recompute = self.recompute if keeps else "none"
         done = [
             checkpointed(block, recompute, *inputs) for inputs in zip(shares, scales, strict=True)
         ]
@@ -337,8 +345,8 @@ class Backbone(nn.Module):
 
     def _run_layer(self, k: int, tokens: Tensor) -> Tensor:
         """Map tokens [B, T/2, h·w, C] to the same shape: block k and its adapters."""
-        adapters, recompute = self.adapters_after(k), self.config.recompute
-        clips = _clips_of(tokens)
+        adapters, recompute = self.adapters_after(k), self.recompute
+        clips, shape = _clips_of(tokens), tokens.shape
         # Where clips run in shares, each is recomputed by itself: it then fits into the cache.
         if recompute != "full" or not adapters or len(split_for_cache(clips)) > 1:
             tokens = self.run_block(k, tokens)
@@ -347,7 +355,7 @@ class Backbone(nn.Module):
             return tokens
 
         def layer(clips: Tensor, scale: Tensor | None) -> Tensor:
-            done: Tensor = self.trunk.blocks[k](clips, scale).view_as(tokens)
+            done: Tensor = self.trunk.blocks[k](clips, scale).view(shape)
             for adapter in adapters:
                 done = adapter(done)
             return done
