@@ -120,7 +120,8 @@ class DetectionTask:
 
     def prepare(self, batches: Sequence[Batch]) -> list[PreparedBatch]:
         accelerator = self.accelerator
-        batches = [batch.to(accelerator.device).augmented() for batch in batches]
+        # Turned last: what is made of the frames is made once for all streams.
+        batches = [batch.to(accelerator.device).augmented().turned() for batch in batches]
         targets = [self.targets(batch) for batch in batches]
         # Known before the network runs, so that all micro-batches divide by the same number.
         positives = sum(
