@@ -81,7 +81,7 @@ def activation_bytes(config: Experiment, recompute: Recompute, windows: int) -> 
     backbone, sampling = config.backbone, config.sampling
     patches = (config.pixels.size // backbone.trunk.patch) ** 2
     numbers = windows * sampling.samples // TUBELET * patches * backbone.width
-    exact = 4 if config.training.precision == "fp32" else 2
+    exact = 2 if config.training.precision in ("bf16", "fp16") else 4
     kept = kept_bytes(backbone, recompute, exact)
     if recompute == "none" or backbone.mode == "side":
         passing = exact * backbone.trunk.mlp_ratio  # the gradient of the widest product
