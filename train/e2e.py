@@ -103,6 +103,8 @@ def train_end_to_end(
             notes.activations["training and validation"] = task.total
             if accelerator.is_main_process:
                 notes.about = write_detector_record(session.out, detector, data)
+                if task.memory:
+                    print(task.memory)
                 notes.about["epochs"] = run.epochs
             run.train()
 

@@ -36,7 +36,7 @@ PIPELINE = (job_pieces, Pass)
 MOVES_NUMBERS = {"numpy", "tqdm"}  # libraries that compute nothing of an activation either
 
 # Attributes of modules that only training asks for.
-TRAINING_ONLY = {"drop_rates", "drop", "momentum"}
+TRAINING_ONLY = {"drop_rates", "drop", "momentum", "recompute"}
 OF_ALL_MODULES = vars(nn.Module()).keys()
 OF_SHARDING = ("__composable_api_state_key", "_fsdp", "_is_fsdp")  # beginnings of FSDP's own
 # Settings that only training, loading or the choice of what learns asks for; and those that decide

@@ -66,7 +66,7 @@ class Pass:
     def push(self, piece: Piece) -> None:
         """Run the next piece as far as it goes; store what that finishes."""
         device = self.backbone.mean.device
-        inputs = piece.arranged(self.span).to(device, non_blocking=True).unsqueeze(0)
+        inputs = piece.to(device).arranged(self.span).unsqueeze(0)
         with autocast(self.backbone, self.precision):
             if self._front is not None:
                 self._store(self._front.push(inputs))

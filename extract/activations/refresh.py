@@ -126,6 +126,7 @@ def _work(
                     digest = made.span(made.todo[number]).video.digest
                     skipped |= dict.fromkeys(names[digest], piece.problem)
                 continue
+            piece = piece.to(accelerator.device)
             for number in piece.numbers:
                 if number not in passes or passes[number].must_restart(piece):
                     todo = made.todo[number]

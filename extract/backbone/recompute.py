@@ -20,6 +20,8 @@ from torch.utils.checkpoint import (
 
 Recompute = Literal["none", "selective", "full"]
 """What is recomputed: `none`, all but attention (`selective`), or whole blocks (`full`)."""
+RecomputeSetting = Literal["auto", "none", "selective", "full"]
+"""The same, or what fits the device's memory (`auto`)."""
 
 aten = torch.ops.aten
 ATTENTION = {

@@ -69,7 +69,7 @@ class TAdaBackbone(nn.Module):
             raise ValueError(
                 f"{frames.shape[2]} frames do not divide into clips of {CLIP_FRAMES}; pad the span"
             )
-        return (frames - self.mean) / self.std
+        return (frames - self.mean).div_(self.std)
 
     def run_block(self, k: int, tokens: Tensor) -> Tensor:
         """Map normalised frames [B, 3, T, H, W] to one token a tubelet [B, T/2, 1, C].

@@ -118,8 +118,12 @@ class VideoMAE(nn.Module):
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
 
-    def embed(self, clips: Tensor) -> Tensor:
-        """Map normalised clips [N, 3, 16, H, W] to tokens [N, 8·h·w, C], h = ⌊H / patch⌋."""
+    def embed(self, clips: Tensor, scale: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """Map clips [N, 3, 16, H, W] to tokens [N, 8·h·w, C], h = ⌊H / patch⌋.
+
+        Args:
+            scale: the channels' mean and standard deviation; None if clips are normalised.
+        """
         n, channels, frames, height, width = clips.shape
         patch = self.config.patch
         h, w = height // patch, width // patch
@@ -129,8 +133,11 @@ class VideoMAE(nn.Module):
         clips = clips[..., : h * patch, : w * patch]
         cubes = clips.reshape(n, channels, frames // TUBELET, TUBELET, h, patch, w, patch)
         # A convolution whose stride is its kernel is a matrix product over unfolded patches.
-        flat = cubes.permute(0, 2, 4, 6, 1, 3, 5, 7).reshape(n, -1, self.patch_embed.in_features)
-        return self.patch_embed(flat) + self._positions_for(h, w)
+        flat = cubes.permute(0, 2, 4, 6, 1, 3, 5, 7).reshape(n, frames // TUBELET * h * w, 3, -1)
+        if scale is not None:  # behind the reordering, which moves bytes, and in one copy
+            mean, std = (values.view(3, 1) for values in scale)
+            flat = (flat - mean).div_(std)
+        return self.patch_embed(flat.flatten(2)) + self._positions_for(h, w)
 
     def _positions_for(self, h: int, w: int) -> Tensor:
         grid = self.config.image_size // self.config.patch

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_in
 
 from extract.loading.guarded_frames import DecodingProcess
 from extract.sampling.frame_cache import FrameCache
-from extract.sampling.reversal import reverse_segments
+from extract.sampling.reversal import reverse_segments, reverse_valid
 from extract.sampling.transforms import (
     Augmentation,
     PixelConfig,
@@ -82,7 +82,7 @@ class WindowInputs:
     def decode(
         self, item: VideoItem, windows: Sequence[Window], transform: Transform, seed: int = 0
     ) -> Iterator[tuple[Tensor, ...]]:
-        """Yield the frames of each window as the streams see them.
+        """Yield the frames of each window as the first stream sees them, in a tuple.
 
         Raises:
             VideoError: the file cannot be read.
@@ -101,7 +101,7 @@ class WindowInputs:
                 decoded = window_frames(open_unchanged(*version), windows, transform, seed)
         for window, frames in zip(windows, decoded, strict=True):
             check_unchanged(item.path, digest)  # features of it may be stored for good
-            yield tuple(arrange(frames, window, direction) for direction in self.directions)
+            yield (arrange(frames, window, self.directions[0]),)
 
     def sample(
         self,
@@ -128,7 +128,15 @@ class WindowInputs:
             problem=problem,
             start=self.cached.cut if self.cached else None,
             augmentation=augmentation,
+            turns=() if self.cached else self._turns(window),
         )
+
+    def _turns(self, window: Window) -> tuple[Tensor, ...]:
+        """Return where each further stream's frames stand among the first one's [F]."""
+        places = np.arange(window.samples)
+        turned = reverse_valid(places, len(window.frames))
+        first, *further = self.directions
+        return tuple(torch.from_numpy(places if d == first else turned) for d in further)
 
 
 class TrainingWindows(Dataset[Sample]):
@@ -226,8 +234,7 @@ class EvaluationWindows(IterableDataset[Sample]):
                 raise
             size = source.pixels.size
             black = torch.zeros((3, windows[0].samples, size, size), dtype=torch.uint8)
-            inputs = (black,) * len(source.directions)
-            yield source.sample(item, windows[0], inputs, str(error))
+            yield source.sample(item, windows[0], (black,), str(error))
 
 
 def training_loader(

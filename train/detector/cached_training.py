@@ -69,6 +69,8 @@ def train_on_cache(
         notes.activations = {"before training": before, "training and validation": task.total}
         if accelerator.is_main_process:
             notes.about = write_detector_record(session.out, detector, data)
+            if task.memory:
+                print(task.memory)
             notes.about["epochs"] = run.epochs
         run.train()
 

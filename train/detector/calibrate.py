@@ -38,7 +38,7 @@ def fit_class_weights(
         for batch in tqdm(
             windows, desc="fitting", leave=False, disable=not accelerator.is_main_process
         ):
-            seen.append(_points(detector, fusion, batch.to(accelerator.device)))
+            seen.append(_points(detector, fusion, batch.to(accelerator.device).turned()))
     # A process may have had no window.
     shares = [share for share in gather_object([seen]) if share]
     pairs = [pair for share in shares for pair in share]

@@ -207,7 +207,7 @@ class _Kept:
         """Return a window as a batch of one."""
         frames = [self.numbers[number] for number in window.frames.tolist()]
         ready = [frame for frame in frames if frame is not None]
-        inputs = tuple(arrange(ready, window, direction) for direction in self.inputs.directions)
+        inputs = (arrange(ready, window, self.inputs.directions[0]),)
         return collate([self.inputs.sample(video, window, inputs)])
 
 

@@ -70,7 +70,7 @@ def predict_windows(
     """
     found: dict[str, dict[str, list[Candidates]]] = defaultdict(lambda: defaultdict(list))
     for batch in batches:
-        batch = batch.to(device)
+        batch = batch.to(device).turned()
         with torch.inference_mode():
             answers = {
                 name: [

@@ -25,6 +25,7 @@ FREE_TO_CHANGE = {  # settings that do not change what is trained
     "cache.url",
     "cache.blocks",
     "cache.flush_s",
+    "backbone.recompute",
     "data.bad_videos",
     "data.frame_cache",
     "data.frame_cache_gb",
