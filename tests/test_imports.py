@@ -29,6 +29,7 @@ ROOMS = {
     ],
     "extract": [
         *(
+            "processes",
             "identity",
             "video",
             "sampling",

@@ -195,6 +195,18 @@ class EvaluationWindows(IterableDataset[Sample]):
         cuts = balanced_splits(self.counts, self.processes * workers)
         return int(cuts[(self.rank + 1) * workers] - cuts[self.rank * workers])
 
+    def whole_videos(self, workers: int = 0) -> dict[str, int]:
+        """Return how many windows those videos have that are no other process's, too."""
+        workers = max(workers, 1)
+        cuts = balanced_splits(self.counts, self.processes * workers)
+        start, stop = cuts[self.rank * workers], cuts[(self.rank + 1) * workers]
+        ends = np.cumsum(self.counts)
+        return {
+            item.name: count
+            for item, count, end in zip(self.items, self.counts, ends, strict=True)
+            if start <= end - count and end <= stop
+        }
+
     def __iter__(self) -> Iterator[Sample]:
         info = get_worker_info()
         worker, workers = (info.id, info.num_workers) if info else (0, 1)

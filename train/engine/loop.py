@@ -10,7 +10,6 @@ from typing import Any, Generic, NamedTuple, NoReturn, Protocol, TypeVar
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
@@ -18,6 +17,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from configs.messages import truncated
+from extract.processes import gather_objects, translate_lost_process
 from train.config import Trained
 from train.data.loading import EpochSampler
 from train.data.lookahead import copied_ahead
@@ -235,7 +235,7 @@ class TrainingRun(Generic[T]):
         self.wrapped.train()
         self.sampler.epoch = self.epoch
         began, recent = time.monotonic(), list[MicroBatch]()
-        with translate_worker_death(), translate_oom(SMALLER_BATCHES):
+        with translate_worker_death(), translate_lost_process(), translate_oom(SMALLER_BATCHES):
             on_device = copied_ahead(self.loader, self.accelerator.device)
             updates = zip(*[on_device] * self.training.accumulate, strict=True)
             came = self.watch.time_waiting(updates, WAITING)
@@ -325,7 +325,7 @@ class TrainingRun(Generic[T]):
             for index, row in enumerate(losses.cpu())
             if not row.isfinite().all()
         ]
-        _, loss, videos = min(gather_object(bad[:1]))
+        _, loss, videos = min(gather_objects(bad[:1]))
         raise FloatingPointError(
             f"the loss became {loss} on windows of {', '.join(videos)}; "
             "lower training.lr or training.backbone_lr, or set training.precision to fp32. "
