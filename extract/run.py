@@ -39,7 +39,7 @@ from extract.activations.plan import (
     plan,
 )
 from extract.activations.refresh import describe_unkept, refresh
-from extract.processes import broadcast_object
+from extract.parallel.processes import broadcast_object
 from extract.sampling.spans import Span, SpanKind
 from extract.sampling.units import CLIP_FRAMES
 from extract.sampling.windows import Direction, SamplingConfig, samples_of

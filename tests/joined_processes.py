@@ -8,8 +8,13 @@ import torch.distributed as dist
 
 from configs import cli
 from configs.loader import load
-from extract import processes
-from extract.processes import broadcast_object, gather_objects, translate_lost_process, wait_for_all
+from extract.parallel import processes
+from extract.parallel.processes import (
+    broadcast_object,
+    gather_objects,
+    translate_lost_process,
+    wait_for_all,
+)
 from train.config import Experiment
 from train.engine.session import WAIT_IN_STEP, make_accelerator
 

@@ -29,7 +29,7 @@ ROOMS = {
     ],
     "extract": [
         *(
-            "processes",
+            "parallel",
             "identity",
             "video",
             "sampling",

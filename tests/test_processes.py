@@ -9,7 +9,7 @@ from typing import IO
 
 import pytest
 
-from extract.processes import broadcast_object, connect, gather_objects, wait_for_all
+from extract.parallel.processes import broadcast_object, connect, gather_objects, wait_for_all
 from tests.conftest import REPOSITORY
 
 ENVIRONMENT = os.environ | {

@@ -18,7 +18,7 @@ from extract.activations.activations import Activations
 from extract.activations.stored import deepest, missing
 from extract.backbone.backbone import Cut
 from extract.backbone.imported import require_pixels
-from extract.processes import broadcast_object
+from extract.parallel.processes import broadcast_object
 from extract.sampling.spans import Span
 from extract.sampling.units import CLIP_FRAMES
 from extract.video.reader import VideoError, VideoReader

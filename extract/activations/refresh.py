@@ -15,8 +15,8 @@ from extract.activations.inputs import Job, JobInputs, PassInput, Piece
 from extract.activations.passes import Pass
 from extract.activations.plan import Plan, check_disk_space
 from extract.activations.stored import Places
-from extract.processes import gather_objects, wait_for_all
-from extract.sampling.loader import make_loader
+from extract.parallel.loader import make_loader
+from extract.parallel.processes import gather_objects, wait_for_all
 from extract.sampling.units import CLIP_FRAMES
 from extract.video.reader import VideoError
 

@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from numpy.typing import NDArray
 
 from extract.backbone.backbone import Cut
-from extract.processes import broadcast_object
+from extract.parallel.processes import broadcast_object
 from extract.sampling.transforms import (
     Transform,
     crop_frames,

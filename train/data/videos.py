@@ -26,7 +26,7 @@ from evaluate.annotations import (
 from evaluate.datasets.fields import Refused, describe_near_files, group_by_spelling
 from extract.backbone.imported import imported_name
 from extract.identity.digest import video_digest
-from extract.processes import gather_objects
+from extract.parallel.processes import gather_objects
 from extract.sampling.windows import seconds_to_frames
 from extract.video.files import describe_no_videos, files_by_name, only_one
 from extract.video.header import announced_frames

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 from tqdm import tqdm
 
-from extract.processes import gather_objects
+from extract.parallel.processes import gather_objects
 from train.data.batch import Batch
 from train.detector.model import Detector
 from train.modeling.actionformer import HeadOutput

@@ -21,7 +21,7 @@ from evaluate.mean_ap import MeanAP, mean_average_precision
 from evaluate.metrics.scored import ScoredDetections
 from evaluate.reports.launches import FINISHED, Launch, new_launch
 from extract.activations.stored import Counts
-from extract.processes import gather_objects
+from extract.parallel.processes import gather_objects
 from extract.sampling.frame_cache import FrameCache
 from extract.sampling.spans import SpanKind
 from extract.video.reader import VideoError

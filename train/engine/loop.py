@@ -17,11 +17,12 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from configs.messages import truncated
-from extract.processes import gather_objects, translate_lost_process
+from extract.parallel.processes import gather_objects, translate_lost_process
 from train.config import Trained
 from train.data.loading import EpochSampler
 from train.data.lookahead import copied_ahead
-from train.engine.checkpoint import Checkpoint, check_same_run, load_checkpoint, save_checkpoint
+from train.engine.checkpoint import Checkpoint, check_same_run, load_checkpoint
+from train.engine.checkpoint_writer import CheckpointWriter
 from train.engine.compiling import compile_network
 from train.engine.lengths import resolve_lengths
 from train.engine.metrics_log import MetricsLog
@@ -202,6 +203,7 @@ class TrainingRun(Generic[T]):
             for line in self.notes:
                 tqdm.write(line)
             tqdm.write(describe_updates(self.updates, self.epochs))
+        self.writer = CheckpointWriter()
         self.log = MetricsLog(self.out, main, first_step, self.validated)
         self.bar: tqdm[Any] = tqdm(
             total=self.epochs * self.updates,
@@ -210,16 +212,20 @@ class TrainingRun(Generic[T]):
             desc="training",
             disable=not main,
         )
-        with self.bar, closing(self.log), self.watch.stage(STEPS):
+        with self.bar, closing(self.log), closing(self.writer), self.watch.stage(STEPS):
             if not self.validated:
                 self._validate()
             while self.epoch < self.epochs:
+                with self._explain_write_errors():
+                    self.writer.raise_failure()
                 self._train_epoch()
                 self._share_statistics()
                 self.epoch += 1
                 self._end_epoch()
             self.task.log_counts("in all")
             self.task.close()
+            with self.watch.stage(SAVING), self._explain_write_errors():
+                self.writer.wait()
 
     def _end_epoch(self) -> None:
         due = self.training.validates_after(self.epoch)
@@ -386,10 +392,19 @@ class TrainingRun(Generic[T]):
             training=training if resumable else {},
             frame_rates=self.task.frame_rates,
         )
+        frozen = {
+            name
+            for name, weight in self.model.named_parameters(remove_duplicate=False)
+            if not weight.requires_grad
+        }
+        epoch = self.epoch
+
+        def written() -> None:
+            if resumable:
+                self.saved_epoch = epoch
+
         with self._explain_write_errors():
-            save_checkpoint(self.out / name, checkpoint)
-        if resumable:
-            self.saved_epoch = self.epoch
+            self.writer.write(self.out / name, checkpoint, frozen, written)
 
     @contextmanager
     def _explain_write_errors(self) -> Iterator[None]:

@@ -30,15 +30,15 @@ from evaluate.reports.page import REPORT
 from evaluate.reports.training import write_training_report
 from extract.activations.stored import Counts
 from extract.backbone.precision import set_precision
-from extract.processes import broadcast_object, connect, gather_objects
+from extract.parallel.processes import broadcast_object, connect, gather_objects
 from train.config import Trained
 from train.engine.loop import START_UP
 from train.engine.run_folder import check_checkpoint_space, claim_folder
 from train.engine.stopwatch import Stopwatch
 
 PASSES = "passes"  # the stage in which missing activations are computed
-# Waiting for more than a step is `extract.processes`'s. That a decoder hangs in a long window is
-# noticed after a quarter of an hour.
+# Waiting for more than a step is `extract.parallel.processes`'s. That a decoder hangs in a long
+# window is noticed after a quarter of an hour.
 WAIT_IN_STEP = timedelta(minutes=30)
 
 

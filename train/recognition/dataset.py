@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from evaluate.datasets.fields import did_you_mean
 from evaluate.metrics.accuracy import LabelSet
-from extract.processes import gather_objects
+from extract.parallel.processes import gather_objects
 from extract.sampling.views import (
     Stretch,
     evaluation_clips,

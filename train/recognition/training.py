@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from evaluate.metrics.accuracy import Accuracy, LabelSet, compute_accuracy
-from extract.processes import gather_objects
+from extract.parallel.processes import gather_objects
 from extract.tada.networks import VideoNetwork
 from extract.video.reader import VideoError
 from train.data.loading import EpochSampler

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate, default_convert
 
-from extract.sampling.shared_memory import SharedMemory
+from extract.parallel.shared_memory import SharedMemory
 
 ALIGNED = 64  # bytes of a line of a processor's cache
 Place = tuple[torch.dtype, torch.Size, int]
