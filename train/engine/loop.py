@@ -165,6 +165,7 @@ class TrainingRun(Generic[T]):
         self.epoch, self.saved_epoch, self.best = 0, 0, -1.0
         self.validated = True  # no validation is due
         self.problems: set[str] = set()  # causes already warned of
+        self.writer = CheckpointWriter()
         self.sampler = EpochSampler(
             len(task.videos),
             settings.training.global_batch,
@@ -203,7 +204,6 @@ class TrainingRun(Generic[T]):
             for line in self.notes:
                 tqdm.write(line)
             tqdm.write(describe_updates(self.updates, self.epochs))
-        self.writer = CheckpointWriter()
         self.log = MetricsLog(self.out, main, first_step, self.validated)
         self.bar: tqdm[Any] = tqdm(
             total=self.epochs * self.updates,
