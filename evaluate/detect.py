@@ -52,7 +52,7 @@ from evaluate.files.timeline import (
     link_video,
     render_page,
 )
-from extract.loading.guarded_frames import DecodingProcess
+from extract.parallel.guarded_frames import DecodingProcess
 from extract.transcoding.cut import cut_segment
 from extract.video.files import files_by_name
 from extract.video.index import VideoIndex

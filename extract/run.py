@@ -25,7 +25,6 @@ from datetime import timedelta
 from typing import get_args
 
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 
 from cache.store import Store, open_cache
 from configs import cli
@@ -40,6 +39,7 @@ from extract.activations.plan import (
     plan,
 )
 from extract.activations.refresh import describe_unkept, refresh
+from extract.parallel.processes import broadcast_object
 from extract.sampling.spans import Span, SpanKind
 from extract.sampling.units import CLIP_FRAMES
 from extract.sampling.windows import Direction, SamplingConfig, samples_of
@@ -131,7 +131,7 @@ def plan_and_compute(
     check_shared_decode([config for config, _, _ in backbones])
     if not config.cache.url:
         raise ValueError("--cache: give the store that activations are kept in")
-    accelerator = inference_accelerator(config, cached=True)
+    accelerator = inference_accelerator(config)
     check_fp16_has_gpu(config, accelerator)
     url, planning = config.cache.url, plan_file is not None
     if plan_file:
@@ -263,7 +263,7 @@ def _print_routes(
 ) -> None:
     """Print what the ways to train on these videos take; write it to the file, if one is named."""
     # Decided by one process for all: folders of several machines may not show the same files.
-    (why_not,) = broadcast_object_list([reason_not_to_compare(detector, training, validation)])
+    why_not = broadcast_object(reason_not_to_compare(detector, training, validation))
     if why_not:
         if accelerator.is_main_process:
             print(f"ways to train are not compared: {why_not}")

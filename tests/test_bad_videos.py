@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from threading import Event
 from typing import Any, Literal
 
 import numpy as np
@@ -20,6 +21,7 @@ from torch.utils.data import Dataset
 from cache.store import Store
 from configs.loader import load
 from configs.messages import format_error
+from evaluate.annotations import Detection
 from evaluate.files.predictions import read_predictions
 from evaluate.reports.metrics_file import METRICS, read_metrics
 from extract.activations.plan import SpanRequest, plan
@@ -27,7 +29,7 @@ from extract.activations.refresh import refresh
 from extract.backbone.backbone import BackboneConfig
 from extract.backbone.videomae import TrunkConfig
 from extract.demo import DemoConfig, write_dataset
-from extract.loading.loader import make_loader
+from extract.parallel.loader import make_loader
 from extract.sampling.transforms import PixelConfig, evaluation_transform
 from extract.sampling.window_frames import window_frames
 from extract.sampling.windows import SamplingConfig, sliding_windows
@@ -37,14 +39,16 @@ from tests.conftest import REPOSITORY
 from tests.test_e2e import TWO_PROCESSES, script
 from train.config import Experiment
 from train.data.cached import evaluation_spans
-from train.data.videos import load_annotations, load_items
+from train.data.videos import VideoItem, load_annotations, load_items
 from train.data.windows import (
     EvaluationWindows,
     TrainingWindows,
     WindowInputs,
     evaluation_loader,
 )
+from train.detector import evaluation
 from train.detector.evaluation import detect_subset, score_detections, window_loader
+from train.detector.postprocess import merge_windows
 from train.detector.setup import activations_of
 from train.detector.sources import build_detector
 from train.detector.training import DetectionTask
@@ -228,6 +232,33 @@ def test_skipped_videos_do_not_count(config: Experiment, accelerator: Accelerato
         item.path.unlink()
     with pytest.raises(VideoError, match="not one video can be read"):
         detect_subset(detector, items, windows, accelerator, "test")
+
+
+def test_videos_are_suppressed_while_others_are_read(
+    config: Experiment, accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    items = loaded(config, "test")
+    config = replace(config, evaluation=replace(config.evaluation, batch_size=1))
+    detector = build_detector(config, load_annotations(config.data).classes).eval()
+    windows = window_loader(items, 0.5, config, accelerator)
+    suppressed, predict = Event(), detector.predict
+    done: list[str] = []
+
+    def merge(parts: Any, item: VideoItem, *others: Any) -> list[Detection]:
+        done.append(item.name)
+        suppressed.set()
+        return merge_windows(parts, item, *others)
+
+    def predict_last(*arguments: Any) -> Any:
+        if windows_seen.pop() == 0:  # the last window of all
+            assert suppressed.wait(60) and done[0] == items[0].name
+        return predict(*arguments)
+
+    windows_seen = list(range(len(list(windows))))
+    monkeypatch.setattr(evaluation, "merge_windows", merge)
+    monkeypatch.setattr(detector, "predict", predict_last)
+    detect_subset(detector, items, windows, accelerator, "test")
+    assert sorted(done) == sorted(item.name for item in items) and not windows_seen
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """Samples: what they hold, in both directions, and that nothing but seed and epoch decides them."""
 
 import json
+from collections import Counter
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -194,6 +195,9 @@ def test_every_test_window_belongs_to_exactly_one_worker(
         for batch in evaluation_loader(dataset, config.evaluation.batch_size, workers):
             share += [(v, w.start) for v, w in zip(batch.videos, batch.windows, strict=True)]
         assert len(share) == dataset.length(workers)
+        mine, of_all = (Counter(name for name, _ in some) for some in (share, expected))
+        whole = {name: number for name, number in mine.items() if number == of_all[name]}
+        assert dataset.whole_videos(workers) == whole
         seen += share
     # Two workers take turns: only their own order is that of the videos.
     assert (sorted(seen) if workers else seen) == expected

@@ -9,7 +9,7 @@ import torch
 from configs import cli
 from evaluate import detect
 from evaluate.files.predictions import read_predictions
-from extract.loading.guarded_frames import DecodingProcess
+from extract.parallel.guarded_frames import DecodingProcess
 from extract.sampling.transforms import PixelConfig
 from extract.sampling.windows import SamplingConfig
 from extract.video import watchdog

@@ -33,7 +33,7 @@ ROOMS = {
             "video",
             "augmentation",
             "sampling",
-            "loading",
+            "parallel",
             "transcoding",
             "checkpoints",
             "tada",

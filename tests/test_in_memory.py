@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from cache.address import DTYPES, Dtype, VideoInfo
 from cache.store import Store
 from extract.activations.stored import Cached
-from extract.loading.loader import make_loader
+from extract.parallel.loader import make_loader
 from extract.sampling.spans import SpanKind
 from extract.sampling.windows import Direction, SamplingConfig
 from train.data import cached as cached_module

@@ -228,6 +228,7 @@ def test_only_a_better_validation_replaces_the_best(
         for tensor in run.average.tensors.values():
             tensor.fill_(weight)
         run._validate()
+        run.writer.wait()
         best = load_checkpoint(tmp_path / "best.pt", Experiment).ema
         (values,) = {float(best[name].flatten()[0]) for name in run.average.tensors}
         kept.append(values)

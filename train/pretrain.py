@@ -31,7 +31,7 @@ from configs import cli
 from configs.atomic import atomic_path, write_text
 from extract.backbone.backbone import Backbone, BackboneConfig
 from extract.backbone.videomae import TrunkConfig
-from extract.loading.loader import make_loader
+from extract.parallel.loader import make_loader
 from extract.sampling.units import CLIP_FRAMES, TUBELET
 from extract.scenes import ACTIONS, action_map, random_scene, render_scene
 

@@ -5,7 +5,6 @@ from contextlib import suppress
 from itertools import groupby
 
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
@@ -16,7 +15,8 @@ from extract.activations.inputs import Job, JobInputs, PassInput, Piece
 from extract.activations.passes import Pass
 from extract.activations.plan import Plan, check_disk_space
 from extract.activations.stored import Places
-from extract.loading.loader import make_loader
+from extract.parallel.loader import make_loader
+from extract.parallel.processes import gather_objects, wait_for_all
 from extract.sampling.units import CLIP_FRAMES
 from extract.video.reader import VideoError
 
@@ -52,9 +52,9 @@ def refresh(
         raise
     for request in made.wanted:
         request.activations.close()
-    for others in gather_object([unread]):
+    for others in gather_objects([unread]):
         unread |= others
-    accelerator.wait_for_everyone()
+    wait_for_all()
     for request in made.wanted:
         with suppress(StoreUnreachable):
             request.activations.store.refresh()
@@ -65,7 +65,7 @@ def refresh(
 
 def describe_unkept(every: Sequence[Activations], accelerator: Accelerator) -> str | None:
     """Return what the stores could not take from any process, in one line; None if nothing."""
-    shares = gather_object([(sum(len(a.unkept) for a in every), [a.unkept_cause for a in every])])
+    shares = gather_objects([(sum(len(a.unkept) for a in every), [a.unkept_cause for a in every])])
     causes = [cause for _, some in shares for cause in some if cause]
     count = sum(number for number, _ in shares)
     return f"{count:,} activations could not be kept: {causes[-1]}" if count else None

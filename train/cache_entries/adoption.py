@@ -114,7 +114,7 @@ def _experiment(
         raise ValueError(f"--adopt: {info.checkpoint} is not here; give --checkpoint or --config")
     sources = read_sources([checkpoint] if checkpoint else [], config_file, overrides)
     config = merge_configs(config_file, sources, overrides)
-    accelerator = inference_accelerator(config, cached=True)
+    accelerator = inference_accelerator(config)
     annotations = load_annotations(config.data)
     detector = build_detector(config, target_classes(config.data, annotations), sources)
     data = config.data

@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 from numpy.typing import NDArray
 
 from extract.backbone.backbone import Cut
+from extract.parallel.processes import broadcast_object
 from extract.sampling.transforms import (
     Transform,
     crop_frames,
@@ -155,7 +155,7 @@ def _time_least(work: Callable[[], object], device: torch.device) -> float:
 
 def _is_long(seconds: float) -> bool:
     """Return what the first process finds: steps of all wait for each other."""
-    (long,) = broadcast_object_list([seconds > ENOUGH_S])
+    long = broadcast_object(seconds > ENOUGH_S)
     return bool(long)
 
 

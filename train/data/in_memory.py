@@ -9,7 +9,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from extract.activations.stored import Cached
-from extract.loading.shared_memory import SharedMemory
+from extract.parallel.shared_memory import SharedMemory
 from extract.sampling.spans import Span
 
 MEMINFO, CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")

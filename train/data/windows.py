@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
-from extract.loading.guarded_frames import DecodingProcess
+from extract.parallel.guarded_frames import DecodingProcess
 from extract.sampling.frame_cache import FrameCache
 from extract.sampling.reversal import reverse_segments, reverse_valid
 from extract.sampling.transforms import (
@@ -202,6 +202,18 @@ class EvaluationWindows(IterableDataset[Sample]):
         workers = max(workers, 1)
         cuts = balanced_splits(self.counts, self.processes * workers)
         return int(cuts[(self.rank + 1) * workers] - cuts[self.rank * workers])
+
+    def whole_videos(self, workers: int = 0) -> dict[str, int]:
+        """Return how many windows those videos have that are no other process's, too."""
+        workers = max(workers, 1)
+        cuts = balanced_splits(self.counts, self.processes * workers)
+        start, stop = cuts[self.rank * workers], cuts[(self.rank + 1) * workers]
+        ends = np.cumsum(self.counts)
+        return {
+            item.name: count
+            for item, count, end in zip(self.items, self.counts, ends, strict=True)
+            if start <= end - count and end <= stop
+        }
 
     def __iter__(self) -> Iterator[Sample]:
         info = get_worker_info()

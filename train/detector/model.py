@@ -17,7 +17,7 @@ from extract.backbone.tada_backbone import TAdaBackbone, load_tada_trunk
 from extract.backbone.videomae import VideoMAE
 from extract.checkpoints.layouts import ADDED
 from extract.checkpoints.strict import Coverage, load_state_dict_strict
-from extract.loading.guarded_frames import DecodingProcess
+from extract.parallel.guarded_frames import DecodingProcess
 from extract.sampling.windows import Window, evaluation_windows
 from extract.tada.tada2d import TAda2D
 from train.config import Experiment

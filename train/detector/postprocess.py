@@ -1,7 +1,7 @@
 """From raw predictions of windows to the detections of whole videos."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -69,6 +69,19 @@ def predict_windows(
     Samples with a problem (`Batch.problems`) are skipped.
     """
     found: dict[str, dict[str, list[Candidates]]] = defaultdict(lambda: defaultdict(list))
+    for video, answers in predict_each_window(model, batches, config, device):
+        for name, parts in answers.items():
+            found[name][video] += parts
+    return found
+
+
+def predict_each_window(
+    model: Model, batches: Iterable[Batch], config: EvaluationConfig, device: torch.device
+) -> Iterator[tuple[str, dict[str, list[Candidates]]]]:
+    """Yield each window's video, and its candidates by answer, in forward frames.
+
+    Samples with a problem (`Batch.problems`) are skipped.
+    """
     for batch in batches:
         batch = batch.to(device).turned()
         with torch.inference_mode():
@@ -78,13 +91,15 @@ def predict_windows(
                 ]
                 for name, answer in model(batch).items()
             }
-        for name, parts in answers.items():
-            for windows, direction in parts:
-                for row, candidates in enumerate(windows):
-                    if row not in batch.problems:
-                        forward = _forward_frames(candidates, batch.windows[row], direction)
-                        found[name][batch.videos[row]].append(forward)
-    return found
+        for row, (video, window) in enumerate(zip(batch.videos, batch.windows, strict=True)):
+            if row not in batch.problems:
+                yield (
+                    video,
+                    {
+                        name: [_forward_frames(of[row], window, d) for of, d in parts]
+                        for name, parts in answers.items()
+                    },
+                )
 
 
 def _forward_frames(found: Candidates, window: Window, direction: Direction) -> Candidates:

@@ -12,12 +12,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from evaluate.datasets.fields import did_you_mean
 from evaluate.metrics.accuracy import LabelSet
+from extract.parallel.processes import gather_objects
 from extract.sampling.views import (
     Stretch,
     evaluation_clips,
@@ -108,7 +108,7 @@ def load_examples(
                 problems[name] = str(error)
         if accelerator is not None:
             # A file may be bad, or too slow, for one process alone.
-            for others in gather_object([problems]):
+            for others in gather_objects([problems]):
                 problems = others | problems
             kept = [example for example in kept if example.name not in problems]
         parts.append(Examples(kept, problems))

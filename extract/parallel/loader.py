@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate, default_convert
 
-from extract.loading.shared_memory import SharedMemory
+from extract.parallel.shared_memory import SharedMemory
 from extract.video.watchdog import note_taker
 
 ALIGNED = 64  # bytes of a line of a processor's cache

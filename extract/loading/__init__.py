@@ -1,1 +1,0 @@
-"""Frames and batches that come from other processes."""
