@@ -19,11 +19,11 @@ from tests.encodings import write_numbered
 from tests.test_detect import detector_of
 from tests.test_detector import small_experiment
 from train.config import Experiment
+from train.data import live
 from train.data.batch import Batch
+from train.data.live import arriving_windows, delay_s
 from train.data.videos import VideoItem, probe_item
 from train.data.windows import EvaluationWindows, WindowInputs
-from train.detector import live
-from train.detector.live import arriving_windows, delay_s
 from train.modeling.fusion import FusionConfig
 
 PIXELS = PixelConfig(size=16, train_short_side=18)
@@ -57,11 +57,11 @@ def test_windows_are_those_of_a_file(
     arrived = [*arriving_windows(numbered(frames), fps, inputs, overlap)]
     assert len(arrived) == len(expected)
     for (batch, _), window in zip(arrived, expected, strict=True):
-        (found,) = batch.windows
+        (found,), inputs_of = batch.windows, batch.turned().inputs
         assert np.array_equal(found.frames, window.frames)
         assert (found.start, found.reflection) == (window.start, window.reflection)
         assert batch.mask[0].tolist() == window.mask().tolist()
-        for direction, pixels in zip(inputs.directions, batch.inputs, strict=True):
+        for direction, pixels in zip(inputs.directions, inputs_of, strict=True):
             seen = pixels[0, :2, :, 8, 8].numpy().astype(int)
             assert (seen[0] + 256 * seen[1]).tolist() == window.indices(direction).tolist()
     assert arrived[-1][1].frames == frames

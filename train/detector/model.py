@@ -22,15 +22,17 @@ from extract.sampling.windows import Window, evaluation_windows
 from extract.tada.tada2d import TAda2D
 from train.config import Experiment
 from train.data.batch import Batch
+from train.data.live import Frames, arriving_windows
 from train.data.videos import VideoItem, probe_item
 from train.data.windows import EvaluationWindows, WindowInputs, evaluation_loader
 from train.detector.curves import ScoreCurves
-from train.detector.live import Frames, LiveUpdate, arriving_windows, detect_live
 from train.detector.postprocess import (
     Answer,
     Answers,
     Candidates,
+    LiveUpdate,
     concatenate,
+    detect_live,
     merge_windows,
     predict_windows,
 )
@@ -274,7 +276,7 @@ class Detector(nn.Module):
     def detect_live(self, frames: Frames, fps: float) -> Iterator[LiveUpdate]:
         """Yield the actions in frames that may never end, as soon as no later window changes them.
 
-        Memory is bounded; how late an action is told: `train.detector.live.delay_s`.
+        Memory is bounded; how late an action is told: `train.data.live.delay_s`.
 
         Args:
             frames: as for `detect`; `fps`: frames per second.
@@ -295,7 +297,8 @@ class Detector(nn.Module):
     def _find_candidates(self, batch: Batch) -> Candidates:
         """Return the candidates in a batch of one window, on the video's timeline."""
         device = next(self.parameters()).device
-        found = predict_windows(self.predict_batch, [batch], self.config.evaluation, device)
+        with computing_in(self.config.training.precision):
+            found = predict_windows(self.predict_batch, [batch], self.config.evaluation, device)
         return concatenate(found[self.main_output][batch.videos[0]])
 
     def detect_with_scores(
