@@ -21,7 +21,7 @@ sys.path.insert(0, str(ROOT))
 
 from configs.loader import base_of  # noqa: E402
 from configs.reference import REQUIRED, Group, describe_settings  # noqa: E402
-from extract.sampling import reversal  # noqa: E402
+from extract.settings import sampling  # noqa: E402
 from train.ablation.grid import Grid, Row  # noqa: E402
 from train.config import Experiment  # noqa: E402
 from train.recognition.config import Recognition  # noqa: E402
@@ -74,7 +74,7 @@ def _render_group(group: Group, values: Mapping[str, Mapping[str, list[str]]]) -
 
 def _describe_pairing() -> str:
     """Return what the values of fusion.pairing mean, which its type's docstring says."""
-    source = inspect.getsource(reversal)
+    source = inspect.getsource(sampling)
     text = source.split("Pairing = ", 1)[1].split('"""')[1]
     return "`fusion.pairing`: " + " ".join(text.split())
 

@@ -39,10 +39,10 @@ from evaluate.reports.scores import write_results, write_scores_report, write_un
 from evaluate.reports.sections import evaluation_sections
 from evaluate.reports.training import update_training_report
 from extract.video.files import files_by_name
+from train.config import with_cache
 from train.data.videos import format_skipped
 from train.detector.evaluation import Evaluation, evaluate_checkpoint
 from train.detector.prediction_files import THUMOS_TIOUS, LoadedPredictions, load_predictions
-from train.engine.session import with_cache
 from train.engine.stopwatch import Stopwatch
 
 

@@ -26,7 +26,8 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from cache.address import DTYPES, Dtype, FingerprintInfo, VideoInfo
+from cache.address import DTYPES, FingerprintInfo, VideoInfo
+from cache.dtypes import Dtype
 from cache.fingerprint import chain_fingerprints
 from cache.store import open_cache
 from configs import cli
@@ -38,8 +39,8 @@ from extract.feature_files import SUFFIXES, read_array
 from extract.feature_folder import FeatureFolder, FeatureSource, Layout, survey_features
 from extract.identity.digest import video_digest
 from extract.sampling.spans import Span, whole_video_window
-from extract.sampling.units import CLIP_FRAMES, TUBELET
-from extract.sampling.windows import SamplingConfig
+from extract.settings.sampling import SamplingConfig
+from extract.settings.units import CLIP_FRAMES, TUBELET
 
 
 @dataclass(frozen=True)

@@ -40,10 +40,11 @@ from extract.activations.plan import (
 )
 from extract.activations.refresh import describe_unkept, refresh
 from extract.parallel.processes import broadcast_object
-from extract.sampling.spans import Span, SpanKind
-from extract.sampling.units import CLIP_FRAMES
-from extract.sampling.windows import Direction, SamplingConfig, samples_of
-from train.config import DataConfig, Experiment
+from extract.sampling.spans import Span
+from extract.sampling.windows import samples_of
+from extract.settings.sampling import Direction, SamplingConfig, SpanKind
+from extract.settings.units import CLIP_FRAMES
+from train.config import DataConfig, Experiment, with_cache
 from train.cost.routes import measure_routes, reason_not_to_compare
 from train.data.cached import evaluation_spans, training_spans
 from train.data.videos import (
@@ -58,7 +59,7 @@ from train.detector.model import Detector
 from train.detector.setup import activations_of, check_has_pixels
 from train.detector.sources import build_detector, read_sources, resolve_config
 from train.engine.checkpoint import Checkpoint, changed_settings
-from train.engine.session import check_fp16_has_gpu, inference_accelerator, with_cache
+from train.engine.session import check_fp16_has_gpu, inference_accelerator
 from train.errors import translate_oom, translate_worker_death
 
 PURPOSES = ("train", "validation", "test")

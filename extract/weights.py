@@ -27,7 +27,7 @@ from configs import cli
 from configs.atomic import atomic_path
 from configs.messages import truncated
 from extract.backbone.pretrained import trunk_settings
-from extract.backbone.videomae import TrunkConfig, VideoMAE
+from extract.backbone.videomae import VideoMAE
 from extract.checkpoints.key_maps import ADAPTERS, MMACTION, head_to_opentad, invert_map, rename_key
 from extract.checkpoints.layouts import (
     ADDED,
@@ -40,7 +40,8 @@ from extract.checkpoints.layouts import (
 )
 from extract.checkpoints.strict import find_not_finite, list_first
 from extract.checkpoints.tensor_files import TensorFile, hash_files, read_tensors
-from extract.sampling.units import TUBELET
+from extract.settings.backbone import TrunkConfig
+from extract.settings.units import TUBELET
 from extract.tada.pretrained import TAdaNetwork, build_tada, recognise_tada
 
 OPENTAD = "backbone.model.backbone."

@@ -24,11 +24,12 @@ STAGES = {
 ROOMS = {
     "configs": ["messages", "cli", "system", "atomic", "loader", "reference"],
     "cache": [
-        *("errors", "address", "code_digest", "fingerprint"),
+        *("errors", "dtypes", "address", "code_digest", "fingerprint"),
         *("storage", "format", "store", "upkeep"),
     ],
     "extract": [
         *(
+            "settings",
             "identity",
             "video",
             "augmentation",

@@ -21,8 +21,8 @@ from typing import get_args
 
 from configs import cli
 from configs.loader import load
-from extract.sampling.windows import Direction
-from train.config import Experiment
+from extract.settings.sampling import Direction
+from train.config import Experiment, with_cache
 from train.detector.setup import (
     activations_of,
     check_has_pixels,
@@ -38,7 +38,7 @@ from train.detector.sources import (
 )
 from train.detector.training import DetectionTask
 from train.engine.loop import TrainingRun
-from train.engine.session import Session, with_cache
+from train.engine.session import Session
 
 
 def main() -> None:

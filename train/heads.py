@@ -25,11 +25,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from configs import cli
-from train.config import Experiment
+from train.config import Experiment, with_cache
 from train.detector.cached_training import compose_detector, train_on_cache
 from train.detector.setup import activations_of, freeze_by_default, load_training_data
 from train.detector.sources import CheckpointSource, build_detector, merge_configs, read_sources
-from train.engine.session import Session, with_cache
+from train.engine.session import Session
 
 
 def main() -> None:

@@ -29,11 +29,11 @@ from tqdm import tqdm
 
 from configs import cli
 from configs.atomic import atomic_path, write_text
-from extract.backbone.backbone import Backbone, BackboneConfig
-from extract.backbone.videomae import TrunkConfig
+from extract.backbone.backbone import Backbone
 from extract.parallel.loader import make_loader
-from extract.sampling.units import CLIP_FRAMES, TUBELET
 from extract.scenes import ACTIONS, action_map, random_scene, render_scene
+from extract.settings.backbone import BackboneConfig, TrunkConfig
+from extract.settings.units import CLIP_FRAMES, TUBELET
 
 TINY = TrunkConfig(width=96, depth=6, heads=3, image_size=64, drop_path=0.0)
 FRAME_RATES = (15.0, 18.0, 20.0, 24.0)

@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 
 from evaluate.annotations import Segment
-from extract.sampling.units import CLIP_FRAMES
 from extract.sampling.windows import Window, sliding_windows, strided_window, truth_inside
+from extract.settings.units import CLIP_FRAMES
 from train.data.videos import VideoItem
 from train.dataset_check.findings import Finding, FindingKind
 from train.dataset_check.survey import Survey, subsets

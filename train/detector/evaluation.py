@@ -23,7 +23,7 @@ from evaluate.reports.launches import FINISHED, Launch, new_launch
 from extract.activations.stored import Counts
 from extract.parallel.processes import gather_objects
 from extract.sampling.frame_cache import FrameCache
-from extract.sampling.spans import SpanKind
+from extract.settings.sampling import SpanKind
 from extract.video.reader import VideoError
 from train.config import DataConfig, EvaluationConfig, Experiment
 from train.data.batch import Batch, Sample
