@@ -22,7 +22,7 @@ STAGES = {
     "train": ["configs", "cache", "extract", "evaluate"],
 }
 ROOMS = {
-    "configs": ["messages", "cli", "system", "atomic", "loader", "reference", "options"],
+    "configs": ["messages", "cli", "system", "atomic", "loader", "reference", "options", "command"],
     "cache": [
         *("errors", "dtypes", "address", "code_digest", "fingerprint"),
         *("storage", "format", "store", "upkeep"),

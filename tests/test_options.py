@@ -17,7 +17,7 @@ from train.recognition.config import Recognition
 TEXT = "Do something.\n\n    python some/script.py --config FILE\n"
 SCRIPTS = sorted(
     str(path.relative_to(REPOSITORY))
-    for stage in ("cache", "configs", "evaluate", "extract", "train")
+    for stage in ("cache", "evaluate", "extract", "train")
     for path in (REPOSITORY / stage).glob("*.py")
     if "\ndef main(" in path.read_text()
 )

@@ -48,6 +48,8 @@ from train.ablation.records import check_own_run, is_current, status
 from train.ablation.runner import carry_out
 from train.engine.stopwatch import Stopwatch
 
+AFTER_INTERRUPT = "the same command goes on"
+
 
 def main() -> None:
     parser = ScriptParser(__doc__)
@@ -118,4 +120,4 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, "the same command goes on")
+    cli.run(main, AFTER_INTERRUPT)

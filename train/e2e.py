@@ -29,6 +29,8 @@ from train.config import Experiment, with_cache
 if TYPE_CHECKING:
     from train.detector.sources import CheckpointSource
 
+AFTER_INTERRUPT = "--resume continues from last.pt"
+
 
 def main() -> None:
     parser = ScriptParser(__doc__, Experiment)
@@ -113,4 +115,4 @@ def train_end_to_end(
 
 
 if __name__ == "__main__":
-    cli.run(main, "--resume continues from last.pt")
+    cli.run(main, AFTER_INTERRUPT)

@@ -33,6 +33,8 @@ from train.config import Experiment, with_cache
 if TYPE_CHECKING:
     from train.detector.sources import CheckpointSource
 
+AFTER_INTERRUPT = "--resume continues from last.pt"
+
 
 def main() -> None:
     parser = ScriptParser(__doc__, Experiment)
@@ -96,4 +98,4 @@ def train_heads(
 
 
 if __name__ == "__main__":
-    cli.run(main, "--resume continues from last.pt")
+    cli.run(main, AFTER_INTERRUPT)

@@ -19,6 +19,8 @@ from configs.loader import load
 from configs.options import ScriptParser
 from train.recognition.config import Recognition
 
+AFTER_INTERRUPT = "--resume continues from last.pt"
+
 
 def main() -> None:
     parser = ScriptParser(__doc__, Recognition)
@@ -60,4 +62,4 @@ def train_recogniser(config: Recognition, resume: bool) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, "--resume continues from last.pt")
+    cli.run(main, AFTER_INTERRUPT)
