@@ -11,6 +11,7 @@ from configs import cli
 
 SCRIPTS = {
     "demo": "extract.demo",
+    "init": "extract.init",
     "check": "extract.check",
     "train": "train.e2e",
     "evaluate": "evaluate.run",

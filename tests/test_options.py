@@ -22,7 +22,8 @@ SCRIPTS = sorted(
     if "\ndef main(" in path.read_text()
 )
 WITHOUT_SETTINGS = {
-    *("extract/demo.py", "extract/features.py", "extract/transcode.py", "extract/weights.py"),
+    *("extract/demo.py", "extract/features.py", "extract/init.py", "extract/transcode.py"),
+    "extract/weights.py",
     *("train/ablate.py", "train/pretrain.py"),
 }
 SLOW = ("torch", "zarr", "matplotlib", "sklearn", "timm", "accelerate")

@@ -188,7 +188,7 @@ def suggest_windows(survey: Survey) -> Suggestion | None:
     setting: Literal["fps", "snippet_stride"]
     pace: float
     if sampling.fps is not None:
-        fps = float(f"{STEPS_OF_SHORT * scale / short_s:.2g}")
+        fps = min(float(f"{STEPS_OF_SHORT * scale / short_s:.2g}"), float(f"{fps:.4g}"))
         stride, setting, pace, at = scale, "fps", fps, "samples/s"
     else:
         stride = scale * max(1, round(short_s * fps / STEPS_OF_SHORT / scale))
