@@ -148,10 +148,12 @@ def read_experiment(
 ) -> Experiment | None:
     """Return the settings of the checkpoint or the config; None if there is neither."""
     from train.detector.sources import read_source, resolve_config
+    from train.engine.checkpoint import find_data
 
     if checkpoint:
         saved = read_source(checkpoint, config_file, overrides)
-        return resolve_config(config_file, saved, str(checkpoint), overrides)
+        config = resolve_config(config_file, saved, str(checkpoint), overrides)
+        return find_data(config, saved, checkpoint, needs_videos=False)
     return load(Experiment, config_file, overrides) if config_file else None
 
 

@@ -57,7 +57,8 @@ def main() -> None:
     args, overrides = parser.parse()
     if args.videos and (args.subset or args.reversed or args.out):
         parser.error("--subset, --reversed and --out go with a list of clips, not with videos")
-    recogniser = read_recogniser(args.checkpoint, args.config, args.classes, overrides)
+    files = args.checkpoint, args.config, args.classes
+    recogniser = read_recogniser(*files, overrides, needs_data=not args.videos)
     if args.videos:
         print_actions(recogniser, args.videos)
     else:
@@ -65,10 +66,20 @@ def main() -> None:
 
 
 def read_recogniser(
-    path: Path, file: Path | None, classes: Sequence[Path] | None, overrides: list[str]
+    path: Path,
+    file: Path | None,
+    classes: Sequence[Path] | None,
+    overrides: list[str],
+    needs_data: bool,
 ) -> Recogniser:
     """Return the checkpoint's recogniser, with the settings of the config file and command line."""
-    from train.engine.checkpoint import check_kind, format_of, is_checkpoint, load_checkpoint
+    from train.engine.checkpoint import (
+        check_kind,
+        find_data,
+        format_of,
+        is_checkpoint,
+        load_checkpoint,
+    )
     from train.recognition.recogniser import Recogniser, recogniser_from_weights
 
     if path.exists() and not is_checkpoint(path, Recognition):
@@ -86,6 +97,8 @@ def read_recogniser(
         config = load(Recognition, file, overrides)
     else:
         config = parse(Recognition, dump(saved.config), overrides, str(path))
+    if needs_data:
+        config = find_data(config, saved, path, needs_videos=True)
     if config.network != replace(saved.config.network, weights=config.network.weights):
         raise ValueError(f"{path} holds another network: {saved.config.network}")
     # Its classes are the checkpoint's, whatever class lists the config names now.

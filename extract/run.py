@@ -187,11 +187,14 @@ def _resolve(
     file: str | None, saved: Checkpoint[Experiment] | None, source: str, overrides: list[str]
 ) -> Experiment:
     from train.detector.sources import resolve_config
+    from train.engine.checkpoint import find_data
 
     if file and saved:
         # One config for several checkpoints: the direction stays each one's own.
         overrides = [f"--direction={saved.config.direction}", *overrides]
     config = resolve_config(file, saved, source, overrides)
+    if saved:
+        config = find_data(config, saved, source, needs_videos=True)
     if saved and len(saved.config.directions) == 1:
         # What its experiment makes of several streams is no matter of one.
         return replace(config, fusion=replace(config.fusion, method="none"))

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -48,10 +49,12 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(tmp_path: Path) -> Run:
     """A call of a script in an empty folder."""
 
-    def run(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    def run(
+        script: str, *arguments: object, cwd: Path = tmp_path
+    ) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, str(REPOSITORY / script), *map(str, arguments)],
-            cwd=tmp_path,
+            cwd=cwd,
             env=os.environ | {"PYTHONPATH": ""},
             capture_output=True,
             text=True,
@@ -61,8 +64,10 @@ def run(tmp_path: Path) -> Run:
     return run
 
 
+@pytest.mark.slow
 def test_what_is_written_is_checked_and_trained_from(data: Path, tmp_path: Path, run: Run) -> None:
-    done = run("extract/init.py", data / "videos", data / "annotations.json")
+    near = Path(os.path.relpath(data, tmp_path))
+    done = run("extract/init.py", near / "videos", near / "annotations.json")
     assert done.returncode == 0, done.stderr
     text = (tmp_path / "own.yaml").read_text()
     assert len(text.splitlines()) < 40
@@ -86,6 +91,16 @@ def test_what_is_written_is_checked_and_trained_from(data: Path, tmp_path: Path,
     assert trained.returncode == 0, trained.stderr
     scored = run(*commands[2].split()[1:])
     assert scored.returncode == 0 and "average mAP" in scored.stdout, scored.stderr
+    assert "was trained" not in scored.stdout
+    # Also from another folder, from which the relative paths lead nowhere.
+    (tmp_path / "deep/er").mkdir(parents=True)
+    options = ["--checkpoint", tmp_path / "runs/own/last.pt", "--out", "again"]
+    again = run("evaluate/run.py", *options, cwd=tmp_path / "deep/er")
+    assert again.returncode == 0, again.stderr
+    told = f"from {tmp_path}, where {tmp_path}/runs/own/last.pt was trained: "
+    assert f"{told}data.annotations, data.videos\n" in again.stdout
+    (result,) = re.findall(r"average mAP [\d.]+;", scored.stdout)
+    assert result in again.stdout
 
 
 def test_nothing_is_overwritten(data: Path, tmp_path: Path, run: Run) -> None:
