@@ -32,9 +32,9 @@ INTRODUCTION = """# Settings
 <!-- Written by docs/settings.py (`make docs`); do not edit. -->
 
 An experiment is a YAML file in `configs/`, laid over the defaults below. Every setting can also be
-given on the command line by its dotted name, `--training.lr 5e-4` or `--training.lr=5e-4`
-(`evaluate/detect.py`, which takes files, wants the equals sign). An unknown name is refused, and
-the nearest one is proposed. A run writes all its settings into `config.yaml`.
+given on the command line by its dotted name, `--training.lr 5e-4` or `--training.lr=5e-4`. A
+script's `--help` lists those that it uses, `--help training` one group. An unknown name is refused,
+and the nearest one is proposed. A run writes all its settings into `config.yaml`.
 
 *Set by* says which files in `configs/` set what, as patterns where these fit no other file of the
 folder. `configs/e2e/` is left out of their names; names of a dataset's own files are not listed.

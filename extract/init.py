@@ -52,9 +52,9 @@ def write_config(videos: Path, labels: Path, classes: Path | None, out: Path) ->
             raise ValueError(f"--out: {path} is there already; choose another name, or remove it")
     if not videos.is_dir():
         raise ValueError(f"VIDEOS: there is no folder {videos}")
-    for name, path in (("LABELS", labels), ("--classes", classes)):
-        if path is not None and not path.exists():
-            raise ValueError(f"{name}: there is no {path}")
+    for name, given in (("LABELS", labels), ("--classes", classes)):
+        if given is not None and not given.exists():
+            raise ValueError(f"{name}: there is no {given}")
     import torch
 
     from train.dataset_check.first_config import propose_config
