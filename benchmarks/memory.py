@@ -30,7 +30,7 @@ from torch.utils._pytree import tree_leaves
 import extract.backbone.backbone
 from benchmarks.gpu import NAMES, noise_batch
 from benchmarks.sizes import CLASSES, FILES, experiment
-from extract.backbone.recompute import Recompute
+from extract.settings.backbone import Recompute
 from train.config import Experiment
 from train.detector.model import Detector
 from train.modeling.losses import detection_losses

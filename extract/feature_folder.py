@@ -12,7 +12,8 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from cache.address import DTYPES, Dtype
+from cache.address import DTYPES
+from cache.dtypes import Dtype
 from configs.messages import truncated
 from extract.feature_files import read_array
 

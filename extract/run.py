@@ -10,56 +10,37 @@ of both directions share one decode. What is there already is not computed again
 an interrupted run goes on with it.
 """
 
+from __future__ import annotations
+
 import sys
 from pathlib import Path
 
 if __package__ is None:  # run as a file: its neighbours must not hide modules of their names
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import argparse
 import json
 import time
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
-from accelerate import Accelerator
-
-from cache.store import Store, open_cache
 from configs import cli
 from configs.atomic import write_text
-from extract.activations.activations import Activations
-from extract.activations.plan import (
-    Plan,
-    SpanRequest,
-    check_disk_space,
-    distinct_frames,
-    estimate_s,
-    plan,
-)
-from extract.activations.refresh import describe_unkept, refresh
-from extract.parallel.processes import broadcast_object
-from extract.sampling.spans import Span, SpanKind
-from extract.sampling.units import CLIP_FRAMES
-from extract.sampling.windows import Direction, SamplingConfig, samples_of
-from train.config import DataConfig, Experiment
-from train.cost.routes import measure_routes, reason_not_to_compare
-from train.data.cached import evaluation_spans, training_spans
-from train.data.videos import (
-    Subset,
-    VideoItem,
-    format_skipped,
-    load_annotations,
-    load_subsets,
-    target_classes,
-)
-from train.detector.model import Detector
-from train.detector.setup import activations_of, check_has_pixels
-from train.detector.sources import build_detector, read_sources, resolve_config
-from train.engine.checkpoint import Checkpoint, changed_settings
-from train.engine.session import check_fp16_has_gpu, inference_accelerator, with_cache
-from train.errors import translate_oom, translate_worker_death
+from configs.options import ScriptParser
+from extract.settings.sampling import Direction, SamplingConfig, SpanKind
+from extract.settings.units import CLIP_FRAMES
+from train.config import DataConfig, Experiment, with_cache
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from extract.activations.activations import Activations
+    from extract.activations.plan import Plan
+    from extract.sampling.spans import Span
+    from train.data.videos import Subset, VideoItem
+    from train.detector.model import Detector
+    from train.engine.checkpoint import Checkpoint
 
 PURPOSES = ("train", "validation", "test")
 DECIDE_FRAMES = (  # beginnings of settings that decide which frames of which videos are encoded
@@ -70,7 +51,7 @@ DECIDE_FRAMES = (  # beginnings of settings that decide which frames of which vi
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser = ScriptParser(__doc__, Experiment)
     parser.add_argument("--checkpoint", nargs="+", default=[], help="detectors: their backbones")
     parser.add_argument("--config", help="YAML file of the experiment; default: each checkpoint's")
     parser.add_argument("--cache", help="store of activations; default: the config's cache.url")
@@ -87,7 +68,7 @@ def main() -> None:
         metavar="FILE.json",
         help="print what would be done, compare ways to train, and stop; the file gets the table",
     )
-    args, overrides = parser.parse_known_args()
+    args, overrides = parser.parse()
     if not (args.checkpoint or args.config):
         parser.error("give --checkpoint, --config or both")
     plan_and_compute(
@@ -115,6 +96,15 @@ def plan_and_compute(
         directions: None takes each config's own.
         plan_file: None computes; else only the plan is made, and "" writes no file.
     """
+    from cache.store import Store, open_cache
+    from extract.activations.plan import SpanRequest, check_disk_space, plan
+    from extract.activations.refresh import describe_unkept, refresh
+    from train.data.videos import format_skipped, load_annotations, load_subsets, target_classes
+    from train.detector.setup import activations_of, check_has_pixels
+    from train.detector.sources import build_detector, read_sources
+    from train.engine.session import check_fp16_has_gpu, inference_accelerator
+    from train.errors import translate_oom, translate_worker_death
+
     sources: list[tuple[str, Checkpoint[Experiment] | None]] = [(config_file or "", None)]
     if checkpoints:
         sources = [*read_sources(checkpoints, config_file, overrides)]
@@ -196,10 +186,15 @@ def plan_and_compute(
 def _resolve(
     file: str | None, saved: Checkpoint[Experiment] | None, source: str, overrides: list[str]
 ) -> Experiment:
+    from train.detector.sources import resolve_config
+    from train.engine.checkpoint import find_data
+
     if file and saved:
         # One config for several checkpoints: the direction stays each one's own.
         overrides = [f"--direction={saved.config.direction}", *overrides]
     config = resolve_config(file, saved, source, overrides)
+    if saved:
+        config = find_data(config, saved, source, needs_videos=True)
     if saved and len(saved.config.directions) == 1:
         # What its experiment makes of several streams is no matter of one.
         return replace(config, fusion=replace(config.fusion, method="none"))
@@ -208,6 +203,8 @@ def _resolve(
 
 def check_shared_decode(configs: Sequence[Experiment]) -> None:
     """Raise ValueError, with the settings that differ, unless all take the same frames."""
+    from train.engine.checkpoint import changed_settings
+
     for config in configs[1:]:
         if lines := changed_settings(configs[0], config, DECIDE_FRAMES):
             raise ValueError(
@@ -229,6 +226,8 @@ def _select_spans(
     purpose: str, items: Subset, sampling: SamplingConfig, direction: Direction, kind: SpanKind
 ) -> list[Span]:
     """Return the spans of a subset's videos; of training, those of the kind that is trained on."""
+    from train.data.cached import evaluation_spans, training_spans
+
     if purpose == "train":
         return training_spans(items, sampling, direction, kind)
     validates = purpose == "validation"
@@ -239,6 +238,8 @@ def _select_spans(
 def _print_plan(
     made: Plan, config: Experiment, items: dict[str, Subset], names: dict[str, str], processes: int
 ) -> None:
+    from extract.activations.plan import estimate_s
+
     print(made.headline())
     if "train" in names:
         of = config.sampling, config.direction, config.cache.span
@@ -262,6 +263,9 @@ def _print_routes(
     file: str,
 ) -> None:
     """Print what the ways to train on these videos take; write it to the file, if one is named."""
+    from extract.parallel.processes import broadcast_object
+    from train.cost.routes import measure_routes, reason_not_to_compare
+
     # Decided by one process for all: folders of several machines may not show the same files.
     why_not = broadcast_object(reason_not_to_compare(detector, training, validation))
     if why_not:
@@ -288,6 +292,10 @@ def _count_unneeded(
     items: Subset, sampling: SamplingConfig, direction: Direction, kind: SpanKind
 ) -> tuple[int, int]:
     """Return how many training videos have no action, and how many clips no training span has."""
+    from extract.activations.plan import distinct_frames
+    from extract.sampling.windows import samples_of
+    from train.data.cached import training_spans
+
     samples = sum(len(samples_of(item, sampling)) for item in items)
     needed = distinct_frames(training_spans(items, sampling, direction, kind))
     idle = sum(not len(item.segments) for item in items)

@@ -11,11 +11,11 @@ from torch import Tensor
 
 import extract.backbone.backbone
 from extract.backbone.adapters import TemporalAdapter
-from extract.backbone.backbone import Backbone, BackboneConfig, Mode
-from extract.backbone.recompute import Recompute
-from extract.backbone.videomae import Block, TrunkConfig
+from extract.backbone.backbone import Backbone
+from extract.backbone.videomae import Block
 from extract.checkpoints.layouts import find_networks
 from extract.checkpoints.strict import load_state_dict_strict
+from extract.settings.backbone import BackboneConfig, Mode, Recompute, TrunkConfig
 from tests.conftest import GOLDEN
 
 

@@ -26,13 +26,14 @@ from evaluate.files.predictions import read_predictions
 from evaluate.reports.metrics_file import METRICS, read_metrics
 from extract.activations.plan import SpanRequest, plan
 from extract.activations.refresh import refresh
-from extract.backbone.backbone import BackboneConfig
-from extract.backbone.videomae import TrunkConfig
 from extract.demo import DemoConfig, write_dataset
 from extract.parallel.loader import make_loader
-from extract.sampling.transforms import PixelConfig, evaluation_transform
+from extract.sampling.transforms import evaluation_transform
 from extract.sampling.window_frames import window_frames
-from extract.sampling.windows import SamplingConfig, sliding_windows
+from extract.sampling.windows import sliding_windows
+from extract.settings.backbone import BackboneConfig, TrunkConfig
+from extract.settings.pixels import PixelConfig
+from extract.settings.sampling import SamplingConfig
 from extract.video import watchdog
 from extract.video.reader import VideoError
 from tests.conftest import REPOSITORY
@@ -56,7 +57,7 @@ from train.engine.checkpoint import Checkpoint, save_checkpoint
 from train.engine.loop import TrainingRun
 from train.engine.run_folder import claim_folder
 from train.errors import translate_worker_death
-from train.modeling.actionformer import HeadConfig
+from train.modeling.config import HeadConfig
 
 
 @pytest.fixture(scope="module")

@@ -15,8 +15,10 @@ from torchvision.transforms.v2 import functional
 from extract.augmentation import colours
 from extract.augmentation.rand_augment import OPERATIONS
 from extract.sampling import transforms
-from extract.sampling.transforms import Augmentation, PixelConfig, augment, draw_augmentation
-from extract.sampling.windows import SamplingConfig, whole_video
+from extract.sampling.transforms import Augmentation, augment, draw_augmentation
+from extract.sampling.windows import whole_video
+from extract.settings.pixels import PixelConfig
+from extract.settings.sampling import SamplingConfig
 from tests.waits import Copies, Operations
 from train.data.batch import Sample, collate
 

@@ -14,14 +14,11 @@ from torchvision.transforms import v2
 
 from configs.loader import load
 from extract.demo import DemoConfig, write_dataset
-from extract.sampling.transforms import (
-    PixelConfig,
-    evaluation_transform,
-    train_transform,
-    transform_frames,
-)
+from extract.sampling.transforms import evaluation_transform, train_transform, transform_frames
 from extract.sampling.window_frames import arrange
-from extract.sampling.windows import Direction, sliding_windows
+from extract.sampling.windows import sliding_windows
+from extract.settings.pixels import PixelConfig
+from extract.settings.sampling import Direction
 from tests.conftest import REPOSITORY
 from train.config import DataConfig, Experiment
 from train.data.batch import collate

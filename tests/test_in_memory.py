@@ -11,12 +11,12 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from cache.address import DTYPES, Dtype, VideoInfo
+from cache.address import DTYPES, VideoInfo
+from cache.dtypes import Dtype
 from cache.store import Store
 from extract.activations.stored import Cached
 from extract.parallel.loader import make_loader
-from extract.sampling.spans import SpanKind
-from extract.sampling.windows import Direction, SamplingConfig
+from extract.settings.sampling import Direction, SamplingConfig, SpanKind
 from train.data import cached as cached_module
 from train.data import in_memory
 from train.data.cached import CachedStreams, hold_features, sample_inputs, training_spans

@@ -145,7 +145,7 @@ def before_imports_of_ours(script: str) -> str:
     tree = ast.parse((REPOSITORY / script).read_text())
     for place, node in enumerate(tree.body):
         if isinstance(node, ast.ImportFrom) and str(node.module).partition(".")[0] in STAGES:
-            return "\n".join(map(ast.unparse, tree.body[:place]))
+            return "\n".join([*map(ast.unparse, tree.body[:place]), ""])
     raise AssertionError(script)
 
 

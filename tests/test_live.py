@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from extract.sampling.transforms import PixelConfig
-from extract.sampling.windows import SamplingConfig, sliding_windows
+from extract.sampling.windows import sliding_windows
+from extract.settings.pixels import PixelConfig
+from extract.settings.sampling import SamplingConfig
 from extract.video.reader import CHUNK, VideoReader
 from tests.encodings import write_numbered
 from tests.test_detect import detector_of
@@ -24,7 +25,7 @@ from train.data.batch import Batch
 from train.data.live import arriving_windows, delay_s
 from train.data.videos import VideoItem, probe_item
 from train.data.windows import EvaluationWindows, WindowInputs
-from train.modeling.fusion import FusionConfig
+from train.modeling.config import FusionConfig
 
 PIXELS = PixelConfig(size=16, train_short_side=18)
 

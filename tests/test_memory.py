@@ -14,8 +14,8 @@ from benchmarks.gpu import NAMES
 from benchmarks.memory import count_memory, count_step
 from benchmarks.sizes import experiment
 from extract.activations.fingerprints import fingerprints, settings
-from extract.backbone.backbone import Backbone, Mode
-from extract.backbone.recompute import Recompute
+from extract.backbone.backbone import Backbone
+from extract.settings.backbone import Mode, Recompute
 from train.config import Experiment
 from train.data.videos import VideoItem
 from train.detector.memory import (

@@ -8,10 +8,11 @@ from accelerate.state import AcceleratorState
 
 from configs.loader import load
 from extract.activations.fingerprints import describe, fingerprints, settings
-from extract.backbone.backbone import Backbone, BackboneConfig
-from extract.backbone.precision import Precision, computing_in, set_precision
-from extract.backbone.videomae import Block, TrunkConfig
-from extract.sampling.transforms import PixelConfig
+from extract.backbone.backbone import Backbone
+from extract.backbone.precision import computing_in, set_precision
+from extract.backbone.videomae import Block
+from extract.settings.backbone import BackboneConfig, Precision, TrunkConfig
+from extract.settings.pixels import PixelConfig
 from tests.conftest import REPOSITORY
 from train.config import Experiment
 from train.engine.session import inference_accelerator, make_accelerator

@@ -15,10 +15,11 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from cache.errors import Damaged, Missing, StoreError, StoreUnreachable
 from extract.sampling.spans import Span
-from extract.sampling.transforms import PixelConfig, evaluation_transform
-from extract.sampling.units import CLIP_FRAMES, CLIP_STEPS
+from extract.sampling.transforms import evaluation_transform
 from extract.sampling.window_frames import check_unchanged, open_unchanged, window_frames
 from extract.sampling.windows import Window
+from extract.settings.pixels import PixelConfig
+from extract.settings.units import CLIP_FRAMES, CLIP_STEPS
 from extract.video.reader import VideoError
 
 GROUP = 8  # clips of a video span that come at a time

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from extract.activations.inputs import Piece
-from extract.backbone.backbone import Cut, PixelBackbone
+from extract.backbone.backbone import PixelBackbone
 from extract.backbone.streaming import StreamingPass
 from extract.sampling.spans import Span
+from extract.settings.backbone import Cut
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 StoreRows = Callable[[Cut, Tensor, int], None]

@@ -16,11 +16,11 @@ from cache.errors import StoreUnreachable
 from configs.messages import truncated
 from extract.activations.activations import Activations
 from extract.activations.stored import deepest, missing
-from extract.backbone.backbone import Cut
 from extract.backbone.imported import require_pixels
 from extract.parallel.processes import broadcast_object
 from extract.sampling.spans import Span
-from extract.sampling.units import CLIP_FRAMES
+from extract.settings.backbone import Cut
+from extract.settings.units import CLIP_FRAMES
 from extract.video.reader import VideoError, VideoReader
 
 JOURNAL_BYTES = 2**29  # what folding the journal needs beside the lasting form

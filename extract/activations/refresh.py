@@ -17,7 +17,7 @@ from extract.activations.plan import Plan, check_disk_space
 from extract.activations.stored import Places
 from extract.parallel.loader import make_loader
 from extract.parallel.processes import gather_objects, wait_for_all
-from extract.sampling.units import CLIP_FRAMES
+from extract.settings.units import CLIP_FRAMES
 from extract.video.reader import VideoError
 
 

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
-from extract.backbone.recompute import Recompute, checkpointed
+from extract.backbone.recompute import checkpointed
+from extract.settings.backbone import Recompute
 
 
 class TemporalAdapter(nn.Module):

@@ -12,8 +12,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from extract.backbone.backbone import Cut, PixelBackbone
-from extract.sampling.units import CLIP_FRAMES, CLIP_STEPS
+from extract.backbone.backbone import PixelBackbone
+from extract.settings.backbone import Cut
+from extract.settings.units import CLIP_FRAMES, CLIP_STEPS
 
 
 class StreamingPass:

@@ -6,10 +6,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from extract.backbone.backbone import BackboneConfig, Cut, register_pixel_scale, split_for_cache
+from extract.backbone.backbone import register_pixel_scale, split_for_cache
 from extract.checkpoints.strict import Coverage
 from extract.checkpoints.tensor_files import read_tensors
-from extract.sampling.units import CLIP_FRAMES, TUBELET
+from extract.settings.backbone import BackboneConfig, Cut
+from extract.settings.units import CLIP_FRAMES, TUBELET
 from extract.tada.pretrained import load_tada_features, recognise_tada
 from extract.tada.tada2d import TAda2D, TAda2DConfig, lift_resnet
 

@@ -1,49 +1,12 @@
 """The VideoMAE encoder (Tong et al., NeurIPS 2022): a plain transformer over 16-frame clips."""
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 from timm.layers import Mlp
 from torch import Tensor, nn
 
-from extract.sampling.units import CLIP_STEPS, TUBELET
-
-
-@dataclass(frozen=True)
-class TrunkConfig:
-    """Sizes of the transformer; by default those of VideoMAE-S, which fits any GPU.
-
-    Args:
-        width: channels of a token.
-        depth: number of blocks.
-        heads: attention heads; `width` must divide by it.
-        mlp_ratio: hidden width of the MLP over `width`.
-        patch: side of a spatial patch in pixels.
-        image_size: side in pixels of the frames that the position table was made for.
-        drop_path: stochastic depth of the last block; earlier ones rise linearly from 0.
-    """
-
-    width: int = 384
-    depth: int = 12
-    heads: int = 6
-    mlp_ratio: float = 4.0
-    patch: int = 16
-    image_size: int = 224
-    drop_path: float = 0.1
-
-    def __post_init__(self) -> None:
-        for name in ("width", "depth", "heads", "patch", "image_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"trunk.{name} must be at least 1, not {getattr(self, name)}")
-        if not 0 <= self.drop_path < 1:
-            raise ValueError(f"trunk.drop_path is a probability below 1, not {self.drop_path}")
-        if self.width % self.heads:
-            raise ValueError(f"trunk.width {self.width} does not divide by {self.heads} heads")
-        if self.image_size % self.patch:
-            raise ValueError(
-                f"trunk.image_size {self.image_size} is no multiple of trunk.patch {self.patch}"
-            )
+from extract.settings.backbone import TrunkConfig
+from extract.settings.units import CLIP_STEPS, TUBELET
 
 
 class Attention(nn.Module):

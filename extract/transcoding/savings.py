@@ -9,9 +9,11 @@ from typing import Any
 
 from tqdm import tqdm
 
-from extract.sampling.transforms import PixelConfig, evaluation_transform
+from extract.sampling.transforms import evaluation_transform
 from extract.sampling.window_frames import window_frames
-from extract.sampling.windows import SamplingConfig, sliding_windows
+from extract.sampling.windows import sliding_windows
+from extract.settings.pixels import PixelConfig
+from extract.settings.sampling import SamplingConfig
 from extract.video.reader import VideoReader
 
 MEASURED = 3  # files

@@ -9,7 +9,6 @@ import torch
 from accelerate import Accelerator
 from numpy.typing import NDArray
 
-from extract.backbone.backbone import Cut
 from extract.parallel.processes import broadcast_object
 from extract.sampling.transforms import (
     Transform,
@@ -17,9 +16,10 @@ from extract.sampling.transforms import (
     draw_augmentation,
     train_transform,
 )
-from extract.sampling.units import CLIP_FRAMES
 from extract.sampling.window_frames import open_unchanged, resized_chunks, wanted_frames
 from extract.sampling.windows import random_window, whole_video
+from extract.settings.backbone import Cut
+from extract.settings.units import CLIP_FRAMES
 from extract.video.reader import VideoError
 from train.config import Experiment
 from train.data.batch import Batch

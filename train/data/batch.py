@@ -6,9 +6,9 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from extract.backbone.backbone import Cut
 from extract.sampling.transforms import Augmentation, augment
 from extract.sampling.windows import Window
+from extract.settings.backbone import Cut
 
 
 @dataclass(frozen=True)

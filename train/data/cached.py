@@ -15,17 +15,11 @@ from extract.activations.activations import Activations
 from extract.activations.plan import SpanRequest, plan
 from extract.activations.refresh import describe_unkept, refresh
 from extract.activations.stored import Cached, Counts
-from extract.backbone.backbone import Cut
-from extract.sampling.spans import Span, SpanKind, random_window_of_span, whole_video_window
-from extract.sampling.units import CLIP_FRAMES, TUBELET
-from extract.sampling.windows import (
-    Direction,
-    SamplingConfig,
-    Window,
-    evaluation_windows,
-    sliding_windows,
-    truth_inside,
-)
+from extract.sampling.spans import Span, random_window_of_span, whole_video_window
+from extract.sampling.windows import Window, evaluation_windows, sliding_windows, truth_inside
+from extract.settings.backbone import Cut
+from extract.settings.sampling import Direction, SamplingConfig, SpanKind
+from extract.settings.units import CLIP_FRAMES, TUBELET
 from train.data.in_memory import HeldRows, decoded_bytes, free_memory, hold
 from train.data.videos import Subset, VideoItem, format_skipped
 from train.errors import translate_oom, translate_worker_death

@@ -11,7 +11,6 @@ from torch import Tensor
 from extract.sampling.transforms import crop_frames, evaluation_transform, shrink_frames
 from extract.sampling.window_frames import arrange
 from extract.sampling.windows import (
-    SamplingConfig,
     Window,
     evenly_spaced_samples,
     samples_of,
@@ -19,6 +18,7 @@ from extract.sampling.windows import (
     window_at,
     window_hop,
 )
+from extract.settings.sampling import SamplingConfig
 from extract.video.reader import CHUNK
 from train.data.batch import Batch, collate
 from train.data.videos import VideoItem

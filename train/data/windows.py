@@ -17,7 +17,6 @@ from extract.sampling.frame_cache import FrameCache
 from extract.sampling.reversal import reverse_segments, reverse_valid
 from extract.sampling.transforms import (
     Augmentation,
-    PixelConfig,
     Transform,
     draw_augmentation,
     evaluation_transform,
@@ -31,14 +30,9 @@ from extract.sampling.window_frames import (
     wanted_frames,
     window_frames,
 )
-from extract.sampling.windows import (
-    Direction,
-    SamplingConfig,
-    Window,
-    evaluation_windows,
-    random_window,
-    truth_inside,
-)
+from extract.sampling.windows import Window, evaluation_windows, random_window, truth_inside
+from extract.settings.pixels import PixelConfig
+from extract.settings.sampling import Direction, SamplingConfig
 from extract.video.reader import VideoError
 from train.config import Experiment
 from train.data.batch import Sample, collate

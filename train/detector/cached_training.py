@@ -7,8 +7,8 @@ from accelerate import Accelerator
 
 from extract.activations.activations import Activations
 from extract.activations.fingerprints import fingerprints, settings
-from extract.backbone.backbone import Cut
-from extract.sampling.spans import SpanKind
+from extract.settings.backbone import Cut
+from extract.settings.sampling import SpanKind
 from train.config import Experiment
 from train.data.cached import ensure_cached, evaluation_spans, hold_features, training_spans
 from train.data.videos import Subset

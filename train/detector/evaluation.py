@@ -23,7 +23,7 @@ from evaluate.reports.launches import FINISHED, Launch, new_launch
 from extract.activations.stored import Counts
 from extract.parallel.processes import gather_objects
 from extract.sampling.frame_cache import FrameCache
-from extract.sampling.spans import SpanKind
+from extract.settings.sampling import SpanKind
 from extract.video.reader import VideoError
 from train.config import DataConfig, EvaluationConfig, Experiment
 from train.data.batch import Batch, Sample
@@ -48,6 +48,7 @@ from train.detector.postprocess import (
 )
 from train.detector.setup import activations_of
 from train.detector.sources import read_source, resolve_config
+from train.engine.checkpoint import find_data
 from train.engine.loop import START_UP
 from train.engine.session import PASSES, device_names, inference_accelerator
 from train.engine.stopwatch import Stopwatch
@@ -330,6 +331,7 @@ def evaluate_checkpoint(
             f"{config.fusion.method} needs {len(config.directions)}; join streams with "
             "train/heads.py, or set --fusion.method none"
         )
+    config = find_data(config, saved, checkpoint, not (cache or config.backbone.imported))
     subset = subset or config.data.test_subset
     config = replace(config, data=replace(config.data, test_subset=subset))
     accelerator = inference_accelerator(config)

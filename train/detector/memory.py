@@ -6,9 +6,9 @@ from typing import get_args
 import torch
 from torch import nn
 
-from extract.backbone.backbone import Backbone, BackboneConfig
-from extract.backbone.recompute import Recompute
-from extract.sampling.units import TUBELET
+from extract.backbone.backbone import Backbone
+from extract.settings.backbone import BackboneConfig, Recompute
+from extract.settings.units import TUBELET
 from train.config import Experiment
 from train.data.in_memory import free_memory
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from evaluate.annotations import Detection
-from extract.backbone.backbone import Backbone, BackboneConfig, Cut
+from extract.backbone.backbone import Backbone
 from extract.backbone.imported import Imported
 from extract.backbone.precision import computing_in
 from extract.backbone.pretrained import load_trunk
@@ -19,6 +19,7 @@ from extract.checkpoints.layouts import ADDED
 from extract.checkpoints.strict import Coverage, load_state_dict_strict
 from extract.parallel.guarded_frames import DecodingProcess
 from extract.sampling.windows import Window, evaluation_windows
+from extract.settings.backbone import BackboneConfig, Cut
 from extract.tada.tada2d import TAda2D
 from train.config import Experiment
 from train.data.batch import Batch
@@ -37,8 +38,9 @@ from train.detector.postprocess import (
     predict_windows,
 )
 from train.engine.checkpoint import Checkpoint, load_checkpoint
-from train.modeling.actionformer import ActionFormer, HeadConfig, HeadOutput
-from train.modeling.fusion import FEATURE_METHODS, FeatureFusion, PredictionFusion
+from train.modeling.actionformer import ActionFormer, HeadOutput
+from train.modeling.config import FEATURE_METHODS, HeadConfig
+from train.modeling.fusion import FeatureFusion, PredictionFusion
 
 Trunk = VideoMAE | TAda2D
 

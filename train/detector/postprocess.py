@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from evaluate.annotations import Detection
 from evaluate.nms import suppress
 from extract.sampling.reversal import reverse_segments
-from extract.sampling.windows import Direction, Window
+from extract.sampling.windows import Window
+from extract.settings.sampling import Direction
 from train.config import EvaluationConfig
 from train.data.batch import Batch
 from train.data.videos import VideoItem

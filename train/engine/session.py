@@ -207,8 +207,3 @@ def device_names(accelerator: Accelerator) -> list[str]:
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else cores
     names: list[str] = gather_objects([name])
     return names
-
-
-def with_cache(overrides: list[str], url: str | None) -> list[str]:
-    """Return the overrides with the setting that `--cache URL` is short for."""
-    return overrides if url is None else [*overrides, f"--cache.url={url}"]

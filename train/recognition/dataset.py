@@ -27,7 +27,7 @@ from extract.sampling.views import (
     training_view,
 )
 from extract.sampling.window_frames import open_unchanged
-from extract.sampling.windows import Direction
+from extract.settings.sampling import Direction
 from extract.video.files import VIDEO_SUFFIXES
 from extract.video.probe import probe
 from extract.video.reader import VideoError
