@@ -3,11 +3,17 @@
     python extract/run.py --checkpoint runs/demo/forward/best.pt --cache URL [--plan [FILE.json]]
     accelerate launch extract/run.py --checkpoint FORWARD.pt REVERSED.pt --cache URL --of test
     python extract/run.py --config FILE --cache URL       # of the pretrained backbone
+    python extract/run.py --checkpoint FILE --cache URL --on slurm --shares 20 \
+        --resources gpus_per_node=1 timeout_min=240 slurm_partition=gpu
 
 Prints first what it will do and what that costs. --plan stops there, with a table of the ways to
 train: on the videos, decoded frames or activations; bytes, hours, what each gives up. Checkpoints
 of both directions share one decode. What is there already is not computed again, so the command of
 an interrupted run goes on with it.
+
+--share I/N does the I-th of N equal parts of the videos. The jobs need not know of each other; what
+a lost one leaves, the next run makes, in shares or whole. --on submits them as an array (submitit:
+slurm, or processes of this machine) and waits.
 """
 
 from __future__ import annotations
@@ -28,6 +34,7 @@ from typing import TYPE_CHECKING, get_args
 from configs import cli
 from configs.atomic import write_text
 from configs.options import ScriptParser
+from extract.parallel.shares import ENGINES, Share, own_command, parse_resources, submit_shares
 from extract.settings.sampling import Direction, SamplingConfig, SpanKind
 from extract.settings.units import CLIP_FRAMES
 from train.config import DataConfig, Experiment, with_cache
@@ -68,9 +75,30 @@ def main() -> None:
         metavar="FILE.json",
         help="print what would be done, compare ways to train, and stop; the file gets the table",
     )
+    parser.add_argument(
+        "--share",
+        metavar="I/N",
+        help="only the I-th of N shares of the videos",
+    )
+    parser.add_argument(
+        "--on", choices=ENGINES, help="run the shares as jobs of a cluster, or side by side here"
+    )
+    parser.add_argument("--shares", type=int, default=2, metavar="N", help="of --on")
+    parser.add_argument(
+        "--resources", nargs="+", default=[], metavar="NAME=VALUE", help="of each job of --on"
+    )
     args, overrides = parser.parse()
     if not (args.checkpoint or args.config):
         parser.error("give --checkpoint, --config or both")
+    if args.on:
+        if args.share or args.plan is not None:
+            parser.error("--on makes the shares itself and computes: leave out --share and --plan")
+        if args.shares < 1:
+            parser.error("--shares: give 1 or more")
+        resources = parse_resources(args.resources)
+        words = own_command(sys.orig_argv, {"--on": 1, "--shares": 1, "--resources": None})
+        submit_shares(args.on, args.shares, resources, Path("runs/jobs"), words)
+        return
     plan_and_compute(
         args.checkpoint,
         args.config,
@@ -78,6 +106,7 @@ def main() -> None:
         args.of,
         args.directions,
         args.plan,
+        Share.parse(args.share) if args.share else None,
     )
 
 
@@ -88,6 +117,7 @@ def plan_and_compute(
     purposes: Sequence[str],
     directions: Sequence[Direction] | None,
     plan_file: str | None,
+    share: Share | None = None,
 ) -> None:
     """Print what is missing and what it costs, then compute it.
 
@@ -95,6 +125,7 @@ def plan_and_compute(
         config_file: needed where there are no checkpoints.
         directions: None takes each config's own.
         plan_file: None computes; else only the plan is made, and "" writes no file.
+        share: of the videos, looked at and computed; None takes all.
     """
     from cache.store import Store, open_cache
     from extract.activations.plan import SpanRequest, check_disk_space, plan
@@ -130,10 +161,20 @@ def plan_and_compute(
     annotations = load_annotations(config.data)
     wanted_of = [purpose for purpose in PURPOSES if purpose in purposes]
     names = {purpose: _subset(config.data, purpose) for purpose in wanted_of}
+    mine = annotations
+    if share is not None:
+        mine = replace(
+            annotations, videos={n: annotations.videos[n] for n in share.of(annotations.videos)}
+        )
+        some = {video.subset for video in mine.videos.values()}
+        names = {purpose: name for purpose, name in names.items() if name in some}
+        if not names:
+            print(f"share {share.number}/{share.count}: it has none of the videos")
+            return
     subsets = sorted(set(names.values()))
     loaded = load_subsets(
         config.data,
-        annotations,
+        mine,
         subsets,
         accelerator,
         store,
