@@ -34,9 +34,10 @@ from typing import TYPE_CHECKING, get_args
 from configs import cli
 from configs.atomic import write_text
 from configs.options import ScriptParser
-from extract.parallel.shares import ENGINES, Share, own_command, parse_resources, submit_shares
+from extract.parallel.shares import ENGINES, Share, parse_resources, submit_shares, without_options
 from extract.settings.sampling import Direction, SamplingConfig, SpanKind
 from extract.settings.units import CLIP_FRAMES
+from train.ablation.grid import find_script
 from train.config import DataConfig, Experiment, with_cache
 
 if TYPE_CHECKING:
@@ -96,8 +97,9 @@ def main() -> None:
         if args.shares < 1:
             parser.error("--shares: give 1 or more")
         resources = parse_resources(args.resources)
-        words = own_command(sys.orig_argv, {"--on": 1, "--shares": 1, "--resources": None})
-        submit_shares(args.on, args.shares, resources, Path("runs/jobs"), words)
+        words = without_options(sys.argv[1:], {"--on": 1, "--shares": 1, "--resources": None})
+        command = [*find_script("extract/run.py"), *words]
+        submit_shares(args.on, args.shares, resources, Path("runs/jobs"), command)
         return
     plan_and_compute(
         args.checkpoint,

@@ -9,7 +9,7 @@ from accelerate.state import AcceleratorState
 
 from cache.store import Store
 from cache.upkeep.verify import verify
-from extract.parallel.shares import Share, own_command, parse_resources, submit_shares
+from extract.parallel.shares import Share, parse_resources, submit_shares, without_options
 from tests.forks import Script, script
 from tests.test_e2e import DEMO, QUICK
 from tests.test_extract_kill import wanted
@@ -34,15 +34,9 @@ def test_what_is_no_share(text: str) -> None:
 
 
 def test_jobs_are_given_the_command_without_what_made_them() -> None:
-    words = "python extract/run.py --on slurm --cache c --resources a=1 b=2 --shares=3 --of test"
-    without = {"--on": 1, "--shares": 1, "--resources": None}
-    assert own_command(words.split(), without) == [
-        "extract/run.py",
-        "--cache",
-        "c",
-        "--of",
-        "train",
-    ]
+    words = "--on slurm --cache c --resources a=1 b=2 --shares=3 --of test"
+    options = {"--on": 1, "--shares": 1, "--resources": None}
+    assert without_options(words.split(), options) == ["--cache", "c", "--of", "test"]
     assert parse_resources(["timeout_min=5", "slurm_partition=gpu"]) == {
         "timeout_min": 5,
         "slurm_partition": "gpu",

@@ -84,19 +84,18 @@ def parse_resources(pairs: Sequence[str]) -> dict[str, Any]:
     return found
 
 
-def own_command(words: Sequence[str], without: Mapping[str, int | None]) -> list[str]:
-    """Return the words behind the interpreter of a command, some options left out.
+def without_options(words: Sequence[str], options: Mapping[str, int | None]) -> list[str]:
+    """Return the words of a command line, some options left out.
 
     Args:
-        words: `sys.orig_argv`.
-        without: how many values each of the options has; None: all up to the next option.
+        options: how many values each of them has; None: all up to the next option.
     """
     kept: list[str] = []
     left = 0.0
-    for word in words[1:]:
+    for word in words:
         name, equals, _ = word.partition("=")
-        if name in without:
-            values = without[name]
+        if name in options:
+            values = options[name]
             left = 0 if equals else math.inf if values is None else values
         elif left and not word.startswith("--"):
             left -= 1
