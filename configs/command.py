@@ -31,21 +31,26 @@ SCRIPTS = {
 PREFIX = __name__.removesuffix("configs.command")  # `palindrome.`, where it is installed
 ROOT = Path(__file__).resolve().parents[1]
 
-ZSH = "autoload -U +X compinit bashcompinit && compinit && bashcompinit\n"  # then as for bash
+ZSH = """\
+autoload -U +X compinit bashcompinit
+whence compdef >/dev/null || compinit
+bashcompinit
+"""  # then as for bash; indirect names are written with eval, which both shells know
 BASH = """\
 _palindrome() {
-    local word=${COMP_WORDS[COMP_CWORD]} name=${COMP_WORDS[1]}
-    local known=_palindrome_options_${name//[^a-z]/_}
+    local word=${COMP_WORDS[COMP_CWORD]} name=${COMP_WORDS[1]} options
+    local known=_palindrome_${name//[^a-z]/_}
+    COMPREPLY=()
     if ((COMP_CWORD == 1)); then
         COMPREPLY=($(compgen -W "COMMANDS --help --version" -- "$word"))
     elif [[ $word == -* ]]; then
-        if [[ -z ${!known} ]]; then
-            printf -v "$known" %s "$("${COMP_WORDS[0]}" "$name" --help 2>/dev/null |
-                sed -nE 's/^  (-h[^,]*, )?(--[a-zA-Z0-9_.-]+).*/\\2/p')"
+        eval "options=\\$$known"
+        if [[ -z $options ]]; then
+            options=$("${COMP_WORDS[0]}" "$name" --help 2>/dev/null |
+                sed -nE 's/^  (-h[^,]*, )?(--[a-zA-Z0-9_.-]+).*/\\2/p')
+            eval "$known=\\$options"
         fi
-        COMPREPLY=($(compgen -W "${!known}" -- "$word"))
-    else
-        COMPREPLY=()
+        COMPREPLY=($(compgen -W "$options" -- "$word"))
     fi
 }
 complete -o default -F _palindrome palindrome

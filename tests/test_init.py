@@ -152,6 +152,7 @@ def test_a_table_without_subsets_gets_them(data: Path, tmp_path: Path) -> None:
     found = read_annotations(Path(config.data.annotations))
     subsets = [video.subset for video in found.videos.values()]
     assert config.data.train_subset in subsets and config.data.test_subset in subsets
+    assert config.pixels.flip == 0  # the classes have left and right in their names
 
 
 def labelled(**subsets: str) -> Annotations:

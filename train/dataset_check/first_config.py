@@ -18,6 +18,7 @@ from evaluate.datasets.records import BY_CHANCE, TEST_SHARE, subset_in
 from extract.video.files import files_by_name
 from train.config import Experiment
 from train.data.videos import load_annotations
+from train.dataset_check.annotations import check_reversed_pairs
 from train.dataset_check.lengths import suggest_windows
 from train.dataset_check.survey import survey_dataset
 
@@ -100,6 +101,9 @@ def propose_config(
             suggestion.setting: suggestion.pace,
         }
         reasons.append(f"windows: {suggestion.reason}")
+    if any(check_reversed_pairs(survey)):
+        content["pixels"] = {"flip": 0.0}
+        reasons.append("pixels.flip 0: mirrored frames would exchange classes of left and right")
     if not has_gpu:
         content["training"]["precision"] = "fp32"
         reasons.append("training.precision fp32, for there is no GPU here; with one, fp16")
