@@ -167,3 +167,20 @@ def test_free_memory_is_what_the_group_may_have(
     assert free_memory() == 0
     machine.unlink()
     assert free_memory() == 0
+
+
+def test_rows_on_a_device_are_the_same(
+    tmp_path: Path, accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A CPU stands in for the GPU: what is moved does not need the host's memory any more."""
+    items = [item(number) for number in range(3)]
+    cached = stored(tmp_path, items, "video")
+    expected = samples(items, cached)
+    sizes = [sum(s.rows for s in training_spans(items, SAMPLING, d, "video")) for d in BOTH]
+    for spare, moved in ((0, True), (-8, False)):
+        free = (sum(sizes) * WIDTH * 2 + spare) / cached_module.FREE_SHARE
+        monkeypatch.setattr(cached_module, "free_device_memory", lambda _, free=free: free)
+        held = hold_features(cached, items, SAMPLING, BOTH, accelerator)
+        assert all(hasattr(rows, "memory") != moved for rows in held.held)
+        for ours, theirs in zip(samples(items, held), expected, strict=True):
+            assert all(map(torch.equal, ours, theirs))

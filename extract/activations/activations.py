@@ -39,6 +39,7 @@ BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 COLUMNS = 1024
 AGAIN_S = 30.0  # until a store that did not answer is tried again
 Watch = Callable[[Cut, Tensor], None]
+Write = Callable[[Cached, Span, Tensor, int], None]
 
 
 class Activations:
@@ -162,6 +163,7 @@ class Activations:
         start: Cut | None,
         cuts: Sequence[Cut],
         watch: Watch = lambda cut, rows: None,
+        write: Write | None = None,
     ) -> Pass:
         """Begin a pass over a span, from a stored cut or from pixels, that stores these cuts.
 
@@ -169,6 +171,7 @@ class Activations:
             cached_cuts: for the weights of the pass.
             cuts: in the order of a pass.
             watch: is given what is stored, in the order in which it is finished.
+            write: stores it in place of `write`.
         """
         if start is None:
             self.counts.full += 1
@@ -176,7 +179,7 @@ class Activations:
             self.counts.partial += 1
 
         def store(cut: Cut, rows: Tensor, first: int) -> None:
-            self.write(places[cut], span, rows, first)
+            (write or self.write)(places[cut], span, rows, first)
             watch(cut, rows)
 
         return Pass(require_pixels(self.backbone), self.precision, span, start, cuts, store)

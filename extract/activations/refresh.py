@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 from itertools import groupby
 
 from accelerate import Accelerator
@@ -15,6 +16,7 @@ from extract.activations.inputs import Job, JobInputs, PassInput, Piece
 from extract.activations.passes import Pass
 from extract.activations.plan import Plan, check_disk_space
 from extract.activations.stored import Places
+from extract.activations.writing import StageTimes, WritingThread, time_decoding
 from extract.parallel.loader import make_loader
 from extract.parallel.processes import gather_objects, wait_for_all
 from extract.settings.units import CLIP_FRAMES
@@ -42,16 +44,20 @@ def refresh(
     if accelerator.is_main_process:
         with suppress(StoreUnreachable):
             _copy_names(made)
+    times = StageTimes()
     try:
-        unread = _work(made, mine, accelerator, workers)
+        unread = _work(made, mine, accelerator, workers, times)
     except BaseException:
         # What is done is done.
         for request in made.wanted:
             with suppress(OSError):
                 request.activations.flush()
         raise
-    for request in made.wanted:
-        request.activations.close()
+    with times.of("write"):
+        for request in made.wanted:
+            request.activations.close()
+    if mine and accelerator.is_main_process:
+        print(times.describe())
     for others in gather_objects([unread]):
         unread |= others
     wait_for_all()
@@ -106,7 +112,11 @@ def _share(made: Plan, jobs: list[list[int]], rank: int, processes: int) -> list
 
 
 def _work(
-    made: Plan, jobs: list[list[int]], accelerator: Accelerator, workers: int
+    made: Plan,
+    jobs: list[list[int]],
+    accelerator: Accelerator,
+    workers: int,
+    times: StageTimes,
 ) -> dict[str, str]:
     skipped: dict[str, str] = {}
     passes: dict[int, Pass] = {}
@@ -118,8 +128,9 @@ def _work(
     bar = tqdm(
         total=clips, desc="passes", unit="clip", disable=not jobs or not accelerator.is_main_process
     )
-    with bar:
-        for piece in _loader(made, jobs, places, workers) if jobs else ():
+    pieces = _loader(made, jobs, places, workers) if jobs else ()
+    with bar, WritingThread(times) as writing:
+        for piece in time_decoding(pieces, times):
             if piece.problem:
                 for number in piece.numbers:
                     passes.pop(number, None)
@@ -134,8 +145,11 @@ def _work(
                     span, at = made.span(todo), places[todo.wanted]
                     # Pixels may have come in place of a stored activation that is damaged.
                     start = None if piece.window else todo.start
-                    passes[number] = activations.start_pass(at, span, start, todo.cuts)
-                passes[number].push(piece)
+                    passes[number] = activations.start_pass(
+                        at, span, start, todo.cuts, write=partial(writing.write, activations)
+                    )
+                with times.computing():
+                    passes[number].push(piece)
                 bar.update(piece.clips(passes[number].span))
                 if piece.last:
                     del passes[number]

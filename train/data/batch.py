@@ -88,8 +88,11 @@ class Batch:
         return replace(self, inputs=(frames, *further), turns=())
 
     def pin_memory(self) -> "Batch":
-        """Return the batch in page-locked memory, for copies in the background (for DataLoader)."""
-        return self.each(Tensor.pin_memory)
+        """Return the batch in page-locked memory, for copies in the background (for DataLoader).
+
+        What is on the device already stays there.
+        """
+        return self.each(lambda tensor: tensor if tensor.is_cuda else tensor.pin_memory())
 
     def each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
         """Return the batch with its tensors changed."""

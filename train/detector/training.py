@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -98,7 +99,9 @@ class DetectionTask:
         if validation is not None:
             # Kept: starting new decoding workers would cost every validation some seconds.
             overlap = config.sampling.validation_overlap
-            self.windows = window_loader(validation, overlap, config, accelerator, cached, kept)
+            # Test windows are read from the store: what is held stays with this process.
+            stored = cached and replace(cached, held=())
+            self.windows = window_loader(validation, overlap, config, accelerator, stored, kept)
         device, processes = accelerator.device, accelerator.num_processes
         self.memory = settle_recompute(detector.streams, config, device, processes)
         self.normaliser = PositivesAverage(detector.training_outputs, config.training.positives)
@@ -116,7 +119,10 @@ class DetectionTask:
         return [part for part in parts if next(part.parameters(), None) is not None]
 
     def loader(self, sampler: EpochSampler) -> "DataLoader[Sample]":
-        return training_loader(self.dataset, sampler, self.config.training.workers)
+        cached = self.dataset.inputs.cached
+        # Of held features a window is cut in less time than a worker takes to hand it over.
+        workers = 0 if cached and cached.held else self.config.training.workers
+        return training_loader(self.dataset, sampler, workers)
 
     def prepare(self, batches: Sequence[Batch]) -> list[PreparedBatch]:
         accelerator = self.accelerator

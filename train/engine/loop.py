@@ -24,6 +24,7 @@ from train.data.lookahead import copied_ahead
 from train.engine.checkpoint import Checkpoint, check_same_run, load_checkpoint
 from train.engine.checkpoint_writer import CheckpointWriter
 from train.engine.compiling import compile_network
+from train.engine.device_clock import DeviceClock
 from train.engine.lengths import resolve_lengths
 from train.engine.metrics_log import MetricsLog
 from train.engine.optim import Average, batch_norm_statistics, build_schedule, describe_updates
@@ -159,6 +160,7 @@ class TrainingRun(Generic[T]):
     ) -> None:
         self.task, self.accelerator = task, accelerator
         self.watch = watch or Stopwatch(START_UP)
+        self.clock = DeviceClock.of(accelerator.device)
         settings: Trained = task.config
         self.config = task.config
         self.out = Path(settings.out)
@@ -244,7 +246,7 @@ class TrainingRun(Generic[T]):
         with translate_worker_death(), translate_lost_process(), translate_oom(SMALLER_BATCHES):
             on_device = copied_ahead(self.loader, self.accelerator.device)
             updates = zip(*[on_device] * self.training.accumulate, strict=True)
-            came = self.watch.time_waiting(updates, WAITING)
+            came = self.watch.time_waiting(updates, WAITING, self.clock)
             for step, batches in enumerate(came, self.epoch * self.updates):
                 self._warn_of_problems(batches)
                 for batch in batches:
@@ -289,6 +291,8 @@ class TrainingRun(Generic[T]):
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.average.update()
+        if self.clock is not None:
+            self.clock.mark()
         return done
 
     def _warn_of_problems(self, batches: Sequence[Any]) -> None:
