@@ -21,8 +21,8 @@ from tests.test_e2e import DEMO, QUICK, build
 from train.config import Compile, Experiment
 from train.detector.model import Detector
 from train.detector.training import DetectionTask
-from train.engine import compiling
-from train.engine.compiling import compile_network
+from train.device import compiling
+from train.device.compiling import compile_network
 from train.modeling.actionformer import HeadOutput
 from train.modeling.config import HeadConfig, Method
 from train.modeling.losses import detection_losses

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 
-from train.engine.device_clock import DeviceClock
+from train.device.device_clock import DeviceClock
 from train.engine.stopwatch import Stopwatch
 
 

@@ -50,6 +50,7 @@ ROOMS = {
     "train": [
         *("errors", "modeling", "config", "data"),
         *(
+            "device",
             "engine",
             "dataset_check",
             "detector",

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from train.data.lookahead import copied_ahead, start_ahead
+from train.device.lookahead import copied_ahead, start_ahead
 
 
 def test_the_next_one_is_started_before_one_is_given() -> None:

@@ -20,11 +20,11 @@ from configs.messages import truncated
 from extract.parallel.processes import gather_objects, translate_lost_process
 from train.config import Trained
 from train.data.loading import EpochSampler
-from train.data.lookahead import copied_ahead
+from train.device.compiling import compile_network
+from train.device.device_clock import DeviceClock
+from train.device.lookahead import copied_ahead
 from train.engine.checkpoint import Checkpoint, check_same_run, load_checkpoint
 from train.engine.checkpoint_writer import CheckpointWriter
-from train.engine.compiling import compile_network
-from train.engine.device_clock import DeviceClock
 from train.engine.lengths import resolve_lengths
 from train.engine.metrics_log import MetricsLog
 from train.engine.optim import Average, batch_norm_statistics, build_schedule, describe_updates

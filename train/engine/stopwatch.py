@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
-from train.engine.device_clock import DeviceClock
+from train.device.device_clock import DeviceClock
 
 T = TypeVar("T")
 

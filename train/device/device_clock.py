@@ -17,7 +17,8 @@ class DeviceClock:
     def __init__(self, new_event: Any) -> None:
         self.new_event = new_event
         # Its place on the host's clock is known: the only time that the host waits for it.
-        self._first, self._last = new_event(), None
+        self._first: Any = new_event()
+        self._last: Any = None
         self._first.record()
         self._first.synchronize()
         self._began = time.monotonic()
