@@ -28,7 +28,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import extract.backbone.backbone
-from benchmarks.gpu import NAMES, noise_batch
+from benchmarks.gpu_steps import NAMES, noise_batch
 from benchmarks.sizes import CLASSES, FILES, experiment
 from extract.settings.backbone import Recompute
 from train.config import Experiment

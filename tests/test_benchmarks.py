@@ -3,13 +3,17 @@
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks import gpu, nms, sizes
+from benchmarks import gpu_steps as gpu
+from benchmarks import nms, sizes
+from benchmarks.gpu import format_part, run_part
+from benchmarks.gpu_parts import PARTS, Plan, Row
 from extract.settings.units import CLIP_FRAMES, CLIP_STEPS, TUBELET
 from tests.conftest import REPOSITORY
 
@@ -84,7 +88,7 @@ def test_the_table_names_what_it_counts(monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.mark.slow
 def test_gpu_benchmark_runs_on_a_cpu(tmp_path: Path) -> None:
     arguments = ["--device", "cpu", "--sizes", "tiny", "--repeats", "1", "--out", str(tmp_path)]
-    command = [sys.executable, "-m", "benchmarks.gpu", *arguments]
+    command = [sys.executable, "-m", "benchmarks.gpu_steps", *arguments]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     (file,) = tmp_path.glob("gpu-cpu-*.json")
@@ -145,3 +149,30 @@ def test_suppression_benchmark_runs() -> None:
     table = [line for line in done.stdout.splitlines() if line.startswith("|")]
     assert len(table) == 2 + len(nms.CASES)
     assert "first call of a program, before: " in done.stdout
+
+
+@pytest.mark.slow
+def test_the_plan_for_a_gpu_runs_small_on_a_cpu(tmp_path: Path) -> None:
+    file = tmp_path / "found" / "cpu.json"
+    arguments = ["--small", "--device", "cpu", "--out", str(file)]
+    command = [sys.executable, "-m", "benchmarks.gpu", *arguments]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    result, table = json.loads(file.read_text()), file.with_suffix(".md").read_text()
+    assert [part["part"] for part in result["parts"]] == [*PARTS]
+    for part in result["parts"]:
+        assert part["rows"] and part["failed"] is None, part
+        assert not [row for row in part["rows"] if row.get("failed")], part
+        assert f"## {part['part']}" in table
+
+
+def test_a_part_that_fails_keeps_its_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(plan: Plan) -> Iterator[Row]:
+        yield {"way": "first"}
+        raise RuntimeError("no such\nkernel")
+
+    monkeypatch.setitem(PARTS, "memory", broken)
+    part = run_part("memory", Plan("cpu", small=True))
+    assert part["rows"] == [{"way": "first"}]
+    assert part["failed"] == "RuntimeError: no such kernel"
+    assert "| first |" in format_part(part) and "failed: RuntimeError" in format_part(part)

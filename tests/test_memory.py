@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 
 import train.detector.memory
-from benchmarks.gpu import NAMES
+from benchmarks.gpu_steps import NAMES
 from benchmarks.memory import count_memory, count_step
 from benchmarks.sizes import experiment
 from extract.activations.fingerprints import fingerprints, settings

@@ -1,0 +1,251 @@
+"""The parts of `benchmarks.gpu`: each returns rows of its own, and depends on no other."""
+
+import statistics
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from benchmarks.gpu_steps import (
+    BACKENDS,
+    NAMES,
+    Step,
+    build_extraction_step,
+    build_training_step,
+    measure,
+    noise_batch,
+    settings,
+    synchronise,
+    time_step,
+)
+from extract.backbone.backbone import Backbone
+from extract.settings.backbone import Precision, Recompute
+from extract.settings.units import CLIP_FRAMES
+from train.config import Experiment
+from train.detector.model import Detector
+from train.detector.training import build_optimizer
+from train.modeling.losses import detection_losses
+from train.modeling.points import assign_batch, pyramid_points
+
+Row = dict[str, Any]
+RECOMPUTE: tuple[Recompute, ...] = ("none", "selective", "full")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is measured: on which device, and whether only to try the script.
+
+    Args:
+        small: sizes that a CPU manages.
+    """
+
+    device: str
+    small: bool
+
+    @property
+    def repeats(self) -> int:
+        return 1 if self.small else 10
+
+    def sizes(self, *published: str) -> tuple[str, ...]:
+        return ("tiny",) if self.small else published
+
+    @property
+    def precisions(self) -> tuple[Precision, ...]:
+        """With fp16 the loop scales gradients, which only a GPU can."""
+        return ("bf16",) if self.device == "cpu" else ("bf16", "fp16")
+
+
+def compare_with_cpu(plan: Plan) -> Iterator[Row]:
+    """Yield how far features in float32 are from a CPU's, with TF32 off and on."""
+    with tempfile.TemporaryDirectory() as folder:
+        config = settings("tiny", 1, "none", folder, "fp32")
+    torch.manual_seed(0)
+    backbone = Backbone(config.backbone).eval()
+    (pixels,) = noise_batch(config, "cpu").inputs
+    with torch.no_grad():
+        expected = backbone(pixels)
+        moved, there = backbone.to(plan.device), pixels.to(plan.device)
+        before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+        try:
+            for tf32 in (False, True):
+                torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
+                found = moved(there).cpu()
+                yield {"tf32": tf32, "relative_error": relative_error(found, expected)}
+        finally:
+            torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+
+
+def relative_error(found: Tensor, expected: Tensor) -> float:
+    return float((found - expected).norm() / expected.norm())
+
+
+def time_training(plan: Plan) -> Iterator[Row]:
+    """Yield steps of S and B at two windows by precision, recompute and compiled blocks."""
+    for size in plan.sizes("s", "b"):
+        for precision in plan.precisions:
+            for recompute in RECOMPUTE:
+                for compiled in (False, True):
+                    row: Row = {"size": size, "precision": precision, "recompute": recompute}
+                    yield (
+                        row
+                        | {"compiled": compiled}
+                        | measure_training(plan, size, 2, precision, recompute, compiled)
+                    )
+
+
+def measure_memory(plan: Plan) -> Iterator[Row]:
+    """Yield the peak memory of the large sizes, as their configs recompute."""
+    for size, windows in (("h", 2), ("v2-g", 2), ("v2-g", 1)) if not plan.small else (("tiny", 1),):
+        row: Row = {"size": size, "windows": windows}
+        yield row | measure_training(plan, size, windows, "bf16", "full", compiled=False)
+
+
+def measure_training(
+    plan: Plan, size: str, batch: int, precision: Precision, recompute: Recompute, compiled: bool
+) -> Row:
+    """Return a step's time and peak, and how long the host takes to enqueue it and how much."""
+    steps = list[Step]()
+    with tempfile.TemporaryDirectory() as folder:
+        config = settings(size, batch, recompute, folder, precision)
+
+        def build() -> Step:
+            steps.append(build_training_step(config, plan.device, compiled))
+            return steps[0]
+
+        row = measure(build, plan.repeats, plan.device)
+        return row if "failed" in row else row | describe_enqueueing(steps[0], plan)
+
+
+def describe_enqueueing(step: Step, plan: Plan) -> Row:
+    """Return how long the host takes until a step returns, and the kernels that it starts."""
+    taken = []
+    for _ in range(plan.repeats):
+        synchronise(plan.device)
+        taken.append(time_step(step, "cpu"))  # without waiting for the device
+    synchronise(plan.device)
+    with torch.profiler.profile() as profiled:
+        step()
+        synchronise(plan.device)
+    kernels = sum(event.device_type.name.lower() == plan.device for event in profiled.events())
+    return {"enqueue_s": statistics.median(taken), "kernels": kernels}
+
+
+def compare_adapter_convs(plan: Plan) -> Iterator[Row]:
+    """Yield forward and backward of a depthwise convolution over time, done in three ways."""
+    tokens, steps, width = (4, 16, 8) if plan.small else (100 * 2, 384, 320)
+    dtype = torch.float32 if plan.device == "cpu" else torch.bfloat16
+    x = torch.randn(tokens, steps, width, device=plan.device, dtype=dtype, requires_grad=True)
+    weight = torch.randn(width, 1, 3, device=plan.device, dtype=dtype, requires_grad=True)
+
+    def views() -> Tensor:
+        return F.conv1d(x.mT, weight, padding=1, groups=width).mT
+
+    def copies() -> Tensor:
+        return F.conv1d(x.mT.contiguous(), weight, padding=1, groups=width).mT
+
+    def shifted() -> Tensor:
+        padded, taps = F.pad(x, (0, 0, 1, 1)), weight.squeeze(1).unbind(-1)
+        parts = [padded[:, i : i + steps] * taps[i] for i in range(3)]
+        return parts[0] + parts[1] + parts[2]
+
+    for way in (views, copies, shifted):
+
+        def build(way: Callable[[], Tensor] = way) -> Step:
+            return lambda: torch.autograd.grad(way().sum(), (x, weight))[0]
+
+        yield {"way": way.__name__} | measure(build, plan.repeats, plan.device)
+
+
+def time_heads(plan: Plan) -> Iterator[Row]:
+    """Yield updates of a head on features that are on the device, compiled or not."""
+    (size,) = plan.sizes("s")
+    for compiled in (False, True):
+        with tempfile.TemporaryDirectory() as folder:
+            config = settings(size, 2, "none", folder)
+        build = partial(build_head_step, config, plan, compiled)
+        row = measure(build, plan.repeats, plan.device)
+        updates = {} if "failed" in row else {"updates_per_s": 1 / row["step_s"]}
+        yield {"size": size, "compiled": compiled} | row | updates
+
+
+def build_head_step(config: Experiment, plan: Plan, compiled: bool) -> Step:
+    """Return a function that makes an update of a head."""
+    with torch.device(plan.device):
+        detector = Detector(config, NAMES).train()
+        batch = noise_batch(config, plan.device)
+    (stream,) = detector.streams
+    stream.backbone.requires_grad_(False)
+    optimizer = build_optimizer(detector, config.training)
+    steps = batch.mask.shape[1]
+    features = torch.randn(len(batch.mask), config.backbone.width, steps, device=plan.device)
+    points = pyramid_points(steps, config.head.levels, features.device)
+    weights = [p for p in detector.parameters() if p.requires_grad]
+
+    def losses() -> Tensor:
+        targets = assign_batch(points, batch.segments[0], batch.labels, len(NAMES))
+        with torch.autocast(plan.device, torch.bfloat16):
+            output = stream.head(features, batch.mask)
+        return torch.stack(detection_losses(output, targets))
+
+    work = torch.compile(losses, backend=BACKENDS[plan.device]) if compiled else losses
+
+    def step() -> Tensor:
+        found = work()
+        found.sum().backward()
+        torch.nn.utils.clip_grad_norm_(weights, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        return found.detach()
+
+    return step
+
+
+def time_extraction(plan: Plan) -> Iterator[Row]:
+    """Yield the features' frames a second by how many clips are computed at a time."""
+    for size in plan.sizes("s", "h"):
+        for clips in (1, 2) if plan.small else (8, 32, 64):
+            with tempfile.TemporaryDirectory() as folder:
+                config = settings(size, 1, "none", folder)
+            factor = config.sampling.scale_factor
+            sampling = replace(config.sampling, window_size=clips * CLIP_FRAMES // factor)
+            head = replace(config.head, levels=1)
+            config = replace(config, sampling=sampling, head=head)
+            build = partial(build_extraction_step, config, plan.device, False)
+            row = measure(build, plan.repeats, plan.device)
+            rate = {} if "failed" in row else {"frames_per_s": clips * CLIP_FRAMES / row["step_s"]}
+            yield {"size": size, "clips": clips} | row | rate
+
+
+def repeat_training(plan: Plan) -> Iterator[Row]:
+    """Yield the largest difference of the losses of the same steps, made twice and in float32."""
+    (size,), curves = plan.sizes("s"), list[Tensor]()
+    for precision in ("bf16", "bf16", "fp32"):
+        with tempfile.TemporaryDirectory() as folder:
+            torch.manual_seed(0)
+            config = settings(size, 2, "full", folder, precision)
+            step = build_training_step(config, plan.device, compiled=False)
+            losses = [step() for _ in range(3 if plan.small else 50)]
+        curves.append(torch.stack(losses).sum(-1).cpu())
+    first, second, whole = curves
+    yield {
+        "steps": len(first),
+        "between_runs": float((first - second).abs().max()),
+        "from_fp32": float((first - whole).abs().max()),
+        "last_loss": float(first[-1]),
+    }
+
+
+PARTS: dict[str, Callable[[Plan], Iterator[Row]]] = {
+    "float32 against a CPU": compare_with_cpu,
+    "training steps": time_training,
+    "memory": measure_memory,
+    "adapter convolutions": compare_adapter_convs,
+    "heads": time_heads,
+    "extraction": time_extraction,
+    "the same steps twice": repeat_training,
+}
