@@ -21,11 +21,10 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 
-from tqdm import tqdm
-
 from configs import cli
 from configs.atomic import write_text
 from configs.loader import dump, load
+from configs.progress import ProgressBar
 from evaluate.annotations import Video, select_videos
 from evaluate.diagnosis.diagnosis import Diagnosis, diagnose
 from evaluate.files.predictions import read_predictions, scoring_problems
@@ -121,7 +120,7 @@ def diagnose_predictions(
     durations_s = [video.duration_s for video in videos]
     diagnoses = {
         name: diagnose(truth, detections, durations_s, tiou)
-        for name, detections in tqdm(found.items(), "diagnosing", unit="file", leave=False)
+        for name, detections in ProgressBar(found.items(), "diagnosing", unit="file", leave=False)
     }
     notes = write_diagnosis(out, files, subset, videos, diagnoses)
     launch = replace(launch, outcome=FINISHED, seconds=watch.seconds())

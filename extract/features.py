@@ -24,13 +24,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from cache.address import DTYPES, Dtype, FingerprintInfo, VideoInfo
 from cache.fingerprint import chain_fingerprints
 from cache.store import open_cache
 from configs import cli
 from configs.messages import truncated
+from configs.progress import ProgressBar
 from evaluate.annotations import Video, read_annotations
 from extract.activations.stored import Cached
 from extract.backbone.imported import describe_imported, imported_name
@@ -120,7 +120,7 @@ def import_usable(request: ImportRequest, layout: Layout, seen: FeatureFolder) -
     with open_cache(request.cache) as store, store.writer() as writer:
         place = Cached(store, "features", fingerprint, request.dtype)
         writer.describe(FingerprintInfo(fingerprint, "features", origin, of))
-        for source in tqdm(seen.usable, desc="features", unit="video"):
+        for source in ProgressBar(seen.usable, desc="features", unit="video"):
             arrays = [read_array(path, request.key) for path in source.files]
             rows = join_rows(arrays, layout)
             span = make_span(source, len(rows), request.name, request.stride, request.offset)

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from configs import cli
 from configs.atomic import atomic_path
-from configs.messages import truncated
+from configs.messages import format_bytes, truncated
 from extract.backbone.pretrained import trunk_settings
 from extract.backbone.videomae import TrunkConfig, VideoMAE
 from extract.checkpoints.key_maps import ADAPTERS, MMACTION, head_to_opentad, invert_map, rename_key
@@ -70,7 +70,7 @@ def describe_content(path: Path, content: TensorFile, what: str) -> None:
     numbers = sum(tensor.numel() for tensor in content.tensors.values())
     kinds = sorted({str(t.dtype).removeprefix("torch.") for t in content.tensors.values()})
     print(f"{path}: {what}")
-    print(f"  {content.bytes / 1e6:,.1f} MB, {len(content.tensors)} tensors{part}, ", end="")
+    print(f"  {format_bytes(content.bytes)}, {len(content.tensors)} tensors{part}, ", end="")
     print(f"{numbers:,} parameters and buffers, {' and '.join(kinds)}")
     for name, digest in hash_files(content.files).items():
         print(f"  SHA-256 {digest}  {name}")
@@ -163,7 +163,7 @@ def convert_tada(path: Path, network: TAdaNetwork, out: Path) -> None:
     with atomic_path(out) as aside:
         state = {name: tensor.contiguous() for name, tensor in network.tensors.items()}
         save_file(state, aside, {"format": "pt"})
-    print(f"{out}: {len(state)} tensors, {out.stat().st_size / 1e6:,.1f} MB")
+    print(f"{out}: {len(state)} tensors, {format_bytes(out.stat().st_size)}")
 
 
 def check_convertible(path: Path, out: Path, problems: Sequence[str]) -> None:
@@ -198,7 +198,7 @@ def convert(path: Path, networks: tuple[FoundNetwork, ...], out: Path) -> None:
             if network.classes:
                 about["classes"] = json.dumps(network.classes)
             save_file(state, aside, about)
-    print(f"{out}: {len(state)} tensors, {out.stat().st_size / 1e6:,.1f} MB")
+    print(f"{out}: {len(state)} tensors, {format_bytes(out.stat().st_size)}")
 
 
 def to_ours(network: FoundNetwork) -> dict[str, Tensor]:

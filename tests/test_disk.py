@@ -104,7 +104,7 @@ def test_room_for_all_checkpoints_is_asked_for(
             if enough:
                 check_checkpoint_space(tmp_path, model, keeps_best)
                 continue
-            told = f"need {needed:.0f} MB, but the disk of .* has {free:.0f} MB free"
+            told = f"need {needed:.1f} MB, but the disk of .* has {free:.1f} MB free"
             with pytest.raises(ValueError, match=told):
                 check_checkpoint_space(tmp_path, model, keeps_best)
             # What a resumed run has already, it need not find again.

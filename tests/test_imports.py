@@ -22,7 +22,7 @@ STAGES = {
     "train": ["configs", "cache", "extract", "evaluate"],
 }
 ROOMS = {
-    "configs": ["messages", "cli", "system", "atomic", "loader", "reference"],
+    "configs": ["messages", "progress", "cli", "system", "atomic", "loader", "reference"],
     "cache": [
         *("errors", "address", "code_digest", "fingerprint"),
         *("storage", "format", "store", "upkeep"),

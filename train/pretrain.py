@@ -25,10 +25,10 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import IterableDataset, get_worker_info
-from tqdm import tqdm
 
 from configs import cli
 from configs.atomic import atomic_path, write_text
+from configs.progress import ProgressBar
 from extract.backbone.backbone import Backbone, BackboneConfig
 from extract.backbone.videomae import TrunkConfig
 from extract.sampling.loader import make_loader
@@ -95,7 +95,7 @@ def main() -> None:
     began = time.monotonic()
     curve: list[dict[str, float]] = []
     recent: list[tuple[float, float]] = []
-    bar = tqdm(zip(range(1, args.steps + 1), clips, strict=False), total=args.steps)
+    bar = ProgressBar(zip(range(1, args.steps + 1), clips, strict=False), total=args.steps)
     for step, (frames, target) in bar:
         tokens = backbone(frames, stop=TINY.depth - 1)
         # Supervision of every token teaches where actions are; users read the mean over space.

@@ -12,10 +12,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from tqdm import tqdm
 
+from configs.progress import ProgressBar
 from configs.system import fcntl
 from train.ablation.grid import Grid, Run
 from train.ablation.records import (
@@ -56,7 +57,7 @@ def carry_out(
         quiet: shows no progress.
     """
     total = len(grid.runs())
-    bar: tqdm[Any] = tqdm(
+    bar: ProgressBar = ProgressBar(
         total=total,
         initial=total - len(runs),  # they say nothing about the time that the others take
         desc="runs",
@@ -76,7 +77,7 @@ class _Scheduler:
         bar: is moved by every run that ends.
     """
 
-    def __init__(self, grid: Grid, processes: int, session: str, bar: "tqdm[Any]") -> None:
+    def __init__(self, grid: Grid, processes: int, session: str, bar: ProgressBar) -> None:
         self.grid, self.session, self.bar = grid, session, bar
         self.running: list[Run] = []
         self.reported: set[Run] = set()

@@ -8,8 +8,8 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
-from tqdm import tqdm
 
+from configs.progress import ProgressBar
 from train.data.batch import Batch
 from train.detector.model import Detector
 from train.modeling.actionformer import HeadOutput
@@ -35,7 +35,7 @@ def fit_class_weights(
     assert isinstance(fusion, PredictionFusion) and isinstance(fusion.mix, ClassWeights)
     seen = []
     with accelerator.autocast():
-        for batch in tqdm(
+        for batch in ProgressBar(
             windows, desc="fitting", leave=False, disable=not accelerator.is_main_process
         ):
             seen.append(_points(detector, fusion, batch.to(accelerator.device)))

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from configs.messages import truncated
+from configs.progress import ProgressBar
 from train.config import Trained
 from train.data.loading import EpochSampler
 from train.data.lookahead import copied_ahead
@@ -203,7 +204,7 @@ class TrainingRun(Generic[T]):
                 tqdm.write(line)
             tqdm.write(describe_updates(self.updates, self.epochs))
         self.log = MetricsLog(self.out, main, first_step, self.validated)
-        self.bar: tqdm[Any] = tqdm(
+        self.bar: ProgressBar = ProgressBar(
             total=self.epochs * self.updates,
             initial=first_step,
             unit="step",
