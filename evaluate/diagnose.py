@@ -34,6 +34,7 @@ from evaluate.reports.launches import FINISHED, new_launch
 from evaluate.reports.page import REPORT
 from evaluate.reports.sections import evaluation_sections
 from evaluate.reports.training import update_training_report
+from extract.checkpoints.hub import folder_of
 from train.config import Experiment
 from train.detector.evaluation import Truth, relabel_truth
 from train.detector.prediction_files import load_truth
@@ -150,7 +151,7 @@ def find_predictions(checkpoint: Path, subset: str, answer: str) -> dict[str, Pa
     Raises:
         ValueError: there are none.
     """
-    folder = checkpoint.parent / "evaluation" / f"{checkpoint.stem}-{subset}"
+    folder = folder_of(checkpoint) / "evaluation" / f"{checkpoint.stem}-{subset}"
     path = folder / "predictions.json"
     if not path.is_file():
         raise ValueError(

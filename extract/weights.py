@@ -64,12 +64,12 @@ def main() -> None:
         convert(args.file, networks, args.convert)
 
 
-def describe_content(path: Path, content: TensorFile, what: str) -> None:
+def describe_content(content: TensorFile, what: str) -> None:
     """Print what a file holds, in a phrase, its size and its SHA-256."""
     part = f", of its '{content.part}'" if content.part else ""
     numbers = sum(tensor.numel() for tensor in content.tensors.values())
     kinds = sorted({str(t.dtype).removeprefix("torch.") for t in content.tensors.values()})
-    print(f"{path}: {what}")
+    print(f"{content.name}: {what}")
     print(f"  {format_bytes(content.bytes)}, {len(content.tensors)} tensors{part}, ", end="")
     print(f"{numbers:,} parameters and buffers, {' and '.join(kinds)}")
     for name, digest in hash_files(content.files).items():
@@ -78,7 +78,7 @@ def describe_content(path: Path, content: TensorFile, what: str) -> None:
 
 def describe_tada(path: Path, content: TensorFile, network: TAdaNetwork) -> None:
     """Print what a file with a TAdaConv network holds, and what is wrong with it."""
-    describe_content(path, content, str(network))
+    describe_content(content, str(network))
     if network.tasks:
         print(f"  {network.classes}; not named")
     for line in find_tada_problems(network):
@@ -89,7 +89,7 @@ def describe(path: Path, content: TensorFile, networks: tuple[FoundNetwork, ...]
     """Print what a file holds, which tensors are used and what is wrong with it."""
     network = networks[0]
     streams = f", {len(networks)} streams" if len(networks) > 1 else ""
-    describe_content(path, content, f"{network.layout}, {network.size}{streams}")
+    describe_content(content, f"{network.layout}, {network.size}{streams}")
     if blocks := network.adapted:
         print(f"  mode {network.mode}: {len(blocks)} adapters, blocks {blocks[0]} to {blocks[-1]}")
     else:

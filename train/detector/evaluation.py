@@ -20,6 +20,7 @@ from evaluate.mean_ap import MeanAP, mean_average_precision
 from evaluate.metrics.scored import ScoredDetections
 from evaluate.reports.launches import FINISHED, Launch, new_launch
 from extract.activations.stored import Counts
+from extract.checkpoints.hub import folder_of
 from extract.sampling.frame_cache import FrameCache
 from extract.sampling.spans import SpanKind
 from extract.video.reader import VideoError
@@ -323,7 +324,7 @@ def evaluate_checkpoint(
         print(unlike)
     detector = Detector.restore(saved._replace(config=config), checkpoint)
     _check_labels(checkpoint, detector, items)
-    out = out or checkpoint.parent / "evaluation" / f"{checkpoint.stem}-{subset}"
+    out = out or folder_of(checkpoint) / "evaluation" / f"{checkpoint.stem}-{subset}"
     out.mkdir(parents=True, exist_ok=True)  # now, not after hours of detection
     detector = detector.to(accelerator.device)
     began = time.monotonic()
