@@ -30,6 +30,7 @@ FREE_TO_CHANGE = {  # settings that do not change what is trained
     "data.frame_cache",
     "data.frame_cache_gb",
     "training.stop_epoch",
+    "training.trackers",
     "training.validate_every",
     "training.validate_from",
     "training.workers",

@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from configs.loader import flatten
 from configs.messages import truncated
 from configs.progress import ProgressBar
 from train.config import Trained
@@ -203,7 +204,9 @@ class TrainingRun(Generic[T]):
             for line in self.notes:
                 tqdm.write(line)
             tqdm.write(describe_updates(self.updates, self.epochs))
-        self.log = MetricsLog(self.out, main, first_step, self.validated)
+        self.log = MetricsLog(
+            self.out, main, first_step, self.validated, self.training.trackers, flatten(self.config)
+        )
         self.bar: ProgressBar = ProgressBar(
             total=self.epochs * self.updates,
             initial=first_step,
