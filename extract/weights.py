@@ -3,6 +3,8 @@
     python extract/weights.py FILE_OR_FOLDER
     python extract/weights.py FILE --convert OUT.safetensors     # Palindrome's layout
     python extract/weights.py FILE --convert OUT.pth             # OpenTAD's, for its own tools
+    python extract/weights.py CHECKPOINT --onnx OUT.onnx         # backbone and head for one window
+    python extract/weights.py CHECKPOINT --torch-export OUT.pt2
 
 Reads mmaction2's, VideoMAE's, Hugging Face's, OpenTAD's, TAdaConv's and Palindrome's own files,
 recognised by their content. No code in them is run. TAdaConv networks convert to Palindrome's
@@ -51,7 +53,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("file", type=Path, help="file or Hugging Face folder")
     parser.add_argument("--convert", type=Path, metavar="OUT", help=".safetensors or .pth to write")
+    parser.add_argument("--onnx", type=Path, metavar="OUT", help="write a detector as ONNX")
+    parser.add_argument(
+        "--torch-export", type=Path, metavar="OUT", help="write a detector for torch.export"
+    )
     args = parser.parse_args()
+    if args.onnx or args.torch_export:
+        # Only here: the descriptions of files come without all of the detector's code.
+        from train.export import export_onnx, export_torch
+
+        for out, export in ((args.onnx, export_onnx), (args.torch_export, export_torch)):
+            if out:
+                print(f"{out}: {export(args.file, out)}")
+        return
     content = read_tensors(args.file)
     if tada := recognise_tada(content, args.file):
         describe_tada(args.file, content, tada)

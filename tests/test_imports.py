@@ -54,6 +54,7 @@ ROOMS = {
             "recognition",
             "ablation",
             "cost",
+            "export",
         ),
     ],
 }
@@ -62,6 +63,7 @@ MOST_FILES = 12
 AT_CALL = {
     ("evaluate.nms", "evaluate.suppression"),
     ("extract.transcode", "train.data.videos"),
+    ("extract.weights", "train.export"),
     ("train.ablate", "train.ablation.table"),
 }
 
