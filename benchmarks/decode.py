@@ -23,11 +23,13 @@ import av
 import numpy as np
 import torch
 
-import decord  # isort: skip
 from configs.loader import load
-from extract.sampling.transforms import PixelConfig, evaluation_transform
+from extract.sampling.transforms import evaluation_transform
 from extract.sampling.window_frames import arrange, window_frames
-from extract.sampling.windows import SamplingConfig, Window, sliding_windows
+from extract.sampling.windows import Window, sliding_windows
+from extract.settings.pixels import PixelConfig
+from extract.settings.sampling import SamplingConfig
+from extract.video.decoders.by_decord import decord
 from extract.video.reader import CHUNK, VideoReader
 from train.config import Experiment
 from train.data.loading import EpochSampler

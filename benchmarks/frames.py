@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 from torch.nn.functional import adaptive_avg_pool2d
 
 from configs.progress import ProgressBar
-from extract.sampling.windows import SamplingConfig, random_window
+from extract.sampling.windows import random_window
+from extract.settings.sampling import SamplingConfig
 from extract.video.files import VIDEO_SUFFIXES
 from extract.video.reader import VideoError, VideoReader
 from tests.encodings import ENCODINGS, access_paths, turn, write_numbered

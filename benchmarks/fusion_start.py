@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from cache.store import open_cache
-from train.config import Experiment
+from train.config import Experiment, with_cache
 from train.data.cached import ensure_cached, training_spans
 from train.data.loading import EpochSampler
 from train.data.videos import load_annotations, load_subsets
@@ -24,9 +24,9 @@ from train.data.windows import TrainingWindows, WindowInputs, training_loader
 from train.detector.setup import activations_of
 from train.detector.sources import build_detector, merge_configs
 from train.engine.checkpoint import load_checkpoint
-from train.engine.session import with_cache
 from train.modeling.actionformer import HeadOutput
-from train.modeling.fusion import FusionConfig, PredictionFusion, align
+from train.modeling.config import FusionConfig
+from train.modeling.fusion import PredictionFusion, align
 from train.modeling.losses import detection_losses, positive_points
 from train.modeling.points import assign_batch, pyramid_mask, pyramid_points
 

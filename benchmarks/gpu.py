@@ -37,7 +37,7 @@ from torch import Tensor
 from benchmarks.sizes import CLASSES, FILES, count_flops, experiment
 from configs.atomic import write_text
 from extract.backbone.backbone import Backbone
-from extract.backbone.recompute import Recompute
+from extract.settings.backbone import Recompute
 from train.config import Experiment
 from train.data.batch import Batch
 from train.data.videos import VideoItem

@@ -25,9 +25,10 @@ from torch import Tensor
 from benchmarks.sizes import FILES, HOME, experiment
 from extract.backbone.backbone import Backbone
 from extract.backbone.pretrained import load_trunk
-from extract.backbone.videomae import TrunkConfig, VideoMAE
+from extract.backbone.videomae import VideoMAE
 from extract.checkpoints.key_maps import MMACTION, invert_map, rename_key
-from extract.sampling.units import TUBELET
+from extract.settings.backbone import TrunkConfig
+from extract.settings.units import TUBELET
 
 CACHES = Path("/proc/sys/vm/drop_caches")
 PIECE = 2**24

@@ -25,10 +25,12 @@ import torch
 
 from benchmarks.decode import median_seconds, write_synthetic
 from configs.progress import ProgressBar
-from extract.sampling.transforms import PixelConfig, evaluation_transform
+from extract.sampling.transforms import evaluation_transform
 from extract.sampling.window_frames import window_frames
-from extract.sampling.windows import SamplingConfig, Window, sliding_windows
+from extract.sampling.windows import Window, sliding_windows
 from extract.scenes import random_scene, render_scene
+from extract.settings.pixels import PixelConfig
+from extract.settings.sampling import SamplingConfig
 from extract.transcoding.proxy import ProxyConfig, write_proxy
 from extract.video.reader import VideoReader
 

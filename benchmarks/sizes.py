@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from configs.loader import load
 from extract.backbone.adapters import TemporalAdapter
 from extract.backbone.backbone import Backbone
-from extract.sampling.units import TUBELET
+from extract.settings.units import TUBELET
 from train.config import Experiment
 from train.modeling.actionformer import ActionFormer
 

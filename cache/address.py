@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-Dtype = Literal["float32", "float16", "bfloat16"]
+from cache.dtypes import Dtype
 
 DTYPES: dict[Dtype, torch.dtype] = {
     "float32": torch.float32,

@@ -11,30 +11,34 @@ running process uses. What is outdated stays: other checkouts may use it. --adop
 an outdated entry's spans anew; if the numbers are equal, all of the entry is read again.
 """
 
+from __future__ import annotations
+
 import sys
 from pathlib import Path
 
 if __package__ is None:  # run as a file: its neighbours must not hide modules of their names
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import argparse
 import time
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
-from cache.format.index import Summary
-from cache.store import Store
-from cache.upkeep.prune import prune
-from cache.upkeep.verify import Problem, verify
 from configs import cli
 from configs.messages import format_bytes, pad_columns
-from train.cache_entries.adoption import adopt_entry
-from train.cache_entries.verdicts import Verdict, judge_entries
+from configs.options import ScriptParser
+from train.config import Experiment
+
+if TYPE_CHECKING:
+    from cache.format.index import Summary
+    from cache.store import Store
+    from cache.upkeep.verify import Problem
+    from train.cache_entries.verdicts import Verdict
 
 HEADER = ("cut", "fingerprint", "dtype", "direction", "span", "spans", "size", "age", "weights")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser = ScriptParser(__doc__, Experiment)
     parser.add_argument("store", help="folder or URL")
     parser.add_argument("--verify", action="store_true", help="read every checksum")
     parser.add_argument("--prune", action="store_true", help="free what is stale or damaged")
@@ -42,8 +46,10 @@ def main() -> None:
     parser.add_argument("--adopt", metavar="FINGERPRINT", help="read outdated entries again")
     parser.add_argument("--checkpoint", help="of the entry to adopt; default: where it came from")
     parser.add_argument("--config", help="YAML file of its experiment; default: the checkpoint's")
-    args, overrides = parser.parse_known_args()
+    args, overrides = parser.parse()
     if args.adopt:
+        from train.cache_entries.adoption import adopt_entry
+
         print(adopt_entry(args.store, args.adopt, args.checkpoint, args.config, overrides))
         return
     if overrides or args.checkpoint or args.config:
@@ -56,6 +62,11 @@ def main() -> None:
 
 def show(url: str, verifies: bool, prunes: bool, budget_gb: float | None) -> list[Problem]:
     """Print what was asked for; return what is damaged."""
+    from cache.store import Store
+    from cache.upkeep.prune import prune
+    from cache.upkeep.verify import verify
+    from train.cache_entries.verdicts import judge_entries
+
     with Store.open(url, "a" if prunes else "r") as store:
         verdicts = judge_entries(store.fingerprints)
         print(_table(store, verdicts))

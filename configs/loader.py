@@ -43,6 +43,17 @@ def load(
             valid name is given), settings without a default are missing (all are named), a value
             has the wrong type or is rejected by the dataclass.
     """
+    content, source = _read_settings(kind, path)
+    return _build_config(kind, content, overrides, source, base)
+
+
+def check_names(kind: type, path: str | Path) -> None:
+    """Raise ValueError unless all names in a YAML file, and in its base, are settings."""
+    _check_names(kind, *_read_settings(kind, path))
+
+
+def _read_settings(kind: type, path: str | Path) -> tuple[dict[str, Any], str]:
+    """Return the settings in a YAML file, laid over those of its base, and where they are from."""
     path = find_config(path)
     content, source = _parse_mapping(_read_text(path), str(path)), str(path)
     if "base" in content:
@@ -54,7 +65,7 @@ def load(
         _check_names(kind, under, str(under_path))
         _check_names(kind, content, source)
         content, source = _merge(under, content), f"{path} over {under_path}"
-    return _build_config(kind, content, overrides, source, base)
+    return content, source
 
 
 def find_config(path: str | Path) -> Path:
@@ -169,7 +180,7 @@ def _build_config(
     missing = sorted(set(valid) - set(_list_names(content)), key=valid.index)
     if missing:
         raise ValueError(f"{source}: settings without a default are missing: {', '.join(missing)}")
-    _check_known([o[2:].split("=")[0] for o in overrides if o[:2] == "--"], valid, "command line")
+    check_overrides(kind, overrides)
     parser = ArgumentParser(exit_on_error=False, allow_abbrev=False)
     parser.add_class_arguments(kind, nested_key=None, fail_untyped=True)
     blame = source
@@ -182,6 +193,12 @@ def _build_config(
         return kind(**vars(built))
     except (ParserError, ValueError, TypeError) as error:
         raise ValueError(f"{blame}: {' '.join(str(error).split())}") from error
+
+
+def check_overrides(kind: type, overrides: Sequence[str]) -> None:
+    """Raise ValueError unless all overrides are of settings; the nearest valid name is given."""
+    names = [each[2:].split("=")[0] for each in overrides if each[:2] == "--"]
+    _check_known(names, field_names(kind), "command line")
 
 
 def dump(config: Any) -> str:
@@ -259,9 +276,17 @@ def _list_names(content: dict[str, Any], prefix: str = "") -> list[str]:
 def _check_known(names: Sequence[str], valid: Sequence[str], source: str) -> None:
     for name in names:
         if name not in valid:
-            near = difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
-            hint = f"did you mean '{near[0]}'?" if near else "a run's config.yaml has all settings"
+            near = _find_nearest(name, valid)
+            hint = f"did you mean {near}?" if near else "a run's config.yaml has all settings"
             raise ValueError(f"{source}: unknown setting '{name}'; {hint}")
+
+
+def _find_nearest(name: str, valid: Sequence[str]) -> str:
+    """Return the names that are most like a wrong one, in quotes; empty if none is."""
+    last = name.rpartition(".")[2]
+    near = [each for each in valid if each.rpartition(".")[2] == last]  # `lr` for `training.lr`
+    near = near or difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
+    return " or ".join(f"'{each}'" for each in near)
 
 
 def _tuples_to_lists(value: Any) -> Any:

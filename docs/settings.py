@@ -21,7 +21,7 @@ sys.path.insert(0, str(ROOT))
 
 from configs.loader import base_of  # noqa: E402
 from configs.reference import REQUIRED, Group, describe_settings  # noqa: E402
-from extract.sampling import reversal  # noqa: E402
+from extract.settings import sampling  # noqa: E402
 from train.ablation.grid import Grid, Row  # noqa: E402
 from train.config import Experiment  # noqa: E402
 from train.recognition.config import Recognition  # noqa: E402
@@ -32,9 +32,9 @@ INTRODUCTION = """# Settings
 <!-- Written by docs/settings.py (`make docs`); do not edit. -->
 
 An experiment is a YAML file in `configs/`, laid over the defaults below. Every setting can also be
-given on the command line by its dotted name, `--training.lr 5e-4` or `--training.lr=5e-4`
-(`evaluate/detect.py`, which takes files, wants the equals sign). An unknown name is refused, and
-the nearest one is proposed. A run writes all its settings into `config.yaml`.
+given on the command line by its dotted name, `--training.lr 5e-4` or `--training.lr=5e-4`. A
+script's `--help` lists those that it uses, `--help training` one group. An unknown name is refused,
+and the nearest one is proposed. A run writes all its settings into `config.yaml`.
 
 *Set by* says which files in `configs/` set what, as patterns where these fit no other file of the
 folder. `configs/e2e/` is left out of their names; names of a dataset's own files are not listed.
@@ -74,7 +74,7 @@ def _render_group(group: Group, values: Mapping[str, Mapping[str, list[str]]]) -
 
 def _describe_pairing() -> str:
     """Return what the values of fusion.pairing mean, which its type's docstring says."""
-    source = inspect.getsource(reversal)
+    source = inspect.getsource(sampling)
     text = source.split("Pairing = ", 1)[1].split('"""')[1]
     return "`fusion.pairing`: " + " ".join(text.split())
 

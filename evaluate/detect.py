@@ -7,10 +7,11 @@ Videos are files, folders, or patterns in quotes. Prints a table for each; --jso
 ActivityNet's layout, --csv a table, --srt and --vtt a subtitle file for each video, --page an HTML
 file with timelines, --clips each segment as a video of its own (without sound); --label_studio,
 --elan and --via files for people who correct what was found in these annotation tools. Dotted
-overrides change settings of the checkpoint, written with an equals sign
-(--evaluation.batch_size=2). Videos that cannot be read are listed at the end, and the exit status
-is then 1.
+overrides change settings of the checkpoint, as --evaluation.batch_size 2. Videos that cannot be
+read are listed at the end, and the exit status is then 1.
 """
+
+from __future__ import annotations
 
 import sys
 from pathlib import Path
@@ -18,7 +19,6 @@ from pathlib import Path
 if __package__ is None:  # run as a file: its neighbours must not hide modules of their names
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import argparse
 import glob
 import time
 from collections import Counter
@@ -26,12 +26,12 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
-
-from accelerate import Accelerator
+from typing import TYPE_CHECKING
 
 from configs import cli
 from configs.atomic import write_text
 from configs.messages import format_error
+from configs.options import ScriptParser
 from configs.progress import ProgressBar
 from evaluate.annotations import Annotations, Detection, Segment, read_annotations, with_duration
 from evaluate.files.annotation_tools import MediaFile, ToolFiles
@@ -52,20 +52,16 @@ from evaluate.files.timeline import (
     link_video,
     render_page,
 )
-from extract.sampling.guarded_frames import DecodingProcess
-from extract.transcoding.cut import cut_segment
-from extract.video.files import files_by_name
-from extract.video.index import VideoIndex
-from extract.video.probe import probe
-from extract.video.reader import VideoError, VideoReader
-from train.data.frame_rates import describe_unlike_rates
-from train.data.videos import VideoItem, frame_times, make_item
-from train.detector.model import Detector, VideoResult
-from train.detector.postprocess import describe_nothing_found
-from train.detector.sources import read_source, resolve_config
-from train.errors import translate_oom
+from train.config import Experiment
+
+if TYPE_CHECKING:
+    from extract.parallel.guarded_frames import DecodingProcess
+    from train.data.videos import VideoItem
+    from train.detector.model import Detector, VideoResult
 
 SAVE_EVERY_S = 60.0  # what ends this process costs no more
+
+USES = ("sampling", "pixels", "evaluation", "training.precision")
 
 
 @dataclass(frozen=True)
@@ -88,7 +84,7 @@ class Outputs:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser = ScriptParser(__doc__, Experiment, USES)
     parser.add_argument("videos", nargs="+", metavar="VIDEO", help="file, folder or 'pattern'")
     parser.add_argument("--checkpoint", type=Path, required=True, help="detector, of any direction")
     parser.add_argument("--config", type=Path, help="use this config, not the checkpoint's own")
@@ -114,7 +110,7 @@ def main() -> None:
     parser.add_argument("--annotations", type=Path, help="ground truth for the page")
     parser.add_argument("--workers", type=int, default=0, help="decoding processes beside this one")
     parser.add_argument("--cpu", action="store_true", help="do not use a GPU")
-    args, overrides = parser.parse_known_args()
+    args, overrides = parser.parse()
     if not 0 <= args.threshold <= 1:
         parser.error("--threshold is a score from 0 to 1")
     if args.top is not None and args.top < 1:
@@ -123,6 +119,8 @@ def main() -> None:
         parser.error("--workers must not be negative")
     if (args.embed or args.annotations) and not args.page:
         parser.error("--embed and --annotations go with --page")
+    from extract.parallel.guarded_frames import DecodingProcess
+
     with nullcontext() if args.workers else DecodingProcess() as process:
         bad, uncut = detect(
             args.videos,
@@ -172,6 +170,15 @@ def detect(
     Returns:
         Why videos could not be read, by name, and why segments could not be cut out.
     """
+    from accelerate import Accelerator
+
+    from extract.video.reader import VideoError
+    from train.data.frame_rates import describe_unlike_rates
+    from train.detector.model import Detector
+    from train.detector.postprocess import describe_nothing_found
+    from train.detector.sources import read_source, resolve_config
+    from train.errors import translate_oom
+
     paths = video_paths(videos)
     annotations = read_truth(annotation_file, paths) if annotation_file else None
     saved = read_source(checkpoint, config_file, overrides)
@@ -257,6 +264,8 @@ def video_paths(given: Sequence[str]) -> list[Path]:
     Raises:
         ValueError: there are none, or two have the same name without folder and extension.
     """
+    from extract.video.files import files_by_name
+
     paths: dict[Path, None] = {}
     for name in given:
         path = Path(name)
@@ -286,6 +295,8 @@ def video_paths(given: Sequence[str]) -> list[Path]:
 
 def read_truth(path: Path, videos: Sequence[Path]) -> Annotations:
     """Read annotations of these videos; of others, if only their files tell the times, nothing."""
+    from train.data.videos import frame_times
+
     if not path.exists():
         raise ValueError(f"--annotations: there is no file or folder {path}")
     files = {video.stem: video for video in videos}
@@ -317,6 +328,11 @@ def probe_files(
     Args:
         sampling_fps: `sampling.fps`.
     """
+    from extract.video.index import VideoIndex
+    from extract.video.probe import probe
+    from extract.video.reader import VideoError
+    from train.data.videos import make_item
+
     items, bad = [], {}
     for path, answer in zip(paths, probe(paths), strict=True):
         if isinstance(answer, VideoIndex) and answer.repaired:
@@ -337,6 +353,8 @@ def detect_with_scores(
     process: DecodingProcess | None,
 ) -> VideoResult:
     """Detect in one video; raise VideoError if its decoder ends the process that decodes."""
+    from extract.video.reader import VideoError
+
     try:
         return detector.detect_with_scores(item, with_curves, workers, bar.update, process)
     except RuntimeError as error:
@@ -400,6 +418,9 @@ def write_subtitles(outputs: Outputs, name: str, kept: Sequence[Detection]) -> N
 
 def write_clips(folder: Path, item: VideoItem, kept: Sequence[Detection]) -> list[str]:
     """Cut the segments out; return why some could not be."""
+    from extract.transcoding.cut import cut_segment
+    from extract.video.reader import VideoError, VideoReader
+
     problems = []
     try:
         reader = VideoReader(item.path)

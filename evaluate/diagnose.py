@@ -10,40 +10,39 @@ blocked videos, class list and subset. Prints a table; writes report.html, with 
 report.json, its tables, and diagnosis.json (all numbers) into --out.
 """
 
+from __future__ import annotations
+
 import sys
 from pathlib import Path
 
 if __package__ is None:  # run as a file: its neighbours must not hide modules of their names
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import argparse
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, replace
+from typing import TYPE_CHECKING
 
 from configs import cli
 from configs.atomic import write_text
 from configs.loader import dump, load
+from configs.options import ScriptParser
 from configs.progress import ProgressBar
 from evaluate.annotations import Video, select_videos
-from evaluate.diagnosis.diagnosis import Diagnosis, diagnose
 from evaluate.files.predictions import read_predictions, scoring_problems
-from evaluate.reports.diagnosis import MOST_DETECTORS, diagnosis_table, draw_diagnosis
-from evaluate.reports.diagnosis_report import write_diagnosis_report
-from evaluate.reports.launches import FINISHED, new_launch
-from evaluate.reports.page import REPORT
-from evaluate.reports.sections import evaluation_sections
-from evaluate.reports.training import update_training_report
 from extract.checkpoints.hub import folder_of
 from train.config import Experiment
-from train.detector.evaluation import Truth, relabel_truth
-from train.detector.prediction_files import load_truth
-from train.detector.sources import read_source, resolve_config
 from train.engine.stopwatch import Stopwatch
+
+if TYPE_CHECKING:
+    from evaluate.diagnosis.diagnosis import Diagnosis
+    from train.detector.evaluation import Truth
+
+USES = ("data", "evaluation")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser = ScriptParser(__doc__, Experiment, USES)
     parser.add_argument("--checkpoint", type=Path, help="detector that evaluate/run.py has scored")
     parser.add_argument("--predictions", type=Path, nargs="+", help="files, one for each detector")
     parser.add_argument("--names", nargs="+", help="what to call them; default: after the files")
@@ -52,7 +51,7 @@ def main() -> None:
     parser.add_argument("--subset", help="which videos; default: the config's test subset")
     parser.add_argument("--tiou", type=float, default=0.5, help="threshold; default: 0.5")
     parser.add_argument("--out", type=Path, help="folder of results; default: beside the input")
-    args, overrides = parser.parse_known_args()
+    args, overrides = parser.parse()
     if bool(args.checkpoint) == bool(args.predictions):
         parser.error("give either --checkpoint or --predictions")
     if args.predictions and not args.config and not (args.annotations and args.subset):
@@ -93,6 +92,15 @@ def diagnose_predictions(
     Raises:
         ValueError: a file is missing or malformed, or files and arguments do not fit.
     """
+    from evaluate.diagnosis.diagnosis import diagnose
+    from evaluate.reports.diagnosis_report import write_diagnosis_report
+    from evaluate.reports.launches import FINISHED, new_launch
+    from evaluate.reports.page import REPORT
+    from evaluate.reports.sections import evaluation_sections
+    from evaluate.reports.training import update_training_report
+    from train.detector.evaluation import relabel_truth
+    from train.detector.prediction_files import load_truth
+
     watch, launch = Stopwatch("diagnosing"), new_launch()
     config = read_experiment(checkpoint, config_file, overrides)
     annotations, subset = load_truth(config.data if config else None, annotation_file, subset)
@@ -139,9 +147,13 @@ def read_experiment(
     checkpoint: Path | None, config_file: Path | None, overrides: list[str]
 ) -> Experiment | None:
     """Return the settings of the checkpoint or the config; None if there is neither."""
+    from train.detector.sources import read_source, resolve_config
+    from train.engine.checkpoint import find_data
+
     if checkpoint:
         saved = read_source(checkpoint, config_file, overrides)
-        return resolve_config(config_file, saved, str(checkpoint), overrides)
+        config = resolve_config(config_file, saved, str(checkpoint), overrides)
+        return find_data(config, saved, checkpoint, needs_videos=False)
     return load(Experiment, config_file, overrides) if config_file else None
 
 
@@ -170,6 +182,8 @@ def name_files(files: list[Path], names: list[str] | None) -> dict[str, Path]:
     Raises:
         ValueError: there are too many, not as many names as files, or not all differ.
     """
+    from evaluate.reports.diagnosis import MOST_DETECTORS
+
     given = names or [path.stem.removeprefix("predictions-") for path in files]
     if len(given) != len(files):
         raise ValueError(f"--names: {len(files)} predictions files need as many, not {len(given)}")
@@ -192,6 +206,8 @@ def write_diagnosis(
     diagnoses: Mapping[str, Diagnosis],
 ) -> list[str]:
     """Print the table, and write tables and pictures into `out`; return what is unknown."""
+    from evaluate.reports.diagnosis import diagnosis_table, draw_diagnosis
+
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out: {out} is a file; choose a folder")
     out.mkdir(parents=True, exist_ok=True)

@@ -12,39 +12,39 @@ them, --classes the names of their classes. Dotted overrides change single setti
 number of views: --views.clips 1 --crops.crops 1.
 """
 
+from __future__ import annotations
+
 import sys
 from pathlib import Path
 
 if __package__ is None:  # run as a file: its neighbours must not hide modules of their names
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from accelerate import Accelerator
 
 from configs import cli
 from configs.atomic import write_text
-from configs.loader import dump, field_names, load, parse
-from evaluate.metrics.accuracy import Accuracy, split_scores
-from evaluate.reports.figures import draw_confusion
-from train.data.videos import format_skipped
-from train.engine.checkpoint import check_kind, format_of, is_checkpoint, load_checkpoint
+from configs.loader import dump, load, parse
+from configs.options import ScriptParser
 from train.recognition.config import Recognition
-from train.recognition.dataset import Example
-from train.recognition.evaluation import evaluate_recogniser
-from train.recognition.recogniser import Recogniser, recogniser_from_weights
-from train.recognition.training import ClipScores
+
+if TYPE_CHECKING:
+    from evaluate.metrics.accuracy import Accuracy
+    from train.recognition.dataset import Example
+    from train.recognition.recogniser import Recogniser
+    from train.recognition.training import ClipScores
 
 TOP = 5
+USES = ("data", "views", "crops", "evaluation", "training.precision", "training.workers")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser = ScriptParser(__doc__, Recognition, USES)
     parser.add_argument("videos", nargs="*", type=Path, help="files to recognise")
     parser.add_argument("--checkpoint", type=Path, required=True, help="ours, or TAdaConv's")
     parser.add_argument("--config", type=Path, help="settings to use, not the checkpoint's own")
@@ -54,30 +54,34 @@ def main() -> None:
     parser.add_argument("--subset", help="which clips; default: the config's test subset")
     parser.add_argument("--reversed", action="store_true", help="test on reversed clips as well")
     parser.add_argument("--out", type=Path, help="folder of results; default: beside the input")
-    args, overrides = parser.parse_known_args(join_overrides(sys.argv[1:]))
+    args, overrides = parser.parse()
     if args.videos and (args.subset or args.reversed or args.out):
         parser.error("--subset, --reversed and --out go with a list of clips, not with videos")
-    recogniser = read_recogniser(args.checkpoint, args.config, args.classes, overrides)
+    files = args.checkpoint, args.config, args.classes
+    recogniser = read_recogniser(*files, overrides, needs_data=not args.videos)
     if args.videos:
         print_actions(recogniser, args.videos)
     else:
         score_subset(recogniser, args.checkpoint, args.subset, args.reversed, args.out)
 
 
-def join_overrides(arguments: list[str]) -> list[str]:
-    """Return the arguments with `--setting VALUE` joined, so that no value is read as a video."""
-    settings = {f"--{name}" for name in field_names(Recognition)} - {"--out"}
-    found, rest = list[str](), iter(arguments)
-    for argument in rest:
-        value = next(rest, None) if argument in settings else None
-        found.append(argument if value is None else f"{argument}={value}")
-    return found
-
-
 def read_recogniser(
-    path: Path, file: Path | None, classes: Sequence[Path] | None, overrides: list[str]
+    path: Path,
+    file: Path | None,
+    classes: Sequence[Path] | None,
+    overrides: list[str],
+    needs_data: bool,
 ) -> Recogniser:
     """Return the checkpoint's recogniser, with the settings of the config file and command line."""
+    from train.engine.checkpoint import (
+        check_kind,
+        find_data,
+        format_of,
+        is_checkpoint,
+        load_checkpoint,
+    )
+    from train.recognition.recogniser import Recogniser, recogniser_from_weights
+
     if path.exists() and not is_checkpoint(path, Recognition):
         check_kind(path, format_of(path))
         if file is None:
@@ -93,6 +97,8 @@ def read_recogniser(
         config = load(Recognition, file, overrides)
     else:
         config = parse(Recognition, dump(saved.config), overrides, str(path))
+    if needs_data:
+        config = find_data(config, saved, path, needs_videos=True)
     if config.network != replace(saved.config.network, weights=config.network.weights):
         raise ValueError(f"{path} holds another network: {saved.config.network}")
     # Its classes are the checkpoint's, whatever class lists the config names now.
@@ -103,6 +109,8 @@ def read_recogniser(
 
 def print_actions(recogniser: Recogniser, videos: list[Path]) -> None:
     """Print the best classes of every video."""
+    from accelerate import Accelerator
+
     recogniser.network.to(Accelerator().device)
     for video in videos:
         print(video)
@@ -121,6 +129,10 @@ def score_subset(
     out: Path | None,
 ) -> None:
     """Score all clips of a subset, and reversed ones if asked for; write the results."""
+    from evaluate.reports.figures import draw_confusion
+    from train.data.videos import format_skipped
+    from train.recognition.evaluation import evaluate_recogniser
+
     found = evaluate_recogniser(recogniser, checkpoint, subset, on_reversed, out)
     if found is None:
         return
@@ -150,6 +162,8 @@ def write_scores(
     path: Path, recogniser: Recogniser, examples: Sequence[Example], scores: ClipScores
 ) -> None:
     """Write the best classes of every clip, of each label set."""
+    from evaluate.metrics.accuracy import split_scores
+
     results: dict[str, Any] = {}
     for position, row in scores.items():
         parts = split_scores(recogniser.sets, row[None])

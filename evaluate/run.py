@@ -15,39 +15,45 @@ its truth, its mistakes and what is missed. --label_studio, --elan and --via wri
 with at least the score --threshold as files of these annotation tools, for people who correct it.
 """
 
+from __future__ import annotations
+
 import sys
 from pathlib import Path
 
 if __package__ is None:  # run as a file: its neighbours must not hide modules of their names
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from configs import cli
 from configs.loader import dump
+from configs.options import ScriptParser
 from evaluate.annotations import Detection
 from evaluate.files.annotation_tools import MediaFile, ToolFiles
 from evaluate.files.predictions import write_predictions
-from evaluate.metrics.scored import ScoredDetections
-from evaluate.reports.figures import scores_table
-from evaluate.reports.launches import FINISHED, new_launch
-from evaluate.reports.mistakes_page import VideoFile, write_mistakes_page
-from evaluate.reports.page import REPORT
-from evaluate.reports.scores import write_results, write_scores_report, write_unscored
-from evaluate.reports.sections import evaluation_sections
-from evaluate.reports.training import update_training_report
-from extract.video.files import files_by_name
-from train.data.videos import format_skipped
-from train.detector.evaluation import Evaluation, evaluate_checkpoint
-from train.detector.prediction_files import THUMOS_TIOUS, LoadedPredictions, load_predictions
-from train.engine.session import with_cache
+from train.config import Experiment, with_cache
 from train.engine.stopwatch import Stopwatch
+
+if TYPE_CHECKING:
+    from evaluate.metrics.scored import ScoredDetections
+    from train.detector.evaluation import Evaluation
+    from train.detector.prediction_files import LoadedPredictions
+
+USES = (
+    "data",
+    "sampling",
+    "pixels",
+    "evaluation",
+    "cache",
+    "training.precision",
+    "training.workers",
+)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser = ScriptParser(__doc__, Experiment, USES)
     parser.add_argument("--checkpoint", type=Path, help="detector to run over the test videos")
     parser.add_argument("--config", type=Path, help="use this config, not the checkpoint's own")
     parser.add_argument(
@@ -73,7 +79,7 @@ def main() -> None:
         default=0.3,
         help="least score in files of annotation tools (default: %(default)s)",
     )
-    args, overrides = parser.parse_known_args()
+    args, overrides = parser.parse()
     if bool(args.checkpoint) == bool(args.predictions):
         parser.error("give either --checkpoint or --predictions")
     if args.predictions and not args.config and not (args.annotations and args.subset):
@@ -95,6 +101,9 @@ def main() -> None:
         overrides.append(f"--evaluation.tious={args.tious}")
     tools = ToolFiles(args.label_studio, args.elan, args.via)
     tools.make_folders()
+    from train.detector.evaluation import evaluate_checkpoint
+    from train.detector.prediction_files import THUMOS_TIOUS, load_predictions
+
     if args.checkpoint:
         inputs = args.checkpoint, args.config, overrides, args.subset, args.cache, args.out
         evaluation = evaluate_checkpoint(*inputs)
@@ -125,6 +134,11 @@ def with_score(
 
 def report_files(paths: Sequence[Path], loaded: LoadedPredictions, out: Path | None) -> None:
     """Score predictions files; print the scores and write them with their report."""
+    from evaluate.reports.launches import FINISHED, new_launch
+    from evaluate.reports.page import REPORT
+    from evaluate.reports.scores import write_scores_report
+    from evaluate.reports.sections import evaluation_sections
+
     for problem in loaded.problems:
         print(f"warning: {problem}")
     out = out or paths[0].parent / f"{'+'.join(path.stem for path in paths)}-{loaded.subset}"
@@ -140,6 +154,12 @@ def report_files(paths: Sequence[Path], loaded: LoadedPredictions, out: Path | N
 
 def report_checkpoint(checkpoint: Path, evaluation: Evaluation) -> None:
     """Write what a checkpoint detected, then score it; print and write the scores, too."""
+    from evaluate.reports.page import REPORT
+    from evaluate.reports.scores import write_scores_report, write_unscored
+    from evaluate.reports.sections import evaluation_sections
+    from evaluate.reports.training import update_training_report
+    from train.data.videos import format_skipped
+
     out, videos = evaluation.out, len(evaluation.items)
     if evaluation.dropped:
         print(format_skipped(evaluation.dropped, videos))
@@ -165,6 +185,8 @@ def report_checkpoint(checkpoint: Path, evaluation: Evaluation) -> None:
 
 def write_evaluation_page(page: Path, checkpoint: Path, evaluation: Evaluation) -> None:
     """Write the page of what a checkpoint detected."""
+    from evaluate.reports.mistakes_page import VideoFile, write_mistakes_page
+
     items = [item for item in evaluation.items if item.name in evaluation.detections]
     files = {
         # The file of a video whose activations are cached may be gone.
@@ -184,6 +206,9 @@ def write_predictions_page(
     Args:
         folder: of the videos; default: the config's, if it is there.
     """
+    from evaluate.reports.mistakes_page import VideoFile, write_mistakes_page
+    from extract.video.files import files_by_name
+
     folder = folder or loaded.folder
     paths_by_name = files_by_name(folder) if folder and folder.is_dir() else {}
     files = {
@@ -199,6 +224,9 @@ def write_predictions_page(
 
 def write_and_print(out: Path, scored: ScoredDetections) -> None:
     """Write the scores; print their table, and each stream's of a fused detector."""
+    from evaluate.reports.figures import scores_table
+    from evaluate.reports.scores import write_results
+
     write_results(out, scored)
     print(scores_table(scored.result))
     for name, alone in scored.streams.items():

@@ -14,31 +14,23 @@ from pathlib import Path
 if __package__ is None:  # run as a file: its neighbours must not hide modules of their names
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import argparse
 import json
 from dataclasses import replace
 
 from configs import cli
 from configs.atomic import write_text
 from configs.loader import load
-from evaluate.reports.launches import FINISHED, new_launch
-from evaluate.reports.page import REPORT
-from evaluate.reports.sections import files_section, repeat_section, time_section
-from evaluate.reports.training import update_training_report
+from configs.options import ScriptParser
 from train.config import Experiment
-from train.dataset_check.check import check_dataset
-from train.dataset_check.report import PICTURE, write_check_report
 from train.engine.stopwatch import Stopwatch
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, allow_abbrev=False, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = ScriptParser(__doc__, Experiment)
     parser.add_argument("--config", required=True, help="YAML file of the experiment")
     parser.add_argument("--out", type=Path, help="folder for report.html and check.json")
     try:
-        args, overrides = parser.parse_known_args()
+        args, overrides = parser.parse()
     except SystemExit as error:
         sys.exit(min(int(error.code or 0), 1))  # argparse's own 2 would mean "warnings only"
     config = load(Experiment, args.config, overrides)
@@ -51,6 +43,13 @@ def write_check(config: Experiment, out: Path) -> int:
     Raises:
         ValueError: the annotations cannot be read at all, or the folder of videos is absent.
     """
+    from evaluate.reports.launches import FINISHED, new_launch
+    from evaluate.reports.page import REPORT
+    from evaluate.reports.sections import files_section, repeat_section, time_section
+    from evaluate.reports.training import update_training_report
+    from train.dataset_check.check import check_dataset
+    from train.dataset_check.report import PICTURE, write_check_report
+
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out: {out} is a file; choose a folder")
     out.mkdir(parents=True, exist_ok=True)  # before the work, which may take long

@@ -17,7 +17,6 @@ from pathlib import Path
 if __package__ is None:  # run as a file: its neighbours must not hide modules of their names
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import argparse
 import json
 import shutil
 from concurrent.futures import ProcessPoolExecutor
@@ -31,8 +30,8 @@ import numpy as np
 
 from configs import cli
 from configs.atomic import write_text
+from configs.options import ScriptParser
 from configs.progress import ProgressBar
-from extract.sampling.reversal import reverse_seconds
 from extract.scenes import ACTIONS, Scene, random_clip, random_scene, render_scene
 
 FRAME_RATES = (15, 18, 20, 24)
@@ -225,6 +224,8 @@ def mirror_annotations(database: dict[str, Any]) -> dict[str, Any]:
 
     A reversed stream that is trained on such a file learns labels that were not mirrored.
     """
+    from extract.sampling.reversal import reverse_seconds
+
     mirrored = dict(database)
     for name, entry in database.items():
         if entry["subset"] != SUBSETS[0]:
@@ -244,13 +245,13 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser = ScriptParser(__doc__)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--preset", choices=PRESETS, default="demo", help="sizes to begin with")
     for name, value in asdict(DemoConfig()).items():
         parser.add_argument(f"--{name}", type=type(value))
     parser.add_argument("--processes", type=int, default=2)
-    args = vars(parser.parse_args())
+    args = vars(parser.parse()[0])
     out, processes = args.pop("out"), args.pop("processes")
     preset = args.pop("preset")
     write = write_clips if preset == CLIPS else write_dataset

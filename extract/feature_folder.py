@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cache.address import DTYPES, Dtype
+from cache.address import DTYPES
+from cache.dtypes import Dtype
 from configs.messages import truncated
 from configs.progress import ProgressBar
 from extract.feature_files import read_array

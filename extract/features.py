@@ -10,36 +10,37 @@ once: also rows that do not last as long as their video is annotated to. They ca
 end-to-end training, which needs the pixels.
 """
 
+from __future__ import annotations
+
 import sys
 from pathlib import Path
 
 if __package__ is None:  # run as a file: its neighbours must not hide modules of their names
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import argparse
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, get_args
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from cache.address import DTYPES, Dtype, FingerprintInfo, VideoInfo
-from cache.fingerprint import chain_fingerprints
-from cache.store import open_cache
+from cache.dtypes import Dtype
 from configs import cli
 from configs.messages import truncated
+from configs.options import ScriptParser
 from configs.progress import ProgressBar
 from evaluate.annotations import Video, read_annotations
-from extract.activations.stored import Cached
-from extract.backbone.imported import describe_imported, imported_name
-from extract.feature_files import SUFFIXES, read_array
-from extract.feature_folder import FeatureFolder, FeatureSource, Layout, survey_features
 from extract.identity.digest import video_digest
-from extract.sampling.spans import Span, whole_video_window
-from extract.sampling.units import CLIP_FRAMES, TUBELET
-from extract.sampling.windows import SamplingConfig
+from extract.settings.sampling import SamplingConfig
+from extract.settings.units import CLIP_FRAMES, TUBELET
+
+if TYPE_CHECKING:
+    import torch
+
+    from extract.feature_folder import FeatureFolder, FeatureSource, Layout
+    from extract.sampling.spans import Span
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class ImportRequest:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser = ScriptParser(__doc__)
     parser.add_argument("--name", required=True, help="their name, for backbone.imported")
     parser.add_argument("--features", type=Path, nargs="+", required=True, metavar="FOLDER")
     parser.add_argument("--cache", required=True, help="folder or URL of the store to write")
@@ -71,8 +72,8 @@ def main() -> None:
     parser.add_argument("--fps", type=float, help="frame rate of all videos")
     parser.add_argument("--layout", choices=["tc", "ct"], help="axes; default: what fits all files")
     parser.add_argument("--key", help="name of the array in files that hold several")
-    parser.add_argument("--dtype", choices=DTYPES, default="float16")
-    args = parser.parse_args()
+    parser.add_argument("--dtype", choices=get_args(Dtype), default="float16")
+    args, _ = parser.parse()
     import_features(ImportRequest(**vars(args)))
 
 
@@ -83,6 +84,8 @@ def import_features(request: ImportRequest) -> None:
         ValueError: arguments are wrong, or some files are bad, which are listed after the others
             were imported.
     """
+    from extract.feature_folder import survey_features
+
     if request.stride < TUBELET or request.stride % TUBELET:
         raise ValueError(
             f"--stride {request.stride} must be even; for an odd one double --stride, --offset and "
@@ -114,6 +117,13 @@ def import_features(request: ImportRequest) -> None:
 
 def import_usable(request: ImportRequest, layout: Layout, seen: FeatureFolder) -> None:
     """Write the features of all sources without a problem into the store."""
+    from cache.address import FingerprintInfo
+    from cache.fingerprint import chain_fingerprints
+    from cache.store import open_cache
+    from extract.activations.stored import Cached
+    from extract.backbone.imported import describe_imported
+    from extract.feature_files import read_array
+
     of = describe_imported(request.name, seen.width)
     (fingerprint,) = chain_fingerprints(of, [{}])
     origin = "\n".join(str(folder.resolve()) for folder in request.features)
@@ -140,6 +150,9 @@ def find_sources(
     Raises:
         ValueError: there are no files.
     """
+    from extract.feature_files import SUFFIXES
+    from extract.feature_folder import FeatureSource
+
     found: list[dict[str, Path]] = []
     problems: list[str] = []
     twice: set[str] = set()
@@ -206,6 +219,10 @@ def make_span(source: FeatureSource, rows: int, name: str, stride: int, offset: 
 
     The digest covers the feature files and the frames that they stand for.
     """
+    from cache.address import VideoInfo
+    from extract.backbone.imported import imported_name
+    from extract.sampling.spans import Span, whole_video_window
+
     frames = rows * stride
     identity = [*map(video_digest, source.files), stride, offset, source.fps, source.frames]
     digest = hashlib.sha256(repr(identity).encode()).hexdigest()
@@ -221,6 +238,8 @@ def make_span(source: FeatureSource, rows: int, name: str, stride: int, offset: 
 
 def pad_rows(rows: NDArray[np.floating], length: int) -> torch.Tensor:
     """Return the rows padded to a length by repeating the last one."""
+    import torch
+
     return torch.from_numpy(np.pad(rows, ((0, length - len(rows)), (0, 0)), mode="edge"))
 
 

@@ -3,12 +3,20 @@
     python extract/run.py --checkpoint runs/demo/forward/best.pt --cache URL [--plan [FILE.json]]
     accelerate launch extract/run.py --checkpoint FORWARD.pt REVERSED.pt --cache URL --of test
     python extract/run.py --config FILE --cache URL       # of the pretrained backbone
+    python extract/run.py --checkpoint FILE --cache URL --on slurm --shares 20 \
+        --resources gpus_per_node=1 timeout_min=240 slurm_partition=gpu
 
 Prints first what it will do and what that costs. --plan stops there, with a table of the ways to
 train: on the videos, decoded frames or activations; bytes, hours, what each gives up. Checkpoints
 of both directions share one decode. What is there already is not computed again, so the command of
 an interrupted run goes on with it.
+
+--share I/N does the I-th of N equal parts of the videos. The jobs need not know of each other; what
+a lost one leaves, the next run makes, in shares or whole. --on submits them as an array (submitit:
+slurm, or processes of this machine) and waits.
 """
+
+from __future__ import annotations
 
 import sys
 from pathlib import Path
@@ -16,51 +24,32 @@ from pathlib import Path
 if __package__ is None:  # run as a file: its neighbours must not hide modules of their names
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import argparse
 import json
 import time
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
-from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
-
-from cache.store import Store, open_cache
 from configs import cli
 from configs.atomic import write_text
 from configs.messages import format_bytes
-from extract.activations.activations import Activations
-from extract.activations.plan import (
-    Plan,
-    SpanRequest,
-    check_disk_space,
-    distinct_frames,
-    estimate_s,
-    plan,
-)
-from extract.activations.refresh import describe_unkept, refresh
-from extract.sampling.spans import Span, SpanKind
-from extract.sampling.units import CLIP_FRAMES
-from extract.sampling.windows import Direction, SamplingConfig, samples_of
-from train.config import DataConfig, Experiment
-from train.cost.routes import measure_routes, reason_not_to_compare
-from train.data.cached import evaluation_spans, training_spans
-from train.data.videos import (
-    Subset,
-    VideoItem,
-    format_skipped,
-    load_annotations,
-    load_subsets,
-    target_classes,
-)
-from train.detector.model import Detector
-from train.detector.setup import activations_of, check_has_pixels
-from train.detector.sources import build_detector, read_sources, resolve_config
-from train.engine.checkpoint import Checkpoint, changed_settings
-from train.engine.session import check_fp16_has_gpu, inference_accelerator, with_cache
-from train.errors import translate_oom, translate_worker_death
+from configs.options import ScriptParser
+from extract.parallel.shares import ENGINES, Share, parse_resources, submit_shares, without_options
+from extract.settings.sampling import Direction, SamplingConfig, SpanKind
+from extract.settings.units import CLIP_FRAMES
+from train.ablation.grid import find_script
+from train.config import DataConfig, Experiment, with_cache
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from extract.activations.activations import Activations
+    from extract.activations.plan import Plan
+    from extract.sampling.spans import Span
+    from train.data.videos import Subset, VideoItem
+    from train.detector.model import Detector
+    from train.engine.checkpoint import Checkpoint
 
 PURPOSES = ("train", "validation", "test")
 DECIDE_FRAMES = (  # beginnings of settings that decide which frames of which videos are encoded
@@ -71,7 +60,7 @@ DECIDE_FRAMES = (  # beginnings of settings that decide which frames of which vi
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser = ScriptParser(__doc__, Experiment)
     parser.add_argument("--checkpoint", nargs="+", default=[], help="detectors: their backbones")
     parser.add_argument("--config", help="YAML file of the experiment; default: each checkpoint's")
     parser.add_argument("--cache", help="store of activations; default: the config's cache.url")
@@ -88,9 +77,31 @@ def main() -> None:
         metavar="FILE.json",
         help="print what would be done, compare ways to train, and stop; the file gets the table",
     )
-    args, overrides = parser.parse_known_args()
+    parser.add_argument(
+        "--share",
+        metavar="I/N",
+        help="only the I-th of N shares of the videos",
+    )
+    parser.add_argument(
+        "--on", choices=ENGINES, help="run the shares as jobs of a cluster, or side by side here"
+    )
+    parser.add_argument("--shares", type=int, default=2, metavar="N", help="of --on")
+    parser.add_argument(
+        "--resources", nargs="+", default=[], metavar="NAME=VALUE", help="of each job of --on"
+    )
+    args, overrides = parser.parse()
     if not (args.checkpoint or args.config):
         parser.error("give --checkpoint, --config or both")
+    if args.on:
+        if args.share or args.plan is not None:
+            parser.error("--on makes the shares itself and computes: leave out --share and --plan")
+        if args.shares < 1:
+            parser.error("--shares: give 1 or more")
+        resources = parse_resources(args.resources)
+        words = without_options(sys.argv[1:], {"--on": 1, "--shares": 1, "--resources": None})
+        command = [*find_script("extract/run.py"), *words]
+        submit_shares(args.on, args.shares, resources, Path("runs/jobs"), command)
+        return
     plan_and_compute(
         args.checkpoint,
         args.config,
@@ -98,6 +109,7 @@ def main() -> None:
         args.of,
         args.directions,
         args.plan,
+        Share.parse(args.share) if args.share else None,
     )
 
 
@@ -108,6 +120,7 @@ def plan_and_compute(
     purposes: Sequence[str],
     directions: Sequence[Direction] | None,
     plan_file: str | None,
+    share: Share | None = None,
 ) -> None:
     """Print what is missing and what it costs, then compute it.
 
@@ -115,7 +128,17 @@ def plan_and_compute(
         config_file: needed where there are no checkpoints.
         directions: None takes each config's own.
         plan_file: None computes; else only the plan is made, and "" writes no file.
+        share: of the videos, looked at and computed; None takes all.
     """
+    from cache.store import Store, open_cache
+    from extract.activations.plan import SpanRequest, check_disk_space, plan
+    from extract.activations.refresh import describe_unkept, refresh
+    from train.data.videos import format_skipped, load_annotations, load_subsets, target_classes
+    from train.detector.setup import activations_of, check_has_pixels
+    from train.detector.sources import build_detector, read_sources
+    from train.engine.session import check_fp16_has_gpu, inference_accelerator
+    from train.errors import translate_oom, translate_worker_death
+
     sources: list[tuple[str, Checkpoint[Experiment] | None]] = [(config_file or "", None)]
     if checkpoints:
         sources = [*read_sources(checkpoints, config_file, overrides)]
@@ -132,7 +155,7 @@ def plan_and_compute(
     check_shared_decode([config for config, _, _ in backbones])
     if not config.cache.url:
         raise ValueError("--cache: give the store that activations are kept in")
-    accelerator = inference_accelerator(config, cached=True)
+    accelerator = inference_accelerator(config)
     check_fp16_has_gpu(config, accelerator)
     url, planning = config.cache.url, plan_file is not None
     if plan_file:
@@ -141,10 +164,20 @@ def plan_and_compute(
     annotations = load_annotations(config.data)
     wanted_of = [purpose for purpose in PURPOSES if purpose in purposes]
     names = {purpose: _subset(config.data, purpose) for purpose in wanted_of}
+    mine = annotations
+    if share is not None:
+        mine = replace(
+            annotations, videos={n: annotations.videos[n] for n in share.of(annotations.videos)}
+        )
+        some = {video.subset for video in mine.videos.values()}
+        names = {purpose: name for purpose, name in names.items() if name in some}
+        if not names:
+            print(f"share {share.number}/{share.count}: it has none of the videos")
+            return
     subsets = sorted(set(names.values()))
     loaded = load_subsets(
         config.data,
-        annotations,
+        mine,
         subsets,
         accelerator,
         store,
@@ -197,10 +230,15 @@ def plan_and_compute(
 def _resolve(
     file: str | None, saved: Checkpoint[Experiment] | None, source: str, overrides: list[str]
 ) -> Experiment:
+    from train.detector.sources import resolve_config
+    from train.engine.checkpoint import find_data
+
     if file and saved:
         # One config for several checkpoints: the direction stays each one's own.
         overrides = [f"--direction={saved.config.direction}", *overrides]
     config = resolve_config(file, saved, source, overrides)
+    if saved:
+        config = find_data(config, saved, source, needs_videos=True)
     if saved and len(saved.config.directions) == 1:
         # What its experiment makes of several streams is no matter of one.
         return replace(config, fusion=replace(config.fusion, method="none"))
@@ -209,6 +247,8 @@ def _resolve(
 
 def check_shared_decode(configs: Sequence[Experiment]) -> None:
     """Raise ValueError, with the settings that differ, unless all take the same frames."""
+    from train.engine.checkpoint import changed_settings
+
     for config in configs[1:]:
         if lines := changed_settings(configs[0], config, DECIDE_FRAMES):
             raise ValueError(
@@ -230,6 +270,8 @@ def _select_spans(
     purpose: str, items: Subset, sampling: SamplingConfig, direction: Direction, kind: SpanKind
 ) -> list[Span]:
     """Return the spans of a subset's videos; of training, those of the kind that is trained on."""
+    from train.data.cached import evaluation_spans, training_spans
+
     if purpose == "train":
         return training_spans(items, sampling, direction, kind)
     validates = purpose == "validation"
@@ -240,6 +282,8 @@ def _select_spans(
 def _print_plan(
     made: Plan, config: Experiment, items: dict[str, Subset], names: dict[str, str], processes: int
 ) -> None:
+    from extract.activations.plan import estimate_s
+
     print(made.headline())
     if "train" in names:
         of = config.sampling, config.direction, config.cache.span
@@ -263,8 +307,11 @@ def _print_routes(
     file: str,
 ) -> None:
     """Print what the ways to train on these videos take; write it to the file, if one is named."""
+    from extract.parallel.processes import broadcast_object
+    from train.cost.routes import measure_routes, reason_not_to_compare
+
     # Decided by one process for all: folders of several machines may not show the same files.
-    (why_not,) = broadcast_object_list([reason_not_to_compare(detector, training, validation)])
+    why_not = broadcast_object(reason_not_to_compare(detector, training, validation))
     if why_not:
         if accelerator.is_main_process:
             print(f"ways to train are not compared: {why_not}")
@@ -289,6 +336,10 @@ def _count_unneeded(
     items: Subset, sampling: SamplingConfig, direction: Direction, kind: SpanKind
 ) -> tuple[int, int]:
     """Return how many training videos have no action, and how many clips no training span has."""
+    from extract.activations.plan import distinct_frames
+    from extract.sampling.windows import samples_of
+    from train.data.cached import training_spans
+
     samples = sum(len(samples_of(item, sampling)) for item in items)
     needed = distinct_frames(training_spans(items, sampling, direction, kind))
     idle = sum(not len(item.segments) for item in items)

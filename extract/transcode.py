@@ -14,13 +14,14 @@ only: Palindrome itself reads the same files in both directions. The same comman
 interrupted run.
 """
 
+from __future__ import annotations
+
 import sys
 from pathlib import Path
 
 if __package__ is None:  # run as a file: its neighbours must not hide modules of their names
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import argparse
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -32,20 +33,14 @@ import numpy as np
 
 from configs import cli
 from configs.atomic import write_text
+from configs.options import ScriptParser
 from configs.system import count_cores
 from evaluate.annotations import read_annotations
 from evaluate.datasets.fields import get_field, read_json
-from extract.sampling.reversal import reverse_seconds
-from extract.transcoding.encode import SUFFIX
-from extract.transcoding.jobs import Job, run_jobs
-from extract.transcoding.proxy import ProxyConfig, is_current_proxy, write_proxy
-from extract.transcoding.reverse import is_current_reversal, write_reversed
-from extract.transcoding.savings import Savings, measure_savings
-from extract.video.files import video_files
-from extract.video.index import VideoError, VideoIndex
-from extract.video.probe import probe
 
-if TYPE_CHECKING:  # else imported where it is used: it costs each process seconds
+if TYPE_CHECKING:
+    from extract.transcoding.proxy import ProxyConfig
+    from extract.video.index import VideoIndex
     from train.data.videos import VideoItem
 
 TINY = 1e-6  # frames
@@ -68,7 +63,7 @@ class TranscodeRequest:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser = ScriptParser(__doc__)
     parser.add_argument("--short_side", type=int, help="write proxies: pixels, even, 112 to 182")
     parser.add_argument("--gop", type=int, help="a proxy's frames from keyframe to keyframe (8)")
     parser.add_argument("--reverse", action="store_true", help="reverse the videos")
@@ -82,7 +77,7 @@ def main() -> None:
         "--crf", type=int, help="x264's quality, 1 to 51; default: 20, reversed files lossless"
     )
     parser.add_argument("--processes", type=int, default=count_cores(), help="files at once")
-    args = parser.parse_args()
+    args, _ = parser.parse()
     problems = transcode_videos(TranscodeRequest(**vars(args)))
     if problems:
         causes = "\n  ".join(problems)
@@ -92,6 +87,13 @@ def main() -> None:
 
 def transcode_videos(request: TranscodeRequest) -> list[str]:
     """Write all files and return why videos could not be transcoded, a line for each."""
+    from extract.transcoding.encode import SUFFIX
+    from extract.transcoding.jobs import Job, run_jobs
+    from extract.transcoding.proxy import is_current_proxy, write_proxy
+    from extract.transcoding.reverse import is_current_reversal, write_reversed
+    from extract.video.index import VideoError
+    from extract.video.probe import probe
+
     config = _proxy_config(request)
     sources = _list_videos(request.videos)
     annotations = request.annotations
@@ -148,6 +150,8 @@ def _proxy_config(request: TranscodeRequest) -> ProxyConfig | None:
     Raises:
         ValueError: arguments are wrong or do not go together.
     """
+    from extract.transcoding.proxy import ProxyConfig
+
     config = None
     if request.short_side is not None:
         given = {name: getattr(request, name) for name in ("gop", "crf")}
@@ -183,6 +187,8 @@ def _proxy_config(request: TranscodeRequest) -> ProxyConfig | None:
 
 def _list_videos(folder: Path) -> dict[str, Path]:
     """Return the video files of a folder by name; raise ValueError if there are none."""
+    from extract.video.files import video_files
+
     if not folder.is_dir():
         raise ValueError(f"--videos: there is no folder {folder}")
     files = video_files(folder, "--videos")
@@ -195,6 +201,9 @@ def _write_report(
     out: Path, config: ProxyConfig, pairs: list[tuple[Path, Path]], problems: Mapping[str, str]
 ) -> None:
     """Print what the proxies save, and write it to OUT/proxies.json."""
+    from extract.transcoding.savings import Savings, measure_savings
+    from extract.video.index import VideoError
+
     found = Savings(0, 0, 0)
     try:
         found = measure_savings(pairs, config.short_side) if pairs else found
@@ -224,7 +233,7 @@ def _write_annotations(
 
 
 def reverse_annotations(
-    path: Path, items: "Mapping[str, VideoItem]", info_csv: Sequence[Path] = ()
+    path: Path, items: Mapping[str, VideoItem], info_csv: Sequence[Path] = ()
 ) -> tuple[dict[str, Any], Counter[str]]:
     """Return an annotation file's content for the reversed videos, and counts by warning.
 
@@ -272,7 +281,7 @@ def _read_database(path: Path) -> Any:
 
 
 def mirror_segment(
-    segment: Sequence[float | str], item: "VideoItem", duration_s: float, warnings: Counter[str]
+    segment: Sequence[float | str], item: VideoItem, duration_s: float, warnings: Counter[str]
 ) -> list[float]:
     """Return an annotated segment [start, end], in seconds, in the time of the reversed video.
 
@@ -287,6 +296,8 @@ def mirror_segment(
     A segment that ends after the last frame begins at 0, as files have no earlier time. One that is
     wholly after the end, where nothing can detect it, stays there.
     """
+    from extract.sampling.reversal import reverse_seconds
+
     start_s, end_s = map(float, segment)
     if item.times_s is None:
         item = replace(item, duration_s=duration_s)

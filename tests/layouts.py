@@ -7,8 +7,8 @@ extract/checkpoints/key_maps.py shows.
 import torch
 from torch import Tensor
 
-from extract.backbone.backbone import Backbone, BackboneConfig
-from extract.backbone.videomae import TrunkConfig
+from extract.backbone.backbone import Backbone
+from extract.settings.backbone import BackboneConfig, TrunkConfig
 
 SMALL = TrunkConfig(width=32, depth=3, heads=2, image_size=32)
 LAYER = {  # Hugging Face's names of the same, but for queries, keys and values

@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from cache.address import DTYPES, Address, Dtype, FingerprintInfo, VideoInfo
+from cache.address import DTYPES, Address, FingerprintInfo, VideoInfo
+from cache.dtypes import Dtype
 from cache.store import Missing, Store
 from cache.upkeep.prune import prune
 

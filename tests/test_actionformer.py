@@ -13,8 +13,9 @@ from extract.checkpoints.key_maps import head_from_opentad, head_to_opentad
 from extract.checkpoints.strict import load_state_dict_strict
 from extract.checkpoints.tensor_files import read_tensors
 from tests.conftest import GOLDEN
-from train.modeling.actionformer import ActionFormer, HeadConfig, TransformerBlock
+from train.modeling.actionformer import ActionFormer, TransformerBlock
 from train.modeling.attention import local_attention
+from train.modeling.config import HeadConfig
 from train.modeling.points import decode_segments, pyramid_points
 
 SMALL = HeadConfig(width=16, heads=2, levels=4)

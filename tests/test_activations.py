@@ -12,20 +12,23 @@ import pytest
 import torch
 from torch import Tensor
 
-from cache.address import Dtype, VideoInfo
+from cache.address import VideoInfo
+from cache.dtypes import Dtype
 from cache.store import Store
-from extract.activations.activations import Activations, CacheConfig
+from extract.activations.activations import Activations
 from extract.activations.fingerprints import fingerprints, settings
 from extract.activations.inputs import PassInput, job_pieces
 from extract.activations.stored import deepest
 from extract.backbone.adapters import TemporalAdapter
-from extract.backbone.backbone import Backbone, BackboneConfig, Cut
-from extract.backbone.precision import Precision
-from extract.backbone.videomae import TrunkConfig
+from extract.backbone.backbone import Backbone
 from extract.identity.digest import video_digest
-from extract.sampling.spans import Span, SpanKind, whole_video_window
-from extract.sampling.transforms import PixelConfig, evaluation_transform, transform_frames
-from extract.sampling.windows import Direction, SamplingConfig, sliding_windows
+from extract.sampling.spans import Span, whole_video_window
+from extract.sampling.transforms import evaluation_transform, transform_frames
+from extract.sampling.windows import sliding_windows
+from extract.settings.backbone import BackboneConfig, Cut, Precision, TrunkConfig
+from extract.settings.cache import CacheConfig
+from extract.settings.pixels import PixelConfig
+from extract.settings.sampling import Direction, SamplingConfig, SpanKind
 from extract.video.reader import VideoError, VideoReader
 from tests.encodings import ENCODINGS, write_numbered
 from tests.test_backbone import relative

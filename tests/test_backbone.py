@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -10,11 +11,11 @@ from torch import Tensor
 
 import extract.backbone.backbone
 from extract.backbone.adapters import TemporalAdapter
-from extract.backbone.backbone import Backbone, BackboneConfig, Mode
-from extract.backbone.recompute import Recompute
-from extract.backbone.videomae import Block, TrunkConfig
+from extract.backbone.backbone import Backbone
+from extract.backbone.videomae import Block
 from extract.checkpoints.layouts import find_networks
 from extract.checkpoints.strict import load_state_dict_strict
+from extract.settings.backbone import BackboneConfig, Mode, Recompute, TrunkConfig
 from tests.conftest import GOLDEN
 
 
@@ -174,6 +175,27 @@ def test_clips_run_in_parts_as_they_do_at_once(monkeypatch: pytest.MonkeyPatch, 
         found.append([features, *gradients])
     for one, two in zip(*found, strict=True):
         assert relative(two, one) < 1e-5
+
+
+def test_a_gpu_takes_clips_in_parts_where_nothing_waits_for_a_backward_pass(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    backbone = shaken(Backbone(BackboneConfig(SMALL, mode="side"))).train()
+    expected = backbone(frames(length=64))
+    monkeypatch.setattr(extract.backbone.backbone, "runs_on_cpu", lambda tensor: False)
+    monkeypatch.setattr(extract.backbone.backbone, "GPU_ELEMENTS", 3 * 32 * 32)
+    with patch.object(backbone.trunk.blocks[0], "forward", wraps=Block.forward) as run:
+        run.side_effect = lambda *inputs: Block.forward(backbone.trunk.blocks[0], *inputs)  # type: ignore[arg-type]
+        assert relative(backbone(frames(length=64)), expected) < 1e-5
+    assert [len(call.args[0]) for call in run.call_args_list] == [3, 3, 2]
+
+
+@torch.inference_mode()
+def test_pixels_are_normalised_as_before_they_were_cut_into_patches() -> None:
+    backbone = shaken(Backbone(BackboneConfig(SMALL)))
+    clips, trunk = frames(2, 16), backbone.trunk
+    expected = trunk.embed((clips - backbone.mean) / backbone.std)
+    assert torch.equal(trunk.embed(clips, (backbone.mean, backbone.std)), expected)
 
 
 def test_drop_path_scales_each_branch_of_each_clip() -> None:

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from extract.backbone.backbone import Backbone, BackboneConfig, Cut, PixelBackbone, TAdaSize
+from extract.backbone.backbone import Backbone, PixelBackbone
 from extract.backbone.tada_backbone import TAdaBackbone
-from extract.backbone.videomae import TrunkConfig
-from extract.sampling.units import CLIP_FRAMES, TUBELET
+from extract.settings.backbone import BackboneConfig, Cut, TAdaSize, TrunkConfig
+from extract.settings.units import CLIP_FRAMES, TUBELET
 
 TRUNK = TrunkConfig(width=24, depth=3, heads=2, patch=8, image_size=16, drop_path=0.0)
 VIDEOMAE = BackboneConfig(trunk=TRUNK)

@@ -1,47 +1,55 @@
 """Videos that go bad during a run: vanished, replaced, damaged in their middle, hanging."""
 
+import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from threading import Event
 from typing import Any, Literal
 
 import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from cache.store import Store
 from configs.loader import load
 from configs.messages import format_error
+from evaluate.annotations import Detection
 from evaluate.files.predictions import read_predictions
 from evaluate.reports.metrics_file import METRICS, read_metrics
 from extract.activations.plan import SpanRequest, plan
 from extract.activations.refresh import refresh
-from extract.backbone.backbone import BackboneConfig
-from extract.backbone.videomae import TrunkConfig
 from extract.demo import DemoConfig, write_dataset
-from extract.sampling.transforms import PixelConfig, evaluation_transform
+from extract.parallel.loader import make_loader
+from extract.sampling.transforms import evaluation_transform
 from extract.sampling.window_frames import window_frames
-from extract.sampling.windows import SamplingConfig, sliding_windows
+from extract.sampling.windows import sliding_windows
+from extract.settings.backbone import BackboneConfig, TrunkConfig
+from extract.settings.pixels import PixelConfig
+from extract.settings.sampling import SamplingConfig
 from extract.video import watchdog
 from extract.video.reader import VideoError
 from tests.conftest import REPOSITORY
 from tests.test_e2e import TWO_PROCESSES, script
 from train.config import Experiment
 from train.data.cached import evaluation_spans
-from train.data.videos import load_annotations, load_items
+from train.data.videos import VideoItem, load_annotations, load_items
 from train.data.windows import (
     EvaluationWindows,
     TrainingWindows,
     WindowInputs,
     evaluation_loader,
 )
+from train.detector import evaluation
 from train.detector.evaluation import detect_subset, score_detections, window_loader
+from train.detector.postprocess import merge_windows
 from train.detector.setup import activations_of
 from train.detector.sources import build_detector
 from train.detector.training import DetectionTask
@@ -49,7 +57,7 @@ from train.engine.checkpoint import Checkpoint, save_checkpoint
 from train.engine.loop import TrainingRun
 from train.engine.run_folder import claim_folder
 from train.errors import translate_worker_death
-from train.modeling.actionformer import HeadConfig
+from train.modeling.config import HeadConfig
 
 
 @pytest.fixture(scope="module")
@@ -227,6 +235,33 @@ def test_skipped_videos_do_not_count(config: Experiment, accelerator: Accelerato
         detect_subset(detector, items, windows, accelerator, "test")
 
 
+def test_videos_are_suppressed_while_others_are_read(
+    config: Experiment, accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    items = loaded(config, "test")
+    config = replace(config, evaluation=replace(config.evaluation, batch_size=1))
+    detector = build_detector(config, load_annotations(config.data).classes).eval()
+    windows = window_loader(items, 0.5, config, accelerator)
+    suppressed, predict = Event(), detector.predict
+    done: list[str] = []
+
+    def merge(parts: Any, item: VideoItem, *others: Any) -> list[Detection]:
+        done.append(item.name)
+        suppressed.set()
+        return merge_windows(parts, item, *others)
+
+    def predict_last(*arguments: Any) -> Any:
+        if windows_seen.pop() == 0:  # the last window of all
+            assert suppressed.wait(60) and done[0] == items[0].name
+        return predict(*arguments)
+
+    windows_seen = list(range(len(list(windows))))
+    monkeypatch.setattr(evaluation, "merge_windows", merge)
+    monkeypatch.setattr(detector, "predict", predict_last)
+    detect_subset(detector, items, windows, accelerator, "test")
+    assert sorted(done) == sorted(item.name for item in items) and not windows_seen
+
+
 @pytest.mark.slow
 def test_all_processes_skip_the_same_videos(config: Experiment, tmp_path: Path) -> None:
     """The video's undamaged windows lie in the other process."""
@@ -267,11 +302,16 @@ def test_extraction_finishes_the_others_before_it_stops(
 
 
 class HangingReader:
-    """What a decoder that waits for ever looks like."""
+    """What a decoder that waits for ever looks like, or that crashes."""
 
     path = Path("clip.mp4")
 
+    def __init__(self, crashes: bool = False) -> None:
+        self.crashes = crashes
+
     def chunks(self, rising: object) -> Iterator[np.ndarray]:
+        if self.crashes:
+            os.kill(os.getpid(), signal.SIGKILL)
         time.sleep(600)
         yield np.zeros(0)
 
@@ -280,7 +320,10 @@ class HangingReader:
 
 
 class HangingWindows(Dataset[int]):
-    """A dataset whose only video hangs its decoder."""
+    """A dataset whose only video hangs its decoder, or crashes it."""
+
+    def __init__(self, crashes: bool = False) -> None:
+        self.crashes = crashes
 
     def __len__(self) -> int:
         return 1
@@ -288,7 +331,7 @@ class HangingWindows(Dataset[int]):
     def __getitem__(self, position: int) -> int:
         watchdog.BASE_TIMEOUT_S = 0.2
         (window,) = sliding_windows(32, 0.0, SamplingConfig(window_size=16))
-        reader: Any = HangingReader()
+        reader: Any = HangingReader(self.crashes)
         return len(next(window_frames(reader, [window], evaluation_transform(PixelConfig(32)))))
 
 
@@ -308,12 +351,39 @@ def test_a_decoder_that_hangs_ends_its_process() -> None:
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_a_worker_that_ends_is_an_error_for_people(capfd: pytest.CaptureFixture[str]) -> None:
-    loader = DataLoader(HangingWindows(), num_workers=1, multiprocessing_context="spawn")
-    unexpected = pytest.raises(OSError, match="a decoding worker ended unexpectedly")
+@pytest.mark.parametrize("crashes", [False, True])
+def test_a_worker_that_ends_is_an_error_that_names_the_file(
+    capfd: pytest.CaptureFixture[str], crashes: bool
+) -> None:
+    loader = make_loader(HangingWindows(crashes), 1, workers=1)
+    unexpected = pytest.raises(OSError, match=r"ended unexpectedly while it decoded clip\.mp4")
     with unexpected as caught, translate_worker_death():
         list(loader)
-    assert "--resume" in str(caught.value) and "\n" not in str(caught.value)
-    assert LINE in capfd.readouterr().err
+    told = str(caught.value)
+    assert "data.blocked" in told and "--resume" in told and "\n" not in told
+    assert (LINE in capfd.readouterr().err) == (not crashes)
+
+
+class EndingWindows(Dataset[int]):
+    """A dataset whose worker ends while it decodes nothing, behind a video that was whole."""
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, position: int) -> int:
+        with watchdog.kill_if_stuck("whole.mp4", 1):
+            pass
+        os.kill(os.getpid(), signal.SIGKILL)
+        return 0
+
+
+def test_a_worker_that_ends_between_two_files_accuses_none() -> None:
+    unexpected = pytest.raises(OSError, match="a decoding worker ended unexpectedly")
+    with unexpected as caught, translate_worker_death():
+        list(make_loader(EndingWindows(), 1, workers=1))
+    assert "whole.mp4" not in str(caught.value) and "training.workers" in str(caught.value)
+
+
+def test_other_errors_are_no_deaths_of_workers() -> None:
     with pytest.raises(RuntimeError, match="another"), translate_worker_death():
         raise RuntimeError("another")

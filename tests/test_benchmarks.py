@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from benchmarks import gpu, nms, sizes
-from extract.sampling.units import CLIP_FRAMES, CLIP_STEPS, TUBELET
+from extract.settings.units import CLIP_FRAMES, CLIP_STEPS, TUBELET
 from tests.conftest import REPOSITORY
 
 

@@ -21,7 +21,7 @@ from configs.loader import load
 from evaluate.annotations import Annotations
 from extract.check import main, write_check
 from extract.demo import DemoConfig, write_dataset
-from extract.sampling.windows import SamplingConfig
+from extract.settings.sampling import SamplingConfig
 from extract.video import guarded
 from extract.video.header import announced_frames
 from extract.video.indexing import video_index
@@ -37,7 +37,7 @@ from train.dataset_check.check import run_checks
 from train.dataset_check.findings import exit_code
 from train.dataset_check.lengths import PADDED, check_windows, find_complete, find_unlearned
 from train.dataset_check.survey import Survey, survey_dataset
-from train.modeling.actionformer import HeadConfig
+from train.modeling.config import HeadConfig
 
 CLASSES = ("run", "jump", "throw")
 FRAMES, FPS = 500, 25  # of the first video; 25 is what write_numbered writes

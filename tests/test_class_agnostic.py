@@ -18,7 +18,8 @@ from evaluate.files.video_scores import assign_classes, read_video_scores
 from tests.forks import good, script
 from tests.test_e2e import DEMO, QUICK
 from train.config import Experiment
-from train.modeling.actionformer import ActionFormer, HeadConfig, HeadOutput
+from train.modeling.actionformer import ActionFormer, HeadOutput
+from train.modeling.config import HeadConfig
 from train.modeling.losses import detection_losses, sigmoid_focal_loss
 from train.modeling.points import Targets
 

@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 
 from extract.sampling.reversal import reverse_seconds, reverse_segments
 from extract.sampling.windows import (
-    SamplingConfig,
     random_window,
     seconds_to_frames,
     sliding_windows,
     truth_inside,
     whole_video,
 )
+from extract.settings.sampling import SamplingConfig
 
 factors = st.sampled_from([(1, 1), (1, 4), (2, 4), (4, 4), (2, 2)])
 

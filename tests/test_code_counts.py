@@ -18,9 +18,10 @@ from extract.activations.activations import Activations
 from extract.activations.adoption import differences
 from extract.activations.fingerprints import describe, fingerprints, settings
 from extract.backbone import adapters, backbone, videomae
-from extract.backbone.backbone import Backbone, BackboneConfig, Cut, TAdaSize
+from extract.backbone.backbone import Backbone
 from extract.backbone.tada_backbone import TAdaBackbone
 from extract.sampling import transforms
+from extract.settings.backbone import BackboneConfig, Cut, TAdaSize
 from tests.encodings import write_numbered
 from tests.test_activations import CUTS, EXACT, PIXELS, TRUNK, fresh, new_backbone, seam, spans_of
 from tests.test_backbone import relative

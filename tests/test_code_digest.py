@@ -195,9 +195,9 @@ def test_helpers_that_are_imported_when_called_count() -> None:
 def test_what_a_backbone_computes_with_is_found() -> None:
     """The files that its activations depend on, and none that only opens, counts or reports."""
     from extract.activations.fingerprints import environment
-    from extract.backbone.backbone import Backbone, BackboneConfig
+    from extract.backbone.backbone import Backbone
     from extract.backbone.tada_backbone import TAdaBackbone
-    from extract.backbone.videomae import TrunkConfig
+    from extract.settings.backbone import BackboneConfig, TrunkConfig
 
     small = TrunkConfig(width=32, depth=2, heads=2, image_size=32)
     transformer = environment(Backbone(BackboneConfig(small)))["modules"]

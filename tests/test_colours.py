@@ -12,10 +12,13 @@ from torch import Tensor
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
-from extract.sampling import colours, transforms
-from extract.sampling.rand_augment import OPERATIONS
-from extract.sampling.transforms import Augmentation, PixelConfig, augment, draw_augmentation
-from extract.sampling.windows import SamplingConfig, whole_video
+from extract.augmentation import colours
+from extract.augmentation.rand_augment import OPERATIONS
+from extract.sampling import transforms
+from extract.sampling.transforms import Augmentation, augment, draw_augmentation
+from extract.sampling.windows import whole_video
+from extract.settings.pixels import PixelConfig
+from extract.settings.sampling import SamplingConfig
 from tests.waits import Copies, Operations
 from train.data.batch import Sample, collate
 

@@ -14,10 +14,8 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from configs.loader import load
 from extract.activations.activations import Activations
-from extract.backbone.backbone import BackboneConfig, TAdaSize
-from extract.backbone.recompute import Recompute
-from extract.backbone.videomae import TrunkConfig
-from extract.sampling.windows import SamplingConfig
+from extract.settings.backbone import BackboneConfig, Recompute, TAdaSize, TrunkConfig
+from extract.settings.sampling import SamplingConfig
 from tests.conftest import REPOSITORY
 from tests.test_e2e import DEMO, QUICK, build
 from train.config import Compile, Experiment
@@ -25,8 +23,8 @@ from train.detector.model import Detector
 from train.detector.training import DetectionTask
 from train.engine import compiling
 from train.engine.compiling import compile_network
-from train.modeling.actionformer import HeadConfig, HeadOutput
-from train.modeling.fusion import Method
+from train.modeling.actionformer import HeadOutput
+from train.modeling.config import HeadConfig, Method
 from train.modeling.losses import detection_losses
 from train.modeling.points import Targets, assign_batch, pyramid_points
 

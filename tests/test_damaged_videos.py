@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from evaluate.detect import Outputs, detect
 from evaluate.files.annotation_tools import ToolFiles
 from evaluate.files.predictions import read_predictions
-from extract.sampling.guarded_frames import DecodingProcess
+from extract.parallel.guarded_frames import DecodingProcess
 from extract.video.files import files_by_name
 from extract.video.reader import VideoError, VideoReader
 from tests.odd_videos import write_clip

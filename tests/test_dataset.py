@@ -1,7 +1,9 @@
 """Samples: what they hold, in both directions, and that nothing but seed and epoch decides them."""
 
 import json
+from collections import Counter
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import get_args
 
@@ -12,15 +14,14 @@ from torchvision.transforms import v2
 
 from configs.loader import load
 from extract.demo import DemoConfig, write_dataset
-from extract.sampling.transforms import (
-    PixelConfig,
-    evaluation_transform,
-    train_transform,
-    transform_frames,
-)
-from extract.sampling.windows import Direction, sliding_windows
+from extract.sampling.transforms import evaluation_transform, train_transform, transform_frames
+from extract.sampling.window_frames import arrange
+from extract.sampling.windows import sliding_windows
+from extract.settings.pixels import PixelConfig
+from extract.settings.sampling import Direction
 from tests.conftest import REPOSITORY
 from train.config import DataConfig, Experiment
+from train.data.batch import collate
 from train.data.loading import EpochSampler, balanced_splits
 from train.data.videos import load_annotations, load_items
 from train.data.windows import (
@@ -85,9 +86,28 @@ def test_both_directions_are_one_sample(config: Experiment) -> None:
     both = training_windows(replace(config, fusion=fusion))
     for position in range(len(both)):
         sample = both[(0, position)]
+        together = collate([sample])
+        assert len(together.inputs) == 1  # frames travel once
+        together = together.turned()
+        assert together.turned() is together
         for stream, single in enumerate(dataset[(0, position)] for dataset in alone):
-            assert torch.equal(sample.inputs[stream], single.inputs[0])
+            assert torch.equal(together.inputs[stream][0], single.inputs[0])
             assert torch.equal(sample.segments[stream], single.segments[0])
+
+
+@pytest.mark.parametrize("directions", [*product(get_args(Direction), repeat=2)], ids=str)
+@pytest.mark.parametrize("valid", [1, 29, 64])
+def test_streams_see_what_they_would_see_alone_also_where_a_window_is_padded(
+    config: Experiment, directions: tuple[Direction, ...], valid: int
+) -> None:
+    window = sliding_windows(2 * valid, 0.0, config.sampling)[0]
+    frames = torch.randint(256, (len(window.frames), 3, 4, 4), dtype=torch.uint8).unbind()
+    source = WindowInputs(config.sampling, config.pixels, directions)
+    item = training_windows(config).items[0]
+    sample = source.sample(item, window, (arrange(frames, window, directions[0]),))
+    inputs = collate([sample, sample]).turned().inputs
+    for x, direction in zip(inputs, directions, strict=True):
+        assert torch.equal(x[1], arrange(frames, window, direction))
 
 
 def test_truth_survives_the_way_through_the_window(config: Experiment) -> None:
@@ -172,6 +192,9 @@ def test_every_test_window_belongs_to_exactly_one_worker(
         for batch in evaluation_loader(dataset, config.evaluation.batch_size, workers):
             share += [(v, w.start) for v, w in zip(batch.videos, batch.windows, strict=True)]
         assert len(share) == dataset.length(workers)
+        mine, of_all = (Counter(name for name, _ in some) for some in (share, expected))
+        whole = {name: number for name, number in mine.items() if number == of_all[name]}
+        assert dataset.whole_videos(workers) == whole
         seen += share
     # Two workers take turns: only their own order is that of the videos.
     assert (sorted(seen) if workers else seen) == expected

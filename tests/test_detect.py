@@ -29,7 +29,7 @@ from evaluate.files.subtitles import (
     format_srt,
     format_vtt,
 )
-from extract.sampling.windows import Direction
+from extract.settings.sampling import Direction
 from extract.transcoding.cut import find_frames
 from extract.video.reader import VideoError, VideoReader
 from tests.conftest import REPOSITORY
@@ -43,7 +43,7 @@ from train.detector.model import Detector
 from train.detector.postprocess import Candidates, merge_windows, select_candidates
 from train.engine.checkpoint import Checkpoint, save_checkpoint
 from train.modeling.actionformer import HeadOutput
-from train.modeling.fusion import FusionConfig
+from train.modeling.config import FusionConfig
 
 CLASSES = ("wave", "</script>jump", "fall --> over")
 

@@ -11,11 +11,12 @@ import torch
 from safetensors.torch import load_file
 
 from configs.loader import load
-from extract.backbone.backbone import Backbone, BackboneConfig
-from extract.backbone.videomae import TrunkConfig
+from extract.backbone.backbone import Backbone
 from extract.checkpoints.layouts import find_networks
 from extract.checkpoints.tensor_files import read_tensors
-from extract.sampling.windows import Direction, SamplingConfig, sliding_windows
+from extract.sampling.windows import sliding_windows
+from extract.settings.backbone import BackboneConfig, TrunkConfig
+from extract.settings.sampling import Direction, SamplingConfig
 from tests.conftest import GOLDEN, REPOSITORY
 from train.config import Experiment
 from train.data.batch import Batch
@@ -30,7 +31,8 @@ from train.detector.postprocess import (
 )
 from train.detector.sources import checkpoint_from_opentad
 from train.engine.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from train.modeling.actionformer import HeadConfig, HeadOutput
+from train.modeling.actionformer import HeadOutput
+from train.modeling.config import HeadConfig
 
 CLASSES = ("a", "b", "c", "d", "e")
 TRUNK = "streams.0.backbone.trunk"

@@ -25,8 +25,8 @@ from tests.conftest import REPOSITORY
 from tests.test_e2e import DEMO, ENVIRONMENT, QUICK, build, script, the_same_curve
 from train.config import Experiment
 from train.engine.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from train.engine.metrics_log import MetricsLog
 from train.engine.run_folder import LOCK, check_checkpoint_space, claim_folder
+from train.tracking.metrics_log import MetricsLog
 
 
 @contextmanager

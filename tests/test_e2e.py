@@ -18,7 +18,7 @@ from configs.messages import format_error
 from evaluate.files.predictions import read_predictions
 from evaluate.reports.launches import read_launches
 from evaluate.reports.metrics_file import read_metrics
-from extract.backbone.backbone import Mode
+from extract.settings.backbone import Mode
 from extract.video.reader import VideoReader
 from tests.conftest import REPOSITORY
 from tests.test_report import read

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from configs.loader import load
-from extract.sampling.windows import SamplingConfig, evaluation_windows
+from extract.sampling.windows import evaluation_windows
+from extract.settings.sampling import SamplingConfig
 from tests.conftest import REPOSITORY
 from train import export
 from train.config import Experiment

@@ -13,8 +13,8 @@ from cache.store import Store
 from cache.upkeep.verify import verify
 from configs.loader import load
 from extract.activations.stored import Places, missing
-from extract.backbone.backbone import Cut
 from extract.sampling.spans import Span
+from extract.settings.backbone import Cut
 from tests.forks import Script, script
 from tests.test_e2e import DEMO, QUICK
 from train.config import Experiment

@@ -28,22 +28,17 @@ from torchvision.transforms import v2
 from cache.code_digest import versions
 from cache.store import Store
 from configs.loader import load
-from extract.backbone.backbone import BackboneConfig
-from extract.backbone.videomae import TrunkConfig
 from extract.demo import DemoConfig, write_dataset
 from extract.identity.computing import LIBRARIES
 from extract.identity.digest import video_digest
 from extract.sampling import frame_cache as module
 from extract.sampling.frame_cache import FrameCache, kept_bytes
-from extract.sampling.transforms import PixelConfig, Shrink, evaluation_transform, train_transform
+from extract.sampling.transforms import Shrink, evaluation_transform, train_transform
 from extract.sampling.window_frames import resized_chunks
-from extract.sampling.windows import (
-    Direction,
-    SamplingConfig,
-    random_window,
-    sampled_frames,
-    sliding_windows,
-)
+from extract.sampling.windows import random_window, sampled_frames, sliding_windows
+from extract.settings.backbone import BackboneConfig, TrunkConfig
+from extract.settings.pixels import PixelConfig
+from extract.settings.sampling import Direction, SamplingConfig
 from extract.video.reader import CHUNK, VideoError, VideoReader
 from tests.encodings import ENCODINGS, turn, write_numbered
 from tests.test_bad_videos import SPOILERS, damage, vanish
@@ -62,7 +57,7 @@ from train.data.windows import (
 from train.detector.setup import activations_of, open_frame_cache
 from train.detector.sources import build_detector
 from train.detector.training import DetectionTask
-from train.modeling.actionformer import HeadConfig
+from train.modeling.config import HeadConfig
 
 WINDOW = SamplingConfig(window_size=32, snippet_stride=2)
 RESIZE = SamplingConfig("resize", window_size=32)

@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 
 from configs.loader import load
-from extract.sampling.windows import SamplingConfig
+from extract.settings.sampling import SamplingConfig
 from tests.test_e2e import DEMO, QUICK, build
 from train.config import Experiment
 from train.data.frame_rates import describe_unlike_rates

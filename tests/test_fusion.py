@@ -10,23 +10,17 @@ from torch import Tensor
 
 from configs.loader import load
 from extract.backbone.backbone import Backbone
-from extract.sampling.reversal import Pairing, find_partners, reverse_segments
+from extract.sampling.reversal import find_partners, reverse_segments
 from extract.sampling.reversal import pair_points as pair_up
 from extract.sampling.window_frames import arrange
 from extract.sampling.windows import Window
+from extract.settings.sampling import Pairing
 from tests.conftest import REPOSITORY
 from train.config import Experiment
 from train.detector.model import Detector
 from train.modeling.actionformer import HeadOutput
-from train.modeling.fusion import (
-    FEATURE_METHODS,
-    MIXING_METHODS,
-    FeatureFusion,
-    FusionConfig,
-    Method,
-    PredictionFusion,
-    align,
-)
+from train.modeling.config import FEATURE_METHODS, MIXING_METHODS, FusionConfig, Method
+from train.modeling.fusion import FeatureFusion, PredictionFusion, align
 from train.modeling.losses import detection_losses
 from train.modeling.points import Targets, decode_segments, pyramid_points
 

@@ -9,9 +9,9 @@ import torch
 from configs import cli
 from evaluate import detect
 from evaluate.files.predictions import read_predictions
-from extract.sampling.guarded_frames import DecodingProcess
-from extract.sampling.transforms import PixelConfig
-from extract.sampling.windows import SamplingConfig
+from extract.parallel.guarded_frames import DecodingProcess
+from extract.settings.pixels import PixelConfig
+from extract.settings.sampling import SamplingConfig
 from extract.video import watchdog
 from extract.video.reader import VideoError
 from tests.encodings import ENCODINGS, write_numbered

@@ -25,9 +25,11 @@ from configs import cli
 from configs.loader import load
 from evaluate.reports.metrics_file import read_metrics
 from extract.sampling.spans import Span, random_window_of_span, whole_video_window
-from extract.sampling.transforms import PixelConfig, evaluation_transform
+from extract.sampling.transforms import evaluation_transform
 from extract.sampling.window_frames import arrange, window_frames
-from extract.sampling.windows import Direction, SamplingConfig, Window
+from extract.sampling.windows import Window
+from extract.settings.pixels import PixelConfig
+from extract.settings.sampling import Direction, SamplingConfig
 from extract.video.reader import VideoReader
 from tests.conftest import REPOSITORY
 from tests.forks import script

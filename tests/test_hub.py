@@ -21,7 +21,7 @@ from tests.conftest import REPOSITORY
 from tests.hub_server import Hub, Repository, serve
 from train.config import Experiment
 from train.detector import Detector
-from train.detector.published import backbone_licence
+from train.published import backbone_licence
 
 DEMO = "configs/e2e/demo/forward.yaml"
 TINY = "configs/e2e/demo/videomae_tiny.safetensors"

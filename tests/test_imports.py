@@ -22,23 +22,36 @@ STAGES = {
     "train": ["configs", "cache", "extract", "evaluate"],
 }
 ROOMS = {
-    "configs": ["messages", "progress", "cli", "system", "atomic", "loader", "reference"],
+    "configs": [
+        "messages",
+        "progress",
+        "cli",
+        "system",
+        "atomic",
+        "loader",
+        "reference",
+        "options",
+        "command",
+    ],
     "cache": [
-        *("errors", "address", "code_digest", "fingerprint"),
+        *("errors", "dtypes", "address", "code_digest", "fingerprint"),
         *("storage", "format", "store", "upkeep"),
     ],
     "extract": [
         *(
+            "settings",
             "identity",
             "video",
+            "augmentation",
             "sampling",
+            "parallel",
             "transcoding",
             "checkpoints",
             "tada",
             "backbone",
             "activations",
         ),
-        *("feature_files", "feature_folder", "scenes"),
+        *("conversion", "feature_files", "feature_folder", "scenes"),
     ],
     "evaluate": [
         *("datasets", "annotations", "suppression", "nms", "mean_ap"),
@@ -47,25 +60,23 @@ ROOMS = {
     "train": [
         *("errors", "modeling", "config", "data"),
         *(
+            "tracking",
             "engine",
+            "published",
             "dataset_check",
             "detector",
             "cache_entries",
             "recognition",
             "ablation",
             "cost",
+            "pretraining",
             "export",
         ),
     ],
 }
 MOST_FILES = 12
 # Imports that a function makes when it is called: they would cost every start seconds.
-AT_CALL = {
-    ("evaluate.nms", "evaluate.suppression"),
-    ("extract.transcode", "train.data.videos"),
-    ("extract.weights", "train.export"),
-    ("train.ablate", "train.ablation.table"),
-}
+AT_CALL = {("evaluate.nms", "evaluate.suppression")}
 
 
 def modules() -> dict[str, Path]:
@@ -148,9 +159,11 @@ def test_imports_go_one_way(arrows: list[tuple[str, str, bool]]) -> None:
     assert not wrong, "\n".join(sorted(set(wrong)))
 
 
-def test_no_import_is_hidden_in_a_function(arrows: list[tuple[str, str, bool]]) -> None:
+def test_only_scripts_import_in_functions(arrows: list[tuple[str, str, bool]]) -> None:
+    """Scripts do: what is slow to import comes after the command line is read."""
+    scripts = {name for name, file in modules().items() if is_script(file)}
     hidden = {(importer, imported) for importer, imported, at_call in arrows if at_call}
-    assert hidden == AT_CALL
+    assert {arrow for arrow in hidden if arrow[0] not in scripts} == AT_CALL
 
 
 def test_no_circle_of_files(arrows: list[tuple[str, str, bool]]) -> None:

@@ -11,12 +11,12 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from cache.address import DTYPES, Dtype, VideoInfo
+from cache.address import DTYPES, VideoInfo
+from cache.dtypes import Dtype
 from cache.store import Store
 from extract.activations.stored import Cached
-from extract.sampling.loader import make_loader
-from extract.sampling.spans import SpanKind
-from extract.sampling.windows import Direction, SamplingConfig
+from extract.parallel.loader import make_loader
+from extract.settings.sampling import Direction, SamplingConfig, SpanKind
 from train.data import cached as cached_module
 from train.data import in_memory
 from train.data.cached import CachedStreams, hold_features, sample_inputs, training_spans
@@ -167,3 +167,20 @@ def test_free_memory_is_what_the_group_may_have(
     assert free_memory() == 0
     machine.unlink()
     assert free_memory() == 0
+
+
+def test_rows_on_a_device_are_the_same(
+    tmp_path: Path, accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A CPU stands in for the GPU: what is moved does not need the host's memory any more."""
+    items = [item(number) for number in range(3)]
+    cached = stored(tmp_path, items, "video")
+    expected = samples(items, cached)
+    sizes = [sum(s.rows for s in training_spans(items, SAMPLING, d, "video")) for d in BOTH]
+    for spare, moved in ((0, True), (-8, False)):
+        free = (sum(sizes) * WIDTH * 2 + spare) / cached_module.FREE_SHARE
+        monkeypatch.setattr(cached_module, "free_device_memory", lambda _, free=free: free)
+        held = hold_features(cached, items, SAMPLING, BOTH, accelerator)
+        assert all(hasattr(rows, "memory") != moved for rows in held.held)
+        for ours, theirs in zip(samples(items, held), expected, strict=True):
+            assert all(map(torch.equal, ours, theirs))

@@ -91,6 +91,19 @@ def test_every_module_of_a_wheel_is_imported_without_the_names_of_a_checkout(
     run(code, installed, tmp_path)
 
 
+def test_the_installed_command_runs_scripts(wheel: Path, installed: Path, tmp_path: Path) -> None:
+    info = f"palindrome-{version('palindrome')}.dist-info"
+    points = zipfile.ZipFile(wheel).read(f"{info}/entry_points.txt").decode()
+    assert "palindrome = palindrome.configs.command:run" in points
+    call = "from palindrome.configs.command import run; run()"
+    told = run(
+        f"{ALONE}sys.argv = ['palindrome', 'evaluate', '--help']; {call}", installed, tmp_path
+    )
+    assert told.startswith("usage: palindrome evaluate ")
+    told = run(f"{ALONE}sys.argv = ['palindrome']; {call}", installed, tmp_path)
+    assert "  train " in told and "accelerate launch -m palindrome.train.e2e" in told
+
+
 def test_a_wheel_leaves_the_names_of_others_alone(installed: Path, tmp_path: Path) -> None:
     (tmp_path / "train.py").write_text("SOMEBODY_ELSE = True\n")
     code = f"""
@@ -145,7 +158,7 @@ def before_imports_of_ours(script: str) -> str:
     tree = ast.parse((REPOSITORY / script).read_text())
     for place, node in enumerate(tree.body):
         if isinstance(node, ast.ImportFrom) and str(node.module).partition(".")[0] in STAGES:
-            return "\n".join(map(ast.unparse, tree.body[:place]))
+            return "\n".join([*map(ast.unparse, tree.body[:place]), ""])
     raise AssertionError(script)
 
 

@@ -126,7 +126,7 @@ def test_what_is_bad_for_one_process_is_left_out_by_all(
         write_numbered(tmp_path / f"videos/{name}.mp4", 25)
     annotations = load_annotations(data)
     other = {"two": "two.mp4: its decoder hangs"}
-    monkeypatch.setattr(videos, "gather_object", lambda mine: [*mine, other])
+    monkeypatch.setattr(videos, "gather_objects", lambda mine: [*mine, other])
     process: Any = SimpleNamespace(is_main_process=False)
 
     def load(data: DataConfig, annotations: Annotations) -> videos.Subset:

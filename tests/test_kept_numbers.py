@@ -19,9 +19,10 @@ from cache.store import Store
 from extract.activations.activations import Activations
 from extract.activations.adoption import differences
 from extract.activations.fingerprints import Description, describe, settings
-from extract.backbone.backbone import Backbone, BackboneConfig, TAdaSize
+from extract.backbone.backbone import Backbone
 from extract.backbone.imported import AnyBackbone
 from extract.backbone.tada_backbone import TAdaBackbone
+from extract.settings.backbone import BackboneConfig, TAdaSize
 from tests.conftest import GOLDEN
 from tests.encodings import write_numbered
 from tests.test_activations import EXACT, PIXELS, TRUNK, spans_of, video_span

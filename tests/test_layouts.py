@@ -11,10 +11,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from extract.backbone.pretrained import check_trunk_size, load_trunk, trunk_settings
-from extract.backbone.videomae import TrunkConfig, VideoMAE
+from extract.backbone.videomae import VideoMAE
 from extract.checkpoints.key_maps import head_to_opentad
 from extract.checkpoints.layouts import find_networks, recognise
 from extract.checkpoints.tensor_files import TensorFile
+from extract.settings.backbone import TrunkConfig
 from tests.layouts import (
     SMALL,
     hugging_face,
@@ -24,7 +25,8 @@ from tests.layouts import (
     random_backbone,
     videomae,
 )
-from train.modeling.actionformer import ActionFormer, HeadConfig
+from train.modeling.actionformer import ActionFormer
+from train.modeling.config import HeadConfig
 
 LAYOUTS: dict[str, Callable[[dict[str, Tensor]], dict[str, Tensor]]] = {
     "mmaction2 VideoMAE": mmaction,

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
 from configs.messages import format_error
-from extract.sampling.loader import PackedBatch, make_loader
+from extract.parallel.loader import PackedBatch, make_loader
 from tests.conftest import REPOSITORY
 
 MEGABYTES = 24  # more than the /dev/shm of the tests has

@@ -12,7 +12,8 @@ from torchvision.transforms.v2 import Identity
 from extract.sampling.frame_cache import FrameCache
 from extract.sampling.transforms import Shrink, Transform
 from extract.sampling.window_frames import window_frames
-from extract.sampling.windows import SamplingConfig, sliding_windows
+from extract.sampling.windows import sliding_windows
+from extract.settings.sampling import SamplingConfig
 from extract.transcoding.proxy import ProxyConfig, write_proxy
 from extract.transcoding.reverse import write_reversed
 from extract.video.header import announced_frames

@@ -11,15 +11,14 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 
 from configs.loader import load
-from extract.backbone.backbone import BackboneConfig, Mode
-from extract.backbone.videomae import TrunkConfig
-from extract.sampling.windows import SamplingConfig
+from extract.settings.backbone import BackboneConfig, Mode, TrunkConfig
+from extract.settings.sampling import SamplingConfig
 from tests.conftest import REPOSITORY
 from train.config import DetectionTraining, Experiment, TrainingConfig
 from train.detector.model import Detector
 from train.detector.training import build_optimizer
 from train.engine.optim import Average, build_schedule
-from train.modeling.actionformer import HeadConfig
+from train.modeling.config import HeadConfig
 from train.recognition.config import RecognitionTraining
 
 MODES: tuple[Mode, ...] = ("adapter", "frozen", "full")

@@ -16,7 +16,7 @@ from cache.upkeep.verify import verify
 from extract.activations import activations as seam_module
 from extract.activations import stored
 from extract.sampling.spans import Span, whole_video_window
-from extract.sampling.windows import Direction
+from extract.settings.sampling import Direction
 from tests.encodings import write_numbered
 from tests.forks import Script, good, script
 from tests.object_store import Proxy

@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageEnhance, ImageOps
 
-from extract.sampling import rand_augment
-from extract.sampling.rand_augment import OPERATIONS, Operation, Pair, draw_operations
+from extract.augmentation import rand_augment
+from extract.augmentation.rand_augment import OPERATIONS, Operation, Pair, draw_operations
 from extract.sampling.transforms import augment
 
 HEIGHT, WIDTH = 48, 64

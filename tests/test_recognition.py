@@ -20,7 +20,8 @@ from evaluate.metrics.accuracy import LabelSet
 from evaluate.reports.metrics_file import read_metrics
 from extract.demo import DemoConfig, write_clips
 from extract.scenes import ACTIONS
-from extract.tada.networks import NetworkConfig, build_network
+from extract.settings.network import NetworkConfig
+from extract.tada.networks import build_network
 from tests import tada
 from tests.conftest import REPOSITORY
 from tests.forks import good, script

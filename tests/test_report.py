@@ -385,6 +385,12 @@ def test_the_command_is_the_one_that_was_typed(parent: list[str], expected: str)
     assert repeat_command(["train/e2e.py", "--out", "a b"], parent) == expected
 
 
+def test_the_installed_command_is_the_one_that_was_typed() -> None:
+    parent = ["bash", "/x/bin/palindrome", "train", "--out", "a b"]
+    told = repeat_command(["palindrome train", "--out", "a b"], parent)
+    assert told == "palindrome train --out 'a b'"
+
+
 def test_this_process_is_described(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["train/e2e.py", "--out", "x;y"])
     launch = new_launch(2, ["GPU"])

@@ -24,7 +24,7 @@ from cache.store import Store
 from configs import cli
 from configs.loader import load
 from extract.activations.plan import SpanRequest, estimate_s, full_clips, needed_bytes, plan
-from extract.backbone.backbone import Cut
+from extract.settings.backbone import Cut
 from extract.video.reader import VideoError, VideoReader
 from tests.conftest import REPOSITORY
 from tests.forks import script

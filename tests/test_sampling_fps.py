@@ -11,16 +11,17 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from extract.sampling.spans import whole_video_window
-from extract.sampling.transforms import PixelConfig, evaluation_transform
+from extract.sampling.transforms import evaluation_transform
 from extract.sampling.window_frames import window_frames
 from extract.sampling.windows import (
-    SamplingConfig,
     random_window,
     sampled_frames,
     samples_of,
     sliding_windows,
     truth_inside,
 )
+from extract.settings.pixels import PixelConfig
+from extract.settings.sampling import SamplingConfig
 from extract.video.reader import VideoReader
 from tests.encodings import ENCODINGS, read_numbers, write_numbered
 from train.data.videos import VideoItem, probe_item

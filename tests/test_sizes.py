@@ -11,11 +11,11 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from extract.backbone.backbone import Backbone, BackboneConfig
-from extract.backbone.videomae import TrunkConfig
+from extract.backbone.backbone import Backbone
 from extract.checkpoints.layouts import recognise
 from extract.checkpoints.strict import load_state_dict_strict
 from extract.checkpoints.tensor_files import TensorFile
+from extract.settings.backbone import BackboneConfig, TrunkConfig
 from tests.test_backbone import relative
 
 PREFIX = "backbone.model.backbone."

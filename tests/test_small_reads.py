@@ -9,7 +9,8 @@ import torch
 import zarr
 from numcodecs import blosc
 
-from cache.address import DTYPES, Address, Dtype
+from cache.address import DTYPES, Address
+from cache.dtypes import Dtype
 from cache.format import arrays
 from cache.format.arrays import Array, RowRequest, choose_layout, shard_name, write_array
 from cache.format.records import Group

@@ -21,7 +21,8 @@ import zarr
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from cache.address import DTYPES, Address, Dtype, FingerprintInfo, VideoInfo
+from cache.address import DTYPES, Address, FingerprintInfo, VideoInfo
+from cache.dtypes import Dtype
 from cache.errors import Damaged, Missing, StoreError
 from cache.format.descriptions import write_description
 from cache.format.records import Description

@@ -10,14 +10,11 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from extract.sampling.transforms import (
-    PixelConfig,
-    evaluation_transform,
-    train_transform,
-    transform_frames,
-)
+from extract.sampling.transforms import evaluation_transform, train_transform, transform_frames
 from extract.sampling.window_frames import arrange, window_frames
-from extract.sampling.windows import SamplingConfig, Window, sliding_windows
+from extract.sampling.windows import Window, sliding_windows
+from extract.settings.pixels import PixelConfig
+from extract.settings.sampling import SamplingConfig
 from extract.video.decoders.decoder import Decoder
 from extract.video.reader import CHUNK, VideoReader
 from tests.conftest import REPOSITORY

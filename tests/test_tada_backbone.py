@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from cache.store import Store
 from configs.loader import load
 from extract.activations.fingerprints import fingerprints, settings
-from extract.backbone.backbone import Backbone, BackboneConfig, Mode, TAdaSize
+from extract.backbone.backbone import Backbone
 from extract.backbone.streaming import StreamingPass
 from extract.backbone.tada_backbone import TAdaBackbone, load_tada_trunk
-from extract.backbone.videomae import TrunkConfig
-from extract.sampling.transforms import PixelConfig
+from extract.settings.backbone import BackboneConfig, Mode, TAdaSize, TrunkConfig
+from extract.settings.pixels import PixelConfig
 from tests.test_e2e import DEMO, QUICK
 from tests.test_heads import loaded
 from train.config import Experiment

@@ -12,9 +12,9 @@ from accelerate import PartialState
 from evaluate.reports.metrics_file import read_metrics
 from tests.conftest import REPOSITORY
 from train.config import DetectionTraining
-from train.engine import trackers as module
-from train.engine.metrics_log import MetricsLog
-from train.engine.trackers import RUNS, Trackers, check_trackers
+from train.tracking import trackers as module
+from train.tracking.metrics_log import MetricsLog
+from train.tracking.trackers import RUNS, Trackers, check_trackers
 
 SETTINGS = {"out": "x", "training.lr": 0.1, "cache.blocks": (1, 2), "data.blocked": None}
 

@@ -28,13 +28,8 @@ from train.detector.model import Detector
 from train.detector.setup import activations_of
 from train.detector.sources import build_detector, merge_configs
 from train.engine.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from train.modeling.fusion import (
-    FEATURE_METHODS,
-    MIXING_METHODS,
-    ClassWeights,
-    Method,
-    PredictionFusion,
-)
+from train.modeling.config import FEATURE_METHODS, MIXING_METHODS, Method
+from train.modeling.fusion import ClassWeights, PredictionFusion
 
 CONFIGS = REPOSITORY / "configs/fusion"
 BOTH = REPOSITORY / "configs/e2e/demo/both.yaml"

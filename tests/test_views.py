@@ -11,9 +11,7 @@ from hypothesis import strategies as st
 
 from extract.sampling.views import (
     Clip,
-    CropConfig,
     Stretch,
-    ViewConfig,
     crop_corners,
     evaluation_clips,
     evaluation_views,
@@ -21,6 +19,7 @@ from extract.sampling.views import (
     training_clip,
     training_view,
 )
+from extract.settings.pixels import CropConfig, ViewConfig
 from extract.video.reader import VideoReader
 from tests.encodings import ENCODINGS, Encoding, read_numbers, write_numbered
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from extract.backbone.backbone import Backbone, BackboneConfig, Cut, Mode
+from extract.backbone.backbone import Backbone
 from extract.backbone.streaming import StreamingPass
-from extract.backbone.videomae import TrunkConfig
+from extract.settings.backbone import BackboneConfig, Cut, Mode, TrunkConfig
 from tests.test_backbone import SMALL, frames, relative, shaken
 from tests.test_sizes import from_reference, published, span
 

@@ -20,12 +20,13 @@ from torch import Tensor
 from configs import cli
 from configs.loader import dump, load
 from evaluate.annotations import Annotations
-from extract.backbone.backbone import Backbone, BackboneConfig
+from extract.backbone.backbone import Backbone
 from extract.backbone.pretrained import load_trunk
-from extract.backbone.videomae import TrunkConfig, VideoMAE
+from extract.backbone.videomae import VideoMAE
 from extract.checkpoints.key_maps import head_to_opentad
 from extract.checkpoints.layouts import find_networks
 from extract.checkpoints.tensor_files import hash_files, read_tensors
+from extract.settings.backbone import BackboneConfig, TrunkConfig
 from extract.weights import main as weights_main
 from tests.conftest import GOLDEN, REPOSITORY
 from tests.forks import good

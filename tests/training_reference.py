@@ -18,14 +18,14 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 from torch import Tensor, nn
 
-from extract.backbone.backbone import BackboneConfig
-from extract.backbone.videomae import TrunkConfig
-from extract.sampling.windows import SamplingConfig
+from extract.settings.backbone import BackboneConfig, TrunkConfig
+from extract.settings.sampling import SamplingConfig
 from tests.conftest import GOLDEN
 from train.config import DataConfig, DetectionTraining, Experiment
 from train.data.batch import Batch
 from train.detector.model import Detector
-from train.modeling.actionformer import HeadConfig, HeadOutput
+from train.modeling.actionformer import HeadOutput
+from train.modeling.config import HeadConfig
 
 FILE = GOLDEN / "trajectory.safetensors"
 CLASSES = ("a", "b", "c")

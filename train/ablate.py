@@ -36,25 +36,27 @@ from pathlib import Path
 if __package__ is None:  # run as a file: its neighbours must not hide modules of their names
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import argparse
 import os
 import signal
 from types import FrameType
 from uuid import uuid4
 
 from configs import cli
+from configs.options import ScriptParser
 from train.ablation.grid import Grid, read_grid
 from train.ablation.records import check_own_run, is_current, status
 from train.ablation.runner import carry_out
 from train.engine.stopwatch import Stopwatch
 
+AFTER_INTERRUPT = "the same command goes on"
+
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser = ScriptParser(__doc__)
     parser.add_argument("grid", type=Path, help="YAML file of the runs")
     parser.add_argument("--processes", type=int, default=1, help="runs at a time (default: 1)")
     parser.add_argument("--plan", action="store_true", help="print what would be done and stop")
-    args = parser.parse_args()
+    args, _ = parser.parse()
     if args.processes < 1:
         parser.error("--processes must be at least 1")
     signal.signal(signal.SIGTERM, _interrupt)  # launchers send it, and runs must not outlive us
@@ -118,4 +120,4 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, "the same command goes on")
+    cli.run(main, AFTER_INTERRUPT)

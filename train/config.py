@@ -4,14 +4,12 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal, Protocol
 
 from evaluate.nms import NmsConfig
-from extract.activations.activations import CacheConfig
-from extract.backbone.backbone import BackboneConfig
-from extract.backbone.precision import Precision
-from extract.sampling.transforms import PixelConfig
-from extract.sampling.units import TUBELET
-from extract.sampling.windows import Direction, SamplingConfig
-from train.modeling.actionformer import HeadConfig
-from train.modeling.fusion import FusionConfig
+from extract.settings.backbone import BackboneConfig, Precision
+from extract.settings.cache import CacheConfig
+from extract.settings.pixels import PixelConfig
+from extract.settings.sampling import Direction, SamplingConfig
+from extract.settings.units import TUBELET
+from train.modeling.config import FusionConfig, HeadConfig
 
 Compile = Literal["off", "blocks", "all"]
 
@@ -313,3 +311,8 @@ class Experiment:
         ):
             if value != wanted:
                 raise ValueError(f"backbone.mode imported needs {name} {wanted}, not {value}")
+
+
+def with_cache(overrides: list[str], url: str | None) -> list[str]:
+    """Return the overrides with the setting that `--cache URL` is short for."""
+    return overrides if url is None else [*overrides, f"--cache.url={url}"]

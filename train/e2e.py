@@ -9,40 +9,31 @@
 Any setting of the config can be overridden by its dotted name.
 """
 
+from __future__ import annotations
+
 import sys
 from pathlib import Path
 
 if __package__ is None:  # run as a file: its neighbours must not hide modules of their names
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import argparse
 from collections.abc import Sequence
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
 from configs import cli
 from configs.loader import load
-from extract.sampling.windows import Direction
-from train.config import Experiment
-from train.detector.setup import (
-    activations_of,
-    check_has_pixels,
-    load_training_data,
-    open_frame_cache,
-    write_detector_record,
-)
-from train.detector.sources import (
-    CheckpointSource,
-    build_detector,
-    init_from_checkpoint,
-    read_sources,
-)
-from train.detector.training import DetectionTask
-from train.engine.loop import TrainingRun
-from train.engine.session import Session, with_cache
+from configs.options import ScriptParser
+from extract.settings.sampling import Direction
+from train.config import Experiment, with_cache
+
+if TYPE_CHECKING:
+    from train.detector.sources import CheckpointSource
+
+AFTER_INTERRUPT = "--resume continues from last.pt"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser = ScriptParser(__doc__, Experiment)
     parser.add_argument("--config", required=True, help="YAML file of the experiment")
     parser.add_argument("--resume", action="store_true", help="continue from last.pt, if any")
     parser.add_argument("--cache", help="store for the features that validation computes")
@@ -51,8 +42,11 @@ def main() -> None:
         parser.add_argument(
             f"--{direction}-from", help=f"checkpoint of the {direction} stream, of two"
         )
-    args, overrides = parser.parse_known_args()
+    args, overrides = parser.parse()
     config = load(Experiment, args.config, with_cache(overrides, args.cache))
+    from train.detector.setup import check_has_pixels
+    from train.detector.sources import read_sources
+
     check_has_pixels(config.backbone)
     named = {"forward": args.forward_from, "reversed": args.reversed_from}
     if any(named.values()):
@@ -85,6 +79,17 @@ def train_end_to_end(
         source: checkpoint whose weights to start from; None for the pretrained backbone's.
         streams: checkpoint of each stream, instead.
     """
+    from train.detector.setup import (
+        activations_of,
+        load_training_data,
+        open_frame_cache,
+        write_detector_record,
+    )
+    from train.detector.sources import build_detector, init_from_checkpoint
+    from train.detector.training import DetectionTask
+    from train.engine.loop import TrainingRun
+    from train.engine.session import Session
+
     with Session(config, resume, config.cache.url) as session:
         accelerator, store = session.accelerator, session.store
         data = load_training_data(
@@ -103,9 +108,11 @@ def train_end_to_end(
             notes.activations["training and validation"] = task.total
             if accelerator.is_main_process:
                 notes.about = write_detector_record(session.out, detector, data)
+                if task.memory:
+                    print(task.memory)
                 notes.about["epochs"] = run.epochs
             run.train()
 
 
 if __name__ == "__main__":
-    cli.run(main, "--resume continues from last.pt")
+    cli.run(main, AFTER_INTERRUPT)

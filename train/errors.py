@@ -1,9 +1,12 @@
 """Translation of errors of torch into messages for users."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+
+from extract.video.watchdog import file_being_decoded
 
 SMALLER_BATCHES = "raise training.accumulate: as many windows an update, fewer at a time"
 
@@ -37,8 +40,17 @@ def translate_worker_death() -> Iterator[None]:
         if "DataLoader worker" not in str(error):
             raise
         cause = " ".join(str(error).split(". ")[0].split())
+        pids = re.search(r"pid(?:\(s\))? ([\d, ]+)", cause)
+        files = map(file_being_decoded, map(int, pids[1].split(",")) if pids else ())
+        names = ", ".join(sorted({str(file) for file in files if file}))
+        memory = "lower training.workers to need less memory"
+        remedy = (
+            f" while it decoded {names} (repair the file or list the video under data.blocked; "
+            f"where it is another one each time, {memory})"
+            if names
+            else f" ({memory})"
+        )
         raise OSError(
-            "a decoding worker ended unexpectedly (a video that crashes its decoder is named "
-            "above; otherwise lower training.workers to need less memory); training goes on from "
-            f"the last checkpoint with --resume [{cause}]"
+            f"a decoding worker ended unexpectedly{remedy}; training goes on from the last "
+            f"checkpoint with --resume [{cause}]"
         ) from error

@@ -14,36 +14,43 @@ With --backbone.trainable_from_block k the adapters from block k on are trained,
 cached activations behind block k − 1. The result is a complete detector.
 """
 
+from __future__ import annotations
+
 import sys
 from pathlib import Path
 
 if __package__ is None:  # run as a file: its neighbours must not hide modules of their names
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from configs import cli
-from train.config import Experiment
-from train.detector.cached_training import compose_detector, train_on_cache
-from train.detector.setup import activations_of, freeze_by_default, load_training_data
-from train.detector.sources import CheckpointSource, build_detector, merge_configs, read_sources
-from train.engine.session import Session, with_cache
+from configs.options import ScriptParser
+from train.config import Experiment, with_cache
+
+if TYPE_CHECKING:
+    from train.detector.sources import CheckpointSource
+
+AFTER_INTERRUPT = "--resume continues from last.pt"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser = ScriptParser(__doc__, Experiment)
     parser.add_argument(
         "--checkpoint", nargs="+", default=[], help="detector whose backbone to use; two to fuse"
     )
     parser.add_argument("--config", help="YAML file of settings, over the checkpoint's")
     parser.add_argument("--cache", help="store of activations; default: the config's cache.url")
     parser.add_argument("--resume", action="store_true", help="continue from last.pt, if any")
-    args, overrides = parser.parse_known_args()
+    args, overrides = parser.parse()
     if not (args.checkpoint or args.config):
         parser.error("give --checkpoint, --config or both")
     overrides = with_cache(overrides, args.cache)
+    from train.detector.setup import freeze_by_default
+    from train.detector.sources import merge_configs, read_sources
+
     sources = read_sources(args.checkpoint, args.config, overrides)
     config = merge_configs(args.config, sources, overrides)
     config = replace(config, backbone=freeze_by_default(config.backbone))
@@ -58,6 +65,11 @@ def train_heads(
     Args:
         sources: whose streams to take; none takes the pretrained backbone of the config `file`.
     """
+    from train.detector.cached_training import compose_detector, train_on_cache
+    from train.detector.setup import activations_of, load_training_data
+    from train.detector.sources import build_detector
+    from train.engine.session import Session
+
     with Session(config, resume, config.cache.url) as session:
         accelerator, store = session.accelerator, session.store
         if store is None:
@@ -86,4 +98,4 @@ def train_heads(
 
 
 if __name__ == "__main__":
-    cli.run(main, "--resume continues from last.pt")
+    cli.run(main, AFTER_INTERRUPT)

@@ -13,28 +13,35 @@ from pathlib import Path
 if __package__ is None:  # run as a file: its neighbours must not hide modules of their names
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import argparse
 
 from configs import cli
 from configs.loader import load
-from train.engine.loop import TrainingRun
-from train.engine.session import Session
+from configs.options import ScriptParser
 from train.recognition.config import Recognition
-from train.recognition.recogniser import Recogniser
-from train.recognition.setup import check_not_sharded, load_training_clips, write_recogniser_record
-from train.recognition.training import RecognitionTask
+
+AFTER_INTERRUPT = "--resume continues from last.pt"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser = ScriptParser(__doc__, Recognition)
     parser.add_argument("--config", required=True, help="YAML file of the experiment")
     parser.add_argument("--resume", action="store_true", help="continue from last.pt, if any")
-    args, overrides = parser.parse_known_args()
+    args, overrides = parser.parse()
     train_recogniser(load(Recognition, args.config, overrides), args.resume)
 
 
 def train_recogniser(config: Recognition, resume: bool) -> None:
     """Train as the config says; write checkpoints, metrics and a report into `config.out`."""
+    from train.engine.loop import TrainingRun
+    from train.engine.session import Session
+    from train.recognition.recogniser import Recogniser
+    from train.recognition.setup import (
+        check_not_sharded,
+        load_training_clips,
+        write_recogniser_record,
+    )
+    from train.recognition.training import RecognitionTask
+
     with Session(config, resume) as session:
         accelerator = session.accelerator
         check_not_sharded(accelerator)
@@ -55,4 +62,4 @@ def train_recogniser(config: Recognition, resume: bool) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, "--resume continues from last.pt")
+    cli.run(main, AFTER_INTERRUPT)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec
 from zarr.storage import MemoryStore
 
-from cache.address import Dtype
+from cache.dtypes import Dtype
 from cache.errors import Damaged
 from cache.format.records import CHUNK, FOOTER, ArrayInfo, Group, compute_digest
 from cache.storage import codec

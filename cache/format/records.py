@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from cache.address import DIRECTIONS, SPANS, Dtype, FingerprintInfo, VideoInfo
+from cache.address import DIRECTIONS, SPANS, FingerprintInfo, VideoInfo
+from cache.dtypes import Dtype
 from cache.errors import Damaged
 from cache.storage.codec import Bytes, as_buffer, itemsize
 

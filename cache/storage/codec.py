@@ -13,7 +13,8 @@ import torch
 from numcodecs import blosc, zstd
 from numpy.typing import NDArray
 
-from cache.address import DTYPES, Dtype
+from cache.address import DTYPES
+from cache.dtypes import Dtype
 from cache.errors import Damaged
 
 Bytes = NDArray[np.uint8]

@@ -5,7 +5,6 @@ import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
@@ -13,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from cache.address import DTYPES, Dtype, FingerprintInfo, VideoInfo
+from cache.address import DTYPES, FingerprintInfo, VideoInfo
 from cache.errors import Damaged, Missing, StoreError, StoreUnreachable
 from cache.format.writer import Writer
 from cache.store import Store
@@ -29,42 +28,18 @@ from extract.activations.fingerprints import (
 from extract.activations.inputs import PassInput, job_pieces
 from extract.activations.passes import Pass, autocast
 from extract.activations.stored import Cached, Counts, Places, adopted, deepest, known_fingerprints
-from extract.backbone.backbone import Cut
 from extract.backbone.imported import AnyBackbone, require_pixels
-from extract.backbone.precision import Precision
-from extract.sampling.spans import Span, SpanKind
-from extract.sampling.transforms import PixelConfig
+from extract.sampling.spans import Span
+from extract.settings.backbone import Cut, Precision
+from extract.settings.cache import CacheConfig
+from extract.settings.pixels import PixelConfig
 from extract.video.reader import VideoError
 
 BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 COLUMNS = 1024
 AGAIN_S = 30.0  # until a store that did not answer is tried again
 Watch = Callable[[Cut, Tensor], None]
-
-
-@dataclass(frozen=True)
-class CacheConfig:
-    """Which activations are kept, and where.
-
-    Args:
-        url: folder or fsspec URL of the store; null keeps nothing.
-        dtype: of the stored numbers; only float32 is exact.
-        span: what heads are trained on: windows cut at random out of whole `video` spans, or the
-            test plan's `window` spans that hold an action.
-        blocks: cuts that are kept beside the features.
-        flush_s: seconds of work that a kill may cost at most; 64 MB of activations are the other
-            bound.
-    """
-
-    url: str | None = None
-    dtype: Dtype = "float16"
-    span: SpanKind = "video"
-    blocks: tuple[int, ...] = ()
-    flush_s: float = 30.0
-
-    def __post_init__(self) -> None:
-        if self.flush_s < 0:
-            raise ValueError("cache.flush_s must not be negative")
+Write = Callable[[Cached, Span, Tensor, int], None]
 
 
 class Activations:
@@ -188,6 +163,7 @@ class Activations:
         start: Cut | None,
         cuts: Sequence[Cut],
         watch: Watch = lambda cut, rows: None,
+        write: Write | None = None,
     ) -> Pass:
         """Begin a pass over a span, from a stored cut or from pixels, that stores these cuts.
 
@@ -195,6 +171,7 @@ class Activations:
             cached_cuts: for the weights of the pass.
             cuts: in the order of a pass.
             watch: is given what is stored, in the order in which it is finished.
+            write: stores it in place of `write`.
         """
         if start is None:
             self.counts.full += 1
@@ -202,7 +179,7 @@ class Activations:
             self.counts.partial += 1
 
         def store(cut: Cut, rows: Tensor, first: int) -> None:
-            self.write(places[cut], span, rows, first)
+            (write or self.write)(places[cut], span, rows, first)
             watch(cut, rows)
 
         return Pass(require_pixels(self.backbone), self.precision, span, start, cuts, store)

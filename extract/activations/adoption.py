@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from cache.address import Dtype, FingerprintInfo
+from cache.address import FingerprintInfo
+from cache.dtypes import Dtype
 from cache.store import Store
 from extract.activations.activations import Activations
 from extract.activations.fingerprints import NOT_HASHED, Description

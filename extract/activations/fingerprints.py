@@ -18,13 +18,12 @@ from cache.fingerprint import chain_fingerprints, fingerprint_of
 from extract.activations.inputs import job_pieces
 from extract.activations.passes import Pass
 from extract.activations.stored import ADOPTED_AS
-from extract.backbone.backbone import Backbone, BackboneConfig, Cut, TAdaSize
+from extract.backbone.backbone import Backbone
 from extract.backbone.imported import AnyBackbone, Imported, describe_imported
-from extract.backbone.precision import Precision
 from extract.backbone.tada_backbone import TAdaBackbone
-from extract.backbone.videomae import TrunkConfig
 from extract.identity.computing import COMPUTES_NOTHING, LIBRARIES
-from extract.sampling.transforms import PixelConfig
+from extract.settings.backbone import BackboneConfig, Cut, Precision, TAdaSize, TrunkConfig
+from extract.settings.pixels import PixelConfig
 from extract.tada.tada2d import TAda2DConfig
 
 Description = dict[str, Any]
@@ -36,7 +35,7 @@ PIPELINE = (job_pieces, Pass)
 MOVES_NUMBERS = {"numpy", "tqdm"}  # libraries that compute nothing of an activation either
 
 # Attributes of modules that only training asks for.
-TRAINING_ONLY = {"drop_rates", "drop", "momentum"}
+TRAINING_ONLY = {"drop_rates", "drop", "momentum", "recompute"}
 OF_ALL_MODULES = vars(nn.Module()).keys()
 OF_SHARDING = ("__composable_api_state_key", "_fsdp", "_is_fsdp")  # beginnings of FSDP's own
 # Settings that only training, loading or the choice of what learns asks for; and those that decide

@@ -15,10 +15,11 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from cache.errors import Damaged, Missing, StoreError, StoreUnreachable
 from extract.sampling.spans import Span
-from extract.sampling.transforms import PixelConfig, evaluation_transform
-from extract.sampling.units import CLIP_FRAMES, CLIP_STEPS
+from extract.sampling.transforms import evaluation_transform
 from extract.sampling.window_frames import check_unchanged, open_unchanged, window_frames
 from extract.sampling.windows import Window
+from extract.settings.pixels import PixelConfig
+from extract.settings.units import CLIP_FRAMES, CLIP_STEPS
 from extract.video.reader import VideoError
 
 GROUP = 8  # clips of a video span that come at a time
@@ -74,6 +75,10 @@ class Piece:
             self.inputs.shape[1] // CLIP_FRAMES if self.window else len(self.inputs) // CLIP_STEPS
         )
 
+    def to(self, device: torch.device) -> "Piece":
+        """Return the piece with its inputs on a device: once for all passes that take it."""
+        return replace(self, inputs=self.inputs.to(device, non_blocking=True))
+
     def arranged(self, span: Span) -> Tensor:
         """Return the inputs as the span's direction has them, padded."""
         if self.window is None:
@@ -81,7 +86,7 @@ class Piece:
         if span.kind == "video":
             return self.inputs if span.direction == "forward" else self.inputs.flip(1)
         places = np.searchsorted(self.window.frames, span.frames)
-        return self.inputs[:, torch.from_numpy(places)]
+        return self.inputs[:, torch.from_numpy(places).to(self.inputs.device)]
 
 
 def job_pieces(job: Job, pixels: PixelConfig) -> Iterator[Piece]:

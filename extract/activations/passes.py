@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from extract.activations.inputs import Piece
-from extract.backbone.backbone import Cut, PixelBackbone
+from extract.backbone.backbone import PixelBackbone
 from extract.backbone.streaming import StreamingPass
 from extract.sampling.spans import Span
+from extract.settings.backbone import Cut
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 StoreRows = Callable[[Cut, Tensor, int], None]
@@ -66,7 +67,7 @@ class Pass:
     def push(self, piece: Piece) -> None:
         """Run the next piece as far as it goes; store what that finishes."""
         device = self.backbone.mean.device
-        inputs = piece.arranged(self.span).to(device, non_blocking=True).unsqueeze(0)
+        inputs = piece.to(device).arranged(self.span).unsqueeze(0)
         with autocast(self.backbone, self.precision):
             if self._front is not None:
                 self._store(self._front.push(inputs))

@@ -4,12 +4,11 @@ import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 from numpy.typing import NDArray
 
 from cache.address import DTYPES
@@ -17,10 +16,11 @@ from cache.errors import StoreUnreachable
 from configs.messages import format_bytes, truncated
 from extract.activations.activations import Activations
 from extract.activations.stored import deepest, missing
-from extract.backbone.backbone import Cut
 from extract.backbone.imported import require_pixels
+from extract.parallel.processes import broadcast_object
 from extract.sampling.spans import Span
-from extract.sampling.units import CLIP_FRAMES
+from extract.settings.backbone import Cut
+from extract.settings.units import CLIP_FRAMES
 from extract.video.reader import VideoError, VideoReader
 
 JOURNAL_BYTES = 2**29  # what folding the journal needs beside the lasting form
@@ -100,8 +100,8 @@ def plan(wanted: Sequence[SpanRequest], accelerator: Accelerator, skip_gone: boo
         with suppress(StoreUnreachable):  # then what was there before is what is there
             request.activations.store.refresh()
     # Asked by one for all: the store may change while the processes look.
-    asked = _missing(wanted) if accelerator.is_main_process else None
-    ((todo, there, lost, gone),) = broadcast_object_list([asked])
+    asked: Any = _missing(wanted) if accelerator.is_main_process else None
+    todo, there, lost, gone = broadcast_object(asked)
     if gone and not skip_gone:
         _check_present(wanted, gone)
     made = Plan(wanted, todo, there, lost, gone)

@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 from itertools import groupby
 
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 from torch.utils.data import DataLoader
 
 from cache.errors import StoreUnreachable
@@ -16,8 +16,10 @@ from extract.activations.inputs import Job, JobInputs, PassInput, Piece
 from extract.activations.passes import Pass
 from extract.activations.plan import Plan, check_disk_space
 from extract.activations.stored import Places
-from extract.sampling.loader import make_loader
-from extract.sampling.units import CLIP_FRAMES
+from extract.activations.writing import StageTimes, WritingThread, time_decoding
+from extract.parallel.loader import make_loader
+from extract.parallel.processes import gather_objects, wait_for_all
+from extract.settings.units import CLIP_FRAMES
 from extract.video.reader import VideoError
 
 
@@ -42,19 +44,23 @@ def refresh(
     if accelerator.is_main_process:
         with suppress(StoreUnreachable):
             _copy_names(made)
+    times = StageTimes()
     try:
-        unread = _work(made, mine, accelerator, workers)
+        unread = _work(made, mine, accelerator, workers, times)
     except BaseException:
         # What is done is done.
         for request in made.wanted:
             with suppress(OSError):
                 request.activations.flush()
         raise
-    for request in made.wanted:
-        request.activations.close()
-    for others in gather_object([unread]):
+    with times.of("write"):
+        for request in made.wanted:
+            request.activations.close()
+    if mine and accelerator.is_main_process:
+        print(times.describe())
+    for others in gather_objects([unread]):
         unread |= others
-    accelerator.wait_for_everyone()
+    wait_for_all()
     for request in made.wanted:
         with suppress(StoreUnreachable):
             request.activations.store.refresh()
@@ -65,7 +71,7 @@ def refresh(
 
 def describe_unkept(every: Sequence[Activations], accelerator: Accelerator) -> str | None:
     """Return what the stores could not take from any process, in one line; None if nothing."""
-    shares = gather_object([(sum(len(a.unkept) for a in every), [a.unkept_cause for a in every])])
+    shares = gather_objects([(sum(len(a.unkept) for a in every), [a.unkept_cause for a in every])])
     causes = [cause for _, some in shares for cause in some if cause]
     count = sum(number for number, _ in shares)
     return f"{count:,} activations could not be kept: {causes[-1]}" if count else None
@@ -106,7 +112,11 @@ def _share(made: Plan, jobs: list[list[int]], rank: int, processes: int) -> list
 
 
 def _work(
-    made: Plan, jobs: list[list[int]], accelerator: Accelerator, workers: int
+    made: Plan,
+    jobs: list[list[int]],
+    accelerator: Accelerator,
+    workers: int,
+    times: StageTimes,
 ) -> dict[str, str]:
     skipped: dict[str, str] = {}
     passes: dict[int, Pass] = {}
@@ -118,14 +128,16 @@ def _work(
     bar = ProgressBar(
         total=clips, desc="passes", unit="clip", disable=not jobs or not accelerator.is_main_process
     )
-    with bar:
-        for piece in _loader(made, jobs, places, workers) if jobs else ():
+    pieces = _loader(made, jobs, places, workers) if jobs else ()
+    with bar, WritingThread(times) as writing:
+        for piece in time_decoding(pieces, times):
             if piece.problem:
                 for number in piece.numbers:
                     passes.pop(number, None)
                     digest = made.span(made.todo[number]).video.digest
                     skipped |= dict.fromkeys(names[digest], piece.problem)
                 continue
+            piece = piece.to(accelerator.device)
             for number in piece.numbers:
                 if number not in passes or passes[number].must_restart(piece):
                     todo = made.todo[number]
@@ -133,8 +145,11 @@ def _work(
                     span, at = made.span(todo), places[todo.wanted]
                     # Pixels may have come in place of a stored activation that is damaged.
                     start = None if piece.window else todo.start
-                    passes[number] = activations.start_pass(at, span, start, todo.cuts)
-                passes[number].push(piece)
+                    passes[number] = activations.start_pass(
+                        at, span, start, todo.cuts, write=partial(writing.write, activations)
+                    )
+                with times.computing():
+                    passes[number].push(piece)
                 bar.update(piece.clips(passes[number].span))
                 if piece.last:
                     del passes[number]

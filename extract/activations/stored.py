@@ -9,11 +9,12 @@ from typing import TypeVar
 from torch import Tensor
 from tqdm import tqdm
 
-from cache.address import Address, Dtype, FingerprintInfo
+from cache.address import Address, FingerprintInfo
+from cache.dtypes import Dtype
 from cache.errors import StoreUnreachable
 from cache.store import Store
-from extract.backbone.backbone import Cut
 from extract.sampling.spans import Span
+from extract.settings.backbone import Cut
 
 ADOPTED_AS = "adopted_as"
 """In a fingerprint's description: the fingerprints that its activations are found under, too."""

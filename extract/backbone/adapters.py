@@ -1,14 +1,15 @@
 """TIA, the temporal-informative adapter, and a ladder of them (AdaTAD, Liu et al., CVPR 2024)."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
 from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
-from extract.backbone.recompute import Recompute, checkpointed
+from extract.backbone.recompute import checkpointed
+from extract.settings.backbone import Recompute
 
 
 class TemporalAdapter(nn.Module):
@@ -79,12 +80,26 @@ class Ladder(nn.Module):
 
     def forward(self, x: Tensor, recompute: Recompute = "none") -> Tensor:
         """Map the outputs of n blocks, concatenated [B, T, P, n·C], to tokens [B, T, P, C]."""
-        return self.fuse(x.chunk(len(self.adapters), -1), recompute)
+        parts, changes = x.chunk(len(self.adapters), -1), None
+        for k, part in zip(self.adapters, parts, strict=True):
+            changes = self.add_change(changes, int(k), part, recompute)
+        assert changes is not None
+        return parts[-1] + changes
 
-    def fuse(self, tokens: Sequence[Tensor], recompute: Recompute = "none") -> Tensor:
-        """Map the outputs of n blocks, each [B, T, P, C], to tokens of the same shape."""
-        fused = tokens[-1]
-        for adapter, x in zip(self.adapters.values(), tokens, strict=True):
-            assert isinstance(adapter, TemporalAdapter)
-            fused = fused + adapter.change(x, recompute)
-        return fused
+    def add_change(
+        self, changes: Tensor | None, k: int, x: Tensor, recompute: Recompute = "none"
+    ) -> Tensor:
+        """Return the sum of changes with that of the adapter beside block k.
+
+        Args:
+            changes: of the adapters before it, in the type of `x`; None if there are none.
+            x: the block's output [B, T, P, C].
+        """
+        change = self.adapter_beside(k).change(x, recompute)
+        return change.to(x.dtype) if changes is None else changes + change
+
+    def adapter_beside(self, k: int) -> TemporalAdapter:
+        """Return the adapter that reads the output of block k."""
+        adapter = self.adapters[str(k)]
+        assert isinstance(adapter, TemporalAdapter)
+        return adapter

@@ -2,180 +2,22 @@
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 from timm.layers import drop_path
 from torch import Tensor, nn
 
 from extract.backbone.adapters import Ladder, TemporalAdapter
-from extract.backbone.recompute import Recompute, checkpointed
-from extract.backbone.videomae import TrunkConfig, VideoMAE
-from extract.sampling.units import CLIP_FRAMES, CLIP_STEPS, TUBELET
-
-Cut = int | Literal["ladder", "features"]
-"""Where an activation is taken: after block k and its adapter; the inputs of a ladder; or the
-features at the end."""
-
-Mode = Literal["adapter", "frozen", "full", "side", "imported"]
-NetworkKind = Literal["videomae", "tada2d"]
+from extract.backbone.recompute import checkpointed
+from extract.backbone.videomae import VideoMAE
+from extract.settings.backbone import BackboneConfig, Cut, Recompute
+from extract.settings.units import CLIP_FRAMES, CLIP_STEPS, TUBELET
 
 CPU_ELEMENTS = 2**20
 """Numbers that a CPU processes at a time: some clips, whose activations fit into its cache."""
-
-
-@dataclass(frozen=True)
-class TAdaSize:
-    """Sizes of TAda2D; by default those of ResNet-50 (extract/tada/tada2d.py).
-
-    Args:
-        blocks: in each stage.
-        width: channels of the stem; the features have 4 · 2^(stages − 1) times as many.
-    """
-
-    blocks: tuple[int, ...] = (3, 4, 6, 3)
-    width: int = 64
-
-    @property
-    def features(self) -> int:
-        """Channels of the features."""
-        return 4 * self.width * 2 ** (len(self.blocks) - 1)
-
-
-@dataclass(frozen=True)
-class BackboneConfig:
-    """Settings of the backbone, and which part of it is trained.
-
-    Args:
-        trunk: sizes of the transformer.
-        network: `videomae`, the transformer, or `tada2d`, the convolutional network whose sizes
-            are in `tada`: one block without adapters, frozen or trained in full.
-        mode: `adapter` trains adapters after the blocks of a frozen transformer, `side` a ladder
-            of them beside it, `frozen` trains nothing, `full` trains the transformer and has no
-            adapters. With `imported` there is no network: features that other networks computed
-            are read from the cache (extract/features.py), and mapped to the trunk's width if need
-            be.
-        weights: checkpoint of the pretrained transformer; None starts from random weights.
-        recompute: activations that the backward pass computes again, to save memory.
-        trainable_from_block: blocks and adapters below this one are frozen and run in eval mode;
-            at the trunk's depth, nothing but the head learns.
-        mean, std: pixel normalisation, RGB, 0 to 255.
-        adapter_ratio: hidden width of an adapter over the trunk's width.
-        adapters_from_block: the first block that has an adapter; all after it have one, too.
-        second_from_block: from this block on there is a second adapter after the first, and only
-            the second ones are trained (Experiment 2); null has none.
-        imported: the name that features were imported under; `imported_width`: their channels.
-    """
-
-    trunk: TrunkConfig = field(default_factory=TrunkConfig)
-    network: NetworkKind = "videomae"
-    tada: TAdaSize = TAdaSize()
-    mode: Mode = "adapter"
-    weights: str | None = None
-    recompute: Recompute = "none"
-    trainable_from_block: int = 0
-    mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
-    std: tuple[float, float, float] = (58.395, 57.12, 57.375)
-    adapter_ratio: float = 0.25
-    adapters_from_block: int = 0
-    second_from_block: int | None = None
-    imported: str | None = None
-    imported_width: int | None = None
-
-    def __post_init__(self) -> None:
-        given = self.imported is not None, (self.imported_width or 0) > 0
-        if given != (self.mode == "imported",) * 2:
-            raise ValueError(
-                "backbone.mode imported goes with backbone.imported, the features' name, and "
-                "backbone.imported_width, their channels; other modes have neither"
-            )
-        if min(self.std) <= 0:
-            raise ValueError(f"backbone.std must be above 0, not {self.std}")
-        if self.network == "tada2d" and (
-            self.mode not in ("frozen", "full") or self.recompute != "none"
-        ):
-            raise ValueError(
-                "backbone.network tada2d has no adapters and no recomputation: set "
-                f"backbone.mode frozen or full, not {self.mode}, and backbone.recompute none"
-            )
-        if int(self.trunk.width * self.adapter_ratio) < 1:
-            raise ValueError(f"backbone.adapter_ratio {self.adapter_ratio} leaves no channel")
-        if not 0 <= self.adapters_from_block < self.depth:
-            raise ValueError(
-                f"backbone.adapters_from_block must be a block from 0 to {self.depth - 1}, "
-                f"not {self.adapters_from_block}"
-            )
-        if not 0 <= self.trainable_from_block <= self.depth:
-            raise ValueError(
-                f"backbone.trainable_from_block must lie in 0 to {self.depth}, the number of "
-                f"blocks, not {self.trainable_from_block}"
-            )
-        second = self.second_from_block
-        if second is not None and (self.mode != "adapter" or not 0 <= second < self.depth):
-            raise ValueError(
-                "backbone.second_from_block needs backbone.mode adapter and a block from 0 to "
-                f"{self.depth - 1}, not mode {self.mode} and block {second}"
-            )
-
-    @property
-    def depth(self) -> int:
-        """Blocks of the network."""
-        return self.trunk.depth if self.network == "videomae" else 1
-
-    @property
-    def width(self) -> int:
-        """Channels of a token and of the features."""
-        return self.trunk.width if self.network == "videomae" else self.tada.features
-
-    @property
-    def first_trainable_block(self) -> int:
-        """The first block that is trained, or whose adapter is; the depth if none is."""
-        if self.mode in ("frozen", "imported"):
-            return self.depth
-        return max(self.trainable_from_block, self.second_from_block or 0)
-
-    @property
-    def learns(self) -> bool:
-        """Whether any part of the backbone is trained."""
-        return self.first_trainable_block < self.depth
-
-    @property
-    def last_frozen_cut(self) -> "Cut | None":
-        """The last cut whose activations training does not change; None if all blocks learn."""
-        first = self.first_trainable_block
-        if not self.learns:
-            return "features"
-        if self.mode == "side":
-            return "ladder" if first else None
-        return first - 1 if first else None
-
-    @property
-    def adapted_blocks(self) -> range:
-        """The blocks that have an adapter, after them or beside them."""
-        count = self.depth if self.mode in ("adapter", "side") else 0
-        return range(min(self.adapters_from_block, count), count)
-
-    @property
-    def cuts(self) -> tuple[Cut, ...]:
-        """All cuts that a pass can start from or stop at, in its order."""
-        if self.mode == "imported" or self.network == "tada2d":
-            return ("features",)
-        if self.mode == "side":  # a pass from after an adapted block lacks that input of the ladder
-            return (*range(self.adapters_from_block), "ladder", "features")
-        return (*range(self.depth), "features")
-
-    def blocks_between(self, start: Cut | None, stop: Cut) -> range:
-        """Return the blocks between two cuts; None stands for pixels.
-
-        Raises:
-            ValueError: the cuts are out of order.
-        """
-        cuts = (None, *self.cuts)
-        if start not in cuts or stop not in cuts or cuts.index(start) > cuts.index(stop):
-            raise ValueError(f"cannot run from cut {start} to cut {stop} of {self.depth} blocks")
-        first = 0 if start is None else start + 1 if isinstance(start, int) else self.depth
-        return range(first, stop + 1 if isinstance(stop, int) else self.depth)
+GPU_ELEMENTS = 2**27
+"""Numbers that a GPU takes through a block at a time where nothing waits for a backward pass."""
 
 
 class PixelBackbone(Protocol):
@@ -221,14 +63,19 @@ class Backbone(nn.Module):
     Args:
         trunk: of another backbone, to be shared; None makes one: with random weights, or, if the
             config names a file, on the meta device until `load_state_dict_strict` fills it.
+
+    Attributes:
+        recompute: as the config has it; where that is `auto`, whoever trains chooses.
     """
 
+    recompute: Recompute
     mean: Tensor
     std: Tensor
 
     def __init__(self, config: BackboneConfig, trunk: VideoMAE | None = None) -> None:
         super().__init__()
         self.config = config
+        self.recompute = "none" if config.recompute == "auto" else config.recompute
         if trunk is None:
             # Random weights would take longer than reading those of the file.
             with torch.device("meta") if config.weights else nullcontext():
@@ -272,21 +119,24 @@ class Backbone(nn.Module):
         Raises:
             ValueError: T is no multiple of 16, or the cuts are out of order.
         """
-        blocks, recompute = self.config.blocks_between(start, stop), self.config.recompute
+        blocks, recompute = self.config.blocks_between(start, stop), self.recompute
         if start == stop:
             return x
         tokens = self.embed(x) if start is None else x
-        beside = []
+        beside: list[Tensor] = []
+        changes: Tensor | None = None
         for k in blocks:
-            tokens = self.run_block(k, tokens)
-            for adapter in self.adapters_after(k):
-                tokens = adapter(tokens, recompute)
-            if self.ladder is not None and k in self.config.adapted_blocks:
+            tokens = self._run_layer(k, tokens)
+            if self.ladder is None or k not in self.config.adapted_blocks:
+                continue
+            if stop == "ladder":
                 beside.append(tokens)
-        if stop == "ladder":
+            else:  # added up at once: a list of all blocks' tokens would take many gigabytes
+                changes = self.ladder.add_change(changes, k, tokens, recompute)
+        if beside:
             return torch.cat(beside, -1)
-        if self.ladder is not None and beside:
-            tokens = self.ladder.fuse(beside, recompute)
+        if changes is not None:
+            tokens = tokens + changes
         elif self.ladder is not None and start == "ladder":
             tokens = self.ladder(tokens, recompute)
         return self.pool(tokens) if stop == "features" else tokens
@@ -304,11 +154,11 @@ class Backbone(nn.Module):
                 f"{length} frames do not divide into clips of {CLIP_FRAMES}; pad the span"
             )
         clips = frames.unflatten(2, (-1, CLIP_FRAMES)).transpose(1, 2).flatten(0, 1)
-        learns = self.trunk.patch_embed.weight.requires_grad
-        with torch.set_grad_enabled(torch.is_grad_enabled() and learns):
-            tokens = torch.cat(
-                [self.trunk.embed((part - self.mean) / self.std) for part in split_for_cache(clips)]
-            )
+        keeps = torch.is_grad_enabled() and self.trunk.patch_embed.weight.requires_grad
+        with torch.set_grad_enabled(keeps):
+            parts = split_for_cache(clips, keeps)
+            done = [self.trunk.embed(part, (self.mean, self.std)) for part in parts]
+        tokens = done[0] if len(done) == 1 else torch.cat(done)
         return tokens.view(batch, length // TUBELET, -1, tokens.shape[-1])
 
     def run_block(self, k: int, tokens: Tensor) -> Tensor:
@@ -316,22 +166,52 @@ class Backbone(nn.Module):
 
         Attention sees one clip; the adapter mixes across clips over the whole span.
         """
-        clips = tokens.unflatten(1, (-1, CLIP_STEPS)).flatten(0, 1).flatten(1, 2)
-        shares, rate = split_for_cache(clips), self.trunk.drop_rates[k]
+        config, clips, block = self.config, _clips_of(tokens), self.trunk.blocks[k]
+        learns = config.mode == "full" and k >= config.first_trainable_block
+        keeps = torch.is_grad_enabled() and (learns or clips.requires_grad)
+        shares = split_for_cache(clips, keeps)
+        scale = self._draw_scale(k, clips)
         scales: Sequence[Tensor | None] = [None] * len(shares)
-        # Beside a ladder the transformer runs as in eval mode.
-        learns = self.config.mode != "side" and k >= self.config.first_trainable_block
-        if self.training and rate and learns:
-            # Drawn for all clips at once, outside of the part that may be recomputed.
-            ones = torch.ones(2 * len(clips), 1, 1, device=clips.device)
-            kept = drop_path(ones, rate, True).unflatten(0, (-1, 2))
-            scales = kept.split([len(part) for part in shares])
-        recompute = self.config.recompute
-        block = self.trunk.blocks[k]
+        if scale is not None:
+            scales = scale.split([len(part) for part in shares])
+        recompute = self.recompute if keeps else "none"
         done = [
             checkpointed(block, recompute, *inputs) for inputs in zip(shares, scales, strict=True)
         ]
         return (done[0] if len(done) == 1 else torch.cat(done)).view_as(tokens)
+
+    def _run_layer(self, k: int, tokens: Tensor) -> Tensor:
+        """Map tokens [B, T/2, h·w, C] to the same shape: block k and its adapters."""
+        adapters, recompute = self.adapters_after(k), self.recompute
+        clips, shape = _clips_of(tokens), tokens.shape
+        # Where clips run in shares, each is recomputed by itself: it then fits into the cache.
+        if recompute != "full" or not adapters or len(split_for_cache(clips)) > 1:
+            tokens = self.run_block(k, tokens)
+            for adapter in adapters:
+                tokens = adapter(tokens, recompute)
+            return tokens
+
+        def layer(clips: Tensor, scale: Tensor | None) -> Tensor:
+            done: Tensor = self.trunk.blocks[k](clips, scale).view(shape)
+            for adapter in adapters:
+                done = adapter(done)
+            return done
+
+        # Together they keep their input alone; outside, an adapter would keep its own, too.
+        return checkpointed(layer, recompute, clips, self._draw_scale(k, clips))
+
+    def _draw_scale(self, k: int, clips: Tensor) -> Tensor | None:
+        """Return the factors of a block's branches [N, 2, 1, 1] (drop path); None for 1.
+
+        They are drawn for all clips at once, outside of the part that may be recomputed.
+        """
+        rate = self.trunk.drop_rates[k]
+        # Beside a ladder the transformer runs as in eval mode.
+        learns = self.config.mode != "side" and k >= self.config.first_trainable_block
+        if not (self.training and rate and learns):
+            return None
+        ones = torch.ones(2 * len(clips), 1, 1, device=clips.device)
+        return drop_path(ones, rate, True).unflatten(0, (-1, 2))
 
     def pool(self, tokens: Tensor) -> Tensor:
         """Return tokens [B, T/2, h·w, C] averaged over space: features [B, C, T/2]."""
@@ -345,8 +225,24 @@ def register_pixel_scale(backbone: nn.Module, config: BackboneConfig) -> None:
         backbone.register_buffer(name, scale, persistent=False)
 
 
-def split_for_cache(clips: Tensor) -> Sequence[Tensor]:
-    """Return [N, …] split into parts that fit into a CPU's cache; whole on other devices."""
-    if clips.device.type != "cpu":
+def _clips_of(tokens: Tensor) -> Tensor:
+    """Return tokens [B, T/2, h·w, C] as those of clips [B·T/16, 8·h·w, C]."""
+    return tokens.unflatten(1, (-1, CLIP_STEPS)).flatten(0, 1).flatten(1, 2)
+
+
+def split_for_cache(clips: Tensor, keeps: bool = True) -> Sequence[Tensor]:
+    """Return [N, …] split into parts that fit into a CPU's cache.
+
+    Args:
+        keeps: on a GPU, do not split: what is computed stays for a backward pass in any case.
+    """
+    cpu = runs_on_cpu(clips)
+    if keeps and not cpu:
         return [clips]
-    return clips.split(max(1, CPU_ELEMENTS // max(clips[0].numel(), 1)))
+    most = CPU_ELEMENTS if cpu else GPU_ELEMENTS
+    return clips.split(max(1, most // max(clips[0].numel(), 1)))
+
+
+def runs_on_cpu(tensor: Tensor) -> bool:
+    """Return whether a tensor is on a CPU."""
+    return tensor.device.type == "cpu"

@@ -4,7 +4,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from extract.backbone.backbone import BackboneConfig, Cut, PixelBackbone
+from extract.backbone.backbone import PixelBackbone
+from extract.settings.backbone import BackboneConfig, Cut
 
 NO_PIXELS = "imported features cannot be computed from pixels"
 

@@ -2,14 +2,10 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal
 
 import torch
 
-Precision = Literal["fp32", "tf32", "bf16", "fp16"]
-"""Of forward passes. `fp32` is float32 to the last bit; `tf32` multiplies float32 with 10 bits of
-mantissa on GPUs, several times as fast; the others are autocast's, and what they leave in float32
-is as exact as with `fp32`."""
+from extract.settings.backbone import Precision
 
 
 def set_precision(precision: Precision) -> None:

@@ -3,11 +3,12 @@
 import math
 from pathlib import Path
 
-from extract.backbone.videomae import TrunkConfig, VideoMAE, sine_positions
+from extract.backbone.videomae import VideoMAE, sine_positions
 from extract.checkpoints.layouts import ADDED, PUBLISHED, FoundNetwork, Size, recognise
 from extract.checkpoints.strict import Coverage, load_state_dict_strict
 from extract.checkpoints.tensor_files import read_tensors
-from extract.sampling.units import CLIP_FRAMES, CLIP_STEPS, TUBELET
+from extract.settings.backbone import TrunkConfig
+from extract.settings.units import CLIP_FRAMES, CLIP_STEPS, TUBELET
 
 
 def load_trunk(trunk: VideoMAE, source: str | Path) -> Coverage:

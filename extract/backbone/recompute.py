@@ -8,7 +8,7 @@ it is only added, so that the backward pass never needs its result.
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,8 +18,7 @@ from torch.utils.checkpoint import (
     create_selective_checkpoint_contexts,
 )
 
-Recompute = Literal["none", "selective", "full"]
-"""What is recomputed: `none`, all but attention (`selective`), or whole blocks (`full`)."""
+from extract.settings.backbone import Recompute
 
 aten = torch.ops.aten
 ATTENTION = {

@@ -5,14 +5,16 @@ clip has to wait for its next neighbour, together with one tubelet of the clip b
 through the blocks as a wavefront, and each is computed once.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from extract.backbone.backbone import Cut, PixelBackbone
-from extract.sampling.units import CLIP_FRAMES, CLIP_STEPS
+from extract.backbone.backbone import PixelBackbone
+from extract.settings.backbone import Cut
+from extract.settings.units import CLIP_FRAMES, CLIP_STEPS
 
 
 class StreamingPass:
@@ -102,29 +104,48 @@ class StreamingPass:
         found: dict[Cut, Tensor] = {}
         if tokens is not None and self.start in self.cuts:
             found[self.start] = tokens
-        beside, ladder = [], self.backbone.ladder
+        beside, ladder = list[Tensor](), self.backbone.ladder
+        climbs = ladder is not None and "features" in self.cuts
+        changes: Tensor | None = None
         for k in self._blocks:
             if tokens is not None:
                 tokens = self.backbone.run_block(k, tokens)
             for adapter in self.backbone.adapters_after(k):
-                tokens = self._adapt(adapter, tokens, last)
+                tokens = self._adapt(adapter, adapter, tokens, last)
             if tokens is not None and k in self.cuts:
                 found[k] = tokens
-            feeds_ladder = ladder is not None and k in self.backbone.config.adapted_blocks
-            if tokens is not None and feeds_ladder:
+            if ladder is None or k not in self.backbone.config.adapted_blocks:
+                continue
+            if tokens is not None and "ladder" in self.cuts:
                 beside.append(tokens)
+            if climbs:
+                add = partial(ladder.add_change, None, k)
+                change = self._adapt(ladder.adapter_beside(k), add, tokens, last)
+                changes = change if changes is None or change is None else changes + change
         if beside:
-            tokens = torch.cat(beside, -1)
-            if "ladder" in self.cuts:
-                found["ladder"] = tokens
-        if ladder is not None and "features" in self.cuts:
-            tokens = self._adapt(ladder, tokens, last)
+            found["ladder"] = torch.cat(beside, -1)
+        if ladder is not None and climbs:
+            # From its own cut it reads all blocks at once; else it only waits for the changes.
+            run = ladder if self.start == "ladder" else nn.Identity()
+            tokens = self._adapt(ladder, run, tokens, last)
+            if tokens is not None and changes is not None:
+                tokens = tokens + changes
         if tokens is not None and "features" in self.cuts:
             found["features"] = self.backbone.pool(tokens)
         return found
 
-    def _adapt(self, adapter: nn.Module, tokens: Tensor | None, last: bool) -> Tensor | None:
-        """Return an adapter's output for clips that have all neighbours; keep the newest clip."""
+    def _adapt(
+        self,
+        adapter: nn.Module,
+        run: Callable[[Tensor], Tensor],
+        tokens: Tensor | None,
+        last: bool,
+    ) -> Tensor | None:
+        """Return what an adapter gives for clips that have all neighbours; keep the newest clip.
+
+        Args:
+            run: the adapter, or what is wanted of it.
+        """
         if tokens is None and not last:
             return None
         parts = [part for part in (self.pending.pop(adapter, None), tokens) if part is not None]
@@ -133,12 +154,12 @@ class StreamingPass:
         # as it does at the ends of a whole span.
         context = available.shape[1] % CLIP_STEPS
         if last:
-            return self._trim(adapter(available), context, 0)
+            return self._trim(run(available), context, 0)
         # A copy, not a view: it would keep the whole group in memory.
         self.pending[adapter] = self._trim(
             available, max(0, available.shape[1] - CLIP_STEPS - 1), 0
         ).clone()
-        done = self._trim(adapter(self._trim(available, 0, CLIP_STEPS - 1)), context, 1)
+        done = self._trim(run(self._trim(available, 0, CLIP_STEPS - 1)), context, 1)
         return done if done.shape[1] else None
 
     def _trim(self, tokens: Tensor, oldest: int, newest: int) -> Tensor:

@@ -6,10 +6,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from extract.backbone.backbone import BackboneConfig, Cut, register_pixel_scale, split_for_cache
+from extract.backbone.backbone import register_pixel_scale, split_for_cache
 from extract.checkpoints.strict import Coverage
 from extract.checkpoints.tensor_files import read_tensors
-from extract.sampling.units import CLIP_FRAMES, TUBELET
+from extract.settings.backbone import BackboneConfig, Cut
+from extract.settings.units import CLIP_FRAMES, TUBELET
 from extract.tada.pretrained import load_tada_features, recognise_tada
 from extract.tada.tada2d import TAda2D, TAda2DConfig, lift_resnet
 
@@ -69,7 +70,7 @@ class TAdaBackbone(nn.Module):
             raise ValueError(
                 f"{frames.shape[2]} frames do not divide into clips of {CLIP_FRAMES}; pad the span"
             )
-        return (frames - self.mean) / self.std
+        return (frames - self.mean).div_(self.std)
 
     def run_block(self, k: int, tokens: Tensor) -> Tensor:
         """Map normalised frames [B, 3, T, H, W] to one token a tubelet [B, T/2, 1, C].

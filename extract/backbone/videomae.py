@@ -1,49 +1,12 @@
 """The VideoMAE encoder (Tong et al., NeurIPS 2022): a plain transformer over 16-frame clips."""
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 from timm.layers import Mlp
 from torch import Tensor, nn
 
-from extract.sampling.units import CLIP_STEPS, TUBELET
-
-
-@dataclass(frozen=True)
-class TrunkConfig:
-    """Sizes of the transformer; by default those of VideoMAE-S, which fits any GPU.
-
-    Args:
-        width: channels of a token.
-        depth: number of blocks.
-        heads: attention heads; `width` must divide by it.
-        mlp_ratio: hidden width of the MLP over `width`.
-        patch: side of a spatial patch in pixels.
-        image_size: side in pixels of the frames that the position table was made for.
-        drop_path: stochastic depth of the last block; earlier ones rise linearly from 0.
-    """
-
-    width: int = 384
-    depth: int = 12
-    heads: int = 6
-    mlp_ratio: float = 4.0
-    patch: int = 16
-    image_size: int = 224
-    drop_path: float = 0.1
-
-    def __post_init__(self) -> None:
-        for name in ("width", "depth", "heads", "patch", "image_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"trunk.{name} must be at least 1, not {getattr(self, name)}")
-        if not 0 <= self.drop_path < 1:
-            raise ValueError(f"trunk.drop_path is a probability below 1, not {self.drop_path}")
-        if self.width % self.heads:
-            raise ValueError(f"trunk.width {self.width} does not divide by {self.heads} heads")
-        if self.image_size % self.patch:
-            raise ValueError(
-                f"trunk.image_size {self.image_size} is no multiple of trunk.patch {self.patch}"
-            )
+from extract.settings.backbone import TrunkConfig
+from extract.settings.units import CLIP_STEPS, TUBELET
 
 
 class Attention(nn.Module):
@@ -87,11 +50,15 @@ class Block(nn.Module):
         if scale is None:
             x = x + self.attn(self.norm1(x))
             return x + self.mlp(self.norm2(x))
-        # In the branch's type: in float32 the product would take another copy of it.
-        branch = self.attn(self.norm1(x))
-        x = x + branch * scale[:, 0].to(branch.dtype)
-        branch = self.mlp(self.norm2(x))
-        return x + branch * scale[:, 1].to(branch.dtype)
+        x = _add_scaled(x, self.attn(self.norm1(x)), scale[:, 0])
+        return _add_scaled(x, self.mlp(self.norm2(x)), scale[:, 1])
+
+
+def _add_scaled(x: Tensor, branch: Tensor, scale: Tensor) -> Tensor:
+    """Return x + branch · scale, where a branch in half precision is scaled in it, as timm does."""
+    if branch.dtype == x.dtype:
+        return torch.addcmul(x, branch, scale)
+    return x + branch * scale.to(branch.dtype)  # addcmul would copy the branch to float32 first
 
 
 class VideoMAE(nn.Module):
@@ -114,8 +81,12 @@ class VideoMAE(nn.Module):
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
 
-    def embed(self, clips: Tensor) -> Tensor:
-        """Map normalised clips [N, 3, 16, H, W] to tokens [N, 8·h·w, C], h = ⌊H / patch⌋."""
+    def embed(self, clips: Tensor, scale: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """Map clips [N, 3, 16, H, W] to tokens [N, 8·h·w, C], h = ⌊H / patch⌋.
+
+        Args:
+            scale: the channels' mean and standard deviation; None if clips are normalised.
+        """
         n, channels, frames, height, width = clips.shape
         patch = self.config.patch
         h, w = height // patch, width // patch
@@ -125,8 +96,11 @@ class VideoMAE(nn.Module):
         clips = clips[..., : h * patch, : w * patch]
         cubes = clips.reshape(n, channels, frames // TUBELET, TUBELET, h, patch, w, patch)
         # A convolution whose stride is its kernel is a matrix product over unfolded patches.
-        flat = cubes.permute(0, 2, 4, 6, 1, 3, 5, 7).reshape(n, -1, self.patch_embed.in_features)
-        return self.patch_embed(flat) + self._positions_for(h, w)
+        flat = cubes.permute(0, 2, 4, 6, 1, 3, 5, 7).reshape(n, frames // TUBELET * h * w, 3, -1)
+        if scale is not None:  # behind the reordering, which moves bytes, and in one copy
+            mean, std = (values.view(3, 1) for values in scale)
+            flat = (flat - mean).div_(std)
+        return self.patch_embed(flat.flatten(2)) + self._positions_for(h, w)
 
     def _positions_for(self, h: int, w: int) -> Tensor:
         grid = self.config.image_size // self.config.patch

@@ -16,7 +16,7 @@ from torch import Tensor
 from extract.checkpoints.key_maps import ADAPTERS, TRUNKS, KeyMap, head_from_opentad, rename_key
 from extract.checkpoints.tensor_files import TensorFile, read_tensors
 from extract.checkpoints.wrappers import count_parts
-from extract.sampling.units import CLIP_FRAMES, TUBELET
+from extract.settings.units import CLIP_FRAMES, TUBELET
 
 HEAD_PARTS = ("projection.", "neck.", "rpn_head.")  # of OpenTAD's detectors
 DETECTOR = "OpenTAD detector"  # the layout's name

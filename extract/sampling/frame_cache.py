@@ -47,7 +47,8 @@ from extract.sampling.window_frames import (
     resized_chunks,
     wanted_frames,
 )
-from extract.sampling.windows import SamplingConfig, Window, sampled_frames
+from extract.sampling.windows import Window, sampled_frames
+from extract.settings.sampling import SamplingConfig
 from extract.video.indexing import video_index
 from extract.video.reader import CHUNK, VideoError, VideoReader
 

@@ -4,17 +4,14 @@ Reversed input is the same frames in opposite order, so time t of a window becom
 the distance in feature steps from the first valid frame to the last one. Segments swap their ends.
 """
 
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-Pairing = Literal["nearest", "index", "uncorrected"]
-"""Which points of the two directions are paired: those nearest to each other in time; those with
-the same number, counted from opposite ends; or these without correcting for where they are in
-time, which is wrong: a control."""
+from extract.settings.sampling import Pairing
 
 Array = TypeVar("Array", bound=NDArray[np.generic])
 

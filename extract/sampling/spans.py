@@ -5,23 +5,14 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from math import lcm
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cache.address import VideoInfo
-from extract.sampling.units import CLIP_FRAMES, TUBELET
-from extract.sampling.windows import (
-    Direction,
-    SamplingConfig,
-    Timed,
-    Window,
-    random_window,
-    samples_of,
-)
-
-SpanKind = Literal["window", "video"]
+from extract.sampling.windows import Timed, Window, random_window, samples_of
+from extract.settings.sampling import Direction, SamplingConfig, SpanKind
+from extract.settings.units import CLIP_FRAMES, TUBELET
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
-from extract.sampling.colours import Change, draw_jitter
-from extract.sampling.rand_augment import draw_operations
+from extract.augmentation.colours import Change, draw_jitter
+from extract.augmentation.rand_augment import draw_operations
+from extract.settings.pixels import PixelConfig
 
 Augmentation = tuple[Change, ...]
 """What changes a window's pixels behind crop and flip, in order; empty where nothing does."""
@@ -28,53 +29,6 @@ Augmentation = tuple[Change, ...]
 AT_ONCE = {"cpu": 2**18}
 """Numbers that a kind of device changes at a time: a CPU few frames, which stay in its cache."""
 AT_ONCE_ELSEWHERE = 2**26
-
-
-@dataclass(frozen=True)
-class PixelConfig:
-    """Size of the input and strength of the augmentation.
-
-    Args:
-        size: side of the square input in pixels.
-        train_short_side: the short side before random cropping; used only where it crops.
-        random_crop: area range of the random resized crop; null takes the centre.
-        flip: probability of a horizontal flip; 0 where classes mirror each other.
-        rand_augment: operations of RandAugment (extract/sampling/rand_augment.py); 0 for none.
-        colour_jitter: brightness, contrast, saturation, hue; null for none.
-        antialias: average all pixels that a resized one covers. The published detectors (OpenTAD)
-            were trained without: a pixel comes from two neighbours on each axis. Use false to
-            reproduce them; for other data true keeps more detail.
-    """
-
-    size: int = 160
-    train_short_side: int = 182
-    random_crop: tuple[float, float] | None = (0.08, 1.0)
-    flip: float = 0.5
-    rand_augment: int = 2
-    colour_jitter: tuple[float, float, float, float] | None = (0.5, 0.5, 0.5, 0.1)
-    antialias: bool = True
-
-    def __post_init__(self) -> None:
-        for name in ("size", "train_short_side"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"pixels.{name} must be at least 1 pixel")
-        if self.random_crop and self.train_short_side < self.size:
-            raise ValueError(
-                f"pixels.train_short_side {self.train_short_side} is below pixels.size {self.size}"
-            )
-        if not 0 <= self.flip <= 1:
-            raise ValueError(f"pixels.flip is a probability, not {self.flip}")
-        if self.rand_augment < 0:
-            raise ValueError("pixels.rand_augment is a number of operations, 0 for none")
-        if self.random_crop and not 0 < self.random_crop[0] <= self.random_crop[1] <= 1:
-            raise ValueError("pixels.random_crop must be two rising shares in (0, 1]")
-        if self.colour_jitter is not None and not (
-            min(self.colour_jitter) >= 0 and self.colour_jitter[3] <= 0.5
-        ):
-            raise ValueError(
-                "pixels.colour_jitter must be four strengths from 0 on, the hue's at most 0.5, not "
-                f"{self.colour_jitter}"
-            )
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,7 @@ the long side of each, as in the published protocols of Kinetics and Something-S
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,75 +16,9 @@ from torchvision.transforms.v2.functional import horizontal_flip
 
 from extract.sampling.transforms import Shrink, Transform
 from extract.sampling.window_frames import window_frames
-from extract.sampling.windows import Direction
+from extract.settings.pixels import CropConfig, ViewConfig
+from extract.settings.sampling import Direction
 from extract.video.reader import VideoReader
-
-
-@dataclass(frozen=True)
-class ViewConfig:
-    """The frames of views.
-
-    Args:
-        method: `interval` takes frames at an even distance from somewhere in the stretch;
-            `segments` takes one from each of equal parts of the whole stretch.
-        frames: in a view.
-        interval: from one frame to the next, counted at `fps` (`interval` only); `fps`: frames a
-            second that `interval` counts at, whatever the video's frame rate.
-        jitter: in training, begin at random and take random frames of the parts; without it
-            training has the views of a test with one clip.
-        clips: in testing, along time.
-    """
-
-    method: Literal["interval", "segments"] = "interval"
-    frames: int = 8
-    interval: int = 8
-    fps: float = 30.0
-    jitter: bool = True
-    clips: int = 10
-
-    def __post_init__(self) -> None:
-        for name in ("frames", "interval", "clips"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"views.{name} must be at least 1, not {getattr(self, name)}")
-        if self.fps <= 0:
-            raise ValueError(f"views.fps must be above 0, not {self.fps}")
-
-
-@dataclass(frozen=True)
-class CropConfig:
-    """The pixels of views.
-
-    Args:
-        train_short_side: range that a training clip's short side is resized to, at random.
-        train_size: side of the random square that is cut out of it.
-        flip: probability that a training clip is mirrored, left and right; see `data.mirrored`.
-        test_short_side: that a clip is resized to in testing; `test_size`: side of a square then.
-        crops: squares side by side along the long side, from end to end; 1 takes the middle.
-    """
-
-    train_short_side: tuple[int, int] = (224, 340)
-    train_size: int = 224
-    flip: float = 0.5
-    test_short_side: int = 256
-    test_size: int = 256
-    crops: int = 3
-
-    def __post_init__(self) -> None:
-        low, high = self.train_short_side
-        if not 0 < self.train_size <= low <= high:
-            raise ValueError(
-                f"crops.train_short_side must be two rising sizes, not below crops.train_size "
-                f"{self.train_size}, not {self.train_short_side}"
-            )
-        if not 0 < self.test_size <= self.test_short_side:
-            raise ValueError(
-                f"crops.test_short_side {self.test_short_side} must not be below crops.test_size "
-                f"{self.test_size}"
-            )
-        if not 0 <= self.flip <= 1:
-            raise ValueError(f"crops.flip is a probability, not {self.flip}")
-        if self.crops < 1:
-            raise ValueError(f"crops.crops must be at least 1, not {self.crops}")
 
 
 class Stretch(NamedTuple):

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from extract.identity.digest import video_digest
 from extract.sampling.transforms import Shrink, Transform, crop_frames, shrink_frames
-from extract.sampling.windows import Direction, Window
+from extract.sampling.windows import Window
+from extract.settings.sampling import Direction
 from extract.video.reader import CHUNK, VideoError, VideoReader
 from extract.video.watchdog import kill_if_stuck
 

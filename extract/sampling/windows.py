@@ -8,15 +8,14 @@ frame or, with `sampling.fps`, 1/fps seconds.
 """
 
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from extract.sampling.reversal import reflection, reverse_valid
-from extract.sampling.units import CLIP_FRAMES
+from extract.settings.sampling import Direction, SamplingConfig
 
-Direction = Literal["forward", "reversed"]
 TRIES = 200  # random windows drawn until one holds an action, as in the published code
 
 
@@ -36,81 +35,6 @@ class Timed(Protocol):
 
     @property
     def times_s(self) -> NDArray[np.float64] | None: ...
-
-
-@dataclass(frozen=True)
-class SamplingConfig:
-    """Settings of the sampling of videos.
-
-    Args:
-        method: `window` takes strided windows; `resize` fits the whole video into one.
-        window_size: feature steps of a window.
-        scale_factor: samples per feature step.
-        fps: samples per second of video, whatever its frame rate (`window` only): the nearest
-            frames are taken. Null takes frames by `snippet_stride`, as the published runs do.
-        snippet_stride: frames per feature step (`window` without `fps`); a multiple of
-            `scale_factor`.
-        test_overlap, validation_overlap: share of a window that the next one repeats, below 1.
-        test_whole: test on whole videos, padded, whatever their length, as the published runs on
-            features do; for imported features only.
-        min_completeness: share of an action's length that must be inside a training window.
-        crop: a training video shorter than the window is cropped to a share of its length in this
-            range.
-    """
-
-    method: Literal["window", "resize"] = "window"
-    window_size: int = 768
-    scale_factor: int = 1
-    snippet_stride: int = 4
-    test_overlap: float = 0.5
-    validation_overlap: float = 0.5  # while training, too, windows are as when testing
-    test_whole: bool = False
-    min_completeness: float = 0.75
-    crop: tuple[float, float] = (0.9, 1.0)
-    fps: float | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("window_size", "scale_factor", "snippet_stride"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"sampling.{name} must be at least 1, not {getattr(self, name)}")
-        if self.fps is not None and not self.fps > 0:
-            raise ValueError("sampling.fps must be above 0 samples per second, or null")
-        if self.fps is not None and self.method == "resize":
-            raise ValueError(
-                "sampling.method resize squeezes whole videos: leave sampling.fps null"
-            )
-        if not 0 < self.min_completeness <= 1:
-            raise ValueError("sampling.min_completeness must be a share above 0, at most 1")
-        if self.samples % CLIP_FRAMES:
-            raise ValueError(
-                f"sampling.window_size × sampling.scale_factor is {self.samples}; "
-                f"it must be a multiple of {CLIP_FRAMES}, the frames of a clip"
-            )
-        if self.fps is None and self.snippet_stride % self.scale_factor:
-            raise ValueError(
-                f"sampling.snippet_stride {self.snippet_stride} must be a multiple of "
-                f"sampling.scale_factor {self.scale_factor}: samples sit on whole frames"
-            )
-        for name in ("test_overlap", "validation_overlap"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"sampling.{name} must be at least 0 and below 1")
-        if not 0 < self.crop[0] <= self.crop[1] <= 1:
-            raise ValueError(f"sampling.crop must be two rising shares in (0, 1], not {self.crop}")
-
-    @property
-    def samples(self) -> int:
-        """Frames that the backbone sees per window."""
-        return self.window_size * self.scale_factor
-
-    @property
-    def step(self) -> int:
-        """Units of the timeline per feature step."""
-        return self.snippet_stride if self.fps is None else self.scale_factor
-
-    @property
-    def sample_step(self) -> int:
-        """Units of the timeline from one sample to the next."""
-        return self.step // self.scale_factor
 
 
 @dataclass(frozen=True)
@@ -167,13 +91,27 @@ def samples_of(video: Timed | int, config: SamplingConfig) -> NDArray[np.int64]:
         return np.arange(0, _frames(video), config.sample_step)
     assert not isinstance(video, int), "samples by time need the times of frames"
     length_s = video.frames / video.fps
-    times = np.arange(max(1, np.ceil(length_s * config.fps - 1e-6))) / config.fps
-    if video.times_s is None:  # halfway between two frames the earlier one is taken
-        nearest = np.ceil(times * video.fps - 0.5 - 1e-6)
+    numbers = np.arange(max(1, np.ceil(length_s * config.fps - 1e-6)))
+    if video.times_s is None:
+        nearest = evenly_spaced_samples(numbers, video.fps, config)
     else:
-        begins = video.times_s[: video.frames]
+        begins, times = video.times_s[: video.frames], numbers / config.fps
         nearest = np.searchsorted((begins[1:] + begins[:-1]) / 2 + 1e-6, times)
     return np.clip(nearest, 0, video.frames - 1).astype(np.int64)
+
+
+def evenly_spaced_samples(
+    numbers: NDArray[np.integer[Any]], fps: float, config: SamplingConfig
+) -> NDArray[np.int64]:
+    """Return the frame numbers of samples by their numbers, in a video that does not end.
+
+    Args:
+        fps: of the video, whose frames come at even times.
+    """
+    if config.fps is None:
+        return np.asarray(numbers * config.sample_step, np.int64)
+    # Halfway between two frames the earlier one is taken.
+    return np.maximum(np.ceil(numbers / config.fps * fps - 0.5 - 1e-6), 0).astype(np.int64)
 
 
 def _frames(video: Timed | int) -> int:
@@ -202,10 +140,15 @@ def sliding_windows(video: Timed | int, overlap: float, config: SamplingConfig) 
         return [whole_video(_frames(video), config)]
     samples = samples_of(video, config)
     steps = -(-len(samples) // config.scale_factor)
-    hop = max(1, int(config.window_size * (1 - overlap)))
+    hop = window_hop(overlap, config)
     last = max(0, steps - config.window_size)
     starts = [*range(0, last, hop), last]
     return [_window(samples, start, config.window_size, config) for start in starts]
+
+
+def window_hop(overlap: float, config: SamplingConfig) -> int:
+    """Return how many feature steps a sliding window begins behind the one before."""
+    return max(1, int(config.window_size * (1 - overlap)))
 
 
 def sampled_frames(video: Timed | int, config: SamplingConfig) -> NDArray[np.int64]:
@@ -221,8 +164,13 @@ def strided_window(video: Timed | int, start: int, length: int, config: Sampling
 
 
 def _window(samples: NDArray[np.int64], start: int, length: int, config: SamplingConfig) -> Window:
-    scale, step = config.scale_factor, float(config.step)
-    frames = samples[start * scale : (start + length) * scale]
+    scale = config.scale_factor
+    return window_at(start, samples[start * scale : (start + length) * scale], config)
+
+
+def window_at(start: int, frames: NDArray[np.int64], config: SamplingConfig) -> Window:
+    """Return the window from feature step `start` whose samples are these frames."""
+    step = float(config.step)
     mirror = reflection(0.0, float((len(frames) - 1) * config.sample_step), step)
     return Window(frames, start * step, step, config.window_size, config.samples, mirror)
 

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from configs.progress import ProgressBar
-from extract.sampling.transforms import PixelConfig, evaluation_transform
+from extract.sampling.transforms import evaluation_transform
 from extract.sampling.window_frames import window_frames
-from extract.sampling.windows import SamplingConfig, sliding_windows
+from extract.sampling.windows import sliding_windows
+from extract.settings.pixels import PixelConfig
+from extract.settings.sampling import SamplingConfig
 from extract.video.reader import VideoReader
 
 MEASURED = 3  # files

@@ -8,8 +8,11 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import lru_cache, partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from threading import Event, Thread
+from typing import IO
 
 BASE_TIMEOUT_S = 120.0
 SLOWEST_FPS = 5.0  # even large frames on a busy machine are decoded faster
@@ -43,10 +46,50 @@ def kill_if_stuck(path: str | Path, frames: int) -> Iterator[None]:
     """
     done, timeout_s = Event(), BASE_TIMEOUT_S + frames / SLOWEST_FPS
     Thread(target=_end_unless, args=(done, timeout_s, path), daemon=True).start()
+    _write_note(path)
     try:
         yield
     finally:
         done.set()
+        _write_note("")
+
+
+def note_taker() -> Callable[[int], None]:
+    """Return a function that lets another process note, for this one, what file it decodes.
+
+    It is called there with any number, as torch calls it in a loader's worker.
+    """
+    return partial(_take_notes, _notes_folder().name)
+
+
+def file_being_decoded(process: int) -> Path | None:
+    """Return the file that a process was decoding when it ended, None if it was decoding none."""
+    try:
+        note = Path(_notes_folder().name, str(process)).read_bytes()
+    except FileNotFoundError:
+        return None
+    return Path(os.fsdecode(note)) if note else None
+
+
+@lru_cache
+def _notes_folder() -> "TemporaryDirectory[str]":
+    """Return this process's folder of notes, removed when it ends."""
+    return TemporaryDirectory()
+
+
+_note: IO[bytes] | None = None
+
+
+def _take_notes(folder: str, worker: int) -> None:
+    global _note
+    _note = Path(folder, str(os.getpid())).open("wb", buffering=0)  # noqa: SIM115
+
+
+def _write_note(path: str | Path) -> None:
+    if _note is not None:
+        _note.seek(0)
+        _note.truncate()
+        _note.write(os.fsencode(path))
 
 
 def _end_unless(done: Event, timeout_s: float, path: str | Path) -> None:

@@ -6,15 +6,16 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import cast
 
-from cache.address import Dtype, FingerprintInfo
+from cache.address import FingerprintInfo
+from cache.dtypes import Dtype
 from cache.store import Store
 from extract.activations.activations import Activations
 from extract.activations.adoption import adopt, compare, sample
 from extract.activations.fingerprints import describe, fingerprint, settings
 from extract.activations.stored import Cached
 from extract.backbone.imported import AnyBackbone
-from extract.sampling.spans import Span, SpanKind
-from extract.sampling.windows import Direction
+from extract.sampling.spans import Span
+from extract.settings.sampling import Direction, SpanKind
 from train.cache_entries.verdicts import has_weights, is_found_as
 from train.config import Experiment
 from train.data.cached import evaluation_spans, training_spans
@@ -114,7 +115,7 @@ def _experiment(
         raise ValueError(f"--adopt: {info.checkpoint} is not here; give --checkpoint or --config")
     sources = read_sources([checkpoint] if checkpoint else [], config_file, overrides)
     config = merge_configs(config_file, sources, overrides)
-    accelerator = inference_accelerator(config, cached=True)
+    accelerator = inference_accelerator(config)
     annotations = load_annotations(config.data)
     detector = build_detector(config, target_classes(config.data, annotations), sources)
     data = config.data

@@ -16,8 +16,8 @@ from extract.activations.fingerprints import (
     legacy_fingerprints,
 )
 from extract.activations.stored import ADOPTED_AS
-from extract.backbone.backbone import Cut
 from extract.backbone.imported import AnyBackbone
+from extract.settings.backbone import Cut
 from train.config import Experiment
 from train.detector.model import Detector
 from train.engine.checkpoint import is_checkpoint, load_checkpoint

@@ -7,19 +7,19 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 from numpy.typing import NDArray
 
-from extract.backbone.backbone import Cut
+from extract.parallel.processes import broadcast_object
 from extract.sampling.transforms import (
     Transform,
     crop_frames,
     draw_augmentation,
     train_transform,
 )
-from extract.sampling.units import CLIP_FRAMES
 from extract.sampling.window_frames import open_unchanged, resized_chunks, wanted_frames
 from extract.sampling.windows import random_window, whole_video
+from extract.settings.backbone import Cut
+from extract.settings.units import CLIP_FRAMES
 from extract.video.reader import VideoError
 from train.config import Experiment
 from train.data.batch import Batch
@@ -155,7 +155,7 @@ def _time_least(work: Callable[[], object], device: torch.device) -> float:
 
 def _is_long(seconds: float) -> bool:
     """Return what the first process finds: steps of all wait for each other."""
-    (long,) = broadcast_object_list([seconds > ENOUGH_S])
+    long = broadcast_object(seconds > ENOUGH_S)
     return bool(long)
 
 

@@ -12,7 +12,7 @@ from configs.messages import format_bytes, markdown_table
 from evaluate.reports.sections import format_duration
 from extract.activations.activations import Activations
 from extract.activations.plan import SpanRequest, estimate_s, needed_bytes, plan
-from extract.backbone.backbone import Cut
+from extract.settings.backbone import Cut
 from train.cost.measure import ReadingCost, StepCost, measure_reading, measure_step
 from train.cost.workload import Workload, cached_block, count_workload, freeze_below
 from train.data.cached import evaluation_spans, training_spans

@@ -9,8 +9,8 @@ import numpy as np
 from configs.system import count_cores
 from extract.sampling.frame_cache import kept_bytes
 from extract.sampling.transforms import evaluation_transform, train_transform
-from extract.sampling.units import CLIP_FRAMES
 from extract.sampling.windows import evaluation_windows, sampled_frames
+from extract.settings.units import CLIP_FRAMES
 from train.config import Experiment
 from train.data.loading import EpochSampler
 from train.data.videos import VideoItem

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from extract.backbone.backbone import Cut
 from extract.sampling.transforms import Augmentation, augment
 from extract.sampling.windows import Window
+from extract.settings.backbone import Cut
 
 
 @dataclass(frozen=True)
@@ -17,8 +17,9 @@ class Sample:
 
     Args:
         video: name; `window`: which stretch of it.
-        inputs: of every stream, in the order of its direction: uint8 frames [3, F, H, W], or the
-            activation at the cut `start`, tokens [F/2, P, C] or features [C, F/2].
+        inputs: uint8 frames [3, F, H, W] in the order of the first stream's direction, or of every
+            stream its activation at the cut `start`, tokens [F/2, P, C] or features [C, F/2].
+        turns: of every further stream that sees the same frames: which frame comes when [F].
         mask: bool [T], true where a feature step is real, in either direction.
         segments: truth of every stream in feature steps of its direction [G, 2].
         labels: classes of the truth [G].
@@ -36,15 +37,17 @@ class Sample:
     problem: str | None = None
     start: Cut | None = None
     augmentation: Augmentation = ()
+    turns: tuple[Tensor, ...] = ()
 
 
 @dataclass(frozen=True)
 class Batch:
     """Samples stacked: each stream's inputs [B, …], all from the same cut, and mask [B, T].
 
-    Truth stays ragged: `segments` of every stream, of every sample. `reflection` is R of every
-    window, float32 [B]. `problems` maps places in the batch to the problems of their samples.
-    `augmentations` are still to be made, one of each sample.
+    Frames travel once for all streams: those of the further ones are made by `turned` from `turns`
+    [B, F], where they are needed. Truth stays ragged: `segments` of every stream, of every sample.
+    `reflection` is R of every window, float32 [B]. `problems` maps places in the batch to the
+    problems of their samples. `augmentations` are still to be made, one of each sample.
     """
 
     videos: tuple[str, ...]
@@ -57,6 +60,7 @@ class Batch:
     problems: dict[int, str] = field(default_factory=dict)
     start: Cut | None = None
     augmentations: tuple[Augmentation, ...] = ()
+    turns: tuple[Tensor, ...] = ()
 
     def to(self, device: torch.device) -> "Batch":
         """Return the batch with its tensors on `device`, copied without waiting."""
@@ -72,9 +76,23 @@ class Batch:
         )
         return replace(self, inputs=inputs, augmentations=())
 
+    def turned(self) -> "Batch":
+        """Return the batch with the inputs of every stream, each in the order of its direction."""
+        if not self.turns:
+            return self
+        (frames,) = self.inputs
+        further = (
+            torch.stack([x.index_select(1, places) for x, places in zip(frames, turn, strict=True)])
+            for turn in self.turns
+        )
+        return replace(self, inputs=(frames, *further), turns=())
+
     def pin_memory(self) -> "Batch":
-        """Return the batch in page-locked memory, for copies in the background (for DataLoader)."""
-        return self.each(Tensor.pin_memory)
+        """Return the batch in page-locked memory, for copies in the background (for DataLoader).
+
+        What is on the device already stays there.
+        """
+        return self.each(lambda tensor: tensor if tensor.is_cuda else tensor.pin_memory())
 
     def each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
         """Return the batch with its tensors changed."""
@@ -85,6 +103,7 @@ class Batch:
             reflection=change(self.reflection),
             segments=tuple(tuple(map(change, stream)) for stream in self.segments),
             labels=tuple(map(change, self.labels)),
+            turns=tuple(map(change, self.turns)),
         )
 
 
@@ -101,4 +120,5 @@ def collate(samples: Sequence[Sample]) -> Batch:
         problems={row: sample.problem for row, sample in enumerate(samples) if sample.problem},
         start=samples[0].start,
         augmentations=tuple(sample.augmentation for sample in samples),
+        turns=tuple(map(torch.stack, zip(*[sample.turns for sample in samples], strict=True))),
     )

@@ -15,18 +15,18 @@ from extract.activations.activations import Activations
 from extract.activations.plan import SpanRequest, plan
 from extract.activations.refresh import describe_unkept, refresh
 from extract.activations.stored import Cached, Counts
-from extract.backbone.backbone import Cut
-from extract.sampling.spans import Span, SpanKind, random_window_of_span, whole_video_window
-from extract.sampling.units import CLIP_FRAMES, TUBELET
-from extract.sampling.windows import (
-    Direction,
-    SamplingConfig,
-    Window,
-    evaluation_windows,
-    sliding_windows,
-    truth_inside,
+from extract.sampling.spans import Span, random_window_of_span, whole_video_window
+from extract.sampling.windows import Window, evaluation_windows, sliding_windows, truth_inside
+from extract.settings.backbone import Cut
+from extract.settings.sampling import Direction, SamplingConfig, SpanKind
+from extract.settings.units import CLIP_FRAMES, TUBELET
+from train.data.in_memory import (
+    HeldRows,
+    decoded_bytes,
+    free_device_memory,
+    free_memory,
+    hold,
 )
-from train.data.in_memory import HeldRows, decoded_bytes, free_memory, hold
 from train.data.videos import Subset, VideoItem, format_skipped
 from train.errors import translate_oom, translate_worker_death
 
@@ -199,7 +199,8 @@ def hold_features(
 ) -> CachedStreams:
     """Return the streams with all features that training reads in memory, if they fit there.
 
-    A window is copied from memory in a hundredth of the time that decoding it takes. Blocks are not
+    They stand in the GPU's if they fit there, too; windows are then cut where they are needed. A
+    window is copied from memory in a hundredth of the time that decoding it takes. Blocks are not
     held: they are a hundred times larger, and the network behind them is what takes the time.
 
     Args:
@@ -218,15 +219,19 @@ def hold_features(
     limit = free_memory() * FREE_SHARE
     needed, quiet = sum(sizes) * processes, not accelerator.is_main_process
     fits = needed <= limit
+    on_device = fits and sum(sizes) <= free_device_memory(accelerator.device) * FREE_SHARE
     if not quiet:
         print(
             f"features: {format_bytes(needed)} to train on "
             + ("are held decoded in memory" if fits else "are read from the cache window by window")
+            + (", and on the GPU" if on_device else "")
             + f"; {FREE_SHARE:.0%} of the free memory is {format_bytes(limit)}"
         )
     if not fits:
         return cached
     held = [hold(of, some, quiet) for of, some in zip(cached.places, spans, strict=True)]
+    if on_device:
+        held = [rows.on(accelerator.device) for rows in held]
     return replace(cached, held=tuple(held))
 
 

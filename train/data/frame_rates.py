@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from configs.messages import truncated
-from extract.sampling.windows import SamplingConfig
+from extract.settings.sampling import SamplingConfig
 from train.data.videos import VideoItem
 
 SAME_RATE_RATIO = 1.1  # rates that differ by a larger factor count as different

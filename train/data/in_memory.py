@@ -1,6 +1,7 @@
-"""Rows of activations, decoded once and held in memory that loader workers share."""
+"""Rows of activations, decoded once and held in memory that workers share, or on a GPU."""
 
 from collections.abc import Sequence
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from configs.progress import ProgressBar
 from extract.activations.stored import Cached
-from extract.sampling.shared_memory import SharedMemory
+from extract.parallel.shared_memory import SharedMemory
 from extract.sampling.spans import Span
 
 MEMINFO, CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
@@ -38,6 +39,13 @@ class HeldRows:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return HeldRows, (self.memory, self.dtype, self.row_shape, self.places)
+
+    def on(self, device: torch.device) -> "HeldRows":
+        """Return the same rows on a device, where they are read for one process alone."""
+        moved = copy(self)
+        moved.rows = self.rows.to(device)
+        del moved.memory  # of the host, which may have it back
+        return moved
 
     def read(self, span: Span, rows: slice = slice(None)) -> Tensor:
         """Return a copy of a span's activation, or of rows of it, as `Cached.read` does."""
@@ -95,6 +103,11 @@ def free_memory() -> int:
     except (OSError, KeyError, ValueError):
         return free  # no limit for a group of processes
     return max(min(free, limit - used + given_back), 0)
+
+
+def free_device_memory(device: torch.device) -> int:
+    """Return the bytes that are free on a GPU; 0 for a CPU, which has the host's memory alone."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
 
 
 def _fields(file: Path) -> dict[str, int]:

@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from extract.sampling.loader import make_loader
+from extract.parallel.loader import make_loader
 from extract.video.reader import VideoError
 
 T = TypeVar("T")

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 from numpy.typing import NDArray
 
 from cache.address import VideoInfo
@@ -27,6 +26,7 @@ from evaluate.annotations import (
 from evaluate.datasets.fields import Refused, describe_near_files, group_by_spelling
 from extract.backbone.imported import imported_name
 from extract.identity.digest import video_digest
+from extract.parallel.processes import gather_objects
 from extract.sampling.windows import seconds_to_frames
 from extract.video.files import describe_no_videos, files_by_name, only_one
 from extract.video.header import announced_frames
@@ -375,7 +375,7 @@ def _match_files(
             problems[video.name] = str(error)
     if accelerator is not None:
         # A file may be bad, or too slow, for one process alone.
-        for others in gather_object([problems]):
+        for others in gather_objects([problems]):
             problems = others | problems
         items = [item for item in items if item.name not in problems]
     if away and bar:

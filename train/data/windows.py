@@ -12,12 +12,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
+from extract.parallel.guarded_frames import DecodingProcess
 from extract.sampling.frame_cache import FrameCache
-from extract.sampling.guarded_frames import DecodingProcess
-from extract.sampling.reversal import reverse_segments
+from extract.sampling.reversal import reverse_segments, reverse_valid
 from extract.sampling.transforms import (
     Augmentation,
-    PixelConfig,
     Transform,
     draw_augmentation,
     evaluation_transform,
@@ -31,14 +30,9 @@ from extract.sampling.window_frames import (
     wanted_frames,
     window_frames,
 )
-from extract.sampling.windows import (
-    Direction,
-    SamplingConfig,
-    Window,
-    evaluation_windows,
-    random_window,
-    truth_inside,
-)
+from extract.sampling.windows import Window, evaluation_windows, random_window, truth_inside
+from extract.settings.pixels import PixelConfig
+from extract.settings.sampling import Direction, SamplingConfig
 from extract.video.reader import VideoError
 from train.config import Experiment
 from train.data.batch import Sample, collate
@@ -82,7 +76,7 @@ class WindowInputs:
     def decode(
         self, item: VideoItem, windows: Sequence[Window], transform: Transform, seed: int = 0
     ) -> Iterator[tuple[Tensor, ...]]:
-        """Yield the frames of each window as the streams see them.
+        """Yield the frames of each window as the first stream sees them, in a tuple.
 
         Raises:
             VideoError: the file cannot be read.
@@ -101,7 +95,7 @@ class WindowInputs:
                 decoded = window_frames(open_unchanged(*version), windows, transform, seed)
         for window, frames in zip(windows, decoded, strict=True):
             check_unchanged(item.path, digest)  # features of it may be stored for good
-            yield tuple(arrange(frames, window, direction) for direction in self.directions)
+            yield (arrange(frames, window, self.directions[0]),)
 
     def sample(
         self,
@@ -128,7 +122,15 @@ class WindowInputs:
             problem=problem,
             start=self.cached.cut if self.cached else None,
             augmentation=augmentation,
+            turns=() if self.cached else self._turns(window),
         )
+
+    def _turns(self, window: Window) -> tuple[Tensor, ...]:
+        """Return where each further stream's frames stand among the first one's [F]."""
+        places = np.arange(window.samples)
+        turned = reverse_valid(places, len(window.frames))
+        first, *further = self.directions
+        return tuple(torch.from_numpy(places if d == first else turned) for d in further)
 
 
 class TrainingWindows(Dataset[Sample]):
@@ -195,6 +197,18 @@ class EvaluationWindows(IterableDataset[Sample]):
         cuts = balanced_splits(self.counts, self.processes * workers)
         return int(cuts[(self.rank + 1) * workers] - cuts[self.rank * workers])
 
+    def whole_videos(self, workers: int = 0) -> dict[str, int]:
+        """Return how many windows those videos have that are no other process's, too."""
+        workers = max(workers, 1)
+        cuts = balanced_splits(self.counts, self.processes * workers)
+        start, stop = cuts[self.rank * workers], cuts[(self.rank + 1) * workers]
+        ends = np.cumsum(self.counts)
+        return {
+            item.name: count
+            for item, count, end in zip(self.items, self.counts, ends, strict=True)
+            if start <= end - count and end <= stop
+        }
+
     def __iter__(self) -> Iterator[Sample]:
         info = get_worker_info()
         worker, workers = (info.id, info.num_workers) if info else (0, 1)
@@ -226,8 +240,7 @@ class EvaluationWindows(IterableDataset[Sample]):
                 raise
             size = source.pixels.size
             black = torch.zeros((3, windows[0].samples, size, size), dtype=torch.uint8)
-            inputs = (black,) * len(source.directions)
-            yield source.sample(item, windows[0], inputs, str(error))
+            yield source.sample(item, windows[0], (black,), str(error))
 
 
 def training_loader(

@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 
 from evaluate.annotations import Segment
-from extract.sampling.units import CLIP_FRAMES
 from extract.sampling.windows import Window, sliding_windows, strided_window, truth_inside
+from extract.settings.units import CLIP_FRAMES
 from train.data.videos import VideoItem
 from train.dataset_check.findings import Finding, FindingKind
 from train.dataset_check.survey import Survey, subsets
@@ -188,7 +188,7 @@ def suggest_windows(survey: Survey) -> Suggestion | None:
     setting: Literal["fps", "snippet_stride"]
     pace: float
     if sampling.fps is not None:
-        fps = float(f"{STEPS_OF_SHORT * scale / short_s:.2g}")
+        fps = min(float(f"{STEPS_OF_SHORT * scale / short_s:.2g}"), float(f"{fps:.4g}"))
         stride, setting, pace, at = scale, "fps", fps, "samples/s"
     else:
         stride = scale * max(1, round(short_s * fps / STEPS_OF_SHORT / scale))

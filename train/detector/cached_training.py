@@ -7,8 +7,8 @@ from accelerate import Accelerator
 
 from extract.activations.activations import Activations
 from extract.activations.fingerprints import fingerprints, settings
-from extract.backbone.backbone import Cut
-from extract.sampling.spans import SpanKind
+from extract.settings.backbone import Cut
+from extract.settings.sampling import SpanKind
 from train.config import Experiment
 from train.data.cached import ensure_cached, evaluation_spans, hold_features, training_spans
 from train.data.videos import Subset
@@ -69,6 +69,8 @@ def train_on_cache(
         notes.activations = {"before training": before, "training and validation": task.total}
         if accelerator.is_main_process:
             notes.about = write_detector_record(session.out, detector, data)
+            if task.memory:
+                print(task.memory)
             notes.about["epochs"] = run.epochs
         run.train()
 

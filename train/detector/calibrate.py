@@ -5,11 +5,11 @@ from collections.abc import Iterable
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 
 from configs.progress import ProgressBar
+from extract.parallel.processes import gather_objects
 from train.data.batch import Batch
 from train.detector.model import Detector
 from train.modeling.actionformer import HeadOutput
@@ -38,9 +38,9 @@ def fit_class_weights(
         for batch in ProgressBar(
             windows, desc="fitting", leave=False, disable=not accelerator.is_main_process
         ):
-            seen.append(_points(detector, fusion, batch.to(accelerator.device)))
+            seen.append(_points(detector, fusion, batch.to(accelerator.device).turned()))
     # A process may have had no window.
-    shares = [share for share in gather_object([seen]) if share]
+    shares = [share for share in gather_objects([seen]) if share]
     pairs = [pair for share in shares for pair in share]
     scores, truth = (np.concatenate(parts) for parts in zip(*pairs, strict=True))
     step = -(-len(scores) // MOST_POINTS)

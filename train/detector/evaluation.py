@@ -2,11 +2,11 @@
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -21,8 +21,9 @@ from evaluate.metrics.scored import ScoredDetections
 from evaluate.reports.launches import FINISHED, Launch, new_launch
 from extract.activations.stored import Counts
 from extract.checkpoints.hub import folder_of
+from extract.parallel.processes import gather_objects
 from extract.sampling.frame_cache import FrameCache
-from extract.sampling.spans import SpanKind
+from extract.settings.sampling import SpanKind
 from extract.video.reader import VideoError
 from train.config import DataConfig, EvaluationConfig, Experiment
 from train.data.batch import Batch, Sample
@@ -43,10 +44,11 @@ from train.detector.postprocess import (
     Candidates,
     describe_nothing_found,
     merge_windows,
-    predict_windows,
+    predict_each_window,
 )
 from train.detector.setup import activations_of
 from train.detector.sources import read_source, resolve_config
+from train.engine.checkpoint import find_data
 from train.engine.loop import START_UP
 from train.engine.session import PASSES, device_names, inference_accelerator
 from train.engine.stopwatch import Stopwatch
@@ -57,6 +59,9 @@ Truth = Mapping[str, Sequence[Segment]]
 """The annotated segments, by video."""
 Found = dict[str, dict[str, list[Detection]]]
 """The detections, by answer (`Detector.stream_names`) and video."""
+VideoAnswers = dict[str, list[Detection]]
+"""The detections of one video, by answer."""
+SUPPRESSION_THREADS = 4
 
 
 def window_loader(
@@ -114,40 +119,62 @@ def detect_subset(
             on_features(batch, features)
         return detector.predict(features, batch.mask, batch.reflection, of_streams)
 
+    places = {item.name: item for item in items}
+    names = [detector.main_output, *(detector.stream_names if of_streams else ())]
+
+    def suppress_video(video: str, parts: Mapping[str, list[Candidates]]) -> VideoAnswers:
+        found = {
+            name: merge_windows(parts[name], places[video], detector.classes, config.evaluation)
+            for name in names
+        }
+        if scores:
+            classes = config.evaluation.video_classes
+            found = {n: assign_classes(d, video, scores, classes) for n, d in found.items()}
+        return found
+
+    assert isinstance(windows.dataset, EvaluationWindows)
+    missing = windows.dataset.whole_videos(windows.num_workers)
+    # Of each video and answer, the windows of videos that are not complete.
+    open_videos: dict[str, dict[str, list[Candidates]]] = {}
     with (
+        # Suppression goes on beside the network, and holds no lock of Python's for long.
+        ThreadPoolExecutor(SUPPRESSION_THREADS) as pool,
         accelerator.autocast(),
         translate_oom("lower evaluation.batch_size"),
         translate_worker_death(),
         _progress_bar(windows, what, accelerator) as bar,
     ):
         batches = _follow_progress(windows, bar, dropped)
-        found = predict_windows(predict_batch, batches, config.evaluation, accelerator.device)
+        done: dict[str, Future[VideoAnswers]] = {}
+        for video, answers in predict_each_window(
+            predict_batch, batches, config.evaluation, accelerator.device
+        ):
+            parts = open_videos.setdefault(video, {name: [] for name in names})
+            for name, some in answers.items():
+                parts[name] += some
+            if video in missing:
+                missing[video] -= 1
+                if not missing[video]:
+                    done[video] = pool.submit(suppress_video, video, open_videos.pop(video))
+    mine = {video: future.result() for video, future in done.items()}
     # A video's windows may lie in two processes; suppression needs them together.
-    names = [detector.main_output, *(detector.stream_names if of_streams else ())]
-    joined = {name: {item.name: list[Candidates]() for item in items} for name in names}
-    for share in gather_object([{name: dict(videos) for name, videos in found.items()}]):
-        for name, videos in share.items():
-            for video, parts in videos.items():
-                joined[name][video] += parts
+    joined: dict[str, dict[str, list[Candidates]]] = {}
     skipped: dict[str, str] = {}
-    for part in gather_object([dropped]):
-        skipped |= part
+    for share, bad in gather_objects([(open_videos, dropped)]):
+        skipped |= bad
+        for video, parts in share.items():
+            so_far = joined.setdefault(video, {name: [] for name in names})
+            for name in names:
+                so_far[name] += parts[name]
     read = [item for item in items if item.name not in skipped]
     if not read:
         raise VideoError(f"not one video can be read; for one, {next(iter(skipped.values()))}")
-    mine: Found = {name: {} for name in joined}
-    for name, videos in joined.items():
-        for item in read[rank::count]:
-            found_here = merge_windows(videos[item.name], item, detector.classes, config.evaluation)
-            if scores:
-                found_here = assign_classes(
-                    found_here, item.name, scores, config.evaluation.video_classes
-                )
-            mine[name][item.name] = found_here
-    shares = gather_object([mine])
-    everyone = {name: {v: d for share in shares for v, d in share[name].items()} for name in names}
+    shared = [item.name for item in read if item.name in joined]
+    for video in shared[rank::count]:
+        mine[video] = suppress_video(video, joined[video])
+    everyone = {v: found for share in gather_objects([mine]) for v, found in share.items()}
     return {
-        name: {item.name: videos[item.name] for item in read} for name, videos in everyone.items()
+        name: {item.name: everyone[item.name][name] for item in read} for name in names
     }, skipped
 
 
@@ -304,9 +331,10 @@ def evaluate_checkpoint(
             f"{config.fusion.method} needs {len(config.directions)}; join streams with "
             "train/heads.py, or set --fusion.method none"
         )
+    config = find_data(config, saved, checkpoint, not (cache or config.backbone.imported))
     subset = subset or config.data.test_subset
     config = replace(config, data=replace(config.data, test_subset=subset))
-    accelerator = inference_accelerator(config, cached=bool(cache))
+    accelerator = inference_accelerator(config)
     launch = new_launch(accelerator.num_processes, device_names(accelerator))
     annotations = load_annotations(config.data)
     imported = config.backbone.imported

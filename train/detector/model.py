@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from evaluate.annotations import Detection
-from extract.backbone.backbone import Backbone, BackboneConfig, Cut
+from extract.backbone.backbone import Backbone
 from extract.backbone.imported import Imported
 from extract.backbone.precision import computing_in
 from extract.backbone.pretrained import load_trunk
@@ -19,19 +19,31 @@ from extract.backbone.videomae import VideoMAE
 from extract.checkpoints.hub import push_folder
 from extract.checkpoints.layouts import ADDED
 from extract.checkpoints.strict import Coverage, load_state_dict_strict
-from extract.sampling.guarded_frames import DecodingProcess
+from extract.parallel.guarded_frames import DecodingProcess
 from extract.sampling.windows import Window, evaluation_windows
+from extract.settings.backbone import BackboneConfig, Cut
 from extract.tada.tada2d import TAda2D
 from train.config import Experiment
 from train.data.batch import Batch
+from train.data.live import Frames, arriving_windows
 from train.data.videos import VideoItem, probe_item
 from train.data.windows import EvaluationWindows, WindowInputs, evaluation_loader
 from train.detector.curves import ScoreCurves
-from train.detector.postprocess import Answer, Answers, merge_windows, predict_windows
-from train.detector.published import write_folder
+from train.detector.postprocess import (
+    Answer,
+    Answers,
+    Candidates,
+    LiveUpdate,
+    concatenate,
+    detect_live,
+    merge_windows,
+    predict_windows,
+)
 from train.engine.checkpoint import Checkpoint, load_checkpoint
-from train.modeling.actionformer import ActionFormer, HeadConfig, HeadOutput
-from train.modeling.fusion import FEATURE_METHODS, FeatureFusion, PredictionFusion
+from train.modeling.actionformer import ActionFormer, HeadOutput
+from train.modeling.config import FEATURE_METHODS, HeadConfig
+from train.modeling.fusion import FeatureFusion, PredictionFusion
+from train.published import write_folder
 
 Trunk = VideoMAE | TAda2D
 
@@ -288,14 +300,56 @@ class Detector(nn.Module):
         features = self.features(batch.inputs, batch.start)
         return self.predict(features, batch.mask, batch.reflection, of_streams)
 
-    def detect(self, path: str | Path) -> list[Detection]:
-        """Find the actions in one video file, best first, times in seconds.
+    def detect(self, source: str | Path | Frames, fps: float | None = None) -> list[Detection]:
+        """Find the actions in one video, best first, times in seconds.
+
+        Args:
+            source: a file; or frames, uint8 RGB [height, width, 3] each, evenly spaced in time,
+                which may come from anywhere and are not kept: what is found in them is what is
+                found in a file that has them.
+            fps: of the frames; a file says it itself.
 
         Raises:
             VideoError: the file cannot be read.
+            ValueError: frames without fps, or that this detector cannot see one by one.
         """
-        item = probe_item(path, self.config.sampling.fps)
-        return self.detect_with_scores(item).detections[self.main_output]
+        if isinstance(source, str | Path):
+            item = probe_item(source, self.config.sampling.fps)
+            return self.detect_with_scores(item).detections[self.main_output]
+        found = [
+            (self._find_candidates(batch), video)
+            for batch, video in self._arriving_windows(source, fps)
+        ]
+        windows, seen = zip(*found, strict=True)  # without a frame there was an error
+        return merge_windows(windows, seen[-1], self.classes, self.config.evaluation)
+
+    def detect_live(self, frames: Frames, fps: float) -> Iterator[LiveUpdate]:
+        """Yield the actions in frames that may never end, as soon as no later window changes them.
+
+        Memory is bounded; how late an action is told: `train.data.live.delay_s`.
+
+        Args:
+            frames: as for `detect`; `fps`: frames per second.
+        """
+        config = self.config
+        windows = self._arriving_windows(frames, fps)
+        parts = self.classes, config.evaluation
+        yield from detect_live(windows, self._find_candidates, *parts)
+
+    def _arriving_windows(
+        self, frames: Frames, fps: float | None
+    ) -> Iterator[tuple[Batch, VideoItem]]:
+        if fps is None or not fps > 0:
+            raise ValueError("give the frames' rate: detect(frames, fps=25)")
+        inputs = WindowInputs(self.config.sampling, self.config.pixels, self.config.directions)
+        return arriving_windows(frames, fps, inputs, self.config.sampling.test_overlap)
+
+    def _find_candidates(self, batch: Batch) -> Candidates:
+        """Return the candidates in a batch of one window, on the video's timeline."""
+        device = next(self.parameters()).device
+        with computing_in(self.config.training.precision):
+            found = predict_windows(self.predict_batch, [batch], self.config.evaluation, device)
+        return concatenate(found[self.main_output][batch.videos[0]])
 
     def detect_with_scores(
         self,

@@ -1,7 +1,9 @@
 """From raw predictions of windows to the detections of whole videos."""
 
+import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -11,7 +13,8 @@ from numpy.typing import NDArray
 from evaluate.annotations import Detection
 from evaluate.nms import suppress
 from extract.sampling.reversal import reverse_segments
-from extract.sampling.windows import Direction, Window
+from extract.sampling.windows import Window
+from extract.settings.sampling import Direction
 from train.config import EvaluationConfig
 from train.data.batch import Batch
 from train.data.videos import VideoItem
@@ -69,8 +72,21 @@ def predict_windows(
     Samples with a problem (`Batch.problems`) are skipped.
     """
     found: dict[str, dict[str, list[Candidates]]] = defaultdict(lambda: defaultdict(list))
+    for video, answers in predict_each_window(model, batches, config, device):
+        for name, parts in answers.items():
+            found[name][video] += parts
+    return found
+
+
+def predict_each_window(
+    model: Model, batches: Iterable[Batch], config: EvaluationConfig, device: torch.device
+) -> Iterator[tuple[str, dict[str, list[Candidates]]]]:
+    """Yield each window's video, and its candidates by answer, in forward frames.
+
+    Samples with a problem (`Batch.problems`) are skipped.
+    """
     for batch in batches:
-        batch = batch.to(device)
+        batch = batch.to(device).turned()
         with torch.inference_mode():
             answers = {
                 name: [
@@ -78,13 +94,15 @@ def predict_windows(
                 ]
                 for name, answer in model(batch).items()
             }
-        for name, parts in answers.items():
-            for windows, direction in parts:
-                for row, candidates in enumerate(windows):
-                    if row not in batch.problems:
-                        forward = _forward_frames(candidates, batch.windows[row], direction)
-                        found[name][batch.videos[row]].append(forward)
-    return found
+        for row, (video, window) in enumerate(zip(batch.videos, batch.windows, strict=True)):
+            if row not in batch.problems:
+                yield (
+                    video,
+                    {
+                        name: [_forward_frames(of[row], window, d) for of, d in parts]
+                        for name, parts in answers.items()
+                    },
+                )
 
 
 def _forward_frames(found: Candidates, window: Window, direction: Direction) -> Candidates:
@@ -94,11 +112,16 @@ def _forward_frames(found: Candidates, window: Window, direction: Direction) -> 
     return found._replace(segments=window.to_timeline(segments).astype(np.float32))
 
 
+def concatenate(windows: Sequence[Candidates]) -> Candidates:
+    """Return the candidates of several windows as one."""
+    return Candidates(*(np.concatenate(parts) for parts in zip(*windows, strict=True)))
+
+
 def merge_windows(
     windows: Sequence[Candidates], item: VideoItem, classes: Sequence[str], config: EvaluationConfig
 ) -> list[Detection]:
     """Return the detections of one video: its windows joined, overlapping segments suppressed."""
-    joined = Candidates(*(np.concatenate(parts) for parts in zip(*windows, strict=True)))
+    joined = concatenate(windows)
     seconds = item.to_seconds(joined.segments).astype(np.float32)
     try:
         segments, scores, labels = suppress(seconds, joined.scores, joined.labels, config.nms)
@@ -109,6 +132,64 @@ def merge_windows(
         for (start, end), score, label in zip(segments, scores, labels, strict=True)
         if end > start  # an empty segment overlaps nothing
     ]
+
+
+@dataclass(frozen=True)
+class LiveUpdate:
+    """What is known when one more window has been seen.
+
+    Args:
+        until_s: no window to come begins before this time; when the frames have ended, their end.
+        settled: detections that end before it and were not given before, best first, in seconds
+            from the first frame. Later windows do not change them.
+    """
+
+    until_s: float
+    settled: list[Detection]
+
+
+def detect_live(
+    windows: Iterable[tuple[Batch, VideoItem]],
+    find: Callable[[Batch], Candidates],
+    classes: Sequence[str],
+    evaluation: EvaluationConfig,
+) -> Iterator[LiveUpdate]:
+    """Yield the detections in windows of `arriving_windows` as they become settled.
+
+    Only candidates that can overlap with what is not settled yet are kept.
+
+    Args:
+        find: gives the candidates of a batch of one window on the video's timeline.
+    """
+    recent: list[tuple[float, Candidates]] = []
+    ended = -math.inf
+    video = None
+    for batch, video in windows:
+        (window,) = batch.windows
+        length = window.size * window.step
+        recent = [(start, found) for start, found in recent if start + 2 * length >= window.start]
+        recent.append((window.start, find(batch)))
+        until = window.start + window.step
+        yield _settle(recent, video, ended, until, classes, evaluation)
+        ended = until
+    if video is not None:
+        yield _settle(recent, video, ended, math.inf, classes, evaluation)
+
+
+def _settle(
+    recent: Sequence[tuple[float, Candidates]],
+    video: VideoItem,
+    after: float,
+    until: float,
+    classes: Sequence[str],
+    evaluation: EvaluationConfig,
+) -> LiveUpdate:
+    """Return the detections that end behind `after` and not behind `until`, on the timeline."""
+    after_s, until_s = video.to_seconds(np.array([after, until]).clip(-1, video.length))
+    found = merge_windows([each for _, each in recent], video, classes, evaluation)
+    first = -1.0 if after < 0 else after_s
+    settled = [each for each in found if first < each.end_s <= until_s]
+    return LiveUpdate(float(until_s), settled)
 
 
 def describe_nothing_found(videos: int, min_score: float) -> str:

@@ -13,12 +13,13 @@ from configs.atomic import write_text
 from configs.loader import dump
 from evaluate.annotations import Annotations
 from extract.activations.activations import Activations
-from extract.backbone.backbone import BackboneConfig
 from extract.checkpoints.hub import is_on_hub
 from extract.checkpoints.strict import Coverage
 from extract.sampling.frame_cache import FrameCache
-from extract.sampling.transforms import PixelConfig, evaluation_transform, train_transform
-from extract.sampling.windows import SamplingConfig
+from extract.sampling.transforms import evaluation_transform, train_transform
+from extract.settings.backbone import BackboneConfig
+from extract.settings.pixels import PixelConfig
+from extract.settings.sampling import SamplingConfig
 from train.config import DataConfig
 from train.data.videos import (
     Subset,

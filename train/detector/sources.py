@@ -21,6 +21,7 @@ from train.engine.checkpoint import (
     Checkpoint,
     changed_settings,
     check_kind,
+    find_data,
     format_of,
     is_checkpoint,
     load_checkpoint,
@@ -149,7 +150,8 @@ def merge_configs(
         depth = first.config.backbone.depth
         backbone = replace(first.config.backbone, trainable_from_block=depth)
         first = first._replace(config=replace(first.config, head=head, backbone=backbone))
-    return resolve_config(file, first, path, overrides)
+    config = resolve_config(file, first, path, overrides)
+    return find_data(config, first, path, needs_videos=False)
 
 
 def read_sources(

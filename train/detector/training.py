@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -32,6 +33,7 @@ from train.detector.evaluation import (
     score_detections,
     window_loader,
 )
+from train.detector.memory import settle_recompute
 from train.detector.model import Detector
 from train.modeling.losses import PositivesAverage, detection_losses, positive_points
 from train.modeling.points import Targets, assign_batch, pyramid_mask, pyramid_points
@@ -59,6 +61,9 @@ class DetectionTask:
             videos.
         activations: of every stream, where validation stores features; empty stores none.
         kept: cache of the videos' small frames for later epochs.
+
+    Attributes:
+        memory: what is recomputed to save memory, and why, as a line; empty if nothing was chosen.
     """
 
     losses = ("classification", "regression")
@@ -94,7 +99,11 @@ class DetectionTask:
         if validation is not None:
             # Kept: starting new decoding workers would cost every validation some seconds.
             overlap = config.sampling.validation_overlap
-            self.windows = window_loader(validation, overlap, config, accelerator, cached, kept)
+            # Test windows are read from the store: what is held stays with this process.
+            stored = cached and replace(cached, held=())
+            self.windows = window_loader(validation, overlap, config, accelerator, stored, kept)
+        device, processes = accelerator.device, accelerator.num_processes
+        self.memory = settle_recompute(detector.streams, config, device, processes)
         self.normaliser = PositivesAverage(detector.training_outputs, config.training.positives)
         self.normaliser.to(accelerator.device)
         self.optimizer = build_optimizer(detector, config.training)
@@ -110,11 +119,15 @@ class DetectionTask:
         return [part for part in parts if next(part.parameters(), None) is not None]
 
     def loader(self, sampler: EpochSampler) -> "DataLoader[Sample]":
-        return training_loader(self.dataset, sampler, self.config.training.workers)
+        cached = self.dataset.inputs.cached
+        # Of held features a window is cut in less time than a worker takes to hand it over.
+        workers = 0 if cached and cached.held else self.config.training.workers
+        return training_loader(self.dataset, sampler, workers)
 
     def prepare(self, batches: Sequence[Batch]) -> list[PreparedBatch]:
         accelerator = self.accelerator
-        batches = [batch.to(accelerator.device).augmented() for batch in batches]
+        # Turned last: what is made of the frames is made once for all streams.
+        batches = [batch.to(accelerator.device).augmented().turned() for batch in batches]
         targets = [self.targets(batch) for batch in batches]
         # Known before the network runs, so that all micro-batches divide by the same number.
         positives = sum(

@@ -2,10 +2,12 @@
 
 import os
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar
 
 import torch
+import yaml
 from torch import Tensor
 
 from configs.atomic import atomic_path
@@ -21,11 +23,14 @@ KINDS = {
         "an action recogniser's checkpoint; evaluate/recognise.py is for those"
     ),
 }
+DATA_FILES = ("data.annotations", "data.classes", "data.info_csv", "evaluation.video_scores")
+VIDEOS = "data.videos"
 FREE_TO_CHANGE = {  # settings that do not change what is trained
     "out",
     "cache.url",
     "cache.blocks",
     "cache.flush_s",
+    "backbone.recompute",
     "data.bad_videos",
     "data.frame_cache",
     "data.frame_cache_gb",
@@ -56,6 +61,7 @@ class Checkpoint(NamedTuple, Generic[C]):
         training: state that only resuming needs (optimizer, epoch, …); empty in `best`.
         frame_rates: the lowest and highest of the training videos; None if unknown, as in files of
             earlier versions.
+        folder: where the training ran, which relative paths are from; None if unknown.
     """
 
     config: C
@@ -64,6 +70,7 @@ class Checkpoint(NamedTuple, Generic[C]):
     ema: dict[str, Tensor]
     training: dict[str, Any]
     frame_rates: tuple[float, float] | None = None
+    folder: str | None = None
 
 
 def save_checkpoint(path: Path, content: Checkpoint[Any]) -> None:
@@ -84,6 +91,7 @@ def save_checkpoint(path: Path, content: Checkpoint[Any]) -> None:
     fields = content._asdict() | {
         "config": dump(content.config),
         "format": content.config.checkpoint_format,
+        "folder": os.getcwd(),
     }
     with atomic_path(path) as aside, aside.open("wb") as file:
         try:
@@ -212,7 +220,8 @@ def load_checkpoint(path: str | Path, kind: type[C]) -> Checkpoint[C]:
             f"{path} is not a checkpoint of this project (format {kind.checkpoint_format})"
         )
     del fields["format"]
-    fields.setdefault("frame_rates", None)
+    for later in ("frame_rates", "folder"):
+        fields.setdefault(later, None)
     if fields.keys() != set(Checkpoint._fields) or not isinstance(fields["config"], str):
         raise ValueError(f"{path} is of another version: its fields are {', '.join(fields)}")
     for part in ("model", "ema"):
@@ -220,3 +229,54 @@ def load_checkpoint(path: str | Path, kind: type[C]) -> Checkpoint[C]:
         check_finite(fields[part], path)
     config = parse(kind, fields.pop("config"), source=str(path), migrate=_migrate)
     return Checkpoint(config, classes=tuple(fields.pop("classes")), **fields)
+
+
+def find_data(config: C, saved: Checkpoint[C], source: str | Path, needs_videos: bool) -> C:
+    """Return an experiment whose data are found from the folder of this process.
+
+    Relative paths that are the checkpoint's, not given anew, and lead nowhere from here are taken
+    from the folder that it was trained in; one line says so.
+
+    Args:
+        config: the experiment of the checkpoint `source`, perhaps with other settings.
+
+    Raises:
+        ValueError: something that is needed is in neither place.
+    """
+    if saved.folder is None:
+        return config
+    here, there = os.getcwd(), saved.folder
+    ours, theirs = flatten(config), flatten(saved.config)
+    found: dict[str, Any] = {}
+    for name in (*DATA_FILES, VIDEOS, "cache.url"):
+        value = ours.get(name)
+        if not value or value != theirs[name]:
+            continue
+        paths = [value] if isinstance(value, str) else [*value]
+        lost = [each for each in paths if not (_is_anywhere(each) or os.path.exists(each))]
+        moved = {each: os.path.join(there, each) for each in lost}
+        if lost and all(map(os.path.exists, moved.values())):
+            new = [moved.get(each, each) for each in paths]
+            found[name] = new[0] if isinstance(value, str) else new
+        elif lost and (name in DATA_FILES or (name == VIDEOS and needs_videos)):
+            where = here if here == there else f"{here} or in {there}, where {source} was trained"
+            raise ValueError(f"{name}: there is no {lost[0]} in {where}; give --{name}")
+    if not found:
+        return config
+    if os.environ.get("RANK", "0") == "0":
+        print(f"from {there}, where {source} was trained: {', '.join(found)}")
+    return parse(type(config), yaml.safe_dump(_replace(dump(config), found)), source=str(source))
+
+
+def _is_anywhere(path: str) -> bool:
+    """Return whether a path or URL means the same from every folder."""
+    return "://" in path or os.path.isabs(path)
+
+
+def _replace(settings: str, found: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings in YAML as nested ones, some of them, by dotted name, with new values."""
+    content: dict[str, Any] = yaml.safe_load(settings)
+    for name, value in found.items():
+        group, _, own = name.rpartition(".")
+        content[group][own] = value
+    return content

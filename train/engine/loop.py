@@ -10,7 +10,6 @@ from typing import Any, Generic, NamedTuple, NoReturn, Protocol, TypeVar
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
@@ -20,13 +19,15 @@ from tqdm import tqdm
 from configs.loader import flatten
 from configs.messages import truncated
 from configs.progress import ProgressBar
+from extract.parallel.processes import gather_objects, translate_lost_process
 from train.config import Trained
 from train.data.loading import EpochSampler
 from train.data.lookahead import copied_ahead
-from train.engine.checkpoint import Checkpoint, check_same_run, load_checkpoint, save_checkpoint
+from train.engine.checkpoint import Checkpoint, check_same_run, load_checkpoint
+from train.engine.checkpoint_writer import CheckpointWriter
 from train.engine.compiling import compile_network
+from train.engine.device_clock import DeviceClock
 from train.engine.lengths import resolve_lengths
-from train.engine.metrics_log import MetricsLog
 from train.engine.optim import Average, batch_norm_statistics, build_schedule, describe_updates
 from train.engine.sharding import (
     gather_tensors,
@@ -37,6 +38,7 @@ from train.engine.sharding import (
 )
 from train.engine.stopwatch import Stopwatch
 from train.errors import SMALLER_BATCHES, translate_oom, translate_worker_death
+from train.tracking.metrics_log import MetricsLog
 
 LOG_EVERY = 10  # updates between two lines of metrics
 START_UP = "starting up"
@@ -160,12 +162,14 @@ class TrainingRun(Generic[T]):
     ) -> None:
         self.task, self.accelerator = task, accelerator
         self.watch = watch or Stopwatch(START_UP)
+        self.clock = DeviceClock.of(accelerator.device)
         settings: Trained = task.config
         self.config = task.config
         self.out = Path(settings.out)
         self.epoch, self.saved_epoch, self.best = 0, 0, -1.0
         self.validated = True  # no validation is due
         self.problems: set[str] = set()  # causes already warned of
+        self.writer = CheckpointWriter()
         self.sampler = EpochSampler(
             len(task.videos),
             settings.training.global_batch,
@@ -214,16 +218,20 @@ class TrainingRun(Generic[T]):
             desc="training",
             disable=not main,
         )
-        with self.bar, closing(self.log), self.watch.stage(STEPS):
+        with self.bar, closing(self.log), closing(self.writer), self.watch.stage(STEPS):
             if not self.validated:
                 self._validate()
             while self.epoch < self.epochs:
+                with self._explain_write_errors():
+                    self.writer.raise_failure()
                 self._train_epoch()
                 self._share_statistics()
                 self.epoch += 1
                 self._end_epoch()
             self.task.log_counts("in all")
             self.task.close()
+            with self.watch.stage(SAVING), self._explain_write_errors():
+                self.writer.wait()
 
     def _end_epoch(self) -> None:
         due = self.training.validates_after(self.epoch)
@@ -239,10 +247,10 @@ class TrainingRun(Generic[T]):
         self.wrapped.train()
         self.sampler.epoch = self.epoch
         began, recent = time.monotonic(), list[MicroBatch]()
-        with translate_worker_death(), translate_oom(SMALLER_BATCHES):
+        with translate_worker_death(), translate_lost_process(), translate_oom(SMALLER_BATCHES):
             on_device = copied_ahead(self.loader, self.accelerator.device)
             updates = zip(*[on_device] * self.training.accumulate, strict=True)
-            came = self.watch.time_waiting(updates, WAITING)
+            came = self.watch.time_waiting(updates, WAITING, self.clock)
             for step, batches in enumerate(came, self.epoch * self.updates):
                 self._warn_of_problems(batches)
                 for batch in batches:
@@ -287,6 +295,8 @@ class TrainingRun(Generic[T]):
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.average.update()
+        if self.clock is not None:
+            self.clock.mark()
         return done
 
     def _warn_of_problems(self, batches: Sequence[Any]) -> None:
@@ -329,7 +339,7 @@ class TrainingRun(Generic[T]):
             for index, row in enumerate(losses.cpu())
             if not row.isfinite().all()
         ]
-        _, loss, videos = min(gather_object(bad[:1]))
+        _, loss, videos = min(gather_objects(bad[:1]))
         raise FloatingPointError(
             f"the loss became {loss} on windows of {', '.join(videos)}; "
             "lower training.lr or training.backbone_lr, or set training.precision to fp32. "
@@ -390,10 +400,19 @@ class TrainingRun(Generic[T]):
             training=training if resumable else {},
             frame_rates=self.task.frame_rates,
         )
+        frozen = {
+            name
+            for name, weight in self.model.named_parameters(remove_duplicate=False)
+            if not weight.requires_grad
+        }
+        epoch = self.epoch
+
+        def written() -> None:
+            if resumable:
+                self.saved_epoch = epoch
+
         with self._explain_write_errors():
-            save_checkpoint(self.out / name, checkpoint)
-        if resumable:
-            self.saved_epoch = self.epoch
+            self.writer.write(self.out / name, checkpoint, frozen, written)
 
     @contextmanager
     def _explain_write_errors(self) -> Iterator[None]:

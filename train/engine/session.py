@@ -13,8 +13,6 @@ from accelerate import Accelerator, DistributedType
 from accelerate.utils import (
     DistributedDataParallelKwargs,
     InitProcessGroupKwargs,
-    broadcast_object_list,
-    gather_object,
     set_seed,
 )
 from torch import nn
@@ -32,15 +30,17 @@ from evaluate.reports.page import REPORT
 from evaluate.reports.training import write_training_report
 from extract.activations.stored import Counts
 from extract.backbone.precision import set_precision
+from extract.parallel.processes import broadcast_object, connect, gather_objects
 from train.config import Trained
 from train.engine.loop import START_UP
 from train.engine.run_folder import check_checkpoint_space, claim_folder
 from train.engine.stopwatch import Stopwatch
-from train.engine.trackers import check_trackers
+from train.tracking.trackers import check_trackers
 
 PASSES = "passes"  # the stage in which missing activations are computed
-WAIT_FOR_PASSES = timedelta(days=7)  # processes compute different videos' activations
-WAIT_FOR_OTHERS = timedelta(hours=2)  # processes index and decode different videos
+# Waiting for more than a step is `extract.parallel.processes`'s. That a decoder hangs in a long
+# window is noticed after a quarter of an hour.
+WAIT_IN_STEP = timedelta(minutes=30)
 
 
 @dataclass
@@ -154,7 +154,7 @@ def make_accelerator(config: Trained, cached: bool = False) -> Accelerator:
         # Buffers of batch norms are averaged after each epoch; none need be sent before each step.
         kwargs_handlers=[
             DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
-            InitProcessGroupKwargs(timeout=WAIT_FOR_PASSES if cached else WAIT_FOR_OTHERS),
+            InitProcessGroupKwargs(timeout=WAIT_IN_STEP),
         ],
     )
     if accelerator.gradient_accumulation_steps != 1:
@@ -165,22 +165,20 @@ def make_accelerator(config: Trained, cached: bool = False) -> Accelerator:
             "--cache: weights that are sharded over processes (FSDP) have no fingerprint; omit it, "
             "and run extract/run.py on the checkpoint afterwards"
         )
+    connect()
     set_seed(config.training.seed)
     return accelerator
 
 
-def inference_accelerator(config: Trained, cached: bool = False) -> Accelerator:
-    """Return the accelerator of a program that trains nothing, and set its precision.
-
-    Args:
-        cached: whether it makes passes that are stored.
-    """
+def inference_accelerator(config: Trained) -> Accelerator:
+    """Return the accelerator of a program that trains nothing, and set its precision."""
     set_precision(config.training.precision)
-    timeout = WAIT_FOR_PASSES if cached else WAIT_FOR_OTHERS
-    return Accelerator(
+    accelerator = Accelerator(
         mixed_precision=config.training.mixed_precision,
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=timeout)],
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=WAIT_IN_STEP)],
     )
+    connect()
+    return accelerator
 
 
 def check_fp16_has_gpu(config: Trained, accelerator: Accelerator) -> None:
@@ -198,7 +196,7 @@ def is_resuming(out: Path, resume: bool) -> bool:
     if out.exists() and not out.is_dir():
         raise ValueError(f"out: {out} is a file; choose a folder")
     # Decided by one process for all: machines may not see the same files in a shared folder.
-    (begun,) = broadcast_object_list([(out / "last.pt").exists()])
+    begun = broadcast_object((out / "last.pt").exists())
     if begun and not resume:
         raise ValueError(f"{out} holds a run already; add --resume, or choose another --out")
     return bool(begun)
@@ -209,10 +207,5 @@ def device_names(accelerator: Accelerator) -> list[str]:
     device = accelerator.device
     cores = f"{device.type.upper()}, {os.cpu_count()} cores"
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else cores
-    names: list[str] = gather_object([name])
+    names: list[str] = gather_objects([name])
     return names
-
-
-def with_cache(overrides: list[str], url: str | None) -> list[str]:
-    """Return the overrides with the setting that `--cache URL` is short for."""
-    return overrides if url is None else [*overrides, f"--cache.url={url}"]

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
+from train.engine.device_clock import DeviceClock
+
 T = TypeVar("T")
 
 
@@ -29,15 +31,29 @@ class Stopwatch:
         finally:
             self._enter(outer)
 
-    def time_waiting(self, items: Iterable[T], name: str) -> Iterator[T]:
-        """Yield the items, and count the time of waiting for the next one for this stage."""
+    def time_waiting(
+        self, items: Iterable[T], name: str, clock: DeviceClock | None = None
+    ) -> Iterator[T]:
+        """Yield the items, and count the time of waiting for the next one for this stage.
+
+        Args:
+            clock: of a device that works while the host waits; only while it has nothing to do does
+                waiting count, the rest is the outer stage's.
+        """
         rest = iter(items)
         while True:
-            with self.stage(name):
-                try:
-                    item = next(rest)
-                except StopIteration:
-                    return
+            outer = self._enter(name)
+            began = self._since
+            try:
+                item = next(rest)
+            except StopIteration:
+                return
+            finally:
+                self._enter(outer)
+                if clock is not None:
+                    busy = min(max(clock.busy_until() - began, 0.0), self._since - began)
+                    self._seconds[name] -= busy
+                    self._seconds[outer] += busy
             yield item
 
     def seconds(self) -> dict[str, float]:

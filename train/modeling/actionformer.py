@@ -8,7 +8,6 @@ Every parameter that is exempt from weight decay (biases, norms, scales) has at 
 """
 
 import math
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -18,77 +17,11 @@ from torch import Tensor, nn
 
 from extract.backbone.videomae import sine_positions
 from train.modeling.attention import ConvAttention, linear
+from train.modeling.config import HeadConfig
 
 PRIOR = 0.01  # probability of every class before training; keeps the first focal losses small
 SCALE_START = 1e-4  # of the residual branches: deep blocks start close to the identity
 MLP_RATIO = 4
-
-
-@dataclass(frozen=True)
-class HeadConfig:
-    """Sizes of the head; the defaults are the ones published for THUMOS-14.
-
-    Attributes:
-        width: channels behind the first convolution.
-        heads: attention heads; divides `width`.
-        embed_convs: convolutions in front of the transformer.
-        stem_blocks: transformer blocks at full resolution.
-        levels: pyramid levels; each one halves the resolution of the level below.
-        drop_path: probability of skipping a residual branch of a sample while training.
-        tower_convs: convolutions in front of each of the two predictors.
-        input_dropout: probability of blanking a feature channel of a window while training; the
-            published runs on frozen features use 0.2.
-        learns: false keeps the head as it is, in eval mode.
-        attention_window: how many steps a step attends to; null for all. One for every level, or
-            a list of one per level. The published runs on features of 2304 steps use 19.
-        positions: add fixed sine-cosine positions behind the first convolutions, as the published
-            runs on whole resized videos do.
-        projection_dropout: probability of blanking a number behind a projection or an activation
-            of the transformer while training.
-    """
-
-    width: int = 512
-    heads: int = 4
-    embed_convs: int = 2
-    stem_blocks: int = 2
-    levels: int = 6
-    drop_path: float = 0.1
-    tower_convs: int = 2
-    input_dropout: float = 0.0
-    learns: bool = True
-    attention_window: int | tuple[int | None, ...] | None = None
-    positions: bool = False
-    projection_dropout: float = 0.0
-
-    def __post_init__(self) -> None:
-        for name in ("width", "heads", "embed_convs", "levels"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"head: {name} must be at least 1, not {getattr(self, name)}")
-        for name in ("stem_blocks", "tower_convs"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"head: {name} must not be negative, but is {getattr(self, name)}")
-        if self.width % self.heads:
-            raise ValueError(f"head: width {self.width} is not a multiple of heads {self.heads}")
-        for name in ("drop_path", "input_dropout", "projection_dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"head: {name} must lie in [0, 1), but is {getattr(self, name)}")
-        if len(self.attention_windows) != self.levels:
-            raise ValueError(
-                f"head: attention_window has {len(self.attention_windows)} values, but there are "
-                f"{self.levels} levels; give one for each, or one for all"
-            )
-        for window in self.attention_windows:
-            if window is not None and (window < 1 or not window % 2):
-                raise ValueError(
-                    f"head: attention_window {window} must be odd, with the step itself in the "
-                    "middle, or null"
-                )
-
-    @property
-    def attention_windows(self) -> tuple[int | None, ...]:
-        """The number of steps that a step attends to, level by level."""
-        given = self.attention_window
-        return given if isinstance(given, tuple) else (given,) * self.levels
 
 
 class HeadOutput(NamedTuple):

@@ -8,62 +8,19 @@ begins at 0.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Literal, TypeVar
+from dataclasses import replace
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from extract.sampling.reversal import (
-    Pairing,
-    find_partners,
-    pair_points,
-    reverse_distances,
-    take_partners,
-)
-from extract.sampling.windows import Direction
-from train.modeling.actionformer import ActionFormer, HeadConfig, HeadOutput
+from extract.sampling.reversal import find_partners, pair_points, reverse_distances, take_partners
+from extract.settings.sampling import Pairing
+from train.modeling.actionformer import ActionFormer, HeadOutput
+from train.modeling.config import MIXING_METHODS, FusionConfig, HeadConfig
 
-Method = Literal[
-    "none",
-    "average",
-    "segments",
-    "calibrated",
-    "fc",
-    "fc_conv",
-    "fc_mean",
-    "early",
-    "gated",
-    "attention",
-]
 Layer = TypeVar("Layer", nn.Linear, nn.Conv3d)
-FEATURE_METHODS: tuple[Method, ...] = ("early", "gated", "attention")
-MIXING_METHODS: tuple[Method, ...] = ("fc", "fc_conv", "fc_mean")
-
-
-@dataclass(frozen=True)
-class FusionConfig:
-    """Settings of the fusion of two streams.
-
-    Args:
-        method: `none` is one stream. Of predictions: `average` of scores and boundaries;
-            `segments`, both streams' together before suppression; `calibrated`, scores weighted per
-            class by logistic regression; a fully connected layer over the points of both streams
-            for scores and distances (`fc`, Experiment 3-1), for distances beside a convolution over
-            both streams' scores (`fc_conv`, 3-2) or beside their mean (`fc_mean`, 3-3). Of
-            features: both side by side (`early`), the second through a gate (`gated`) or looked up
-            by the first (`attention`).
-        partner: direction of the second stream.
-        pairing: which points meet, see `extract.sampling.reversal.Pairing`.
-        axis: over which fully connected layers and the convolution run: the points of one `level`
-            after another, or of `all` levels in a row.
-    """
-
-    method: Method = "none"
-    partner: Direction = "reversed"
-    pairing: Pairing = "nearest"
-    axis: Literal["level", "all"] = "level"
 
 
 def align(

@@ -4,10 +4,10 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import ClassVar, Literal
 
-from extract.backbone.precision import Precision
-from extract.sampling.views import CropConfig, ViewConfig
-from extract.sampling.windows import Direction
-from extract.tada.networks import FEWEST_FRAMES, NetworkConfig
+from extract.settings.backbone import Precision
+from extract.settings.network import FEWEST_FRAMES, NetworkConfig
+from extract.settings.pixels import CropConfig, ViewConfig
+from extract.settings.sampling import Direction
 from train.config import TrainingConfig
 
 Pair = tuple[str | int, str | int]

@@ -12,12 +12,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from evaluate.datasets.fields import did_you_mean
 from evaluate.metrics.accuracy import LabelSet
+from extract.parallel.processes import gather_objects
 from extract.sampling.views import (
     Stretch,
     evaluation_clips,
@@ -27,7 +27,7 @@ from extract.sampling.views import (
     training_view,
 )
 from extract.sampling.window_frames import open_unchanged
-from extract.sampling.windows import Direction
+from extract.settings.sampling import Direction
 from extract.video.files import VIDEO_SUFFIXES
 from extract.video.probe import probe
 from extract.video.reader import VideoError
@@ -108,7 +108,7 @@ def load_examples(
                 problems[name] = str(error)
         if accelerator is not None:
             # A file may be bad, or too slow, for one process alone.
-            for others in gather_object([problems]):
+            for others in gather_objects([problems]):
                 problems = others | problems
             kept = [example for example in kept if example.name not in problems]
         parts.append(Examples(kept, problems))

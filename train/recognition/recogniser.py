@@ -14,9 +14,10 @@ from evaluate.metrics.accuracy import LabelSet, flat_names, label_sets, split_sc
 from extract.backbone.precision import computing_in
 from extract.checkpoints.strict import load_state_dict_strict
 from extract.checkpoints.tensor_files import TensorFile, read_tensors
+from extract.settings.network import NetworkConfig
 from extract.tada.convnext import TAdaConvNeXt, TAdaConvNeXtConfig
 from extract.tada.frame_resnet import FrameResNet, load_image_resnet
-from extract.tada.networks import NetworkConfig, build_network
+from extract.tada.networks import build_network
 from extract.tada.pretrained import recognise_tada
 from extract.tada.tada2d import TAda2D, TAda2DConfig, lift_resnet
 from train.engine.checkpoint import Checkpoint, load_checkpoint

@@ -7,7 +7,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 from numpy.typing import NDArray
 from timm.optim import param_groups_weight_decay
 from torch import Tensor, nn
@@ -17,6 +16,7 @@ from tqdm import tqdm
 
 from configs.progress import ProgressBar
 from evaluate.metrics.accuracy import Accuracy, LabelSet, compute_accuracy
+from extract.parallel.processes import gather_objects
 from extract.tada.networks import VideoNetwork
 from extract.video.reader import VideoError
 from train.data.loading import EpochSampler
@@ -191,7 +191,7 @@ def score_examples(
                 found[position] = scores
     everyone: ClipScores = {}
     skipped: dict[str, str] = {}
-    for mine, bad in gather_object([(found, dropped)]):
+    for mine, bad in gather_objects([(found, dropped)]):
         everyone |= mine
         skipped |= bad
     if not everyone:

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate, default_convert
 
-from extract.sampling.shared_memory import SharedMemory
+from extract.parallel.shared_memory import SharedMemory
+from extract.video.watchdog import note_taker
 
 ALIGNED = 64  # bytes of a line of a processor's cache
 Place = tuple[torch.dtype, torch.Size, int]
@@ -43,6 +44,7 @@ def make_loader(
         num_workers=workers,
         multiprocessing_context="spawn",
         collate_fn=PackedCollate(collate),
+        worker_init_fn=note_taker(),
         **options,
     )
 

@@ -8,7 +8,7 @@ strengths, and is about a third as strong at 9.
 All frames of a window get the same operations, in the order of the list. Signs are drawn for every
 window; mmaction2 draws them once a run, with its configuration.
 
-Operations work on levels as `extract.sampling.colours` has them, float32 [3, N, H, W], and may
+Operations work on levels as `extract.augmentation.colours` has them, float32 [3, N, H, W], and may
 overwrite what they are given. Each takes two shares in [0, 1), which decide a sign or a place.
 """
 
@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn.functional import grid_sample
 from torchvision.transforms.v2 import functional
 
-from extract.sampling.colours import (
+from extract.augmentation.colours import (
     HIGHEST,
     Change,
     adjust_brightness,
@@ -74,7 +74,7 @@ def rotate(levels: Tensor, shares: Pair) -> Tensor:
     """Turn the picture about its centre."""
     angle = _signed(ROTATION, shares)
     cos, sin = math.cos(angle), math.sin(angle)
-    return _moved(levels, ((cos, sin), (-sin, cos)))
+    return _moved(levels, ((cos, -sin), (sin, cos)))
 
 
 def posterise(levels: Tensor, shares: Pair) -> Tensor:

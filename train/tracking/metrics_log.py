@@ -12,7 +12,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from configs.atomic import write_text
 from evaluate.reports.metrics_file import METRICS, read_metrics
-from train.engine.trackers import Trackers
+from train.tracking.trackers import Trackers
 
 TENSORBOARD = "tensorboard"  # in `training.trackers`, and the folder of its curves
 

@@ -1,0 +1,1 @@
+"""What changes the pixels of training windows, in batches on any device."""

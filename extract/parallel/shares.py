@@ -1,0 +1,157 @@
+"""Work that many machines share without talking to each other: whole videos, by their names."""
+
+import hashlib
+import math
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from configs.messages import truncated
+
+ENGINES = ("slurm", "local")
+
+
+@dataclass(frozen=True)
+class Share:
+    """Share `number` of `count`, from 1 on."""
+
+    number: int
+    count: int
+
+    @classmethod
+    def parse(cls, text: str) -> "Share":
+        """Return the share that a text such as `3/20` names.
+
+        Raises:
+            ValueError: it names none.
+        """
+        number, slash, count = text.partition("/")
+        if not (slash and number.isdecimal() and count.isdecimal()):
+            raise ValueError(f"--share: '{text}' is not like 3/20, the third of twenty")
+        if not 1 <= int(number) <= int(count):
+            raise ValueError(f"--share: {text}: shares are counted from 1 to {count}")
+        return cls(int(number), int(count))
+
+    def of(self, names: Iterable[str]) -> list[str]:
+        """Return the names of this share, in their order.
+
+        Shares differ by one name at most, and which names a share has does not depend on what is
+        done already: it may be given up and begun again, on any machine.
+        """
+        names = list(names)
+        shuffled = sorted(names, key=lambda name: hashlib.sha256(name.encode()).digest())
+        mine = set(shuffled[self.number - 1 :: self.count])
+        return [name for name in names if name in mine]
+
+
+class ShareCommand:
+    """A command that a job runs; one that is preempted is put in the queue again as it is.
+
+    Args:
+        words: of the command, the interpreter first.
+    """
+
+    def __init__(self, words: Sequence[str]) -> None:
+        self.words = list(words)
+
+    def __call__(self) -> None:
+        subprocess.run(self.words, check=True)
+
+    def checkpoint(self) -> Any:
+        """Return what submitit queues when the machine is taken away."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self)
+
+
+def parse_resources(pairs: Sequence[str]) -> dict[str, Any]:
+    """Return resources of a job from texts `name=value`; a value is a number where it looks so.
+
+    Raises:
+        ValueError: one is not of this form.
+    """
+    found = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not (name.isidentifier() and equals):
+            raise ValueError(f"--resources: '{pair}' is not like timeout_min=240")
+        found[name] = yaml.safe_load(value)
+    return found
+
+
+def without_options(words: Sequence[str], options: Mapping[str, int | None]) -> list[str]:
+    """Return the words of a command line, some options left out.
+
+    Args:
+        options: how many values each of them has; None: all up to the next option.
+    """
+    kept: list[str] = []
+    left = 0.0
+    for word in words:
+        name, equals, _ = word.partition("=")
+        if name in options:
+            values = options[name]
+            left = 0 if equals else math.inf if values is None else values
+        elif left and not word.startswith("--"):
+            left -= 1
+        else:
+            left = 0
+            kept.append(word)
+    return kept
+
+
+def submit_shares(
+    engine: str, count: int, resources: Mapping[str, Any], logs: Path, words: Sequence[str]
+) -> None:
+    """Run a command once for each share, as an array of jobs, and wait for them.
+
+    Args:
+        engine: of submitit: `slurm`, or `local` for processes of this machine.
+        resources: parameters of submitit's executor, as `timeout_min`, `gpus_per_node`,
+            `slurm_partition`, `slurm_array_parallelism`.
+        logs: folder for the jobs' output; the same on all machines.
+        words: of the command behind the interpreter; `--share I/N` is added.
+
+    Raises:
+        ValueError: submitit is not installed, or does not know a resource.
+        ChildProcessError: shares have failed; all others are done.
+    """
+    try:
+        import submitit
+    except ImportError as error:
+        raise ValueError(
+            'jobs of a cluster need submitit: pip install "palindrome[cluster]" (in a checkout '
+            '".[cluster]")'
+        ) from error
+    executor = submitit.AutoExecutor(folder=logs, cluster=engine)
+    try:
+        executor.update_parameters(name="palindrome", **resources)
+    except (NameError, TypeError, ValueError, AssertionError) as error:
+        raise ValueError(f"--resources: {' '.join(str(error).split())}") from error
+    commands = [
+        ShareCommand([sys.executable, *words, "--share", f"{number}/{count}"])
+        for number in range(1, count + 1)
+    ]
+    jobs = executor.submit_array(commands)
+    print(f"{count} shares as jobs {jobs[0].job_id} … {jobs[-1].job_id}; their output: {logs}")
+    failed = [
+        f"share {number}/{count}: {_cause(job)}"
+        for number, job in enumerate(jobs, 1)
+        if job.exception() is not None
+    ]
+    if failed:
+        raise ChildProcessError(
+            f"{len(failed)} of {count} shares failed; what the others made is kept, and the same "
+            "command makes the rest:\n  " + "\n  ".join(truncated(failed))
+        )
+
+
+def _cause(job: Any) -> str:
+    """Return the last line of a job's errors, and where they are."""
+    lines = [line for line in (job.stderr() or "").splitlines() if line.startswith("error: ")]
+    return f"{lines[-1] if lines else 'it ended'} ({job.paths.stderr})"

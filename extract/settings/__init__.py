@@ -1,0 +1,1 @@
+"""Settings of frames, networks and the cache, in files that import nothing heavy."""

@@ -1,0 +1,189 @@
+"""Frames that arrive one by one are seen as those of a file, and what is found is the same."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from extract.sampling.windows import sliding_windows
+from extract.settings.pixels import PixelConfig
+from extract.settings.sampling import SamplingConfig
+from extract.video.reader import CHUNK, VideoReader
+from tests.encodings import write_numbered
+from tests.test_detect import detector_of
+from tests.test_detector import small_experiment
+from train.config import Experiment
+from train.data import live
+from train.data.batch import Batch
+from train.data.live import arriving_windows, delay_s
+from train.data.videos import VideoItem, probe_item
+from train.data.windows import EvaluationWindows, WindowInputs
+from train.modeling.config import FusionConfig
+
+PIXELS = PixelConfig(size=16, train_short_side=18)
+
+
+def numbered(count: int) -> Iterator[NDArray[np.uint8]]:
+    """Yield frames whose colour is their number, in memory that is used again."""
+    frame = np.zeros((18, 24, 3), np.uint8)
+    for number in range(count):
+        frame[:] = number % 256, number // 256, 7
+        yield frame
+
+
+@settings(max_examples=30)
+@given(
+    frames=st.integers(1, 400),
+    fps=st.sampled_from([7.0, 12.5, 25.0, 29.97, 30.0]),
+    rate=st.sampled_from([None, 4.0, 12.0, 30.0, 40.0]),
+    size=st.sampled_from([16, 32]),
+    overlap=st.sampled_from([0.0, 0.25, 0.5, 0.75]),
+)
+def test_windows_are_those_of_a_file(
+    frames: int, fps: float, rate: float | None, size: int, overlap: float
+) -> None:
+    stride = {"snippet_stride": 2} if rate is None else {"fps": rate}
+    sampling = SamplingConfig(window_size=size, **stride)
+    none = np.zeros((0, 2)), np.zeros(0, np.int64)
+    video = VideoItem("v", Path("v"), frames, frames / fps, fps, *none, (), sampling_fps=rate)
+    expected = sliding_windows(video, overlap, sampling)
+    inputs = WindowInputs(sampling, PIXELS, ("forward", "reversed"))
+    arrived = [*arriving_windows(numbered(frames), fps, inputs, overlap)]
+    assert len(arrived) == len(expected)
+    for (batch, _), window in zip(arrived, expected, strict=True):
+        (found,), inputs_of = batch.windows, batch.turned().inputs
+        assert np.array_equal(found.frames, window.frames)
+        assert (found.start, found.reflection) == (window.start, window.reflection)
+        assert batch.mask[0].tolist() == window.mask().tolist()
+        for direction, pixels in zip(inputs.directions, inputs_of, strict=True):
+            seen = pixels[0, :2, :, 8, 8].numpy().astype(int)
+            assert (seen[0] + 256 * seen[1]).tolist() == window.indices(direction).tolist()
+    assert arrived[-1][1].frames == frames
+
+
+def experiment(direction: Literal["forward", "reversed", "both"] = "forward") -> Experiment:
+    small = small_experiment(Path("runs/none"))
+    if direction == "both":
+        return replace(small, fusion=FusionConfig("average"))
+    return replace(small, direction=direction)
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("live") / "clip.mp4"
+    write_numbered(path, 420)
+    return path
+
+
+def frames_of(path: Path) -> Iterator[NDArray[np.uint8]]:
+    reader = VideoReader(path)
+    for number in range(len(reader)):
+        yield reader.frames(np.array([number]))[0]
+
+
+@pytest.mark.parametrize("direction", ["forward", "reversed", "both"])
+def test_what_is_found_is_what_is_found_in_the_file(
+    video: Path, direction: Literal["forward", "reversed", "both"]
+) -> None:
+    detector = detector_of(experiment(direction))
+    sampling, overlap = detector.config.sampling, detector.config.sampling.test_overlap
+    item = probe_item(video, sampling.fps)
+    inputs = WindowInputs(sampling, detector.config.pixels, detector.config.directions)
+    of_file = EvaluationWindows([item], inputs, overlap)
+    arrived = [batch for batch, _ in arriving_windows(frames_of(video), item.fps, inputs, overlap)]
+    assert len(arrived) > 3
+    for sample, batch in zip(of_file, arrived, strict=True):
+        assert all(torch.equal(a, b[0]) for a, b in zip(sample.inputs, batch.inputs, strict=True))
+
+    expected = detector.detect(video)
+    found = detector.detect(frames_of(video), fps=item.fps)
+    # By place: neighbours whose scores are equal but for rounding may change places.
+    assert len(found) == len(expected) > 10
+    for one, other in zip(sorted(found), sorted(expected), strict=True):
+        assert one.label == other.label
+        assert one[1:] == pytest.approx(other[1:], abs=1e-5)
+
+
+def test_live_actions_come_in_time_once_and_as_in_the_end(video: Path) -> None:
+    detector = detector_of(experiment())
+    item = probe_item(video, detector.config.sampling.fps)
+    sampling = detector.config.sampling
+    seen = 0
+
+    def frames() -> Iterator[NDArray[np.uint8]]:
+        nonlocal seen
+        for frame in frames_of(video):
+            seen += 1
+            yield frame
+
+    settled, until, lateness = [], -1.0, 0.0
+    for update in detector.detect_live(frames(), item.fps):
+        for found in update.settled:
+            assert until < found.end_s <= update.until_s
+            if seen < item.frames:
+                lateness = max(lateness, seen / item.fps - found.end_s)
+        settled += update.settled
+        until = update.until_s
+    assert until == pytest.approx(item.duration_s)
+    in_frames = replace(sampling, fps=None, snippet_stride=sampling.step)
+    most = (sampling.window_size * 2) * in_frames.step / (sampling.fps or item.fps)
+    assert 0 < lateness <= most + 17 / item.fps
+    whole = sorted((d.label, d.start_s, d.end_s) for d in detector.detect(video) if d.score > 0.05)
+    ours = sorted((d.label, d.start_s, d.end_s) for d in settled if d.score > 0.05)
+    assert len(whole) > 10
+    assert np.allclose([w[1:] for w in whole], [o[1:] for o in ours], atol=1e-5)
+    assert [w[0] for w in whole] == [o[0] for o in ours]
+
+
+def test_memory_is_that_of_a_window(monkeypatch: pytest.MonkeyPatch) -> None:
+    sampling = SamplingConfig(window_size=16, snippet_stride=2)
+    inputs = WindowInputs(sampling, PIXELS, ("forward",))
+    sizes = []
+
+    def batch(self: live._Kept, *parts: Any) -> Batch:
+        sizes.append(len(self.numbers))
+        return make_batch(self, *parts)
+
+    make_batch = live._Kept.batch
+    monkeypatch.setattr(live._Kept, "batch", batch)
+    windows = sum(1 for _ in arriving_windows(numbered(3000), 25.0, inputs, 0.5))
+    assert len(sizes) == windows > 100
+    assert max(sizes) <= 16 + 8 + CHUNK
+
+
+def test_the_delay_is_stated() -> None:
+    sampling = SamplingConfig(window_size=32, fps=4.0)
+    assert delay_s(sampling, 0.5) == (32 + 16 + 1) * sampling.step / 4.0
+    with pytest.raises(ValueError, match=r"sampling\.fps"):
+        delay_s(SamplingConfig(window_size=32, snippet_stride=2), 0.5)
+
+
+@pytest.mark.parametrize(
+    ("frames", "fps", "message"),
+    [
+        ([], 25.0, "no frame has arrived"),
+        ([np.zeros((8, 8, 3), np.uint8)], None, "rate"),
+        ([np.zeros((8, 8, 3), np.float32)], 25.0, "frame 0: expected uint8"),
+        ([np.zeros((8, 8), np.uint8)], 25.0, "frame 0: expected uint8"),
+        ([np.zeros((n, 8, 3), np.uint8) for n in (8, 9, 9, 9)], 25.0, "another size"),
+    ],
+)
+def test_frames_that_are_none(
+    frames: list[NDArray[np.uint8]], fps: float | None, message: str
+) -> None:
+    detector = detector_of(experiment())
+    with pytest.raises(ValueError, match=message):
+        detector.detect(frames, fps)
+
+
+def test_a_detector_of_whole_videos_says_so() -> None:
+    config = replace(experiment(), sampling=SamplingConfig("resize", window_size=32))
+    with pytest.raises(ValueError, match="whole videos"):
+        detector_of(config).detect(numbered(4), fps=25.0)

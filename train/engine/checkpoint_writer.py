@@ -1,0 +1,77 @@
+"""Checkpoints that are written in a thread, while training goes on."""
+
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from torch.utils._pytree import tree_map_only
+
+from train.engine.checkpoint import Checkpoint, save_checkpoint
+
+
+class CheckpointWriter:
+    """Writes one checkpoint at a time, in order; leaving it as a context waits for the last."""
+
+    def __init__(self) -> None:
+        self.pool = ThreadPoolExecutor(1, "checkpoints")
+        self.pending: Future[None] | None = None
+
+    def write(
+        self, path: Path, content: Checkpoint[Any], frozen: set[str], written: Callable[[], None]
+    ) -> None:
+        """Begin to write a file, once the one before is written.
+
+        Args:
+            frozen: names of the model's tensors that do not change; others are copied first.
+            written: called in the thread when the file is there.
+
+        Raises:
+            FloatingPointError, OSError: of the file before, see `save_checkpoint`.
+        """
+        self.wait()
+        copied = _copy_to_host(content, frozen)
+
+        def save() -> None:
+            save_checkpoint(path, copied)
+            written()
+
+        self.pending = self.pool.submit(save)
+
+    def wait(self) -> None:
+        """Wait until everything is written, and raise what went wrong."""
+        pending, self.pending = self.pending, None
+        if pending is not None:
+            pending.result()
+
+    def raise_failure(self) -> None:
+        """Raise what went wrong, without waiting for what is being written."""
+        if self.pending is not None and self.pending.done():
+            self.wait()
+
+    def close(self) -> None:
+        """Let what is being written end, whatever becomes of it."""
+        self.pool.shutdown()
+
+
+def _copy_to_host(content: Checkpoint[Any], frozen: set[str]) -> Checkpoint[Any]:
+    """Return a checkpoint whose tensors stay as they are; shared ones are shared again."""
+    copies: dict[Any, Tensor] = {
+        _place(tensor): tensor for name, tensor in content.model.items() if name in frozen
+    }
+
+    def copy(tensor: Tensor) -> Tensor:
+        if (place := _place(tensor)) not in copies:
+            copies[place] = tensor.detach().to("cpu", copy=True)
+        return copies[place]
+
+    model, ema, training = tree_map_only(
+        Tensor, copy, (content.model, content.ema, content.training)
+    )
+    return content._replace(model=model, ema=ema, training=training)
+
+
+def _place(tensor: Tensor) -> tuple[Any, ...]:
+    """Return what two tensors have in common that are the same numbers in memory."""
+    return tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
