@@ -21,8 +21,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.nn.functional import adaptive_avg_pool2d
-from tqdm import tqdm
 
+from configs.progress import ProgressBar
 from extract.sampling.windows import random_window
 from extract.settings.sampling import SamplingConfig
 from extract.video.files import VIDEO_SUFFIXES
@@ -137,7 +137,7 @@ def check_random_windows(files: list[ReferenceFrames], count: int) -> tuple[int,
     """Return how many frames of random windows, in both directions, are wrong, and of how many."""
     rng = np.random.default_rng(0)
     wrong, frames = 0, 0
-    for _ in tqdm(range(count), desc="random windows", disable=not sys.stderr.isatty()):
+    for _ in ProgressBar(range(count), desc="random windows", disable=not sys.stderr.isatty()):
         reference = files[rng.integers(len(files))]
         sampling = SamplingConfig(window_size=48, snippet_stride=int(rng.integers(1, 9)))
         nothing = np.zeros((0, 2))

@@ -19,8 +19,8 @@ from typing import Any, NamedTuple
 
 import av
 import torch
-from tqdm import tqdm
 
+from configs.progress import ProgressBar
 from evaluate.annotations import Detection
 from evaluate.files.subtitles import format_clock
 from extract.sampling.transforms import evaluation_transform
@@ -112,7 +112,7 @@ def measure(checkpoint: Path, path: Path, batch: int | None) -> Measurement:
     began = time.monotonic()
     item = probe_item(path)
     windows = len(detector.windows(item))
-    with tqdm(
+    with ProgressBar(
         total=windows, desc=format_clock(item.duration_s, 0), unit="window", leave=False
     ) as bar:
         found = detector.detect_with_scores(item, done=bar.update).detections[detector.main_output]
@@ -135,7 +135,7 @@ def detect_one_by_one(detector: Detector, path: Path) -> list[Detection]:
     device = next(detector.parameters()).device
     transform = evaluation_transform(config.pixels)
     found = []
-    for window in tqdm(windows, desc="single windows", unit="window", leave=False):
+    for window in ProgressBar(windows, desc="single windows", unit="window", leave=False):
         (frames,) = window_frames(reader, [window], transform)
         nothing = torch.zeros(0, 2)
         sample = Sample(

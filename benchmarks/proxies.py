@@ -22,9 +22,9 @@ from typing import Any
 import av
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from benchmarks.decode import median_seconds, write_synthetic
+from configs.progress import ProgressBar
 from extract.sampling.transforms import evaluation_transform
 from extract.sampling.window_frames import window_frames
 from extract.sampling.windows import Window, sliding_windows
@@ -62,7 +62,7 @@ def main() -> None:
 def write_videos(folder: Path, seconds: int, frames: int) -> list[Path]:
     """Write two videos of the demo and two longer clips; return their paths."""
     files = [write_scene(folder / f"demo_{seed}.mp4", seed, seconds * FPS) for seed in range(2)]
-    longer = tqdm(range(2), desc="writing clips", leave=False)
+    longer = ProgressBar(range(2), desc="writing clips", leave=False)
     return files + [
         write_synthetic(folder / f"clip_{number}.mp4", frames * (number + 1), HEIGHT, WIDTH)
         for number in longer
@@ -77,7 +77,7 @@ def write_scene(path: Path, seed: int, count: int) -> Path:
         stream: Any = container.add_stream("libx264", rate=FPS)
         stream.height, stream.width, stream.pix_fmt = HEIGHT, WIDTH, "yuv420p"
         stream.options = {"g": "250", "bf": "3", "preset": "veryfast"}
-        for begin in tqdm(range(0, count, 16), desc=f"drawing {path.name}", leave=False):
+        for begin in ProgressBar(range(0, count, 16), desc=f"drawing {path.name}", leave=False):
             times = np.arange(begin, min(begin + 16, count)) / FPS
             for picture in render_scene(scene, times, HEIGHT, WIDTH, rng):
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))

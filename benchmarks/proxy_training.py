@@ -24,9 +24,9 @@ from typing import Any
 
 import av
 import numpy as np
-from tqdm import tqdm
 
 from configs.atomic import atomic_path, write_text
+from configs.progress import ProgressBar
 from extract.video.reader import VideoReader
 
 DEMO = Path("data/demo")
@@ -69,7 +69,7 @@ def enlarge_all(sources: list[Path], folder: Path) -> None:
     jobs = [pair for pair in zip(sources, targets, strict=True) if not pair[1].exists()]
     with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
         done = pool.map(enlarge, *zip(*jobs, strict=True)) if jobs else iter(())
-        for _ in tqdm(done, total=len(jobs), desc="enlarging", unit="video"):
+        for _ in ProgressBar(done, total=len(jobs), desc="enlarging", unit="video"):
             pass
 
 

@@ -24,7 +24,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from configs import cli
-from configs.messages import pad_columns
+from configs.messages import format_bytes, pad_columns
 from configs.options import ScriptParser
 from train.config import Experiment
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from cache.upkeep.verify import Problem
     from train.cache_entries.verdicts import Verdict
 
-HEADER = ("cut", "fingerprint", "dtype", "direction", "span", "spans", "MB", "age", "weights")
+HEADER = ("cut", "fingerprint", "dtype", "direction", "span", "spans", "size", "age", "weights")
 
 
 def main() -> None:
@@ -84,10 +84,10 @@ def show(url: str, verifies: bool, prunes: bool, budget_gb: float | None) -> lis
                 progress=sys.stderr.isatty(),
             )
             print(
-                f"freed {done.freed_bytes / 1e6:,.1f} MB: {done.dropped:,} spans stale or over the "
+                f"freed {format_bytes(done.freed_bytes)}: {done.dropped:,} spans stale or over the "
                 f"budget, {done.damaged:,} damaged, {done.duplicates:,} twice, "
                 f"{done.leftovers:,} leftovers of killed processes; "
-                f"{done.kept_bytes / 1e6:,.1f} MB stay"
+                f"{format_bytes(done.kept_bytes)} stay"
             )
             if done.repaired:
                 print(f"{done.repaired:,} lists of a part's files are written anew")
@@ -118,7 +118,7 @@ def _table(store: Store, verdicts: dict[str, Verdict]) -> str:
                 summary.direction,
                 summary.span,
                 f"{summary.spans:,}" + ("+" if unfinished and not summary.spans else ""),
-                f"{summary.bytes / 1e6:,.1f}",
+                format_bytes(summary.bytes),
                 str(timedelta(seconds=round(max(0.0, time.time() - summary.newest_s)))),
                 "?"
                 if info is None
@@ -127,7 +127,7 @@ def _table(store: Store, verdicts: dict[str, Verdict]) -> str:
             )
         )
     lines = ["  ".join(row).rstrip() for row in pad_columns(rows)]
-    videos = f"{len(store.videos):,} videos, {store.bytes / 1e6:,.1f} MB in {store.url}"
+    videos = f"{len(store.videos):,} videos, {format_bytes(store.bytes)} in {store.url}"
     return "\n".join([*lines, videos, *_reasons(verdicts)])
 
 

@@ -39,6 +39,17 @@ def plain_line(text: str, limit: int = 160) -> str:
     return f"{whole} …" if whole else f"{cut}…"
 
 
+BYTES = ("kB", "MB", "GB")
+
+
+def format_bytes(count: float) -> str:
+    """Return a number of bytes with the unit that fits it: 0 B, 87.3 kB, 1.5 GB."""
+    power = 0
+    while round(count, 1) >= 1000 and power < len(BYTES):
+        count, power = count / 1000, power + 1
+    return f"{count:,.1f} {BYTES[power - 1]}" if power else f"{count:.0f} B"
+
+
 MAX_LINES = 20
 
 

@@ -28,12 +28,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from tqdm import tqdm
-
 from configs import cli
 from configs.atomic import write_text
 from configs.messages import format_error
 from configs.options import ScriptParser
+from configs.progress import ProgressBar
 from evaluate.annotations import Annotations, Detection, Segment, read_annotations, with_duration
 from evaluate.files.annotation_tools import MediaFile, ToolFiles
 from evaluate.files.clip_names import clip_names
@@ -207,7 +206,7 @@ def detect(
     written_at = began
     try:
         total = sum(len(detector.windows(item)) for item in items)
-        with tqdm(total=total, unit="window", leave=False, smoothing=0.05) as bar:
+        with ProgressBar(total=total, unit="window", leave=False, smoothing=0.05) as bar:
             for item in items:
                 bar.set_description(item.path.name)
                 since = time.monotonic()
@@ -350,7 +349,7 @@ def detect_with_scores(
     item: VideoItem,
     with_curves: bool,
     workers: int,
-    bar: tqdm[None],
+    bar: ProgressBar,
     process: DecodingProcess | None,
 ) -> VideoResult:
     """Detect in one video; raise VideoError if its decoder ends the process that decodes."""

@@ -23,14 +23,14 @@ from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
-from tqdm import tqdm
-
 from configs import cli
 from configs.atomic import write_text
 from configs.loader import dump, load
 from configs.options import ScriptParser
+from configs.progress import ProgressBar
 from evaluate.annotations import Video, select_videos
 from evaluate.files.predictions import read_predictions, scoring_problems
+from extract.checkpoints.hub import folder_of
 from train.config import Experiment
 from train.engine.stopwatch import Stopwatch
 
@@ -129,7 +129,7 @@ def diagnose_predictions(
     durations_s = [video.duration_s for video in videos]
     diagnoses = {
         name: diagnose(truth, detections, durations_s, tiou)
-        for name, detections in tqdm(found.items(), "diagnosing", unit="file", leave=False)
+        for name, detections in ProgressBar(found.items(), "diagnosing", unit="file", leave=False)
     }
     notes = write_diagnosis(out, files, subset, videos, diagnoses)
     launch = replace(launch, outcome=FINISHED, seconds=watch.seconds())
@@ -163,7 +163,7 @@ def find_predictions(checkpoint: Path, subset: str, answer: str) -> dict[str, Pa
     Raises:
         ValueError: there are none.
     """
-    folder = checkpoint.parent / "evaluation" / f"{checkpoint.stem}-{subset}"
+    folder = folder_of(checkpoint) / "evaluation" / f"{checkpoint.stem}-{subset}"
     path = folder / "predictions.json"
     if not path.is_file():
         raise ValueError(

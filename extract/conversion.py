@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from configs.atomic import atomic_path
-from configs.messages import truncated
+from configs.messages import format_bytes, truncated
 from extract.backbone.pretrained import trunk_settings
 from extract.backbone.videomae import VideoMAE
 from extract.checkpoints.key_maps import ADAPTERS, MMACTION, head_to_opentad, invert_map, rename_key
@@ -31,13 +31,13 @@ OPENTAD = "backbone.model.backbone."
 FINAL_NORM = f"{OPENTAD}fc_norm."
 
 
-def describe_content(path: Path, content: TensorFile, what: str) -> None:
+def describe_content(content: TensorFile, what: str) -> None:
     """Print what a file holds, in a phrase, its size and its SHA-256."""
     part = f", of its '{content.part}'" if content.part else ""
     numbers = sum(tensor.numel() for tensor in content.tensors.values())
     kinds = sorted({str(t.dtype).removeprefix("torch.") for t in content.tensors.values()})
-    print(f"{path}: {what}")
-    print(f"  {content.bytes / 1e6:,.1f} MB, {len(content.tensors)} tensors{part}, ", end="")
+    print(f"{content.name}: {what}")
+    print(f"  {format_bytes(content.bytes)}, {len(content.tensors)} tensors{part}, ", end="")
     print(f"{numbers:,} parameters and buffers, {' and '.join(kinds)}")
     for name, digest in hash_files(content.files).items():
         print(f"  SHA-256 {digest}  {name}")
@@ -45,7 +45,7 @@ def describe_content(path: Path, content: TensorFile, what: str) -> None:
 
 def describe_tada(path: Path, content: TensorFile, network: TAdaNetwork) -> None:
     """Print what a file with a TAdaConv network holds, and what is wrong with it."""
-    describe_content(path, content, str(network))
+    describe_content(content, str(network))
     if network.tasks:
         print(f"  {network.classes}; not named")
     for line in find_tada_problems(network):
@@ -56,7 +56,7 @@ def describe(path: Path, content: TensorFile, networks: tuple[FoundNetwork, ...]
     """Print what a file holds, which tensors are used and what is wrong with it."""
     network = networks[0]
     streams = f", {len(networks)} streams" if len(networks) > 1 else ""
-    describe_content(path, content, f"{network.layout}, {network.size}{streams}")
+    describe_content(content, f"{network.layout}, {network.size}{streams}")
     if blocks := network.adapted:
         print(f"  mode {network.mode}: {len(blocks)} adapters, blocks {blocks[0]} to {blocks[-1]}")
     else:
@@ -130,7 +130,7 @@ def convert_tada(path: Path, network: TAdaNetwork, out: Path) -> None:
     with atomic_path(out) as aside:
         state = {name: tensor.contiguous() for name, tensor in network.tensors.items()}
         save_file(state, aside, {"format": "pt"})
-    print(f"{out}: {len(state)} tensors, {out.stat().st_size / 1e6:,.1f} MB")
+    print(f"{out}: {len(state)} tensors, {format_bytes(out.stat().st_size)}")
 
 
 def check_convertible(path: Path, out: Path, problems: Sequence[str]) -> None:
@@ -165,7 +165,7 @@ def convert(path: Path, networks: tuple[FoundNetwork, ...], out: Path) -> None:
             if network.classes:
                 about["classes"] = json.dumps(network.classes)
             save_file(state, aside, about)
-    print(f"{out}: {len(state)} tensors, {out.stat().st_size / 1e6:,.1f} MB")
+    print(f"{out}: {len(state)} tensors, {format_bytes(out.stat().st_size)}")
 
 
 def to_ours(network: FoundNetwork) -> dict[str, Tensor]:

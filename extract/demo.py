@@ -27,11 +27,11 @@ from typing import Any
 
 import av
 import numpy as np
-from tqdm import tqdm
 
 from configs import cli
 from configs.atomic import write_text
 from configs.options import ScriptParser
+from configs.progress import ProgressBar
 from extract.scenes import ACTIONS, Scene, random_clip, random_scene, render_scene
 
 FRAME_RATES = (15, 18, 20, 24)
@@ -95,7 +95,7 @@ def write_dataset(folder: Path, config: DemoConfig, processes: int = 2) -> None:
     database: dict[str, Any] = {}
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
         done = pool.map(_write_video, *zip(*jobs, strict=True))
-        for name, entry in tqdm(done, total=len(jobs), desc="demo videos", unit="video"):
+        for name, entry in ProgressBar(done, total=len(jobs), desc="demo videos", unit="video"):
             database[name] = entry
     _write_json(folder / "annotations.json", {"version": "demo", "database": database})
     exchanged = exchange_annotations(database)
@@ -125,7 +125,7 @@ def write_clips(folder: Path, config: DemoConfig, processes: int = 2) -> None:
             (folder / subset / action).mkdir(parents=True)
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
         done = pool.map(_write_clip, *zip(*jobs, strict=True))
-        list(tqdm(done, total=len(jobs), desc="demo clips", unit="clip"))
+        list(ProgressBar(done, total=len(jobs), desc="demo clips", unit="clip"))
     write_text(folder / STAMP, wanted)
 
 

@@ -10,11 +10,11 @@ from typing import Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from cache.address import DTYPES
 from cache.dtypes import Dtype
 from configs.messages import truncated
+from configs.progress import ProgressBar
 from extract.feature_files import read_array
 
 Layout = Literal["tc", "ct"]
@@ -111,7 +111,7 @@ def survey_features(
     problems: dict[str, list[str]] = {}
     general: list[str] = []
     facts: dict[Path, FileFacts] = {}
-    for source in tqdm(sources, desc="reading features", unit="video", delay=2, leave=False):
+    for source in ProgressBar(sources, desc="reading features", unit="video", delay=2, leave=False):
         for path in source.files:
             try:
                 array = read_array(path, key)

@@ -25,12 +25,12 @@ from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from cache.dtypes import Dtype
 from configs import cli
 from configs.messages import truncated
 from configs.options import ScriptParser
+from configs.progress import ProgressBar
 from evaluate.annotations import Video, read_annotations
 from extract.identity.digest import video_digest
 from extract.settings.sampling import SamplingConfig
@@ -130,7 +130,7 @@ def import_usable(request: ImportRequest, layout: Layout, seen: FeatureFolder) -
     with open_cache(request.cache) as store, store.writer() as writer:
         place = Cached(store, "features", fingerprint, request.dtype)
         writer.describe(FingerprintInfo(fingerprint, "features", origin, of))
-        for source in tqdm(seen.usable, desc="features", unit="video"):
+        for source in ProgressBar(seen.usable, desc="features", unit="video"):
             arrays = [read_array(path, request.key) for path in source.files]
             rows = join_rows(arrays, layout)
             span = make_span(source, len(rows), request.name, request.stride, request.offset)

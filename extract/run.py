@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING, get_args
 
 from configs import cli
 from configs.atomic import write_text
+from configs.messages import format_bytes
 from configs.options import ScriptParser
 from extract.parallel.shares import ENGINES, Share, parse_resources, submit_shares, without_options
 from extract.settings.sampling import Direction, SamplingConfig, SpanKind
@@ -221,7 +222,7 @@ def plan_and_compute(
         if skipped:
             print(format_skipped(skipped, sum(map(len, items.values()))))
         took = timedelta(seconds=round(time.monotonic() - began))
-        print(f"done in {took}: {store.url} now holds {store.bytes / 1e6:,.1f} MB")
+        print(f"done in {took}: {store.url} now holds {format_bytes(store.bytes)}")
     if unkept:
         raise OSError(f"{unkept}; the same command makes them")
 
@@ -290,8 +291,8 @@ def _print_plan(
         print(f"  left out: {idle} training videos and {clips:,} clips, which no action needs")
     print(f"  {made.clips:,} clips to encode, {made.frames:,} frames to decode")
     free = made.wanted[0].activations.store.files.free_bytes()
-    left = "" if free is None else f"; {free / 1e9:,.1f} GB are free"
-    print(f"  {made.bytes / 1e6:,.1f} MB to store, before compression{left}")
+    left = "" if free is None else f"; {format_bytes(free)} are free"
+    print(f"  {format_bytes(made.bytes)} to store, before compression{left}")
     if made.todo:
         seconds = estimate_s(made, config.training.workers) / processes
         print(f"  about {timedelta(seconds=round(seconds))} on {processes} process(es)")

@@ -3,6 +3,8 @@
     python extract/weights.py FILE_OR_FOLDER
     python extract/weights.py FILE --convert OUT.safetensors     # Palindrome's layout
     python extract/weights.py FILE --convert OUT.pth             # OpenTAD's, for its own tools
+    python extract/weights.py CHECKPOINT --onnx OUT.onnx         # backbone and head for one window
+    python extract/weights.py CHECKPOINT --torch-export OUT.pt2
 
 Reads mmaction2's, VideoMAE's, Hugging Face's, OpenTAD's, TAdaConv's and Palindrome's own files,
 recognised by their content. No code in them is run. TAdaConv networks convert to Palindrome's
@@ -24,7 +26,18 @@ def main() -> None:
     parser = ScriptParser(__doc__)
     parser.add_argument("file", type=Path, help="file or Hugging Face folder")
     parser.add_argument("--convert", type=Path, metavar="OUT", help=".safetensors or .pth to write")
+    parser.add_argument("--onnx", type=Path, metavar="OUT", help="write a detector as ONNX")
+    parser.add_argument(
+        "--torch-export", type=Path, metavar="OUT", help="write a detector for torch.export"
+    )
     args, _ = parser.parse()
+    if args.onnx or args.torch_export:
+        from train.export import export_onnx, export_torch
+
+        for out, export in ((args.onnx, export_onnx), (args.torch_export, export_torch)):
+            if out:
+                print(f"{out}: {export(args.file, out)}")
+        return
     from extract.checkpoints.layouts import recognise
     from extract.checkpoints.tensor_files import read_tensors
     from extract.conversion import convert, convert_tada, describe, describe_tada

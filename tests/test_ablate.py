@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import yaml
 
+from configs.progress import ProgressBar
 from evaluate.annotations import Segment, read_annotations, select_videos
 from evaluate.files.predictions import read_predictions
 from evaluate.mean_ap import Floats
@@ -25,6 +26,8 @@ from tests.test_e2e import DEMO, ENVIRONMENT, QUICK, TWO_PROCESSES, script
 from tests.test_report import read
 from train.ablation.grid import Run, read_grid
 from train.ablation.results import RESAMPLES, SEED
+from train.ablation.runner import _progress
+from train.config import EvaluationConfig
 
 TIOUS = [0.3, 0.5, 0.8, 0.9]
 
@@ -462,6 +465,39 @@ def test_two_processes_share_the_runs(place: Path) -> None:
         running += {"begin": 1, "end": -1}.get(line.split()[0], 0)
         most = max(most, running)
     assert most == 2
+
+
+def test_a_grid_of_ten_lines_is_enough(place: Path) -> None:
+    (place / "grid.yaml").write_text(
+        """out: runs/mine
+seeds: [3, 5]
+rows:
+  forward: {script: stand_in.py, config: config.yaml}
+  reversed: {script: stand_in.py, config: config.yaml}
+  average: {script: stand_in.py, config: config.yaml, checkpoint: [forward, reversed]}
+singles: [forward, reversed]
+overrides: {data.annotations: annotations.json, quality: 0.4}
+"""
+    )
+    grid = read_grid(Path("grid.yaml"))
+    assert (grid.cache, grid.seeds, grid.subsets) == ("runs/mine/cache", (3, 5), ("validation",))
+    assert grid.tious == grid.average == EvaluationConfig.tious
+    done = ablate(place)
+    assert done.returncode == 0 and "best fusion on 'validation': average" in done.stdout, (
+        done.stdout + done.stderr
+    )
+
+
+def test_a_run_says_how_far_it_is(tmp_path: Path) -> None:
+    log = tmp_path / "log.txt"
+    assert _progress(log) == ""
+    log.write_text("$ python train/e2e.py\nprobing videos: 100% 3/3 [00:31<00:00]\n")
+    with ProgressBar(total=100, desc="training", file=log.open("a")) as bar:
+        bar.update(24)
+    assert _progress(log) == " (training 24%)"
+    with log.open("a") as file:
+        file.write("$ python evaluate/run.py\nwarning: 50% of something\n")
+    assert _progress(log) == ""
 
 
 @pytest.mark.parametrize(

@@ -25,8 +25,8 @@ from tests.conftest import REPOSITORY
 from tests.test_e2e import DEMO, ENVIRONMENT, QUICK, build, script, the_same_curve
 from train.config import Experiment
 from train.engine.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from train.engine.metrics_log import MetricsLog
 from train.engine.run_folder import LOCK, check_checkpoint_space, claim_folder
+from train.tracking.metrics_log import MetricsLog
 
 
 @contextmanager
@@ -104,7 +104,7 @@ def test_room_for_all_checkpoints_is_asked_for(
             if enough:
                 check_checkpoint_space(tmp_path, model, keeps_best)
                 continue
-            told = f"need {needed:.0f} MB, but the disk of .* has {free:.0f} MB free"
+            told = f"need {needed:.1f} MB, but the disk of .* has {free:.1f} MB free"
             with pytest.raises(ValueError, match=told):
                 check_checkpoint_space(tmp_path, model, keeps_best)
             # What a resumed run has already, it need not find again.

@@ -863,14 +863,12 @@ def test_the_forecast_is_what_files_take(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(module, "kept_bytes", lambda *each: needed[asked.index(each)] * 10**6)
     line = cache.forecast([*wanted, wanted[0]])
     assert line == (
-        f"frame cache {cache.folder}: 4 videos need 1,141.8 GB, 0.0 GB of it is there; the disk "
-        "has 1,000.0 GB free, of which 0 GB stay free; only 1,000.0 GB more fit: other videos are "
+        f"frame cache {cache.folder}: 4 videos need 1,141.8 GB, 0 B of it is there; the disk "
+        "has 1,000.0 GB free, of which 0 B stay free; only 1,000.0 GB more fit: other videos are "
         "always decoded"
     )
     free = 2 * 10**12
-    assert cache.forecast(wanted).endswith(
-        "2,000.0 GB free, of which 0 GB stay free; the rest fits"
-    )
+    assert cache.forecast(wanted).endswith("2,000.0 GB free, of which 0 B stay free; the rest fits")
     cache.limit_gb = 5.0
     assert "data.frame_cache_gb is 5, the disk" in cache.forecast(wanted)
     assert "only 5.0 GB more fit" in cache.forecast(wanted)
@@ -882,7 +880,9 @@ def test_the_forecast_is_what_files_take(tmp_path: Path, monkeypatch: pytest.Mon
     sizes = [cache.file(video, to).stat().st_size for _, video, to in wanted]
     assert sizes == needed
     line = cache.forecast(wanted)
-    assert "4 videos need 0.0 GB" in line and line.endswith("; nothing is missing")
+    assert f"4 videos need {sum(needed) / 1e6:.1f} MB" in line and line.endswith(
+        "; nothing is missing"
+    )
     cache.file(upright.info, WIDE).write_bytes(b"damaged")
     line = cache.forecast(wanted)
     assert "; the rest fits; 1 file of frames was damaged" in line
@@ -892,7 +892,7 @@ def test_the_forecast_is_what_files_take(tmp_path: Path, monkeypatch: pytest.Mon
 def test_a_video_that_cannot_be_asked_spoils_no_forecast(tmp_path: Path) -> None:
     item = numbered(tmp_path / "videos", 64)
     vanish(item.path)
-    assert "1 videos need 0.0 GB" in FrameCache(tmp_path, WINDOW).forecast(
+    assert "1 videos need 0 B" in FrameCache(tmp_path, WINDOW).forecast(
         [(item.path, item.info, WIDE)]
     )
 

@@ -22,7 +22,17 @@ STAGES = {
     "train": ["configs", "cache", "extract", "evaluate"],
 }
 ROOMS = {
-    "configs": ["messages", "cli", "system", "atomic", "loader", "reference", "options", "command"],
+    "configs": [
+        "messages",
+        "progress",
+        "cli",
+        "system",
+        "atomic",
+        "loader",
+        "reference",
+        "options",
+        "command",
+    ],
     "cache": [
         *("errors", "dtypes", "address", "code_digest", "fingerprint"),
         *("storage", "format", "store", "upkeep"),
@@ -51,7 +61,9 @@ ROOMS = {
         *("errors", "modeling", "config", "data"),
         *(
             "device",
+            "tracking",
             "engine",
+            "published",
             "dataset_check",
             "detector",
             "cache_entries",
@@ -59,6 +71,7 @@ ROOMS = {
             "ablation",
             "cost",
             "pretraining",
+            "export",
         ),
     ],
 }

@@ -23,12 +23,12 @@ from train.data.batch import Batch
 from train.detector.training import DetectionTask
 from train.engine.checkpoint import load_checkpoint
 from train.engine.loop import TrainingRun, _seed
-from train.engine.metrics_log import MetricsLog
 from train.engine.optim import describe_updates
 from train.modeling.actionformer import ActionFormer
 from train.modeling.config import HeadConfig
 from train.modeling.losses import Losses, detection_losses
 from train.modeling.points import Targets, pyramid_mask
+from train.tracking.metrics_log import MetricsLog
 
 
 @dataclass(frozen=True)

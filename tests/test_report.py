@@ -268,7 +268,7 @@ def a_run(folder: Path, launches: list[Launch]) -> Path:
         rates = {"0.001": 1e-3, "0.0002": 2e-4}
         parts = {"loss": loss, "classification": loss / 2, "regression": loss / 2}
         lines.append({"step": 10 * epoch, **parts, **common, "learning_rates": rates})
-        scores = {"average_mAP": score, "mAP@0.5": score, "recall@0.5@1": 0.7}
+        scores = {"average_mAP": score, "mAP@0.5": score, "recall@0.5@1": 0.7, "recall@0.5@5": 0.9}
         lines.append({"step": 10 * epoch, "validation": scores, "skipped_videos": 0})
     folder.mkdir(exist_ok=True)
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -293,7 +293,10 @@ def test_a_run_tells_what_it_did(tmp_path: Path) -> None:
     tables = content["tables"]
     assert tables["validations"]["columns"] == ["epoch", "step", "average mAP", "mAP@0.5"]
     assert [row[2] for row in tables["validations"]["rows"]] == [0.2, 0.5, 0.4]
-    assert [row[2:] for row in tables["validation recall"]["rows"]] == [[0.7]] * 3
+    for k, at in (("1x", 0.7), ("5x", 0.9)):
+        recall = tables[f"validation recall@{k}"]
+        assert recall["columns"] == ["epoch", "step", "tIoU 0.5"]
+        assert [row[2:] for row in recall["rows"]] == [[at]] * 3
     time = {row[0]: row[2:] for row in tables["time"]["rows"]}
     assert time["steps"] == [60.0, 60.0] and time["validation"] == [18.5, 18.5]
     assert tables["activations"]["rows"] == [["training and validation", 5, 1, 2]]

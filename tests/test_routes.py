@@ -187,7 +187,8 @@ def cells(table: str) -> list[list[str]]:
 def number(text: str) -> float:
     """Return bytes or hours as a table shows them."""
     value, unit = text.replace(",", "").split()
-    return float(value) * {"MB": 1e6, "GB": 1e9, "s": 1 / 3600, "min": 1 / 60, "h": 1.0}[unit]
+    sizes = {"B": 1.0, "kB": 1e3, "MB": 1e6, "GB": 1e9}
+    return float(value) * (sizes | {"s": 1 / 3600, "min": 1 / 60, "h": 1.0})[unit]
 
 
 def the_same(table: str, records: list[dict[str, Any]]) -> None:

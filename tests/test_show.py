@@ -55,7 +55,7 @@ def test_the_table_tells_what_is_stale_and_prune_frees_it(study: Path, tmp_path:
         save_checkpoint(study / "run/last.pt", last._replace(ema=changed))
         done = script("cache/show.py", cache, "--prune")
         assert done.returncode == 0 and done.stdout.count("stale:") == 2, done.stdout + done.stderr
-        assert "0.0 MB stay" in done.stdout
+        assert "0 B stay" in done.stdout
     finally:
         shutil.rmtree(study / "run")
         (study / "kept").rename(study / "run")
@@ -91,13 +91,13 @@ def test_what_cannot_be_asked_is_kept(study: Path, tmp_path: Path) -> None:
         done = script("cache/show.py", cache, "--prune")
     finally:
         (study / "elsewhere").rename(study / "run")
-    assert done.returncode == 0 and "unknown: " in done.stdout and "freed 0.0 MB" in done.stdout
+    assert done.returncode == 0 and "unknown: " in done.stdout and "freed 0 B" in done.stdout
 
 
 def test_a_budget_and_what_is_no_cache(study: Path, tmp_path: Path) -> None:
     cache = shutil.copytree(study / "cache", tmp_path / "cache")
     done = script("cache/show.py", cache, "--prune", "--budget", "0")
-    assert done.returncode == 0 and "0.0 MB stay" in done.stdout
+    assert done.returncode == 0 and "0 B stay" in done.stdout
     done = script("cache/show.py", tmp_path / "nothing")
     assert done.returncode == 1 and "no activation cache" in done.stderr
     assert "Traceback" not in done.stderr and not (tmp_path / "nothing").exists()

@@ -6,12 +6,12 @@
 A grid lists the rows of the table; each is trained once for every seed, into <out>/<row>/<seed>:
 
     out: runs/study
-    cache: runs/study/cache           # shared by all
+    cache: runs/study/cache           # shared by all; the default
     seeds: [0, 1, 2]
     subset: test                      # what the table shows
-    selection: validation             # scored, too: says which fusion is best
-    tious: [0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]
-    average: [0.3, 0.4, 0.5, 0.6, 0.7]
+    selection: validation             # scored, too: says which fusion is best; default: `subset`
+    tious: [0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]    # default: 0.3 to 0.7
+    average: [0.3, 0.4, 0.5, 0.6, 0.7]            # default: all of them
     overrides: {data.annotations: data/study/annotations.json}
     rows:
       forward:  {script: train/e2e.py, config: configs/e2e/demo/forward.yaml}

@@ -60,6 +60,9 @@ class DataConfig:
             raise ValueError("data.frame_cache_gb must be above 0, or null for no limit")
 
 
+Tracker = Literal["tensorboard", "wandb", "mlflow", "trackio"]
+
+
 @dataclass(frozen=True)
 class TrainingConfig:
     """Settings of the optimizer, the schedule and the loader.
@@ -89,6 +92,7 @@ class TrainingConfig:
         validate_every: epochs from one validation to the next; `validate_from`: the first epoch
             that one may follow. There is always one at the end.
         seed: of the initial weights and of all that is drawn while training.
+        trackers: programs that get curves of what metrics.jsonl has, continued when a run resumes.
     """
 
     warmup_ends_full: ClassVar = False  # its last update has the full rate, or the one behind it
@@ -112,6 +116,7 @@ class TrainingConfig:
     validate_every: int = 5
     validate_from: int = 40  # before, the averaged weights still lie far behind
     seed: int = 0
+    trackers: tuple[Tracker, ...] = ("tensorboard",)
 
     @property
     def mixed_precision(self) -> str:

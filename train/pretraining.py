@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import IterableDataset, get_worker_info
-from tqdm import tqdm
 
 from configs.atomic import atomic_path, write_text
+from configs.progress import ProgressBar
 from extract.backbone.backbone import Backbone
 from extract.parallel.loader import make_loader
 from extract.scenes import ACTIONS, action_map, random_scene, render_scene
@@ -74,7 +74,7 @@ def pretrain(out: Path, steps: int, batch: int, lr: float, seed: int) -> None:
     began = time.monotonic()
     curve: list[dict[str, float]] = []
     recent: list[tuple[float, float]] = []
-    bar = tqdm(zip(range(1, steps + 1), clips, strict=False), total=steps)
+    bar = ProgressBar(zip(range(1, steps + 1), clips, strict=False), total=steps)
     for step, (frames, target) in bar:
         tokens = backbone(frames, stop=TINY.depth - 1)
         # Supervision of every token teaches where actions are; users read the mean over space.

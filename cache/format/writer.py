@@ -29,6 +29,7 @@ from cache.format.records import (
 from cache.storage.base import Content, Files
 from cache.storage.codec import Bytes, as_bytes, checksum, compress, itemsize
 from cache.storage.leases import Lease
+from configs.messages import format_bytes
 
 FLUSH_BYTES, FLUSH_SECONDS = 2**26, 30.0
 COMPACT_BYTES, COMPACT_SEGMENTS = 2**28, 64
@@ -389,7 +390,7 @@ class Writer:
         return self._time
 
     def _write_error(self, error: OSError) -> OSError:
-        waits = f"{self.waiting / 1e6:.1f} MB wait in memory, " if self.waiting else ""
+        waits = f"{format_bytes(self.waiting)} wait in memory, " if self.waiting else ""
         room = "" if isinstance(error, StoreUnreachable) else "make room and "
         text = (
             f"cannot write into {self.files.url}: {error.strerror or error}; what was committed "

@@ -11,7 +11,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 import numpy as np
-from tqdm import tqdm
 
 from cache.address import FingerprintInfo
 from cache.errors import Damaged, StoreError, StoreUnreachable
@@ -24,6 +23,7 @@ from cache.storage.leases import Lease, User, list_users
 from cache.store import Store
 from cache.upkeep.retention import Retention
 from cache.upkeep.verify import Problem
+from configs.progress import ProgressBar
 
 DESCRIPTION_NAME = re.compile(r"^([0-9a-f]{64}|[0-9a-f]{32})-")  # and of what is left of one
 
@@ -206,7 +206,7 @@ class _Pruner:
         self._retire([prunable[table] for table in gone])
         if moving:
             with self.store.writer() as writer:
-                for table in tqdm(moving, desc="prune", disable=not self.progress):
+                for table in ProgressBar(moving, desc="prune", disable=not self.progress):
                     self._move(writer, retention, table)
                     writer.flush()
                     self._retire([prunable[table]])

@@ -4,7 +4,6 @@ from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from cache.errors import Damaged
 from cache.format.arrays import Array, check_chunk, shard_name, trailing_checksum
@@ -22,6 +21,7 @@ from cache.format.writer import decode_contents
 from cache.storage.base import Files, read_whole, split_batches
 from cache.storage.codec import checksum, decompress
 from cache.store import FORMAT, FORMAT_1, MARKER, Store
+from configs.progress import ProgressBar
 
 LIST_ONLY = (
     "; the tables that are there were checked all the same, but one that is lost, too, cannot be "
@@ -50,7 +50,9 @@ def verify(store: Store, progress: bool = False) -> list[Problem]:
     parts = files.grandchildren(PARTS)
     tables, unreadable = load_tables(files, list_tables(parts))
     stored = sum(_stored_bytes(table) for table in tables.values())
-    with tqdm(total=stored, unit="B", unit_scale=True, desc="verify", disable=not progress) as bar:
+    with ProgressBar(
+        total=stored, unit="B", unit_scale=True, desc="verify", disable=not progress
+    ) as bar:
         for file, damage in unreadable.items():
             found += _if_still_there(files, file, [Problem(file, damage.what)])
         for file, table in tables.items():

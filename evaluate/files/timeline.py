@@ -12,6 +12,7 @@ from urllib.parse import quote
 import numpy as np
 from numpy.typing import NDArray
 
+from configs.messages import format_bytes
 from evaluate.annotations import Detection, Segment
 from evaluate.diagnosis.mistakes import VERDICTS, VideoMistakes
 from evaluate.rendering import render_template
@@ -61,7 +62,7 @@ def check_embeddable(video: Path) -> None:
     size = video.stat().st_size
     if size > LARGEST_EMBEDDED:
         raise ValueError(
-            f"{video}: has {size / 1e6:.0f} MB; at most {LARGEST_EMBEDDED / 1e6:.0f} MB can be "
+            f"{video}: has {format_bytes(size)}; at most {format_bytes(LARGEST_EMBEDDED)} can be "
             "embedded in a page. Leave out --embed and keep the file beside the page"
         )
 

@@ -20,6 +20,7 @@ FILES = {
     "metrics.jsonl": "losses, learning rates and validation scores, a line each",
     LAUNCHES: "commands, versions and times, launch by launch",
     "tensorboard": "the same curves for TensorBoard",
+    "trackers.json": "the names of this run in other trackers",
     "log.txt": "the run's output",
     "predictions.json": "every detection: video, class, start and end in seconds, score",
     "metrics.json": "the scores",

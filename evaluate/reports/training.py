@@ -215,20 +215,26 @@ def _validations(
     checks: Sequence[Mapping[str, Any]], best: Mapping[str, Any], epochs: Mapping[int, int]
 ) -> Section:
     names = list(checks[0]["validation"])
-    recalls = [name for name in names if name.startswith("recall")]
+    recalls: dict[str, list[str]] = {}  # by k, a table each: one of all would be too wide
+    for name in names:
+        if name.startswith("recall"):
+            recalls.setdefault(name.rpartition("@")[2], []).append(name)
     strong = [next(n for n, line in enumerate(checks) if line is best)]
 
-    def build_table(name: str, some: Sequence[str], note: str) -> Table:
+    def build_table(name: str, some: Mapping[str, str], title: str, note: str) -> Table:
         rows = [
             [epochs.get(line["step"]), line["step"], *(line["validation"].get(n) for n in some)]
             for line in checks
         ]
-        columns = ("epoch", "step", *map(_name, some))
-        return Table(name, columns, rows, note=note, strong=strong)
+        columns = ("epoch", "step", *some.values())
+        return Table(name, columns, rows, title, note, strong=strong)
 
     note = "Bold: the best, which is best.pt. The terms are explained at the end."
-    tables = [build_table("validations", [name for name in names if name not in recalls], note)]
-    tables += [build_table("validation recall", recalls, "")] if recalls else []
+    scores = {name: _name(name) for name in names if not name.startswith("recall")}
+    tables = [build_table("validations", scores, "", note)]
+    for k, some in recalls.items():
+        tious = {name: f"tIoU {name.split('@')[1]}" for name in some}
+        tables.append(build_table(f"validation recall@{k}x", tious, f"Recall@{k}x", ""))
     return Section("Validation scores", tables=tables)
 
 

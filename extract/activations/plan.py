@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from cache.address import DTYPES
 from cache.errors import StoreUnreachable
-from configs.messages import truncated
+from configs.messages import format_bytes, truncated
 from extract.activations.activations import Activations
 from extract.activations.stored import deepest, missing
 from extract.backbone.imported import require_pixels
@@ -179,8 +179,8 @@ def check_disk_space(made: Plan) -> None:
     if free is not None and free < needed:
         url = made.wanted[0].activations.store.url
         raise ValueError(
-            f"the activations need up to {needed / 1e9:,.1f} GB, but the disk of {url} has "
-            f"{free / 1e9:,.1f} GB free; make room (`python cache/show.py {url} --prune`), choose "
+            f"the activations need up to {format_bytes(needed)}, but the disk of {url} has "
+            f"{format_bytes(free)} free; make room (`python cache/show.py {url} --prune`), choose "
             "another --cache, set cache.dtype float16 or fewer cache.blocks"
         )
 

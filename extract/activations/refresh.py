@@ -7,10 +7,10 @@ from itertools import groupby
 
 from accelerate import Accelerator
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from cache.errors import StoreUnreachable
 from configs.messages import truncated
+from configs.progress import ProgressBar
 from extract.activations.activations import Activations
 from extract.activations.inputs import Job, JobInputs, PassInput, Piece
 from extract.activations.passes import Pass
@@ -125,7 +125,7 @@ def _work(
     for span in (span for request in made.wanted for span in request.spans):
         names.setdefault(span.video.digest, set()).add(span.video.name)
     clips = sum(made.span(made.todo[n]).window.samples for job in jobs for n in job) // CLIP_FRAMES
-    bar = tqdm(
+    bar = ProgressBar(
         total=clips, desc="passes", unit="clip", disable=not jobs or not accelerator.is_main_process
     )
     pieces = _loader(made, jobs, places, workers) if jobs else ()

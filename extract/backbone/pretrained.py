@@ -39,7 +39,7 @@ def load_trunk(trunk: VideoMAE, source: str | Path) -> Coverage:
         dropped |= {f"streams.{number}.{name}": "another stream" for name in names}
     size = str(network.size)
     return Coverage(
-        str(source), content.files, network.layout, size, tuple(tensors), tuple(computed), dropped
+        content.name, content.files, network.layout, size, tuple(tensors), tuple(computed), dropped
     )
 
 

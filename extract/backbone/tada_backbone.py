@@ -115,4 +115,4 @@ def load_tada_trunk(trunk: TAda2D, source: str | Path) -> Coverage:
         for name in content.tensors
         if name.startswith(("fc.", "head.", "classifier."))
     }
-    return Coverage(str(source), content.files, layout, size, tuple(used), (), dropped)
+    return Coverage(content.name, content.files, layout, size, tuple(used), (), dropped)

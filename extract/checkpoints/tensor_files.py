@@ -19,12 +19,9 @@ from safetensors import safe_open
 from torch import Tensor
 
 from configs.messages import plain_line
+from extract.checkpoints.hub import FOLDER_FILES, locate_named
 from extract.checkpoints.wrappers import unwrap
 
-FOLDER_FILES = (  # with the tensors of a Hugging Face folder, by preference
-    *("model.safetensors", "model.safetensors.index.json"),
-    *("pytorch_model.bin", "pytorch_model.bin.index.json"),
-)
 # Where a pickle's tensors are. OpenTAD evaluates averaged weights where it has them; TAdaConv's
 # project, whose files have the last two, evaluates them, too.
 PARTS = (
@@ -57,6 +54,7 @@ class TensorFile:
         part: the entry of a pickle that has the tensors, or an empty string.
         classes: names in the order of the logits, where the file has them.
         settings: of a Hugging Face `config.json`.
+        name: of the file or folder; of the Hub's with the commit.
     """
 
     tensors: dict[str, Tensor]
@@ -64,6 +62,7 @@ class TensorFile:
     part: str = ""
     classes: tuple[str, ...] | None = None
     settings: dict[str, Any] = field(default_factory=dict)
+    name: str = ""
 
     @property
     def bytes(self) -> int:
@@ -96,14 +95,14 @@ def hash_files(files: Sequence[Path]) -> dict[str, str]:
 def read_tensors(path: str | Path) -> TensorFile:
     """Return the content of a safetensors file, a torch checkpoint or a Hugging Face folder.
 
-    No code in it is run.
+    No code in it is run. It may be on the Hugging Face Hub (see `extract.checkpoints.hub`).
 
     Tensors stay in the file until they are used, except in files older than torch 1.6.
 
     Raises:
         ValueError: it is missing, damaged, would run code or holds no tensors.
     """
-    path = Path(path)
+    path, name = locate_named(path)
     if path.is_dir():
         content = _read_folder(path)
     elif path.is_file():
@@ -114,7 +113,7 @@ def read_tensors(path: str | Path) -> TensorFile:
         raise ValueError(
             f"{path} holds no tensors, neither at its top level nor under {', '.join(PARTS)}"
         )
-    return replace(content, tensors=unwrap(content.tensors))
+    return replace(content, tensors=unwrap(content.tensors), name=name)
 
 
 def _read_file(path: Path) -> TensorFile:

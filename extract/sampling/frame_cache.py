@@ -36,6 +36,8 @@ from cache.code_digest import code_digest, versions
 from cache.fingerprint import HEX, chain_fingerprints
 from cache.storage.codec import checksum
 from configs.atomic import atomic_path
+from configs.messages import format_bytes
+from configs.progress import ProgressBar
 from extract.identity.computing import COMPUTES_NOTHING, LIBRARIES
 from extract.sampling.transforms import Shrink, Transform, shrink_frames
 from extract.sampling.window_frames import (
@@ -111,7 +113,9 @@ class FrameCache:
         """
         files = {self.file(video, to): (path, video, to) for path, video, to in wanted}
         there = more = unusable = 0
-        bar = tqdm(files.items(), desc="measuring frames", unit="video", delay=2, leave=False)
+        bar = ProgressBar(
+            files.items(), desc="measuring frames", unit="video", delay=2, leave=False
+        )
         for file, (path, video, to) in bar:
             count = len(sampled_frames(video, self.sampling))
             try:
@@ -128,14 +132,14 @@ class FrameCache:
         room = self.room()
         outcome = "the rest fits" if more else "nothing is missing"
         if more > room:
-            outcome = f"only {max(room, 0) / 1e9:,.1f} GB more fit: other videos are always decoded"
+            outcome = f"only {format_bytes(max(room, 0))} more fit: other videos are always decoded"
         limit = "" if self.limit_gb is None else f"data.frame_cache_gb is {self.limit_gb:g}, "
         free = shutil.disk_usage(self.folder).free
         anew = f"; {_describe_unusable(unusable)}" if unusable else ""
         return (
-            f"frame cache {self.folder}: {len(files)} videos need {(there + more) / 1e9:,.1f} GB, "
-            f"{there / 1e9:,.1f} GB of it is there; {limit}the disk has {free / 1e9:,.1f} GB free, "
-            f"of which {RESERVE / 1e9:g} GB stay free; {outcome}{anew}"
+            f"frame cache {self.folder}: {len(files)} videos need {format_bytes(there + more)}, "
+            f"{format_bytes(there)} of it is there; {limit}the disk has {format_bytes(free)} free, "
+            f"of which {format_bytes(RESERVE)} stay free; {outcome}{anew}"
         )
 
     def room(self) -> int:

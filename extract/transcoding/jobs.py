@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import av
 import torch
-from tqdm import tqdm
 
+from configs.progress import ProgressBar
 from extract.video.guarded import CallFailed, GuardedPool
 from extract.video.index import Progress, VideoError
 
@@ -64,7 +64,7 @@ def run_jobs(jobs: Sequence[Job], processes: int, title: str) -> list[Any]:
         order = sorted(range(len(jobs)), key=lambda number: -jobs[number].frames)
         answers = {number: pool.threads.submit(run, number) for number in order}
         pending = set(answers.values())
-        with tqdm(total=sum(job.frames for job in jobs), desc=title, unit="frame") as bar:
+        with ProgressBar(total=sum(job.frames for job in jobs), desc=title, unit="frame") as bar:
             while pending:
                 finished, pending = wait(pending, timeout=0.5, return_when=FIRST_COMPLETED)
                 bar.update(sum(done) - bar.n)

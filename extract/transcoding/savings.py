@@ -7,8 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
+from configs.progress import ProgressBar
 from extract.sampling.transforms import evaluation_transform
 from extract.sampling.window_frames import window_frames
 from extract.sampling.windows import sliding_windows
@@ -91,7 +90,7 @@ def measure_savings(pairs: Sequence[tuple[Path, Path]], size: int) -> Savings:
 def _measure_pairs(pairs: Sequence[tuple[Path, Path]], size: int) -> list[tuple[int, float, float]]:
     """Return per pair the number of input frames, and the median seconds of either file."""
     measured = []
-    for pair in tqdm(pairs, desc="measuring", unit="video", delay=2, leave=False):
+    for pair in ProgressBar(pairs, desc="measuring", unit="video", delay=2, leave=False):
         seconds: tuple[list[float], list[float]] = ([], [])
         for _ in range(REPEATS):  # alternating, so that both are exposed to the same noise
             for path, times in zip(pair, seconds, strict=True):

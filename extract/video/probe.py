@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
+from configs.progress import ProgressBar
 from configs.system import count_cores
 from extract.identity.digest import remembered_digest, video_digest
 from extract.video import guarded
@@ -47,7 +47,7 @@ def probe(
     # Processes that train together probe at the same time: each finds what another has kept.
     random.SystemRandom().shuffle(unknown)
     with GuardedPool(max(1, min(processes or _count_free_cores(), len(unknown)))) as pool:
-        answers = tqdm(
+        answers = ProgressBar(
             pool.threads.map(
                 lambda position: _probe_file(paths[position], timeout_s, pool), unknown
             ),

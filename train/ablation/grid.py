@@ -73,29 +73,34 @@ class Grid:
     """All rows of a table and how they are scored.
 
     Args:
-        out: a folder per run stands in it, `<row>/<seed>`; `cache`: the store they share.
-        seeds: with each of which every row is trained.
+        out: a folder per run stands in it, `<row>/<seed>`; `cache`: the store they share, default
+            `<out>/cache`.
         rows: what is trained, by names that are folders, too.
-        subset: is scored; `selection`: is scored, too, and decides which fusion is best.
-        tious: overlaps to print; `average`: those of them that are averaged.
+        seeds: with each of which every row is trained.
+        subset: is scored; `selection`: is scored, too, and decides which fusion is best; default:
+            `subset`.
+        tious: overlaps to print; `average`: those of them that are averaged, default: all.
         overrides: values of settings for all rows, by their dotted names.
         singles: rows that are single streams; `controls`: rows that must not be better for their
             fusion; all others are fusions.
     """
 
     out: str
-    cache: str
-    seeds: tuple[int, ...]
-    subset: str
-    selection: str
-    tious: tuple[float, ...]
-    average: tuple[float, ...]
     rows: dict[str, Row]
+    cache: str = ""
+    seeds: tuple[int, ...] = (0,)
+    subset: str = "validation"
+    selection: str = ""
+    tious: tuple[float, ...] = (0.3, 0.4, 0.5, 0.6, 0.7)
+    average: tuple[float, ...] = ()
     overrides: dict[str, Setting] = field(default_factory=dict)
     singles: tuple[str, ...] = ()
     controls: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        derived = {"cache": f"{self.out}/cache", "selection": self.subset, "average": self.tious}
+        for name, default in derived.items():
+            object.__setattr__(self, name, getattr(self, name) or default)  # it is frozen
         for name in ("out", "cache", "subset", "selection"):
             if not getattr(self, name).strip():
                 raise ValueError(f"{name}: expected a text, not {getattr(self, name)!r}")

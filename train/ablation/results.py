@@ -10,9 +10,9 @@ from statistics import mean, stdev
 from typing import Any, NamedTuple
 
 import torch
-from tqdm import tqdm
 
 from configs.loader import load
+from configs.progress import ProgressBar
 from evaluate.annotations import Segment, select_videos
 from evaluate.datasets.read import annotation_files
 from evaluate.files.predictions import read_predictions
@@ -221,7 +221,7 @@ def _resample_runs(
         notes.append(f"{len(skipped)} videos that a run has skipped are left out of differences")
     truth = {name: each for name, each in agreed.items() if name not in skipped}
     drawn = {}
-    for run in tqdm(measured, desc="bootstrap", unit="run", leave=False):
+    for run in ProgressBar(measured, desc="bootstrap", unit="run", leave=False):
         found = read_predictions(grid.folder(run) / grid.subset / "predictions.json")
         found = {name: each for name, each in found.items() if name not in skipped}
         drawn[run] = resample(truth, found, grid.tious, RESAMPLES, SEED)

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -12,10 +13,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from tqdm import tqdm
 
+from configs.progress import ProgressBar
 from configs.system import fcntl
 from train.ablation.grid import Grid, Run
 from train.ablation.records import (
@@ -32,6 +34,7 @@ POLL_S = 0.2
 PATIENCE_S = 15.0  # for children to end after an interrupt
 LOG = "log.txt"
 TAIL_BYTES = 2**16
+PROGRESS_BYTES = 2**12
 LAUNCHER = {  # by these a run would take itself for one of many processes
     *("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"),
     *("GROUP_RANK", "GROUP_WORLD_SIZE", "ROLE_RANK", "ROLE_NAME", "ROLE_WORLD_SIZE"),
@@ -56,7 +59,7 @@ def carry_out(
         quiet: shows no progress.
     """
     total = len(grid.runs())
-    bar: tqdm[Any] = tqdm(
+    bar: ProgressBar = ProgressBar(
         total=total,
         initial=total - len(runs),  # they say nothing about the time that the others take
         desc="runs",
@@ -76,7 +79,7 @@ class _Scheduler:
         bar: is moved by every run that ends.
     """
 
-    def __init__(self, grid: Grid, processes: int, session: str, bar: "tqdm[Any]") -> None:
+    def __init__(self, grid: Grid, processes: int, session: str, bar: ProgressBar) -> None:
         self.grid, self.session, self.bar = grid, session, bar
         self.running: list[Run] = []
         self.reported: set[Run] = set()
@@ -96,8 +99,7 @@ class _Scheduler:
             done, pending = await asyncio.wait(pending, timeout=1, return_when=FIRST_EXCEPTION)
             for task in done:
                 task.result()  # raises what it has raised
-            if sys.stderr.isatty():
-                self.bar.refresh()  # the clock goes on, though nothing may be news for hours
+            self.print_running()
         return {run: error for run, task in tasks.items() if (error := task.result())}
 
     async def finish(self, run: Run, inputs: Mapping[Run, "asyncio.Task[str]"]) -> str:
@@ -169,8 +171,9 @@ class _Scheduler:
             self.print_running()
 
     def print_running(self) -> None:
-        """Name the runs behind the progress."""
-        self.bar.set_postfix_str(", ".join(map(str, self.running)))
+        """Name the runs behind the progress, and how far they are."""
+        runs = [f"{run}{_progress(self.grid.folder(run) / LOG)}" for run in self.running]
+        self.bar.set_postfix_str(", ".join(runs))
 
     def print_waiting(self, run: Run) -> None:
         """Say once that a run is waited for, where there is nothing else to do."""
@@ -232,6 +235,22 @@ async def _end(process: "subprocess.Popen[bytes]") -> None:
     if process.poll() is None:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+
+
+def _progress(log: Path) -> str:
+    """Return how far a run's command is, as its log says: ` (training 24%)`; empty if it does not.
+
+    Progress comes into a log as `configs.progress` writes it.
+    """
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - PROGRESS_BYTES))
+            text = file.read().decode(errors="replace")
+    except FileNotFoundError:
+        return ""
+    *_, command = re.split(r"(?m)^\$ python ", text)
+    found = re.findall(r"(?m)^(\w[\w ]*): +(\d+)% \S+/\S+ \[", command)
+    return " ({} {}%)".format(*found[-1]) if found else ""
 
 
 def _last_error(log: Path, begin: int, code: int) -> str:

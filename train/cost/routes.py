@@ -8,7 +8,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from configs.messages import markdown_table
+from configs.messages import format_bytes, markdown_table
 from evaluate.reports.sections import format_duration
 from extract.activations.activations import Activations
 from extract.activations.plan import SpanRequest, estimate_s, needed_bytes, plan
@@ -98,10 +98,10 @@ class TrainingRoute:
         """Return its cells of the table."""
         free = "unknown" if self.place else ""
         if self.free_bytes is not None:
-            free = _size(self.free_bytes) + ("" if self.fits else ": TOO SMALL")
+            free = format_bytes(self.free_bytes) + ("" if self.fits else ": TOO SMALL")
         hours = self.preparation_hours, self.first_run_hours, self.further_run_hours
         times = (format_duration(3600 * each) for each in hours)
-        return (self.name, _size(self.bytes), free, *times, self.gives_up)
+        return (self.name, format_bytes(self.bytes), free, *times, self.gives_up)
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything, in bytes and hours."""
@@ -313,7 +313,3 @@ def _overlapped_h(work: Workload, decode_s: float, network_s: float) -> float:
     if work.workers:
         seconds = max(decode_s / work.workers, network_s)
     return seconds / work.processes / 3600
-
-
-def _size(count: int) -> str:
-    return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:,.1f} MB"

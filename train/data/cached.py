@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from cache.errors import StoreUnreachable
-from configs.messages import truncated
+from configs.messages import format_bytes, truncated
 from extract.activations.activations import Activations
 from extract.activations.plan import SpanRequest, plan
 from extract.activations.refresh import describe_unkept, refresh
@@ -222,10 +222,10 @@ def hold_features(
     on_device = fits and sum(sizes) <= free_device_memory(accelerator.device) * FREE_SHARE
     if not quiet:
         print(
-            f"features: {needed / 1e6:,.0f} MB to train on "
+            f"features: {format_bytes(needed)} to train on "
             + ("are held decoded in memory" if fits else "are read from the cache window by window")
             + (", and on the GPU" if on_device else "")
-            + f"; {FREE_SHARE:.0%} of the free memory is {limit / 1e6:,.0f} MB"
+            + f"; {FREE_SHARE:.0%} of the free memory is {format_bytes(limit)}"
         )
     if not fits:
         return cached

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
+from configs.progress import ProgressBar
 from extract.activations.stored import Cached
 from extract.parallel.shared_memory import SharedMemory
 from extract.sampling.spans import Span
@@ -78,7 +78,9 @@ def hold(cached: Cached, spans: Sequence[Span], quiet: bool) -> HeldRows:
     memory = SharedMemory(decoded_bytes(cached, spans))
     held = HeldRows(memory, row.dtype, row.shape[1:], {})
     first = 0
-    bar = tqdm(total=len(spans), desc="decoding features", delay=2, leave=False, disable=quiet)
+    bar = ProgressBar(
+        total=len(spans), desc="decoding features", delay=2, leave=False, disable=quiet
+    )
     with bar:
         for span, rows in zip(spans, cached.read_all(spans), strict=True):
             held.rows[first : first + len(rows)] = rows

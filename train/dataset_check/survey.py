@@ -6,8 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
-from tqdm import tqdm
-
+from configs.progress import ProgressBar
 from evaluate.annotations import Annotations, Video, with_duration
 from extract.identity.digest import video_digest
 from extract.video.files import files_by_name
@@ -134,7 +133,7 @@ def survey_dataset(config: Experiment, timeout_s: float = 60.0) -> Survey:
     present = [video for video in found.used if video.name in found.folder]
     paths = [found.folder[video.name][0] for video in present]
     probed = zip(present, paths, probe(paths, timeout_s), strict=True)
-    for video, path, index in tqdm(probed, "headers", len(paths), delay=2, leave=False):
+    for video, path, index in ProgressBar(probed, "headers", len(paths), delay=2, leave=False):
         try:
             found.files[video.name] = _survey_file(video, path, index, found)
         except VideoError as error:

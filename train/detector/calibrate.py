@@ -7,8 +7,8 @@ import torch
 from accelerate import Accelerator
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
-from tqdm import tqdm
 
+from configs.progress import ProgressBar
 from extract.parallel.processes import gather_objects
 from train.data.batch import Batch
 from train.detector.model import Detector
@@ -35,7 +35,7 @@ def fit_class_weights(
     assert isinstance(fusion, PredictionFusion) and isinstance(fusion.mix, ClassWeights)
     seen = []
     with accelerator.autocast():
-        for batch in tqdm(
+        for batch in ProgressBar(
             windows, desc="fitting", leave=False, disable=not accelerator.is_main_process
         ):
             seen.append(_points(detector, fusion, batch.to(accelerator.device).turned()))

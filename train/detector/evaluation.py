@@ -5,22 +5,22 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from accelerate import Accelerator
 from torch import Tensor
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from cache.errors import StoreUnreachable
 from cache.store import open_cache
 from configs.messages import format_error, truncated
+from configs.progress import ProgressBar
 from evaluate.annotations import Detection, Segment
 from evaluate.files.video_scores import assign_classes, read_video_scores
 from evaluate.mean_ap import MeanAP, mean_average_precision
 from evaluate.metrics.scored import ScoredDetections
 from evaluate.reports.launches import FINISHED, Launch, new_launch
 from extract.activations.stored import Counts
+from extract.checkpoints.hub import folder_of
 from extract.parallel.processes import gather_objects
 from extract.sampling.frame_cache import FrameCache
 from extract.settings.sampling import SpanKind
@@ -180,15 +180,15 @@ def detect_subset(
 
 def _progress_bar(
     windows: "DataLoader[Sample]", what: str, accelerator: Accelerator
-) -> "tqdm[Any]":
+) -> ProgressBar:
     assert isinstance(windows.dataset, EvaluationWindows)
     total = windows.dataset.length(windows.num_workers)
     quiet = not accelerator.is_main_process
-    return tqdm(total=total, desc=what, unit="window", leave=False, disable=quiet)
+    return ProgressBar(total=total, desc=what, unit="window", leave=False, disable=quiet)
 
 
 def _follow_progress(
-    windows: Iterable[Batch], bar: "tqdm[Any]", dropped: dict[str, str]
+    windows: Iterable[Batch], bar: ProgressBar, dropped: dict[str, str]
 ) -> Iterator[Batch]:
     """Yield the batches, advance the bar, and add videos that could not be read to `dropped`."""
     for batch in windows:
@@ -352,7 +352,7 @@ def evaluate_checkpoint(
         print(unlike)
     detector = Detector.restore(saved._replace(config=config), checkpoint)
     _check_labels(checkpoint, detector, items)
-    out = out or checkpoint.parent / "evaluation" / f"{checkpoint.stem}-{subset}"
+    out = out or folder_of(checkpoint) / "evaluation" / f"{checkpoint.stem}-{subset}"
     out.mkdir(parents=True, exist_ok=True)  # now, not after hours of detection
     detector = detector.to(accelerator.device)
     began = time.monotonic()

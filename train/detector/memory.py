@@ -6,6 +6,7 @@ from typing import get_args
 import torch
 from torch import nn
 
+from configs.messages import format_bytes
 from extract.backbone.backbone import Backbone
 from extract.settings.backbone import BackboneConfig, Recompute
 from extract.settings.units import TUBELET
@@ -57,10 +58,10 @@ def describe_choice(
 ) -> str:
     """Return one line that says what was chosen, and why."""
     before = CHOICES[CHOICES.index(chosen) - 1] if chosen != CHOICES[0] else None
-    why = f"a step needs about {needed[chosen] / 1e9:.1f} GB"
+    why = f"a step needs about {format_bytes(needed[chosen])}"
     if before is not None:
-        why += f", {before} {needed[before] / 1e9:.1f} GB"
-    why += f", and {budget / 1e9:.1f} GB of the {device.type.upper()}'s memory are free"
+        why += f", {before} {format_bytes(needed[before])}"
+    why += f", and {format_bytes(budget)} of the {device.type.upper()}'s memory are free"
     if needed[chosen] > budget:
         why += ": likely too little; raise training.accumulate"
     return f"backbone.recompute auto: {chosen} ({why})"

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import torch
@@ -15,6 +16,7 @@ from extract.backbone.precision import computing_in
 from extract.backbone.pretrained import load_trunk
 from extract.backbone.tada_backbone import TAdaBackbone, load_tada_trunk
 from extract.backbone.videomae import VideoMAE
+from extract.checkpoints.hub import push_folder
 from extract.checkpoints.layouts import ADDED
 from extract.checkpoints.strict import Coverage, load_state_dict_strict
 from extract.parallel.guarded_frames import DecodingProcess
@@ -41,6 +43,7 @@ from train.engine.checkpoint import Checkpoint, load_checkpoint
 from train.modeling.actionformer import ActionFormer, HeadOutput
 from train.modeling.config import FEATURE_METHODS, HeadConfig
 from train.modeling.fusion import FeatureFusion, PredictionFusion
+from train.published import write_folder
 
 Trunk = VideoMAE | TAda2D
 
@@ -99,11 +102,13 @@ class Detector(nn.Module):
         training_outputs: how many outputs `forward` has.
         main_output: name of the result, among those of `predict`.
         coverage: which tensors of the pretrained weights were used; None if there are none.
+        frame_rates: the training videos' lowest and highest, of a checkpoint that knows them.
     """
 
     streams: Sequence[Stream]
     fusion: PredictionFusion | FeatureFusion | None
     coverage: Coverage | None = None
+    frame_rates: tuple[float, float] | None = None
 
     def __init__(self, config: Experiment, classes: tuple[str, ...]) -> None:
         super().__init__()
@@ -134,10 +139,53 @@ class Detector(nn.Module):
         return cls.restore(load_checkpoint(path, Experiment), path)
 
     @classmethod
+    def from_pretrained(cls, source: str | Path) -> "Detector":
+        """Build the detector of a folder that `save_pretrained` has written, or of a checkpoint.
+
+        Args:
+            source: a path, or `hf://org/name[@revision]` on the Hugging Face Hub. No code in it
+                is run.
+
+        Raises:
+            ValueError: it is not there, cannot be had or is damaged.
+        """
+        return cls.from_checkpoint(source)
+
+    def save_pretrained(self, folder: str | Path, metrics: str | Path | None = None) -> None:
+        """Write a folder that `from_pretrained` reads: weights, config.yaml and a model card.
+
+        Args:
+            metrics: metrics.json of an evaluation, for the card.
+        """
+        self._write_folder(Path(folder), metrics, str(folder))
+
+    def push_to_hub(
+        self, repo: str, private: bool = False, metrics: str | Path | None = None
+    ) -> str:
+        """Upload what `save_pretrained` writes to a repository of the Hub; return its URL.
+
+        Args:
+            repo: `org/name`, which is made if it is not there.
+            metrics: metrics.json of an evaluation, for the model card.
+
+        Raises:
+            ValueError: it cannot be uploaded; says why.
+        """
+        with TemporaryDirectory() as folder:
+            self._write_folder(Path(folder), metrics, f"hf://{repo}")
+            return push_folder(Path(folder), repo, private)
+
+    def _write_folder(self, folder: Path, metrics: str | Path | None, where: str) -> None:
+        state = {name: tensor.detach().cpu() for name, tensor in self.state_dict().items()}
+        content = Checkpoint(self.config, self.classes, state, state, {}, self.frame_rates)
+        write_folder(folder, content, Path(metrics) if metrics else None, where)
+
+    @classmethod
     def restore(cls, checkpoint: Checkpoint[Experiment], source: str | Path) -> "Detector":
         """Build the detector that a run was evaluated with: its averaged weights, eval mode."""
         detector = cls(checkpoint.config, checkpoint.classes)
         load_state_dict_strict(detector, checkpoint.ema, source)
+        detector.frame_rates = checkpoint.frame_rates
         return detector.eval()
 
     def load_pretrained(self) -> None:

@@ -13,6 +13,7 @@ from configs.atomic import write_text
 from configs.loader import dump
 from evaluate.annotations import Annotations
 from extract.activations.activations import Activations
+from extract.checkpoints.hub import is_on_hub
 from extract.checkpoints.strict import Coverage
 from extract.sampling.frame_cache import FrameCache
 from extract.sampling.transforms import evaluation_transform, train_transform
@@ -136,7 +137,7 @@ def activations_of(
             config.training.precision,
             config.cache,
             # Absolute: it is opened again from other folders.
-            str(Path(origin).resolve()),
+            str(origin) if is_on_hub(origin) else str(Path(origin).resolve()),
         )
         for stream, origin in zip(detector.streams, origins, strict=True)
     )

@@ -11,6 +11,7 @@ from torch import Tensor
 from configs.loader import dump, load, parse
 from evaluate.datasets.classes import read_classes
 from extract.backbone.pretrained import check_trunk_size
+from extract.checkpoints.hub import locate
 from extract.checkpoints.layouts import FoundNetwork, describe_classes, find_networks
 from extract.checkpoints.strict import load_state_dict_strict
 from train.config import DataConfig, Experiment
@@ -173,7 +174,7 @@ def read_source(
     Raises:
         ValueError: it cannot be read, or does not fit the experiment.
     """
-    if is_checkpoint(path, Experiment) or not Path(path).exists():
+    if is_checkpoint(path, Experiment) or not locate(path).exists():
         return load_checkpoint(path, Experiment)
     check_kind(path, format_of(path))
     networks = find_networks(path)

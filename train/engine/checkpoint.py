@@ -12,6 +12,7 @@ from torch import Tensor
 
 from configs.atomic import atomic_path
 from configs.loader import dump, flatten, parse
+from extract.checkpoints.hub import locate
 from extract.checkpoints.strict import check_finite, find_not_finite, list_first
 from extract.checkpoints.wrappers import unwrap
 
@@ -34,6 +35,7 @@ FREE_TO_CHANGE = {  # settings that do not change what is trained
     "data.frame_cache",
     "data.frame_cache_gb",
     "training.stop_epoch",
+    "training.trackers",
     "training.validate_every",
     "training.validate_from",
     "training.workers",
@@ -169,7 +171,7 @@ def is_checkpoint(path: str | Path, kind: type[Checkpointable]) -> bool:
 def format_of(path: str | Path) -> object:
     """Return which of this project's formats a checkpoint has, without reading its tensors."""
     try:
-        fields = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        fields = torch.load(locate(path), map_location="cpu", weights_only=True, mmap=True)
     except Exception:
         return None  # `load_checkpoint` raises the cause
     return fields.get("format") if isinstance(fields, dict) else None
@@ -201,7 +203,7 @@ def load_checkpoint(path: str | Path, kind: type[C]) -> Checkpoint[C]:
         ValueError: the file is missing, damaged or of another program, or its weights are NaN or
             infinite.
     """
-    path = Path(path)
+    path = locate(path)
     if not path.is_file():
         raise ValueError(f"no checkpoint at {path}; train/e2e.py writes last.pt into its `out`")
     try:

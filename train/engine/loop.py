@@ -16,7 +16,9 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from configs.loader import flatten
 from configs.messages import truncated
+from configs.progress import ProgressBar
 from extract.parallel.processes import gather_objects, translate_lost_process
 from train.config import Trained
 from train.data.loading import EpochSampler
@@ -26,7 +28,6 @@ from train.device.lookahead import copied_ahead
 from train.engine.checkpoint import Checkpoint, check_same_run, load_checkpoint
 from train.engine.checkpoint_writer import CheckpointWriter
 from train.engine.lengths import resolve_lengths
-from train.engine.metrics_log import MetricsLog
 from train.engine.optim import Average, batch_norm_statistics, build_schedule, describe_updates
 from train.engine.sharding import (
     gather_tensors,
@@ -37,6 +38,7 @@ from train.engine.sharding import (
 )
 from train.engine.stopwatch import Stopwatch
 from train.errors import SMALLER_BATCHES, translate_oom, translate_worker_death
+from train.tracking.metrics_log import MetricsLog
 
 LOG_EVERY = 10  # updates between two lines of metrics
 START_UP = "starting up"
@@ -206,8 +208,10 @@ class TrainingRun(Generic[T]):
             for line in self.notes:
                 tqdm.write(line)
             tqdm.write(describe_updates(self.updates, self.epochs))
-        self.log = MetricsLog(self.out, main, first_step, self.validated)
-        self.bar: tqdm[Any] = tqdm(
+        self.log = MetricsLog(
+            self.out, main, first_step, self.validated, self.training.trackers, flatten(self.config)
+        )
+        self.bar: ProgressBar = ProgressBar(
             total=self.epochs * self.updates,
             initial=first_step,
             unit="step",

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from torch import nn
 
+from configs.messages import format_bytes
 from configs.system import fcntl
 
 LOCK = ".lock"
@@ -76,6 +77,6 @@ def check_checkpoint_space(folder: Path, detector: nn.Module, keeps_best: bool) 
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise ValueError(
-            f"out: checkpoints need {needed / 1e6:,.0f} MB, but the disk of {folder} has "
-            f"{free / 1e6:,.0f} MB free; make room or choose another --out"
+            f"out: checkpoints need {format_bytes(needed)}, but the disk of {folder} has "
+            f"{format_bytes(free)} free; make room or choose another --out"
         )

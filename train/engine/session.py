@@ -35,6 +35,7 @@ from train.config import Trained
 from train.engine.loop import START_UP
 from train.engine.run_folder import check_checkpoint_space, claim_folder
 from train.engine.stopwatch import Stopwatch
+from train.tracking.trackers import check_trackers
 
 PASSES = "passes"  # the stage in which missing activations are computed
 # Waiting for more than a step is `extract.parallel.processes`'s. That a decoder hangs in a long
@@ -72,6 +73,7 @@ class Session:
 
     def __init__(self, config: Trained, resume: bool, cache: str | None = None) -> None:
         self.watch = Stopwatch(START_UP)
+        check_trackers(config.training.trackers)
         self.accelerator = make_accelerator(config, cached=bool(cache))
         self.out = Path(config.out)
         self.begun = is_resuming(self.out, resume)

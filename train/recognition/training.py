@@ -14,6 +14,7 @@ from torch.optim import SGD, AdamW, Optimizer
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from configs.progress import ProgressBar
 from evaluate.metrics.accuracy import Accuracy, LabelSet, compute_accuracy
 from extract.parallel.processes import gather_objects
 from extract.tada.networks import VideoNetwork
@@ -178,7 +179,7 @@ def score_examples(
         accelerator.autocast(),
         translate_oom("lower evaluation.batch_size"),
         translate_worker_death(),
-        tqdm(total=total, desc=what, unit="clip", leave=False, disable=quiet) as bar,
+        ProgressBar(total=total, desc=what, unit="clip", leave=False, disable=quiet) as bar,
     ):
         for position, (name, scores, problem) in zip(
             positions, recogniser.score(views), strict=True

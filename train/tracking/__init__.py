@@ -1,0 +1,1 @@
+"""The curves of a run: metrics.jsonl, TensorBoard and other trackers."""
