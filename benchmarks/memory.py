@@ -109,6 +109,7 @@ def count_memory(config: Experiment, windows: int) -> StepMemory:
         del output
         kept = bytes_.now - before
         loss.backward()
+    pyramid_points.cache_clear()  # it keeps what was asked for, here without numbers
     return StepMemory(kept, bytes_.peak + BYTES_PER_LEARNING * learning)
 
 

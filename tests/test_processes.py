@@ -1,6 +1,7 @@
 """Several processes: what they tell each other, and that none waits for one that is gone."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -27,9 +28,9 @@ def read_processes(output: IO[str]) -> dict[int, int]:
     """Return the processes by rank, once both say that they are there."""
     found: dict[int, int] = {}
     for line in output:
-        if line.startswith("process "):
-            rank, process = map(int, line.split()[1:])
-            found[rank] = process
+        # Both write at once, so that two may stand in one line.
+        for rank, process in re.findall(r"process (\d) (\d+)(?=process|\s)", line):
+            found[int(rank)] = int(process)
         if len(found) == 2:
             break
     return found
