@@ -351,7 +351,7 @@ def test_a_decoder_that_hangs_ends_its_process() -> None:
     assert len(done.stderr.splitlines()) == 1
 
 
-@pytest.mark.parametrize("crashes", [False, True])
+@pytest.mark.parametrize("crashes", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_worker_that_ends_is_an_error_that_names_the_file(
     capfd: pytest.CaptureFixture[str], crashes: bool
 ) -> None:

@@ -337,6 +337,7 @@ def test_texts_of_others_are_plain_and_whole() -> None:
 # ------------------------------------------------------------------ nothing found
 
 
+@pytest.mark.slow
 def test_an_evaluation_that_finds_nothing_says_so(tmp_path: Path, data: list[str]) -> None:
     config = load(Experiment, DEMO, [*QUICK, *data, f"--out={tmp_path / 'run'}"])
     names = tuple(Path(config.data.classes or "").read_text().split())

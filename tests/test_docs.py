@@ -171,6 +171,7 @@ def test_python_in_pages_imports_what_there_is(page: Path) -> None:
                 assert all(hasattr(module, alias.name) for alias in node.names)
 
 
+@pytest.mark.slow
 def test_the_site_builds(tmp_path: Path) -> None:
     """Links within docs/ that lead nowhere end it, and so do names in api.md that are gone."""
     for package in ("mkdocs", "material", "mkdocstrings"):

@@ -395,6 +395,7 @@ def test_bad_videos_are_no_matter_while_one_can_be_read(data: list[str], tmp_pat
         measure_reading(config, [training[1]])
 
 
+@pytest.mark.slow
 def test_steps_are_those_of_the_loop_and_long_ones_are_tried_on_fewer_clips(
     data: list[str], accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -296,7 +296,7 @@ JSON = st.recursive(
 )
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=40)
 @given(content=JSON)
 def test_other_json_is_read_as_it_is(
     tmp_path_factory: pytest.TempPathFactory, content: object
@@ -311,7 +311,7 @@ def test_other_json_is_read_as_it_is(
         assert read_json(file) == content
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=40)
 @given(content=st.dictionaries(st.text(), JSON, min_size=1), data=st.data())
 def test_any_repeated_key_is_found(
     tmp_path_factory: pytest.TempPathFactory, content: dict[str, object], data: st.DataObject

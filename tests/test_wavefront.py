@@ -194,7 +194,7 @@ def test_a_failed_push_ends_the_span(small: Backbone) -> None:
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("backwards", [False, True])
+@pytest.mark.parametrize("backwards", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_published_size_matches_reference(shared: Path, backwards: bool) -> None:
     """VideoMAE-S with adapters, one clip at a time, against another implementation's one pass."""
     backbone, _ = published(shared, "s")

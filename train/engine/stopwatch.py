@@ -1,12 +1,15 @@
 """The time of a run, by stage."""
 
+from __future__ import annotations
+
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-from train.device.device_clock import DeviceClock
+if TYPE_CHECKING:  # torch, which a mere command line does not need
+    from train.device.device_clock import DeviceClock
 
 T = TypeVar("T")
 
