@@ -7,6 +7,7 @@ detector's input and of its segments. Windows and truth are on a video's *timeli
 frame or, with `sampling.fps`, 1/fps seconds.
 """
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -90,14 +91,20 @@ def samples_of(video: Timed | int, config: SamplingConfig) -> NDArray[np.int64]:
     if config.fps is None:
         return np.arange(0, _frames(video), config.sample_step)
     assert not isinstance(video, int), "samples by time need the times of frames"
-    length_s = video.frames / video.fps
-    numbers = np.arange(max(1, np.ceil(length_s * config.fps - 1e-6)))
+    numbers = np.arange(count_samples(video.frames, video.fps, config))
     if video.times_s is None:
         nearest = evenly_spaced_samples(numbers, video.fps, config)
     else:
         begins, times = video.times_s[: video.frames], numbers / config.fps
         nearest = np.searchsorted((begins[1:] + begins[:-1]) / 2 + 1e-6, times)
     return np.clip(nearest, 0, video.frames - 1).astype(np.int64)
+
+
+def count_samples(frames: int, fps: float, config: SamplingConfig) -> int:
+    """Return how many samples a video has; `fps` is the video's."""
+    if config.fps is None:
+        return -(-frames // config.sample_step)
+    return max(1, math.ceil(frames / fps * config.fps - 1e-6))
 
 
 def evenly_spaced_samples(

@@ -1,6 +1,5 @@
 """Windows of frames as they arrive, from a camera, a pipe, or any other source but a file."""
 
-import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from extract.sampling.transforms import crop_frames, evaluation_transform, shrin
 from extract.sampling.window_frames import arrange
 from extract.sampling.windows import (
     Window,
+    count_samples,
     evenly_spaced_samples,
     samples_of,
     strided_window,
@@ -77,12 +77,12 @@ def arriving_windows(
             kept.add(seen - 1, frame)
             while _sampled(sample, fps, sampling) == seen - 1:
                 sample += 1
-        video = _video(seen, fps, sampling)
         # There is a step behind the window, which is therefore not the one shifted back to the end.
-        while _steps(video, sampling) > start + sampling.window_size:
+        while _steps(seen, fps, sampling) > start + sampling.window_size:
             window = _window(start, fps, sampling)
             if window.frames[-1] > kept.newest:
                 break
+            video = _video(seen, fps, sampling)
             yield kept.batch(window, video), video
             kept.forget_before(window.frames[min(sampling.scale_factor, len(window.frames) - 1)])
             start += window_hop(overlap, sampling)
@@ -93,7 +93,7 @@ def arriving_windows(
     if samples[-1] not in kept.numbers:  # the last sample's time is nearer to a frame that is not
         kept.add(seen - 1, frame)
     kept.transform_pending()
-    last = max(0, _steps(video, sampling) - sampling.window_size)
+    last = max(0, _steps(seen, fps, sampling) - sampling.window_size)
     for place in [*range(start, last, window_hop(overlap, sampling)), last]:
         window = strided_window(video, place, sampling.window_size, sampling)
         yield kept.batch(window, video), video
@@ -159,13 +159,9 @@ def _window(start: int, fps: float, sampling: SamplingConfig) -> Window:
     return window_at(start, evenly_spaced_samples(numbers, fps, sampling), sampling)
 
 
-def _steps(video: VideoItem, sampling: SamplingConfig) -> int:
-    """Return how many feature steps a video has."""
-    if sampling.fps is None:
-        samples = -(-video.frames // sampling.sample_step)
-    else:
-        samples = max(1, math.ceil(video.frames / video.fps * sampling.fps - 1e-6))
-    return -(-samples // sampling.scale_factor)
+def _steps(frames: int, fps: float, sampling: SamplingConfig) -> int:
+    """Return how many feature steps a video of so many frames has."""
+    return -(-count_samples(frames, fps, sampling) // sampling.scale_factor)
 
 
 def _video(frames: int, fps: float, sampling: SamplingConfig) -> VideoItem:
