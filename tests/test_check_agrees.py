@@ -98,7 +98,7 @@ def test_every_kind_of_damage_is_the_same_to_both(tmp_path: Path) -> None:
     assert refused == bad | {"loop", "longer"}  # a transport stream announces no length
 
 
-@pytest.mark.parametrize("part", ["clips", "cases/video"])
+@pytest.mark.parametrize("part", [pytest.param("clips", marks=pytest.mark.slow), "cases/video"])
 def test_real_clips_are_the_same_to_both(tmp_path: Path, shared: Path, part: str) -> None:
     if not (shared / part).is_dir():
         pytest.skip(f"{part} is not here")

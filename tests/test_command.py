@@ -81,6 +81,7 @@ def test_mistakes_are_one_line(bin_folder: Path, given: list[str], told: str) ->
     assert done.returncode == 1 and done.stderr == f"error: {told}\n" and not done.stdout
 
 
+@pytest.mark.slow
 def test_a_script_with_processes_of_its_own_runs(bin_folder: Path, tmp_path: Path) -> None:
     """The processes are spawned: they import what the script's own process did."""
     sizes = ["--training", "2", "--validation", "0", "--test", "1", "--processes", "2"]

@@ -79,12 +79,12 @@ def gradients(network: nn.Module, losses: Tensor) -> list[Tensor]:
 @pytest.mark.parametrize(
     ("fusion", "backbone"),
     [
-        ("none", {"mode": "adapter", "recompute": "none"}),
+        pytest.param("none", {"mode": "adapter", "recompute": "none"}, marks=pytest.mark.slow),
         ("none", {"mode": "adapter", "recompute": "selective"}),
-        ("none", {"mode": "adapter", "recompute": "full"}),
+        pytest.param("none", {"mode": "adapter", "recompute": "full"}, marks=pytest.mark.slow),
         ("none", {"mode": "side"}),
-        ("none", {"mode": "full"}),
-        ("none", {"mode": "frozen"}),
+        pytest.param("none", {"mode": "full"}, marks=pytest.mark.slow),
+        pytest.param("none", {"mode": "frozen"}, marks=pytest.mark.slow),
         ("average", {"mode": "adapter"}),
         ("none", {"mode": "full", "network": "tada2d", "tada": TAdaSize((1, 1, 1, 1), 8)}),
     ],
@@ -103,7 +103,7 @@ def test_a_detector_is_one_graph(fusion: Method, backbone: dict[str, Any]) -> No
     assert gradients(detector, found)
 
 
-@pytest.mark.parametrize("recompute", ["none", "selective"])
+@pytest.mark.parametrize("recompute", [pytest.param("none", marks=pytest.mark.slow), "selective"])
 def test_gradients_are_traced_too(recompute: Recompute) -> None:
     detector = new_detector(mode="adapter", recompute=recompute)
     inputs = inputs_of(detector)
@@ -165,7 +165,10 @@ def test_a_machine_without_a_compiler_is_told(monkeypatch: pytest.MonkeyPatch) -
     compile_network(new_detector(), "off")
 
 
-@pytest.mark.parametrize(("parts", "precision"), [("blocks", "fp32"), ("all", "bf16")])
+@pytest.mark.parametrize(
+    ("parts", "precision"),
+    [("blocks", "fp32"), pytest.param("all", "bf16", marks=pytest.mark.slow)],
+)
 def test_a_compiled_run_learns_the_same(
     data: list[str], tmp_path: Path, parts: Compile, precision: str
 ) -> None:

@@ -327,6 +327,7 @@ def test_segments_are_cut_out(
     assert read_predictions(json_file) == found
 
 
+@pytest.mark.slow
 def test_evaluation_writes_for_annotation_tools(folder: Path, tmp_path: Path) -> None:
     entry = {"segment": [1.0, 2.0], "label": "wave"}
     truth = {"one": {"subset": "test", "annotations": [entry]}}

@@ -282,6 +282,7 @@ def test_a_refused_resume_leaves_the_run_as_it_was(trained: Path, data: list[str
     assert before == {name: (trained / name).read_bytes() for name in before}
 
 
+@pytest.mark.slow
 def test_a_subset_without_annotations_gets_detections(
     trained: Path, data: list[str], tmp_path: Path
 ) -> None:

@@ -167,6 +167,7 @@ def exported(study: Path, out: Path, accelerator: Accelerator) -> None:
 IMPORTED = ("--backbone.mode=imported", "--backbone.imported=ours", "--backbone.weights=null")
 
 
+@pytest.mark.slow
 def test_a_head_on_imported_features_is_the_head_on_the_cache(
     study: Path, tmp_path: Path, accelerator: Accelerator
 ) -> None:

@@ -125,8 +125,11 @@ def test_errors_in_the_process_are_errors_here(videos: Path, process: DecodingPr
 @pytest.mark.parametrize(
     "kind",
     [
-        *("is killed", "sleeps"),
-        *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("exits", "keeps Python's lock")),
+        "is killed",
+        *(
+            pytest.param(kind, marks=pytest.mark.slow)
+            for kind in ("sleeps", "exits", "keeps Python's lock")
+        ),
     ],
 )
 def test_a_decoder_that_ends_in_the_middle_costs_its_video(

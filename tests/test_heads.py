@@ -408,6 +408,7 @@ def test_a_plan_that_does_not_fit_is_refused(
         cli.run(extract.run.main)
 
 
+@pytest.mark.slow
 def test_a_ladder_learns_from_the_cache_alone(data: list[str], tmp_path: Path) -> None:
     """The transformer beside it never changes: what is stored stays true while it learns."""
     cache = ["--cache", tmp_path / "cache"]

@@ -111,6 +111,7 @@ def test_what_cannot_be_had_says_what_to_do(hub: Hub, monkeypatch: pytest.Monkey
         assert "\n" not in str(error.value)
 
 
+@pytest.mark.slow
 def test_a_filled_cache_is_enough_offline(hub: Hub, tmp_path: Path) -> None:
     files = {"model.safetensors": a_file(tmp_path, a=torch.ones(1)), "config.json": b"{}"}
     hub.repositories["org/name"] = Repository(files)

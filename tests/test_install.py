@@ -129,6 +129,7 @@ read_grid(Path("configs/ablate/study.yaml"))
     run(code, installed, tmp_path)
 
 
+@pytest.mark.slow
 def test_code_has_the_same_digest_wherever_it_is_installed(installed: Path, tmp_path: Path) -> None:
     code = """
 import json

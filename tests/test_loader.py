@@ -130,7 +130,7 @@ def test_batches_come_as_they_were_with_a_small_shared_memory() -> None:
     [
         ("not picklable", "cannot pickle '_thread.lock' object"),
         ("no memory", "[Errno 28] No space left on device"),
-        ("no files", "[Errno 28] No space left on device"),
+        pytest.param("no files", "[Errno 28] No space left on device", marks=pytest.mark.slow),
     ],
 )
 def test_what_cannot_be_handed_on_is_an_error_at_once(how: str, text: str) -> None:

@@ -158,9 +158,14 @@ SIZES = [(96, 64), (128, 96)]
 
 @pytest.mark.parametrize(
     ("name", "codec"),
-    [("clip.webm", "libvpx"), ("clip.webm", "libvpx-vp9"), ("clip.avi", "mjpeg"),
-     ("clip.mkv", "mjpeg"), ("clip.mov", "mjpeg")],
-)  # fmt: skip
+    [
+        ("clip.webm", "libvpx-vp9"),
+        ("clip.mkv", "mjpeg"),
+        pytest.param("clip.webm", "libvpx", marks=pytest.mark.slow),
+        pytest.param("clip.avi", "mjpeg", marks=pytest.mark.slow),
+        pytest.param("clip.mov", "mjpeg", marks=pytest.mark.slow),
+    ],
+)
 def test_pictures_of_another_size_are_scaled_to_the_first(
     tmp_path: Path, name: str, codec: str
 ) -> None:

@@ -302,7 +302,9 @@ def test_a_file_that_changes_while_it_is_looked_at_is_not_remembered(
     assert video_digest(path) != before and indexing.remembered_index(before) is None
 
 
-@pytest.mark.parametrize("damage", [b"", b"\x80noise", b'["a", 1, 2, "c"]'])
+@pytest.mark.parametrize(
+    "damage", [pytest.param(b"", marks=pytest.mark.slow), b"\x80noise", b'["a", 1, 2, "c"]']
+)
 def test_damaged_memos_count_as_absent(
     tmp_path: Path, cache: Path, actors: Path, damage: bytes
 ) -> None:

@@ -36,7 +36,9 @@ def read_processes(output: IO[str]) -> dict[int, int]:
     return found
 
 
-@pytest.mark.parametrize(("how", "killed"), [("stepping", 0), ("waiting", 1)])
+@pytest.mark.parametrize(
+    ("how", "killed"), [("stepping", 0), pytest.param("waiting", 1, marks=pytest.mark.slow)]
+)
 def test_a_killed_process_ends_the_others_and_is_named(how: str, killed: int) -> None:
     launcher = subprocess.Popen(
         COMMAND,

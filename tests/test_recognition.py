@@ -316,6 +316,7 @@ def test_running_statistics_travel_with_the_average() -> None:
 # ------------------------------------------------------------------ samples
 
 
+@pytest.mark.slow
 def test_a_flipped_clip_has_the_mirrored_label(clips: list[str]) -> None:
     config = config_of(*clips, "--crops.train_short_side=[32, 32]", "--views.jitter=false")
     (training,) = examples_of(config, "training")
@@ -407,7 +408,7 @@ def build(config: Recognition, accelerator: Accelerator, resume: bool = False) -
     return TrainingRun(task, accelerator, resume)
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+@pytest.mark.parametrize("optimizer", [pytest.param("adamw", marks=pytest.mark.slow), "sgd"])
 def test_a_resumed_run_is_the_run_that_would_have_been(
     clips: list[str],
     tmp_path: Path,

@@ -142,7 +142,11 @@ def test_a_range_behind_the_end_asks_for_the_size_and_nothing_else_does(
 
 
 @pytest.mark.parametrize(
-    "faults", [pytest.param(("500", "503"), marks=pytest.mark.slow), ("drop", "cut", "slow")]
+    "faults",
+    [
+        pytest.param(("500", "503"), marks=pytest.mark.slow),
+        pytest.param(("drop", "cut", "slow"), marks=pytest.mark.slow),
+    ],
 )
 def test_a_store_works_over_a_bad_network(s3: Proxy, url: str, faults: tuple[Fault, ...]) -> None:
     s3.share_fails(0.2, *faults)

@@ -190,6 +190,7 @@ def test_other_numbers_and_other_weights_are_not_adopted(
         adopt_entry(str(cache), name, str(tmp_path / "other.pt"), None, [])
 
 
+@pytest.mark.slow
 def test_entries_from_before_code_counted_can_be_adopted(study: Path, tmp_path: Path) -> None:
     cache, path = tmp_path / "cache", study / "run/last.pt"
     saved = load_checkpoint(path, Experiment)

@@ -395,7 +395,9 @@ class Windows(Dataset[torch.Tensor]):
         return self.store.read(activation(number)[0])
 
 
-@pytest.mark.parametrize(("method", "workers"), [("spawn", 1), ("fork", 2)])
+@pytest.mark.parametrize(
+    ("method", "workers"), [pytest.param("spawn", 1, marks=pytest.mark.slow), ("fork", 2)]
+)
 def test_loaders_read_it(tmp_path: Path, method: str, workers: int) -> None:
     pairs = filled(tmp_path, 12)
     store = Store.open(tmp_path)

@@ -187,6 +187,7 @@ def test_fusions_learn_from_the_cache(
     assert not trained.config.head.learns
 
 
+@pytest.mark.slow
 def test_class_weights_are_fitted(streams: Path, tmp_path: Path) -> None:
     config = CONFIGS / "calibrated.yaml"
     fused(streams, tmp_path / "run", "--config", config, "--data.train_subset=validation")
@@ -323,8 +324,16 @@ def _begin(both: Checkpoint[Experiment], number: int, path: Path) -> None:
     ("arguments", "message"),
     [
         (["--fusion.method=none"], "2 streams are given, but fusion.method none needs 1"),
-        (["--fusion.method=average", "--head.width=64"], "does not fit this model"),
-        (["--fusion.method=average", "--head.heads=2"], "head.heads was 4, is 2"),
+        pytest.param(
+            ["--fusion.method=average", "--head.width=64"],
+            "does not fit this model",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            ["--fusion.method=average", "--head.heads=2"],
+            "head.heads was 4, is 2",
+            marks=pytest.mark.slow,
+        ),
         (["--fusion.method=average", "--direction=reversed"], "streams are forward and reversed"),
         (["--fusion.method=calibrated", "--head.learns=true"], "set head.learns false"),
         (["--fusion.method=average", *SECOND_EVERYWHERE], "train/e2e.py"),

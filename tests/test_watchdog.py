@@ -32,7 +32,11 @@ print("done")
 """
 
 
-@pytest.mark.parametrize("code", [READING, CALLING], ids=["a worker", "a guarded call"])
+@pytest.mark.parametrize(
+    "code",
+    [READING, pytest.param(CALLING, marks=pytest.mark.slow)],
+    ids=["a worker", "a guarded call"],
+)
 def test_time_in_which_a_process_is_stopped_does_not_count(code: str) -> None:
     process = subprocess.Popen(
         [sys.executable, "-c", code],
