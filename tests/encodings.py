@@ -1,6 +1,9 @@
 """Small videos in many encodings, and what other decoders see in them."""
 
+import os
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -51,7 +54,7 @@ def write_numbered(path: Path, count: int, encoding: Encoding = ENCODINGS["H.264
     """Write frames that show their number as eight black or white bars, 25 a second."""
     height, width = encoding.size
     noise = np.random.default_rng(0).integers(0, 36, (height, width, 1), np.uint8)
-    with av.open(str(path), "w") as container:
+    with _same_priority(), av.open(str(path), "w") as container:
         stream: Any = container.add_stream(encoding.codec, rate=25)
         stream.height, stream.width, stream.pix_fmt = height, width, encoding.pixels
         stream.options = dict(encoding.options)
@@ -66,6 +69,19 @@ def write_numbered(path: Path, count: int, encoding: Encoding = ENCODINGS["H.264
                 frame.time_base, frame.pts = Fraction(1, 1000), irregular_time(number)
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
+
+
+@contextmanager
+def _same_priority() -> Iterator[None]:
+    """Undo what SVT-AV1 does where it may: real-time priority over all else on the machine."""
+    if not hasattr(os, "sched_getscheduler"):
+        yield
+        return
+    policy, parameters = os.sched_getscheduler(0), os.sched_getparam(0)
+    try:
+        yield
+    finally:
+        os.sched_setscheduler(0, policy, parameters)
 
 
 def turn(path: Path) -> None:

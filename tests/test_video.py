@@ -42,6 +42,13 @@ def check_exact(path: Path) -> None:
         assert np.array_equal(reader.frames(indices), whole[indices]), f"{name}, reader reused"
 
 
+@pytest.mark.skipif(not hasattr(os, "sched_getscheduler"), reason="needs scheduling policies")
+def test_an_encoder_leaves_the_priority_of_the_tests_as_it_was(tmp_path: Path) -> None:
+    before = os.sched_getscheduler(0), os.sched_getparam(0).sched_priority
+    write_numbered(tmp_path / "clip.mp4", 20, ENCODINGS["AV1"])
+    assert (os.sched_getscheduler(0), os.sched_getparam(0).sched_priority) == before
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "clip", ["demo.mp4", "part_0.mp4", "flipping_a_pancake.mkv", "h265_video.mp4", "test.avi"]
