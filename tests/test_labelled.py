@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from evaluate.datasets.classes import read_classes
@@ -66,6 +66,18 @@ def test_class_folders(tmp_path: Path, video: Path) -> None:
     ]
     assert [e.item.path for e in test.kept] == [tmp_path / "test/Run/a.mp4"]
     assert test.kept[0].stretch == (0, 50, 25.0)
+
+
+def test_what_a_decoder_reads_counts_and_not_the_suffix(tmp_path: Path, video: Path) -> None:
+    put(tmp_path, video, "train/Run/a", "train/Run/b.clip", "train/Jump/c.mp4", "train/Jump/c.dat")
+    (tmp_path / "train/Run/notes.txt").write_text("no video")
+    data = data_of(tmp_path, train_subset="train")
+    (training,) = loaded(data, "train")
+    assert {e.item.path.name for e in training.kept} == {"a", "b.clip", "c.mp4"}
+    lists = tmp_path / "list.csv"
+    lists.write_text("video,label,subset\na,run,training\nb.clip,run,training\nc,jump,training\n")
+    (training,) = loaded(data_of(lists, tmp_path), "training")
+    assert {e.item.path.name for e in training.kept} == {"a", "b.clip", "c.mp4"}
 
 
 def test_class_folders_without_subsets_are_shared_out(tmp_path: Path, video: Path) -> None:
@@ -212,12 +224,12 @@ def test_segments_of_detection_datasets_are_clips(data: list[str]) -> None:
         for a in video["annotations"]
     ]
     assert len(kept) == len(expected) > 0 and not skipped
-    for example, (label, (start, end), fps) in zip(kept, expected, strict=True):
-        assert example.labels == (label,)
-        assert abs(example.stretch.first - start * fps) <= 1
-        last = example.stretch.first + example.stretch.length
+    for one, (label, (start, end), fps) in zip(kept, expected, strict=True):
+        assert one.labels == (label,)
+        assert abs(one.stretch.first - start * fps) <= 1
+        last = one.stretch.first + one.stretch.length
         assert abs(last - end * fps) <= 1.01
-        assert example.stretch.fps == pytest.approx(fps)
+        assert one.stretch.fps == pytest.approx(fps)
 
 
 # ------------------------------------------------------------------ errors
@@ -399,6 +411,7 @@ JSON = st.recursive(
 
 
 @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@example(content=[{"id": "", "template": ""}])
 @given(content=JSON)
 def test_any_json_is_read_or_refused(tmp_path: Path, content: object) -> None:
     path = tmp_path / "list.json"
@@ -408,4 +421,4 @@ def test_any_json_is_read_or_refused(tmp_path: Path, content: object) -> None:
     except ValueError as error:
         assert str(error)
     else:
-        assert all(clip.video[0] for clip in found.clips)
+        assert all(clip.video[0].strip() for clip in found.clips)

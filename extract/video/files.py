@@ -81,6 +81,11 @@ def _files_of(name: str, folder: Path) -> Iterable[Path]:
     return (path for path in sorted(folder.iterdir()) if path.stem == name and path.is_file())
 
 
+def is_video(path: Path) -> bool:
+    """Return whether a file is a video's by its suffix or, where that says nothing, its content."""
+    return path.suffix.lower() in VIDEO_SUFFIXES or has_video_content(path)
+
+
 def has_video_content(path: Path) -> bool:
     """Return whether a file begins as those of some container of videos do."""
     if path.suffix.lower() in SOUND_SUFFIXES or not path.is_file():  # no named pipe is opened

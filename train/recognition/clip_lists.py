@@ -4,6 +4,7 @@ import re
 import zlib
 from collections import Counter
 from collections.abc import Callable, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,7 +25,7 @@ from evaluate.datasets.tables import CsvTable, get_cell, read_table
 from evaluate.datasets.times import parse_seconds
 from evaluate.datasets.tools.label_studio import is_label_studio
 from evaluate.metrics.accuracy import LabelSet
-from extract.video.files import VIDEO_SUFFIXES
+from extract.video.files import files_by_name
 
 OWN = frozenset({"video", "label"})
 KINETICS = frozenset({"label", "youtube_id", "time_start", "time_end"})
@@ -231,7 +232,8 @@ def _read_something(
     subset = subset_in(path.stem)
     for position, entry in enumerate(records):
         place = f"{path}: entry {position}"
-        if not isinstance(entry, dict) or not isinstance(entry.get("id"), str | int):
+        named = isinstance(entry, dict) and isinstance(entry.get("id"), str | int)
+        if not named or not str(entry["id"]).strip():
             raise ValueError(
                 f"{place}: expected an object with the video's 'id', not {short_repr(entry)}."
             )
@@ -264,11 +266,10 @@ def _read_classes_in(
 ) -> list[LabelledClip]:
     clips = []
     for each in sorted(part for part in folder.iterdir() if part.is_dir()):
-        for file in sorted(each.iterdir()):
-            if file.suffix.lower() in VIDEO_SUFFIXES:
-                name = str(file.absolute())
-                of = _choose_subset(subset, f"{each.name}/{file.stem}", warnings)
-                clips.append(LabelledClip((name,), (each.name,), None, of, str(file)))
+        for file in chain.from_iterable(files_by_name(each).values()):
+            name = str(file.absolute())
+            of = _choose_subset(subset, f"{each.name}/{file.stem}", warnings)
+            clips.append(LabelledClip((name,), (each.name,), None, of, str(file)))
     return clips
 
 

@@ -6,6 +6,7 @@ process makes it.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,7 +29,7 @@ from extract.sampling.views import (
 )
 from extract.sampling.window_frames import open_unchanged
 from extract.settings.sampling import Direction
-from extract.video.files import VIDEO_SUFFIXES
+from extract.video.files import files_by_name, is_video
 from extract.video.probe import probe
 from extract.video.reader import VideoError
 from train.data.loading import EpochSampler, batch_loader, with_substitute
@@ -190,7 +191,7 @@ class _VideoFinder:
             ValueError: several files have it.
         """
         exact = self._folder / name
-        if exact.suffix.lower() in VIDEO_SUFFIXES and exact.is_file():
+        if exact.is_file() and is_video(exact):
             return exact
         paths = self._names().get(name, [])
         if len(paths) > 1:
@@ -203,8 +204,9 @@ class _VideoFinder:
     def _names(self) -> dict[str, list[Path]]:
         if self._by_name is None:
             self._by_name = {}
-            for path in sorted(self._folder.rglob("*")):
-                if path.suffix.lower() in VIDEO_SUFFIXES:
+            folders = [path for path in self._folder.rglob("*") if path.is_dir()]
+            for folder in sorted([self._folder, *folders]):
+                for path in chain.from_iterable(files_by_name(folder).values()):
                     inside = path.relative_to(self._folder).with_suffix("").as_posix()
                     for name in {path.name, path.stem, inside}:
                         self._by_name.setdefault(name, []).append(path)
