@@ -1,6 +1,8 @@
 """Three decoders behind one reader: which one is taken, and the same frames whichever."""
 
 import json
+import runpy
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -151,6 +153,17 @@ def test_torchcodec_that_fails_or_is_not_there_is_not_taken(
     assert not checked(path)
     monkeypatch.setattr(by_torchcodec, "torchcodec", None)
     assert not checked(path)
+
+
+@pytest.mark.parametrize(("ffmpeg", "version"), [(None, ""), (8, "-torchcodec0.17.0-ffmpeg8")])
+def test_torchcodec_without_ffmpeg_counts_as_absent(
+    monkeypatch: pytest.MonkeyPatch, ffmpeg: int | None, version: str
+) -> None:
+    module = SimpleNamespace(ffmpeg_major_version=ffmpeg, __version__="0.17.0+cpu")
+    monkeypatch.setitem(sys.modules, "torchcodec", module)
+    names = runpy.run_path(by_torchcodec.__file__)
+    assert (names["torchcodec"] is None) == (ffmpeg is None)
+    assert names["torchcodec_version"]() == version
 
 
 def test_the_choice_falls_back_to_what_is_installed(

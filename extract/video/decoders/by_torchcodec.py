@@ -15,8 +15,8 @@ try:
     import torchcodec as module
 except Exception:  # not installed, made for another torch, or there is no FFmpeg (RuntimeError)
     torchcodec: Any = None
-else:
-    torchcodec = module
+else:  # since 0.17 it is imported without FFmpeg, too, and fails at the first file
+    torchcodec = None if getattr(module, "ffmpeg_major_version", "") is None else module
 
 
 def torchcodec_version() -> str:
