@@ -7,14 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from configs.loader import find_config, load
+from configs.loader import find_config, find_script, load
 from evaluate.datasets.fields import did_you_mean
 
 Scalar = str | int | float | bool | None
 Setting = Scalar | list[Scalar | list[Scalar]] | dict[str, Any]
 
 SCORING = "evaluate/run.py"
-CODE = Path(__file__).resolve().parents[2]
 SET_BY_GRID = ("out", "training.seed", "cache.url")
 
 
@@ -247,25 +246,6 @@ def read_grid(path: Path) -> Grid:
                 missing = f"{path}: rows.{name}.{key}: there is no file {file}{where}"
                 raise ValueError(missing) from error
     return grid
-
-
-def find_script(name: str) -> list[str]:
-    """Return what Python is given to run a script: a file as named, or one that we come with.
-
-    Args:
-        name: a path; `train/e2e.py` and the like are found from any folder.
-
-    Raises:
-        ValueError: it is in neither place.
-    """
-    if Path(name).is_file():
-        return [name]
-    ours = CODE / name
-    if Path(name).is_absolute() or not ours.is_file():
-        raise ValueError(f"there is no script {name}")
-    if not __name__.startswith("palindrome."):  # a checkout, whose scripts find their packages
-        return [str(ours)]
-    return ["-m", ".".join(("palindrome", *Path(name).with_suffix("").parts))]
 
 
 def _parse_reference(text: str, option: str) -> tuple[str, int]:
