@@ -36,7 +36,8 @@ from configs.atomic import write_text
 from configs.loader import find_script
 from configs.messages import format_bytes
 from configs.options import ScriptParser
-from extract.parallel.shares import ENGINES, Share, parse_resources, submit_shares, without_options
+from extract.parallel.jobs import ENGINES, parse_resources
+from extract.parallel.shares import Share, submit_shares, without_options
 from extract.settings.sampling import Direction, SamplingConfig, SpanKind
 from extract.settings.units import CLIP_FRAMES
 from train.config import DataConfig, Experiment, with_cache

@@ -36,6 +36,8 @@ class Row:
         checkpoint, forward_from, reversed_from: rows whose last.pt it builds on, of the same seed,
             or with `+n` behind the name of the seed n places further (cyclic).
         overrides: values of settings by their dotted names; they win over those of all rows.
+        resources: what a job of it needs (`train/ablate.py --on`), by submitit's names, such as
+            `timeout_min`, `gpus_per_node`, `slurm_partition`; they win over `--resources`.
     """
 
     script: str
@@ -44,6 +46,7 @@ class Row:
     forward_from: str | None = None
     reversed_from: str | None = None
     overrides: dict[str, Setting] = field(default_factory=dict)
+    resources: dict[str, Setting] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.config is None and not self.checkpoint:
