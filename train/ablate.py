@@ -49,10 +49,10 @@ from uuid import uuid4
 
 from configs import cli
 from configs.options import ScriptParser
-from extract.parallel.jobs import ENGINES, parse_resources
+from extract.parallel.jobs import ENGINES, Engine, parse_resources
 from train.ablation.grid import Grid, read_grid
 from train.ablation.records import check_own_run, is_current, status
-from train.ablation.runner import Engine, carry_out
+from train.ablation.runner import carry_out
 from train.engine.stopwatch import Stopwatch
 
 AFTER_INTERRUPT = "the same command goes on; jobs of a cluster run on, and it waits for them"
@@ -79,7 +79,11 @@ def main() -> None:
     if args.plan:
         print_plan(grid)
         return
-    engine = Engine(args.on, parse_resources(args.resources), grid) if args.on else None
+    engine = None
+    if args.on:
+        shared = parse_resources(args.resources)
+        resources = {name: shared | row.resources for name, row in grid.rows.items()}
+        engine = Engine(args.on, resources, grid.root / ".jobs")  # no row has this name
     at_a_time = args.processes or (len(grid.runs()) if args.on == "slurm" else 1)
     if not ablate(grid, at_a_time, engine):
         sys.exit(1)

@@ -1,10 +1,12 @@
 """Jobs of a cluster, or of this machine, through submitit, which is needed for nothing else."""
 
 import os
+import signal
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import yaml
 
@@ -79,11 +81,57 @@ def open_executor(engine: str, resources: Mapping[str, Any], logs: Path) -> Any:
     return executor
 
 
-def find_job(engine: str, job_id: str, logs: Path) -> Any:
-    """Return a job that another process has submitted; of `local`, whether it runs is not known."""
-    import submitit
+class Engine:
+    """Jobs whose names stand in files, where processes that come later find them.
 
-    return (submitit.SlurmJob if engine == "slurm" else submitit.LocalJob)(logs, job_id)
+    Args:
+        name: of submitit's engine.
+        resources: of each kind of job (see `open_executor`), as is `logs`.
+    """
+
+    def __init__(self, name: str, resources: Mapping[str, Mapping[str, Any]], logs: Path) -> None:
+        self.name, self.logs = name, logs
+        self.executors = {kind: open_executor(name, of, logs) for kind, of in resources.items()}
+
+    @property
+    def local(self) -> bool:
+        """Whether jobs are processes of this machine, which end with the one that submits them."""
+        return self.name == "local"
+
+    def find(self, file: IO[bytes]) -> Any | None:
+        """Return the job that a file names, unless it has ended; of a local one nobody knows."""
+        import submitit
+
+        file.seek(0)
+        engine, _, job_id = file.read().decode().partition(" ")
+        if engine != self.name:
+            return None
+        job: Any = (submitit.LocalJob if self.local else submitit.SlurmJob)(self.logs, job_id)
+        return None if job.done() else job
+
+    def submit(self, kind: str, job: Requeued, file: IO[bytes]) -> Any:
+        """Return a new job, whose name now stands in the file.
+
+        Raises:
+            RuntimeError: the engine refuses it.
+        """
+        handler = signal.getsignal(signal.SIGINT)
+        if self.local:  # Ctrl-C is for the job; the process around it would print where it was
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+        try:
+            submitted = self.executors[kind].submit(job)
+        finally:
+            signal.signal(signal.SIGINT, handler)
+        file.truncate(0)
+        file.write(f"{self.name} {submitted.job_id}".encode())
+        file.flush()
+        return submitted
+
+    def interrupt(self, job: Any) -> None:
+        """Ask a job of this machine to end; those of a cluster go on."""
+        if self.local:
+            with suppress(ProcessLookupError):
+                os.kill(int(job.job_id), signal.SIGTERM)
 
 
 def describe_end(job: Any) -> str:

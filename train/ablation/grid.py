@@ -220,15 +220,10 @@ class Grid:
     def scoring(self, run: Run, subset: str) -> list[str]:
         """Return the command that scores a trained run, without the interpreter."""
         folder = self.folder(run)
-        words = [
-            *find_script(SCORING),
-            "--checkpoint",
-            str(folder / "last.pt"),
-            "--cache",
-            self.cache,
-        ]
-        words += ["--subset", subset, "--tious", *(f"{tiou:g}" for tiou in self.tious)]
-        return [*words, "--out", str(folder / subset)]
+        words = [*find_script(SCORING), "--checkpoint", str(folder / "last.pt")]
+        words += ["--cache", self.cache, "--subset", subset]
+        words += ["--tious", *(f"{tiou:g}" for tiou in self.tious), "--out", str(folder / subset)]
+        return words
 
 
 def read_grid(path: Path) -> Grid:

@@ -22,7 +22,7 @@ from configs.atomic import NO_LOCKS
 from configs.messages import plain_line
 from configs.progress import ProgressBar
 from configs.system import fcntl
-from extract.parallel.jobs import Requeued, describe_end, find_job, open_executor
+from extract.parallel.jobs import Engine, Requeued, describe_end
 from train.ablation.grid import Grid, Run
 from train.ablation.records import (
     RESULTS,
@@ -47,42 +47,6 @@ LAUNCHER = re.compile(  # by these a run would take itself for one of many proce
 TAKEN_AWAY = "ended from outside"
 # Exit codes where an engine wants its machine back.
 TAKING_AWAY = {-signal.SIGTERM, -getattr(signal, "SIGUSR2", signal.SIGTERM)}
-
-
-class Engine:
-    """Where runs are jobs.
-
-    Args:
-        name: of submitit's engine; `resources`: of every run's job, unless its row says otherwise.
-    """
-
-    def __init__(self, name: str, resources: Mapping[str, Any], grid: Grid) -> None:
-        self.name, self.logs = name, grid.root / ".jobs"  # no row has this name
-        self.executors = {
-            row_name: open_executor(name, dict(resources) | row.resources, self.logs)
-            for row_name, row in grid.rows.items()
-        }
-
-    def find(self, lock: IO[bytes]) -> Any | None:
-        """Return the job whose name is in a run's locked file, unless it has ended."""
-        lock.seek(0)
-        engine, _, job_id = lock.read().decode().partition(" ")
-        job = find_job(engine, job_id, self.logs) if engine == self.name else None
-        return None if job is None or job.done() else job
-
-    def submit(self, job: "RunJob", lock: IO[bytes]) -> Any:
-        """Return a new job, whose name is in the run's locked file before anyone else looks."""
-        handler = signal.getsignal(signal.SIGINT)
-        if (
-            job.local
-        ):  # Ctrl-C is for the job: submitit's process around it would print where it was
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
-        submitted = self.executors[job.run.row].submit(job)
-        signal.signal(signal.SIGINT, handler)
-        lock.truncate(0)
-        lock.write(f"{self.name} {submitted.job_id}".encode())
-        lock.flush()
-        return submitted
 
 
 @dataclass(frozen=True)
@@ -169,7 +133,8 @@ class _Scheduler:
             done, pending = await asyncio.wait(pending, timeout=1, return_when=FIRST_EXCEPTION)
             for task in done:
                 task.result()  # raises what it has raised
-            self.print_running()
+            running = [f"{run}{_progress(self.grid.folder(run) / LOG)}" for run in self.running]
+            self.bar.set_postfix_str(", ".join(running))
         return {run: error for run, task in tasks.items() if (error := task.result())}
 
     async def finish(self, run: Run, inputs: Mapping[Run, "asyncio.Task[str]"]) -> str:
@@ -216,13 +181,11 @@ class _Scheduler:
         """Take a slot for a run, and yield the GPU that belongs to it; empty if CUDA chooses."""
         slot = self.slots.pop(0)
         self.running.append(run)
-        self.print_running()
         try:
             yield self.devices[slot % len(self.devices)] if self.devices else ""
         finally:
             self.slots.append(slot)
             self.running.remove(run)
-            self.print_running()
 
     async def do_as_job(self, engine: Engine, run: Run, lock: IO[bytes], device: str) -> str:
         """Submit a run, or find the job that an earlier launch has submitted, and await its end.
@@ -237,10 +200,10 @@ class _Scheduler:
         if job is not None:
             self.print_above(f"{run}: job {job.job_id} of an earlier launch is at it")
         else:
-            local = engine.name == "local"
-            here = device if local else ""
+            here = device if engine.local else ""
+            job = RunJob(self.grid, run, self.session, here, engine.local)
             try:
-                job = engine.submit(RunJob(self.grid, run, self.session, here, local), lock)
+                job = engine.submit(run.row, job, lock)
             except RuntimeError as error:  # whatever submitting said
                 return plain_line(f"it could not be submitted: {error}")
         _unlock(lock)  # for the job
@@ -248,17 +211,10 @@ class _Scheduler:
             while not job.done():
                 await asyncio.sleep(JOB_POLL_S)
         except asyncio.CancelledError:
-            if engine.name == "local":  # a cluster's jobs go on
-                with suppress(ProcessLookupError):
-                    os.kill(int(job.job_id), signal.SIGTERM)
+            engine.interrupt(job)
             raise
         self.ended[run].append(job)
         return ""
-
-    def print_running(self) -> None:
-        """Name the runs behind the progress, and how far they are."""
-        runs = [f"{run}{_progress(self.grid.folder(run) / LOG)}" for run in self.running]
-        self.bar.set_postfix_str(", ".join(runs))
 
     def print_above(self, line: str) -> None:
         """Print a line above the progress."""
