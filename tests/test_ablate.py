@@ -13,7 +13,8 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -696,12 +697,18 @@ def kill_job(pid: int) -> None:
         process.kill()
 
 
+def preempt(pid: int) -> None:
+    """Say what engines say when they want the machine back; then submitit begins it anew."""
+    (job,) = psutil.Process(pid).children()
+    job.send_signal(signal.SIGUSR2)
+
+
 def find_job(folder: Path, run: str) -> int:
     return int((folder / f"study/{run.replace('/', '/.')}.lock").read_text().split()[1])
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kill", [kill_all, kill_job])
+@pytest.mark.parametrize("kill", [kill_all, kill_job, preempt])
 @submitit
 def test_a_lost_job_is_followed_by_another(
     place: Path,
@@ -766,7 +773,7 @@ def test_an_interrupt_ends_the_jobs_of_this_machine(place: Path) -> None:
 
 
 @pytest.fixture
-def slurm(place: Path) -> dict[str, str]:
+def slurm(place: Path) -> Iterator[dict[str, str]]:
     """Environment with a slurm."""
     folder = place / "slurm"
     folder.mkdir()
@@ -774,7 +781,10 @@ def slurm(place: Path) -> dict[str, str]:
         file = folder / name
         file.write_text(f"#!{sys.executable}\n{code}")
         file.chmod(file.stat().st_mode | stat.S_IXUSR)
-    return {"PLAYED": str(folder), "PATH": f"{folder}:{os.environ['PATH']}"}
+    yield {"PLAYED": str(folder), "PATH": f"{folder}:{os.environ['PATH']}"}
+    for file in folder.glob("*.pid"):
+        with suppress(ProcessLookupError):
+            os.killpg(int(file.read_text()), signal.SIGKILL)
 
 
 @submitit
