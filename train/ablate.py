@@ -52,7 +52,7 @@ from configs.options import ScriptParser
 from extract.parallel.jobs import ENGINES, Engine, parse_resources
 from train.ablation.grid import Grid, read_grid
 from train.ablation.records import check_own_run, is_current, status
-from train.ablation.runner import carry_out
+from train.ablation.runner import Scheduler
 from train.engine.stopwatch import Stopwatch
 
 AFTER_INTERRUPT = "the same command goes on; jobs of a cluster run on, and it waits for them"
@@ -107,7 +107,8 @@ def ablate(grid: Grid, processes: int, engine: Engine | None) -> bool:
     unfinished = [run for run, work in status(grid, runs).items() if work]
     failed = {}
     if unfinished:
-        failed = carry_out(grid, unfinished, processes, _session(), not main_process, engine)
+        quiet = not main_process
+        failed = Scheduler(grid, unfinished, processes, _session(), quiet, engine).carry_out()
     if not main_process:
         return True  # the first process reports what failed
     if len(failed) == len(runs):

@@ -65,18 +65,11 @@ class RunJob(Requeued):
                 signal.signal(number, signal.default_int_handler)
         if self.device:
             os.environ["CUDA_VISIBLE_DEVICES"] = self.device
-        carry_out(self.grid, [self.run], 1, self.session, quiet=True)
+        Scheduler(self.grid, [self.run], 1, self.session, quiet=True).carry_out()
 
 
-def carry_out(
-    grid: Grid,
-    runs: Sequence[Run],
-    processes: int,
-    session: str,
-    quiet: bool,
-    engine: Engine | None = None,
-) -> dict[Run, str]:
-    """Do runs, as many as `processes` at a time; return why those that are not done are not.
+class Scheduler:
+    """Does runs, each as soon as its inputs are done, a slot is free and nobody else is at it.
 
     Other processes may do the same on the same grid at the same time: a run is done by who locks it
     first, and all wait for all runs. The lock passes to the run's own processes: should this one be
@@ -84,36 +77,32 @@ def carry_out(
 
     Args:
         runs: all that need something, those that others build on first.
+        processes: how many slots there are.
         session: a text that only processes of the same launch share; what failed in one of them is
             not tried again by another.
         quiet: shows no progress.
         engine: makes a job of each run; None: a subprocess.
     """
-    total = len(grid.runs())
-    bar: ProgressBar = ProgressBar(
-        total=total,
-        initial=total - len(runs),  # they say nothing about the time that the others take
-        desc="runs",
-        unit="run",
-        smoothing=0,  # several end at a time: only the average says when all will have
-        disable=quiet,
-    )
-    with bar:
-        return asyncio.run(_Scheduler(grid, processes, session, bar, engine).carry_out(runs))
-
-
-class _Scheduler:
-    """Does each run as soon as its inputs are done, a slot is free and nobody else is at it.
-
-    Args:
-        processes: how many slots there are.
-        bar: is moved by every run that ends.
-    """
 
     def __init__(
-        self, grid: Grid, processes: int, session: str, bar: ProgressBar, engine: Engine | None
+        self,
+        grid: Grid,
+        runs: Sequence[Run],
+        processes: int,
+        session: str,
+        quiet: bool,
+        engine: Engine | None = None,
     ) -> None:
-        self.grid, self.session, self.bar, self.engine = grid, session, bar, engine
+        self.grid, self.runs, self.session, self.engine = grid, runs, session, engine
+        total = len(grid.runs())
+        self.bar: ProgressBar = ProgressBar(
+            total=total,
+            initial=total - len(runs),  # they say nothing about the time that the others take
+            desc="runs",
+            unit="run",
+            smoothing=0,  # several end at a time: only the average says when all will have
+            disable=quiet,
+        )
         self.running: list[Run] = []
         self.reported: set[Run] = set()
         self.ended: dict[Run, list[Any]] = defaultdict(list)  # jobs
@@ -121,10 +110,15 @@ class _Scheduler:
         first = int(os.environ.get("LOCAL_RANK", 0)) * processes
         self.slots = list(range(first, first + processes))
 
-    async def carry_out(self, runs: Sequence[Run]) -> dict[Run, str]:
-        """Do all runs; return why those that are not done are not."""
+    def carry_out(self) -> dict[Run, str]:
+        """Do the runs; return why those that are not done are not."""
+        with self.bar:
+            return asyncio.run(self.finish_all())
+
+    async def finish_all(self) -> dict[Run, str]:
+        """Wait until all runs are done; return why those that are not are not."""
         tasks: dict[Run, asyncio.Task[str]] = {}
-        for run in runs:
+        for run in self.runs:
             inputs = [each for group in self.grid.inputs(run).values() for each in group]
             needed = {each: tasks[each] for each in inputs if each in tasks}
             tasks[run] = asyncio.create_task(self.finish(run, needed))
