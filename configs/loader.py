@@ -85,6 +85,25 @@ def find_config(path: str | Path) -> Path:
     raise ValueError(f"no config at {path}; the experiments are in {CONFIGS}")
 
 
+def find_script(name: str) -> list[str]:
+    """Return what Python is given to run a script: a file as named, or one that we come with.
+
+    Args:
+        name: a path; `train/e2e.py` and the like are found from any folder.
+
+    Raises:
+        ValueError: it is in neither place.
+    """
+    if Path(name).is_file():
+        return [name]
+    ours = CONFIGS.parent / name
+    if Path(name).is_absolute() or not ours.is_file():
+        raise ValueError(f"there is no script {name}")
+    if not __name__.startswith("palindrome."):  # a checkout, whose scripts find their packages
+        return [str(ours)]
+    return ["-m", ".".join(("palindrome", *Path(name).with_suffix("").parts))]
+
+
 def base_of(path: str | Path) -> Path | None:
     """Return the file that a config names as its base; None if it names none.
 

@@ -33,12 +33,13 @@ from typing import TYPE_CHECKING, get_args
 
 from configs import cli
 from configs.atomic import write_text
+from configs.loader import find_script
 from configs.messages import format_bytes
 from configs.options import ScriptParser
-from extract.parallel.shares import ENGINES, Share, parse_resources, submit_shares, without_options
+from extract.parallel.jobs import ENGINES, parse_resources
+from extract.parallel.shares import Share, submit_shares, without_options
 from extract.settings.sampling import Direction, SamplingConfig, SpanKind
 from extract.settings.units import CLIP_FRAMES
-from train.ablation.grid import find_script
 from train.config import DataConfig, Experiment, with_cache
 
 if TYPE_CHECKING:

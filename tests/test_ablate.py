@@ -1,4 +1,7 @@
-"""Grids of runs as their users start them; most runs are stand-ins that take a moment."""
+"""Grids of runs as their users start them; most runs are stand-ins that take a moment.
+
+Jobs are those of this machine, and of a slurm that a few scripts play.
+"""
 
 import csv
 import json
@@ -6,13 +9,18 @@ import os
 import random
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil  # type: ignore[import-untyped]
 import pytest
 import yaml
 
@@ -383,11 +391,11 @@ def test_a_failing_run_takes_along_only_what_builds_on_it(place: Path) -> None:
     assert "failed" not in good(place)
 
 
-def start(folder: Path) -> subprocess.Popen[str]:
+def start(folder: Path, *arguments: str, **more: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, *COMMAND],
+        [sys.executable, *(COMMAND[:2] if arguments else COMMAND), *arguments],
         cwd=folder,
-        env=environment(),
+        env=environment(**more),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -420,13 +428,7 @@ def test_killed_it_goes_on_and_waits_for_what_it_left_running(place: Path, finis
     assert begun == sorted([*set(begun), "forward/3", "forward/5"])
     lines = (place / "calls.txt").read_text().splitlines()
     assert lines.index("end study/forward/3") < lines.index("begin study/forward/3", 2)
-    ours, theirs = (
-        json.loads((folder / "study/table.json").read_text()) for folder in (place, finished)
-    )
-    for table in (ours, theirs):
-        for row in table["rows"]:
-            del row["seconds"]
-    assert ours["rows"] == theirs["rows"]
+    assert rows(place) == rows(finished)
 
 
 def test_an_interrupt_ends_the_runs(place: Path) -> None:
@@ -613,3 +615,228 @@ def test_runs_come_behind_what_they_need(place: Path) -> None:
     assert grid.inputs(Run("control", 5)) == {
         "--checkpoint": [Run("forward", 5), Run("forward", 3)]
     }
+
+
+submitit = pytest.mark.skipif(not find_spec("submitit"), reason="submitit is not installed")
+LOCAL = ("--on", "local", "--resources", "timeout_min=5")
+SLURM = ("--on", "slurm", "--resources", "timeout_min=30", "slurm_partition=gpu")
+
+# The queue stands still until the file `go` is there; a job's processes are a session of their own.
+PLAYED = {
+    "sbatch": """
+import os, subprocess, sys
+from pathlib import Path
+here = Path(os.environ["PLAYED"])
+job = str(len(list(here.glob("*.sbatch"))) + 1)
+text = Path(sys.argv[-1]).read_text()
+(here / f"{job}.sbatch").write_text(text)
+wait = f"while [ ! -e {here}/go ]; do sleep 0.05; done; {text}"
+process = subprocess.Popen(
+    ["sh", "-c", wait],
+    env=os.environ | {"SLURM_JOB_ID": job},
+    start_new_session=True,
+    stdout=subprocess.DEVNULL,
+    stderr=subprocess.DEVNULL,
+)
+(here / f"{job}.pid").write_text(str(process.pid))
+print("Submitted batch job", job)
+""",
+    "srun": """
+import os, sys
+words = [word.replace("%j", os.environ["SLURM_JOB_ID"]).replace("%t", "0") for word in sys.argv]
+out, error = (words[words.index(name) + 1] for name in ("--output", "--error"))
+os.makedirs(os.path.dirname(out), exist_ok=True)
+for number, name in enumerate((out, error), 1):
+    os.dup2(os.open(name, os.O_WRONLY | os.O_APPEND | os.O_CREAT), number)
+command = words[words.index("--error") + 2 :]
+os.execvp(command[0], command)
+""",
+    "sacct": """
+import os
+from pathlib import Path
+print("JobID|State|NodeList")
+for file in Path(os.environ["PLAYED"]).glob("*.pid"):
+    try:
+        os.kill(int(file.read_text()), 0)
+        print(f"{file.stem}|RUNNING|here")
+    except ProcessLookupError:
+        print(f"{file.stem}|COMPLETED|here")
+""",
+}
+
+
+def rows(folder: Path) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads((folder / "study/table.json").read_text())["rows"]
+    for row in found:
+        del row["seconds"]
+    return found
+
+
+@pytest.mark.slow
+@submitit
+def test_jobs_make_what_subprocesses_make(place: Path, finished: Path) -> None:
+    """From a folder that has none of our code."""
+    done = ablate(place, *LOCAL, CUDA_VISIBLE_DEVICES="4,7")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert rows(place) == rows(finished) and len(calls(place)) == 8
+    logs = [file.read_text() for file in (place / "study").glob("*/*/log.txt")]
+    assert len(logs) == 8 and {log.splitlines()[1] for log in logs} == {"GPU 4", "GPU 7"}
+
+
+def kill_all(pid: int) -> None:
+    """Kill all of a job: the machine it was on is gone."""
+    root = psutil.Process(pid)
+    for process in [root, *root.children(recursive=True)]:
+        process.kill()
+
+
+def kill_job(pid: int) -> None:
+    """Kill a job, but not the training that it has begun."""
+    root = psutil.Process(pid)
+    for process in [root, *root.children()]:
+        process.kill()
+
+
+def preempt(pid: int) -> None:
+    """Say what engines say when they want the machine back; then submitit begins it anew."""
+    (job,) = psutil.Process(pid).children()
+    job.send_signal(signal.SIGUSR2)
+
+
+def find_job(folder: Path, run: str) -> int:
+    return int((folder / f"study/{run.replace('/', '/.')}.lock").read_text().split()[1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kill", [kill_all, kill_job, preempt])
+@submitit
+def test_a_lost_job_is_followed_by_another(
+    place: Path,
+    finished: Path,
+    kill: Callable[[int], None],
+) -> None:
+    grid = small_grid()
+    grid["overrides"]["sleep"] = 2
+    write(place, grid)
+    process = start(place, *LOCAL, "--processes", "2")
+    wait_for(place, "begin", 2)
+    kill(find_job(place, "forward/3"))
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0 and "failed" not in out, out + err
+    assert calls(place).count("forward/3") == 2 and len(calls(place)) == 9
+    assert rows(place) == rows(finished)
+    if kill is kill_job:  # its training lived on, and nobody else began it meanwhile
+        lines = (place / "calls.txt").read_text().splitlines()
+        again = lines.index("begin study/forward/3", lines.index("begin study/forward/3") + 1)
+        assert lines.index("end study/forward/3") < again
+
+
+@submitit
+def test_a_run_whose_jobs_are_lost_again_and_again_is_given_up(place: Path) -> None:
+    grid = small_grid()
+    grid["rows"] = {"forward": grid["rows"]["forward"] | {"overrides": {"sleep": 600}}}
+    write(place, grid | {"singles": ["forward"], "controls": [], "seeds": [3]})
+    process = start(place, *LOCAL)
+    for count in (1, 2, 3):
+        wait_for(place, "begin", count)
+        kill_all(find_job(place, "forward/3"))
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 1 and err.count("error: ") == 1, err
+    assert "3 jobs ended before it was done; the last: it ended (" in err
+
+
+@pytest.mark.slow
+@submitit
+def test_a_failing_run_is_no_lost_job(place: Path) -> None:
+    grid = small_grid()
+    grid["rows"]["reversed"]["overrides"] = {"fail": "5"}
+    write(place, grid)
+    done = ablate(place, *LOCAL)
+    assert done.returncode == 1 and calls(place).count("reversed/5") == 1
+    assert "failed: reversed/5: error: this seed fails\n" in done.stdout
+    assert "failed: tuned/5: skipped: it needs reversed/5" in done.stdout
+
+
+@submitit
+def test_an_interrupt_ends_the_jobs_of_this_machine(place: Path) -> None:
+    grid = small_grid()
+    grid["overrides"]["sleep"] = 600
+    write(place, grid)
+    process = start(place, *LOCAL)
+    wait_for(place, "begin", 1)
+    job = psutil.Process(find_job(place, "forward/3"))
+    family = [job, *job.children(recursive=True)]
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and "goes on" in out and "Traceback" not in err, err
+    assert not psutil.wait_procs(family, timeout=20)[1]
+
+
+@pytest.fixture
+def slurm(place: Path) -> Iterator[dict[str, str]]:
+    """Environment with a slurm."""
+    folder = place / "slurm"
+    folder.mkdir()
+    for name, code in PLAYED.items():
+        file = folder / name
+        file.write_text(f"#!{sys.executable}\n{code}")
+        file.chmod(file.stat().st_mode | stat.S_IXUSR)
+    yield {"PLAYED": str(folder), "PATH": f"{folder}:{os.environ['PATH']}"}
+    for file in folder.glob("*.pid"):
+        with suppress(ProcessLookupError):
+            os.killpg(int(file.read_text()), signal.SIGKILL)
+
+
+@submitit
+def test_jobs_in_the_queue_are_not_submitted_again(
+    place: Path,
+    finished: Path,
+    slurm: dict[str, str],
+) -> None:
+    folder = place / "slurm"
+    grid = small_grid()
+    grid["rows"]["tuned"]["resources"] = {"slurm_partition": "large"}
+    write(place, grid)
+    process = start(place, *SLURM, **slurm)
+    limit = time.monotonic() + 60
+    # All that wait for no other, and their names are written down.
+    while sum(bool(file.stat().st_size) for file in place.glob("study/*/.*.lock")) < 4:
+        assert time.monotonic() < limit and process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert not calls(place)
+    text = (folder / "1.sbatch").read_text()
+    assert "--partition=gpu" in text and "--time=30" in text
+
+    process = start(place, *SLURM, **slurm)
+    time.sleep(3)
+    assert len(list(folder.glob("*.sbatch"))) == 4
+    (folder / "go").touch()
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, out + err
+    assert "job 1 of an earlier launch is at it" in err
+    jobs = [file.read_text() for file in folder.glob("*.sbatch")]
+    assert len(jobs) == len(calls(place)) == 8
+    assert sum("--partition=large" in job and "--time=30" in job for job in jobs) == 2
+    assert rows(place) == rows(finished)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (("--on", "local"), "--resources: say how many minutes"),
+        (("--on", "slurm", "--resources", "timeout_min=5"), "--on slurm: "),
+        ((*LOCAL, "no_such=3"), "--resources: "),
+        (("--resources", "timeout_min=5"), "add --on"),
+    ],
+)
+@submitit
+def test_wrong_resources_are_one_line(
+    place: Path,
+    arguments: tuple[str, ...],
+    expected: str,
+) -> None:
+    done = ablate(place, *arguments)
+    assert done.returncode in (1, 2) and "Traceback" not in done.stderr
+    assert expected in done.stderr and not calls(place)

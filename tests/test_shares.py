@@ -9,7 +9,8 @@ from accelerate.state import AcceleratorState
 
 from cache.store import Store
 from cache.upkeep.verify import verify
-from extract.parallel.shares import Share, parse_resources, submit_shares, without_options
+from extract.parallel.jobs import parse_resources
+from extract.parallel.shares import Share, submit_shares, without_options
 from tests.forks import Script, script
 from tests.test_e2e import DEMO, QUICK
 from tests.test_extract_kill import wanted

@@ -2,6 +2,7 @@
 
     python train/ablate.py GRID.yaml [--processes 2] [--plan]
     accelerate launch train/ablate.py GRID.yaml     # each process takes runs that remain
+    python train/ablate.py GRID.yaml --on slurm --resources gpus_per_node=1 timeout_min=240
 
 A grid lists the rows of the table; each is trained once for every seed, into <out>/<row>/<seed>:
 
@@ -19,7 +20,8 @@ A grid lists the rows of the table; each is trained once for every seed, into <o
                  overrides: {direction: reversed}}
       average:  {script: train/heads.py, config: FILE, checkpoint: [forward, reversed]}
       control:  {script: train/heads.py, config: FILE, checkpoint: [forward, forward+1]}
-      tuned:    {script: train/e2e.py, config: FILE, forward_from: forward, reversed_from: reversed}
+      tuned:    {script: train/e2e.py, config: FILE, forward_from: forward, reversed_from: reversed,
+                 resources: {timeout_min: 600}}      # of its jobs, over --resources
     singles: [forward, reversed]      # differences are to the best of them on `subset`
     controls: [control]               # neither single streams nor candidates for the best fusion
 
@@ -28,6 +30,10 @@ What is done stays done until its settings, the content of its config or of a fi
 names, or the weights it builds on change; then it is done again into a cleaned folder. Runs that
 fail are listed in the table, and tried again by the next call. Writes table.txt, table.csv,
 table.json, table.png and report.html into `out`; each run's output is in its log.txt.
+
+--on makes a job of each run as soon as what it builds on is done (submitit: slurm, or processes of
+this machine). One that is preempted, lost or out of time goes on from its last checkpoint, in three
+jobs at most. Should this command end before them, the next one waits for the jobs it finds.
 """
 
 import sys
@@ -43,27 +49,43 @@ from uuid import uuid4
 
 from configs import cli
 from configs.options import ScriptParser
+from extract.parallel.jobs import ENGINES, Engine, parse_resources
 from train.ablation.grid import Grid, read_grid
 from train.ablation.records import check_own_run, is_current, status
-from train.ablation.runner import carry_out
+from train.ablation.runner import Scheduler
 from train.engine.stopwatch import Stopwatch
 
-AFTER_INTERRUPT = "the same command goes on"
+AFTER_INTERRUPT = "the same command goes on; jobs of a cluster run on, and it waits for them"
 
 
 def main() -> None:
     parser = ScriptParser(__doc__)
     parser.add_argument("grid", type=Path, help="YAML file of the runs")
-    parser.add_argument("--processes", type=int, default=1, help="runs at a time (default: 1)")
+    parser.add_argument(
+        "--processes", type=int, metavar="N", help="runs at a time (default: 1; on slurm: all)"
+    )
     parser.add_argument("--plan", action="store_true", help="print what would be done and stop")
+    parser.add_argument("--on", choices=ENGINES, help="make a job of each run")
+    parser.add_argument(
+        "--resources", nargs="+", default=[], metavar="NAME=VALUE", help="of each job of --on"
+    )
     args, _ = parser.parse()
-    if args.processes < 1:
+    if args.processes is not None and args.processes < 1:
         parser.error("--processes must be at least 1")
+    if args.resources and not args.on:
+        parser.error("--resources are of jobs; add --on")
     signal.signal(signal.SIGTERM, _interrupt)  # launchers send it, and runs must not outlive us
     grid = read_grid(args.grid)
     if args.plan:
         print_plan(grid)
-    elif not ablate(grid, args.processes):
+        return
+    engine = None
+    if args.on:
+        shared = parse_resources(args.resources)
+        resources = {name: shared | row.resources for name, row in grid.rows.items()}
+        engine = Engine(args.on, resources, grid.root / ".jobs")  # no row has this name
+    at_a_time = args.processes or (len(grid.runs()) if args.on == "slurm" else 1)
+    if not ablate(grid, at_a_time, engine):
         sys.exit(1)
 
 
@@ -76,7 +98,7 @@ def print_plan(grid: Grid) -> None:
     print(f"{sum(not what for what in remaining.values())} of {len(remaining)} runs are done")
 
 
-def ablate(grid: Grid, processes: int) -> bool:
+def ablate(grid: Grid, processes: int, engine: Engine | None) -> bool:
     """Do the remaining runs, print the table, and return whether all runs are done."""
     watch = Stopwatch("runs")
     runs = grid.runs()
@@ -85,7 +107,8 @@ def ablate(grid: Grid, processes: int) -> bool:
     unfinished = [run for run, work in status(grid, runs).items() if work]
     failed = {}
     if unfinished:
-        failed = carry_out(grid, unfinished, processes, _session(), quiet=not main_process)
+        quiet = not main_process
+        failed = Scheduler(grid, unfinished, processes, _session(), quiet, engine).carry_out()
     if not main_process:
         return True  # the first process reports what failed
     if len(failed) == len(runs):

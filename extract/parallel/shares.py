@@ -9,11 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from configs.messages import truncated
-
-ENGINES = ("slurm", "local")
+from extract.parallel.jobs import Requeued, describe_end, open_executor
 
 
 @dataclass(frozen=True)
@@ -49,7 +46,7 @@ class Share:
         return [name for name in names if name in mine]
 
 
-class ShareCommand:
+class ShareCommand(Requeued):
     """A command that a job runs; one that is preempted is put in the queue again as it is.
 
     Args:
@@ -61,27 +58,6 @@ class ShareCommand:
 
     def __call__(self) -> None:
         subprocess.run(self.words, check=True)
-
-    def checkpoint(self) -> Any:
-        """Return what submitit queues when the machine is taken away."""
-        from submitit.helpers import DelayedSubmission
-
-        return DelayedSubmission(self)
-
-
-def parse_resources(pairs: Sequence[str]) -> dict[str, Any]:
-    """Return resources of a job from texts `name=value`; a value is a number where it looks so.
-
-    Raises:
-        ValueError: one is not of this form.
-    """
-    found = {}
-    for pair in pairs:
-        name, equals, value = pair.partition("=")
-        if not (name.isidentifier() and equals):
-            raise ValueError(f"--resources: '{pair}' is not like timeout_min=240")
-        found[name] = yaml.safe_load(value)
-    return found
 
 
 def without_options(words: Sequence[str], options: Mapping[str, int | None]) -> list[str]:
@@ -111,28 +87,14 @@ def submit_shares(
     """Run a command once for each share, as an array of jobs, and wait for them.
 
     Args:
-        engine: of submitit: `slurm`, or `local` for processes of this machine.
-        resources: parameters of submitit's executor, as `timeout_min`, `gpus_per_node`,
-            `slurm_partition`, `slurm_array_parallelism`.
-        logs: folder for the jobs' output; the same on all machines.
+        engine, resources, logs: as of `open_executor`.
         words: of the command behind the interpreter; `--share I/N` is added.
 
     Raises:
-        ValueError: submitit is not installed, or does not know a resource.
+        ValueError: as of `open_executor`.
         ChildProcessError: shares have failed; all others are done.
     """
-    try:
-        import submitit
-    except ImportError as error:
-        raise ValueError(
-            'jobs of a cluster need submitit: pip install "palindrome[cluster]" (in a checkout '
-            '".[cluster]")'
-        ) from error
-    executor = submitit.AutoExecutor(folder=logs, cluster=engine)
-    try:
-        executor.update_parameters(name="palindrome", **resources)
-    except (NameError, TypeError, ValueError, AssertionError) as error:
-        raise ValueError(f"--resources: {' '.join(str(error).split())}") from error
+    executor = open_executor(engine, resources, logs)
     commands = [
         ShareCommand([sys.executable, *words, "--share", f"{number}/{count}"])
         for number in range(1, count + 1)
@@ -140,7 +102,7 @@ def submit_shares(
     jobs = executor.submit_array(commands)
     print(f"{count} shares as jobs {jobs[0].job_id} … {jobs[-1].job_id}; their output: {logs}")
     failed = [
-        f"share {number}/{count}: {_cause(job)}"
+        f"share {number}/{count}: {describe_end(job)}"
         for number, job in enumerate(jobs, 1)
         if job.exception() is not None
     ]
@@ -149,9 +111,3 @@ def submit_shares(
             f"{len(failed)} of {count} shares failed; what the others made is kept, and the same "
             "command makes the rest:\n  " + "\n  ".join(truncated(failed))
         )
-
-
-def _cause(job: Any) -> str:
-    """Return the last line of a job's errors, and where they are."""
-    lines = [line for line in (job.stderr() or "").splitlines() if line.startswith("error: ")]
-    return f"{lines[-1] if lines else 'it ended'} ({job.paths.stderr})"

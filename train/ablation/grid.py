@@ -7,14 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from configs.loader import find_config, load
+from configs.loader import find_config, find_script, load
 from evaluate.datasets.fields import did_you_mean
 
 Scalar = str | int | float | bool | None
 Setting = Scalar | list[Scalar | list[Scalar]] | dict[str, Any]
 
 SCORING = "evaluate/run.py"
-CODE = Path(__file__).resolve().parents[2]
 SET_BY_GRID = ("out", "training.seed", "cache.url")
 
 
@@ -37,6 +36,8 @@ class Row:
         checkpoint, forward_from, reversed_from: rows whose last.pt it builds on, of the same seed,
             or with `+n` behind the name of the seed n places further (cyclic).
         overrides: values of settings by their dotted names; they win over those of all rows.
+        resources: what a job of it needs (`train/ablate.py --on`), by submitit's names, such as
+            `timeout_min`, `gpus_per_node`, `slurm_partition`; they win over `--resources`.
     """
 
     script: str
@@ -45,6 +46,7 @@ class Row:
     forward_from: str | None = None
     reversed_from: str | None = None
     overrides: dict[str, Setting] = field(default_factory=dict)
+    resources: dict[str, Setting] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.config is None and not self.checkpoint:
@@ -218,15 +220,10 @@ class Grid:
     def scoring(self, run: Run, subset: str) -> list[str]:
         """Return the command that scores a trained run, without the interpreter."""
         folder = self.folder(run)
-        words = [
-            *find_script(SCORING),
-            "--checkpoint",
-            str(folder / "last.pt"),
-            "--cache",
-            self.cache,
-        ]
-        words += ["--subset", subset, "--tious", *(f"{tiou:g}" for tiou in self.tious)]
-        return [*words, "--out", str(folder / subset)]
+        words = [*find_script(SCORING), "--checkpoint", str(folder / "last.pt")]
+        words += ["--cache", self.cache, "--subset", subset]
+        words += ["--tious", *(f"{tiou:g}" for tiou in self.tious), "--out", str(folder / subset)]
+        return words
 
 
 def read_grid(path: Path) -> Grid:
@@ -247,25 +244,6 @@ def read_grid(path: Path) -> Grid:
                 missing = f"{path}: rows.{name}.{key}: there is no file {file}{where}"
                 raise ValueError(missing) from error
     return grid
-
-
-def find_script(name: str) -> list[str]:
-    """Return what Python is given to run a script: a file as named, or one that we come with.
-
-    Args:
-        name: a path; `train/e2e.py` and the like are found from any folder.
-
-    Raises:
-        ValueError: it is in neither place.
-    """
-    if Path(name).is_file():
-        return [name]
-    ours = CODE / name
-    if Path(name).is_absolute() or not ours.is_file():
-        raise ValueError(f"there is no script {name}")
-    if not __name__.startswith("palindrome."):  # a checkout, whose scripts find their packages
-        return [str(ours)]
-    return ["-m", ".".join(("palindrome", *Path(name).with_suffix("").parts))]
 
 
 def _parse_reference(text: str, option: str) -> tuple[str, int]:

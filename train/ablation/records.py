@@ -117,17 +117,13 @@ def status(grid: Grid, runs: Sequence[Run]) -> dict[Run, str]:
     return words
 
 
-def _is_unfinished(name: str) -> bool:
-    """Return whether a file is a record that a killed process did not finish."""
-    return name.startswith(f"{RECORD}.") and name.endswith(".part")
-
-
 def check_own_run(grid: Grid, runs: Sequence[Run]) -> None:
     """Raise ValueError if a run's folder holds what no grid has made."""
     for folder in map(grid.folder, runs):
         if folder.exists() and not folder.is_dir():
             raise ValueError(f"{folder} is a file, but a run's folder in this grid; choose `out`")
-        found = [file for file in folder.glob("*") if not _is_unfinished(file.name)]
+        # A killed process may have left half a record.
+        found = any(not file.match(f"{RECORD}.*part") for file in folder.glob("*"))
         if found and read_record(folder) is None:
             raise ValueError(
                 f"{folder} holds a run that this script did not make (it has no {RECORD}); move it "
@@ -164,10 +160,11 @@ def _reason_to_restart(folder: Path, record: RunRecord, training: str) -> str:
 
 def table_inputs(grid: Grid, failed: Mapping[Run, str], files: Sequence[Path]) -> dict[str, Any]:
     """Return what a table was made from: the grid, why runs are not done, states of files."""
+    states = {str(file): file.stat() for file in files}
     return {
         "grid": dump(grid),
         "failed": {str(run): cause for run, cause in failed.items()},
-        "files": {str(file): _state(file) for file in files},
+        "files": {name: [state.st_size, state.st_mtime_ns] for name, state in states.items()},
     }
 
 
@@ -180,11 +177,6 @@ def is_current(grid: Grid, failed: Mapping[Run, str]) -> bool:
         return bool(kept == table_inputs(grid, failed, [Path(file) for file in kept["files"]]))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False  # whatever it is, it is made anew
-
-
-def _state(file: Path) -> list[int]:
-    status = file.stat()
-    return [status.st_size, status.st_mtime_ns]
 
 
 def _digest(**parts: Any) -> str:

@@ -1,14 +1,13 @@
 """The report of a grid of runs: its table, and the way to every run's own report."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from urllib.parse import quote
 
 from configs.loader import dump
 from evaluate.reports.launches import Launch
 from evaluate.reports.page import REPORT, Cell, Fact, Figure, Report, Section, Table, write_report
 from evaluate.reports.sections import files_section, format_duration, repeat_section, time_section
-from train.ablation.grid import Grid, Run
+from train.ablation.grid import Grid
 from train.ablation.records import read_record
 from train.ablation.results import Results, average_map, read_metrics
 from train.ablation.runner import LOG
@@ -73,13 +72,9 @@ def _runs_table(grid: Grid, results: Results) -> Table:
         record = read_record(grid.folder(run))
         took = format_duration(record.seconds) if record else ""
         rows.append([str(run), average_map(read_metrics(grid, run, grid.subset), grid), took])
-        if file := _find_report(grid, run):
-            links[str(run)] = quote(str(file.relative_to(grid.root)))
+        own = [file for name in (REPORT, LOG) if (file := grid.folder(run) / name).is_file()]
+        if own:
+            links[str(run)] = quote(str(own[0].relative_to(grid.root)))
     note = "Each run's own report opens with a click; runs without one open their log."
     columns = ("row/seed", f"average mAP on {grid.subset}", "training took")
     return Table("runs", columns, rows, note=note, links=links)
-
-
-def _find_report(grid: Grid, run: Run) -> Path | None:
-    files = [grid.folder(run) / name for name in (REPORT, LOG)]
-    return next((file for file in files if file.is_file()), None)

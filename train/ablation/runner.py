@@ -1,4 +1,4 @@
-"""Runs of a grid as subprocesses: several at a time, in any number of processes and machines."""
+"""Runs of a grid as subprocesses or jobs: several at a time, in any number of processes."""
 
 import asyncio
 import os
@@ -9,16 +9,20 @@ import subprocess
 import sys
 import time
 from asyncio import FIRST_EXCEPTION
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from tqdm import tqdm
 
+from configs.atomic import NO_LOCKS
+from configs.messages import plain_line
 from configs.progress import ProgressBar
 from configs.system import fcntl
+from extract.parallel.jobs import Engine, Requeued, describe_end
 from train.ablation.grid import Grid, Run
 from train.ablation.records import (
     RESULTS,
@@ -31,22 +35,41 @@ from train.ablation.records import (
 )
 
 POLL_S = 0.2
+JOB_POLL_S = 1.0  # each time a file is looked for, on a disk of many machines
+ATTEMPTS = 3  # jobs of a run that may end before it does
 PATIENCE_S = 15.0  # for children to end after an interrupt
 LOG = "log.txt"
 TAIL_BYTES = 2**16
-PROGRESS_BYTES = 2**12
-LAUNCHER = {  # by these a run would take itself for one of many processes
-    *("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"),
-    *("GROUP_RANK", "GROUP_WORLD_SIZE", "ROLE_RANK", "ROLE_NAME", "ROLE_WORLD_SIZE"),
-    "ACCELERATE_USE_FSDP",
-}
-LAUNCHER_PREFIXES = ("TORCHELASTIC_", "FSDP_", "OMPI_", "PMI_", "MV2_")
+LAUNCHER = re.compile(  # by these a run would take itself for one of many processes
+    r"(LOCAL_|GROUP_|ROLE_)?(RANK|WORLD_SIZE)|ROLE_NAME|MASTER_(ADDR|PORT)|ACCELERATE_USE_FSDP"
+    r"|(TORCHELASTIC|FSDP|OMPI|PMI|MV2)_.*"
+)
+TAKEN_AWAY = "ended from outside"
+# Exit codes where an engine wants its machine back.
+TAKING_AWAY = {-signal.SIGTERM, -getattr(signal, "SIGUSR2", signal.SIGTERM)}
 
 
-def carry_out(
-    grid: Grid, runs: Sequence[Run], processes: int, session: str, quiet: bool
-) -> dict[Run, str]:
-    """Do runs, as many as `processes` at a time; return why those that are not done are not.
+@dataclass(frozen=True)
+class RunJob(Requeued):
+    """One run as a job, which locks the run where it works: nobody else begins it meanwhile."""
+
+    grid: Grid
+    run: Run
+    session: str
+    device: str
+    local: bool
+
+    def __call__(self) -> None:
+        if self.local:  # it ends with who has submitted it
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, signal.default_int_handler)
+        if self.device:
+            os.environ["CUDA_VISIBLE_DEVICES"] = self.device
+        Scheduler(self.grid, [self.run], 1, self.session, quiet=True).carry_out()
+
+
+class Scheduler:
+    """Does runs, each as soon as its inputs are done, a slot is free and nobody else is at it.
 
     Other processes may do the same on the same grid at the same time: a run is done by who locks it
     first, and all wait for all runs. The lock passes to the run's own processes: should this one be
@@ -54,43 +77,48 @@ def carry_out(
 
     Args:
         runs: all that need something, those that others build on first.
+        processes: how many slots there are.
         session: a text that only processes of the same launch share; what failed in one of them is
             not tried again by another.
         quiet: shows no progress.
-    """
-    total = len(grid.runs())
-    bar: ProgressBar = ProgressBar(
-        total=total,
-        initial=total - len(runs),  # they say nothing about the time that the others take
-        desc="runs",
-        unit="run",
-        smoothing=0,  # several end at a time: only the average says when all will have
-        disable=quiet,
-    )
-    with bar:
-        return asyncio.run(_Scheduler(grid, processes, session, bar).carry_out(runs))
-
-
-class _Scheduler:
-    """Does each run as soon as its inputs are done, a slot is free and nobody else is at it.
-
-    Args:
-        processes: how many slots there are.
-        bar: is moved by every run that ends.
+        engine: makes a job of each run; None: a subprocess.
     """
 
-    def __init__(self, grid: Grid, processes: int, session: str, bar: ProgressBar) -> None:
-        self.grid, self.session, self.bar = grid, session, bar
+    def __init__(
+        self,
+        grid: Grid,
+        runs: Sequence[Run],
+        processes: int,
+        session: str,
+        quiet: bool,
+        engine: Engine | None = None,
+    ) -> None:
+        self.grid, self.runs, self.session, self.engine = grid, runs, session, engine
+        total = len(grid.runs())
+        self.bar: ProgressBar = ProgressBar(
+            total=total,
+            initial=total - len(runs),  # they say nothing about the time that the others take
+            desc="runs",
+            unit="run",
+            smoothing=0,  # several end at a time: only the average says when all will have
+            disable=quiet,
+        )
         self.running: list[Run] = []
         self.reported: set[Run] = set()
+        self.ended: dict[Run, list[Any]] = defaultdict(list)  # jobs
         self.devices = _devices()
         first = int(os.environ.get("LOCAL_RANK", 0)) * processes
         self.slots = list(range(first, first + processes))
 
-    async def carry_out(self, runs: Sequence[Run]) -> dict[Run, str]:
-        """Do all runs; return why those that are not done are not."""
+    def carry_out(self) -> dict[Run, str]:
+        """Do the runs; return why those that are not done are not."""
+        with self.bar:
+            return asyncio.run(self.finish_all())
+
+    async def finish_all(self) -> dict[Run, str]:
+        """Wait until all runs are done; return why those that are not are not."""
         tasks: dict[Run, asyncio.Task[str]] = {}
-        for run in runs:
+        for run in self.runs:
             inputs = [each for group in self.grid.inputs(run).values() for each in group]
             needed = {each: tasks[each] for each in inputs if each in tasks}
             tasks[run] = asyncio.create_task(self.finish(run, needed))
@@ -99,7 +127,8 @@ class _Scheduler:
             done, pending = await asyncio.wait(pending, timeout=1, return_when=FIRST_EXCEPTION)
             for task in done:
                 task.result()  # raises what it has raised
-            self.print_running()
+            running = [f"{run}{_progress(self.grid.folder(run) / LOG)}" for run in self.running]
+            self.bar.set_postfix_str(", ".join(running))
         return {run: error for run, task in tasks.items() if (error := task.result())}
 
     async def finish(self, run: Run, inputs: Mapping[Run, "asyncio.Task[str]"]) -> str:
@@ -128,58 +157,58 @@ class _Scheduler:
         if self.slots:
             with _locked(self.grid, run) as lock:
                 if lock is None:
-                    self.print_waiting(run)
+                    # Say once that there is nothing else to do.
+                    if not self.running and run not in self.reported:
+                        self.reported.add(run)
+                        self.print_above(f"waiting for {run}: another process is at it")
                 # Another process may have been at it a moment ago.
                 elif not self.error_elsewhere(run) and remaining_work(self.grid, run, digest):
-                    return await self.do(run, digest, lock)
+                    with self.slot(run) as device:
+                        if self.engine is None:
+                            return await _do(self.grid, run, digest, self.session, lock, device)
+                        return await self.do_as_job(self.engine, run, lock, device)
         await asyncio.sleep(POLL_S)
         return ""
 
-    async def do(self, run: Run, digest: str, lock: IO[bytes]) -> str:
-        """Train a run, then score it; return why that failed, nothing if it did not."""
+    @contextmanager
+    def slot(self, run: Run) -> Iterator[str]:
+        """Take a slot for a run, and yield the GPU that belongs to it; empty if CUDA chooses."""
         slot = self.slots.pop(0)
-        folder, record = self.grid.folder(run), prepare(self.grid, run, digest)
-        environment = _environment()
-        if self.devices:
-            environment["CUDA_VISIBLE_DEVICES"] = self.devices[slot % len(self.devices)]
-        commands = [(subset, self.grid.scoring(run, subset)) for subset in self.grid.subsets]
-        if not record.trained:
-            commands.insert(0, ("", self.grid.training(run)))
         self.running.append(run)
-        self.print_running()
         try:
-            for subset, command in commands:
-                results = [folder / subset / name for name in (RESULTS if subset else ["last.pt"])]
-                began = time.monotonic()
-                try:
-                    error = await _call(command, folder, results, environment, lock)
-                    session = self.session if error else ""
-                    trained = record.trained or not error
-                    record = replace(record, trained=trained, error=error, session=session)
-                finally:  # when it is interrupted, too: it goes on from there another time
-                    if not subset:
-                        seconds = record.seconds + time.monotonic() - began
-                        record = replace(record, seconds=round(seconds, 1))
-                    write_record(folder, record)
-                if error:
-                    return error
-            write_record(folder, replace(record, scored=scoring_digest(self.grid, run)))
-            return ""
+            yield self.devices[slot % len(self.devices)] if self.devices else ""
         finally:
             self.slots.append(slot)
             self.running.remove(run)
-            self.print_running()
 
-    def print_running(self) -> None:
-        """Name the runs behind the progress, and how far they are."""
-        runs = [f"{run}{_progress(self.grid.folder(run) / LOG)}" for run in self.running]
-        self.bar.set_postfix_str(", ".join(runs))
+    async def do_as_job(self, engine: Engine, run: Run, lock: IO[bytes], device: str) -> str:
+        """Submit a run, or find the job that an earlier launch has submitted, and await its end.
 
-    def print_waiting(self, run: Run) -> None:
-        """Say once that a run is waited for, where there is nothing else to do."""
-        if not self.running and run not in self.reported:
-            self.reported.add(run)
-            self.print_above(f"waiting for {run}: another process is at it")
+        Returns:
+            why the run is given up; nothing if what its job has left is to be looked at.
+        """
+        if len(self.ended[run]) == ATTEMPTS:
+            last = describe_end(self.ended[run][-1])
+            return f"{ATTEMPTS} jobs ended before it was done; the last: {last}"
+        job = engine.find(lock)
+        if job is not None:
+            self.print_above(f"{run}: job {job.job_id} of an earlier launch is at it")
+        else:
+            here = device if engine.local else ""
+            job = RunJob(self.grid, run, self.session, here, engine.local)
+            try:
+                job = engine.submit(run.row, job, lock)
+            except RuntimeError as error:  # whatever submitting said
+                return plain_line(f"it could not be submitted: {error}")
+        _unlock(lock)  # for the job
+        try:
+            while not job.done():
+                await asyncio.sleep(JOB_POLL_S)
+        except asyncio.CancelledError:
+            engine.interrupt(job)
+            raise
+        self.ended[run].append(job)
+        return ""
 
     def print_above(self, line: str) -> None:
         """Print a line above the progress."""
@@ -187,12 +216,33 @@ class _Scheduler:
             tqdm.write(line, file=sys.stderr)
 
 
+async def _do(grid: Grid, run: Run, digest: str, session: str, lock: IO[bytes], device: str) -> str:
+    """Train a run, then score it; return why that failed, nothing if it did not."""
+    folder, record = grid.folder(run), prepare(grid, run, digest)
+    commands = [(subset, grid.scoring(run, subset)) for subset in grid.subsets]
+    if not record.trained:
+        commands.insert(0, ("", grid.training(run)))
+    for subset, command in commands:
+        results = [folder / subset / name for name in (RESULTS if subset else ["last.pt"])]
+        began = time.monotonic()
+        try:
+            error = await _call(command, folder, results, device, lock)
+            trained = record.trained or not error
+            by = session if error and error != TAKEN_AWAY else ""
+            record = replace(record, trained=trained, error=error, session=by)
+        finally:  # when it is interrupted, too: it goes on from there another time
+            if not subset:
+                seconds = record.seconds + time.monotonic() - began
+                record = replace(record, seconds=round(seconds, 1))
+            write_record(folder, record)
+        if error:
+            return error
+    write_record(folder, replace(record, scored=scoring_digest(grid, run)))
+    return ""
+
+
 async def _call(
-    command: Sequence[str],
-    folder: Path,
-    results: Sequence[Path],
-    environment: Mapping[str, str],
-    lock: IO[bytes],
+    command: Sequence[str], folder: Path, results: Sequence[Path], device: str, lock: IO[bytes]
 ) -> str:
     """Run a command whose output goes to the run's log; return why it failed, if it did.
 
@@ -209,7 +259,7 @@ async def _call(
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
-            env=environment,
+            env=_environment(device),
             start_new_session=True,  # Ctrl-C is for us
             pass_fds=[lock.fileno()],
         )
@@ -218,6 +268,8 @@ async def _call(
             await asyncio.sleep(POLL_S)
     finally:
         await _end(process)
+    if process.returncode in TAKING_AWAY:
+        return TAKEN_AWAY
     if code := process.returncode:
         return _last_error(folder / LOG, begin, code)
     missing = [str(file) for file in results if not file.is_file()]
@@ -242,58 +294,62 @@ def _progress(log: Path) -> str:
 
     Progress comes into a log as `configs.progress` writes it.
     """
-    try:
-        with log.open("rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - PROGRESS_BYTES))
-            text = file.read().decode(errors="replace")
-    except FileNotFoundError:
-        return ""
-    *_, command = re.split(r"(?m)^\$ python ", text)
+    *_, command = re.split(r"(?m)^\$ python ", _tail(log) if log.is_file() else "")
     found = re.findall(r"(?m)^(\w[\w ]*): +(\d+)% \S+/\S+ \[", command)
     return " ({} {}%)".format(*found[-1]) if found else ""
 
 
 def _last_error(log: Path, begin: int, code: int) -> str:
     """Return the last error in a log behind `begin`, or how the command ended."""
-    with log.open("rb") as file:
-        file.seek(max(begin, file.seek(0, os.SEEK_END) - TAIL_BYTES))
-        text = file.read().decode(errors="replace").replace("\r", "\n")
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    lines = [line.strip() for line in _tail(log, begin).splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith("error:")]
     how = f"signal {-code}" if code < 0 else f"exit code {code}"
     return (errors or lines or [f"{how}, without a word"])[-1]
 
 
+def _tail(log: Path, begin: int = 0) -> str:
+    """Return the end of a log, at most from `begin` on."""
+    with log.open("rb") as file:
+        file.seek(max(begin, file.seek(0, os.SEEK_END) - TAIL_BYTES))
+        return file.read().decode(errors="replace").replace("\r", "\n")
+
+
 @contextmanager
 def _locked(grid: Grid, run: Run) -> Iterator[IO[bytes] | None]:
-    """Hold a run's lock; None if somebody else does."""
+    """Hold a run's lock, a file that all machines see; None if somebody else does."""
     folder = grid.folder(run)
     folder.parent.mkdir(parents=True, exist_ok=True)
     # Beside what may be cleaned away.
-    with (folder.parent / f".{folder.name}.lock").open("ab") as file:
-        if fcntl is None:
-            yield file
-            return
+    with (folder.parent / f".{folder.name}.lock").open("a+b") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if fcntl is not None:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             yield None
             return
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
         try:
             yield file
         finally:
             # Not by closing alone: what a child left behind may still hold it open.
+            _unlock(file)
+
+
+def _unlock(file: IO[bytes]) -> None:
+    with suppress(OSError):
+        if fcntl is not None:
             fcntl.flock(file, fcntl.LOCK_UN)
 
 
-def _environment() -> dict[str, str]:
+def _environment(device: str) -> dict[str, str]:
     """Return the environment of a run: one process, and one thread unless it is set otherwise."""
-    ours = {
-        name: value
-        for name, value in os.environ.items()
-        if name not in LAUNCHER and not name.startswith(LAUNCHER_PREFIXES)
-    }
-    return {"OMP_NUM_THREADS": "1"} | ours
+    ours = {name: value for name, value in os.environ.items() if not LAUNCHER.fullmatch(name)}
+    threads = os.environ.get("SLURM_CPUS_PER_TASK", "1")
+    return (
+        {"OMP_NUM_THREADS": threads} | ours | ({"CUDA_VISIBLE_DEVICES": device} if device else {})
+    )
 
 
 def _devices() -> list[str]:

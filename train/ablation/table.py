@@ -64,18 +64,18 @@ def write_table(grid: Grid, failed: Mapping[Run, str], watch: Stopwatch) -> None
 
 def format_text(grid: Grid, results: Results) -> str:
     """Return the table in Markdown, aligned, with what has failed and which fusion is best."""
-    failed = [f"failed: {run}: {cause}" for run, cause in results.failed.items()]
-    notes = [f"note: {note}" for note in results.notes]
-    return "\n".join(
-        [markdown_table(table_cells(grid, results)), "", describe(grid, results), *notes, *failed]
-    )
+    lines = [markdown_table(table_cells(grid, results)), "", describe(grid, results)]
+    lines += [f"note: {note}" for note in results.notes]
+    lines += [f"failed: {run}: {cause}" for run, cause in results.failed.items()]
+    return "\n".join(lines)
 
 
 def table_cells(grid: Grid, results: Results) -> list[list[str]]:
     """Return the table as people read it, the heads of its columns first."""
-    strict = [tiou for tiou in STRICT if tiou in map(_name, grid.tious)]
+    tious = [f"{tiou:g}" for tiou in grid.tious]
+    strict = [tiou for tiou in STRICT if tiou in tious]
     single = results.best_single
-    head = ["row", "seeds", *(f"@{tiou:g}" for tiou in grid.tious), "average"]
+    head = ["row", "seeds", *(f"@{tiou}" for tiou in tious), "average"]
     head += [f"on {grid.selection}", "forward stream", "reversed stream"]
     head += [f"average − {single}"] if single else []
     head += [f"@{tiou} − {single}" for tiou in strict] if single else []
@@ -87,7 +87,7 @@ def table_cells(grid: Grid, results: Results) -> list[list[str]]:
         if row is None:
             lines.append([name, "0", *[""] * (len(head) - 2)])
             continue
-        line = [name, str(len(row.seeds)), *(_spread(row.per_tiou[_name(t)]) for t in grid.tious)]
+        line = [name, str(len(row.seeds)), *(_spread(row.per_tiou[tiou]) for tiou in tious)]
         line += [_spread(row.average), _spread(row.selection)]
         line += [_number(row.streams.get(stream)) for stream in ("forward", "reversed")]
         if single:
@@ -98,9 +98,23 @@ def table_cells(grid: Grid, results: Results) -> list[list[str]]:
 
 
 def describe(grid: Grid, results: Results) -> str:
-    """Return what the table shows, and which fusion is best, in a few lines."""
-    best = [_describe_best(grid, results)] if results.best_fusion else []
-    return "\n".join([_describe_columns(grid), *best])
+    """Return what the table shows, and which fusion is best: the answer to the study's question."""
+    average = ", ".join(f"{tiou:g}" for tiou in grid.average)
+    lines = [
+        f"mAP on '{grid.subset}', mean ± standard deviation over seeds; average: tIoU {average};",
+        "differences: of means over seeds, with 95 % bootstrap intervals over videos",
+    ]
+    for row in results.rows:
+        if row.row == results.best_fusion:
+            lines.append(
+                f"best fusion on '{grid.selection}': {row.row} ({_spread(row.selection)}); on "
+                f"'{grid.subset}' {_spread(row.average)}"
+            )
+    for name, found in results.to_singles_and_controls.items():
+        kind = "single stream" if name in grid.singles else "control"
+        strict = "".join(f"; @{tiou} {_estimate(found[tiou])}" for tiou in STRICT if tiou in found)
+        lines.append(f"  {_estimate(found[AVERAGE])} to {name} ({kind}){strict}")
+    return "\n".join(lines)
 
 
 def format_csv(grid: Grid, results: Results) -> str:
@@ -130,32 +144,6 @@ def _csv_row(row: RowResult) -> dict[str, Any]:
         name = f"difference {what}"
         flat |= {name: mean, f"{name} low": low, f"{name} high": high}
     return flat | {"parameters": row.parameters, "seconds": row.seconds}
-
-
-def _describe_columns(grid: Grid) -> str:
-    average = ", ".join(_name(tiou) for tiou in grid.average)
-    return (
-        f"mAP on '{grid.subset}', mean ± standard deviation over seeds; average: tIoU {average};"
-        "\ndifferences: of means over seeds, with 95 % bootstrap intervals over videos"
-    )
-
-
-def _describe_best(grid: Grid, results: Results) -> str:
-    """Return the lines that answer the study's question."""
-    (best,) = (row for row in results.rows if row.row == results.best_fusion)
-    lines = [
-        f"best fusion on '{grid.selection}': {best.row} ({_spread(best.selection)}); on "
-        f"'{grid.subset}' {_spread(best.average)}"
-    ]
-    for name, found in results.to_singles_and_controls.items():
-        kind = "single stream" if name in grid.singles else "control"
-        strict = "".join(f"; @{tiou} {_estimate(found[tiou])}" for tiou in STRICT if tiou in found)
-        lines.append(f"  {_estimate(found[AVERAGE])} to {name} ({kind}){strict}")
-    return "\n".join(lines)
-
-
-def _name(tiou: float) -> str:
-    return f"{tiou:g}"
 
 
 def _number(value: float | None, sign: str = "") -> str:
