@@ -27,7 +27,7 @@ import numpy as np
 
 from cache.address import Address, FingerprintInfo, VideoInfo
 from cache.format.arrays import choose_layout
-from cache.format.descriptions import write_description
+from cache.format.descriptions import encode_description, write_descriptions
 from cache.format.records import (
     CHUNK,
     FOOTER,
@@ -80,13 +80,18 @@ def write_store(
     if old:
         (folder / MARKER).write_bytes(FORMAT_1)
     files = LocalFiles(folder)
-    known = {} if old else {v.digest: write_description(files, Description(1, v)) for v in videos}
+    known: dict[str, Description] = {}
+    if not old:
+        described = [encode_description(Description(1, v)) for v in videos]
+        write_descriptions(files, described)
+        known = {each.subject: each for each, _, _ in described}
     encoded = {v.digest: embedded_line(v) for v in videos} if old else {}
     for number in range(prints):
         about = FingerprintInfo(f"{number + 1:032x}", "features", "last.pt")
-        described = write_description(files, Description(1, about))
         if not old:
-            known[about.fingerprint] = described
+            described = [encode_description(Description(1, about))]
+            write_descriptions(files, described)
+            known[about.fingerprint] = described[0].description
         part = folder / "parts" / f"{number:06}"
         part.mkdir(parents=True)
         together = SPANS_A_TABLE // directions

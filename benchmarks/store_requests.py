@@ -70,9 +70,10 @@ def work(url: str) -> None:
     step(f"read {SPANS} spans of the journal", lambda: store.read_many(addresses))
     assert step("verify the journal", lambda: verify(store)) == []
     step("fold the journal into an array", writer.compact)
-    writer.close()
+    step("end the writer", writer.close)
     store = step("open the array", lambda: Store.open(url, "a"))
     store.contains(addresses[0])
+    assert len(step("names of all videos", lambda: store.videos)) == 8
     step("read one span of the array", lambda: store.read(addresses[7]))
     step(f"read {SPANS} spans of the array", lambda: store.read_many(addresses))
     assert step("verify the array", lambda: verify(store)) == []

@@ -5,8 +5,7 @@
     STORE/parts/PART/j000001.bin    journal: what one flush wrote, and its index
     STORE/parts/PART/a000001/       a zarr array, compacted from the journal
     STORE/parts/PART/a000001.idx    its index; written last, which commits it
-    STORE/videos/…                  a description of each video: name, size, frame times
-    STORE/fingerprints/…            a description of each fingerprint
+    STORE/descriptions/…            of videos (name, size, frame times) and of fingerprints
     STORE/users/*.json              leases of the processes that read and write now
 
 A part belongs to one writer, and a file never changes once it is there, so nobody waits for
@@ -41,8 +40,10 @@ from cache.storage.open import open_files
 __all__ = ["Damaged", "Missing", "Store", "StoreError", "StoreUnreachable"]
 
 MARKER = "palindrome.json"
-FORMAT = b'{"format": "palindrome activations", "version": 2}\n'
-FORMAT_1 = FORMAT.replace(b"2", b"1")  # read, too; it becomes version 2 when it is written to
+FORMAT = b'{"format": "palindrome activations", "version": 3}\n'
+# Read, too; they become version 3 when they are written to.
+FORMAT_1, FORMAT_2 = FORMAT.replace(b"3", b"1"), FORMAT.replace(b"3", b"2")
+FORMATS = (FORMAT, FORMAT_1, FORMAT_2)
 NEWER_FORMAT = re.compile(rb'{"format": "palindrome activations", "version": \d+.*}\n', re.DOTALL)
 
 Mode = Literal["r", "a", "inspect"]
@@ -191,7 +192,7 @@ class Store:
         if self.mode != "a":
             raise StoreError(f'{self.url} is open for reading; open it with mode "a" to write')
         if self._format != FORMAT:
-            self.files.write(MARKER, [FORMAT])  # before there is a file that version 1 cannot read
+            self.files.write(MARKER, [FORMAT])  # before there is a file that others cannot read
             self._format = FORMAT
         writer = Writer(self.files, lambda: self._index, lambda: self._descriptions, **options)
         # Listed again from now on: what is there then stays while the writer lives.
@@ -214,7 +215,7 @@ class Store:
                 f"--cache {self.url}`"
             )
         self._format = found.tobytes()
-        if self._format in (FORMAT, FORMAT_1):
+        if self._format in FORMATS:
             return
         if NEWER_FORMAT.fullmatch(found.tobytes()):
             raise StoreError(

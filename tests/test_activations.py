@@ -314,6 +314,28 @@ def test_passes_resume_from_the_deepest_block(
 
 
 @pytest.mark.parametrize("kind", ["window", "video"])
+@pytest.mark.parametrize(("dtype", "digits"), [("float16", 11), ("bfloat16", 8)])
+@pytest.mark.parametrize("block", range(DEPTH - 1))
+def test_features_from_a_block_in_half_precision_carry_its_rounding(
+    video: Path, store: Store, kind: SpanKind, dtype: Dtype, digits: int, block: int
+) -> None:
+    """Each number stands to half a unit of its last place; the network adds as much at most."""
+    span = spans_of(video)[-1] if kind == "window" else video_span(video, "forward")
+    backbone = new_backbone()
+    activations = seam(store, backbone, config=CacheConfig(dtype=dtype))
+    activations.get(span, block)
+    activations.close()
+    store.refresh()
+    os.unlink(video)  # it cannot begin with pixels
+    again = seam(store, backbone, config=CacheConfig(dtype=dtype))
+    found = again.get(span).float()
+    assert again.counts.partial == 1
+    write_numbered(video, 150)
+    off = relative(found, fresh(backbone, span))
+    assert 0 < off < 2 * 2.0**-digits, off
+
+
+@pytest.mark.parametrize("kind", ["window", "video"])
 def test_what_a_ladder_looks_at_never_goes_stale(video: Path, store: Store, kind: SpanKind) -> None:
     span = spans_of(video)[-1] if kind == "window" else video_span(video, "reversed")
     backbone = new_backbone(mode="side", adapters_from_block=1)

@@ -31,6 +31,7 @@ from tests.test_store import address, bits, filled, same
 from tests.test_store_together import preceded
 
 KEPT = GOLDEN / "kept" / "store"  # written by format version 1
+KEPT_2 = GOLDEN / "kept" / "store_2"  # by version 2, of commit 2cc5e61
 HOUR_NS = 3600 * 10**9
 
 
@@ -62,8 +63,12 @@ def write_spans(url: str | Path, infos: list[VideoInfo], cuts: range = range(1))
                 writer.write(span_of(info, cut), torch.zeros(4, 3))
 
 
-def description_files(folder: Path, kind: str = "videos") -> list[Path]:
-    return sorted((folder / kind).glob("*"))
+def description_files(folder: Path) -> list[Path]:
+    return sorted((folder / "descriptions").glob("*"))
+
+
+def lines_in(file: Path) -> list[bytes]:
+    return file.read_bytes()[: int(file.name.split("-")[1])].splitlines()
 
 
 def test_frame_times_are_stored_once(tmp_path: Path) -> None:
@@ -71,8 +76,8 @@ def test_frame_times_are_stored_once(tmp_path: Path) -> None:
     write_spans(tmp_path, infos, range(6))
     tables = sum(path.stat().st_size for path in tmp_path.glob("parts/*/*.idx"))
     assert tables < 6 * 8 * 400  # of them would be 6 * 8 * 8000
-    assert len(description_files(tmp_path)) == 8
-    assert len(description_files(tmp_path, "fingerprints")) == 6
+    # The first process described all videos, each of the others its fingerprint.
+    assert sorted(map(len, map(lines_in, description_files(tmp_path)))) == [1] * 5 + [9]
     store = Store.open(tmp_path)
     for info in infos:
         times, expected = store.videos[info.digest].times_s, info.times_s
@@ -93,21 +98,21 @@ def test_descriptions_are_read_when_they_are_asked_for(
     read = kind.read
 
     def counted(files: Any, ranges: list[tuple[str, int, int]]) -> Any:
-        asked.extend(one for one in ranges if one[0].startswith("videos/"))
+        asked.extend(one for one in ranges if one[0].startswith("descriptions/"))
         return read(files, ranges)
 
     monkeypatch.setattr(kind, "read", counted)
     store = Store.open(url)
     assert store.contains(span_of(infos[0])) and not asked
     assert {info.name for info in store.videos.values()} == {info.name for info in infos}
-    assert len(asked) == 5 and sum(stop - start for _, start, stop in asked) <= 5 * 1024
+    assert len(asked) == 1 and sum(stop - start for _, start, stop in asked) <= 5 * 1024
     found = store.videos[infos[3].digest]
     for _ in range(3):
         times = found.times_s
         assert times is not None and np.array_equal(times, infos[3].times_s)  # type: ignore[arg-type]
-    assert len(asked) == 6  # once, and of no other video
+    assert len(asked) == 2  # once, and of no other video
     store.refresh()
-    assert store.videos[infos[0].digest] == infos[0] and len(asked) == 6
+    assert store.videos[infos[0].digest] == infos[0] and len(asked) == 2
 
 
 def test_linear_times_are_two_numbers(tmp_path: Path) -> None:
@@ -118,8 +123,9 @@ def test_linear_times_are_two_numbers(tmp_path: Path) -> None:
         write_spans(tmp_path, [info])
         found = Store.open(tmp_path).videos[info.digest].times_s
         assert found is not None and found.tobytes() == times.tobytes()
-    sizes = [path.stat().st_size for path in description_files(tmp_path)]
-    assert len(sizes) == 3 and max(sizes) < 300
+    sizes = [len(line) for path in description_files(tmp_path) for line in lines_in(path)]
+    assert len(sizes) == 3 + 1 and max(sizes) < 330  # the fingerprint is described once
+    assert sum(path.stat().st_size for path in description_files(tmp_path)) == sum(sizes) + 4
 
 
 def set_clock(monkeypatch: pytest.MonkeyPatch, ns: int) -> None:
@@ -248,12 +254,16 @@ def test_descriptions_go_with_what_they_describe(tmp_path: Path) -> None:
         assert store.videos.keys() == digests - {infos[0].digest, infos[1].digest}
         assert store.videos_by_name[infos[4].name].digest == "e" * 64
         assert len(store.fingerprints) == 1
-        assert len(description_files(tmp_path)) == 5 and verify(store) == []
-        notes = tmp_path / "videos" / "notes.txt"
+        (file,) = description_files(tmp_path)
+        assert len(lines_in(file)) == 5 + 1 and verify(store) == []
+        content = file.read_bytes()
+        prune(store)
+        assert description_files(tmp_path) == [file] and file.read_bytes() == content
+        notes = tmp_path / "descriptions" / "notes.txt"
         notes.touch()
         prune(store, lambda info: True)
         notes.unlink()  # somebody else's
-        assert not description_files(tmp_path) and not description_files(tmp_path, "fingerprints")
+        assert not description_files(tmp_path)
         assert not store.videos and not store.fingerprints and verify(store) == []
 
 
@@ -294,7 +304,7 @@ def test_a_writer_that_begins_while_it_is_pruned_has_its_descriptions(
                     writers.append(writer)
 
             with monkeypatch.context() as patch:
-                for name in ("move", "write", "delete", "children", "read"):
+                for name in ("move", "write", "delete", "delete_folder", "children", "read"):
                     change = getattr(LocalFiles, name)
                     if name == "read":
                         patch.setattr(LocalFiles, name, read_before(change, write))
@@ -337,35 +347,59 @@ def test_damaged_descriptions_are_named(
 ) -> None:
     infos = [uneven(number) for number in range(3)]
     write_spans(tmp_path, infos)
-    file = description_files(tmp_path, kind)[0]
-    data = file.read_bytes()
+    (file,) = description_files(tmp_path)
+    name, data = file.relative_to(tmp_path).as_posix(), file.read_bytes()
+    lines = lines_in(file)
+    place = next(at for at, line in enumerate(lines) if (b'"cut"' in line) == (kind != "videos"))
+    begin = sum(len(line) + 1 for line in lines[:place])
+    bad = 1
     if harm == "removed":
         file.unlink()
+        bad = 4
     elif harm == "truncated":
-        file.write_bytes(data[:40])
+        file.write_bytes(data[: begin + 40])
+        bad = 4 - place
     else:
-        at = 30 if harm == "flipped" or kind == "fingerprints" else len(data) - 30
+        if harm == "flipped" or kind == "fingerprints":
+            at = begin + 30
+        else:  # of the first video's times
+            at = int(file.name.split("-")[1]) + 30
         file.write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
     store = Store.open(tmp_path, "a")
-    (problem,) = verify(store)
-    assert file.relative_to(tmp_path).as_posix().startswith(problem.file)
-    known = store.videos if kind == "videos" else store.fingerprints
+    problems = verify(store)
+    named = [problem.file for problem in problems]
+    missing = [each for each in named if each != name]
+    assert (name in named) == (harm != "removed") and len(missing) == bad == len(set(missing))
+    assert all(each.removeprefix("descriptions/").encode() in b"".join(lines) for each in missing)
+    known = {**store.videos, **store.fingerprints}
     if harm == "times" and kind == "videos":
-        assert len(known) == 3
+        assert len(known) == 4
         with pytest.raises(Damaged, match=r"frame times .*--verify --prune"):
             print(store.videos[infos[0].digest].times_s)
+        bad = 0
     else:
-        assert len(known) == (2 if kind == "videos" else 0)
+        if harm == "truncated":
+            assert not {line.split()[1].split(b"-")[0].decode() for line in lines[place:]} & {
+                *known
+            }
+        elif harm == "flipped":
+            assert lines[place].split()[1].split(b"-")[0].decode() not in known
         if harm != "removed":
-            assert re.search(rf"warning: {tmp_path}/{kind}/.* is damaged", capsys.readouterr().out)
+            told = capsys.readouterr().out
+            what = rf"it ends after {begin + 40}" if harm == "truncated" else f"{bad} of its"
+            assert re.search(rf"warning: {tmp_path}/descriptions/.* is damaged: {what}", told)
+    assert len(known) == 4 - bad
     for info in infos:
         assert store.read(span_of(info)).tolist() == [[0.0] * 3] * 4  # it has no name, that is all
-    assert prune(store, problems=[problem]).damaged == 1
+    prune(store)  # what `verify` did not name stays as it is
+    assert verify(store) == problems
+    assert prune(store, problems=problems).damaged == len(missing)
     assert verify(store) == []
     write_spans(tmp_path, infos, range(2))  # the video is there still: it is described again
     store.refresh()
     assert store.videos.keys() == {info.digest for info in infos}
-    assert np.array_equal(store.videos[infos[0].digest].times_s, infos[0].times_s)  # type: ignore[arg-type]
+    for info in infos:
+        assert np.array_equal(store.videos[info.digest].times_s, info.times_s)  # type: ignore[arg-type]
     assert verify(store) == []
 
 
@@ -373,9 +407,76 @@ def test_times_that_are_gone_are_told(tmp_path: Path) -> None:
     infos = [uneven(number) for number in range(2)]
     write_spans(tmp_path, infos)
     found = Store.open(tmp_path).videos[infos[0].digest]
-    shutil.rmtree(tmp_path / "videos")
-    with pytest.raises(Missing, match=r"videos/0.* is missing; it has a video's frame times"):
+    shutil.rmtree(tmp_path / "descriptions")
+    with pytest.raises(Missing, match=r"descriptions/.* is missing; it has a video's frame times"):
         print(found.times_s)
+
+
+def test_a_store_of_version_2_is_read_and_written_on(tmp_path: Path) -> None:
+    folder = tmp_path / "store"
+    shutil.copytree(KEPT_2, folder)
+    infos = {info.digest: info for info in (described(number)[0] for number in range(6))}
+
+    def check(store: Store) -> None:
+        for number in range(6):
+            a, rows = activation(number)
+            bits(store.read(a), rows)
+        again = f"{2:064x}"
+        assert store.videos == infos | {again: replace(infos[again], name="again.mp4")}
+        assert store.videos_by_name[infos[again].name] == infos[again]
+        for digest, info in infos.items():
+            found = store.videos[digest].times_s
+            assert (found is None) == (info.times_s is None)
+            assert found is None or np.array_equal(found, info.times_s)  # type: ignore[arg-type]
+        assert len(store.fingerprints) == 2 and verify(store) == []
+
+    files = [path for kind in ("videos", "fingerprints") for path in (folder / kind).iterdir()]
+    assert len(files) == 9
+    with Store.open(folder) as store:
+        check(store)
+        before = (folder / MARKER).read_bytes()
+        assert NEWER_1.fullmatch(before)
+    with Store.open(folder, "a") as store:
+        reader = Store.open(folder)
+        known = reader.videos  # of the old files
+        reader.close()
+        with store.writer() as writer:
+            writer.write(*activation(6))
+        assert (folder / MARKER).read_bytes() != before  # version 2 says: a newer version
+        check(store)
+        assert not description_files(folder)  # they were described
+        prune(store)
+        check(store)
+        (file,) = description_files(folder)
+        assert len(lines_in(file)) == 9 and not any(path.exists() for path in files)
+        for digest, info in infos.items():
+            found = known[digest].times_s
+            assert found is None or np.array_equal(found, info.times_s)  # type: ignore[arg-type]
+    check(Store.open(folder))
+
+
+@pytest.mark.parametrize("kind", ["videos", "fingerprints"])
+@pytest.mark.parametrize("harm", ["flipped", "times", "removed"])
+def test_damage_of_version_2_is_named(tmp_path: Path, kind: str, harm: str) -> None:
+    folder = tmp_path / "store"
+    shutil.copytree(KEPT_2, folder)
+    file = sorted((folder / kind).iterdir())[1]
+    data = file.read_bytes()
+    if harm == "removed":
+        file.unlink()
+    else:
+        at = 30 if harm == "flipped" else len(data) - 2
+        file.write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
+    with Store.open(folder, "a") as store:
+        problems = verify(store)
+        lost = Problem(f"descriptions/{file.name.rpartition('-')[0]}", "it is missing")
+        damage = [p for p in problems if p.file == file.relative_to(folder).as_posix()]
+        assert problems == [*damage, lost] and len(damage) == (harm != "removed")
+        prune(store, problems=problems)
+        assert verify(store) == []
+        assert len(store.videos) == 6 - (kind == "videos") and len(store.fingerprints) == 2 - (
+            kind == "fingerprints"
+        )
 
 
 @pytest.mark.parametrize("drops", [True, False])
@@ -416,7 +517,7 @@ def test_verify_beside_a_prune_alarms_nobody(
     with monkeypatch.context() as patch:
         patch.setattr("cache.storage.local.shutil.rmtree", tree)
         patch.setattr(os, "unlink", unlink)
-        for name in ("move", "write", "delete", "children"):
+        for name in ("move", "write", "delete", "delete_folder", "children"):
             change = getattr(LocalFiles, name)
             patch.setattr(LocalFiles, name, preceded(change, partial(check, reader, found)))
         prune(store, lambda info: drops)

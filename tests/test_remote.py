@@ -20,8 +20,9 @@ import pytest
 import torch
 from fsspec.implementations.memory import MemoryFileSystem
 
-from cache.address import Address
+from cache.address import Address, FingerprintInfo, VideoInfo
 from cache.errors import StoreError, StoreUnreachable
+from cache.format.writer import Writer
 from cache.storage.base import read_whole
 from cache.storage.open import open_files
 from cache.storage.remote import WAITS_S
@@ -34,7 +35,7 @@ from tests.store_writer import activation
 from tests.test_store import bits, filled, same
 from tests.test_store_kill import begin, complete, finish, go
 
-SPANS = 400
+SPANS, VIDEOS = 400, 8
 
 
 @pytest.fixture
@@ -45,14 +46,29 @@ def url(s3: Proxy) -> str:
 def features(number: int) -> tuple[Address, torch.Tensor]:
     """Return features of a known span; all are of one fingerprint."""
     frames = np.arange(16, dtype=np.int64) + number
-    address = Address("1" * 32, "float16", "2" * 64, "forward", "window", frames, 8)
+    video = f"{number % VIDEOS:064x}"
+    address = Address("1" * 32, "float16", video, "forward", "window", frames, 8)
     return address, torch.full((8, 96), number, dtype=torch.float16)
+
+
+def video(number: int) -> VideoInfo:
+    """Return a video of which there are features; of every other one the frames are uneven."""
+    times = np.cumsum(np.random.default_rng(number).uniform(0.03, 0.05, 1001))
+    uneven = times if number % 2 else None
+    return VideoInfo(f"{number:064x}", f"{number}.mp4", 1, 1000, 25.0, uneven)
+
+
+def describe_all(writer: Writer) -> None:
+    writer.describe(FingerprintInfo("1" * 32, "features", "a.pt"))
+    for number in range(VIDEOS):
+        writer.describe(video(number))
 
 
 def in_journal(url: str) -> list[tuple[Address, torch.Tensor]]:
     """Leave known activations in one segment, as a killed writer does."""
     pairs = [features(number) for number in range(SPANS)]
     writer = Store.open(url, "a").writer()
+    describe_all(writer)
     for pair in pairs:
         writer.write(*pair)
     writer.flush()
@@ -67,7 +83,7 @@ OPERATIONS: dict[str, Any] = {
     "delete": lambda files: files.delete("a"),
     "children": lambda files: files.children(""),
     "grandchildren": lambda files: files.grandchildren(""),
-    "usage": lambda files: files.usage(""),
+    "walk": lambda files: files.walk(""),
 }
 
 
@@ -246,22 +262,61 @@ def test_few_requests(s3: Proxy, url: str) -> None:
     assert counts.total() <= 5, counts
     with s3.counting() as counts:
         assert verify(store) == []
-    # The spans are one; the others look at what else there is, and at folders that are not there.
-    assert counts.total() <= 9, counts
+    # A listing, the spans, the descriptions, the list of the part's files, and the store's mark.
+    assert counts.total() <= 5, counts
     writer = store.writer()
     for a, rows in pairs:
         writer.write(a, rows)
     writer.flush()
     with s3.counting() as counts:
         writer.compact()
-    assert counts["GET"] <= 5, counts
-    writer.close()
+    assert counts.total() <= 5, counts
+    with s3.counting() as counts:
+        writer.close()  # the segment goes, and the lease
+    assert counts.total() <= 3, counts
     store.refresh()
     with s3.counting() as counts:
         same_many = store.read_many(addresses)
     assert counts.total() <= 5, counts
     for got, (_, rows) in zip(same_many, pairs, strict=True):
         bits(got, rows)
+
+
+def test_names_of_all_videos_take_few_requests(s3: Proxy, url: str) -> None:
+    in_journal(url)
+    with s3.counting() as counts:
+        store = Store.open(url, "inspect")
+        assert store.videos == {f"{number:064x}": video(number) for number in range(VIDEOS)}
+        assert store.fingerprints.keys() == {"1" * 32}
+    assert counts.total() <= 8, counts  # four of them open the store
+    with s3.counting() as counts:
+        times = [store.videos[f"{number:064x}"].times_s for number in range(VIDEOS)]
+    assert counts.total() == VIDEOS // 2, counts
+    for number, got in enumerate(times):
+        expected = video(number).times_s
+        assert (got is None) == (expected is None)
+        assert got is None or np.array_equal(got, expected)  # type: ignore[arg-type]
+
+
+def test_what_many_flushes_described_is_one_file_in_the_end(s3: Proxy, url: str) -> None:
+    with Store.open(url, "a") as store:
+        writer = store.writer()
+        for number in range(VIDEOS):
+            writer.describe(video(number))
+            writer.write(*features(number))
+            writer.flush()
+        reader = Store.open(url, "inspect")
+        known = reader.videos
+        assert len(store.files.children("descriptions")) == VIDEOS
+        writer.close()
+        assert len(store.files.children("descriptions")) == 1
+        assert verify(store) == []
+        for number in range(VIDEOS):  # also who read the files that are gone
+            found = known[f"{number:064x}"].times_s
+            assert (found is None) == (number % 2 == 0)
+            assert found is None or np.array_equal(found, video(number).times_s)  # type: ignore[arg-type]
+        reader.refresh()
+        assert reader.videos == known
 
 
 def test_a_user_sets_retries_and_timeouts(s3: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -55,9 +55,10 @@ def test_what_is_not_there_is_none_beside_what_is(files: Files) -> None:
     assert found[1] is not None and bytes(found[1]) == b"1"
     assert files.size("gone") is None and files.size("no/folder") is None
     assert files.children("no") == {} and files.grandchildren("no") == {}
-    assert files.usage("no") == 0
+    assert files.walk("no") == {}
     files.delete("gone")
-    files.delete("no/folder")
+    files.delete("no/file", "gone")
+    files.delete_folder("no/folder")
     with pytest.raises(FileNotFoundError):
         files.move("gone", "elsewhere")
 
@@ -100,18 +101,29 @@ def test_listings_tell_files_from_folders(files: Files) -> None:
     assert files.children("p") == {"a": None, "b": None, "file": 5}
     assert list(files.children("p/a").items()) == [("1", 1), ("2", 2)]
     assert files.grandchildren("p") == {"a": {"1": 1, "2": 2}, "b": {"3": 3, "deep": None}}
-    assert files.usage("p") == 15 and files.usage("p/b") == 7
+    assert sum(files.walk("p").values()) == 15 and sum(files.walk("p/b").values()) == 7
+    assert files.walk("p/b") == {"p/b/3": 3, "p/b/deep/4": 4}
+    assert files.walk().keys() > files.walk("p/b").keys()
 
 
 def test_deleted_folders_take_all_with_them(files: Files) -> None:
     for name in ("p/a/1", "p/b/2", "q"):
         files.write(name, [b"x"])
-    files.delete("p/a")
+    files.delete_folder("p/a")
     files.delete("q")
     assert files.size("p/a/1") is None and files.size("q") is None
     assert files.grandchildren("p") == {"b": {"2": 1}}
-    files.delete("p")
-    assert files.usage("p") == 0
+    files.delete_folder("p")
+    assert files.walk("p") == {}
+
+
+def test_files_go_together_whether_all_are_there_or_not(files: Files) -> None:
+    for name in ("p/a", "p/b", "p/c"):
+        files.write(name, [b"x"])
+    files.delete("p/a", "p/gone", "p/b")
+    assert files.walk() == {"p/c": 1}
+    files.delete()
+    assert files.walk() == {"p/c": 1}
 
 
 def test_room_is_a_number_or_unknown(files: Files) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import google_crc32c
 import numpy as np
 import pytest
 import torch
@@ -24,7 +25,7 @@ from hypothesis import strategies as st
 from cache.address import DTYPES, Address, FingerprintInfo, VideoInfo
 from cache.dtypes import Dtype
 from cache.errors import Damaged, Missing, StoreError
-from cache.format.descriptions import write_description
+from cache.format.descriptions import encode_description, write_descriptions
 from cache.format.records import Description
 from cache.storage.codec import Codec
 from cache.storage.local import LocalFiles
@@ -224,7 +225,7 @@ def test_errors_say_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match='mode "a"'):
         prune(Store.open(tmp_path))
     modes: tuple[Mode, ...] = ("r", "a", "inspect")
-    for mark, says in ((FORMAT.replace(b"2", b"3"), "newer"), (b"{gar", "--verify --prune")):
+    for mark, says in ((FORMAT.replace(b"3", b"4"), "newer"), (b"{gar", "--verify --prune")):
         (tmp_path / MARKER).write_bytes(mark)
         for mode in modes:
             with pytest.raises(StoreError, match=f"{tmp_path}/{MARKER}.*{says}"):
@@ -263,15 +264,23 @@ def test_infos_are_written_as_ever(tmp_path: Path) -> None:
     old = VideoInfo.from_version_1(fields | {"times_s": encoded})
     assert old == video and old.times_s is not None and old.times_s.tolist() == times.tolist()
     assert VideoInfo.from_version_1(fields | {"times_s": None}) == video
-    lines: list[str] = []
-    for info in (video, linear, about):
-        file = write_description(LocalFiles(tmp_path), Description(5, info)).file
-        assert re.fullmatch(r"(videos|fingerprints)/[0-9a-f]{32,64}-[0-9a-f]{16}-5", file)
-        line, _, rest = (tmp_path / file).read_bytes().partition(b"\n")
-        assert hashlib.blake2b(line + b"\n", digest_size=16).hexdigest()[:16] in file
-        lines.append(line.decode())
-        if info is video:
-            times_digest = hashlib.blake2b(rest, digest_size=16).hexdigest()
+    every = [encode_description(Description(5, info)) for info in (video, linear, about)]
+    data = (tmp_path / write_descriptions(LocalFiles(tmp_path), every)).read_bytes()
+    (file,) = tmp_path.glob("descriptions/*")
+    size = int(file.name.partition("-")[2])
+    assert hashlib.blake2b(data[:size], digest_size=16).hexdigest() == file.name.partition("-")[0]
+    lines, places = [], []
+    for line, info in zip(data[:size].splitlines(), (video, linear, about), strict=True):
+        check, rest = line.split(b" ", 1)
+        assert int(check, 16) == google_crc32c.value(rest + b"\n")
+        name, told = rest.split(b" ", 1)
+        subject, named, sequence, start, stop = name.decode().split("-")
+        assert (subject, sequence) == (getattr(info, "digest", PRINT), "5")
+        assert hashlib.blake2b(told + b"\n", digest_size=16).hexdigest()[:16] == named
+        lines.append(told.decode())
+        places.append((int(start), int(stop)))
+    assert places == [(0, len(data) - size)] + [(len(data) - size,) * 2] * 2
+    times_digest = hashlib.blake2b(data[size:], digest_size=16).hexdigest()
     assert lines[0] == (
         f'{{"digest": "{VIDEO}", "name": "a.mp4", "size": 10, "frames": 2, "fps": 25.0, '
         f'"times": {{"count": 3, "digest": "{times_digest}"}}}}'
@@ -406,7 +415,7 @@ def test_damage_anywhere_is_named_and_never_read(
         if number % 4 == 1:
             abandoned.flush()
     files = [path for path in sorted(tmp_path.glob("parts/**/*")) if path.is_file()]
-    files += [next(tmp_path.glob(f"{kind}/*")) for kind in ("videos", "fingerprints")]
+    files.append(next(tmp_path.glob("descriptions/*")))
     files.append(tmp_path / MARKER)
     assert len([file for file in files if file.parent.name in "0123"]) > 12
     rng = random.Random(0)
@@ -425,9 +434,12 @@ def test_damage_anywhere_is_named_and_never_read(
             problems = verify(before)
             named = {problem.file for problem in problems}
             name = file.relative_to(tmp_path).as_posix()
-            if harm == "removed" and file.parent.name in ("videos", "fingerprints"):
-                name = name.rpartition("-")[0]
-            assert name in named, (file, place)
+            if harm == "removed" and file.parent.name == "descriptions":
+                for each in data.splitlines():
+                    if found := re.match(rb"[0-9a-f]{8} ([0-9a-f]+-[0-9a-f]+)-", each):
+                        assert f"descriptions/{found[1].decode()}" in named
+            else:
+                assert name in named, (file, place)
             if file.name == MARKER:
                 with pytest.raises(StoreError, match=MARKER):
                     Store.open(tmp_path)

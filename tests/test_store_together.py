@@ -8,17 +8,20 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from cache.address import FingerprintInfo
+from cache.address import Address, FingerprintInfo, VideoInfo
 from cache.errors import Missing, StoreError
 from cache.storage import leases
+from cache.storage.base import Content, Range
+from cache.storage.codec import Bytes
 from cache.storage.leases import USERS, list_users
 from cache.storage.local import LocalFiles
 from cache.store import Store
@@ -210,6 +213,63 @@ def preceded(change: Callable[..., Any], ask: Callable[[], None]) -> Callable[..
         return change(files, name, *rest, **options)
 
     return both
+
+
+class Folding(LocalFiles):
+    """A folder of a file system for which Name and name are the same, and that keeps neither."""
+
+    def read(self, ranges: Sequence[Range]) -> list[Bytes | None]:
+        return super().read([(name.lower(), start, stop) for name, start, stop in ranges])
+
+    def size(self, name: str) -> int | None:
+        return super().size(name.lower())
+
+    def write(self, name: str, content: Content, durable: bool = True) -> None:
+        super().write(name.lower(), content, durable)
+
+    def move(self, old: str, new: str) -> None:
+        super().move(old.lower(), new.lower())
+
+    def delete(self, *names: str) -> None:
+        super().delete(*(name.lower() for name in names))
+
+    def delete_folder(self, name: str) -> None:
+        super().delete_folder(name.lower())
+
+    def children(self, folder: str) -> dict[str, int | None]:
+        return super().children(folder.lower())
+
+
+def test_a_folder_may_take_upper_and_lower_case_for_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Names of files are made of digests in lower case; those of videos stand in files."""
+    monkeypatch.setattr("cache.store.open_files", lambda url: Folding(Path(url)))
+    monkeypatch.setattr("platform.node", lambda: "My-Machine")
+    infos = [VideoInfo(f"{n:064x}", name, 1, 8, 25.0) for n, name in enumerate(("Clip", "clip"))]
+    frames = np.arange(8, dtype=np.int64)
+    addresses = [
+        Address("a" * 32, "float32", info.digest, "forward", "window", frames, 4) for info in infos
+    ]
+    with Store.open(tmp_path, "a") as store:
+        writers = [store.writer(), store.writer()]  # of parts of their own
+        for value, writer in enumerate(writers):
+            writer.describe(infos[value])
+            writer.write(addresses[value], torch.full((4, 2), float(value)))
+            writer.flush()
+        writers[0].close()
+        writers[1].lease.release()  # as if it were killed
+    for _ in range(2):
+        with Store.open(tmp_path, "a") as store:
+            assert store.videos_by_name == {info.name: info for info in infos}
+            for value, a in enumerate(addresses):
+                assert store.read(a).tolist() == [[float(value)] * 2] * 4
+            assert verify(store) == []
+            report = prune(store)
+            assert report.kept_bytes and not report.in_use and not report.active_parts
+            assert not list_users(store.files)[1:]
+    names = [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")]
+    assert all(name == name.lower() for name in names)
 
 
 def test_only_one_prunes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -167,21 +167,7 @@ def refresh_index(index: Index, files: Files) -> Index:
     return index
 
 
-def load_tables(
-    files: Files, sizes: dict[str, int]
-) -> tuple[dict[str, IndexTable], dict[str, Damaged]]:
-    """Return the tables that can be read and the damaged ones; deleted ones are in neither."""
-    tables: dict[str, IndexTable] = {}
-    unreadable: dict[str, Damaged] = {}
-    for file, table in read_tables(files, sizes):
-        if isinstance(table, Damaged):
-            unreadable[file] = table
-        else:
-            tables[file] = table
-    return tables, unreadable
-
-
-def read_tables(files: Files, sizes: dict[str, int]) -> Iterator[tuple[str, IndexTable | Damaged]]:
+def _read_tables(files: Files, sizes: dict[str, int]) -> Iterator[tuple[str, IndexTable | Damaged]]:
     """Yield tables, or how they are damaged; deleted ones are left out.
 
     Not all are in memory at once.
@@ -228,7 +214,7 @@ def _apply_listing(index: Index, files: Files, listed: dict[str, int]) -> Index:
     group_number, digest_number = _make_numbering(groups), _make_numbering(digests)
     embedded = {(each.key, each.sequence): each for each in index.embedded()}
     number = index.next_table
-    for file, table in read_tables(files, new):
+    for file, table in _read_tables(files, new):
         if isinstance(table, Damaged):
             unreadable[file] = table
             tqdm.write(

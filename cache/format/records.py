@@ -7,6 +7,7 @@ journal segment; in both cases the file ends with the footer.
 
 import hashlib
 import json
+import math
 import struct
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -87,7 +88,7 @@ class Group(NamedTuple):
     @property
     def row_bytes(self) -> int:
         """Bytes of a row, uncompressed."""
-        return itemsize(self.dtype) * int(np.prod(self.row_shape, dtype=np.int64))
+        return itemsize(self.dtype) * math.prod(self.row_shape)
 
 
 class Description(NamedTuple):
@@ -95,12 +96,12 @@ class Description(NamedTuple):
 
     Args:
         sequence: nanoseconds since 1970, but higher than any that its writer knew of.
-        file: in the store; empty if it is not in a file of its own yet.
+        hash: of its content; empty if only a table of format version 1 has it.
     """
 
     sequence: int
     info: VideoInfo | FingerprintInfo
-    file: str = ""
+    hash: str = ""
 
     @property
     def subject(self) -> str:
@@ -115,11 +116,6 @@ class Description(NamedTuple):
         A video may have several names at once.
         """
         return self.subject, self.info.name if isinstance(self.info, VideoInfo) else ""
-
-    @property
-    def hash(self) -> str:
-        """The hash in the name of its file."""
-        return self.file.split("-")[1]
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,12 @@ from tqdm import tqdm
 from cache.address import DTYPES, Address, FingerprintInfo, VideoInfo
 from cache.errors import Damaged, StoreError, StoreUnreachable
 from cache.format.compaction import PlacedEntry, compact
-from cache.format.descriptions import Descriptions, newest, write_description
+from cache.format.descriptions import (
+    Descriptions,
+    encode_description,
+    newest,
+    write_descriptions,
+)
 from cache.format.index import CONTENTS, PARTS, Index
 from cache.format.records import (
     RECORD,
@@ -94,6 +99,7 @@ class Writer:
         self._described: dict[str, VideoInfo | FingerprintInfo] = {}  # here, by name
         self._waiting_descriptions: list[Description] = []
         self._descriptions: dict[str, list[Description]] = {}  # written here, by subject
+        self._description_files: list[str] = []
         self._tables: dict[str, int] = {}
         self._listed: dict[str, int] | None = None  # in contents.json; None if that is not there
         self._segments: dict[str, list[Entry]] = {}  # not compacted yet
@@ -183,24 +189,26 @@ class Writer:
                 kept: flush again when there is room.
         """
         try:
-            while self._waiting_descriptions:
-                self._write_description(self._waiting_descriptions[0])
-                del self._waiting_descriptions[0]
+            self._write_descriptions(self._waiting_descriptions)
+            self._waiting_descriptions = []
             if self._entries:
                 self._write_segment()
+            if (
+                self._journal_bytes >= self._compact_at_bytes
+                or len(self._segments) >= self._compact_at_segments
+            ):
+                self.compact()
             self._write_contents()
         except OSError as error:
             raise self._write_error(error) from error
         finally:
             self._flushed = time.monotonic()
-        if (
-            self._journal_bytes >= self._compact_at_bytes
-            or len(self._segments) >= self._compact_at_segments
-        ):
-            self.compact()
 
     def compact(self) -> None:
-        """Move the journal into arrays; it stays as it is if the disk has no room for both."""
+        """Move the journal into arrays; it stays as it is if the disk has no room for both.
+
+        The segments are deleted with the next flush, which lists the arrays in their place.
+        """
         segments = dict(self._segments)
         if not segments:
             return
@@ -214,7 +222,7 @@ class Writer:
                 # What cannot be deleted is a leftover, or is there twice: `prune` removes both.
                 with suppress(StoreUnreachable):
                     self.files.delete(f"{self._folder}/{name}.idx")
-                    self.files.delete(f"{self._folder}/{name}")
+                    self.files.delete_folder(f"{self._folder}/{name}")
             if isinstance(error, Damaged):
                 damage = Damaged(error.file, error.what, self.files.url)
                 tqdm.write(f"warning: {damage} (the rest of the journal is compacted)")
@@ -235,7 +243,6 @@ class Writer:
             del self._tables[name], self._segments[name]
         self._obsolete += segments
         self._compact_at_bytes, self._compact_at_segments = self.compact_bytes, COMPACT_SEGMENTS
-        self._write_contents()
 
     def close(self) -> None:
         """Flush, compact the rest and release the part; nothing happens the second time."""
@@ -244,6 +251,7 @@ class Writer:
         self.flush()
         self.compact()
         self._write_contents()
+        self._join_descriptions()
         self.closed = True
         self.lease.release()
 
@@ -311,25 +319,40 @@ class Writer:
     def _hashes_of(self, subjects: Sequence[str]) -> list[list[str]]:
         """Return the hashes of each subject's descriptions, which all have files from then on."""
         known = self.descriptions().by_subject
-        found = []
-        for subject in subjects:
-            of = newest([*known.get(subject, ()), *self._descriptions.get(subject, ())])
-            # What only tables of version 1 say has no file yet.
-            written = [each if each.file else self._write_description(each) for each in of]
-            found.append([each.hash for each in written])
-        return found
+        found = [
+            newest([*known.get(subject, ()), *self._descriptions.get(subject, ())])
+            for subject in subjects
+        ]
+        # What only tables of version 1 say has no file yet.
+        unwritten = [each for of in found for each in of if not each.hash]
+        if unwritten:
+            self._write_descriptions(unwritten)
+            return self._hashes_of(subjects)
+        return [[each.hash for each in of] for of in found]
 
-    def _write_description(self, description: Description) -> Description:
-        written = write_description(self.files, description)
-        self._descriptions.setdefault(written.subject, []).append(written)
-        return written
+    def _write_descriptions(self, descriptions: Sequence[Description]) -> None:
+        encoded = [encode_description(each) for each in descriptions]
+        if not encoded:
+            return
+        self._description_files.append(write_descriptions(self.files, encoded))
+        for each, _, _ in encoded:
+            self._descriptions.setdefault(each.subject, []).append(each)
+
+    def _join_descriptions(self) -> None:
+        """Write into one file what every flush described in one of its own."""
+        before = self._description_files
+        if len(before) > 1:
+            with suppress(OSError):  # they are good as they are
+                self._description_files = []
+                self._write_descriptions([e for of in self._descriptions.values() for e in of])
+                self.files.delete(*(file for file in before if file not in self._description_files))
 
     def _write_contents(self, force: bool = False) -> None:
         if force or (self._listed is not None and self._listed != self._tables):
             self.files.write(f"{self._folder}/{CONTENTS}", [encode_contents(self._tables)])
             self._listed = dict(self._tables)
-            for name in self._obsolete:
-                self.files.delete(f"{self._folder}/{name}")
+            if self._obsolete:
+                self.files.delete(*(f"{self._folder}/{name}" for name in self._obsolete))
             self._obsolete = []
 
     def _write_arrays(self, segments: dict[str, list[Entry]], commits: dict[str, bytes]) -> None:

@@ -35,8 +35,11 @@ class Files(Protocol):
     def move(self, old: str, new: str) -> None:
         """Rename a file; raise FileNotFoundError if it is not there."""
 
-    def delete(self, name: str) -> None:
-        """Delete a file or a folder with all that is in it; it need not be there."""
+    def delete(self, *names: str) -> None:
+        """Delete files; they need not be there."""
+
+    def delete_folder(self, name: str) -> None:
+        """Delete a folder with all that is in it; it need not be there."""
 
     def children(self, folder: str) -> dict[str, int | None]:
         """Return the names in a folder with files' bytes, None for folders; empty if absent."""
@@ -44,8 +47,8 @@ class Files(Protocol):
     def grandchildren(self, folder: str) -> dict[str, dict[str, int | None]]:
         """Return `children` of every folder in a folder."""
 
-    def usage(self, folder: str) -> int:
-        """Return the bytes of all files below a folder."""
+    def walk(self, folder: str = "") -> dict[str, int]:
+        """Return all files below a folder, by their names in the store, with their bytes."""
 
     def free_bytes(self) -> int | None:
         """Return the free space of the disk; None where it is unknown."""

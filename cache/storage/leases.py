@@ -16,10 +16,11 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cache.storage.base import Files, read_whole
+from cache.storage.base import Files
 
 USERS = "users"
 RENEW_S, EXPIRE_S = 30.0, 600.0
+LEASE_BYTES = 2**20  # at most: of some 30,000 fingerprints
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class Lease:
         self.part, self.prunes = part, prunes
         self.pid = os.getpid()
         self.fingerprints: set[str] = set()
-        host = platform.node() or "unknown"
+        host = platform.node().lower() or "unknown"  # some file systems know no other
         self.name = f"{USERS}/{host}-{self.pid}-{secrets.token_hex(4)}.json"
         self._lock = threading.Lock()  # renewing must not bring back a released file
         self._finalizer = weakref.finalize(self, _delete, files, self.name, self.pid)
@@ -91,11 +92,8 @@ class Lease:
 def list_users(files: Files) -> list[User]:
     """Return every process that has a lease in a store."""
     found = []
-    for name in files.children(USERS):
-        if not name.endswith(".json"):
-            continue
-        name = f"{USERS}/{name}"
-        data = read_whole(files, name, None)
+    names = [f"{USERS}/{name}" for name in files.children(USERS) if name.endswith(".json")]
+    for name, data in zip(names, files.read([(n, 0, LEASE_BYTES) for n in names]), strict=True):
         if data is None:
             continue
         try:

@@ -33,7 +33,7 @@ class LocalFiles:
                         os.close(opened)
                     opened, name = -1, wanted_name
                     with suppress(FileNotFoundError, NotADirectoryError):
-                        opened = os.open(self.folder / wanted_name, os.O_RDONLY)
+                        opened = os.open(f"{self.folder}/{wanted_name}", os.O_RDONLY)
                 found.append(None if opened < 0 else _read_range(opened, start, stop))
         finally:
             if opened >= 0:
@@ -62,14 +62,13 @@ class LocalFiles:
         os.replace(self.folder / old, self.folder / new)
         _sync_folder((self.folder / new).parent)
 
-    def delete(self, name: str) -> None:
-        path = self.folder / name
-        try:
-            path.unlink()
-        except FileNotFoundError:
-            pass
-        except (IsADirectoryError, PermissionError):
-            shutil.rmtree(path, onerror=_ignore_missing)
+    def delete(self, *names: str) -> None:
+        for name in names:
+            with suppress(FileNotFoundError, NotADirectoryError):
+                (self.folder / name).unlink()
+
+    def delete_folder(self, name: str) -> None:
+        shutil.rmtree(self.folder / name, onerror=_ignore_missing)
 
     def children(self, folder: str) -> dict[str, int | None]:
         try:
@@ -82,11 +81,12 @@ class LocalFiles:
         names = [name for name, size in self.children(folder).items() if size is None]
         return {name: self.children(f"{folder}/{name}") for name in names}
 
-    def usage(self, folder: str) -> int:
-        return sum(
-            self.usage(f"{folder}/{name}") if size is None else size
-            for name, size in self.children(folder).items()
-        )
+    def walk(self, folder: str = "") -> dict[str, int]:
+        found: dict[str, int] = {}
+        for name, size in self.children(folder).items():
+            path = f"{folder}/{name}".lstrip("/")
+            found |= self.walk(path) if size is None else {path: size}
+        return found
 
     def free_bytes(self) -> int | None:
         folder = self.folder.absolute()

@@ -96,12 +96,21 @@ class RemoteFiles:
         self._call(lambda: self.system.cp_file(before, after))
         self._call(lambda: self.system.rm([before]))
 
-    def delete(self, name: str) -> None:
+    def delete(self, *names: str) -> None:
+        paths = [self._path(name) for name in names]
+        try:
+            if paths:
+                self._call(lambda: self.system.rm(paths))
+        except FileNotFoundError:
+            for name in names if len(names) > 1 else ():
+                self.delete(name)  # one that is gone may have kept the others
+
+    def delete_folder(self, name: str) -> None:
         with suppress(FileNotFoundError):
             if not self.system.async_impl:
                 self._call(lambda: self.system.rm(self._path(name), recursive=True))
-            elif paths := list(self._find(name)):
-                self._call(lambda: self.system.rm(paths))
+            else:
+                self.delete(*self.walk(name))
 
     def children(self, folder: str) -> dict[str, int | None]:
         def ask() -> list[dict[str, Any]]:
@@ -124,17 +133,19 @@ class RemoteFiles:
 
     def grandchildren(self, folder: str) -> dict[str, dict[str, int | None]]:
         # One recursive listing: a request for every folder would take long.
-        root = self._path(folder).lstrip("/") + "/"
         found: dict[str, dict[str, int | None]] = {}
-        for path, entry in sorted(self._find(folder).items()):
-            below = path.lstrip("/").removeprefix(root).split("/")
+        for path, size in self.walk(folder).items():
+            below = path.removeprefix(f"{folder}/").split("/")
             if len(below) > 1:
-                size = int(entry["size"]) if len(below) == 2 else None
-                found.setdefault(below[0], {})[below[1]] = size
+                found.setdefault(below[0], {})[below[1]] = size if len(below) == 2 else None
         return found
 
-    def usage(self, folder: str) -> int:
-        return sum(int(entry["size"]) for entry in self._find(folder).values())
+    def walk(self, folder: str = "") -> dict[str, int]:
+        root = self.root.lstrip("/") + "/"
+        return {
+            path.lstrip("/").removeprefix(root): int(entry["size"])
+            for path, entry in sorted(self._find(folder).items())
+        }
 
     def free_bytes(self) -> int | None:
         return None

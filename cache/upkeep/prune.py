@@ -14,7 +14,16 @@ import numpy as np
 
 from cache.address import FingerprintInfo
 from cache.errors import Damaged, StoreError, StoreUnreachable
-from cache.format.descriptions import DESCRIPTIONS, newest
+from cache.format.descriptions import (
+    FOLDER,
+    FOLDERS,
+    EncodedDescription,
+    decode_descriptions,
+    is_description_file,
+    list_folders,
+    newest,
+    write_descriptions,
+)
 from cache.format.index import CONTENTS, PARTS, RETIRED, TABLE_NAME, LoadedTable
 from cache.format.records import decode_table
 from cache.format.writer import Writer, encode_contents
@@ -25,7 +34,8 @@ from cache.upkeep.retention import Retention
 from cache.upkeep.verify import Problem
 from configs.progress import ProgressBar
 
-DESCRIPTION_NAME = re.compile(r"^([0-9a-f]{64}|[0-9a-f]{32})-")  # and of what is left of one
+DESCRIPTION_NAME = re.compile(r"^[0-9a-f]{32,64}-")  # and of what is left of one
+SMALL_BYTES = 2**20  # several files of descriptions, each smaller, become one
 
 
 @dataclass
@@ -105,7 +115,7 @@ class _Pruner:
     def prune(self, drop: Callable[[FingerprintInfo], bool], keep_bytes: int | None) -> PruneReport:
         # Parts before users: the lease of a part that is listed was there before it.
         parts = self.files.grandchildren(PARTS)
-        before = self.files.usage(PARTS)
+        before = sum(self.files.walk(PARTS).values())
         processes = self._other_users()
         for user in processes:
             if user.prunes and user.alive:
@@ -121,8 +131,8 @@ class _Pruner:
         self._apply(self._choose(drop, keep_bytes))
         self._delete_empty_parts()
         self.store.refresh()
-        self._delete_unused_descriptions()
-        self.report.kept_bytes = self.files.usage(PARTS)
+        self._join_descriptions()
+        self.report.kept_bytes = sum(self.files.walk(PARTS).values())
         self.report.freed_bytes = max(before - self.report.kept_bytes, 0)
         return self.report
 
@@ -151,7 +161,7 @@ class _Pruner:
                     self.report.leftovers += 1
             # Listed again: a table may just have been moved back.
             for name in _orphaned_arrays(self.files.children(folder)):
-                self.files.delete(f"{folder}/{name}")
+                self.files.delete_folder(f"{folder}/{name}")
                 self.report.leftovers += 1
 
     def _finish_retirement(self, retired: str, size: int) -> None:
@@ -215,8 +225,8 @@ class _Pruner:
                 self.report.damaged += 1
                 self._delete(file)
         for file, _ in self.problems:
-            if file.split("/")[0] in DESCRIPTIONS:
-                self._delete(file)
+            if file.split("/")[0] in FOLDERS and not is_description_file(file):
+                self.files.write(file + RETIRED, [])  # it is known to be lost
                 self.report.damaged += 1
             self._repair_contents(file)
 
@@ -269,7 +279,7 @@ class _Pruner:
             self.files.delete(file + RETIRED)
         self.files.delete(file)
         if file.endswith(".idx"):
-            self.files.delete(file.removesuffix(".idx"))
+            self.files.delete_folder(file.removesuffix(".idx"))
 
     def _repair_contents(self, file: str) -> None:
         """Make the list of a dead writer's part agree with the tables that are there."""
@@ -291,42 +301,78 @@ class _Pruner:
             if not pending and not any(TABLE_NAME.match(name) for name in names):
                 # The list first: what says that its tables were retired goes with the part.
                 self.files.delete(f"{PARTS}/{part}/{CONTENTS}")
-                self.files.delete(f"{PARTS}/{part}")
+                self.files.delete_folder(f"{PARTS}/{part}")
 
-    def _delete_unused_descriptions(self) -> None:
-        """Delete the descriptions of what no record is of, unless a writer may rely on them."""
+    def _join_descriptions(self) -> None:
+        """Write small files of descriptions as one, without what no record is of or is damaged.
+
+        Not while somebody writes, who may rely on what is not used yet.
+        """
         if self.report.active_parts:
             return
         used = self._described_subjects()
-        renamed: list[str] = []
-        unneeded: list[str] = []
-        for folder in DESCRIPTIONS:
-            for name, size in self.files.children(folder).items():
-                file, is_retired = f"{folder}/{name}", name.endswith(RETIRED)
-                if not DESCRIPTION_NAME.match(name):
-                    continue  # not of the store
-                is_used = _subject_of(file) in used
-                if name.endswith(".part") or (is_retired and not size and not is_used):
-                    unneeded.append(file)
-                elif is_retired and size:  # by a prune that was killed
-                    renamed.append(file)
-                elif not is_retired and not is_used:
-                    self.files.move(file, file + RETIRED)
-                    renamed.append(file + RETIRED)
-        if not renamed and not unneeded:
+        unneeded, contents, going = self._find_descriptions(used)
+        every = [each for file in going for each in contents[file]]
+        every.sort(key=lambda each: (each.description.sequence, each.description.key))
+        # Of equal ones the last: what a video was called before, it may be called again.
+        kept = {(e.description.subject, e.description.hash): e for e in every}
+        needed = [each for each in kept.values() if each.description.subject in used]
+        if needed:
+            try:
+                going -= {write_descriptions(self.files, needed)}
+            except StoreUnreachable:
+                raise
+            except OSError:
+                return  # a full disk
+        for file in going:
+            self.files.move(file, file + RETIRED)
+        if not going and not unneeded:
             return
         # A writer lists descriptions after it has written its lease: later ones do not find these.
         writing = any(user.part and user.alive for user in self._other_users())
         self.store.refresh()
-        used = self._described_subjects()
-        for file in renamed:
-            if writing or _subject_of(file) in used:
-                self.files.move(file, file.removesuffix(RETIRED))
+        newly_used = self._described_subjects() - used
+        for file in going:
+            if writing or any(each.description.subject in newly_used for each in contents[file]):
+                self.files.move(file + RETIRED, file)
             else:
-                self.files.delete(file)
-        for file in [] if writing else unneeded:
-            self.files.delete(file)
+                self.files.delete(file + RETIRED)
+        if unneeded and not writing:
+            self.files.delete(*unneeded)
         self.store.refresh()
+
+    def _find_descriptions(
+        self, used: set[str]
+    ) -> tuple[list[str], dict[str, list[EncodedDescription]], set[str]]:
+        """Return leftovers, what files of descriptions hold, and which of the files are to go."""
+        unneeded: list[str] = []
+        sizes: dict[str, int] = {}
+        for file, size in list_folders(self.files).items():
+            original, name = file.removesuffix(RETIRED), file.split("/")[1]
+            if size is None or not DESCRIPTION_NAME.match(name):
+                continue  # not of the store
+            if is_description_file(original) and size:
+                if file != original:  # by a prune that was killed
+                    self.files.move(file, original)
+                sizes[original] = size
+            elif name.endswith(".part") or not (size or name.split("-")[0] in used):
+                unneeded.append(file)
+        names = list(sizes)
+        read = self.files.read([(file, 0, size) for file, size in sizes.items()])
+        contents: dict[str, list[EncodedDescription]] = {}
+        going = set()
+        for file, data in zip(names, read, strict=True):
+            if data is None:
+                continue
+            found, wrong = decode_descriptions(self.files, file, data)
+            if wrong and file not in self.damaged:
+                continue  # `verify` is to name it
+            contents[file] = found
+            unused = any(each.description.subject not in used for each in found)
+            if wrong or unused or not file.startswith(FOLDER):
+                going.add(file)
+        small = {file for file in contents if sizes[file] < SMALL_BYTES}
+        return unneeded, contents, going | (small if len(small | going) > 1 else set())
 
     def _described_subjects(self) -> set[str]:
         """Return the digests and fingerprints of records, and videos that took over a name.
@@ -344,11 +390,6 @@ class _Pruner:
 
 def _used_fingerprints(processes: Iterable[User]) -> set[str]:
     return {name for user in processes if user.alive for name in user.fingerprints}
-
-
-def _subject_of(file: str) -> str:
-    """Return the digest or fingerprint that a file describes."""
-    return file.rpartition("/")[2].split("-")[0]
 
 
 def _table_of(file: str) -> str:

@@ -7,20 +7,20 @@ import numpy as np
 
 from cache.errors import Damaged
 from cache.format.arrays import Array, check_chunk, shard_name, trailing_checksum
-from cache.format.compaction import decode_payload, fetch_payloads
+from cache.format.compaction import decode_payload
 from cache.format.descriptions import (
-    DESCRIPTIONS,
-    FILES_AT_ONCE,
-    check_description,
-    folder_of,
-    select_descriptions,
+    FOLDER,
+    FOLDERS,
+    decode_descriptions,
+    is_description_file,
+    list_folders,
 )
-from cache.format.index import CONTENTS, PARTS, RETIRED, TABLE_NAME, list_tables, load_tables
-from cache.format.records import Entry, IndexTable, compute_digest
+from cache.format.index import CONTENTS, PARTS, RETIRED, TABLE_NAME, list_tables
+from cache.format.records import Entry, IndexTable, compute_digest, decode_table
 from cache.format.writer import decode_contents
 from cache.storage.base import Files, read_whole, split_batches
-from cache.storage.codec import checksum, decompress
-from cache.store import FORMAT, FORMAT_1, MARKER, Store
+from cache.storage.codec import Bytes, checksum, decompress
+from cache.store import FORMATS, MARKER, Store
 from configs.progress import ProgressBar
 
 LIST_ONLY = (
@@ -43,49 +43,69 @@ def verify(store: Store, progress: bool = False) -> list[Problem]:
     problem: nothing refers to it, and `prune` removes it.
     """
     files = store.files
+    sizes = files.walk()
     found = []
     mark = read_whole(files, MARKER, None)
-    if mark is None or mark.tobytes() not in (FORMAT, FORMAT_1):
+    if mark is None or mark.tobytes() not in FORMATS:
         found.append(Problem(MARKER, "it is missing" if mark is None else "it is not as written"))
-    parts = files.grandchildren(PARTS)
-    tables, unreadable = load_tables(files, list_tables(parts))
-    stored = sum(_stored_bytes(table) for table in tables.values())
+    in_parts = {file: size for file, size in sizes.items() if file.startswith(f"{PARTS}/")}
+    parts: dict[str, dict[str, int | None]] = {}
+    for file, size in in_parts.items():
+        if file.count("/") == 2:
+            parts.setdefault(file.split("/")[1], {})[file.split("/")[2]] = size
+    tables = list_tables(parts)
+    described: dict[str, set[str]] = {}
     with ProgressBar(
-        total=stored, unit="B", unit_scale=True, desc="verify", disable=not progress
+        total=sum(in_parts.values()), unit="B", unit_scale=True, desc="verify", disable=not progress
     ) as bar:
-        for file, damage in unreadable.items():
-            found += _if_still_there(files, file, [Problem(file, damage.what)])
-        for file, table in tables.items():
+        for file, data in _read_files(files, tables):
+            bar.update(len(data))
+            try:
+                if len(data) != tables[file]:
+                    raise Damaged(file, f"it ends after {len(data)} of {tables[file]} bytes")
+                table = decode_table(data, len(data), file)
+            except Damaged as damage:
+                found += _if_still_there(files, file, [Problem(file, damage.what)])
+                continue
+            subjects = zip(table.subjects, table.described, strict=False)  # version 1 has none
+            described[file] = {f"{subject}-{each}" for subject, all_ in subjects for each in all_}
             if table.array is None:
-                problems = _check_segment(files, file, table, bar)
+                problems = _check_segment(data, file, table)
             else:
                 problems = _check_array(files, file, table, bar)
             found += _if_still_there(files, file, problems)
-    lists = [
-        (f"{PARTS}/{part}/{CONTENTS}", names.get(CONTENTS) or 0) for part, names in parts.items()
-    ]
-    contents = files.read([(file, 0, size) for file, size in lists])
-    for (part, names), data in zip(parts.items(), contents, strict=True):
-        listed = None if data is None else decode_contents(data)
-        if CONTENTS in names and listed is not None and listed.keys() <= names.keys():
+    lists = {file: size for file, size in in_parts.items() if file.endswith(f"/{CONTENTS}")}
+    contents = {file: decode_contents(data) for file, data in _read_files(files, lists)}
+    for part, names in parts.items():
+        listed = contents.get(f"{PARTS}/{part}/{CONTENTS}")
+        if listed is not None and listed.keys() <= names.keys():
             continue  # for which no part has to be listed again
         # What is compacted, renamed or deleted meanwhile is not missing twice.
         if missing := _check_contents(files, part):
             again = _check_contents(files, part)
             found += [each for each in missing if each in again]
-    return found + _check_descriptions(files, tables)
+    return found + _check_descriptions(files, sizes, described)
 
 
-def _check_segment(files: Files, file: str, table: IndexTable, bar: Any) -> list[Problem]:
+def _read_files(files: Files, sizes: dict[str, int]) -> Iterator[tuple[str, Bytes]]:
+    """Yield files with what they hold, some read at a time; those that are gone are left out."""
+    names = list(sizes)
+    for some in split_batches(list(sizes.values()), files.batch_bytes):
+        found = files.read([(name, 0, sizes[name]) for name in names[some]])
+        for name, data in zip(names[some], found, strict=True):
+            if data is not None:
+                yield name, data
+
+
+def _check_segment(data: Bytes, file: str, table: IndexTable) -> list[Problem]:
     found = []
-    entries = [Entry._make(values) for values in table.records.tolist()]
-    for (_, entry), data in fetch_payloads(files, [(file, entry) for entry in entries]):
+    for entry in map(Entry._make, table.records.tolist()):
+        payload = data[entry.place : entry.place + entry.size]
         try:
-            decode_payload(data, entry, table.groups[entry.group].row_bytes, file)
+            decode_payload(payload, entry, table.groups[entry.group].row_bytes, file)
         except Damaged as damage:
-            found.append(damage.what)
-        bar.update(entry.size)
-    return _merge_by_file([(file, what) for what in found])
+            found.append((file, damage.what))
+    return _merge_by_file(found)
 
 
 def _check_array(files: Files, file: str, table: IndexTable, bar: Any) -> list[Problem]:
@@ -157,31 +177,42 @@ def _check_contents(files: Files, part: str) -> list[Problem]:
     ]
 
 
-def _check_descriptions(files: Files, tables: dict[str, IndexTable]) -> list[Problem]:
+def _check_descriptions(
+    files: Files, sizes: dict[str, int], described: dict[str, set[str]]
+) -> list[Problem]:
     """Return the descriptions that are damaged, and those that tables list and are missing."""
-    found: list[Problem] = []
-    there: set[str] = set()
-    for folder in DESCRIPTIONS:
-        # What was found damaged or missing before has left an empty file.
-        children = files.children(folder)
-        names = (name.removesuffix(RETIRED).split("-") for name in children)
-        there |= {f"{folder}/{'-'.join(name[:2])}" for name in names}
-        sizes = list(select_descriptions(folder, children).items())
-        for first in range(0, len(sizes), FILES_AT_ONCE):
-            some = sizes[first : first + FILES_AT_ONCE]
-            contents = files.read([(file, 0, size) for file, size in some])
-            for (file, _), data in zip(some, contents, strict=True):
-                try:
-                    if data is not None:
-                        check_description(files, file, data)
-                except Damaged as damage:
-                    found.append(Problem(file, damage.what))
-    for file, table in tables.items():
-        listed = zip(table.subjects, table.described, strict=False)  # version 1 lists none
-        wanted = {f"{folder_of(who)}/{who}-{each}" for who, hashes in listed for each in hashes}
-        missing = [Problem(each, "it is missing") for each in sorted(wanted - there)]
-        found += _if_still_there(files, file, missing)
+    there, found = _find_descriptions(files, sizes)
+    missing = {file: wanted - there for file, wanted in described.items() if wanted - there}
+    if missing:
+        # Others may join files between listing and reading them: what is missing is so twice.
+        again = {file: size for file, size in list_folders(files).items() if size is not None}
+        there |= _find_descriptions(files, again)[0]
+    for file, wanted in missing.items():
+        lost = [Problem(f"{FOLDER}/{each}", "it is missing") for each in sorted(wanted - there)]
+        found += _if_still_there(files, file, lost)
     return list(dict.fromkeys(found))
+
+
+def _find_descriptions(files: Files, sizes: dict[str, int]) -> tuple[set[str], list[Problem]]:
+    """Return the names of the descriptions that can be read, and which files are damaged.
+
+    Descriptions that `prune` found damaged or missing have left a name.
+    """
+    there: set[str] = set()
+    found = []
+    readable: dict[str, int] = {}
+    for file, size in sizes.items():
+        original = file.removesuffix(RETIRED)
+        if original.split("/")[0] in FOLDERS and original != file and not size:
+            there.add("-".join(original.rpartition("/")[2].split("-")[:2]))
+        elif is_description_file(original):
+            readable[file] = size
+    for file, data in _read_files(files, readable):
+        intact, wrong = decode_descriptions(files, file.removesuffix(RETIRED), data)
+        there |= {f"{each.subject}-{each.hash}" for each, _, _ in intact}
+        if wrong:
+            found.append(Problem(file, wrong))
+    return there, found
 
 
 def _if_still_there(files: Files, file: str, problems: list[Problem]) -> list[Problem]:
@@ -199,9 +230,3 @@ def _merge_by_file(found: Iterable[tuple[str, str]]) -> list[Problem]:
         Problem(file, whats[0] + (f" (and {len(whats) - 1} more)" if len(whats) > 1 else ""))
         for file, whats in by_file.items()
     ]
-
-
-def _stored_bytes(table: IndexTable) -> int:
-    if table.array is not None:
-        return sum(size for size, _ in table.array.shards)
-    return int(table.records["size"].sum())
