@@ -204,7 +204,7 @@ def main() -> None:
     for videos, frames, prints, directions in SIZES:
         infos = [video(number, frames) for number in range(videos)]
         label = f"{videos:,} × {prints}" + (f" × {directions}" if directions > 1 else "")
-        for version in (1, 2):
+        for version in (1, 3):
             if version == 1 and videos * prints * frames * 11 > TIMES_BYTES:
                 continue
             with tempfile.TemporaryDirectory() as name:

@@ -3,7 +3,11 @@
 import json
 import re
 import shutil
-from collections.abc import Sequence
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -21,6 +25,7 @@ from torch import Tensor
 import train.data.windows
 from cache.address import VideoInfo
 from cache.store import Store
+from cache.upkeep.retention import Retention
 from configs import cli
 from configs.loader import load
 from evaluate.reports.metrics_file import read_metrics
@@ -33,7 +38,7 @@ from extract.settings.sampling import Direction, SamplingConfig
 from extract.video.reader import VideoReader
 from tests.conftest import REPOSITORY
 from tests.forks import script
-from tests.test_e2e import DEMO, QUICK, TWO_PROCESSES
+from tests.test_e2e import DEMO, ENVIRONMENT, QUICK, TWO_PROCESSES
 from tests.test_e2e import script as launched
 from train.config import Experiment
 from train.data.cached import ensure_cached, evaluation_spans, training_spans, training_windows
@@ -272,6 +277,110 @@ def test_changed_adapters_fall_back_to_passes(study: Path, tmp_path: Path) -> No
             read_metrics(tmp_path / n / "metrics.jsonl") for n in (str(number), f"{number} again")
         )
         assert [line.get("loss") for line in one] == [line.get("loss") for line in two]
+
+
+@pytest.mark.slow
+def test_heads_train_while_their_store_is_refreshed_and_pruned(study: Path, tmp_path: Path) -> None:
+    """Other weights are extracted into it and what is stale is freed, but not what is read."""
+    cache, weights = tmp_path / "cache", tmp_path / "last.pt"
+    shutil.copytree(study / "cache", cache)
+    shutil.copy(study / "e2e/last.pt", weights)
+    arguments = ["--checkpoint", weights, "--cache", cache, "--cache.blocks=[1]"]
+    good("extract/run.py", *arguments)
+    alone = tmp_path / "alone"
+    shutil.copytree(cache, alone)
+    # From the stored block on, which is not held in memory: every sample is read.
+    epochs = ["--training.epochs=400", "--training.stop_epoch=400"]
+    learn = [*epochs, "--training.validate_every=400", "--backbone.trainable_from_block=2"]
+
+    def losses(out: str) -> list[float]:
+        file = tmp_path / out / "metrics.jsonl"
+        lines = read_metrics(file) if file.exists() else []
+        return [line["loss"] for line in lines if "loss" in line]
+
+    @contextmanager
+    def training(store: Path, out: str) -> Iterator[Callable[[int], None]]:
+        """Train heads within; gives what waits for a number of losses."""
+        where = ["--checkpoint", weights, "--cache", store, "--out", tmp_path / out]
+        command = [sys.executable, "train/heads.py", *where, "--cache.blocks=[1]", *learn]
+        with (
+            open(tmp_path / f"{out}.txt", "wb") as said,
+            subprocess.Popen(
+                list(map(str, command)), cwd=REPOSITORY, env=ENVIRONMENT, stdout=said, stderr=said
+            ) as process,
+        ):
+
+            def wait_for(count: int) -> None:
+                until = time.monotonic() + 300
+                while len(losses(out)) < count:
+                    assert process.poll() is None and time.monotonic() < until
+                    time.sleep(0.1)
+
+            try:
+                yield wait_for
+            finally:
+                process.kill()
+
+    with training(cache, "beside") as wait_for:
+        wait_for(2)
+        checkpoint = load_checkpoint(weights, Experiment)
+        for number in range(2):
+            checkpoint.ema["streams.0.backbone.adapters.0.gamma"] += 0.5
+            save_checkpoint(weights, checkpoint)
+            assert "7 full" in good("extract/run.py", *arguments)
+            told = good("cache/show.py", cache, "--verify", "--prune")
+            assert "all is well" in told and "stale" in told
+            assert re.search(r"in use, so they stayed: [1-9]\d* fingerprints", told), told
+            freed = int(re.findall(r"freed .*: ([\d,]+) spans stale", told)[0])
+            assert number == 0 or freed > 0  # what the first of these extractions left
+        count = len(losses("beside")) + 3
+        wait_for(count)  # it goes on
+    told = good("cache/show.py", cache, "--verify", "--prune")
+    assert "all is well" in told and "in use" not in told and "freed 0 B" not in told
+    # It learned what it learns by itself.
+    shutil.copy(study / "e2e/last.pt", weights)
+    with training(alone, "alone_run") as wait_for:
+        wait_for(count)
+    assert losses("alone_run")[:count] == losses("beside")[:count]
+
+
+def everything(store: Store) -> dict[tuple[int, int], np.ndarray[Any, np.dtype[np.float32]]]:
+    """Return the numbers of all activations, which are whole and in float32, by their keys."""
+    index = store.index
+    keep = np.ones(len(index.records), bool)
+    retention = Retention(store.files, index, store.fingerprints, index.tables, set(), keep)
+    found = {}
+    for entry in map(retention.entry_at, range(len(keep))):
+        rows = retention.read_rows(entry)
+        assert rows is not None and entry.rows == entry.total
+        found[entry.hi, entry.lo] = rows.view(np.float32)
+    return found
+
+
+@pytest.mark.slow
+def test_two_extractions_into_one_folder(study: Path, tmp_path: Path) -> None:
+    command = ["extract/run.py", "--checkpoint", study / "e2e/last.pt", "--cache.dtype=float32"]
+    good(*command, "--cache", tmp_path / "one")
+    both = [*command, "--cache", tmp_path / "both"]
+    with subprocess.Popen(
+        [sys.executable, *map(str, both)], cwd=REPOSITORY, env=ENVIRONMENT, stdout=subprocess.PIPE
+    ) as other:
+        until = time.monotonic() + 300
+        while not (tmp_path / "both" / "parts").exists() and other.poll() is None:
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        good(*both)
+        other.communicate(timeout=300)
+        assert other.returncode == 0
+    assert "cache: 7 of 7 spans are there" in good(*both, "--plan")
+    assert "all is well" in good("cache/show.py", tmp_path / "both", "--verify", "--prune")
+    with Store.open(tmp_path / "one") as one, Store.open(tmp_path / "both") as two:
+        assert one.videos == two.videos and one.fingerprints.keys() == two.fingerprints.keys()
+        expected, found = everything(one), everything(two)
+        assert len(expected) == 7 and found.keys() == expected.keys()
+        assert len(two.index.records) == 7  # nothing is there twice
+        for key, rows in expected.items():
+            assert np.abs(found[key] - rows).max() < 1e-4 * np.abs(rows).max()
 
 
 @pytest.mark.slow

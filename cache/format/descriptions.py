@@ -36,6 +36,7 @@ from cache.storage.codec import Bytes, checksum, compress, decompress
 FOLDER = "descriptions"
 FOLDERS = ("videos", "fingerprints", FOLDER)  # where there are or were some
 FILE_NAME = re.compile(r"^[0-9a-f]{32}-\d+$|^[0-9a-f]{32,64}-[0-9a-f]{16}-\d+$")
+OLD_BYTES, OLD_LINE_BYTES = 2**24, 2**12  # of a file of version 2, at most; of its line
 LINE = re.compile(
     rb"^([0-9a-f]{8}) (?P<rest>[0-9a-f]+-(?P<hash>[0-9a-f]{16})-(?P<sequence>\d+)"
     rb"-(?P<start>\d+)-(?P<stop>\d+) (?P<fields>.*\n))$"
@@ -272,8 +273,10 @@ class Descriptions:
 
 
 def _line_bytes(file: str, size: int) -> int:
-    """Return how many bytes of a file of descriptions hold all of its lines."""
-    return int(file.rpartition("-")[2]) if file.startswith(FOLDER) else size
+    """Return how many bytes of a file of descriptions hold all of its lines, at least."""
+    if file.startswith(FOLDER):
+        return int(file.rpartition("-")[2])
+    return min(size, OLD_LINE_BYTES) if file.startswith("videos") else size
 
 
 def _decode_line(files: Files, file: str, line: bytes, end: int) -> EncodedDescription | None:
@@ -282,7 +285,7 @@ def _decode_line(files: Files, file: str, line: bytes, end: int) -> EncodedDescr
         _, expected, sequence = file.rpartition("/")[2].split("-")
         if _hash(line) != expected:
             return None
-        return _decode_json(files, file, line, int(sequence), (len(line), end))
+        return _decode_json(files, file, line, int(sequence), (len(line), OLD_BYTES))
     found = LINE.match(line)
     if not found or int(found[1], 16) != checksum(found["rest"]):
         return None
