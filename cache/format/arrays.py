@@ -177,7 +177,8 @@ class Array:
         self.folder = folder
         self.group = group
         self.info = info
-        self.chunk_bytes = info.chunk_rows * group.row_bytes
+        self.row_bytes = group.row_bytes
+        self.chunk_bytes = info.chunk_rows * self.row_bytes
         self._index_bytes = index_bytes
 
     @cached_property
@@ -205,7 +206,7 @@ class Array:
             FileGone: a shard is not there. Damaged: it is not what was written.
         """
         targets: dict[int, list[RowRequest]] = {}  # per chunk, rows counted in it
-        rows, width = self.info.chunk_rows, self.group.row_bytes
+        rows, width = self.info.chunk_rows, self.row_bytes
         for start, stop, out in wanted:
             for chunk in range(start // rows, (stop - 1) // rows + 1):
                 low, high = max(start, chunk * rows), min(stop, (chunk + 1) * rows)
@@ -240,9 +241,8 @@ class Array:
             for part, data in zip(batch, found, strict=True):
                 if data is None:
                     raise FileGone(part.file)
-                for chunk, start, stop in part.chunks:
+                for chunk, start, stop, expected in part.chunks:
                     block = data[start - part.start : stop - part.start]
-                    expected = int(self.chunks["checksum"][chunk])
                     deliver(chunk, check_chunk(block, start, stop, expected, part.file), part.file)
 
     def _batches(self, chunks: Sequence[int]) -> Iterator[list["_ByteRange"]]:
@@ -252,8 +252,8 @@ class Array:
         per_shard = self.info.shard_rows // self.info.chunk_rows
         for chunk in chunks:
             file = shard_name(self.folder, self.group, chunk // per_shard)
-            offset, size, _ = self.chunks[chunk].tolist()
-            place = (chunk, offset, offset + size)
+            offset, size, expected = self.chunks[chunk].tolist()
+            place = (chunk, offset, offset + size, expected)
             last = batch[-1] if batch else None
             if (
                 last is not None
@@ -272,9 +272,9 @@ class Array:
 
 
 class _ByteRange(NamedTuple):
-    """Bytes of a shard that are fetched at once, and the chunks in them."""
+    """Bytes of a shard that are fetched at once, and the chunks in them, with their checksums."""
 
     file: str
     start: int
     stop: int
-    chunks: list[tuple[int, int, int]]
+    chunks: list[tuple[int, int, int, int]]
