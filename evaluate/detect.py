@@ -191,7 +191,7 @@ def detect(
     for folder in filter(None, (outputs.srt, outputs.vtt, outputs.clips)):
         folder.mkdir(parents=True, exist_ok=True)
     outputs.tools.make_folders()
-    items, bad = probe_files(paths, detector.config.sampling.fps)
+    items, bad = probe_files(paths, detector.config.sampling.fps, process)
     if unlike := describe_unlike_rates(items, saved.frame_rates, detector.config.sampling):
         print(unlike)
     truth = select_truth(items, annotations) if annotations else {}
@@ -321,12 +321,15 @@ def select_truth(
 
 
 def probe_files(
-    paths: Sequence[Path], sampling_fps: float | None
+    paths: Sequence[Path],
+    sampling_fps: float | None,
+    process: DecodingProcess | None = None,
 ) -> tuple[list[VideoItem], dict[str, str]]:
     """Return the files that can be read, and by name why the others cannot.
 
     Args:
         sampling_fps: `sampling.fps`.
+        process: looks at a single file, too, if there is one.
     """
     from extract.video.index import VideoIndex
     from extract.video.probe import probe
@@ -334,7 +337,8 @@ def probe_files(
     from train.data.videos import make_item
 
     items, bad = [], {}
-    for path, answer in zip(paths, probe(paths), strict=True):
+    answers = probe(paths, running=process.pool if process else None)
+    for path, answer in zip(paths, answers, strict=True):
         if isinstance(answer, VideoIndex) and answer.repaired:
             print(f"note: {path}: {answer.describe_repair()}")
         try:

@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import av
 import pytest
 import torch
-import torchvision
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
@@ -111,8 +111,8 @@ def test_pixels_code_and_libraries_count(monkeypatch: pytest.MonkeyPatch) -> Non
         assert any(expected in line for line in lines), lines
 
     with monkeypatch.context() as patch:
-        patch.setattr(torchvision, "__version__", "0.1.2")
-        note(f"libraries.torchvision was {before['libraries']['torchvision']}, is 0.1.2")
+        patch.setattr(av, "__version__", "0.1.2")
+        note(f"libraries.av was {before['libraries']['av']}, is 0.1.2")
     with monkeypatch.context() as patch:
         patch.setattr(transforms, "shrink_frames", lambda frames, to: frames[:, :32, :32])
         patch.setattr("extract.sampling.window_frames.shrink_frames", transforms.shrink_frames)

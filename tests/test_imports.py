@@ -47,6 +47,7 @@ ROOMS = {
             "parallel",
             "transcoding",
             "checkpoints",
+            "layers",
             "tada",
             "backbone",
             "activations",

@@ -6,12 +6,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
 from configs.atomic import atomic_path
@@ -29,6 +24,20 @@ APART = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#000000")  # Ok
 NO_LOSS = {"step", "epoch", "stand_ins", "lr", "learning_rates", "seconds_per_step"}
 
 
+def pyplot() -> Any:
+    """Return matplotlib's pyplot, which draws into files here.
+
+    It takes half a second to import, which a run would spend before its first step, and no picture
+    is drawn before its end.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot
+
+
 def draw_curves(metrics: Sequence[Mapping[str, Any]], rates: Mapping[str, str], path: Path) -> None:
     """Draw losses, validation scores, learning rates and speed over steps into a PNG.
 
@@ -38,7 +47,7 @@ def draw_curves(metrics: Sequence[Mapping[str, Any]], rates: Mapping[str, str], 
     """
     lines = [line for line in metrics if "loss" in line]
     checks = [line for line in metrics if "validation" in line]
-    figure, axes = plt.subplots(2, 2, figsize=(WIDTH, 6.4), layout="constrained")
+    figure, axes = pyplot().subplots(2, 2, figsize=(WIDTH, 6.4), layout="constrained")
     (losses, scores), (lrs, speed) = axes
     steps = [line["step"] for line in lines]
     for name in [name for name in (lines[-1] if lines else ()) if name not in NO_LOSS]:
@@ -69,7 +78,7 @@ def _draw_checks(axes: Any, checks: Sequence[Mapping[str, Any]]) -> None:
     for number, name in enumerate(names):
         values = [line["validation"].get(name, math.nan) for line in checks]
         if number:
-            colour = plt.get_cmap("viridis")(0.75 * number / len(names))
+            colour = pyplot().get_cmap("viridis")(0.75 * number / len(names))
             axes.plot(steps, values, label=name, color=colour, linewidth=1, marker=".")
         else:
             label = name.replace("_", " ")
@@ -86,7 +95,7 @@ def draw_tious(
     Args:
         streams: the same of a detector's single streams, by name.
     """
-    figure, axes = plt.subplots(figsize=(WIDTH, 3.6), layout="constrained")
+    figure, axes = pyplot().subplots(figsize=(WIDTH, 3.6), layout="constrained")
     whole = "both streams" if streams else "mAP"
     every = {whole: result, **{f"{name} alone": alone for name, alone in streams.items()}}
     for number, (name, one) in enumerate(every.items()):
@@ -107,11 +116,11 @@ def draw_tious(
 
 def draw_precision_recall(curves: Curves, path: Path) -> None:
     """Draw precision over recall, the mean over all classes at every tIoU, into a PNG."""
-    figure, axes = plt.subplots(figsize=(WIDTH, 4.4), layout="constrained")
+    figure, axes = pyplot().subplots(figsize=(WIDTH, 4.4), layout="constrained")
     for number, (tiou, curve) in enumerate(
         zip(curves.tious, curves.precision.mean(axis=1), strict=True)
     ):
-        colour = plt.get_cmap("viridis")(0.75 * number / max(1, len(curves.tious) - 1))
+        colour = pyplot().get_cmap("viridis")(0.75 * number / max(1, len(curves.tious) - 1))
         axes.plot(RECALLS, curve, label=f"tIoU {tiou:g}", color=colour, linewidth=1.8)
     axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.03))
     _finish(axes)
@@ -131,7 +140,7 @@ def draw_class_curves(
     order = sorted(curves.labels, key=lambda label: precisions[label][tiou])[:MOST_PANELS]
     columns = min(4, len(order))
     rows = -(-len(order) // columns)
-    figure, grid = plt.subplots(
+    figure, grid = pyplot().subplots(
         rows,
         columns,
         figsize=(WIDTH, 0.5 + 1.9 * rows),
@@ -171,7 +180,7 @@ def draw_rows(
     """
     height = 1.3 + 0.3 * len(averages)
     sides = (2, 3) if differences else (1, 0.001)
-    figure, (left, right) = plt.subplots(
+    figure, (left, right) = pyplot().subplots(
         1, 2, figsize=(WIDTH, height), width_ratios=sides, layout="constrained", sharey=True
     )
     names = list(averages)
@@ -187,8 +196,8 @@ def draw_rows(
     for place, name in enumerate(names):
         for column, one in enumerate(differences.get(name, {}).values()):
             sure = one.low > 0 or one.high < 0
-            shade = plt.get_cmap("RdBu")(0.5 + 0.25 * max(-1, min(1, one.mean / STRIKING)))
-            right.add_patch(Rectangle((column - 0.5, place - 0.5), 1, 1, color=shade))
+            shade = pyplot().get_cmap("RdBu")(0.5 + 0.25 * max(-1, min(1, one.mean / STRIKING)))
+            right.add_patch(pyplot().Rectangle((column - 0.5, place - 0.5), 1, 1, color=shade))
             right.text(
                 column,
                 place,
@@ -228,7 +237,7 @@ def draw_dataset(
     """
     names = list(next(iter(examples.values()), ()))
     tall = min(12.0, max(3.0, 0.17 * min(len(names), MOST_NAMES)))
-    figure = plt.figure(figsize=(WIDTH, tall + 3.6), layout="constrained")
+    figure = pyplot().figure(figsize=(WIDTH, tall + 3.6), layout="constrained")
     grid = figure.add_gridspec(2, 2, height_ratios=(tall, 3.6))
     left, middle, right = (
         figure.add_subplot(place) for place in (grid[0, :], grid[1, 0], grid[1, 1])
@@ -273,7 +282,7 @@ def draw_confusion(counts: NDArray[np.int64], names: Sequence[str], path: Path) 
         counts: examples [K, K]; rows are shown as shares.
     """
     side = min(12.0, 3 + 0.3 * len(names))
-    figure, axes = plt.subplots(figsize=(side + 1, side), layout="constrained")
+    figure, axes = pyplot().subplots(figsize=(side + 1, side), layout="constrained")
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     picture = axes.imshow(shares, vmin=0, vmax=1, cmap="viridis")
     figure.colorbar(picture, label="share of the true class")
@@ -309,4 +318,4 @@ def save_figure(figure: Any, path: Path) -> None:
     """Write a figure as PNG with 100 pixels an inch, aside first, and close it."""
     with atomic_path(path) as aside:
         figure.savefig(aside, dpi=100, format="png")
-    plt.close(figure)
+    pyplot().close(figure)

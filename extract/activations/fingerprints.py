@@ -4,13 +4,13 @@ A description holds all of it in a form that people can read, and a fingerprint 
 fingerprints that differ differ in a line of their descriptions, which the store keeps.
 """
 
+import sys
 from collections.abc import Callable
 from dataclasses import asdict, fields, is_dataclass
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
 from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_hooks
 
 from cache.code_digest import code_digest, plain, read_loaded_sources, versions
@@ -231,8 +231,10 @@ def _as_module(backbone: AnyBackbone) -> nn.Module:
 def _class_of(module: nn.Module) -> type:
     """Return a module's class, also where its weights are spread over processes."""
     kind = type(module)
-    if isinstance(module, FSDPModule):  # a class made for it, of two bases
-        return kind.__bases__[1]
+    # Not imported here: it takes a second, and what has not been imported has sharded nothing.
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    if fsdp is not None and isinstance(module, fsdp.FSDPModule):
+        return kind.__bases__[1]  # the class was made for it, of two bases
     return kind
 
 

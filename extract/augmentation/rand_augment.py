@@ -20,7 +20,6 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import grid_sample
-from torchvision.transforms.v2 import functional
 
 from extract.augmentation.colours import (
     HIGHEST,
@@ -131,6 +130,9 @@ def auto_contrast(levels: Tensor, shares: Pair) -> Tensor:
 
 def equalise(levels: Tensor, shares: Pair) -> Tensor:
     """Make each frame's histograms flat."""
+    # Imported where it is used: the processes that decode never come here, and would wait for it.
+    from torchvision.transforms.v2 import functional
+
     return functional.equalize(levels.to(torch.uint8).transpose(0, 1)).transpose(0, 1).float()
 
 

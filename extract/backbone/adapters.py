@@ -5,10 +5,10 @@ from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
-from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
 from extract.backbone.recompute import checkpointed
+from extract.layers.initial import trunc_normal_
 from extract.settings.backbone import Recompute
 
 

@@ -5,12 +5,12 @@ from contextlib import nullcontext
 from typing import Any, Protocol
 
 import torch
-from timm.layers import drop_path
 from torch import Tensor, nn
 
 from extract.backbone.adapters import Ladder, TemporalAdapter
 from extract.backbone.recompute import checkpointed
 from extract.backbone.videomae import VideoMAE
+from extract.layers.residual import drop_path
 from extract.settings.backbone import BackboneConfig, Cut, Recompute
 from extract.settings.units import CLIP_FRAMES, CLIP_STEPS, TUBELET
 

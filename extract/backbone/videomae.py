@@ -2,9 +2,9 @@
 
 import torch
 import torch.nn.functional as F
-from timm.layers import Mlp
 from torch import Tensor, nn
 
+from extract.layers.residual import Mlp
 from extract.settings.backbone import TrunkConfig
 from extract.settings.units import CLIP_STEPS, TUBELET
 
@@ -39,7 +39,7 @@ class Block(nn.Module):
         self.attn = Attention(config.width, config.heads)
         self.norm2 = nn.LayerNorm(config.width, eps=1e-6)
         # Rounded as in the published v2-g: its ratio of 48/11 gives 6144 channels of 1408.
-        self.mlp = Mlp(config.width, hidden_features=round(config.width * config.mlp_ratio))
+        self.mlp = Mlp(config.width, round(config.width * config.mlp_ratio))
 
     def forward(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
         """Map tokens [N, L, C] to [N, L, C].
@@ -113,8 +113,9 @@ class VideoMAE(nn.Module):
 
 def sine_positions(count: int, width: int) -> Tensor:
     """Return the fixed sine-cosine table [1, count, width] (Vaswani et al. 2017, section 3.5)."""
-    channel = torch.arange(width, dtype=torch.float64)
+    # On the meta device torch would import its compiler to make such a sequence: a second of CPU.
+    channel, place = (torch.arange(n, dtype=torch.float64, device="cpu") for n in (width, count))
     rate = 10000 ** (-2 * torch.div(channel, 2, rounding_mode="floor") / width)
-    angle = torch.arange(count, dtype=torch.float64)[:, None] * rate
+    angle = place[:, None] * rate
     table = torch.where(channel % 2 == 0, angle.sin(), angle.cos())
-    return table.float()[None]
+    return table.float()[None].to(torch.get_default_device())

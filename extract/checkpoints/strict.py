@@ -86,8 +86,20 @@ def load_state_dict_strict(
     check_finite(tensors, source)
     for part in module.modules():
         if any(t.is_meta for t in (*part.parameters(False), *part.buffers(False))):
-            part.to_empty(device="cpu", recurse=False)
+            _make_room(part)
     module.load_state_dict(dict(tensors))
+
+
+def _make_room(part: nn.Module) -> None:
+    """Give a module tensors in memory for those on the meta device, like `Module.to_empty`.
+
+    That imports torch's symbolic shapes, half a second of CPU.
+    """
+    for name, weight in [*part.named_parameters(recurse=False)]:
+        room = torch.empty(weight.shape, dtype=weight.dtype, device="cpu")
+        setattr(part, name, nn.Parameter(room, weight.requires_grad))
+    for name, buffer in [*part.named_buffers(recurse=False)]:
+        setattr(part, name, torch.empty(buffer.shape, dtype=buffer.dtype, device="cpu"))
 
 
 def check_finite(tensors: Mapping[str, Tensor], source: str | Path) -> None:

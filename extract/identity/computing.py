@@ -3,4 +3,4 @@
 # They open, check, count and report; what comes out of a file they do not decide.
 COMPUTES_NOTHING = ("cache", "configs", "extract.identity", "extract.video.watchdog")
 # They decode and resize; which of the three decoders does depends on the file.
-LIBRARIES = frozenset(("torch", "torchvision", "torchcodec", "decord", "av"))
+LIBRARIES = frozenset(("torch", "torchcodec", "decord", "av"))

@@ -37,6 +37,15 @@ class DecodingProcess:
         self._pool.__exit__(*error)
         self._folder.cleanup()
 
+    def pool(self) -> GuardedPool:
+        """Return the pool of the process, once that has imported all that decoding needs.
+
+        Raises:
+            OSError: the process cannot be started.
+        """
+        self._ready.result()
+        return self._pool
+
     def chunks(
         self, path: Path, frames: int, digest: str | None, wanted: NDArray[np.int64], to: Shrink
     ) -> Iterator[NDArray[np.uint8]]:
@@ -49,8 +58,7 @@ class DecodingProcess:
             VideoError: the file cannot be read, or its decoder hangs or crashes.
             OSError: the process cannot be started.
         """
-        self._ready.result()
-        number, file = next(self._passes), Path(self._folder.name, "frames")
+        pool, number, file = self.pool(), next(self._passes), Path(self._folder.name, "frames")
         for start in range(0, len(wanted), CHUNK):
             last = int(wanted[min(start + CHUNK, len(wanted)) - 1])
             between = last - int(wanted[start - 1]) if start else frames
@@ -59,10 +67,10 @@ class DecodingProcess:
             shape, place = None, (number, start)
             try:
                 if start:
-                    shape = self._pool.call(send_next, file, place, timeout_s=limit_s)
+                    shape = pool.call(send_next, file, place, timeout_s=limit_s)
                 if shape is None:
                     request = file, place, path, frames, digest, wanted[start:], to
-                    shape = self._pool.call(send_first, *request, timeout_s=limit_s)
+                    shape = pool.call(send_first, *request, timeout_s=limit_s)
             except CallFailed as failure:
                 cause = HANGS if watchdog.HANGS in str(failure) else str(failure)
                 raise VideoError(f"{path}: cannot be decoded: its decoder {cause}") from None

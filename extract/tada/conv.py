@@ -8,8 +8,9 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from timm.layers import drop_path
 from torch import Tensor, nn
+
+from extract.layers.residual import drop_path
 
 Calibrates = Literal["in", "out"]
 """The channels of the base weights that the factors scale."""

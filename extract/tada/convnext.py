@@ -8,9 +8,9 @@ from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
-from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
+from extract.layers.initial import trunc_normal_
 from extract.tada.conv import average_over_time, normalise_pixels, skip_clips
 
 EPSILON = 1e-6  # of all norms

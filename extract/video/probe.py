@@ -6,7 +6,8 @@ for other processes and later runs.
 
 import os
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,7 @@ def probe(
     timeout_s: float = 60.0,
     processes: int | None = None,
     progress: bool = True,
+    running: Callable[[], GuardedPool] | None = None,
 ) -> list[VideoIndex | VideoError]:
     """Return the index of every file, or the error that names the file and the cause.
 
@@ -38,6 +40,8 @@ def probe(
         timeout_s: time without progress after which a decoder is killed.
         processes: how many probe at once; None: as many as this process's share of the cores.
         progress: show a bar if it takes long.
+        running: returns a pool whose process runs already, for a single file: starting another
+            would take longer than looking at the file.
 
     Raises:
         OSError: the processes that probe cannot be started.
@@ -46,7 +50,9 @@ def probe(
     unknown = [position for position, answer in enumerate(found) if answer is None]
     # Processes that train together probe at the same time: each finds what another has kept.
     random.SystemRandom().shuffle(unknown)
-    with GuardedPool(max(1, min(processes or _count_free_cores(), len(unknown)))) as pool:
+    most = max(1, min(processes or _count_free_cores(), len(unknown)))
+    alone = running if len(unknown) == 1 else None
+    with GuardedPool(most) if alone is None else nullcontext(alone()) as pool:
         answers = ProgressBar(
             pool.threads.map(
                 lambda position: _probe_file(paths[position], timeout_s, pool), unknown

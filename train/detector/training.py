@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
-from timm.optim import param_groups_weight_decay
 from torch import Tensor, nn
 from torch.optim import AdamW
 from torch.utils.data import DataLoader
@@ -35,6 +34,7 @@ from train.detector.evaluation import (
 )
 from train.detector.memory import settle_recompute
 from train.detector.model import Detector
+from train.engine.optim import group_by_decay
 from train.modeling.losses import PositivesAverage, detection_losses, positive_points
 from train.modeling.points import Targets, assign_batch, pyramid_mask, pyramid_points
 
@@ -258,10 +258,9 @@ def build_optimizer(detector: Detector, config: TrainingConfig) -> AdamW:
         parts.append((detector.fusion, config.lr))
     for module, lr in parts:
         # A backbone has these two groups as well: with them optimizers of earlier runs fit in.
-        for group in param_groups_weight_decay(module, config.weight_decay):
+        for group in group_by_decay(module, config.weight_decay):
             if isinstance(module, Backbone):
                 group["weight_decay"] = config.weight_decay
-            if group["params"]:
-                groups.append(group | {"lr": lr})
+            groups.append(group | {"lr": lr})
     # Fused, it checks on the device whether fp16 gradients overflowed, without the host waiting.
     return AdamW(groups, fused=True)

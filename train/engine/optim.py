@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,23 @@ def describe_updates(per_epoch: int, epochs: int) -> str:
     if total < FEW_UPDATES:
         text += f"\nwarning: {total} updates are few, the weights hardly move: {MORE_UPDATES}"
     return text
+
+
+def group_by_decay(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Return an optimizer's groups of what learns: biases, norms and scales, without decay, first.
+
+    They have at most one axis, or are called bias. Groups without weights are left out.
+    """
+    free, decayed = list[nn.Parameter](), list[nn.Parameter]()
+    for name, weight in network.named_parameters():
+        if weight.requires_grad:
+            exempt = weight.ndim <= 1 or name.endswith(".bias") or not weight_decay
+            (free if exempt else decayed).append(weight)
+    groups: list[dict[str, Any]] = [
+        {"params": free, "weight_decay": 0.0},
+        {"params": decayed, "weight_decay": weight_decay},
+    ]
+    return [group for group in groups if group["params"]]
 
 
 class Schedule:

@@ -12,10 +12,10 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath, LayerScale
 from torch import Tensor, nn
 
 from extract.backbone.videomae import sine_positions
+from extract.layers.residual import DropPath, LayerScale
 from train.modeling.attention import ConvAttention, linear
 from train.modeling.config import HeadConfig
 

@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from numpy.typing import NDArray
-from timm.optim import param_groups_weight_decay
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 from torch.utils.data import DataLoader
@@ -21,6 +20,7 @@ from extract.tada.networks import VideoNetwork
 from extract.video.reader import VideoError
 from train.data.loading import EpochSampler
 from train.data.videos import format_skipped
+from train.engine.optim import group_by_decay
 from train.errors import translate_oom, translate_worker_death
 from train.recognition.config import RecognitionTraining
 from train.recognition.dataset import (
@@ -220,7 +220,7 @@ def build_recognition_optimizer(network: VideoNetwork, config: RecognitionTraini
     """Return AdamW or SGD with one rate for the classifier and one for the rest."""
     head = set(network.classifier.parameters())
     groups = []
-    for group in param_groups_weight_decay(network, config.weight_decay):
+    for group in group_by_decay(network, config.weight_decay):
         for lr, of_head in ((config.lr, True), (config.backbone_lr, False)):
             chosen = [p for p in group["params"] if (p in head) == of_head]
             if chosen:

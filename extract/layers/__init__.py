@@ -1,0 +1,1 @@
+"""Small layers that networks share, as timm has them: its import takes longer than a detection."""
