@@ -1,7 +1,7 @@
 """Time the way from mp4 to model input against bare decord, and whether training waits for it.
 
-    OMP_NUM_THREADS=1 python benchmarks/decode.py [FILE ...] [--size 160] [--overlap 0 0.5]
-    OMP_NUM_THREADS=1 python benchmarks/decode.py --wait [--workers 1 2] [--step-seconds 0.5]
+    OMP_NUM_THREADS=1 python -m benchmarks.decode [FILE ...] [--size 160] [--overlap 0 0.5]
+    OMP_NUM_THREADS=1 python -m benchmarks.decode --wait [--workers 1 2] [--step-seconds 0.5]
 
 Without files, a synthetic one like THUMOS-14's is made: 340 × 256, 30 frames/s, H.264 with B-frames
 and a keyframe every 250. All decode with one thread and alternate within one run; numbers are

@@ -1,6 +1,6 @@
 """Why the first prediction fusions exploded: losses of differently started layers on real tensors.
 
-    python benchmarks/fusion_start.py FORWARD.pt REVERSED.pt --cache URL
+    python -m benchmarks.fusion_start FORWARD.pt REVERSED.pt --cache URL
 
 Takes what two trained streams predict in training windows and lets layers of Experiment 3-1 mix it:
 as first tried, one random matrix over the points of all levels, unaligned, padding included; then

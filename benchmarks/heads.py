@@ -21,7 +21,7 @@ import torch
 from accelerate import Accelerator
 from torch.nn.utils import clip_grad_norm_
 
-from benchmarks.step import CLASSES, CONFIG, FRAMES, SIZE
+from benchmarks.cases import CLASSES, CONFIG, FRAMES, SIZE
 from cache.store import Store
 from configs.loader import load
 from tests.encodings import Encoding, write_numbered

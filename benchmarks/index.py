@@ -1,7 +1,7 @@
 """Measure the index of stores of videos with uneven frame times: its size, and what opening takes.
 
-    python benchmarks/index.py                       # minutes; 2 GB of the disk
-    python benchmarks/index.py --before CHECKOUT     # the same, and with code of before
+    python -m benchmarks.index                       # minutes; 2 GB of the disk
+    python -m benchmarks.index --before CHECKOUT     # the same, and with code of before
 
 Stores of format version 1, which repeats the frame times in every table, are opened by this code
 and by that of CHECKOUT; those of the present version by this code. Each is opened by a process of

@@ -1,7 +1,7 @@
 """Train for long while video files go bad: memory stays flat, no worker is lost, results hold.
 
-    python benchmarks/soak.py --minutes 30 --out runs/soak
-    python benchmarks/soak.py --minutes 3 --every 10 --out runs/short    # to see it work
+    python -m benchmarks.soak --minutes 30 --out runs/soak
+    python -m benchmarks.soak --minutes 3 --every 10 --out runs/short    # to see it work
 
 Two trainings of the demo run side by side from the same seed, on two cores. `undisturbed` reads
 whole videos; in the folder of `disturbed` a random training video goes bad every minute, each time

@@ -1,10 +1,10 @@
 """Time the store of activations: its index, bulk reading, and what codec, chunks and shards cost.
 
-    python benchmarks/store.py                       # all three, minutes
-    python benchmarks/store.py index                 # 1,000 against 1,000,000 spans
-    python benchmarks/store.py bulk                  # against plain zarr and numpy.load
-    python benchmarks/store.py codecs --videos ../shared/clips
-    python benchmarks/store.py codecs --activations features.npy   # [rows, …], float16
+    python -m benchmarks.store                       # all three, minutes
+    python -m benchmarks.store index                 # 1,000 against 1,000,000 spans
+    python -m benchmarks.store bulk                  # against plain zarr and numpy.load
+    python -m benchmarks.store codecs --videos ../shared/clips
+    python -m benchmarks.store codecs --activations features.npy   # [rows, …], float16
 
 Times are medians of several passes over the same files, so they are of memory, not of the disk;
 ratios are between passes of one run that took turns.

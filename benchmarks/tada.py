@@ -1,7 +1,7 @@
 """Time TAda2D ResNet-50 against the same network with plain convolutions.
 
-    python benchmarks/tada.py
-    python benchmarks/tada.py --frames 8 --size 224 --repeats 15
+    python -m benchmarks.tada
+    python -m benchmarks.tada --frames 8 --size 224 --repeats 15
 
 One forward pass of one clip in eval mode. The variants take turns in one process, so that other
 load on the machine affects them alike; the ratios are medians over turns. `per frame` is the

@@ -3,15 +3,17 @@
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from benchmarks import cases, compare, sizes
 from benchmarks import gpu_steps as gpu
-from benchmarks import nms, sizes
 from benchmarks.gpu import format_part, run_part
 from benchmarks.gpu_parts import PARTS, Plan, Row
 from extract.settings.units import CLIP_FRAMES, CLIP_STEPS, TUBELET
@@ -141,14 +143,55 @@ def test_what_fails_is_told_and_the_rest_goes_on(error: RuntimeError, told: str)
     assert "failed" not in gpu.measure(lambda: lambda: torch.zeros(1), 1, "cpu")
 
 
+def test_comparisons_take_medians_and_ratios() -> None:
+    turns = [
+        {"seconds": s, "cpu_s": c, "peak_bytes": 100, "result": r}
+        for s, c, r in ((1.0, 5.0, 7), (9.0, 3.0, 7), (2.0, 4.0, 8))
+    ]
+    ours = compare.summarise(turns)
+    assert ours["seconds"] == 2 and ours["cpu_s"] == 4 and ours["cpu_s_range"] == [3, 5]
+    assert ours["result"] == 8
+    other = ours | {"cpu_s": 8.0}
+    assert compare.compare({"now": ours, "against": other})["cpu_s"] == 0.5
+    assert compare.compare({"now": ours}) == {}
+
+
+def test_processor_time_of_children_counts() -> None:
+    code = "import time\nwhile time.process_time() < 0.3: pass\nprint('done', flush=True)\ninput()"
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", code], text=True, **pipes) as child:
+        assert child.stdout and child.stdout.readline() == "done\n"
+        before = time.process_time()
+        found = cases.whole_process(time.perf_counter(), None)
+        assert found["cpu_s"] > before + 0.25
+        child.communicate("")
+
+
 @pytest.mark.slow
-def test_suppression_benchmark_runs() -> None:
-    command = [sys.executable, "-m", "benchmarks.nms", "--before", ".", "--passes=1", "--turns=1"]
+@pytest.mark.skipif(not (REPOSITORY / ".git").exists(), reason="there is no other commit")
+def test_two_commits_take_turns(tmp_path: Path) -> None:
+    file = tmp_path / "map.json"
+    command = [sys.executable, "-m", "benchmarks.compare", "map", "--against", "HEAD"]
+    command += ["--turns=1", "--repeats=1", f"--out={file}"]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    table = [line for line in done.stdout.splitlines() if line.startswith("|")]
-    assert len(table) == 2 + len(nms.CASES)
-    assert "first call of a program, before: " in done.stdout
+    report = json.loads(file.read_text())
+    assert report == json.loads(done.stdout)
+    ours, other = report["commits"].values()
+    assert ours["result"] == other["result"] and 0.3 < report["ratio"]["cpu_s"] < 3
+    listed = ["git", "worktree", "list"]
+    kept = subprocess.run(listed, cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert "against" not in kept.stdout
+
+
+@pytest.mark.parametrize("case", ["map", "head"])
+def test_a_case_says_what_came_out(case: str, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
+    monkeypatch.setattr(cases, "PREDICTIONS", 500)
+    monkeypatch.setattr(cases, "HEAD_STEPS", 64)
+    monkeypatch.setattr(sys, "argv", ["cases.py", case, "--repeats=1"])
+    cases.main()
+    found = json.loads(capfd.readouterr().out)
+    assert found["cpu_s"] > 0 and found["peak_bytes"] > 1e6 and found["result"] > 0
 
 
 @pytest.mark.slow

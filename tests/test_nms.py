@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
-from benchmarks.nms import candidates as candidates_of_a_video
+from benchmarks.cases import candidates as candidates_of_a_video
 from evaluate import suppression
 from evaluate.nms import Floats, Labels, NmsConfig, suppress
 from tests.conftest import GOLDEN
