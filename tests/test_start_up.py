@@ -33,7 +33,10 @@ BUILD = (
     [
         ("import train.data.windows", NOT_TO_DETECT),  # what a worker of training unpickles
         ("import extract.parallel.guarded_frames", (*NOT_TO_DETECT, "accelerate", "zarr")),
-        ("import train.engine.session, train.detector.training", ("timm", "torchvision", "numba")),
+        (
+            "import train.engine.session, train.detector.training, train.detector.cached_training",
+            ("timm", "torchvision", "numba", "matplotlib", "sklearn"),
+        ),
         (BUILD, NOT_TO_DETECT),
     ],
 )

@@ -6,7 +6,6 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from numpy.typing import NDArray
-from sklearn.linear_model import LogisticRegression
 
 from configs.progress import ProgressBar
 from extract.parallel.processes import gather_objects
@@ -44,6 +43,9 @@ def fit_class_weights(
     pairs = [pair for share in shares for pair in share]
     scores, truth = (np.concatenate(parts) for parts in zip(*pairs, strict=True))
     step = -(-len(scores) // MOST_POINTS)
+    # Imported by the one fusion that is fitted: other runs on a cache would wait a second for it.
+    from sklearn.linear_model import LogisticRegression
+
     for label in range(truth.shape[1]):
         hit = truth[::step, label] > 0
         if hit.any():
