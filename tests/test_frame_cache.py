@@ -415,7 +415,7 @@ def test_a_file_under_the_name_of_another_is_noticed(tmp_path: Path) -> None:
     assert torch.equal(read(cache, other), expected[1])
 
 
-@pytest.mark.parametrize("changed", ["av", "decord", "torch", "torchcodec", "torchvision", "code"])
+@pytest.mark.parametrize("changed", ["av", "decord", "torch", "torchcodec", "code"])
 def test_frames_of_other_code_or_libraries_are_made_anew(
     clip: tuple[VideoItem, Tensor, bytes],
     tmp_path: Path,
