@@ -237,6 +237,8 @@ class TrainingRun(Generic[T]):
             self.task.close()
             with self.watch.stage(SAVING), self._explain_write_errors():
                 self.writer.wait()
+                if main:
+                    self.writer.finish(self.out)
 
     def _end_epoch(self) -> None:
         due = self.training.validates_after(self.epoch)
