@@ -4,7 +4,8 @@
     python -m benchmarks.gpu --small --device cpu --out FILE.json      # only tries the script
 
 Writes a JSON file, and a Markdown table of each part beside it, after every part. A part that fails
-is recorded with its error, and the others go on. Inputs are noise that is on the device already.
+is recorded with its error, and the others go on. Inputs are noise that is on the device already;
+the real loop decodes videos that are made for it, and says how much of its time the device is busy.
 """
 
 import argparse
@@ -16,9 +17,17 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.gpu_parts import PARTS, Plan, Row
+from benchmarks import gpu_parts
+from benchmarks.gpu_loop import compare_with_golden, time_real_loop
+from benchmarks.gpu_parts import Plan, Row
 from benchmarks.gpu_steps import describe_machine
 from configs.atomic import write_text
+
+PARTS = {
+    "golden numbers": compare_with_golden,
+    **gpu_parts.PARTS,
+    "the real loop": time_real_loop,
+}
 
 
 def run_part(name: str, plan: Plan) -> Row:

@@ -20,11 +20,12 @@ from benchmarks.gpu_steps import (
     measure,
     noise_batch,
     settings,
+    settle,
     synchronise,
     time_step,
 )
 from extract.backbone.backbone import Backbone
-from extract.settings.backbone import Precision, Recompute
+from extract.settings.backbone import Precision, Recompute, RecomputeSetting
 from extract.settings.units import CLIP_FRAMES
 from train.config import Experiment
 from train.detector.model import Detector
@@ -99,14 +100,23 @@ def time_training(plan: Plan) -> Iterator[Row]:
 
 
 def measure_memory(plan: Plan) -> Iterator[Row]:
-    """Yield the peak memory of the large sizes, as their configs recompute."""
+    """Yield the peak memory of the large sizes: recomputed in full, and as a run would choose."""
     for size, windows in (("h", 2), ("v2-g", 2), ("v2-g", 1)) if not plan.small else (("tiny", 1),):
-        row: Row = {"size": size, "windows": windows}
-        yield row | measure_training(plan, size, windows, "bf16", "full", compiled=False)
+        with tempfile.TemporaryDirectory() as folder:
+            chosen = settle(settings(size, windows, "auto", folder), plan.device)
+        taken: dict[str, RecomputeSetting] = {"full": "full", "auto": chosen.backbone.recompute}
+        for asked, kind in taken.items():
+            row: Row = {"size": size, "windows": windows, "asked": asked, "recompute": kind}
+            yield row | measure_training(plan, size, windows, "bf16", kind, compiled=False)
 
 
 def measure_training(
-    plan: Plan, size: str, batch: int, precision: Precision, recompute: Recompute, compiled: bool
+    plan: Plan,
+    size: str,
+    batch: int,
+    precision: Precision,
+    recompute: RecomputeSetting,
+    compiled: bool,
 ) -> Row:
     """Return a step's time and peak, and how long the host takes to enqueue it and how much."""
     steps = list[Step]()

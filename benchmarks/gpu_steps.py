@@ -38,10 +38,11 @@ from torch import Tensor
 from benchmarks.sizes import CLASSES, FILES, count_flops, experiment
 from configs.atomic import write_text
 from extract.backbone.backbone import Backbone
-from extract.settings.backbone import Precision, Recompute
+from extract.settings.backbone import Precision, RecomputeSetting
 from train.config import Experiment
 from train.data.batch import Batch
 from train.data.videos import VideoItem
+from train.detector.memory import settle_recompute
 from train.detector.model import Detector
 from train.detector.training import DetectionTask
 from train.engine.loop import TrainingRun
@@ -61,7 +62,11 @@ Row = dict[str, Any]
 
 
 def settings(
-    size: str, batch: int, recompute: Recompute | None, out: str, precision: Precision = "bf16"
+    size: str,
+    batch: int,
+    recompute: RecomputeSetting | None,
+    out: str,
+    precision: Precision = "bf16",
 ) -> Experiment:
     """Return a size's experiment as it is measured here; without `recompute`, with its own."""
     config = experiment(size)
@@ -71,6 +76,18 @@ def settings(
         backbone=replace(config.backbone, recompute=recompute or config.backbone.recompute),
         training=replace(config.training, global_batch=batch, precision=precision),
     )
+
+
+def settle(config: Experiment, device: str) -> Experiment:
+    """Return an experiment with what a run on this device would choose where recompute is auto."""
+    if config.backbone.recompute != "auto":
+        return config
+    with torch.device("meta"):
+        detector = Detector(config, NAMES)
+    settle_recompute(detector.streams, config, torch.device(device), 1)
+    backbone = detector.streams[0].backbone
+    assert isinstance(backbone, Backbone)
+    return replace(config, backbone=replace(config.backbone, recompute=backbone.recompute))
 
 
 def noise_batch(config: Experiment, device: str) -> Batch:
@@ -216,6 +233,7 @@ def compare_compiled(
 ) -> Iterator[Row]:
     """Measure one kind of work without compiling and with it."""
     build, needed = WORKS[work]
+    config = settle(config, device)
     batch, count = config.training.global_batch, needed(config)
     for compiled in (False, True):
         row: Row = {"work": work, "compiled": compiled, "batch": batch, "flops": count}
@@ -290,7 +308,9 @@ def main() -> None:
     )
     parser.add_argument("--batch", type=int, default=1, help="windows of a step")
     parser.add_argument(
-        "--recompute", choices=get_args(Recompute), help="default: as each size's config has it"
+        "--recompute",
+        choices=get_args(RecomputeSetting),
+        help="auto: as a run would choose on this device; default: as each size's config has it",
     )
     parser.add_argument("--repeats", type=int, default=10)
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")

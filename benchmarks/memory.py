@@ -28,8 +28,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import extract.backbone.backbone
+import extract.backbone.frozen
 from benchmarks.gpu_steps import NAMES, noise_batch
 from benchmarks.sizes import CLASSES, FILES, experiment
+from extract.backbone.frozen import hold_frozen
 from extract.settings.backbone import Recompute
 from train.config import Experiment
 from train.detector.model import Detector
@@ -98,6 +100,8 @@ def count_memory(config: Experiment, windows: int) -> StepMemory:
         detector = Detector(config, NAMES).train()
     with FakeTensorMode(allow_non_fake_inputs=True), as_on_gpu, LiveBytes() as bytes_:
         detector.to_empty(device="cpu")
+        with patch.object(extract.backbone.frozen, "move_to_host", _forget_weights):
+            hold_frozen(detector, "bf16", config.pixels.size)
         learning = sum(p.numel() for p in detector.parameters() if p.requires_grad)
         batch = noise_batch(config, "cpu")
         points = pyramid_points(batch.mask.shape[1], config.head.levels, batch.mask.device)
@@ -111,6 +115,12 @@ def count_memory(config: Experiment, windows: int) -> StepMemory:
         loss.backward()
     pyramid_points.cache_clear()  # it keeps what was asked for, here without numbers
     return StepMemory(kept, bytes_.peak + BYTES_PER_LEARNING * learning)
+
+
+def _forget_weights(*weights: Tensor) -> None:
+    """Let no device hold them: here there is no other one to move them to."""
+    for weight in weights:
+        weight.data = weight.data.new_empty(0)
 
 
 def memory_table(

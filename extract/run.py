@@ -134,6 +134,7 @@ def plan_and_compute(
     from cache.store import Store, open_cache
     from extract.activations.plan import SpanRequest, check_disk_space, plan
     from extract.activations.refresh import describe_unkept, refresh
+    from extract.backbone.frozen import hold_frozen
     from train.data.videos import format_skipped, load_annotations, load_subsets, target_classes
     from train.detector.setup import activations_of, check_has_pixels
     from train.detector.sources import build_detector, read_sources
@@ -190,7 +191,9 @@ def plan_and_compute(
         detector = build_detector(
             config, target_classes(config.data, annotations), [(source, saved)] if saved else []
         )
-        every = activations_of(detector.to(accelerator.device).eval(), store, [source])
+        detector = detector.to(accelerator.device).eval()
+        hold_frozen(detector, config.training.precision, config.pixels.size)
+        every = activations_of(detector, store, [source])
         for activations, direction in zip(every, config.directions, strict=True):
             spans = [
                 span

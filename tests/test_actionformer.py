@@ -16,6 +16,7 @@ from tests.conftest import GOLDEN
 from train.modeling.actionformer import ActionFormer, TransformerBlock
 from train.modeling.attention import local_attention
 from train.modeling.config import HeadConfig
+from train.modeling.convolution import conv_over_time
 from train.modeling.points import decode_segments, pyramid_points
 
 SMALL = HeadConfig(width=16, heads=2, levels=4)
@@ -23,7 +24,7 @@ CPU = torch.device("cpu")
 
 
 def relative(actual: Tensor, expected: Tensor) -> float:
-    return float((actual - expected).norm() / expected.norm())
+    return float((actual - expected).detach().norm() / expected.detach().norm())
 
 
 def small_head() -> ActionFormer:
@@ -342,3 +343,24 @@ def test_projection_dropout_stands_behind_projections(monkeypatch: pytest.Monkey
     first, second = plain.mlp[0], plain.mlp[2]
     hidden = 3 * torch.nn.functional.gelu(first(plain.mlp_norm(y)))
     torch.testing.assert_close(found, y + plain.mlp_path(3 * second(hidden)))
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("steps", [1, 2, 13, 64])
+@pytest.mark.parametrize(("channels", "out", "groups"), [(16, 16, 1), (16, 3, 1), (16, 16, 16)])
+def test_a_convolution_over_time_is_conv1d(
+    channels: int, out: int, groups: int, steps: int, stride: int
+) -> None:
+    torch.manual_seed(0)
+    conv = nn.Conv1d(channels, out, 3, stride, padding=1, groups=groups)
+    x = torch.randn(2, steps, channels, requires_grad=True)
+    expected, found = conv(x.mT).mT, conv_over_time(conv, x)
+    assert found.shape == expected.shape
+    assert relative(found, expected) < 1e-5
+    of, change = (x, *conv.parameters()), torch.randn_like(expected)
+    for one, other in zip(
+        torch.autograd.grad(found, of, change),
+        torch.autograd.grad(expected, of, change),
+        strict=True,
+    ):
+        assert relative(one, other) < 1e-5

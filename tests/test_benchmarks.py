@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 import torch
 
+import train.detector.memory
 from benchmarks import cases, compare, sizes
 from benchmarks import gpu_steps as gpu
-from benchmarks.gpu import format_part, run_part
-from benchmarks.gpu_parts import PARTS, Plan, Row
+from benchmarks.gpu import PARTS, format_part, run_part
+from benchmarks.gpu_parts import Plan, Row
 from extract.settings.units import CLIP_FRAMES, CLIP_STEPS, TUBELET
 from tests.conftest import REPOSITORY
 
@@ -207,6 +208,31 @@ def test_the_plan_for_a_gpu_runs_small_on_a_cpu(tmp_path: Path) -> None:
         assert part["rows"] and part["failed"] is None, part
         assert not [row for row in part["rows"] if row.get("failed")], part
         assert f"## {part['part']}" in table
+
+
+@pytest.mark.parametrize(("free", "chosen"), [(1e12, "none"), (1e6, "full")])
+def test_what_a_run_would_recompute_is_measured(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, free: float, chosen: str
+) -> None:
+    monkeypatch.setattr(train.detector.memory, "free_bytes", lambda device, processes: free)
+    config = gpu.settings("tiny", 1, "auto", str(tmp_path))
+    assert gpu.settle(config, "cpu").backbone.recompute == chosen
+    asked = replace(config, backbone=replace(config.backbone, recompute="selective"))
+    assert gpu.settle(asked, "cpu") == asked
+
+
+def test_the_device_is_held_against_golden_numbers() -> None:
+    rows = [*PARTS["golden numbers"](Plan("cpu", small=True))]
+    assert [row.pop("precision") for row in rows] == ["fp32", "tf32"]
+    assert all(error < 1e-5 for row in rows for error in row.values())
+
+
+@pytest.mark.slow
+def test_the_real_loop_says_how_busy_the_device_is() -> None:
+    for row in PARTS["the real loop"](Plan("cpu", small=True)):
+        assert row["updates"] == 3 and row["seconds_per_update"] > 0
+        assert 0 < row["busy_share"] <= 1 and 0 <= row["said_to_wait"] < 1
+        assert row["busy_share"] + row["said_to_wait"] == pytest.approx(1, abs=0.1)
 
 
 def test_a_part_that_fails_keeps_its_rows(monkeypatch: pytest.MonkeyPatch) -> None:

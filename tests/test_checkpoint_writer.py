@@ -1,5 +1,6 @@
 """Checkpoints written beside training: whole, as of the moment, one at a time, failures told."""
 
+import shutil
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -8,10 +9,16 @@ import pytest
 import torch
 
 from configs.loader import load
+from extract.checkpoints.tensor_files import read_tensors
 from tests.conftest import REPOSITORY
 from train.config import Experiment
 from train.engine import checkpoint_writer
-from train.engine.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from train.engine.checkpoint import (
+    Checkpoint,
+    is_checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+)
 from train.engine.checkpoint_writer import CheckpointWriter
 
 
@@ -39,9 +46,9 @@ def test_a_file_holds_the_moment_it_was_asked_for(
 ) -> None:
     may_write, told = Event(), list[str]()
 
-    def save_late(path: Path, content: Checkpoint[Any]) -> None:
+    def save_late(path: Path, content: Checkpoint[Any], shared: None) -> None:
         assert may_write.wait(60)
-        save_checkpoint(path, content)
+        save_checkpoint(path, content, shared)
 
     monkeypatch.setattr(checkpoint_writer, "save_checkpoint", save_late)
     writer, path = CheckpointWriter(), tmp_path / "last.pt"
@@ -65,7 +72,7 @@ def test_a_file_holds_the_moment_it_was_asked_for(
 def test_a_file_that_cannot_be_written_is_told_at_the_next_occasion(
     content: Checkpoint[Experiment], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(path: Path, content: Checkpoint[Any]) -> None:
+    def fail(path: Path, content: Checkpoint[Any], shared: None) -> None:
         raise OSError(28, "No space left on device")
 
     writer, path = CheckpointWriter(), tmp_path / "last.pt"
@@ -85,3 +92,96 @@ def test_a_file_that_cannot_be_written_is_told_at_the_next_occasion(
     writer.write(path, content, FROZEN, lambda: None)
     writer.close()  # without being asked to wait
     assert load_checkpoint(path, Experiment).classes == ("x",)
+
+
+@pytest.fixture
+def shares(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a trunk of 1 MB be worth a file of its own."""
+    monkeypatch.setattr(checkpoint_writer, "WORTH_SHARING", 2**20)
+
+
+def write_both(content: Checkpoint[Experiment], folder: Path, writer: CheckpointWriter) -> None:
+    for name in ("last.pt", "best.pt"):
+        writer.write(folder / name, content, FROZEN, lambda: None)
+    writer.wait()
+
+
+def assert_whole(path: Path, content: Checkpoint[Experiment]) -> None:
+    found = load_checkpoint(path, Experiment)
+    for part, expected in ((found.model, content.model), (found.ema, content.ema)):
+        assert [*part] == [*expected]
+        assert all(torch.equal(tensor, part[name]) for name, tensor in expected.items())
+    assert found.training.keys() == content.training.keys()
+    weights = read_tensors(path)
+    assert [*weights.tensors] == [*content.ema] and weights.classes == ("x",)
+
+
+@pytest.mark.usefixtures("shares")
+def test_what_never_changes_is_written_once_while_a_run_goes_on(
+    content: Checkpoint[Experiment], tmp_path: Path
+) -> None:
+    writer = CheckpointWriter()
+    write_both(content, tmp_path, writer)
+    (shared,) = tmp_path.glob("frozen-*.pt")
+    before = shared.stat()
+    change(content)
+    write_both(content, tmp_path, writer)
+    assert [*tmp_path.glob("frozen-*.pt")] == [shared] and shared.stat() == before
+    for name in ("last.pt", "best.pt"):
+        assert (tmp_path / name).stat().st_size < 2**16
+        assert_whole(tmp_path / name, content)
+    writer.close()
+
+
+@pytest.mark.usefixtures("shares")
+def test_a_run_that_ended_leaves_files_that_can_be_copied_alone(
+    content: Checkpoint[Experiment], tmp_path: Path
+) -> None:
+    killed = CheckpointWriter()
+    write_both(content, tmp_path, killed)
+    killed.close()
+    (tmp_path / "notes.pt").write_text("not ours")
+    resumed = CheckpointWriter()  # it improves nothing, so best.pt is the killed one's
+    resumed.write(tmp_path / "last.pt", content, FROZEN, lambda: None)
+    resumed.finish(tmp_path)
+    resumed.close()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["best.pt", "last.pt", "notes.pt"]
+    for name in ("last.pt", "best.pt"):
+        elsewhere = tmp_path / "elsewhere" / name
+        elsewhere.parent.mkdir(exist_ok=True)
+        shutil.move(tmp_path / name, elsewhere)
+        assert elsewhere.stat().st_size < 1.5 * 2**20
+        assert_whole(elsewhere, content)
+
+
+@pytest.mark.usefixtures("shares")
+def test_a_file_copied_alone_from_a_run_that_goes_on_says_what_it_lacks(
+    content: Checkpoint[Experiment], tmp_path: Path
+) -> None:
+    writer = CheckpointWriter()
+    write_both(content, tmp_path, writer)
+    writer.close()
+    (shared,) = tmp_path.glob("frozen-*.pt")
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    shutil.copy(tmp_path / "last.pt", alone)
+    for read in (lambda path: load_checkpoint(path, Experiment), read_tensors):
+        with pytest.raises(ValueError, match=rf"last\.pt is of .*{shared.name}.*copy it") as told:
+            read(alone / "last.pt")
+        assert "\n" not in str(told.value)
+    assert is_checkpoint(alone / "last.pt", Experiment)
+    shutil.copy(shared, alone)
+    assert_whole(alone / "last.pt", content)
+    damaged = bytearray(shared.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    (alone / shared.name).write_bytes(damaged)
+    with pytest.raises(ValueError, match=rf"{shared.name}, which .*last\.pt needs, is damaged"):
+        load_checkpoint(alone / "last.pt", Experiment)
+
+
+def test_a_small_trunk_is_in_every_file(content: Checkpoint[Experiment], tmp_path: Path) -> None:
+    writer = CheckpointWriter()
+    write_both(content, tmp_path, writer)
+    writer.close()
+    assert not [*tmp_path.glob("frozen-*.pt")]
+    assert_whole(tmp_path / "last.pt", content)

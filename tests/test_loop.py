@@ -21,7 +21,9 @@ from tests.waits import Copies, Operations
 from train.config import Experiment
 from train.data.batch import Batch
 from train.detector.training import DetectionTask
+from train.engine import checkpoint_writer
 from train.engine.checkpoint import load_checkpoint
+from train.engine.checkpoint_writer import CheckpointWriter
 from train.engine.loop import TrainingRun, _seed
 from train.engine.optim import describe_updates
 from train.modeling.actionformer import ActionFormer
@@ -234,3 +236,24 @@ def test_only_a_better_validation_replaces_the_best(
         (values,) = {float(best[name].flatten()[0]) for name in run.average.tensors}
         kept.append(values)
     assert kept == [0, 0, 0, 3] and run.best == 0.5
+
+
+def test_a_killed_run_goes_on_from_what_it_wrote_once(
+    data: list[str], tmp_path: Path, accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare(data, tmp_path / "whole", accelerator, *SINGLE).train()
+    monkeypatch.setattr(checkpoint_writer, "WORTH_SHARING", 1)
+    parts = tmp_path / "parts"
+    with monkeypatch.context() as killed:
+        killed.setattr(CheckpointWriter, "finish", lambda self, folder: None)
+        prepare(data, parts, accelerator, *SINGLE).train()
+    assert len([*parts.glob("frozen-*.pt")]) == 1
+    config = load(Experiment, DEMO, [*data, *QUICK, *SINGLE, f"--out={parts}"])
+    build(config, accelerator, resume=True).train()  # nothing but the end is left to do
+    assert not [*parts.glob("frozen-*.pt")]
+    expected, found = (
+        load_checkpoint(tmp_path / name / "last.pt", Experiment) for name in ("whole", "parts")
+    )
+    assert [*found.model] == [*expected.model]
+    for one, other in ((expected.model, found.model), (expected.ema, found.ema)):
+        assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())

@@ -317,7 +317,8 @@ def _glance(backbone: AnyBackbone) -> object:
         mixed = (grid >> 16).bitwise_xor_(grid)
         mixed *= _factors(len(grid), grid.dtype, grid.device)[:, None]
         sums.append(mixed.sum(0))
-    return seen, hashlib.blake2b(torch.cat(sums).cpu().numpy().data).digest()
+    # What does not learn may be on the host; see `hold_frozen`.
+    return seen, hashlib.blake2b(torch.cat([each.cpu() for each in sums]).numpy().data).digest()
 
 
 @lru_cache(maxsize=64)

@@ -34,8 +34,8 @@ PIPELINE = (job_pieces, Pass)
 
 MOVES_NUMBERS = {"numpy", "tqdm"}  # libraries that compute nothing of an activation either
 
-# Attributes of modules that only training asks for.
-TRAINING_ONLY = {"drop_rates", "drop", "momentum", "recompute"}
+# Attributes of modules that only training asks for, or that are made of the weights (`working`).
+TRAINING_ONLY = {"drop_rates", "drop", "momentum", "recompute", "working"}
 OF_ALL_MODULES = vars(nn.Module()).keys()
 OF_SHARDING = ("__composable_api_state_key", "_fsdp", "_is_fsdp")  # beginnings of FSDP's own
 # Settings that only training, loading or the choice of what learns asks for; and those that decide

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from extract.activations.inputs import Piece
 from extract.backbone.backbone import PixelBackbone
+from extract.backbone.precision import AUTOCAST
 from extract.backbone.streaming import StreamingPass
 from extract.sampling.spans import Span
 from extract.settings.backbone import Cut
 
-AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 StoreRows = Callable[[Cut, Tensor, int], None]
 """Takes rows of the activation at a cut, [n, C] or [n, P, C], and which row is the first."""
 

@@ -166,9 +166,8 @@ class Backbone(nn.Module):
 
         Attention sees one clip; the adapter mixes across clips over the whole span.
         """
-        config, clips, block = self.config, _clips_of(tokens), self.trunk.blocks[k]
-        learns = config.mode == "full" and k >= config.first_trainable_block
-        keeps = torch.is_grad_enabled() and (learns or clips.requires_grad)
+        clips, block = _clips_of(tokens), self.trunk.blocks[k]
+        keeps = torch.is_grad_enabled() and (self._learns(k) or clips.requires_grad)
         shares = split_for_cache(clips, keeps)
         scale = self._draw_scale(k, clips)
         scales: Sequence[Tensor | None] = [None] * len(shares)
@@ -184,8 +183,10 @@ class Backbone(nn.Module):
         """Map tokens [B, T/2, h·w, C] to the same shape: block k and its adapters."""
         adapters, recompute = self.adapters_after(k), self.recompute
         clips, shape = _clips_of(tokens), tokens.shape
+        passes_back = tokens.requires_grad or self._learns(k)
         # Where clips run in shares, each is recomputed by itself: it then fits into the cache.
-        if recompute != "full" or not adapters or len(split_for_cache(clips)) > 1:
+        together = passes_back and len(split_for_cache(clips)) == 1
+        if recompute == "none" or not adapters or not together:
             tokens = self.run_block(k, tokens)
             for adapter in adapters:
                 tokens = adapter(tokens, recompute)
@@ -199,6 +200,9 @@ class Backbone(nn.Module):
 
         # Together they keep their input alone; outside, an adapter would keep its own, too.
         return checkpointed(layer, recompute, clips, self._draw_scale(k, clips))
+
+    def _learns(self, k: int) -> bool:
+        return self.config.mode == "full" and k >= self.config.first_trainable_block
 
     def _draw_scale(self, k: int, clips: Tensor) -> Tensor | None:
         """Return the factors of a block's branches [N, 2, 1, 1] (drop path); None for 1.

@@ -7,6 +7,8 @@ import torch
 
 from extract.settings.backbone import Precision
 
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
 
 def set_precision(precision: Precision) -> None:
     """Set how this process multiplies float32.

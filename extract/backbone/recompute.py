@@ -2,8 +2,7 @@
 
 Between keeping everything and keeping only a block's input lies keeping what takes much work for
 little memory: attention. Products and norms are the opposite: their results are as wide as the
-tokens or wider, and cheap to compute again. The last product of a block costs nothing in any case:
-it is only added, so that the backward pass never needs its result.
+tokens or wider, and cheap to compute again.
 """
 
 from collections.abc import Callable

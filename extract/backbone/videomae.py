@@ -8,9 +8,36 @@ from extract.layers.residual import Mlp
 from extract.settings.backbone import TrunkConfig
 from extract.settings.units import CLIP_STEPS, TUBELET
 
+Working = tuple[Tensor, Tensor]
+"""A frozen product's weight and bias as they are computed with; see `hold_frozen`."""
+
+
+class Linear(nn.Linear):
+    """A linear layer.
+
+    Attributes:
+        working: what it computes with; None for its own weight and bias.
+    """
+
+    working: Working | None = None
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Map [..., in] to [..., out]."""
+        return F.linear(input, *(self.working or (self.weight, self.bias)))
+
+    def hold(self, dtype: torch.dtype) -> None:
+        """Compute with copies of weight and bias from now on."""
+        self.working = self.weight.detach().to(dtype), self.bias.detach().to(dtype)
+
 
 class Attention(nn.Module):
-    """Multi-head self-attention; queries and values have a bias, keys have none."""
+    """Multi-head self-attention; queries and values have a bias, keys have none.
+
+    Attributes:
+        working: what makes queries, keys and values; None for its own weight and biases.
+    """
+
+    working: Working | None = None
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -18,16 +45,37 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width, bias=False)
         self.q_bias = nn.Parameter(torch.zeros(width))
         self.v_bias = nn.Parameter(torch.zeros(width))
-        self.proj = nn.Linear(width, width)
+        self.proj = Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map tokens [N, L, C] to [N, L, C]."""
         n, length, width = x.shape
-        bias = torch.cat((self.q_bias, torch.zeros_like(self.v_bias), self.v_bias))
-        qkv = F.linear(x, self.qkv.weight, bias).view(n, length, 3, self.heads, -1)
+        weight, bias = self.working or (self.qkv.weight, self._bias())
+        qkv = F.linear(x, weight, bias).view(n, length, 3, self.heads, -1)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)
         mixed = F.scaled_dot_product_attention(query, key, value)
         return self.proj(mixed.transpose(1, 2).reshape(n, length, width))
+
+    def hold(self, dtype: torch.dtype) -> None:
+        """Compute queries, keys and values with copies of weight and biases from now on."""
+        self.working = self.qkv.weight.detach().to(dtype), self._bias().detach().to(dtype)
+
+    def _bias(self) -> Tensor:
+        return torch.cat((self.q_bias, torch.zeros_like(self.v_bias), self.v_bias))
+
+
+class Mlp(nn.Module):
+    """Two linear layers with a GELU between them."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = Linear(width, hidden)
+        self.act = nn.GELU()
+        self.fc2 = Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map tokens [N, L, C] to [N, L, C]."""
+        return self.fc2(self.act(self.fc1(x)))
 
 
 class Block(nn.Module):
@@ -62,15 +110,20 @@ def _add_scaled(x: Tensor, branch: Tensor, scale: Tensor) -> Tensor:
 
 
 class VideoMAE(nn.Module):
-    """Patch embedding, fixed positions and the blocks; `Backbone` runs them."""
+    """Patch embedding, fixed positions and the blocks; `Backbone` runs them.
+
+    Attributes:
+        working: the positions [1, 8·s², C] of s × s patches, and s; None if they are not held.
+    """
 
     positions: Tensor
+    working: tuple[Tensor, int] | None = None
 
     def __init__(self, config: TrunkConfig) -> None:
         super().__init__()
         self.config = config
         grid = config.image_size // config.patch
-        self.patch_embed = nn.Linear(3 * TUBELET * config.patch**2, config.width)
+        self.patch_embed = Linear(3 * TUBELET * config.patch**2, config.width)
         self.register_buffer("positions", sine_positions(CLIP_STEPS * grid**2, config.width))
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         # Plain numbers: they exist also if the module is built on the meta device.
@@ -102,10 +155,17 @@ class VideoMAE(nn.Module):
             flat = (flat - mean).div_(std)
         return self.patch_embed(flat.flatten(2)) + self._positions_for(h, w)
 
+    def hold_positions(self, size: int) -> None:
+        """Keep the positions of pictures of `size`² pixels from now on."""
+        side = size // self.config.patch
+        self.working = self._positions_for(side, side), side
+
     def _positions_for(self, h: int, w: int) -> Tensor:
         grid = self.config.image_size // self.config.patch
         if (h, w) == (grid, grid):
             return self.positions
+        if self.working is not None and h == w == self.working[1]:
+            return self.working[0]
         table = self.positions.view(CLIP_STEPS, grid, grid, -1).permute(0, 3, 1, 2)
         table = F.interpolate(table, size=(h, w), mode="bicubic", align_corners=False)
         return table.permute(0, 2, 3, 1).reshape(1, CLIP_STEPS * h * w, -1)

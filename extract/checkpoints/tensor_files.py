@@ -19,6 +19,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from configs.messages import plain_line
+from extract.checkpoints.beside import join_shared
 from extract.checkpoints.hub import FOLDER_FILES, locate_named
 from extract.checkpoints.wrappers import unwrap
 
@@ -175,6 +176,7 @@ def _read_pickle(path: Path) -> TensorFile:
     if not isinstance(content, dict):
         return TensorFile({}, (path,))
     if str(content.get("format")).startswith(OURS):
+        join_shared(path, content)
         classes = tuple(map(str, content.get("classes", ())))
         return TensorFile(_tensors(content.get("ema")), (path,), "ema", classes)
     for part in PARTS:

@@ -20,6 +20,7 @@ from evaluate.mean_ap import MeanAP, mean_average_precision
 from evaluate.metrics.scored import ScoredDetections
 from evaluate.reports.launches import FINISHED, Launch, new_launch
 from extract.activations.stored import Counts
+from extract.backbone.frozen import hold_frozen
 from extract.checkpoints.hub import folder_of
 from extract.parallel.processes import gather_objects
 from extract.sampling.frame_cache import FrameCache
@@ -355,6 +356,7 @@ def evaluate_checkpoint(
     out = out or folder_of(checkpoint) / "evaluation" / f"{checkpoint.stem}-{subset}"
     out.mkdir(parents=True, exist_ok=True)  # now, not after hours of detection
     detector = detector.to(accelerator.device)
+    hold_frozen(detector, config.training.precision, config.pixels.size)
     began = time.monotonic()
     counts, overlap = None, config.sampling.test_overlap
     several = len(detector.streams) > 1

@@ -8,6 +8,7 @@ from torch import nn
 
 from configs.messages import format_bytes
 from extract.backbone.backbone import Backbone
+from extract.backbone.precision import AUTOCAST
 from extract.settings.backbone import BackboneConfig, Recompute
 from extract.settings.units import TUBELET
 from train.config import Experiment
@@ -41,7 +42,8 @@ def settle_recompute(
     free = free_bytes(device, processes)
     if not free:
         return ""
-    absent = _bytes_to_come(streams, device)
+    exact = exact_bytes(config)
+    absent = _bytes_to_come(streams, device, exact)
     windows = -(-config.training.global_batch // (processes * config.training.accumulate))
     needed = {
         kind: absent + len(backbones) * activation_bytes(config, kind, windows) for kind in CHOICES
@@ -82,7 +84,7 @@ def activation_bytes(config: Experiment, recompute: Recompute, windows: int) -> 
     backbone, sampling = config.backbone, config.sampling
     patches = (config.pixels.size // backbone.trunk.patch) ** 2
     numbers = windows * sampling.samples // TUBELET * patches * backbone.width
-    exact = 2 if config.training.precision in ("bf16", "fp16") else 4
+    exact = exact_bytes(config)
     kept = kept_bytes(backbone, recompute, exact)
     if recompute == "none" or backbone.mode == "side":
         passing = exact * backbone.trunk.mlp_ratio  # the gradient of the widest product
@@ -109,10 +111,11 @@ def kept_bytes(config: BackboneConfig, recompute: Recompute, exact: int) -> floa
         begin = first
         adapters += config.depth - first
     blocks = config.depth - begin
-    if recompute == "full" and config.mode != "full":  # adapters are inside
-        return blocks * STATE
-    # Frozen, the block before the first adapter that learns keeps nothing.
-    blocks -= config.mode != "full"
+    if config.mode != "full":
+        # Frozen, the block before the first adapter that learns keeps nothing.
+        blocks -= 1
+        if recompute != "none":  # the other adapters are recomputed with their blocks
+            adapters = 1
     return blocks * block_bytes(config, recompute, exact) + adapters * adapter_bytes(
         config, recompute, exact
     )
@@ -137,9 +140,19 @@ def adapter_bytes(config: BackboneConfig, recompute: Recompute, exact: int) -> f
     return exact * (1 + config.adapter_ratio * (4 if recompute == "none" else 2))
 
 
-def _bytes_to_come(modules: Sequence[nn.Module], device: torch.device) -> int:
+def exact_bytes(config: Experiment) -> int:
+    """Return the bytes of a number in the working precision."""
+    return 2 if config.training.precision in AUTOCAST else 4
+
+
+def _bytes_to_come(modules: Sequence[nn.Module], device: torch.device, exact: int) -> int:
     """Return the bytes that weights, gradients and averages still take on the device."""
-    tensors = {p for module in modules for p in module.parameters()}
-    weights = sum(p.numel() * p.element_size() for p in tensors if p.device.type != device.type)
-    learning = sum(p.numel() for p in tensors if p.requires_grad)
+    weights = learning = 0
+    for weight in {p for module in modules for p in module.parameters()}:
+        absent = weight.device.type != device.type
+        if weight.requires_grad:
+            learning += weight.numel()
+            weights += absent * weight.nbytes
+        elif absent or exact < weight.element_size():  # see `hold_frozen`
+            weights += exact * weight.numel()
     return weights + GRADIENTS_AND_AVERAGES * learning

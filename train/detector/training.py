@@ -18,6 +18,7 @@ from extract.activations.activations import Activations
 from extract.activations.refresh import describe_unkept
 from extract.activations.stored import Counts
 from extract.backbone.backbone import Backbone
+from extract.backbone.frozen import hold_frozen
 from extract.sampling.frame_cache import FrameCache
 from train.config import TrainingConfig
 from train.data.batch import Batch, Sample
@@ -117,6 +118,9 @@ class DetectionTask:
         parts = [part for part in (*self.model.streams, self.model.fusion) if part is not None]
         # Averaging both streams has no weights.
         return [part for part in parts if next(part.parameters(), None) is not None]
+
+    def hold_frozen(self) -> None:
+        hold_frozen(self.model, self.config.training.precision, self.config.pixels.size)
 
     def loader(self, sampler: EpochSampler) -> "DataLoader[Sample]":
         cached = self.dataset.inputs.cached

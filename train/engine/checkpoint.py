@@ -12,6 +12,7 @@ from torch import Tensor
 
 from configs.atomic import atomic_path
 from configs.loader import dump, flatten, parse
+from extract.checkpoints.beside import FIELD, SHARED_FILES, join_shared, name_shared
 from extract.checkpoints.hub import locate
 from extract.checkpoints.strict import check_finite, find_not_finite, list_first
 from extract.checkpoints.wrappers import unwrap
@@ -41,6 +42,13 @@ FREE_TO_CHANGE = {  # settings that do not change what is trained
     "training.workers",
     "evaluation.batch_size",
 }
+
+
+class Shared(NamedTuple):
+    """The file beside checkpoints that has what they share, and the names of these tensors."""
+
+    file: str
+    names: frozenset[str]
 
 
 class Checkpointable(Protocol):
@@ -73,13 +81,23 @@ class Checkpoint(NamedTuple, Generic[C]):
     folder: str | None = None
 
 
-def save_checkpoint(path: Path, content: Checkpoint[Any]) -> None:
+def save_checkpoint(path: Path, content: Checkpoint[Any], shared: Shared | None = None) -> None:
     """Write a file that appears whole or not at all.
+
+    Args:
+        shared: what is in a file beside it, see `save_shared`; None writes everything into this.
 
     Raises:
         FloatingPointError: weights are NaN or infinite; the previous file is as it was.
         OSError: it could not be written; the previous file is as it was.
     """
+    names = [*content.model]
+    if shared is not None:
+        model, ema = (
+            {name: t for name, t in part.items() if name not in shared.names}
+            for part in (content.model, content.ema)
+        )
+        content = content._replace(model=model, ema=ema)
     # The average shares what does not learn.
     own = {n: t for n, t in content.ema.items() if t is not content.model.get(n)}
     if bad := [*find_not_finite(content.model), *find_not_finite(own)]:
@@ -93,6 +111,45 @@ def save_checkpoint(path: Path, content: Checkpoint[Any]) -> None:
         "format": content.config.checkpoint_format,
         "folder": os.getcwd(),
     }
+    if shared is not None:
+        fields[FIELD] = {"file": shared.file, "order": names}
+    _write(path, fields)
+
+
+def save_shared(folder: Path, content: Checkpoint[Any], names: set[str]) -> Shared:
+    """Write tensors of a model that never change into a file of a folder, if it is not there.
+
+    Raises:
+        OSError: it could not be written.
+    """
+    tensors = {name: tensor for name, tensor in content.model.items() if name in names}
+    shared = Shared(name_shared(tensors), frozenset(tensors))
+    if not (folder / shared.file).is_file():
+        _write(folder / shared.file, tensors)
+    return shared
+
+
+def make_whole(folder: Path) -> None:
+    """Write a folder's checkpoints that share a file anew, each with everything; remove that file.
+
+    Raises:
+        OSError: one could not be written; it and what it needs are as they were.
+        ValueError: what one needs is damaged.
+    """
+    files = [*folder.glob(SHARED_FILES)]
+    for path in sorted({*folder.glob("*.pt")}.difference(files)) if files else ():
+        try:
+            fields = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except Exception:
+            continue  # somebody else's
+        if isinstance(fields, dict) and FIELD in fields:
+            join_shared(path, fields)
+            _write(path, fields)
+    for file in files:
+        file.unlink()
+
+
+def _write(path: Path, fields: Any) -> None:
     with atomic_path(path) as aside, aside.open("wb") as file:
         try:
             # Tensors that the average shares with the model (the frozen trunk) are stored once.
@@ -220,6 +277,7 @@ def load_checkpoint(path: str | Path, kind: type[C]) -> Checkpoint[C]:
             f"{path} is not a checkpoint of this project (format {kind.checkpoint_format})"
         )
     del fields["format"]
+    join_shared(path, fields)
     for later in ("frame_rates", "folder"):
         fields.setdefault(later, None)
     if fields.keys() != set(Checkpoint._fields) or not isinstance(fields["config"], str):

@@ -8,15 +8,30 @@ from typing import Any
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
-from train.engine.checkpoint import Checkpoint, save_checkpoint
+from train.engine.checkpoint import (
+    Checkpoint,
+    Shared,
+    make_whole,
+    save_checkpoint,
+    save_shared,
+)
+
+WORTH_SHARING = 64 * 2**20
+"""Bytes of frozen weights below which every checkpoint has them: to write them takes no time."""
 
 
 class CheckpointWriter:
-    """Writes one checkpoint at a time, in order; leaving it as a context waits for the last."""
+    """Writes one checkpoint at a time, in order; leaving it as a context waits for the last.
+
+    What does not learn is written once, into a file beside them, until the run has ended: hours of
+    training write it dozens of times, and other processes may have to wait for that. `finish` makes
+    single files of them, which can be copied anywhere.
+    """
 
     def __init__(self) -> None:
         self.pool = ThreadPoolExecutor(1, "checkpoints")
         self.pending: Future[None] | None = None
+        self._shared: Shared | None = None
 
     def write(
         self, path: Path, content: Checkpoint[Any], frozen: set[str], written: Callable[[], None]
@@ -34,10 +49,28 @@ class CheckpointWriter:
         copied = _copy_to_host(content, frozen)
 
         def save() -> None:
-            save_checkpoint(path, copied)
+            save_checkpoint(path, copied, self._share(path.parent, copied, frozen))
             written()
 
         self.pending = self.pool.submit(save)
+
+    def finish(self, folder: Path) -> None:
+        """Wait until everything is written, and make every file hold all that belongs to it.
+
+        Raises:
+            FloatingPointError, OSError: see `save_checkpoint`; what was written can be read.
+        """
+        self.wait()
+        make_whole(folder)  # those of earlier launches, too
+        self._shared = None
+
+    def _share(self, folder: Path, content: Checkpoint[Any], frozen: set[str]) -> Shared | None:
+        """Return what is written beside the checkpoints of a run; None if that is too little."""
+        if self._shared is None:
+            kept = {_place(t): t.nbytes for n, t in content.model.items() if n in frozen}
+            if sum(kept.values()) >= WORTH_SHARING:
+                self._shared = save_shared(folder, content, frozen)
+        return self._shared
 
     def wait(self) -> None:
         """Wait until everything is written, and raise what went wrong."""

@@ -100,6 +100,9 @@ class Task(Protocol):
     @property
     def frame_rates(self) -> tuple[float, float] | None: ...
 
+    def hold_frozen(self) -> None:
+        """Make once what no step changes, of a model on its device with all its weights."""
+
     def loader(self, sampler: EpochSampler) -> "DataLoader[Any]":
         """Return a loader of training batches, which have `videos` and `problems`."""
 
@@ -195,6 +198,8 @@ class TrainingRun(Generic[T]):
         ]
         if resume:
             self._resume()
+        if not accelerator.is_fsdp2:  # shards are what they are
+            task.hold_frozen()
 
     def train(self) -> None:
         """Train to the last epoch.
@@ -232,6 +237,8 @@ class TrainingRun(Generic[T]):
             self.task.close()
             with self.watch.stage(SAVING), self._explain_write_errors():
                 self.writer.wait()
+                if main:
+                    self.writer.finish(self.out)
 
     def _end_epoch(self) -> None:
         due = self.training.validates_after(self.epoch)

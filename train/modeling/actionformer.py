@@ -18,6 +18,7 @@ from extract.backbone.videomae import sine_positions
 from extract.layers.residual import DropPath, LayerScale
 from train.modeling.attention import ConvAttention, linear
 from train.modeling.config import HeadConfig
+from train.modeling.convolution import conv_over_time
 
 PRIOR = 0.01  # probability of every class before training; keeps the first focal losses small
 SCALE_START = 1e-4  # of the residual branches: deep blocks start close to the identity
@@ -55,7 +56,7 @@ class ConvNorm(nn.Module):
 
     def forward(self, x: Tensor, valid: Tensor) -> Tensor:
         """Map x [B, T, in_channels] and valid [B, T, 1] to [B, T, width]."""
-        return F.relu(self.norm(self.conv(x.mT).mT)) * valid
+        return F.relu(self.norm(conv_over_time(self.conv, x))) * valid
 
 
 class TransformerBlock(nn.Module):
@@ -185,13 +186,13 @@ class ActionFormer(nn.Module):
         # All levels pass the towers as one sequence. One blank step behind each level is the
         # zero padding its convolutions would see on their own.
         lengths = [level.shape[-1] + 1 for level in levels]
-        x = torch.cat([F.pad(level, (0, 1)) for level in levels], -1).mT
+        x = torch.cat([F.pad(level.mT, (0, 0, 0, 1)) for level in levels], 1)
         valid = torch.cat([F.pad(mask, (0, 1)) for mask in masks], -1).unsqueeze(-1)
         y = x
         for class_conv, distance_conv in zip(self.class_tower, self.distance_tower, strict=True):
             x, y = class_conv(x, valid), distance_conv(y, valid)
-        logits = self.class_out(x.mT).split(lengths, -1)
-        raw = self.distance_out(y.mT).split(lengths, -1)
+        logits = conv_over_time(self.class_out, x).mT.split(lengths, -1)
+        raw = conv_over_time(self.distance_out, y).mT.split(lengths, -1)
         return HeadOutput(
             logits=tuple(level[..., :-1] for level in logits),
             distances=tuple(

@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from train.modeling.convolution import conv_over_time
+
 BLOCK = 64
 """Queries that share their keys in local attention."""
 
@@ -18,8 +20,8 @@ class ConvProjection(nn.Module):
         self.linear = linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map x [B, C, T] to [B, T / stride, C]."""
-        y: Tensor = self.linear(self.norm(self.conv(x).mT))
+        """Map x [B, T, C] to [B, T / stride, C]."""
+        y: Tensor = self.linear(self.norm(conv_over_time(self.conv, x)))
         return y
 
 
@@ -40,9 +42,10 @@ class ConvAttention(nn.Module):
 
     def forward(self, x: Tensor, valid: Tensor) -> Tensor:
         """Map x [B, T, C] to [B, T / stride, C]; only `valid` [B, T / stride, 1] is attended to."""
-        channels_first = x.mT.contiguous()
+        if x.device.type != "cpu":
+            x = x.mT.contiguous().mT  # as `conv1d` wants it, made once for all three
         query, key, value = (
-            project(channels_first).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            project(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for project in (self.query, self.key, self.value)
         )
         if self.window is None or self.window // 2 >= query.shape[2] - 1:

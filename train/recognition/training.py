@@ -80,6 +80,9 @@ class RecognitionTask:
     def clipped(self) -> Sequence[nn.Module]:
         return [self.model]
 
+    def hold_frozen(self) -> None:
+        pass
+
     def loader(self, sampler: EpochSampler) -> "DataLoader[Any]":
         return training_views_loader(self.dataset, sampler, self.config)
 

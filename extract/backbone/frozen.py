@@ -1,0 +1,39 @@
+"""What is the same in every step of a transformer that does not learn: made once."""
+
+import torch
+from torch import Tensor, nn
+
+from extract.backbone.precision import AUTOCAST
+from extract.backbone.videomae import Attention, Linear, VideoMAE
+from extract.settings.backbone import Precision
+
+
+def hold_frozen(network: nn.Module, precision: Precision, size: int) -> None:
+    """Hold what transformers' frozen blocks compute with, in the working precision.
+
+    No number changes: autocast rounds a frozen matrix in the same way, at every use. The weights
+    themselves stay exact, and so do checkpoints and fingerprints; of rounded ones they move to the
+    host, as nothing on the device needs them any more.
+
+    Args:
+        network: on its device, with the weights that it is to have: if frozen ones are changed or
+            moved later, what is held is not.
+        size: of pictures, in pixels.
+    """
+    half = AUTOCAST.get(precision)
+    for part in network.modules():
+        if isinstance(part, VideoMAE):
+            part.hold_positions(size)
+        elif isinstance(part, Attention) and not part.q_bias.requires_grad:
+            part.hold(half or torch.float32)
+            if half:
+                move_to_host(part.qkv.weight, part.q_bias, part.v_bias)
+        elif isinstance(part, Linear) and half and not part.weight.requires_grad:
+            part.hold(half)
+            move_to_host(part.weight, part.bias)
+
+
+def move_to_host(*weights: Tensor) -> None:
+    """Move weights to the host."""
+    for weight in weights:
+        weight.data = weight.data.cpu()
