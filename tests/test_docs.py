@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 import pytest
 from accelerate.commands.launch import launch_command_parser
 
+from configs.command import SCRIPTS
 from configs.loader import field_names, load, parse
 from evaluate.annotations import read_annotations
 from tests import documents
@@ -126,6 +127,13 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert file.exists(), f"{page.name}: {link}"
         if anchor:
             assert anchor in documents.anchors(file), f"{page.name}: {link}"
+
+
+@pytest.mark.parametrize("page", WRITTEN, ids=lambda page: page.name)
+def test_installed_commands_that_are_named_exist(page: Path) -> None:
+    for code in documents.inline_code(page):
+        for name in re.findall(r"\bpalindrome ([\w-]+)", code):
+            assert name in (*SCRIPTS, "--help", "--completion"), f"{page.name}: {code}"
 
 
 def expand(pattern: str) -> Iterator[str]:
