@@ -234,7 +234,7 @@ def make_small_demo(folder: Path) -> Path:
 
     Videos are few and short, and training lasts four epochs.
     """
-    for name in (*STAGES, "Makefile"):
+    for name in (*STAGES, "benchmarks", "Makefile"):
         copy = shutil.copytree if (REPOSITORY / name).is_dir() else shutil.copy2
         copy(REPOSITORY / name, folder / name)
     makefile = folder / "Makefile"
