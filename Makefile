@@ -110,6 +110,7 @@ run-tests:
 	$(PYTEST) $(TESTS)
 
 $(READY): pyproject.toml
+	@echo "== Installing into $(VENV): 2 minutes or more, of which little is seen."
 	test -x $(BIN)/python || python3 -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --editable ".[dev]"
 	touch $@

@@ -250,7 +250,8 @@ def detect(
     if found:
         took = time.monotonic() - began
         rate = f"{seconds / took:.1f} × real time"
-        print(f"{len(found)} videos, {format_clock(seconds, 0)} in {took:.1f} s: {rate}")
+        videos = "1 video" if len(found) == 1 else f"{len(found)} videos"
+        print(f"{videos}, {format_clock(seconds, 0)} in {took:.1f} s: {rate}")
         if not best:
             print(f"warning: {describe_nothing_found(len(found), config.evaluation.min_score)}")
         elif not any(found.values()):

@@ -76,7 +76,10 @@ def write_config(videos: Path, labels: Path, classes: Path | None, out: Path) ->
         print(f"labels with subsets: {new_labels}")
     weights = found.content["backbone"]["weights"]
     if not Path(weights).exists():
-        print(f"the pretrained weights are not at {weights} yet: the README says where they are")
+        print(
+            f"the pretrained weights are not at {weights} yet: docs/weights.md says where they "
+            "are; or set backbone.weights to videomae-small, which is downloaded"
+        )
     print(f"config: {out}\n\nnext:")
     for command in (
         f"{name_command('check')} --config {out}",

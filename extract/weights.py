@@ -3,7 +3,7 @@
     python extract/weights.py FILE_OR_FOLDER
     python extract/weights.py FILE --convert OUT.safetensors     # Palindrome's layout
     python extract/weights.py FILE --convert OUT.pth             # OpenTAD's, for its own tools
-    python extract/weights.py CHECKPOINT --onnx OUT.onnx         # backbone and head for one window
+    python extract/weights.py CHECKPOINT --onnx OUT.onnx         # a network for one window or view
     python extract/weights.py CHECKPOINT --torch-export OUT.pt2
 
 Reads mmaction2's, VideoMAE's, Hugging Face's, OpenTAD's, TAdaConv's and Palindrome's own files,
@@ -26,9 +26,9 @@ def main() -> None:
     parser = ScriptParser(__doc__)
     parser.add_argument("file", type=Path, help="file or Hugging Face folder")
     parser.add_argument("--convert", type=Path, metavar="OUT", help=".safetensors or .pth to write")
-    parser.add_argument("--onnx", type=Path, metavar="OUT", help="write a detector as ONNX")
+    parser.add_argument("--onnx", type=Path, metavar="OUT", help="write a network as ONNX")
     parser.add_argument(
-        "--torch-export", type=Path, metavar="OUT", help="write a detector for torch.export"
+        "--torch-export", type=Path, metavar="OUT", help="write a network for torch.export"
     )
     args, _ = parser.parse()
     if args.onnx or args.torch_export:

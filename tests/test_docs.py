@@ -9,18 +9,21 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
 from accelerate.commands.launch import launch_command_parser
 
+from configs.command import SCRIPTS
 from configs.loader import field_names, load, parse
 from evaluate.annotations import read_annotations
 from tests import documents
 from tests.conftest import REPOSITORY
 from tests.documents import PAGES, README, WRITTEN, Command
 from tests.test_imports import STAGES
+from train import export
 from train.ablation.grid import read_grid
 from train.config import Experiment
 from train.recognition.config import Recognition
@@ -32,8 +35,10 @@ COMMANDS = dict.fromkeys(
     if command.words[0] != "."
 )
 DEMO = "configs/e2e/demo/forward.yaml"
-# What commands need and nobody can have from here: published data, weights, GPUs.
-ABSENT = re.compile(r"thumos14|own\.yaml|runs/own|i3d|my_clips")
+# What commands and code need and nobody can have from here: published data and weights, data of
+# the reader's own, a cluster, the Hub.
+ABSENT = re.compile(r"thumos14|own\.yaml|runs/own|i3d|my_clips|slurm|videomae-small|ORG/NAME")
+NEEDED = {"--onnx": export.NEEDED}  # packages that an option needs
 # Sizes of the demo's datasets with which its commands take seconds.
 SMALL = "--training 4 --validation 2 --test 3 --shortest 5 --longest 9"
 SMALL_CLIPS = "--training 2 --validation 1 --test 1"
@@ -122,6 +127,13 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert file.exists(), f"{page.name}: {link}"
         if anchor:
             assert anchor in documents.anchors(file), f"{page.name}: {link}"
+
+
+@pytest.mark.parametrize("page", WRITTEN, ids=lambda page: page.name)
+def test_installed_commands_that_are_named_exist(page: Path) -> None:
+    for code in documents.inline_code(page):
+        for name in re.findall(r"\bpalindrome ([\w-]+)", code):
+            assert name in (*SCRIPTS, "--help", "--completion"), f"{page.name}: {code}"
 
 
 def expand(pattern: str) -> Iterator[str]:
@@ -222,7 +234,7 @@ def make_small_demo(folder: Path) -> Path:
 
     Videos are few and short, and training lasts four epochs.
     """
-    for name in (*STAGES, "Makefile"):
+    for name in (*STAGES, "benchmarks", "Makefile"):
         copy = shutil.copytree if (REPOSITORY / name).is_dir() else shutil.copy2
         copy(REPOSITORY / name, folder / name)
     makefile = folder / "Makefile"
@@ -257,6 +269,9 @@ def is_runnable(command: Command) -> bool:
     """Return whether a command has all that it needs, once `make demo` has run."""
     if command.has_placeholder or command.words[0] in ("make", "."):
         return False
+    packages = [name for word in command.words for name in NEEDED.get(word, ())]
+    if any(find_spec(name) is None for name in packages):
+        return False
     return not ABSENT.search(" ".join(word for word in command.words if word[0] != "-"))
 
 
@@ -269,4 +284,6 @@ def test_commands_and_code_run(page: Path, demo: Path) -> None:
             words += SMALL_CLIPS.split()
         run_in(demo, words)
     for block in documents.fenced(page, "python"):
+        if ABSENT.search(block):
+            continue
         run_in(demo, [sys.executable, "-c", block], PIPED)

@@ -1,4 +1,4 @@
-"""Detectors as ONNX and for torch.export: what runs without this code gives the same."""
+"""Detectors and recognisers as ONNX and for torch.export: without this code they give the same."""
 
 import subprocess
 import sys
@@ -10,13 +10,24 @@ import torch
 from torch import Tensor, nn
 
 from configs.loader import load
+from evaluate.metrics.accuracy import LabelSet
 from extract.sampling.windows import evaluation_windows
 from extract.settings.sampling import SamplingConfig
 from tests.conftest import REPOSITORY
 from train import export
 from train.config import Experiment
 from train.detector import Detector
-from train.export import NEEDED, WindowDetector, export_onnx, export_torch, full_reflection
+from train.engine.checkpoint import Checkpoint, save_checkpoint
+from train.export import (
+    NEEDED,
+    ViewRecogniser,
+    WindowDetector,
+    export_onnx,
+    export_torch,
+    full_reflection,
+)
+from train.recognition.config import Recognition
+from train.recognition.recogniser import Recogniser
 
 DEMO = "configs/e2e/demo/forward.yaml"
 CLASSES = ("a", "b", "c")
@@ -27,6 +38,12 @@ FUSIONS = {
     "two forward": ["--fusion.method=average", "--fusion.partner=forward"],
     "attention": ["--fusion.method=attention"],
 }
+NETWORKS = {
+    "tada2d": [],
+    "resnet": ["--network.name=resnet"],
+    "tada_convnextv2": ["--network.name=tada_convnextv2", "--network.dropout=0"],
+}
+VERBS_AND_NOUNS = (LabelSet("verb", ("take", "put")), LabelSet("noun", ("pan", "lid", "cup")))
 RUN = """
 import sys, torch
 program, inputs, out = sys.argv[1:]
@@ -105,6 +122,58 @@ def test_onnx_runtime_runs_it(name: str, tmp_path: Path) -> None:
     found = session.run(network.outputs, given)
     check(detector, [torch.from_numpy(x) for x in found], answers(detector, inputs))
     assert not list(tmp_path.glob("*.part"))
+
+
+def save_recogniser(path: Path, *settings: str) -> Recogniser:
+    """A small recogniser of two label sets, all of which matters; saved as a checkpoint."""
+    torch.manual_seed(0)
+    small = ["--network.width=8", "--views.frames=6", "--crops.test_size=40"]
+    sides = ["--crops.train_size=32", "--crops.train_short_side=[32, 40]"]
+    sets = [*small, *sides, "--crops.test_short_side=48", "--data.classes=[verbs, nouns]"]
+    config = load(Recognition, REPOSITORY / "configs/recognition/demo.yaml", [*sets, *settings])
+    recogniser = Recogniser(config, VERBS_AND_NOUNS)
+    for weight in recogniser.network.parameters():
+        if weight.dim() < 2:
+            nn.init.normal_(weight, std=0.3)
+    state = recogniser.network.state_dict()
+    save_checkpoint(path, Checkpoint(config, recogniser.classes, state, state, {}))
+    recogniser.network.eval()
+    return recogniser
+
+
+@torch.no_grad()
+def check_recogniser(recogniser: Recogniser, views: Tensor, found: list[Tensor]) -> None:
+    logits = recogniser.network(views)
+    wanted = [logits[:, :2].softmax(1), logits[:, 2:].softmax(1)]
+    assert len(found) == 2
+    for ours, theirs in zip(wanted, found, strict=True):
+        torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-4)
+        assert float(ours.std()) > 1e-3
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_torch_runs_a_recogniser_without_our_code(name: str, tmp_path: Path) -> None:
+    recogniser = save_recogniser(tmp_path / "made.pt", *NETWORKS[name])
+    told = export_torch(tmp_path / "made.pt", tmp_path / "made.pt2")
+    assert "frames uint8 [1, 3, 6, 40, 40]" in told and "outputs: scores_verb, scores_noun" in told
+    inputs = ViewRecogniser(recogniser).example(seed=7)
+    torch.save(inputs, tmp_path / "inputs.pt")
+    files = [str(tmp_path / name) for name in ("made.pt2", "inputs.pt", "found.pt")]
+    subprocess.run([sys.executable, "-c", RUN, *files], cwd=tmp_path, check=True, timeout=200)
+    check_recogniser(recogniser, inputs[0], torch.load(tmp_path / "found.pt"))
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_onnx_runtime_runs_a_recogniser(name: str, tmp_path: Path) -> None:
+    runtime = pytest.importorskip("onnxruntime")
+    for package in NEEDED:
+        pytest.importorskip(package)
+    recogniser = save_recogniser(tmp_path / "made.pt", *NETWORKS[name])
+    assert "with ONNX Runtime" in export_onnx(tmp_path / "made.pt", tmp_path / "made.onnx")
+    session = runtime.InferenceSession(str(tmp_path / "made.onnx"))
+    (views,) = ViewRecogniser(recogniser).example(seed=7)
+    found = session.run(["scores_verb", "scores_noun"], {"frames": views.numpy()})
+    check_recogniser(recogniser, views, [torch.from_numpy(x) for x in found])
 
 
 @pytest.mark.parametrize("name", FUSIONS)

@@ -2,7 +2,9 @@
 
 import ast
 import json
+import os
 import shutil
+import site
 import subprocess
 import sys
 import zipfile
@@ -189,3 +191,135 @@ def test_a_script_runs_in_a_checkout_beside_packages_of_our_names(tmp_path: Path
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.endswith("True\n")
+
+
+# Hugging Face's own `evaluate` and `datasets` beside ours; they come from a package index.
+THEIRS = ("evaluate", "datasets")
+THEIRS_WORK = """
+import datasets, evaluate
+assert datasets.Dataset.from_dict({"a": [1, 2]}).map(lambda row: {"b": row["a"] + 1})["b"][1] == 3
+class Count(evaluate.Metric):
+    def _info(self):
+        kinds = datasets.Features({"predictions": datasets.Value("int32")})
+        return evaluate.MetricInfo(description="", citation="", features=kinds)
+    def _compute(self, predictions):
+        return {"count": len(predictions)}
+assert Count().compute(predictions=[1, 2, 3]) == {"count": 3}
+"""
+OURS_WORKS = """
+from palindrome.configs.loader import load
+from palindrome.evaluate.nms import NmsConfig
+from palindrome.train.config import Experiment
+from palindrome.train.detector import Detector
+assert load(Experiment, "configs/e2e/demo/forward.yaml").out == "runs/demo/forward"
+"""
+
+
+class Environment:
+    """A virtual environment that sees this one's packages behind its own.
+
+    Attributes:
+        folder: where it is; `work`: an empty folder beside it, to run things in.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.work = folder, folder.parent / "work"
+        self.work.mkdir()
+        self.uv("venv", "--quiet", "--python", sys.executable, str(folder))
+        (packages,) = (folder / "lib").glob("python3*/site-packages")
+        (packages / "behind.pth").write_text("\n".join(site.getsitepackages()))
+
+    def uv(self, *words: str) -> None:
+        done = subprocess.run(["uv", *words], env=self.variables(), capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+
+    def variables(self, **more: str) -> dict[str, str]:
+        """Return the variables of its processes."""
+        path = [self.folder / "bin", Path(sys.executable).parent, os.environ["PATH"]]
+        own = {"PATH": os.pathsep.join(map(str, path)), "VIRTUAL_ENV": str(self.folder)}
+        kept = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        return kept | own | {"HF_HOME": str(self.work / "hf"), "OMP_NUM_THREADS": "1"} | more
+
+    def install(self, *what: str) -> None:
+        self.uv("pip", "install", "--quiet", *what)
+
+    def uninstall(self, *what: str) -> None:
+        self.uv("pip", "uninstall", "--quiet", *what)
+
+    def run(self, *words: str, **more: str) -> str:
+        """Run a program of it in the empty folder; return what it prints."""
+        program = str(self.folder / "bin" / words[0])
+        done = subprocess.run(
+            [program, *words[1:]],
+            cwd=self.work,
+            env=self.variables(**more),
+            capture_output=True,
+            text=True,
+            timeout=200,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def check(self, theirs: bool, ours: bool) -> None:
+        """Fail unless the packages that are installed work."""
+        if theirs:
+            self.run("python", "-c", THEIRS_WORK)
+        if ours:
+            self.run("python", "-c", OURS_WORKS)
+            assert self.run("palindrome", "--version").startswith("palindrome ")
+            assert "usage: palindrome evaluate " in self.run("palindrome", "evaluate", "--help")
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> Environment:
+    if shutil.which("uv", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}") is None:
+        pytest.skip("uv is not installed")
+    found = Environment(tmp_path / "environment")
+    try:
+        found.install("--dry-run", *THEIRS)
+    except AssertionError as error:
+        pytest.skip(f"there is no package index: {error}")
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ours_first", [True, False])
+def test_hugging_face_s_packages_and_ours_break_neither(
+    ours_first: bool, environment: Environment, wheel: Path
+) -> None:
+    ours = ["--no-deps", str(wheel)]
+    for what in (ours, THEIRS) if ours_first else (THEIRS, ours):
+        environment.install(*what)
+    environment.check(theirs=True, ours=True)
+
+    # Somebody's own scripts have our names, too.
+    for name in ("train", "extract", "configs"):
+        (environment.work / f"{name}.py").write_text("MINE = True\n")
+    mine = "import sys; sys.path.insert(0, ''); import train, configs; assert train.MINE"
+    environment.run("python", "-c", f"{mine}\n{OURS_WORKS}")
+    assert "usage: palindrome train " in environment.run("palindrome", "train", "--help")
+
+    # What one leaves behind is all of the other.
+    if ours_first:
+        environment.uninstall("palindrome")
+        environment.check(theirs=True, ours=False)
+    else:
+        environment.uninstall(*THEIRS)
+        environment.check(theirs=False, ours=True)
+
+
+@pytest.mark.slow
+def test_scripts_of_a_checkout_hide_no_datasets(environment: Environment, tmp_path: Path) -> None:
+    environment.install(*THEIRS)
+    # When a script ends, it tells where any library that it uses would import `datasets` from.
+    (tmp_path / "sitecustomize.py").write_text(
+        "import atexit\nfrom importlib.util import find_spec\n"
+        "atexit.register(lambda: print(find_spec('datasets').origin))\n"
+    )
+    for script in ("evaluate/run.py", "extract/check.py", "train/e2e.py"):
+        path = str(REPOSITORY / script)
+        told = environment.run("python", path, "--help", PYTHONPATH=str(tmp_path))
+        assert told.startswith("usage: ")
+        found = Path(told.splitlines()[-1])
+        assert found.is_relative_to(environment.folder) and found.parent.name == "datasets"
+    environment.check(theirs=True, ours=False)

@@ -10,8 +10,9 @@ from torch import nn
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
+from extract.backbone.videomae import Mlp
 from extract.layers.initial import trunc_normal_
-from extract.layers.residual import DropPath, LayerScale, Mlp, drop_path
+from extract.layers.residual import DropPath, LayerScale, drop_path
 from extract.sampling.transforms import (
     RandomFlip,
     RandomResizedCrop,

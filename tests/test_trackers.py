@@ -79,6 +79,38 @@ def test_mlflow_continues_its_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert len(client.search_runs([experiment.experiment_id])) == 1
 
 
+TRACKIO = """
+import json, sys
+from pathlib import Path
+from accelerate import PartialState
+from tests.test_trackers import RUNS, two_launches
+PartialState()
+folder = Path(sys.argv[1])
+two_launches(folder, "trackio")
+from trackio.sqlite_storage import SQLiteStorage
+(run,) = SQLiteStorage.get_runs("palindrome")
+assert run == json.loads((folder / RUNS).read_text())["trackio"]
+print(json.dumps(SQLiteStorage.get_logs("palindrome", run)))
+"""
+
+
+def test_trackio_continues_its_run(tmp_path: Path) -> None:
+    pytest.importorskip("trackio")
+    # A process of its own: trackio reads where its data are when it is imported.
+    place = {"TRACKIO_DIR": str(tmp_path / "trackio"), "PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run(
+        [sys.executable, "-c", TRACKIO, str(tmp_path)],
+        env=os.environ | place,
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stderr
+    (told,) = [line for line in done.stdout.splitlines() if line.startswith("[{")]
+    curve = {point["step"]: point["loss"] for point in json.loads(told)}
+    assert curve == pytest.approx({step: 1 / step for step in range(1, 7)})
+
+
 class Unreliable:
     """A tracker whose server is gone after the first step."""
 

@@ -1,4 +1,4 @@
-"""A detector as one program without Python: ONNX and torch.export, checked against PyTorch."""
+"""A network as one program without Python: ONNX and torch.export, checked against PyTorch."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +17,9 @@ from configs.messages import format_bytes
 from extract.backbone import backbone as trunk_module
 from extract.sampling.reversal import reflection
 from train.detector.model import Detector
+from train.engine.checkpoint import is_checkpoint
+from train.recognition.config import Recognition
+from train.recognition.recogniser import Recogniser
 
 TOLERANCE = 1e-4  # of scores, and of distances as a share of those above 1
 NEEDED = ("onnx", "onnxscript", "onnxruntime")
@@ -24,10 +27,23 @@ LARGEST = 2_000_000_000  # bytes of an ONNX file; beyond, weights lie in a file 
 RUNS = 3  # timed, after one that is not
 
 
-class WindowDetector(nn.Module):
-    """A detector's backbones, heads and fusion for one window, with tensors in and out.
+class NamedNetwork(nn.Module):
+    """A network that maps the tensors of `inputs`, in this order, to those of `outputs`."""
 
-    Its inputs are those of `inputs`, in this order; its outputs those of `outputs`.
+    inputs: list[str]
+    outputs: list[str]
+
+    def example(self, seed: int = 0) -> tuple[Tensor, ...]:
+        """Return random inputs."""
+        raise NotImplementedError
+
+    def comparisons(self) -> list[tuple[Tensor, ...]]:
+        """Return inputs, others than the example, for which an exported network is compared."""
+        raise NotImplementedError
+
+
+class WindowDetector(NamedNetwork):
+    """A detector's backbones, heads and fusion for one window.
 
     Attributes:
         inputs: `frames_<direction>` of every stream: uint8 RGB [1, 3, F, size, size], in the
@@ -85,18 +101,67 @@ class WindowDetector(nn.Module):
             inputs.append(torch.tensor([full_reflection(length, sampling.scale_factor)]))
         return tuple(inputs)
 
+    def comparisons(self) -> list[tuple[Tensor, ...]]:
+        """Return a full window, and one with padding."""
+        streams = len(self.detector.streams)
+        padded = list(self.example(seed=2))
+        padded[streams] = padded[streams].clone()
+        valid = padded[streams].shape[1] * 3 // 4
+        padded[streams][:, valid:] = False
+        if self.opposed:
+            scale = self.detector.config.sampling.scale_factor
+            padded[-1] = torch.tensor([full_reflection(valid * scale, scale)])
+        return [self.example(seed=1), tuple(padded)]
+
+
+class ViewRecogniser(NamedNetwork):
+    """An action recogniser's network for one view of a clip.
+
+    Attributes:
+        inputs: `frames`: uint8 RGB [1, 3, T, size, size], in the recogniser's direction.
+        outputs: `scores` [1, K], which sum to 1; of two label sets `scores_<set>` of each.
+    """
+
+    def __init__(self, recogniser: Recogniser) -> None:
+        super().__init__()
+        self.network = recogniser.network
+        self.config = recogniser.config
+        self.eval()
+        self.sizes = [len(each.classes) for each in recogniser.sets]
+        self.inputs = ["frames"]
+        names = [each.name for each in recogniser.sets]
+        self.outputs = [f"scores_{name}" if name else "scores" for name in names]
+
+    def forward(self, frames: Tensor) -> tuple[Tensor, ...]:
+        """Return the classes' scores, a tensor for each label set."""
+        logits = self.network(frames)
+        return tuple(part.softmax(1) for part in logits.split(self.sizes, 1))
+
+    def example(self, seed: int = 0) -> tuple[Tensor, ...]:
+        """Return a random view of a test."""
+        rng = torch.Generator().manual_seed(seed)
+        size = self.config.crops.test_size
+        shape = (1, 3, self.config.views.frames, size, size)
+        return (torch.randint(256, shape, dtype=torch.uint8, generator=rng),)
+
+    def comparisons(self) -> list[tuple[Tensor, ...]]:
+        """Return two views."""
+        return [self.example(seed=1), self.example(seed=2)]
+
 
 def full_reflection(samples: int, scale_factor: int) -> float:
     """Return R of a window without padding, in feature steps of `scale_factor` samples."""
     return reflection(0.0, float(samples - 1), float(scale_factor))
 
 
-def load_for_export(path: Path, option: str) -> WindowDetector:
-    """Return the detector of a checkpoint, ready to be exported.
+def load_for_export(path: Path, option: str) -> NamedNetwork:
+    """Return the detector or the recogniser of a checkpoint, ready to be exported.
 
     Raises:
         ValueError: it cannot be; names the option.
     """
+    if is_checkpoint(path, Recognition):
+        return ViewRecogniser(Recogniser.from_checkpoint(path))
     detector = Detector.from_pretrained(path)
     if detector.config.backbone.mode == "imported":
         raise ValueError(f"{option}: {path} reads features of another network, not pixels")
@@ -104,7 +169,7 @@ def load_for_export(path: Path, option: str) -> WindowDetector:
 
 
 def export_onnx(path: Path, out: Path) -> str:
-    """Write a checkpoint's detector as ONNX; return what it is and how it compares with PyTorch.
+    """Write a checkpoint's network as ONNX; return what it is and how it compares with PyTorch.
 
     Raises:
         ValueError: it cannot be exported, a package is missing, or the results differ.
@@ -146,7 +211,7 @@ def export_onnx(path: Path, out: Path) -> str:
 
 
 def export_torch(path: Path, out: Path) -> str:
-    """Write a checkpoint's detector with torch.export; return what it is and how it compares.
+    """Write a checkpoint's network with torch.export; return what it is and how it compares.
 
     Raises:
         ValueError: it cannot be exported, or the results differ.
@@ -167,29 +232,20 @@ def export_torch(path: Path, out: Path) -> str:
 
 
 def _compare(
-    network: WindowDetector,
+    network: NamedNetwork,
     file: Path,
     run: Callable[[Sequence[Tensor]], list[NDArray[Any]]],
     what: str,
 ) -> str:
-    """Return inputs, outputs, size, largest difference and CPU times of an exported detector.
+    """Return inputs, outputs, size, largest difference and CPU times of an exported network.
 
     Raises:
         ValueError: its results differ from PyTorch's.
     """
-    # Another window than that of the export, and one with padding.
-    full = network.example(seed=1)
-    streams = len(network.detector.streams)
-    padded = list(network.example(seed=2))
-    padded[streams] = padded[streams].clone()
-    valid = padded[streams].shape[1] * 3 // 4
-    padded[streams][:, valid:] = False
-    if network.opposed:
-        scale = network.detector.config.sampling.scale_factor
-        padded[-1] = torch.tensor([full_reflection(valid * scale, scale)])
+    windows = network.comparisons()
     largest = 0.0
     with torch.no_grad():
-        for inputs in (full, tuple(padded)):
+        for inputs in windows:
             for ours, theirs in zip(network(*inputs), run(inputs), strict=True):
                 off = np.abs(ours.numpy() - theirs) / np.maximum(1, np.abs(ours.numpy()))
                 largest = float(np.maximum(largest, off.max()))  # NaN is the largest
@@ -198,14 +254,14 @@ def _compare(
                 f"{what} gives other results than PyTorch: they differ by {largest:.2g}, more than "
                 f"{TOLERANCE:g}; nothing is written"
             )
-        seconds = _cpu_s(lambda: network(*full)), _cpu_s(lambda: run(full))
+        seconds = _cpu_s(lambda: network(*windows[0])), _cpu_s(lambda: run(windows[0]))
     shapes = ", ".join(
         f"{name} {str(x.dtype).removeprefix('torch.')} {list(x.shape)}"
-        for name, x in zip(network.inputs, full, strict=True)
+        for name, x in zip(network.inputs, windows[0], strict=True)
     )
     return (
         f"{format_bytes(file.stat().st_size)}; differs from PyTorch by at most {largest:.1g}; CPU "
-        f"time of a window: {seconds[0]:.2f} s with PyTorch, {seconds[1]:.2f} s with {what}\n"
+        f"time: {seconds[0]:.2f} s with PyTorch, {seconds[1]:.2f} s with {what}\n"
         f"  inputs: {shapes}\n  outputs: {', '.join(network.outputs)}"
     )
 

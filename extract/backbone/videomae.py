@@ -4,7 +4,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from extract.layers.residual import Mlp
 from extract.settings.backbone import TrunkConfig
 from extract.settings.units import CLIP_STEPS, TUBELET
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from configs.messages import plain_line
 from extract.checkpoints.beside import join_shared
-from extract.checkpoints.hub import FOLDER_FILES, locate_named
+from extract.checkpoints.hub import FOLDER_FILES, SHORT_NAMES, locate_named
 from extract.checkpoints.wrappers import unwrap
 
 # Where a pickle's tensors are. OpenTAD evaluates averaged weights where it has them; TAdaConv's
@@ -109,7 +109,10 @@ def read_tensors(path: str | Path) -> TensorFile:
     elif path.is_file():
         content = _read_file(path)
     else:
-        raise ValueError(f"no checkpoint at {path}; check the path")
+        raise ValueError(
+            f"no checkpoint at {path}; check the path (docs/weights.md says where weights are "
+            f"published; {' and '.join(SHORT_NAMES)} are downloaded)"
+        )
     if not content.tensors:
         raise ValueError(
             f"{path} holds no tensors, neither at its top level nor under {', '.join(PARTS)}"

@@ -40,18 +40,3 @@ class LayerScale(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map x […, C] to its like."""
         return x * self.gamma
-
-
-class Mlp(nn.Module):
-    """Two linear layers with GELU between them."""
-
-    def __init__(self, width: int, hidden: int) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(width, hidden)
-        self.act = nn.GELU()
-        self.fc2 = nn.Linear(hidden, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map x […, C] to its like."""
-        result: Tensor = self.fc2(self.act(self.fc1(x)))
-        return result

@@ -14,7 +14,10 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from train.config import TrainingConfig
 from train.engine.sharding import shard_like
 
-MORE_UPDATES = "raise training.epochs and training.stop_epoch, or lower training.global_batch"
+MORE_UPDATES = (
+    "raise training.updates; or, where that is null, training.epochs and training.stop_epoch, or "
+    "lower training.global_batch"
+)
 FEW_UPDATES = 500  # ordinary runs have thousands; with fewer the weights hardly change
 
 
