@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -250,7 +251,8 @@ def measure_nms(args: argparse.Namespace) -> Found:
     seconds = cpu_s = 0.0
     for name, (count, classes, options) in SUPPRESSED.items():
         video, config = candidates(count, classes), NmsConfig(**options)
-        found = repeat(lambda v=video, c=config: float(suppress(*v, c)[1].sum()), args.repeats)
+        act = partial(lambda video, config: float(suppress(*video, config)[1].sum()), video, config)
+        found = repeat(act, args.repeats)
         each[name], sums[name] = 1000 * found["cpu_s"], found["result"]
         seconds, cpu_s = seconds + found["seconds"], cpu_s + found["cpu_s"]
     result = {"cpu_ms": each, "first call, cpu_ms": first, "sums of scores": sums}

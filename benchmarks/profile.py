@@ -350,15 +350,17 @@ def operators_by_stage(runs: Sequence[Sequence[Any]]) -> dict[str, dict[str, lis
 
 def format_table(stages: Stages, updates: int) -> str:
     """Return the stages as a Markdown table; of training also the processor time of an update."""
-    rows = [(key, *taken) for key, taken in stages.taken.items() if key[0] != PROFILED]
-    seconds, busy = (sum(row[place] for row in rows) for place in (1, 2))
+    rows: list[tuple[Key, float, float]] = [
+        (key, wall, cpu) for key, (wall, cpu) in stages.taken.items() if key[0] != PROFILED
+    ]
+    seconds, busy = sum(row[1] for row in rows), sum(row[2] for row in rows)
     lines = [
         "| | stage | seconds | CPU, s | share of CPU | an update, ms of CPU |",
         "|---" * 6 + "|",
     ]
     for group in dict.fromkeys(key[0] for key, *_ in rows):
         mine = [row for row in rows if row[0][0] == group]
-        total: Any = ((group, "**in all**"), *(sum(row[place] for row in mine) for place in (1, 2)))
+        total = (group, "**in all**"), sum(row[1] for row in mine), sum(row[2] for row in mine)
         for (_, name), wall, cpu in (*sorted(mine, key=lambda row: -row[2]), total):
             each = f"{1000 * cpu / updates:.1f}" if group == TRAINING else ""
             share = f"{cpu / busy:.1%}"
@@ -479,16 +481,17 @@ def main() -> None:
     parser.add_argument("--videos", type=int, help="of a subset, at most (detectors)")
     parser.add_argument("--heads", metavar="URL", help="train the head alone, on this cache")
     args, overrides = parser.parse()
-    config = load(experiment_kind(args.config), args.config, overrides)
+    config: Any = load(experiment_kind(args.config), args.config, overrides)
     with stages.stage(IMPORTS):
         # All that the run imports, so that nothing of it is found in other stages.
         for module in imported_by(config, args.heads):
             import_module(module)
     with TemporaryDirectory() as folder, instrumented(stages) as events, ExitStack() as few:
         if args.videos is not None:
+            from evaluate.annotations import select_videos
             from train.data import videos
 
-            changed = shortened(videos.select_videos, args.videos)
+            changed = shortened(select_videos, args.videos)
             few.enter_context(patch.object(videos, "select_videos", changed))
         run_training(with_lengths(config, args.epochs, folder), args.heads, args.config)
         stages.switch((REPORT, REST))
