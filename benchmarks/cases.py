@@ -244,6 +244,9 @@ def measure_nms(args: argparse.Namespace) -> Found:
     """
     from evaluate.nms import NmsConfig, suppress
 
+    def sum_of_scores(segments: Any, scores: Any, labels: Any, config: NmsConfig) -> float:
+        return float(suppress(segments, scores, labels, config)[1].sum())
+
     began = time.process_time()
     suppress(*candidates(10, 2), NmsConfig())
     first = 1000 * (time.process_time() - began)
@@ -251,8 +254,7 @@ def measure_nms(args: argparse.Namespace) -> Found:
     seconds = cpu_s = 0.0
     for name, (count, classes, options) in SUPPRESSED.items():
         video, config = candidates(count, classes), NmsConfig(**options)
-        act = partial(lambda video, config: float(suppress(*video, config)[1].sum()), video, config)
-        found = repeat(act, args.repeats)
+        found = repeat(partial(sum_of_scores, *video, config), args.repeats)
         each[name], sums[name] = 1000 * found["cpu_s"], found["result"]
         seconds, cpu_s = seconds + found["seconds"], cpu_s + found["cpu_s"]
     result = {"cpu_ms": each, "first call, cpu_ms": first, "sums of scores": sums}
