@@ -10,6 +10,7 @@ from typing import Any
 import fsspec
 import fsspec.config
 import pytest
+import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from hypothesis import settings
@@ -19,6 +20,9 @@ from extract.sampling import frame_cache
 from tests.object_store import Proxy, serving
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+SHARDS_ON_CPUS = pytest.mark.skipif(
+    not hasattr(torch.cpu.Stream, "record_event"), reason="FSDP2 of this torch needs a GPU"
+)
 GOLDEN = REPOSITORY / "tests/golden"  # reference numbers; README.md there says whose
 
 # What is remembered of videos stays out of the user's own cache, in scripts that tests start, too.

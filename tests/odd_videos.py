@@ -89,7 +89,7 @@ def write_streams(
         streams = [add_stream(file, "libx264", size, FPS, None) for size in sizes]
         for place, stream in enumerate(streams):
             if default is not None:
-                stream.disposition = Disposition.default if place == default else Disposition(0)
+                stream.disposition = Disposition.default.value if place == default else 0
         shown = [pictures(count, size, 100 * n) for n, size in enumerate(sizes)]
         for group in zip(*shown, strict=True):
             for stream, picture in zip(streams, group, strict=True):

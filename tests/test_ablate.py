@@ -469,6 +469,7 @@ def test_two_processes_share_the_runs(place: Path) -> None:
     assert most == 2
 
 
+@pytest.mark.slow
 def test_a_grid_of_ten_lines_is_enough(place: Path) -> None:
     (place / "grid.yaml").write_text(
         """out: runs/mine
@@ -787,6 +788,7 @@ def slurm(place: Path) -> Iterator[dict[str, str]]:
             os.killpg(int(file.read_text()), signal.SIGKILL)
 
 
+@pytest.mark.slow
 @submitit
 def test_jobs_in_the_queue_are_not_submitted_again(
     place: Path,

@@ -22,6 +22,7 @@ from extract.backbone.backbone import Backbone
 from extract.backbone.tada_backbone import TAdaBackbone
 from extract.sampling import transforms
 from extract.settings.backbone import BackboneConfig, Cut, TAdaSize
+from tests.conftest import SHARDS_ON_CPUS
 from tests.encodings import write_numbered
 from tests.test_activations import CUTS, EXACT, PIXELS, TRUNK, fresh, new_backbone, seam, spans_of
 from tests.test_backbone import relative
@@ -238,6 +239,7 @@ def test_what_cannot_be_named_is_refused(store: Store) -> None:
     seam(store, new_backbone()).cached_cuts()
 
 
+@SHARDS_ON_CPUS
 def test_weights_that_are_spread_over_processes_count_as_whole_ones(
     store: Store, tmp_path: Path
 ) -> None:

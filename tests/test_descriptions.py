@@ -532,6 +532,7 @@ def report_index(store: Store, number: int, answer: Connection) -> None:
     answer.send((before, there, len(store.index.records), store.videos[f"{1:064x}"].times_s))
 
 
+@pytest.mark.slow
 def test_a_spawned_process_shares_the_index(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

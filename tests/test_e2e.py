@@ -274,6 +274,7 @@ def test_only_the_same_run_is_resumed(data: list[str], tmp_path: Path) -> None:
     check_same_run(path, saved, longer, ("a", "b"), 1)
 
 
+@pytest.mark.slow
 def test_a_refused_resume_leaves_the_run_as_it_was(trained: Path, data: list[str]) -> None:
     before = {name: (trained / name).read_bytes() for name in ("config.yaml", "last.pt")}
     arguments = ["train/e2e.py", "--resume", "--config", DEMO, *data, *QUICK, "--out", trained]

@@ -92,7 +92,8 @@ def check(detector: Detector, found: list[Tensor], wanted: list[Tensor]) -> None
         assert max(float(tensor.std()) for tensor in of_kind) > 1e-4
 
 
-@pytest.mark.parametrize("name", ["attention", pytest.param("average", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["attention", "average"])
 def test_torch_runs_it_without_our_code(name: str, tmp_path: Path) -> None:
     detector = a_detector(*FUSIONS[name])
     detector.save_pretrained(tmp_path / "made")

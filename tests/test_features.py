@@ -97,7 +97,7 @@ def test_other_files_are_told(
 
 def test_objects_in_arrays_are_refused(tmp_path: Path) -> None:
     for name, save in (("a.npy", np.save), ("a.npz", np.savez)):
-        save(tmp_path / name, np.array([Bomb()], object), allow_pickle=True)
+        save(tmp_path / name, np.array([Bomb()], object))
         with pytest.raises(ValueError, match="cannot be read as an array of numbers"):
             read_array(tmp_path / name)
     torch.save(Bomb(), tmp_path / "a.pt")
@@ -505,7 +505,7 @@ def store_as(content: Any, path: Path) -> None:
             np.save(path, content, allow_pickle=True)
         case ".npz":
             named = content if isinstance(content, dict) else {"x": content}
-            np.savez(path, allow_pickle=True, **named)
+            np.savez(path, **named)
         case ".pt":
             torch.save(content, path)
         case _:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from evaluate.reports.metrics_file import read_metrics
 from extract.demo import DemoConfig, write_dataset
-from tests.conftest import REPOSITORY
+from tests.conftest import REPOSITORY, SHARDS_ON_CPUS
 from tests.test_e2e import the_same_curve
 from train.config import Experiment
 from train.detector.model import Detector
@@ -145,7 +145,7 @@ def one(arguments: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     params=[
         pytest.param(accumulated, marks=pytest.mark.slow),
         two_processes,
-        pytest.param(sharded, marks=pytest.mark.slow),
+        pytest.param(sharded, marks=[pytest.mark.slow, SHARDS_ON_CPUS]),
         pytest.param(two_nodes, marks=pytest.mark.slow),
     ],
     ids=lambda train: train.__name__,
@@ -229,6 +229,7 @@ def test_every_way_leaves_a_detector(other: Path, arguments: list[str]) -> None:
     assert detector.detect(next(videos.glob("test_*.mp4")))
 
 
+@SHARDS_ON_CPUS
 @pytest.mark.slow
 def test_a_sharded_run_resumes(arguments: list[str], tmp_path: Path) -> None:
     """Bit for bit, with drop path, clipping and a validation to make up for."""

@@ -137,6 +137,7 @@ class Held(Dataset[Tensor]):
         return read
 
 
+@pytest.mark.slow
 def test_spawned_workers_share_the_memory(tmp_path: Path, accelerator: Accelerator) -> None:
     items = [item(number) for number in range(2)]
     cached = stored(tmp_path, items, "video")

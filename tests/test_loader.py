@@ -129,7 +129,7 @@ def test_batches_come_as_they_were_with_a_small_shared_memory() -> None:
     ("how", "text"),
     [
         ("not picklable", "cannot pickle '_thread.lock' object"),
-        ("no memory", "[Errno 28] No space left on device"),
+        pytest.param("no memory", "[Errno 28] No space left on device", marks=pytest.mark.slow),
         pytest.param("no files", "[Errno 28] No space left on device", marks=pytest.mark.slow),
     ],
 )
@@ -141,6 +141,7 @@ def test_what_cannot_be_handed_on_is_an_error_at_once(how: str, text: str) -> No
     assert format_error(caught.value) == f"error: {text}"
 
 
+@pytest.mark.slow
 def test_a_batch_takes_one_file_however_many_tensors_it_has() -> None:
     def files() -> int:
         return len(os.listdir("/dev/fd"))

@@ -3,9 +3,9 @@
 import shutil
 from pathlib import Path
 
+import av
 import pytest
 import torch
-import torchvision
 from accelerate import Accelerator
 from torch import Tensor
 
@@ -63,6 +63,7 @@ def test_the_table_tells_what_is_stale_and_prune_frees_it(study: Path, tmp_path:
     assert done.returncode == 0 and "features" not in done.stdout
 
 
+@pytest.mark.slow
 def test_damage_is_named_and_pruned(study: Path, tmp_path: Path) -> None:
     cache = shutil.copytree(study / "cache", tmp_path / "cache")
     shards = [file for file in cache.rglob("c/**/*") if file.is_file()]
@@ -123,12 +124,12 @@ def test_entries_of_other_libraries_say_so_and_stay(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    cache, version = shutil.copytree(study / "cache", tmp_path / "cache"), torchvision.__version__
+    cache, version = shutil.copytree(study / "cache", tmp_path / "cache"), av.__version__
     name = true_entry(cache, capsys)
     before = Store.open(cache).bytes
-    monkeypatch.setattr(torchvision, "__version__", "0.0.1")
+    monkeypatch.setattr(av, "__version__", "0.0.1")
     shown = states(cache, capsys, prunes=True)
-    why = f"libraries.torchvision was {version.split('+')[0]}, is 0.0.1"
+    why = f"libraries.av was {version.split('+')[0]}, is 0.0.1"
     assert " outdated: " in shown and f"{name}: {why}" in shown and "--adopt" in shown
     # What has other weights may be freed, what is outdated may be true elsewhere.
     assert Store.open(cache).bytes > 0 and ("stale" in shown or Store.open(cache).bytes == before)
@@ -149,7 +150,7 @@ def test_an_outdated_entry_with_equal_numbers_can_be_adopted(
 ) -> None:
     cache = shutil.copytree(study / "cache", tmp_path / "cache")
     name = true_entry(cache, capsys)
-    monkeypatch.setattr(torchvision, "__version__", "0.0.1")
+    monkeypatch.setattr(av, "__version__", "0.0.1")
     assert f" {name} " in states(cache, capsys) and "true: " not in states(cache, capsys)
     said = adopt_entry(str(cache), name, None, None, [])
     assert "is read again" in said and "tolerance 0.001" in said
