@@ -215,6 +215,7 @@ def test_a_head_on_imported_features_is_the_head_on_the_cache(
     assert done.returncode == 1 and "train on them with train/heads.py" in done.stderr
 
 
+@pytest.mark.slow
 def test_features_of_another_width_are_mapped_and_warm_an_end_to_end_start(
     study: Path, tmp_path: Path
 ) -> None:

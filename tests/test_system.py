@@ -27,6 +27,7 @@ for name in sys.argv[2:]:
     importlib.import_module(name)
 
 from configs.atomic import write_text
+from extract.sampling import frame_cache
 from extract.sampling.frame_cache import FrameCache
 from extract.sampling.transforms import PixelConfig, evaluation_transform
 from extract.sampling.windows import SamplingConfig, sliding_windows
@@ -36,6 +37,7 @@ from train.data.videos import probe_item, with_digest
 from train.engine.run_folder import claim_folder
 from train.cost.workload import count_cores
 
+frame_cache.RESERVE = 0  # a nearly full disk is no concern of the tests
 folder = Path(sys.argv[1])
 for text in ("one", "two"):
     write_text(folder / "some.json", text)

@@ -108,6 +108,7 @@ def test_averaging_needs_no_training_and_tells_of_each_stream(
     assert late.keys() == joined.keys()
 
 
+@pytest.mark.slow
 def test_untrained_fusions_score_as_their_parts(streams: Path, accelerator: Accelerator) -> None:
     """Before training every fusion's mAP is that of the mean, or of the first stream, exactly."""
     sources = [
