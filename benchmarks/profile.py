@@ -197,28 +197,6 @@ def function_name(file: str, function: str) -> str | None:
     return f"{file.removeprefix(home).lstrip(os.sep)}:{function}".replace(";", ",")
 
 
-def timed(stages: Stages, function: Callable[..., Any], name: str) -> Callable[..., Any]:
-    """Return a function whose time counts for a stage."""
-
-    @functools.wraps(function)
-    def wrapper(*args: Any, **kwargs: Any) -> Any:
-        with stages.stage(name):
-            return function(*args, **kwargs)
-
-    return wrapper
-
-
-def timed_group(stages: Stages, function: Callable[..., Any], name: str) -> Callable[..., Any]:
-    """Return a function whose time counts for a group of stages."""
-
-    @functools.wraps(function)
-    def wrapper(*args: Any, **kwargs: Any) -> Any:
-        with stages.group(name):
-            return function(*args, **kwargs)
-
-    return wrapper
-
-
 def timed_items(stages: Stages, function: Callable[..., Any], name: str) -> Callable[..., Any]:
     """Return a function whose items' time counts for a stage, without what is done with them."""
 
@@ -241,7 +219,11 @@ def instrumented(stages: Stages) -> Iterator[list[FunctionEvent]]:
     from train.engine.loop import TrainingRun
 
     events = list[Any]()
-    kinds = ((GROUPS, timed_group), (FUNCTIONS, timed), (ITERATORS, timed_items))
+    kinds: list[tuple[dict[str, str], Callable[..., Any]]] = [
+        (GROUPS, lambda function, name: stages.group(name)(function)),
+        (FUNCTIONS, lambda function, name: stages.stage(name)(function)),
+        (ITERATORS, lambda function, name: timed_items(stages, function, name)),
+    ]
     build, update = TrainingRun.__init__, TrainingRun.update
 
     def build_watched(run: Any, *args: Any, **kwargs: Any) -> None:
@@ -268,7 +250,7 @@ def instrumented(stages: Stages) -> Iterator[list[FunctionEvent]]:
                     continue
                 *owners, attribute = path.split(".")
                 owner = functools.reduce(getattr, owners, import_module(module))
-                changed = wrap(stages, getattr(owner, attribute), name)
+                changed = wrap(getattr(owner, attribute), name)
                 patches.enter_context(patch.object(owner, attribute, changed))
         patches.enter_context(patch.object(TrainingRun, "__init__", build_watched))
         patches.enter_context(patch.object(TrainingRun, "update", update_profiled))
