@@ -24,6 +24,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import signal
 import sys
 import threading
 import time
@@ -35,6 +36,7 @@ from datetime import date
 from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
@@ -153,34 +155,39 @@ class Stages:
             self.switch(outer)
 
 
-class Sampler(threading.Thread):
-    """A thread that notes every few milliseconds where another one is.
+class Sampler:
+    """Notes every few milliseconds where the main thread is.
+
+    A timer's signal interrupts that thread itself between two of its steps: another thread that
+    walks its frames (`sys._current_frames`) can find them freed meanwhile.
 
     Attributes:
         stacks: microseconds by the stage and the functions, outermost first.
     """
 
     def __init__(self, stages: Stages) -> None:
-        super().__init__(daemon=True)
         self.stages, self.stacks = stages, Counter[tuple[str, ...]]()
-        self._watched, self._ended = threading.get_ident(), threading.Event()
 
-    def run(self) -> None:
-        last = time.perf_counter()
-        while not self._ended.wait(SAMPLE_S):
-            frame, names = sys._current_frames().get(self._watched), list[str]()
-            while frame is not None:
-                if name := function_name(frame.f_code.co_filename, frame.f_code.co_name):
-                    names.append(name)
-                frame = frame.f_back
-            now = time.perf_counter()
-            # As long as Python's lock is held elsewhere nothing can be noted.
-            self.stacks[*self.stages.current, *reversed(names)] += round(1e6 * (now - last))
-            last = now
+    def start(self) -> None:
+        self._last = time.perf_counter()
+        self._before = signal.signal(signal.SIGALRM, self._note)
+        signal.siginterrupt(signal.SIGALRM, False)  # calls of the system go on after it
+        signal.setitimer(signal.ITIMER_REAL, SAMPLE_S, SAMPLE_S)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        names = list[str]()
+        while frame is not None:
+            if name := function_name(frame.f_code.co_filename, frame.f_code.co_name):
+                names.append(name)
+            frame = frame.f_back
+        now = time.perf_counter()
+        # Signals wait while a library computes: its time counts for the function that called it.
+        self.stacks[*self.stages.current, *reversed(names)] += round(1e6 * (now - self._last))
+        self._last = now
 
     def end(self) -> None:
-        self._ended.set()
-        self.join()
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, self._before)
 
 
 @functools.cache

@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -103,6 +104,7 @@ def test_stacks_are_collapsed_without_rare_ones() -> None:
     sampler.start()
     work(0.1)
     sampler.end()
+    assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
     text = format_stacks(sampler.stacks)
     assert any(
         line.startswith("training;rest;") and "tests/test_profile.py:work " in line
