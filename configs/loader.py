@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
@@ -200,8 +201,7 @@ def _build_config(
     if missing:
         raise ValueError(f"{source}: settings without a default are missing: {', '.join(missing)}")
     check_overrides(kind, overrides)
-    parser = ArgumentParser(exit_on_error=False, allow_abbrev=False)
-    parser.add_class_arguments(kind, nested_key=None, fail_untyped=True)
+    parser = _build_parser(kind)
     blame = source
     try:
         parsed = parser.parse_object(content)
@@ -212,6 +212,13 @@ def _build_config(
         return kind(**vars(built))
     except (ParserError, ValueError, TypeError) as error:
         raise ValueError(f"{blame}: {' '.join(str(error).split())}") from error
+
+
+@functools.cache  # made anew it takes as long as what it reads
+def _build_parser(kind: type) -> ArgumentParser:
+    parser = ArgumentParser(exit_on_error=False, allow_abbrev=False)
+    parser.add_class_arguments(kind, nested_key=None, fail_untyped=True)
+    return parser
 
 
 def check_overrides(kind: type, overrides: Sequence[str]) -> None:
