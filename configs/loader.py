@@ -201,7 +201,7 @@ def _build_config(
     if missing:
         raise ValueError(f"{source}: settings without a default are missing: {', '.join(missing)}")
     check_overrides(kind, overrides)
-    parser = _build_parser(kind)
+    parser = _build_parser(kind)  # type: ignore[arg-type]  # a class is hashable
     blame = source
     try:
         parsed = parser.parse_object(content)

@@ -48,6 +48,8 @@ ENCODINGS = {
     "AV1": Encoding("libsvtav1", "seek", ".mp4", (("preset", "12"), ("g", "40"))),
     "MPEG-4 in AVI": Encoding("mpeg4", "seek", ".avi", (("bf", "2"),)),
 }
+# One of each way to read, and the codecs that people have most.
+QUICK_ENCODINGS = ("H.264", "MPEG transport stream", "open GOP", "variable frame rate", "VP9")
 
 
 def write_numbered(path: Path, count: int, encoding: Encoding = ENCODINGS["H.264"]) -> None:

@@ -31,6 +31,7 @@ from extract.settings.pixels import PixelConfig
 from extract.settings.sampling import Direction, SamplingConfig, SpanKind
 from extract.video.reader import VideoError, VideoReader
 from tests.encodings import ENCODINGS, write_numbered
+from tests.marks import quick_only
 from tests.test_backbone import relative
 from tests.test_detector import golden_detector
 from train.detector.model import Detector
@@ -167,7 +168,7 @@ def test_one_decode_serves_overlapping_windows_and_both_directions(
             assert torch.equal(piece.arranged(spans[number]), expected)
 
 
-@pytest.mark.parametrize("k", range(DEPTH))
+@pytest.mark.parametrize("k", quick_only(range(DEPTH), 1))
 @pytest.mark.parametrize("name", ["down.weight", "depthwise.bias", "pointwise.weight", "gamma"])
 def test_a_changed_adapter_counts_from_its_block_on(
     video: Path, store: Store, k: int, name: str

@@ -562,6 +562,7 @@ def test_tiers_of_elan_do_not_overlap(tmp_path: Path) -> None:
         assert all(before[1] <= after[0] for before, after in pairwise(spans))
 
 
+@pytest.mark.slow
 def test_scored_predictions_are_written_for_tools(tmp_path: Path) -> None:
     each = detections([("run", 25, 50), ("run", 100, 50), ("jump", 0, 10)], 25.0)
     write_predictions(tmp_path / "found.json", {"v": each})

@@ -338,6 +338,7 @@ class HangingWindows(Dataset[int]):
 LINE = "error: clip.mp4: its decoder hangs"
 
 
+@pytest.mark.slow
 def test_a_decoder_that_hangs_ends_its_process() -> None:
     code = "from tests.test_bad_videos import HangingWindows; HangingWindows()[0]"
     done = subprocess.run(
@@ -351,6 +352,7 @@ def test_a_decoder_that_hangs_ends_its_process() -> None:
     assert len(done.stderr.splitlines()) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("crashes", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_worker_that_ends_is_an_error_that_names_the_file(
     capfd: pytest.CaptureFixture[str], crashes: bool
@@ -377,6 +379,7 @@ class EndingWindows(Dataset[int]):
         return 0
 
 
+@pytest.mark.slow
 def test_a_worker_that_ends_between_two_files_accuses_none() -> None:
     unexpected = pytest.raises(OSError, match="a decoding worker ended unexpectedly")
     with unexpected as caught, translate_worker_death():

@@ -29,6 +29,7 @@ from extract.tada.pretrained import load_tada, recognise_tada
 from extract.tada.tada2d import TAda2D, TAda2DConfig
 from tests.forks import script
 from tests.layouts import SMALL, hugging_face, mmaction, pretraining, random_backbone, videomae
+from tests.marks import quick_only
 from tests.test_e2e import DEMO, QUICK
 from tests.test_weights import demo, run_main, write_opentad
 from train.config import Experiment
@@ -185,7 +186,7 @@ def test_wrapped_names_are_the_plain_ones(tmp_path: Path, prefix: str) -> None:
         load_trunk(VideoMAE(SMALL), tmp_path / "wrapped.ckpt")
 
 
-@pytest.mark.parametrize("prefix", PREFIXES)
+@pytest.mark.parametrize("prefix", quick_only(PREFIXES, *PREFIXES[:2]))
 def test_wrapped_detectors_and_other_networks(tmp_path: Path, prefix: str) -> None:
     config = demo(tmp_path)
     write_opentad(tmp_path / "opentad.pth", config, 2)
@@ -227,7 +228,7 @@ def test_wrapped_names_in_shards(tmp_path: Path) -> None:
     assert set(read_tensors(tmp_path).tensors) == set(places)
 
 
-@pytest.mark.parametrize("prefix", PREFIXES)
+@pytest.mark.parametrize("prefix", quick_only(PREFIXES, *PREFIXES[2:4]))
 def test_our_own_checkpoint_with_wrapped_names(tmp_path: Path, prefix: str) -> None:
     config = demo(tmp_path)
     state = Detector(config, ("a",)).state_dict()

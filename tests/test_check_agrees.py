@@ -67,6 +67,7 @@ def check_agreement(folder: Path, durations: dict[str, float] | None = None) -> 
     return set(items.skipped)
 
 
+@pytest.mark.slow
 def test_every_kind_of_damage_is_the_same_to_both(tmp_path: Path) -> None:
     folder = tmp_path / "videos"
     folder.mkdir()

@@ -17,6 +17,7 @@ from extract.activations.activations import Activations
 from extract.settings.backbone import BackboneConfig, Recompute, TAdaSize, TrunkConfig
 from extract.settings.sampling import SamplingConfig
 from tests.conftest import REPOSITORY
+from tests.marks import slow
 from tests.test_e2e import DEMO, QUICK, build
 from train.config import Compile, Experiment
 from train.detector.model import Detector
@@ -79,14 +80,14 @@ def gradients(network: nn.Module, losses: Tensor) -> list[Tensor]:
 @pytest.mark.parametrize(
     ("fusion", "backbone"),
     [
-        pytest.param("none", {"mode": "adapter", "recompute": "none"}, marks=pytest.mark.slow),
+        slow("none", {"mode": "adapter", "recompute": "none"}),
         ("none", {"mode": "adapter", "recompute": "selective"}),
-        pytest.param("none", {"mode": "adapter", "recompute": "full"}, marks=pytest.mark.slow),
-        ("none", {"mode": "side"}),
-        pytest.param("none", {"mode": "full"}, marks=pytest.mark.slow),
-        pytest.param("none", {"mode": "frozen"}, marks=pytest.mark.slow),
-        ("average", {"mode": "adapter"}),
-        ("none", {"mode": "full", "network": "tada2d", "tada": TAdaSize((1, 1, 1, 1), 8)}),
+        slow("none", {"mode": "adapter", "recompute": "full"}),
+        slow("none", {"mode": "side"}),
+        slow("none", {"mode": "full"}),
+        slow("none", {"mode": "frozen"}),
+        slow("average", {"mode": "adapter"}),
+        slow("none", {"mode": "full", "network": "tada2d", "tada": TAdaSize((1, 1, 1, 1), 8)}),
     ],
 )
 def test_a_detector_is_one_graph(fusion: Method, backbone: dict[str, Any]) -> None:
@@ -103,6 +104,7 @@ def test_a_detector_is_one_graph(fusion: Method, backbone: dict[str, Any]) -> No
     assert gradients(detector, found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recompute", [pytest.param("none", marks=pytest.mark.slow), "selective"])
 def test_gradients_are_traced_too(recompute: Recompute) -> None:
     detector = new_detector(mode="adapter", recompute=recompute)
@@ -133,7 +135,7 @@ def test_a_head_and_its_losses_are_one_graph() -> None:
     assert counter.frame_count == 1
 
 
-@pytest.mark.parametrize("parts", ["off", "blocks", "all"])
+@pytest.mark.parametrize("parts", ["off", "blocks", slow("all")])
 def test_names_stay_and_alike_blocks_share(parts: Compile) -> None:
     detector = new_detector(mode="adapter")
     names = [*detector.state_dict()]

@@ -15,7 +15,14 @@ from extract.transcoding import cut
 from extract.transcoding.cut import cut_segment, find_frames
 from extract.video.indexing import video_index
 from extract.video.reader import VideoReader
-from tests.encodings import ENCODINGS, read_numbers, sequential, turn, write_numbered
+from tests.encodings import (
+    ENCODINGS,
+    read_numbers,
+    sequential,
+    turn,
+    write_numbered,
+)
+from tests.marks import quick_only
 
 COUNT = 100
 # A keyframe every ten frames, so that segments can begin at one.
@@ -32,7 +39,7 @@ COPIED = {
 }
 
 
-@pytest.mark.parametrize("name", ENCODINGS)
+@pytest.mark.parametrize("name", quick_only(ENCODINGS, "H.264", "open GOP"))
 def test_a_clip_has_the_frames_of_its_segment(tmp_path: Path, name: str) -> None:
     encoding = ENCODINGS[name]
     source = tmp_path / f"source{encoding.suffix}"

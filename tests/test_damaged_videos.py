@@ -22,6 +22,7 @@ from train.data.videos import load_annotations, load_items
 from train.dataset_check.check import run_checks
 from train.dataset_check.survey import survey_dataset
 
+COUNT = 300
 FRAMES = 40
 SOURCES = {
     "h264.mp4": "libx264", "h265.mp4": "libx265", "mpeg4.avi": "mpeg4", "h264.mkv": "libx264",
@@ -55,7 +56,7 @@ def damaged(content: bytes, rng: np.random.Generator) -> bytes:
     return bytes(data)
 
 
-def write_variants(folder: Path, count: int) -> None:
+def write_variants(folder: Path) -> None:
     """Write a whole video, and damaged ones of ten kinds."""
     folder.mkdir()
     sources = []
@@ -63,7 +64,7 @@ def write_variants(folder: Path, count: int) -> None:
         path = write_clip(folder / name, FRAMES, codec=codec)
         sources.append((path.suffix, path.read_bytes()))
         path.unlink()
-    for number in range(count):
+    for number in range(COUNT):
         suffix, content = sources[number % len(sources)]
         variant = damaged(content, np.random.default_rng(number))
         (folder / f"bad{number:03}{suffix}").write_bytes(variant)
@@ -83,25 +84,25 @@ def dataset(folder: Path, config: Experiment) -> Experiment:
     return replace(config, data=data)
 
 
-@pytest.mark.parametrize("count", [30, pytest.param(300, marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_damage_costs_its_own_video_alone(
-    tmp_path: Path, accelerator: Accelerator, capfd: pytest.CaptureFixture[str], count: int
+    tmp_path: Path, accelerator: Accelerator, capfd: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "videos"
-    write_variants(folder, count)
+    write_variants(folder)
     config = dataset(folder, small_experiment(tmp_path))
 
     survey = survey_dataset(config, timeout_s=20)
     run_checks(survey)
     names = files_by_name(folder).keys()  # what begins like no video is none
-    assert count - 10 < len(names) <= count + 1
+    assert COUNT - 10 < len(names) <= COUNT + 1
     assert survey.files.keys() | survey.unreadable.keys() == names
     assert "whole" in survey.files and not survey.files.keys() & survey.unreadable.keys()
     for file in survey.files.values():
         assert np.all(np.diff(file.index.pts) > 0) and 0 < file.index.fps < 1e6
 
     items = load_items(config.data, load_annotations(config.data), "training")
-    assert "whole" in [item.name for item in items] and len(items) + len(items.skipped) == count + 1
+    assert "whole" in [item.name for item in items] and len(items) + len(items.skipped) == COUNT + 1
     for item in items:
         reader = VideoReader(item.path)
         try:

@@ -55,6 +55,7 @@ def training_windows(config: Experiment) -> TrainingWindows:
     return TrainingWindows(items, WindowInputs.of(config))
 
 
+@pytest.mark.slow
 def test_samples_depend_on_seed_epoch_and_position_alone(config: Experiment) -> None:
     one, two = training_windows(config), training_windows(config)
     two[(7, 1)]  # another sample in between
@@ -134,6 +135,7 @@ def test_truth_survives_the_way_through_the_window(config: Experiment) -> None:
     assert found >= 5
 
 
+@pytest.mark.slow
 def test_loaders_give_the_same_data_with_any_number_of_workers(config: Experiment) -> None:
     batches = []
     for workers in (0, 2):

@@ -26,6 +26,7 @@ from cache.store import MARKER, Store
 from cache.upkeep.prune import prune
 from cache.upkeep.verify import Problem, verify
 from tests.conftest import GOLDEN
+from tests.marks import slow
 from tests.store_writer import activation, described
 from tests.test_store import address, bits, filled, same
 from tests.test_store_together import preceded
@@ -479,7 +480,7 @@ def test_damage_of_version_2_is_named(tmp_path: Path, kind: str, harm: str) -> N
         )
 
 
-@pytest.mark.parametrize("drops", [True, False])
+@pytest.mark.parametrize("drops", [True, slow(False)])
 def test_verify_beside_a_prune_alarms_nobody(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, drops: bool
 ) -> None:

@@ -35,6 +35,7 @@ from extract.video.reader import VideoError, VideoReader
 from tests.conftest import REPOSITORY
 from tests.encodings import ENCODINGS, read_numbers, write_numbered
 from tests.forks import script
+from tests.marks import slow
 from tests.test_detector import small_experiment
 from train.config import Experiment
 from train.data.videos import VideoItem, probe_item
@@ -109,7 +110,7 @@ def window_by_window(detector: Detector, path: Path) -> list[Detection]:
     return merge_windows(found, item, CLASSES, config.evaluation)
 
 
-@pytest.mark.parametrize("frames", [40, 64, 333])
+@pytest.mark.parametrize("frames", [slow(40), slow(64), 333])
 def test_streamed_windows_are_the_windows_alone(tmp_path: Path, frames: int) -> None:
     """One decode, windows in passing: segments to the last bit those of each window by itself."""
     path = tmp_path / "video.mp4"
@@ -296,6 +297,7 @@ def test_one_command_writes_all(folder: Path) -> None:
     assert (out / one["source"]).resolve() == (folder / "videos/one.mp4").resolve()
 
 
+@pytest.mark.slow
 def test_segments_are_cut_out(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, accelerator: Accelerator
 ) -> None:
@@ -449,9 +451,9 @@ def in_process(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> str:
 @pytest.mark.parametrize(
     ("error", "told"),
     [
-        (RuntimeError("DataLoader worker (pid 3) exited unexpectedly"), "two.avi: cannot be dec"),
+        slow(RuntimeError("DataLoader worker (pid 3) exited unexpectedly"), "two.avi: cannot be"),
         (VideoError("two.avi: broke in its middle"), "broke in its middle"),
-        (MemoryError("no memory"), "error: no memory"),
+        slow(MemoryError("no memory"), "error: no memory"),
     ],
 )
 def test_what_was_found_is_kept(

@@ -21,6 +21,8 @@ from evaluate.reports.metrics_file import read_metrics
 from extract.settings.backbone import Mode
 from extract.video.reader import VideoReader
 from tests.conftest import REPOSITORY
+from tests.forks import good
+from tests.marks import slow
 from tests.test_report import read
 from train.config import Experiment
 from train.data.videos import load_annotations, load_items
@@ -111,21 +113,19 @@ def test_a_run_leaves_everything_behind(trained: Path, data: list[str]) -> None:
 def test_evaluation_scores_the_checkpoint_and_its_own_predictions(
     trained: Path, data: list[str], tmp_path: Path
 ) -> None:
-    done = script("evaluate/run.py", "--checkpoint", trained / "last.pt", "--out", tmp_path)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "all classes" in done.stdout and "average mAP" in done.stdout
+    told = good("evaluate/run.py", "--checkpoint", trained / "last.pt", "--out", tmp_path)
+    assert "all classes" in told and "average mAP" in told
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert (tmp_path / "tious.png").read_bytes().startswith(b"\x89PNG")
     _, content = read(tmp_path)
     assert content["facts"]["average mAP"] == metrics["average_mAP"]
     assert str(trained / "last.pt") in " ".join(content["texts"]["The exact command"].split())
-    again = script(
+    good(
         "evaluate/run.py",
         *("--predictions", tmp_path / "predictions.json"),
         *("--annotations", data[0].split("=")[1], "--subset", "test"),
         *("--tious", 0.3, 0.4, 0.5, 0.6, 0.7, "--out", tmp_path / "again"),
     )
-    assert again.returncode == 0, again.stderr
     assert json.loads((tmp_path / "again/metrics.json").read_text()) == metrics
 
     # The same detector from Python, window by window in other batches.
@@ -187,6 +187,7 @@ def the_same_curve(one: Path, two: Path) -> list[dict[str, Any]]:
     return curves[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "where", [pytest.param("in an epoch", marks=pytest.mark.slow), "in a validation"]
 )
@@ -324,7 +325,7 @@ def test_a_workers_error_is_one_line() -> None:
     assert format_error(ValueError("plain: text")) == "error: plain: text"
 
 
-@pytest.mark.parametrize("mode", ["adapter", "frozen", "full"])
+@pytest.mark.parametrize("mode", ["adapter", slow("frozen"), slow("full")])
 def test_only_what_should_learn_moves(
     data: list[str], tmp_path: Path, accelerator: Accelerator, mode: Mode
 ) -> None:

@@ -152,9 +152,10 @@ def check_recogniser(recogniser: Recogniser, views: Tensor, found: list[Tensor])
         assert float(ours.std()) > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(name, marks=[] if name == "resnet" else pytest.mark.slow) for name in NETWORKS],
+    NETWORKS,
 )
 def test_torch_runs_a_recogniser_without_our_code(name: str, tmp_path: Path) -> None:
     recogniser = save_recogniser(tmp_path / "made.pt", *NETWORKS[name])

@@ -216,6 +216,7 @@ def test_a_head_on_imported_features_is_the_head_on_the_cache(
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_features_of_another_width_are_mapped_and_warm_an_end_to_end_start(
     study: Path, tmp_path: Path
 ) -> None:
@@ -280,6 +281,7 @@ def importing(folder: Path, *more: object) -> str:
     return done.stderr
 
 
+@pytest.mark.slow
 def test_imports_that_cannot_be_are_told_and_the_others_are_in(tmp_path: Path) -> None:
     stride = ["--stride", 4]
     assert "has no file" in importing(tmp_path, *stride)

@@ -41,6 +41,7 @@ from extract.settings.pixels import PixelConfig
 from extract.settings.sampling import Direction, SamplingConfig
 from extract.video.reader import CHUNK, VideoError, VideoReader
 from tests.encodings import ENCODINGS, turn, write_numbered
+from tests.marks import slow
 from tests.test_bad_videos import SPOILERS, damage, vanish
 from tests.test_disk import files_end_at
 from tests.test_e2e import DEMO, QUICK, build, script, the_same_curve
@@ -139,7 +140,7 @@ def test_any_window_finds_its_frames(frames: int, strides: tuple[int, int], seed
 
 
 @pytest.mark.parametrize("sampling", [WINDOW, RESIZE], ids=lambda c: c.method)
-@pytest.mark.parametrize("pixels", [PIXELS, PLAIN], ids=["cropped", "whole"])
+@pytest.mark.parametrize("pixels", [slow(PIXELS), PLAIN], ids=["cropped", "whole"])
 def test_training_samples_are_the_same_to_the_bit(
     config: Experiment, sampling: SamplingConfig, pixels: PixelConfig
 ) -> None:

@@ -4,10 +4,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.conftest import REPOSITORY
 from tests.encodings import ENCODINGS
 
 
+@pytest.mark.slow
 def test_random_windows_of_every_encoding_are_exact(tmp_path: Path) -> None:
     (tmp_path / "broken.mp4").write_bytes(b"no video")
     done = subprocess.run(

@@ -131,6 +131,7 @@ def test_weights_fingerprints_and_the_glance_at_them_stay() -> None:
     assert cast(Any, _glance(backbone))[1] == seen
 
 
+@pytest.mark.slow
 def test_a_checkpoint_and_a_resumed_run_have_the_exact_weights(
     data: list[str], tmp_path: Path
 ) -> None:

@@ -16,6 +16,7 @@ from extract.sampling.window_frames import arrange
 from extract.sampling.windows import Window
 from extract.settings.sampling import Pairing
 from tests.conftest import REPOSITORY
+from tests.marks import slow
 from train.config import Experiment
 from train.detector.model import Detector
 from train.modeling.actionformer import HeadOutput
@@ -270,7 +271,7 @@ def two_streams(method: Method, same: bool = False) -> Detector:
     return detector
 
 
-@pytest.mark.parametrize("method", ["average", "fc", "fc_conv", "fc_mean"])
+@pytest.mark.parametrize("method", ["average", slow("fc"), "fc_conv", slow("fc_mean")])
 def test_a_reversed_video_swaps_the_outputs_of_a_detector(method: Method) -> None:
     """From pixels to predictions: the video turned round, the streams exchanged."""
     detector = two_streams(method)

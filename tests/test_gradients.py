@@ -143,10 +143,10 @@ def one(arguments: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(
     scope="module",
     params=[
-        pytest.param(accumulated, marks=pytest.mark.slow),
+        accumulated,
         two_processes,
-        pytest.param(sharded, marks=[pytest.mark.slow, SHARDS_ON_CPUS]),
-        pytest.param(two_nodes, marks=pytest.mark.slow),
+        pytest.param(sharded, marks=SHARDS_ON_CPUS),
+        two_nodes,
     ],
     ids=lambda train: train.__name__,
 )
@@ -172,6 +172,7 @@ def moments(run: Checkpoint[Experiment]) -> dict[str, Tensor]:
     return {name: state[index]["exp_avg"].double() for index, name in enumerate(order)}
 
 
+@pytest.mark.slow
 def test_gradients_are_those_of_the_common_batch(one: Path, other: Path) -> None:
     """Compared where they are still linear: in the first moments.
 
@@ -193,6 +194,7 @@ def test_gradients_are_those_of_the_common_batch(one: Path, other: Path) -> None
     assert all(ours[f"streams.0.backbone.adapters.{k}.down.weight"].norm() > 0 for k in range(6))
 
 
+@pytest.mark.slow
 def test_weights_and_normaliser_are_those_of_the_common_batch(one: Path, other: Path) -> None:
     ours, theirs = (load_checkpoint(out / "last.pt", Experiment) for out in (one, other))
     count, same = (run.training["normaliser"] for run in (ours, theirs))
@@ -213,6 +215,7 @@ def test_weights_and_normaliser_are_those_of_the_common_batch(one: Path, other: 
     assert float(moved.abs().max()) > 1e-4
 
 
+@pytest.mark.slow
 def test_metrics_are_those_of_the_common_batch(one: Path, other: Path) -> None:
     """Losses are the mean over updates and processes; steps are updates; validation is whole."""
     ours, theirs = (read_metrics(out / "metrics.jsonl") for out in (one, other))
@@ -222,6 +225,7 @@ def test_metrics_are_those_of_the_common_batch(one: Path, other: Path) -> None:
     assert theirs[1]["validation"] == pytest.approx(ours[1]["validation"], abs=1e-3)
 
 
+@pytest.mark.slow
 def test_every_way_leaves_a_detector(other: Path, arguments: list[str]) -> None:
     """One process can use what several have left, sharded or not."""
     detector = Detector.from_checkpoint(other / "last.pt")

@@ -147,6 +147,7 @@ def test_an_interrupt_leaves_time_to_clean_up_but_no_more(tmp_path: Path, stubbo
     assert [path.name for path in tmp_path.iterdir()] == (["made.part"] if stubborn else [])
 
 
+@pytest.mark.slow
 def test_no_process_outlives_a_parent_that_is_killed(tmp_path: Path) -> None:
     """Not even one whose decoder lets no thread run that could notice."""
     code = f"""

@@ -76,6 +76,7 @@ def process() -> Iterator[DecodingProcess]:
         yield process
 
 
+@pytest.mark.slow
 def test_windows_from_a_process_are_those_of_this_one(
     videos: Path, process: DecodingProcess
 ) -> None:
@@ -91,6 +92,7 @@ def test_windows_from_a_process_are_those_of_this_one(
                 assert left.dtype == torch.uint8 and torch.equal(left, right)
 
 
+@pytest.mark.slow
 def test_a_pass_that_is_left_does_not_mix_with_the_next(
     videos: Path, process: DecodingProcess
 ) -> None:
@@ -101,6 +103,7 @@ def test_a_pass_that_is_left_does_not_mix_with_the_next(
         assert torch.equal(next(second).inputs[0], wanted)
 
 
+@pytest.mark.slow
 def test_a_process_that_dies_between_two_chunks_is_replaced(videos: Path) -> None:
     """As when the system needs its memory: no video is to blame."""
     expected = [sample.inputs[0] for sample in windows_of(videos / "a.mp4")]
@@ -122,6 +125,7 @@ def test_errors_in_the_process_are_errors_here(videos: Path, process: DecodingPr
     assert sample.video == "c"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kind",
     [

@@ -38,6 +38,7 @@ from extract.settings.sampling import Direction, SamplingConfig
 from extract.video.reader import VideoReader
 from tests.conftest import REPOSITORY
 from tests.forks import script
+from tests.marks import slow
 from tests.test_e2e import DEMO, ENVIRONMENT, QUICK, TWO_PROCESSES
 from tests.test_e2e import script as launched
 from train.config import Experiment
@@ -53,8 +54,8 @@ from train.engine.loop import TrainingRun
 
 @pytest.mark.parametrize("direction", ["forward", "reversed"])
 @pytest.mark.parametrize("scale", [1, 2, 4])
-@pytest.mark.parametrize("grain", [2, 16])
-@pytest.mark.parametrize("frames", [1000, 263, 131, 60, 9])
+@pytest.mark.parametrize("grain", [2, slow(16)])
+@pytest.mark.parametrize("frames", [1000, 263, slow(131), slow(60), 9])
 def test_random_stretches_are_rows_of_their_span(
     direction: Direction, scale: int, grain: int, frames: int
 ) -> None:
@@ -103,7 +104,7 @@ def loaded(config: Experiment, subset: str, store: Store) -> Subset:
     )
 
 
-@pytest.mark.parametrize("directions", ["forward", "reversed", "both", "by time"])
+@pytest.mark.parametrize("directions", [slow("forward"), slow("reversed"), "both", slow("by time")])
 def test_detections_from_the_cache_are_those_from_pixels_bit_for_bit(
     data: list[str], tmp_path: Path, accelerator: Accelerator, directions: str
 ) -> None:
@@ -432,6 +433,7 @@ def test_the_cache_is_never_in_the_way_of_an_end_to_end_run(
     assert "training continues without the cache" in done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_videos_that_are_gone_are_needed_only_for_what_is_missing(
     study: Path, data: list[str], tmp_path: Path
 ) -> None:
@@ -484,6 +486,7 @@ def test_two_processes_leave_the_features_of_their_validations(
     assert "all is well" in good("cache/show.py", cache, "--verify")
 
 
+@pytest.mark.slow
 def test_activations_are_kept_wherever_fsspec_reaches(study: Path, tmp_path: Path) -> None:
     """`dir::` is not seen through: all goes the way that object stores go."""
     (tmp_path / "byte").write_bytes(b"x")

@@ -83,6 +83,7 @@ def test_a_wheel_has_every_file_of_the_stages(wheel: Path) -> None:
     assert kept <= packed, sorted(kept - packed)
 
 
+@pytest.mark.slow
 def test_every_module_of_a_wheel_is_imported_without_the_names_of_a_checkout(
     installed: Path, tmp_path: Path
 ) -> None:

@@ -44,6 +44,7 @@ def spoil(folder: Path) -> dict[str, str]:
     }
 
 
+@pytest.mark.slow
 def test_bad_videos_stop_with_one_list_or_are_left_out(tmp_path: Path) -> None:
     (tmp_path / "videos").mkdir()
     causes = spoil(tmp_path / "videos")
@@ -87,6 +88,7 @@ def test_nothing_but_bad_videos_stops_in_any_case(tmp_path: Path) -> None:
     assert "skip" not in text  # it would not help
 
 
+@pytest.mark.slow
 def test_a_folder_of_videos_and_a_table_are_enough(tmp_path: Path) -> None:
     data = write_annotations(tmp_path, ["walk", "run"])
     for name in ("walk", "run"):
@@ -191,6 +193,7 @@ def test_skipped_videos_are_counted_in_log_and_results(spoilt: list[str], tmp_pa
     }
 
 
+@pytest.mark.slow
 def test_short_actions_are_not_learned_but_scored(tmp_path: Path) -> None:
     """Actions of at most 1 % of their video, in training alone, as ActivityNet's published runs."""
     seconds = [(1.0, 1.09), (2.0, 2.11), (3.0, 3.05), (4.0, 9.0)]  # of 10

@@ -114,6 +114,7 @@ def can_mount() -> bool:
     return sys.platform == "linux" and not subprocess.run(command, capture_output=True).returncode
 
 
+@pytest.mark.slow
 def test_batches_come_as_they_were_with_a_small_shared_memory() -> None:
     """Docker's /dev/shm has 64 MB; torch's own way needs some hundreds, or waits for ever."""
     code = "import tests.test_loader as t; t.load_all(); print('done')"

@@ -22,6 +22,7 @@ from extract.video.indexing import video_index
 from extract.video.probe import decode_ends
 from extract.video.reader import VideoReader
 from tests.encodings import access_paths
+from tests.marks import quick_only, slow
 from tests.odd_videos import (
     change_matroska_times,
     joined,
@@ -102,7 +103,7 @@ JOINED: dict[str, tuple[str, list[int], list[float], int]] = {
 }
 
 
-@pytest.mark.parametrize("name", JOINED)
+@pytest.mark.parametrize("name", quick_only(JOINED, "falls", "leaps ahead", "of a camera"))
 def test_joined_recordings_go_on(tmp_path: Path, name: str) -> None:
     suffix, lengths, starts_s, jumps = JOINED[name]
     kind = {"format": "mpegts"}
@@ -113,7 +114,7 @@ def test_joined_recordings_go_on(tmp_path: Path, name: str) -> None:
     assert found.repaired == jumps
 
 
-@pytest.mark.parametrize("codec", ["mpeg2video", "libx265", "mpeg4"])
+@pytest.mark.parametrize("codec", ["mpeg2video", slow("libx265"), slow("mpeg4")])
 def test_joined_recordings_of_other_codecs_go_on(tmp_path: Path, codec: str) -> None:
     path = joined(tmp_path / "clip.ts", [60, 60], [20, 20.4], codec=codec, format="mpegts")
     assert check_clock(path, 120, 4.8).repaired == 1
@@ -130,7 +131,7 @@ def test_recordings_of_two_rates_keep_both(tmp_path: Path) -> None:
     assert steps[:48] == pytest.approx(0.04) and steps[51:] == pytest.approx(0.02)
 
 
-@pytest.mark.parametrize("encoder", [{"bf": "0"}, {"bf": "2", "g": "20"}])
+@pytest.mark.parametrize("encoder", [slow({"bf": "0"}), {"bf": "2", "g": "20"}])
 def test_matroska_clocks_go_on(tmp_path: Path, encoder: dict[str, str]) -> None:
     settings = {"options": {"cluster_time_limit": "400"}, "encoder": {"g": "10"} | encoder}
     path = write_clip(tmp_path / "falls.mkv", 100, 20, **settings)  # type: ignore[arg-type]
@@ -146,7 +147,7 @@ def test_seeking_is_not_trusted_where_it_fails(tmp_path: Path) -> None:
     check_exact(joined(tmp_path / "clip.gif", [30, 30], [0, 0], codec="gif"), 60)
 
 
-@pytest.mark.parametrize("codec", ["libvpx", "libvpx-vp9"])
+@pytest.mark.parametrize("codec", ["libvpx", slow("libvpx-vp9")])
 def test_hidden_pictures_are_no_frames(tmp_path: Path, codec: str) -> None:
     hidden = {"auto-alt-ref": "1", "lag-in-frames": "16", "arnr-maxframes": "7"}
     path = write_clip(tmp_path / "clip.webm", 200, codec=codec, encoder=hidden)
@@ -160,10 +161,10 @@ SIZES = [(96, 64), (128, 96)]
     ("name", "codec"),
     [
         ("clip.webm", "libvpx-vp9"),
-        ("clip.mkv", "mjpeg"),
-        pytest.param("clip.webm", "libvpx", marks=pytest.mark.slow),
-        pytest.param("clip.avi", "mjpeg", marks=pytest.mark.slow),
-        pytest.param("clip.mov", "mjpeg", marks=pytest.mark.slow),
+        slow("clip.mkv", "mjpeg"),
+        slow("clip.webm", "libvpx"),
+        slow("clip.avi", "mjpeg"),
+        slow("clip.mov", "mjpeg"),
     ],
 )
 def test_pictures_of_another_size_are_scaled_to_the_first(
@@ -198,7 +199,7 @@ def test_narrow_videos_are_read(tmp_path: Path, suffix: str, codec: str) -> None
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
-@pytest.mark.parametrize("default", [None, 0, 1])
+@pytest.mark.parametrize("default", quick_only([None, 0, 1], 1))
 @pytest.mark.parametrize("sizes", [SIZES, SIZES[::-1]])
 def test_of_two_streams_all_read_the_same(
     tmp_path: Path, suffix: str, default: int | None, sizes: list[tuple[int, int]]
@@ -230,7 +231,7 @@ def test_one_frame_lasts_one_frame(tmp_path: Path, suffix: str) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".avi", ".mp4", ".mkv"])
-@pytest.mark.parametrize("gap", [(30, 31), (99, 100), (40, 44)])
+@pytest.mark.parametrize("gap", [slow((30, 31)), slow((99, 100)), (40, 44)])
 def test_empty_packets_are_no_missing_end(
     tmp_path: Path, suffix: str, gap: tuple[int, int]
 ) -> None:
@@ -268,6 +269,7 @@ def odd_kinds(folder: Path) -> list[Path]:
     ]
 
 
+@pytest.mark.slow
 def test_proxies_and_reversed_files_hold_the_same_frames(tmp_path: Path) -> None:
     for path in odd_kinds(tmp_path):
         reader = VideoReader(path)
@@ -285,7 +287,7 @@ def test_proxies_and_reversed_files_hold_the_same_frames(tmp_path: Path) -> None
             made.unlink()
 
 
-@pytest.mark.parametrize("square", [True, False])
+@pytest.mark.parametrize("square", [True, slow(False)])
 def test_kept_frames_are_the_same(tmp_path: Path, square: bool) -> None:
     (tmp_path / "frames").mkdir()
     sampling = SamplingConfig(window_size=16, snippet_stride=2)

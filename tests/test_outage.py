@@ -76,6 +76,7 @@ def test_a_pass_begins_anew_from_pixels_when_its_block_breaks_off(
     assert relative(activations.get(span), fresh(backbone, span)) < 1e-5
 
 
+@pytest.mark.slow
 def test_what_a_store_cannot_take_is_counted_and_memory_stays_bounded(
     s3: Proxy,
     url: str,
@@ -108,6 +109,7 @@ def test_what_a_store_cannot_take_is_counted_and_memory_stays_bounded(
     assert capsys.readouterr().out.count("the store is tried again") == 1
 
 
+@pytest.mark.slow
 def test_what_waits_at_the_end_counts_too(s3: Proxy, url: str, video: Path) -> None:
     backbone, spans = new_backbone(), spans_of(video)[:3]
     store = Store.open(url, "a")
@@ -155,6 +157,7 @@ def test_readers_that_cannot_compute_wait_for_the_store(
         place.read(span)
 
 
+@pytest.mark.slow
 def test_extraction_says_how_many_activations_it_could_not_keep(
     data: list[str], s3: Proxy, url: str
 ) -> None:

@@ -28,6 +28,7 @@ from evaluate.reports.mistakes_page import VideoFile, write_mistakes_page
 from evaluate.reports.page import Fact, Report, Section, Table, write_report
 from tests.encodings import ENCODINGS, read_numbers, write_numbered
 from tests.forks import good, script
+from tests.marks import slow
 
 CLASSES = ("jump", "run", "fall", "wave", "idle")
 DURATION, FPS = 6.0, 25  # of the numbered video
@@ -474,6 +475,7 @@ def test_a_page_of_many_videos_is_small(tmp_path: Path) -> None:
         assert len(lanes["ground truth"]["marks"]) == 1
 
 
+@pytest.mark.slow
 def test_predictions_files_need_no_checkpoint(folder: Path) -> None:
     database = {
         name: {
@@ -655,8 +657,10 @@ def _no_two_overlap(bars: Sequence[dict[str, Any]]) -> None:
                 assert apart > -2.01  # the narrowest are drawn two wide
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [1280, 800])
+@pytest.mark.parametrize(
+    ("width", "scheme"),
+    [slow(1280, "light"), (1280, "dark"), (800, "light"), slow(800, "dark")],
+)
 def test_wide_tables_of_reports_show_that_they_go_on(
     browser: Any, tmp_path: Path, scheme: str, width: int
 ) -> None:

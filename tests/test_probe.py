@@ -21,6 +21,7 @@ from extract.video.index import VideoError, VideoIndex
 from extract.video.indexing import video_index
 from extract.video.probe import _count_free_cores, decode_ends, probe
 from tests.encodings import ENCODINGS, write_numbered
+from tests.marks import slow
 
 # Stands in for extract/video/guarded_worker.py: a decoder that does what the file's name says.
 # Leaves its process id.
@@ -100,6 +101,7 @@ def wait_for(condition: Callable[[], object]) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_decoders_that_hang_or_crash_cost_their_own_file_alone(
     tmp_path: Path, actors: Path
 ) -> None:
@@ -134,6 +136,7 @@ def test_processes_of_one_run_share_the_cores(
     assert _count_free_cores() == share
 
 
+@pytest.mark.slow
 def test_an_interrupt_ends_the_children(tmp_path: Path, actors: Path) -> None:
     path = good(tmp_path / "hangs.mp4")
     code = (
@@ -271,6 +274,7 @@ def test_workers_read_no_packets_of_remembered_files(
         video_index(path)
 
 
+@pytest.mark.slow
 def test_changed_files_are_looked_at_again(
     tmp_path: Path, actors: Path, no_child: Callable[[], None]
 ) -> None:
@@ -302,9 +306,8 @@ def test_a_file_that_changes_while_it_is_looked_at_is_not_remembered(
     assert video_digest(path) != before and indexing.remembered_index(before) is None
 
 
-@pytest.mark.parametrize(
-    "damage", [pytest.param(b"", marks=pytest.mark.slow), b"\x80noise", b'["a", 1, 2, "c"]']
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("damage", [slow(b""), b"\x80noise", slow(b'["a", 1, 2, "c"]')])
 def test_damaged_memos_count_as_absent(
     tmp_path: Path, cache: Path, actors: Path, damage: bytes
 ) -> None:

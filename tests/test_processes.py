@@ -36,6 +36,7 @@ def read_processes(output: IO[str]) -> dict[int, int]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("how", "killed"), [("stepping", 0), pytest.param("waiting", 1, marks=pytest.mark.slow)]
 )

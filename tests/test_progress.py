@@ -77,6 +77,7 @@ def test_a_terminal_gets_a_bar() -> None:
     assert "\r" in screen.getvalue() and "##" in screen.getvalue()
 
 
+@pytest.mark.slow
 def test_a_script_in_a_pipe_writes_no_carriage_returns(tmp_path: Path) -> None:
     command = ["extract/demo.py", "--out", str(tmp_path), "--shortest", "6", "--longest", "8"]
     command += [word for name in ("training", "validation", "test") for word in (f"--{name}", "1")]

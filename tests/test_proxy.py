@@ -36,7 +36,15 @@ from extract.video.index import VideoError, VideoIndex
 from extract.video.reader import VideoReader
 from tests import guarded_calls
 from tests.conftest import REPOSITORY
-from tests.encodings import ENCODINGS, access_paths, read_numbers, turn, write_numbered
+from tests.encodings import (
+    ENCODINGS,
+    QUICK_ENCODINGS,
+    access_paths,
+    read_numbers,
+    turn,
+    write_numbered,
+)
+from tests.marks import quick_only
 from tests.test_activations import fresh, info_of, new_backbone, seam, spans_of
 from tests.test_e2e import DEMO, ENVIRONMENT
 from tests.test_transcode import end_of_main
@@ -116,7 +124,7 @@ def check(source: Path, target: Path, config: ProxyConfig = SMALL, error: float 
 
 
 @pytest.mark.parametrize("reverse", [False, True])
-@pytest.mark.parametrize("name", SOURCES)
+@pytest.mark.parametrize("name", quick_only(SOURCES, *QUICK_ENCODINGS))
 def test_frames_and_times_are_the_sources(tmp_path: Path, name: str, reverse: bool) -> None:
     source, target = numbered(tmp_path, name), tmp_path / "proxy.mp4"
     config = replace(SMALL, reverse=reverse)

@@ -336,6 +336,7 @@ def test_a_flipped_clip_has_the_mirrored_label(clips: list[str]) -> None:
         assert names[int(two.labels)] == mirror.get(label, label)
 
 
+@pytest.mark.slow
 def test_directions_are_the_same_frames_in_opposite_order(clips: list[str]) -> None:
     forward, back = config_of(*clips), config_of(*clips, "--direction=reversed")
     (training,) = examples_of(forward, "training")
@@ -345,6 +346,7 @@ def test_directions_are_the_same_frames_in_opposite_order(clips: list[str]) -> N
         assert torch.equal(one.views.flip(3), two.views) and torch.equal(one.labels, two.labels)
 
 
+@pytest.mark.slow
 def test_samples_depend_on_epoch_and_position_alone(clips: list[str]) -> None:
     config = config_of(*clips)
     (training,) = examples_of(config, "training")

@@ -30,6 +30,7 @@ from cache.store import Store
 from cache.upkeep.prune import prune
 from cache.upkeep.verify import verify
 from tests.conftest import REPOSITORY
+from tests.marks import quick_only, slow
 from tests.object_store import Fault, Proxy
 from tests.store_writer import activation
 from tests.test_store import bits, filled, same
@@ -87,7 +88,7 @@ OPERATIONS: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("fault", ["500", "503", "drop", None])
+@pytest.mark.parametrize("fault", quick_only(["500", "503", "drop", None], "503"))
 def test_all_errors_of_a_client_are_one_kind(s3: Proxy, url: str, fault: Fault | None) -> None:
     files = open_files(url)
     files.write("a", [b"content"])
@@ -110,6 +111,7 @@ def test_all_errors_of_a_client_are_one_kind(s3: Proxy, url: str, fault: Fault |
     assert data is not None and bytes(data) == b"content"
 
 
+@pytest.mark.slow
 def test_cut_answers_are_asked_for_again(s3: Proxy, url: str) -> None:
     files, content = open_files(url), os.urandom(100_000)
     files.write("a", [content])
@@ -186,6 +188,7 @@ def test_a_store_works_over_a_bad_network(s3: Proxy, url: str, faults: tuple[Fau
             prune(store)
 
 
+@pytest.mark.slow
 def test_what_waits_during_an_outage_is_written_after_it(s3: Proxy, url: str) -> None:
     pairs = filled(url, 8)
     more = [activation(number) for number in range(8, 16)]
@@ -377,7 +380,10 @@ class Flaky(MemoryFileSystem):  # type: ignore[misc]
 
 @pytest.mark.parametrize(
     "error",
-    [EOFError(), asyncio.CancelledError(), RuntimeError("loop"), OSError("closed"), KeyError()],
+    [
+        EOFError(),
+        *map(slow, [asyncio.CancelledError(), RuntimeError("loop"), OSError("closed"), KeyError()]),
+    ],
 )
 def test_a_client_with_one_connection_connects_again(error: BaseException) -> None:
     fsspec.register_implementation("flaky", Flaky, clobber=True)

@@ -28,6 +28,7 @@ from extract.settings.backbone import Cut
 from extract.video.reader import VideoError, VideoReader
 from tests.conftest import REPOSITORY
 from tests.forks import script
+from tests.marks import slow
 from tests.test_e2e import DEMO, QUICK, TWO_PROCESSES
 from tests.test_e2e import script as launched
 from train.config import Experiment
@@ -428,20 +429,15 @@ def test_steps_are_those_of_the_loop_and_long_ones_are_tried_on_fewer_clips(
     "settings",
     [
         ("--backbone.mode=side",),
-        ("--fusion.method=gated",),
-        *(
-            pytest.param(settings, marks=pytest.mark.slow)
-            for settings in (
-                (),
-                ("--backbone.mode=full",),
-                ("--backbone.mode=frozen",),
-                ("--backbone.second_from_block=2", "--head.learns=false"),
-                ("--fusion.method=fc",),
-                ("--sampling.method=resize", "--cache.span=window"),
-                ("--pixels.random_crop=[0.5, 1]", "--pixels.flip=0.5", "--pixels.rand_augment=2"),
-                ("--pixels.size=192", "--pixels.train_short_side=192"),
-            )
-        ),
+        slow(("--fusion.method=gated",)),
+        slow(()),
+        slow(("--backbone.mode=full",)),
+        slow(("--backbone.mode=frozen",)),
+        slow(("--backbone.second_from_block=2", "--head.learns=false")),
+        slow(("--fusion.method=fc",)),
+        slow(("--sampling.method=resize", "--cache.span=window")),
+        slow(("--pixels.random_crop=[0.5, 1]", "--pixels.flip=0.5", "--pixels.rand_augment=2")),
+        slow(("--pixels.size=192", "--pixels.train_short_side=192")),
     ],
 )
 def test_every_kind_of_experiment_can_be_tried(

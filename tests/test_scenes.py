@@ -78,6 +78,7 @@ def test_the_map_shows_actions_where_and_when_they_are() -> None:
         assert np.array_equal(found[..., index].any((1, 2)), acting)
 
 
+@pytest.mark.slow
 def test_dataset_is_real_and_repeatable(tmp_path: Path) -> None:
     write_dataset(tmp_path / "one", SMALL, processes=1)
     write_dataset(tmp_path / "two", SMALL, processes=2)

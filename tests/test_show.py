@@ -141,6 +141,7 @@ def test_entries_of_other_libraries_say_so_and_stay(
     assert f": {why}" in shown and " outdated: " in shown and "true: " not in shown
 
 
+@pytest.mark.slow
 def test_an_outdated_entry_with_equal_numbers_can_be_adopted(
     study: Path,
     tmp_path: Path,
@@ -165,6 +166,7 @@ def test_an_outdated_entry_with_equal_numbers_can_be_adopted(
         adopt_entry(str(cache), "beef", None, None, [])
 
 
+@pytest.mark.slow
 def test_other_numbers_and_other_weights_are_not_adopted(
     study: Path,
     tmp_path: Path,

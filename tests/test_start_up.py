@@ -14,6 +14,7 @@ from extract.video.guarded import GuardedPool
 from extract.video.index import VideoIndex
 from tests.conftest import REPOSITORY
 from tests.encodings import Encoding, write_numbered
+from tests.marks import slow
 
 # Each takes from half a second to two, in every process.
 NOT_TO_DECODE = ("timm", "torchvision", "torch._dynamo", "sympy", "matplotlib", "sklearn", "numba")
@@ -31,13 +32,13 @@ BUILD = (
 @pytest.mark.parametrize(
     ("code", "unwanted"),
     [
-        ("import train.data.windows", NOT_TO_DETECT),  # what a worker of training unpickles
-        ("import extract.parallel.guarded_frames", (*NOT_TO_DETECT, "accelerate", "zarr")),
+        slow("import train.data.windows", NOT_TO_DETECT),  # what a worker of training unpickles
+        slow("import extract.parallel.guarded_frames", (*NOT_TO_DETECT, "accelerate", "zarr")),
         (
             "import train.engine.session, train.detector.training, train.detector.cached_training",
             ("timm", "torchvision", "numba", "matplotlib", "sklearn"),
         ),
-        (BUILD, NOT_TO_DETECT),
+        slow(BUILD, NOT_TO_DETECT),
     ],
 )
 def test_what_is_slow_is_not_imported(code: str, unwanted: tuple[str, ...]) -> None:

@@ -22,6 +22,7 @@ from cache.store import Store
 from cache.upkeep.prune import prune
 from cache.upkeep.verify import verify
 from tests.conftest import REPOSITORY
+from tests.marks import slow
 from tests.store_writer import COUNT, activation, described
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
@@ -84,7 +85,8 @@ def committed(log: Path) -> list[tuple[set[int], set[int]]]:
     return runs
 
 
-@pytest.mark.parametrize("stores", [1, pytest.param(10, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("stores", [1, 10])
 def test_killed_stores_end_as_if_they_had_not_been(tmp_path: Path, stores: int) -> None:
     process = begin("write", tmp_path / "whole")
     go(process)
@@ -185,7 +187,7 @@ def some(count: int) -> list[tuple[Address, torch.Tensor]]:
 
 
 @pytest.mark.parametrize("job", ["write", "prune", "drop"])
-@pytest.mark.parametrize("stride", [5, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("stride", [10, slow(1)])
 def test_death_at_every_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, job: str, stride: int
 ) -> None:

@@ -307,6 +307,7 @@ def test_only_one_prunes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert step > 20
 
 
+@pytest.mark.slow
 def test_a_lease_ends_with_its_process(tmp_path: Path) -> None:
     filled(tmp_path, 2)
     code = (

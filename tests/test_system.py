@@ -55,6 +55,7 @@ assert read_numbers(frames) == [*range(20)][::-1]
 """
 
 
+@pytest.mark.slow
 def test_everything_is_imported_where_only_the_standard_library_is(tmp_path: Path) -> None:
     write_numbered(tmp_path / "clip.mp4", 20)
     names = sorted(name.removesuffix(".__init__") for name in modules())

@@ -34,6 +34,7 @@ from extract.tada.pretrained import (
 from extract.tada.tada2d import Bottleneck, TAda2D, TAda2DConfig, lift_resnet
 from extract.weights import main as weights_main
 from tests.conftest import GOLDEN
+from tests.marks import slow
 from tests.tada import convnext, drawn, tada2d, two_tasks
 from tests.test_backbone import relative
 
@@ -165,7 +166,7 @@ def test_clips_are_convolved_with_the_weights_of_the_frame_that_an_output_stands
 
 @torch.inference_mode()
 @pytest.mark.parametrize("calibrates", ["in", "out"])
-@pytest.mark.parametrize("build", [video.r3d_18, video.mc3_18, video.r2plus1d_18])
+@pytest.mark.parametrize("build", [video.r3d_18, slow(video.mc3_18), slow(video.r2plus1d_18)])
 def test_calibrated_networks_over_clips_begin_as_the_plain_ones(
     build: Callable[..., nn.Module], calibrates: Calibrates
 ) -> None:
@@ -190,7 +191,7 @@ def test_calibrated_networks_over_clips_begin_as_the_plain_ones(
 
 @torch.inference_mode()
 @pytest.mark.parametrize("calibrates", ["in", "out"])
-@pytest.mark.parametrize("name", ["resnet18", "resnet50", "resnext50_32x4d"])
+@pytest.mark.parametrize("name", [slow("resnet18"), slow("resnet50"), "resnext50_32x4d"])
 def test_calibrated_networks_over_frames_begin_as_the_plain_ones(
     name: str, calibrates: Calibrates
 ) -> None:

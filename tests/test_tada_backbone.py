@@ -18,6 +18,7 @@ from extract.backbone.streaming import StreamingPass
 from extract.backbone.tada_backbone import TAdaBackbone, load_tada_trunk
 from extract.settings.backbone import BackboneConfig, Mode, TAdaSize, TrunkConfig
 from extract.settings.pixels import PixelConfig
+from tests.marks import slow
 from tests.test_e2e import DEMO, QUICK
 from tests.test_heads import loaded
 from train.config import Experiment
@@ -150,7 +151,7 @@ def test_what_should_learn_moves_and_statistics_stay(
     assert detector.count_parameters()["trunk"] > 0
 
 
-@pytest.mark.parametrize("span", ["window", "video"])
+@pytest.mark.parametrize("span", ["window", slow("video")])
 def test_both_directions_from_the_cache_are_those_from_pixels(
     data: list[str], tmp_path: Path, accelerator: Accelerator, span: str
 ) -> None:

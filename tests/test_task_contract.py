@@ -12,6 +12,7 @@ from accelerate import Accelerator
 
 from configs.loader import load
 from tests import test_e2e, test_recognition
+from tests.marks import slow
 from tests.test_recognition import clips  # noqa: F401  a fixture
 from tests.waits import Copies, Operations
 from train.config import Experiment
@@ -21,7 +22,7 @@ from train.engine.loop import Task, TrainingRun
 Build = Callable[..., TrainingRun[Any]]
 
 
-@pytest.fixture(params=["detector", "detector of two streams", "recogniser"])
+@pytest.fixture(params=["detector", slow("detector of two streams"), "recogniser"])
 def build(request: pytest.FixtureRequest, tmp_path: Path, accelerator: Accelerator) -> Build:
     """Return what builds a short run; the same one each time, or going on with the last."""
     if request.param == "recogniser":

@@ -28,7 +28,8 @@ from extract.transcoding.reverse import is_current_reversal, write_reversed
 from extract.video.index import VideoError, VideoIndex
 from extract.video.reader import VideoReader
 from tests.conftest import REPOSITORY
-from tests.encodings import ENCODINGS, read_numbers, turn, write_numbered
+from tests.encodings import ENCODINGS, QUICK_ENCODINGS, read_numbers, turn, write_numbered
+from tests.marks import quick_only, slow
 from tests.test_e2e import DEMO, ENVIRONMENT
 from train.config import DataConfig, Experiment
 from train.data.videos import VideoItem, load_annotations, load_items, probe_item
@@ -56,7 +57,7 @@ def check_reversed(source: Path, target: Path, within_s: float = 1e-9) -> None:
     assert new.fps == pytest.approx(old.fps, rel=within_s)
 
 
-@pytest.mark.parametrize("name", ENCODINGS)
+@pytest.mark.parametrize("name", quick_only(ENCODINGS, *QUICK_ENCODINGS))
 def test_frames_and_times_are_mirrored_exactly(tmp_path: Path, name: str) -> None:
     source = tmp_path / f"clip{ENCODINGS[name].suffix}"
     write_numbered(source, COUNT, ENCODINGS[name])
@@ -164,6 +165,7 @@ def end_of_main(arguments: list[str]) -> str:
     return str(caught.value)
 
 
+@pytest.mark.slow
 def test_bad_files_are_told_at_the_end_and_finished_ones_left_alone(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -276,8 +278,9 @@ RECORDS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("encoding", ["H.264", "variable frame rate"])
-@pytest.mark.parametrize("record", RECORDS)
+@pytest.mark.slow
+@pytest.mark.parametrize("encoding", [slow("H.264"), "variable frame rate"])
+@pytest.mark.parametrize("record", quick_only(RECORDS, "duration"))
 def test_forward_on_reversed_files_sees_what_reversed_sees(
     tmp_path: Path, encoding: str, record: str
 ) -> None:

@@ -15,6 +15,7 @@ from extract.video.index import VideoIndex
 from extract.video.reader import VideoError, VideoReader
 from tests.encodings import (
     ENCODINGS,
+    QUICK_ENCODINGS,
     access_paths,
     irregular_time,
     read_numbers,
@@ -22,6 +23,7 @@ from tests.encodings import (
     turn,
     write_numbered,
 )
+from tests.marks import quick_only
 from train.data.videos import probe_item
 
 
@@ -57,7 +59,7 @@ def test_real_clips_are_frame_exact(shared: Path, clip: str) -> None:
     check_exact(shared / "clips" / clip)
 
 
-@pytest.mark.parametrize("name", ENCODINGS)
+@pytest.mark.parametrize("name", quick_only(ENCODINGS, *QUICK_ENCODINGS))
 def test_generated_clips_are_frame_exact(tmp_path: Path, name: str) -> None:
     encoding = ENCODINGS[name]
     path = tmp_path / f"numbered{encoding.suffix}"

@@ -89,6 +89,7 @@ CAUSES: dict[str, Spoiler] = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_annotated_names_find_any_suffix_and_bad_ones_cost_themselves(
     videos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

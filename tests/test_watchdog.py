@@ -32,6 +32,7 @@ print("done")
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "code",
     [READING, pytest.param(CALLING, marks=pytest.mark.slow)],
