@@ -57,7 +57,7 @@ complete -o default -F _palindrome palindrome
 """
 
 
-def run() -> None:
+def run_command() -> None:
     """Run the script that the first argument names."""
     if len(sys.argv) < 2 or sys.argv[1] not in SCRIPTS:
         cli.run(_answer)

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from configs.loader import check_names, check_overrides, field_names
-from configs.reference import REQUIRED, Group, Setting, describe_settings
+from configs.reference import REQUIRED, Setting, SettingGroup, describe_settings
 
 
 class ScriptParser(argparse.ArgumentParser):
@@ -108,7 +108,7 @@ class ScriptParser(argparse.ArgumentParser):
                 own.append(argument)
         return own, overrides
 
-    def _groups(self) -> list[Group]:
+    def _groups(self) -> list[SettingGroup]:
         """Return the groups of settings, without those that make no difference."""
         assert self.settings is not None
         own = self._option_string_actions
@@ -128,7 +128,7 @@ class ScriptParser(argparse.ArgumentParser):
             return True
         return any(name == used or name.startswith(f"{used}.") for used in self.uses)
 
-    def _format_group(self, group: Group) -> str:
+    def _format_group(self, group: SettingGroup) -> str:
         """Return a group as argparse lists options."""
         shown = argparse.ArgumentParser(add_help=False, usage=argparse.SUPPRESS)
         title = group.name or "the run"

@@ -31,7 +31,7 @@ class Setting(NamedTuple):
     meaning: str
 
 
-class Group(NamedTuple):
+class SettingGroup(NamedTuple):
     """Settings that stand side by side.
 
     Attributes:
@@ -44,7 +44,7 @@ class Group(NamedTuple):
     settings: tuple[Setting, ...]
 
 
-def describe_settings(kind: type, name: str = "") -> Iterator[Group]:
+def describe_settings(kind: type, name: str = "") -> Iterator[SettingGroup]:
     """Yield the groups of settings of an experiment, outer ones first.
 
     Args:
@@ -64,7 +64,7 @@ def describe_settings(kind: type, name: str = "") -> Iterator[Group]:
             default = field.default_factory()
         meaning = meanings.get(field.name, "")
         settings.append(Setting(prefix + field.name, describe_type(hint), default, meaning))
-    yield Group(name, _first_paragraph(kind), tuple(settings))
+    yield SettingGroup(name, _first_paragraph(kind), tuple(settings))
     for hint, inner_name in inner:
         yield from describe_settings(hint, inner_name)  # type: ignore[arg-type]
 

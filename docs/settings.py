@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from configs.loader import base_of  # noqa: E402
-from configs.reference import REQUIRED, Group, describe_settings  # noqa: E402
+from configs.reference import REQUIRED, SettingGroup, describe_settings  # noqa: E402
 from extract.settings import sampling  # noqa: E402
 from train.ablation.grid import Grid, Row  # noqa: E402
 from train.config import Experiment  # noqa: E402
@@ -60,7 +60,7 @@ def render_page() -> str:
     return "".join(parts).rstrip() + "\n"
 
 
-def _render_group(group: Group, values: Mapping[str, Mapping[str, list[str]]]) -> str:
+def _render_group(group: SettingGroup, values: Mapping[str, Mapping[str, list[str]]]) -> str:
     heading = f"### `{group.name}`\n\n" if group.name else ""
     lines = ["| setting | type | default | meaning | set by |", "|---|---|---|---|---|"]
     for name, kind, default, meaning in group.settings:

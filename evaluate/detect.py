@@ -221,7 +221,7 @@ def detect(
                     elif outputs.page:
                         source = link_video(item.path, outputs.page)
                 except (VideoError, OSError) as error:
-                    bad[item.name] = describe_failure(item.path, error)
+                    bad[item.name] = describe_unread_video(item.path, error)
                     continue
                 took, seconds = time.monotonic() - since, seconds + item.duration_s
                 every = examined.detections[detector.main_output]
@@ -237,7 +237,7 @@ def detect(
                     )
                 write_subtitles(outputs, item.name, kept)
                 if outputs.clips:
-                    uncut += write_clips(outputs.clips, item, kept)
+                    uncut += cut_segments(outputs.clips, item, kept)
                 if outputs.page:
                     segments = truth.get(item.name)
                     pages.append(build_page_video(item, examined, detector, segments, top, source))
@@ -368,7 +368,7 @@ def detect_with_scores(
         raise VideoError(f"{item.path}: cannot be decoded: its decoder hangs or crashes") from error
 
 
-def describe_failure(path: Path, error: Exception) -> str:
+def describe_unread_video(path: Path, error: Exception) -> str:
     """Return why nothing was found out about a video, in one line that names it."""
     cause = format_error(error).removeprefix("error: ")
     return cause if str(path) in cause else f"{path}: {cause}"
@@ -421,7 +421,7 @@ def write_subtitles(outputs: Outputs, name: str, kept: Sequence[Detection]) -> N
         write_text(outputs.vtt / f"{name}.vtt", format_vtt(kept))
 
 
-def write_clips(folder: Path, item: VideoItem, kept: Sequence[Detection]) -> list[str]:
+def cut_segments(folder: Path, item: VideoItem, kept: Sequence[Detection]) -> list[str]:
     """Cut the segments out; return why some could not be."""
     from extract.transcoding.cut import cut_segment
     from extract.video.reader import VideoError, VideoReader

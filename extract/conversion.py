@@ -52,7 +52,7 @@ def describe_tada(path: Path, content: TensorFile, network: TAdaNetwork) -> None
         print(f"  {line}")
 
 
-def describe(path: Path, content: TensorFile, networks: tuple[FoundNetwork, ...]) -> None:
+def describe_networks(path: Path, content: TensorFile, networks: tuple[FoundNetwork, ...]) -> None:
     """Print what a file holds, which tensors are used and what is wrong with it."""
     network = networks[0]
     streams = f", {len(networks)} streams" if len(networks) > 1 else ""

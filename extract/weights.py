@@ -40,7 +40,7 @@ def main() -> None:
         return
     from extract.checkpoints.layouts import recognise
     from extract.checkpoints.tensor_files import read_tensors
-    from extract.conversion import convert, convert_tada, describe, describe_tada
+    from extract.conversion import convert, convert_tada, describe_networks, describe_tada
     from extract.tada.pretrained import recognise_tada
 
     content = read_tensors(args.file)
@@ -50,7 +50,7 @@ def main() -> None:
             convert_tada(args.file, tada, args.convert)
         return
     networks = recognise(content, args.file)
-    describe(args.file, content, networks)
+    describe_networks(args.file, content, networks)
     if args.convert:
         convert(args.file, networks, args.convert)
 

@@ -20,8 +20,8 @@ def bin_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bin")
     program = folder / "palindrome"
     program.write_text(
-        f"#!{sys.executable}\nimport sys\nfrom configs.command import run\n"
-        "if __name__ == '__main__':\n    sys.exit(run())\n"
+        f"#!{sys.executable}\nimport sys\nfrom configs.command import run_command\n"
+        "if __name__ == '__main__':\n    sys.exit(run_command())\n"
     )
     program.chmod(0o755)
     return folder

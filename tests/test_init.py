@@ -18,7 +18,7 @@ from extract.demo import DemoConfig, write_dataset
 from extract.init import write_config
 from tests.conftest import REPOSITORY
 from train.config import Experiment
-from train.dataset_check.first_config import choose_subsets, write_table
+from train.dataset_check.first_config import choose_subsets, write_labels
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 TINY = [  # of the demo's network
@@ -183,7 +183,7 @@ def test_subsets_are_recognised_by_their_names(
     assert (found.assigned is not None) == new
     if found.assigned:
         assert sorted(found.assigned.values()) == ["test", "training"]
-        assert write_table(annotations, found.assigned).count("1,2.5,a") == 2
+        assert write_labels(annotations, found.assigned).count("1,2.5,a") == 2
 
 
 def test_a_subset_without_files_is_none() -> None:

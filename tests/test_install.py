@@ -99,8 +99,8 @@ def test_every_module_of_a_wheel_is_imported_without_the_names_of_a_checkout(
 def test_the_installed_command_runs_scripts(wheel: Path, installed: Path, tmp_path: Path) -> None:
     info = f"palindrome-{version('palindrome')}.dist-info"
     points = zipfile.ZipFile(wheel).read(f"{info}/entry_points.txt").decode()
-    assert "palindrome = palindrome.configs.command:run" in points
-    call = "from palindrome.configs.command import run; run()"
+    assert "palindrome = palindrome.configs.command:run_command" in points
+    call = "from palindrome.configs.command import run_command; run_command()"
     told = run(
         f"{ALONE}sys.argv = ['palindrome', 'evaluate', '--help']; {call}", installed, tmp_path
     )

@@ -9,7 +9,7 @@ from typing import Literal
 import pytest
 
 from configs.loader import field_names
-from configs.reference import REQUIRED, Group, Setting, describe_settings
+from configs.reference import REQUIRED, Setting, SettingGroup, describe_settings
 from tests.conftest import REPOSITORY
 from train.ablation.grid import Grid, Row
 from train.config import Experiment
@@ -61,7 +61,7 @@ class Outer:
 def test_settings_are_read_from_dataclasses_and_docstrings() -> None:
     shared = "shared, over two lines."
     assert list(describe_settings(Outer)) == [
-        Group(
+        SettingGroup(
             "",
             "All of it.",
             (
@@ -69,7 +69,7 @@ def test_settings_are_read_from_dataclasses_and_docstrings() -> None:
                 Setting("flag", "true or false", True, ""),
             ),
         ),
-        Group(
+        SettingGroup(
             "inner",
             "A wider one.",
             (

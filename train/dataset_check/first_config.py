@@ -89,7 +89,7 @@ def propose_config(
     table = None
     with TemporaryDirectory() as folder:
         if subsets.assigned is not None:
-            table = write_table(annotations, subsets.assigned)
+            table = write_labels(annotations, subsets.assigned)
             data["annotations"] = f"{folder}/{new_labels.name}"
             Path(data["annotations"]).write_text(table, encoding="utf-8")
         survey = survey_dataset(parse(Experiment, yaml.safe_dump(content), source=TEMPLATE))
@@ -149,7 +149,7 @@ def _split(present: Sequence[str], found: str) -> Subsets:
     return Subsets("training", None, "test", reason, assigned)
 
 
-def write_table(annotations: Annotations, assigned: dict[str, str]) -> str:
+def write_labels(annotations: Annotations, assigned: dict[str, str]) -> str:
     """Return labels as a table video, start, end, label, subset, in seconds."""
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")

@@ -85,7 +85,7 @@ def activation_bytes(config: Experiment, recompute: Recompute, windows: int) -> 
     patches = (config.pixels.size // backbone.trunk.patch) ** 2
     numbers = windows * sampling.samples // TUBELET * patches * backbone.width
     exact = exact_bytes(config)
-    kept = kept_bytes(backbone, recompute, exact)
+    kept = kept_activation_bytes(backbone, recompute, exact)
     if recompute == "none" or backbone.mode == "side":
         passing = exact * backbone.trunk.mlp_ratio  # the gradient of the widest product
     else:  # all of a block, computed again
@@ -95,7 +95,7 @@ def activation_bytes(config: Experiment, recompute: Recompute, windows: int) -> 
     return numbers * (kept + 2 * STATE + passing) + head + pixels
 
 
-def kept_bytes(config: BackboneConfig, recompute: Recompute, exact: int) -> float:
+def kept_activation_bytes(config: BackboneConfig, recompute: Recompute, exact: int) -> float:
     """Return the bytes that wait for the backward pass, per number of the tokens.
 
     Args:
