@@ -15,6 +15,7 @@ from torch import Tensor
 from cache.address import VideoInfo
 from cache.dtypes import Dtype
 from cache.store import Store
+from extract.activations import inputs
 from extract.activations.activations import Activations
 from extract.activations.fingerprints import fingerprints, settings
 from extract.activations.inputs import PassInput, job_pieces
@@ -130,6 +131,14 @@ def test_window_spans_are_those_of_a_full_pass_bit_for_bit(
         assert counts(other) == (total, 0, 0)
 
 
+def test_a_gpu_gets_more_clips_at_a_time(video: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inputs, "CLIPS_AT_ONCE", {"cpu": 2})
+    task = PassInput(0, video_span(video, "forward"), None)  # of five clips
+    few, many = ([*job_pieces([task], PIXELS, torch.device(kind))] for kind in ("cpu", "cuda"))
+    assert [piece.clips(task.span) for piece in few] == [2, 2, 1] and len(many) == 1
+    assert torch.equal(torch.cat([piece.inputs for piece in few], 1), many[0].inputs)
+
+
 @pytest.mark.parametrize("direction", ["forward", "reversed"])
 def test_video_spans_are_those_of_one_long_pass(
     video: Path, store: Store, direction: Direction
@@ -158,7 +167,7 @@ def test_one_decode_serves_overlapping_windows_and_both_directions(
 
     monkeypatch.setattr(VideoReader, "chunks", counted)
     tasks = [PassInput(number, span, None) for number, span in enumerate(spans)]
-    pieces = list(job_pieces(tasks, PIXELS))
+    pieces = list(job_pieces(tasks, PIXELS, torch.device("cpu")))
     assert sum(decoded) == 75  # every second of 150 frames, once
     assert sorted(n for piece in pieces for n in piece.numbers) == list(range(len(spans)))
     for piece in pieces:

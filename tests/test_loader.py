@@ -13,8 +13,10 @@ import pytest
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
+from torch.utils.data._utils.pin_memory import pin_memory
 
 from configs.messages import format_error
+from extract.activations.inputs import Piece
 from extract.parallel.loader import PackedBatch, make_loader
 from tests.conftest import REPOSITORY
 
@@ -107,6 +109,18 @@ def test_torchs_own_ways_of_making_batches_stay() -> None:
     plain = [torch.arange(3.0), torch.ones(3)]
     (batch,) = make_loader(plain, 2, workers=1)  # type: ignore[arg-type]  # a list is one, too
     torch.testing.assert_close(batch, torch.stack(plain))
+
+
+def test_batches_are_pinned_only_where_a_gpu_is_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain: Any = [torch.ones(3)]
+    assert not make_loader(plain, 1, workers=0).pin_memory
+    # A run on the CPU of a machine with a GPU must take no memory there.
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert not make_loader(plain, 1, workers=0).pin_memory
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    assert make_loader(plain, 1, workers=0).pin_memory
+    monkeypatch.setattr(Tensor, "pin_memory", Tensor.neg)
+    assert torch.equal(pin_memory(Piece((0,), None, torch.ones(2))).inputs, -torch.ones(2))
 
 
 def can_mount() -> bool:

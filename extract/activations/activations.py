@@ -131,8 +131,9 @@ class Activations:
         run: Pass | None = None
         start = deepest(places, span, cut)
         task = PassInput(0, span, None if start is None else places[start])
+        device = require_pixels(self.backbone).mean.device
         try:
-            for piece in job_pieces([task], self.pixels):
+            for piece in job_pieces([task], self.pixels, device):
                 if run is None or run.must_restart(piece):
                     done.clear()
                     start = None if piece.window else start
@@ -168,7 +169,7 @@ class Activations:
         """Begin a pass over a span, from a stored cut or from pixels, that stores these cuts.
 
         Args:
-            cached_cuts: for the weights of the pass.
+            places: for the weights of the pass.
             cuts: in the order of a pass.
             watch: is given what is stored, in the order in which it is finished.
             write: stores it in place of `write`.

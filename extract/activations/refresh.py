@@ -5,6 +5,7 @@ from contextlib import suppress
 from functools import partial
 from itertools import groupby
 
+import torch
 from accelerate import Accelerator
 from torch.utils.data import DataLoader
 
@@ -128,7 +129,7 @@ def _work(
     bar = ProgressBar(
         total=clips, desc="passes", unit="clip", disable=not jobs or not accelerator.is_main_process
     )
-    pieces = _loader(made, jobs, places, workers) if jobs else ()
+    pieces = _loader(made, jobs, places, workers, accelerator.device) if jobs else ()
     with bar, WritingThread(times) as writing:
         for piece in time_decoding(pieces, times):
             if piece.problem:
@@ -157,7 +158,7 @@ def _work(
 
 
 def _loader(
-    made: Plan, jobs: list[list[int]], places: list[Places], workers: int
+    made: Plan, jobs: list[list[int]], places: list[Places], workers: int, device: torch.device
 ) -> "DataLoader[Piece]":
     def task(number: int) -> PassInput:
         todo = made.todo[number]
@@ -165,5 +166,5 @@ def _loader(
         return PassInput(number, made.span(todo), source)
 
     tasks: list[Job] = [[task(number) for number in job] for job in jobs]
-    inputs = JobInputs(tasks, made.wanted[0].activations.pixels)
+    inputs = JobInputs(tasks, made.wanted[0].activations.pixels, device)
     return make_loader(inputs, batch_size=None, workers=min(workers, len(jobs)))

@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -142,6 +141,5 @@ def batch_loader(
         workers,
         sampler=sampler,
         collate_fn=collate,
-        pin_memory=torch.cuda.is_available(),
         persistent_workers=workers > 0,  # starting one takes seconds
     )
