@@ -147,6 +147,10 @@ def test_groups_of_the_optimizer_are_timms(decay: float) -> None:
     network[3].weight.requires_grad_(False)
     expected = param_groups_weight_decay(network, decay)
     found = group_by_decay(network, decay)
+    if not decay:  # older versions of timm make two groups then, which are alike
+        expected = [
+            {"weight_decay": 0.0, "params": [p for p in network.parameters() if p.requires_grad]}
+        ]
     assert [g["weight_decay"] for g in found] == [g["weight_decay"] for g in expected]
     for ours, theirs in zip(found, expected, strict=True):
         assert [*map(id, ours["params"])] == [*map(id, theirs["params"])]

@@ -192,7 +192,8 @@ class Backbone(nn.Module):
                 tokens = adapter(tokens, recompute)
             return tokens
 
-        def layer(clips: Tensor, scale: Tensor | None) -> Tensor:
+        # Quoted: torch 2.9, compiling, cannot make a type that is a union.
+        def layer(clips: Tensor, scale: "Tensor | None") -> Tensor:
             done: Tensor = self.trunk.blocks[k](clips, scale).view(shape)
             for adapter in adapters:
                 done = adapter(done)
