@@ -1,6 +1,7 @@
 """Annotation tools: what they export in all its shapes, and what is written for them."""
 
 import json
+import os
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -545,6 +546,18 @@ def test_what_is_written_for_tools_is_read(
             read_back = annotations.videos[name].segments
             assert {(s.label, round(s.start_s, 6), round(s.end_s, 6)) for s in read_back} == wanted
             assert len(read_back) == len(wanted)
+
+
+@pytest.mark.parametrize("name", ["esc\x1b[1m", os.fsdecode(b"caf\xe9")])
+def test_files_for_tools_are_whole_whatever_a_video_is_called(tmp_path: Path, name: str) -> None:
+    video = tmp_path / f"{name}.mp4"
+    video.touch()
+    tools = ToolFiles(tmp_path / "ls.json", tmp_path, tmp_path / "via.json")
+    tools.write({name: detections([("run", 0, 50)], 25.0)}, {name: MediaFile(video, 25.0)})
+    for path in (tools.label_studio, tmp_path / f"{name}.eaf", tools.via):
+        assert path is not None
+        (found,) = read_annotations(path).videos.values()
+        assert found.segments == (("run", 0.0, 2.0),)
 
 
 def test_tiers_of_elan_do_not_overlap(tmp_path: Path) -> None:
