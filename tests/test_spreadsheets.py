@@ -125,6 +125,17 @@ def test_a_header_may_be_a_comment(tmp_path: Path) -> None:
     assert found(annotations) == ROW
 
 
+def test_quotes_that_are_not_closed_cost_their_own_row(tmp_path: Path) -> None:
+    """Not the rows behind, which would be part of a label; blanks behind a quote are no harm."""
+    rows = ['v,1,2,"A" ,training', 'v,3,4,"B,training', "v,5,x,C,training", 'v,7,8,"D",training']
+    with pytest.raises(ValueError, match="2 problems") as told:
+        read(tmp_path, HEADER + "\n".join(rows))
+    assert "own.csv: line 3: a double quote" in str(told.value)
+    assert "own.csv: line 4: column 'end'" in str(told.value)
+    found_labels = [s.label for s in found(read(tmp_path, HEADER + rows[0] + "\n" + rows[3]))["v"]]
+    assert found_labels == ["A", "D"]
+
+
 def test_quoted_cells_may_begin_like_a_comment(tmp_path: Path) -> None:
     annotations = read(tmp_path, HEADER + '"#1",1,2,"two\n# lines",training\n')
     assert found(annotations) == {"#1": [Segment("two\n# lines", 1.0, 2.0)]}

@@ -30,6 +30,7 @@ _MEANINGS = {
 _MEANING = {word: column for column, words in _MEANINGS.items() for word in words.split()}
 
 Row = dict[str, str]
+_Cells = list[str] | ValueError | None  # of a row, what is wrong with it, or None for a comment
 
 
 def column_meaning(name: str) -> str | None:
@@ -102,7 +103,10 @@ def parse_table(path: Path) -> CsvTable:
             f"{path} is not a CSV table ({error}); export or copy it again."
         ) from error
     while header is None and records:
-        header = records.pop(0)[1]
+        row = records.pop(0)[1]
+        if isinstance(row, ValueError):
+            raise row
+        header = row
     if header is None:
         raise ValueError(f"{path} is empty; export or copy it again.")
     return _as_table(path, header, records, delimiter, comments)
@@ -127,26 +131,46 @@ def _header_in(comments: list[str], delimiter: str) -> list[str] | None:
 
 def _records(
     lines: list[str], first: int, delimiter: str, path: Path
-) -> Iterator[tuple[str, list[str] | None]]:
-    """Yield the rows that are not empty, with their places; None is a comment."""
+) -> Iterator[tuple[str, _Cells]]:
+    """Yield the rows that are not empty, with their places."""
     while first < len(lines):
         place = f"{path}: line {first + 1}"
         if _is_comment(lines[first]):
             yield place, None
             first += 1
             continue
-        # A cell between quotes may go over several lines.
-        reader = csv.reader((lines[i] for i in range(first, len(lines))), delimiter=delimiter)
-        cells = [cell.strip() for cell in next(reader)]
-        if any(cells):
+        cells, count = _read_row(lines, first, delimiter)
+        if cells is None:
+            what = "a double quote begins a cell and does not end it in this row"
+            yield place, ValueError(f"{place}: {what}; close it, or write it twice inside a cell.")
+        elif any(cells):
             yield place, cells
-        first += reader.line_num
+        first += count
+
+
+def _read_row(lines: list[str], first: int, delimiter: str) -> tuple[list[str] | None, int]:
+    """Return the cells of a row, and the number of its lines: a cell in quotes may have several.
+
+    None where a quote that is not closed would make cells of other rows.
+    """
+    for strict in (True, False):  # blanks behind a quote are no harm
+        rest = (lines[index] for index in range(first, len(lines)))
+        reader = csv.reader(rest, delimiter=delimiter, strict=strict)
+        try:
+            cells = [cell.strip() for cell in next(reader)]
+        except csv.Error:
+            if not strict and '"' not in lines[first]:
+                raise
+        else:
+            if strict or reader.line_num == 1:
+                return cells, reader.line_num
+    return None, 1
 
 
 def _as_table(
     path: Path,
     header: list[str],
-    records: list[tuple[str, list[str] | None]],
+    records: list[tuple[str, _Cells]],
     delimiter: str,
     comments: list[str],
 ) -> CsvTable:
@@ -156,7 +180,9 @@ def _as_table(
         raise ValueError(f"{path}: column {', '.join(sorted(twice))} is there twice; rename one.")
     table = CsvTable(frozenset(header), [], delimiter, comments)
     for place, cells in records:
-        if cells is None:
+        if isinstance(cells, ValueError):
+            table.problems.append(cells)
+        elif cells is None:
             table.notes["lines that begin with # left out"] += 1
         elif [cell.lower() for cell in cells] == header:
             table.notes["repeated header lines left out"] += 1
