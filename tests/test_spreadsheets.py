@@ -110,6 +110,43 @@ def test_every_dialect_says_the_same(
     assert annotations.warnings == {"times with a decimal comma read as numbers": 1}
 
 
+def test_unicode_text_of_a_spreadsheet_is_a_table(tmp_path: Path) -> None:
+    table = (HEADER + "é,1,2,A,training\n").replace(",", "\t").replace("\n", "\r\n")
+    assert found(read(tmp_path, table.encode("utf-16"), "own.txt")) == {"é": ROW["v"]}
+    (tmp_path / "README.txt").write_text("a,b,a\nnotes\n")
+    (tmp_path / "class_list.txt").write_text("1 A\n")
+    assert found(read_annotations(tmp_path)) == {"é": ROW["v"]}
+
+
+@pytest.mark.parametrize("name", ["own.csv", "own.txt", "own", "own.json"])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (f"{HEADER}vé,1,2,A,training\n".encode("cp1252"), r"UTF-8 text \(line 2: byte 0xe9\)"),
+        (f"{HEADER}v,1,2,A,training\n".encode("utf-16-le"), r"UTF-8 text \(line 1: byte 0x00\)"),
+        (f"{HEADER}v,1,2,A,training\n".encode("utf-32"), r"UTF-8 text \(line 1: byte 0x00\)"),
+        (b"PK\x03\x04" + bytes(50), "workbook or another packed file.*'CSV UTF-8'"),
+    ],
+)
+def test_files_that_are_no_text(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    with pytest.raises(ValueError, match=f"{name} is .*{message}") as told:
+        read(tmp_path, content, name)
+    assert "\0" not in str(told.value)
+
+
+@pytest.mark.parametrize("label", ["", " ", "\u2003"])
+def test_a_label_is_not_empty(tmp_path: Path, label: str) -> None:
+    entries = [{"segment": [1, 2], "label": label}, {"segment": [1, 2], "label": "A"}]
+    content = {"database": {"v": {"subset": "t", "annotations": entries}}}
+    with pytest.raises(ValueError, match="video 'v', entry 0: 'label' is empty"):
+        read(tmp_path, json.dumps(content), "own.json")
+
+
+def test_marks_that_are_not_seen_make_labels_alike(tmp_path: Path) -> None:
+    annotations = read(tmp_path, HEADER + "v,1,2,A\u200b,training\nv,3,4,A,training\n")
+    assert sum(annotations.warnings.values()) == 2
+
+
 def test_joined_files_are_one_table(tmp_path: Path) -> None:
     part = b"\xef\xbb\xbf" + HEADER.encode() + b"%s,1,2,A,training\n"
     annotations = read(tmp_path, part % b"a" + b"# the second\n" + part % b"b")
