@@ -150,7 +150,7 @@ def read_text(path: Path) -> str:
     content = path.read_bytes()
     if content.startswith(_ZIP):
         raise ValueError(
-            f"{path} is a workbook or another packed file, no text; export its sheet as 'CSV UTF-8'."
+            f"{path} is a workbook or another packed file; export its sheet as 'CSV UTF-8'."
         )
     wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     try:
