@@ -157,6 +157,17 @@ def test_joined_files_are_one_table(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.parametrize("title", ["My labels", "My labels{d}{d}{d}{d}", "{d}{d}{d}", "a{d}1\n\nb"])
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+def test_a_title_may_stand_above_the_header(tmp_path: Path, title: str, delimiter: str) -> None:
+    text = (title.format(d=",") + "\n\nfile,begin,end,class,subset\nv,1,2,A,training\n").replace(
+        ",", delimiter
+    )
+    assert found(read(tmp_path, text)) == ROW
+    with pytest.raises(ValueError, match=r"own.csv: line \d: column 'end'.*not 'x'"):
+        read(tmp_path, text.replace("2", "x"))
+
+
 def test_a_header_may_be_a_comment(tmp_path: Path) -> None:
     annotations = read(tmp_path, "# mine\n# video;t-start;t-end;class;split\nv;1;2;A;training\n")
     assert found(annotations) == ROW

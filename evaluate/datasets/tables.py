@@ -13,6 +13,8 @@ from evaluate.datasets.fields import raise_problems, read_text
 from evaluate.datasets.records import AnnotationSource, Dataset, subset_of
 
 AFSD = frozenset({"video", "start", "end", "type"})
+OLD_BORIS = frozenset({"behavior", "status", "time"})
+MOST_ABOVE = 50  # lines about the whole file above the header
 DELIMITERS = (",", ";", "\t")
 _SEPARATOR = re.compile(r'"?sep=(.)"?[\s,;]*', re.IGNORECASE)
 _VIA_HEADER = "csv_header ="
@@ -46,7 +48,7 @@ class CsvTable:
         columns: in lower case.
         rows: with their place (file and line).
         delimiter: what stands between the cells.
-        comments: the lines above the header that begin with #.
+        comments: the lines above the header, also those that begin with #.
         problems: rows that do not fit the header.
         notes: counts of what was tolerated, by a phrase for it.
     """
@@ -74,7 +76,8 @@ def parse_table(path: Path) -> CsvTable:
     """Return a table whose rows that do not fit are left out and told in its `problems`.
 
     Cells stand between commas, semicolons or tabs: what a first line `sep=;` says, else what cuts
-    the header into most cells. Lines that begin with # are comments.
+    the header into most cells. Lines that begin with # are comments, and so is what stands above a
+    header that is known.
 
     Raises:
         ValueError: the file is no table.
@@ -102,14 +105,37 @@ def parse_table(path: Path) -> CsvTable:
         raise ValueError(
             f"{path} is not a CSV table ({error}); export or copy it again."
         ) from error
-    while header is None and records:
-        row = records.pop(0)[1]
-        if isinstance(row, ValueError):
-            raise row
-        header = row
+    if header is None:
+        header, above = _take_header(records)
+        comments += above
     if header is None:
         raise ValueError(f"{path} is empty; export or copy it again.")
     return _as_table(path, header, records, delimiter, comments)
+
+
+def _take_header(records: list[tuple[str, _Cells]]) -> tuple[list[str] | None, list[str]]:
+    """Take the rows up to the header away; return it, and what stands above it.
+
+    It is the first row, unless that is a title above a header that is known for sure.
+    """
+    rows = [(index, row) for index, (_, row) in enumerate(records[:MOST_ABOVE]) if row is not None]
+    if not rows:
+        return None, []
+    sure = (index for index, row in rows if isinstance(row, list) and _is_header(row))
+    place = next(sure, rows[0][0])
+    header = records[place][1]
+    if isinstance(header, ValueError):
+        raise header
+    above = [",".join(row) for index, row in rows if index < place and isinstance(row, list)]
+    del records[: place + 1]
+    return header, above
+
+
+def _is_header(row: list[str]) -> bool:
+    """Return whether a row names the columns of one's own table, or those of BORIS's events."""
+    return {column_meaning(cell) for cell in row} >= {"video", "start", "end", "label"} or (
+        {cell.lower() for cell in row} >= OLD_BORIS
+    )
 
 
 def _is_comment(line: str) -> bool:
@@ -117,8 +143,10 @@ def _is_comment(line: str) -> bool:
 
 
 def _delimiter(lines: list[str]) -> str:
+    rows = [line for line in lines[:MOST_ABOVE] if any(each in line for each in DELIMITERS)]
+
     def cells(delimiter: str) -> int:
-        return len(next(csv.reader(iter(lines), delimiter=delimiter), []))
+        return len(next(csv.reader(iter(rows), delimiter=delimiter), []))
 
     return max(DELIMITERS, key=cells)
 
