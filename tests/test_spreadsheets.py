@@ -281,6 +281,11 @@ def test_times_without_one_meaning(
         read(tmp_path, "".join(delimiter.join(row) + "\n" for row in rows))
 
 
+def test_a_line_is_no_part_of_a_number(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="line 2: segment must be a finite number, not '1_0'"):
+        read(tmp_path, HEADER + "v,1_0,20,A,training\n")
+
+
 def test_little_below_zero_is_zero_and_more_is_not(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="line 2: the segment starts at -2e-06 s"):
         read(tmp_path, HEADER + "v,-2e-6,1,A,training\n")

@@ -72,7 +72,9 @@ def as_number(value: Any, what: str, where: str) -> float:
     if isinstance(value, ValueError):
         raise value
     try:
-        found = math.nan if isinstance(value, bool) else float(value)
+        # Python reads `1_000`, too, which nobody else writes for a number.
+        odd = isinstance(value, bool) or (isinstance(value, str) and "_" in value)
+        found = math.nan if odd else float(value)
     except (TypeError, ValueError, OverflowError):
         found = math.nan
     if not math.isfinite(found):
