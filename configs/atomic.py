@@ -1,6 +1,7 @@
 """Files that appear whole or not at all."""
 
 import errno
+import hashlib
 import os
 import secrets
 from collections.abc import Iterator
@@ -10,13 +11,17 @@ from pathlib import Path
 
 from configs.system import fcntl
 
+LONGEST = 230  # bytes of a name behind which ours fit, too: file systems take 255
 NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file atomically."""
+    """Write a text file atomically.
+
+    What of a name is no UTF-8 stands there as JSON's escape, `\\udcff`.
+    """
     with atomic_path(path) as aside:
-        aside.write_text(text, encoding="utf-8")
+        aside.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 @contextmanager
@@ -44,6 +49,8 @@ def _open_locked(path: Path) -> tuple[Path, int]:
     The kernel releases the lock with its process: the file of a killed one is used again, where
     files with random names would accumulate.
     """
+    if len(os.fsencode(path.name)) > LONGEST:
+        path = path.with_name(hashlib.sha256(os.fsencode(path.name)).hexdigest())
     if fcntl is None:
         return _open_random(path)
     for number in count():

@@ -1,5 +1,6 @@
 """The end of entry scripts: their messages and exit codes."""
 
+import io
 import sys
 from collections.abc import Callable
 
@@ -15,6 +16,10 @@ def run(main: Callable[[], None], hint: str = "") -> None:
     Args:
         hint: what a user should know after an interrupt, such as how to resume.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A name that is no UTF-8, or a sign that a terminal's encoding lacks, ends no run.
+            stream.reconfigure(errors="backslashreplace")
     try:
         main()
     except EXPECTED as error:

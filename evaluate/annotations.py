@@ -256,6 +256,8 @@ def _segment(
 ) -> Segment | None:
     """Return the segment of an entry; None if it is dropped."""
     label = get_field(entry, "label", place, kind=str)
+    if not label.strip():
+        raise ValueError(f"{place}: 'label' is empty; fill it in, or remove the entry.")
     if label in ignore_labels:
         warnings[f"{label!r} annotations dropped"] += 1
         return None

@@ -33,7 +33,9 @@ class _NumbersUnpickler(pickle.Unpickler):
 
 
 def read_array(path: Path, key: str | None = None) -> NDArray[np.floating]:
-    """Return the two-dimensional array of a file, in its own dtype, axes as they are.
+    """Return the two-dimensional array of a file, axes as they are.
+
+    Its dtype is its own, if that is a float that torch knows, else the nearest one.
 
     Axes of length 1 in front of two others are dropped.
 
@@ -63,11 +65,21 @@ def read_array(path: Path, key: str | None = None) -> NDArray[np.floating]:
     bad = array.size - int(np.isfinite(array).sum())
     if bad:
         raise ValueError(f"{path}: {bad:,} of {array.size:,} numbers are not finite")
-    return array.astype(np.float32, copy=False) if array.dtype.kind != "f" else array
+    if array.dtype.kind != "f":
+        return array.astype(np.float32)
+    kept = array.dtype.newbyteorder("=") if array.dtype.itemsize <= 8 else np.dtype(np.float64)
+    return array.astype(kept, copy=False)
 
 
 def _read_content(path: Path) -> Any:
-    match path.suffix.lower():
+    suffix = path.suffix.lower()
+    with path.open("rb") as file:
+        head = file.read(6)
+    if suffix in (".npy", ".npz"):  # as numpy, which reads either under both names
+        suffix = ".npz" if head.startswith(b"PK") else ".npy"
+    match suffix:
+        case ".npy" if head != b"\x93NUMPY":
+            raise ValueError("it does not begin as numpy's files do")
         case ".npy":
             return _without_objects(lambda: np.load(path, allow_pickle=False))
         case ".npz":

@@ -1,6 +1,7 @@
 """Annotation tools: what they export in all its shapes, and what is written for them."""
 
 import json
+import os
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -482,6 +483,40 @@ def test_events_of_boris(tmp_path: Path) -> None:
         refused(tmp_path / "x.csv", message)
 
 
+# Until version 7: the file and its length in columns of their own, events below a description.
+OLD_SPANS = (
+    "Observation id,Observation date,Description,Media file,Total length,FPS,Subject,Behavior,"
+    "Behavioral category,Modifiers,Behavior type,Start (s),Stop (s),Duration (s),Comment start,"
+    "Comment stop\n"
+    "o,2020-01-01 10:00:00,,C:/my clips/video.mp4,60.0,25,No focal subject,run,,,STATE,"
+    "1.000,2.500,1.500,,\n"
+)
+OLD_EVENTS = (
+    "Observation id,o\n,\nMedia file(s)\nPlayer #1,/clips/video.mp4\n\n"
+    "Observation date,2020-01-01T10:00:00\nDescription,\nTime offset (s),0.000\n\n"
+    "Time,Media file path,Total length,FPS,Subject,Behavior,Behavioral category,Comment,Status\n"
+    "1.0,/clips/video.mp4,60.0,25,No focal subject,run,,,START\n"
+    "2.5,/clips/video.mp4,60.0,25,No focal subject,run,,,STOP\n"
+)
+
+
+@pytest.mark.parametrize("text", [OLD_SPANS, OLD_EVENTS])
+def test_older_layouts_of_boris(tmp_path: Path, text: str) -> None:
+    """Also as spreadsheets of other countries write them, with times as a clock's."""
+    semicolons = text.replace(",", ";")
+    for number in ("1.0", "2.5", "1.000", "2.500"):
+        semicolons = semicolons.replace(f";{number};", f";{number.replace('.', ',')};")
+        semicolons = semicolons.replace(f"\n{number};", f"\n{number.replace('.', ',')};")
+    clock = text.replace("2.500,", "00:00:02.500,").replace("\n2.5,", "\n00:00:02.5,")
+    for dialect in (text, text.replace(",", "\t"), semicolons, clock):
+        assert segments_of(read_annotations(save(tmp_path / "x.csv", dialect))) == [
+            ("run", 1.0, 2.5)
+        ]
+    later = save(tmp_path / "x.csv", OLD_EVENTS.replace("offset (s),0.000", "offset (s),3.000"))
+    refused(later, "a time offset of 3.000 s")
+    refused(save(later, OLD_EVENTS.replace("STOP", "")), "line 12: 'status' is empty")
+
+
 def test_media_of_boris(tmp_path: Path) -> None:
     path = tmp_path / "x.csv"
 
@@ -545,6 +580,18 @@ def test_what_is_written_for_tools_is_read(
             read_back = annotations.videos[name].segments
             assert {(s.label, round(s.start_s, 6), round(s.end_s, 6)) for s in read_back} == wanted
             assert len(read_back) == len(wanted)
+
+
+@pytest.mark.parametrize("name", ["esc\x1b[1m", os.fsdecode(b"caf\xe9")])
+def test_files_for_tools_are_whole_whatever_a_video_is_called(tmp_path: Path, name: str) -> None:
+    video = tmp_path / f"{name}.mp4"
+    video.touch()
+    tools = ToolFiles(tmp_path / "ls.json", tmp_path, tmp_path / "via.json")
+    tools.write({name: detections([("run", 0, 50)], 25.0)}, {name: MediaFile(video, 25.0)})
+    for path in (tools.label_studio, tmp_path / f"{name}.eaf", tools.via):
+        assert path is not None
+        (found,) = read_annotations(path).videos.values()
+        assert found.segments == (("run", 0.0, 2.0),)
 
 
 def test_tiers_of_elan_do_not_overlap(tmp_path: Path) -> None:

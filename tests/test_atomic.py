@@ -1,5 +1,6 @@
 """A file is whole at every moment, however many write it and however they end."""
 
+import json
 import multiprocessing
 import os
 import signal
@@ -100,3 +101,11 @@ def test_without_locks_names_are_random(tmp_path: Path, monkeypatch: pytest.Monk
         two.write_text("2")
     assert (tmp_path / "a").read_text() == "1"
     assert sorted(file.name for file in tmp_path.iterdir()) == ["a"]
+
+
+def test_any_name_that_fits_can_be_written(tmp_path: Path) -> None:
+    for name in ("x" * 255, "é" * 127, os.fsdecode(b"caf\xe9.json")):
+        path = tmp_path / name
+        write_text(path, json.dumps(name, ensure_ascii=False))
+        assert json.loads(path.read_text(encoding="utf-8")) == name
+    assert len(list(tmp_path.iterdir())) == 3

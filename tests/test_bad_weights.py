@@ -7,6 +7,7 @@ import re
 import sys
 import types
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +130,18 @@ def test_a_checkpoint_that_diverged(tmp_path: Path, part: str) -> None:
     torch.save(fields | {part: spoilt}, path)
     with pytest.raises(ValueError, match=rf"1 of \d+ tensors .*{re.escape(name)}"):
         load_checkpoint(path, Experiment)
+
+
+@pytest.mark.parametrize("part", ["classes", "model", "ema", "training", "frame_rates", "config"])
+def test_parts_of_another_kind_are_told(tmp_path: Path, part: str) -> None:
+    config, path = demo(tmp_path), tmp_path / "last.pt"
+    state = Detector(config, ("a",)).state_dict()
+    save_checkpoint(path, Checkpoint(config, ("a",), state, state, {}))
+    torch.save(torch.load(path, weights_only=True) | {part: 5}, path)
+    with pytest.raises(ValueError, match=r"last\.pt is of another version"):
+        load_checkpoint(path, Experiment)
+    with suppress(ValueError):  # no tensors
+        read_tensors(path)
 
 
 def test_scores_that_are_no_numbers_are_no_empty_result(tmp_path: Path) -> None:

@@ -76,3 +76,19 @@ def test_every_entry_script_ends_with_it() -> None:
         end = scripts[name].rstrip().rpartition('if __name__ == "__main__":')[2].strip()
         assert end.startswith("cli.run(main") and "\n" not in end, name
         assert "EXPECTED as" not in scripts[name].partition("def main")[2].partition("\ndef ")[0]
+
+
+def test_what_a_terminal_cannot_write_ends_no_run() -> None:
+    """A name that is no UTF-8, and a sign that the terminal's encoding lacks."""
+    code = (
+        "import sys\nfrom configs import cli\ndef main():\n"
+        "    print('caf\\udce9 \\u2588')\n    sys.exit('error: caf\\udce9')\ncli.run(main)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=REPOSITORY,
+        env=os.environ | {"PYTHONIOENCODING": "latin-1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout == "caf\\udce9 \\u2588\n" and done.stderr == "error: caf\\udce9\n"

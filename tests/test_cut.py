@@ -138,10 +138,14 @@ def test_names_tell_video_class_and_times() -> None:
     ]
     names = clip_names("a b:c", segments)
     assert names[:3] == [
-        "a_b_c_High_Jump_0003.10-0004.90s.mp4",
-        "a_b_c_High_Jump_0003.10-0004.90s_2.mp4",
-        "a_b_c_evil_0012.35-4321.50s.mp4",
+        "a_b_c-7803f70b_High_Jump_0003.10-0004.90s.mp4",
+        "a_b_c-7803f70b_High_Jump_0003.10-0004.90s_2.mp4",
+        "a_b_c-7803f70b_evil_0012.35-4321.50s.mp4",
     ]
-    assert names[4] == "a_b_c___0000.00-0001.00s.mp4"
+    assert names[4] == "a_b_c-7803f70b___0000.00-0001.00s.mp4"
     assert max(len(name.encode()) for name in clip_names("跳" * 200, segments)) < 255
     assert len({*names}) == 5
+    videos = "a_b", "a b", "a:b", "a\nb", "_", "~", "x" * 240, "x" * 250, "caf\udce9"
+    names = [name for video in videos for name in clip_names(video, segments)]
+    assert len({*names}) == 5 * len(videos)
+    assert clip_names("a_b", segments)[0].startswith("a_b_High")

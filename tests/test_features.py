@@ -63,12 +63,28 @@ def test_arrays_are_read_as_they_are(tmp_path: Path, suffix: str, dtype: str) ->
     assert np.array_equal(found, array)
 
 
+@pytest.mark.parametrize("dtype", [">f2", ">f4", "longdouble", ">i2", "uint8"])
+def test_numbers_become_those_that_torch_knows(tmp_path: Path, dtype: str) -> None:
+    array = np.arange(15).reshape(5, 3).astype(dtype)
+    np.save(tmp_path / "x.npy", array)
+    found = read_array(tmp_path / "x.npy")
+    assert np.array_equal(torch.from_numpy(found).numpy(), array)
+
+
+def test_an_archive_of_arrays_is_one_under_another_name(tmp_path: Path) -> None:
+    np.savez(tmp_path / "x.npz", rgb=np.ones((5, 3)))
+    path = (tmp_path / "x.npz").rename(tmp_path / "x.npy")
+    assert read_array(path).shape == (5, 3)
+
+
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
         ("a.pkl", pickle.dumps(Bomb()), r"a\.pkl cannot .* would run code .*builtins\.print"),
         ("a.pkl", pickle.dumps({"x": np.array([Bomb()], object)}), "would run code"),
         ("a.npy", b"", "a.npy cannot be read"),
+        ("a.npy", b"\x80\x04no array", "a.npy cannot be read .*does not begin as numpy's files do"),
+        ("a.npz", b"\x93NUMPY", "a.npz cannot be read"),
         ("a.npz", b"PK\x03\x04 no archive", "a.npz cannot be read"),
         ("a.pt", b"no archive", "a.pt cannot be read"),
         ("a.pkl", pickle.dumps([1, 2]), r"expected numbers \[T, C\]"),

@@ -131,6 +131,21 @@ def test_recordings_of_two_rates_keep_both(tmp_path: Path) -> None:
     assert steps[:48] == pytest.approx(0.04) and steps[51:] == pytest.approx(0.02)
 
 
+@pytest.mark.parametrize("bf", ["0", "3"])
+def test_a_clock_that_wraps_round_goes_on(tmp_path: Path, bf: str) -> None:
+    """The 33 bits of a transport stream are through two seconds after its first frame."""
+    source = write_clip(tmp_path / "whole.mkv", encoder={"bf": bf})
+    options = {"output_ts_offset": str(2**33 / 90000 - 2), "mpegts_copyts": "1"}
+    path = tmp_path / "wraps.ts"
+    with av.open(str(source)) as whole, av.open(str(path), "w", options=options) as file:
+        stream = file.add_stream_from_template(whole.streams.video[0])
+        for packet in whole.demux(video=0):
+            if packet.size:
+                packet.stream = stream
+                file.mux(packet)
+    assert check_clock(path, 100, 4.0, fps=25).repaired == 0
+
+
 @pytest.mark.parametrize("encoder", [slow({"bf": "0"}), {"bf": "2", "g": "20"}])
 def test_matroska_clocks_go_on(tmp_path: Path, encoder: dict[str, str]) -> None:
     settings = {"options": {"cluster_time_limit": "400"}, "encoder": {"g": "10"} | encoder}

@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import os
 import re
 import shutil
 from collections.abc import Iterator, Sequence
@@ -101,6 +102,8 @@ def test_sources(tmp_path: Path) -> None:
     path = tmp_path / "a b/100% #1?.mp4"
     path.write_bytes(b"content")
     assert link_video(path, tmp_path / "pages/x.html") == "../a%20b/100%25%20%231%3F.mp4"
+    odd = path.with_name(os.fsdecode(b"caf\xe9.mp4"))
+    assert link_video(odd, tmp_path / "pages/x.html") == "../a%20b/caf%E9.mp4"
     head, content = embed_video(path).split(",")
     assert head == "data:video/mp4;base64" and base64.b64decode(content) == b"content"
     check_embeddable(path)

@@ -110,6 +110,43 @@ def test_every_dialect_says_the_same(
     assert annotations.warnings == {"times with a decimal comma read as numbers": 1}
 
 
+def test_unicode_text_of_a_spreadsheet_is_a_table(tmp_path: Path) -> None:
+    table = (HEADER + "é,1,2,A,training\n").replace(",", "\t").replace("\n", "\r\n")
+    assert found(read(tmp_path, table.encode("utf-16"), "own.txt")) == {"é": ROW["v"]}
+    (tmp_path / "README.txt").write_text("a,b,a\nnotes\n")
+    (tmp_path / "class_list.txt").write_text("1 A\n")
+    assert found(read_annotations(tmp_path)) == {"é": ROW["v"]}
+
+
+@pytest.mark.parametrize("name", ["own.csv", "own.txt", "own", "own.json"])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (f"{HEADER}vé,1,2,A,training\n".encode("cp1252"), r"UTF-8 text \(line 2: byte 0xe9\)"),
+        (f"{HEADER}v,1,2,A,training\n".encode("utf-16-le"), r"UTF-8 text \(line 1: byte 0x00\)"),
+        (f"{HEADER}v,1,2,A,training\n".encode("utf-32"), r"UTF-8 text \(line 1: byte 0x00\)"),
+        (b"PK\x03\x04" + bytes(50), "workbook or another packed file.*'CSV UTF-8'"),
+    ],
+)
+def test_files_that_are_no_text(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    with pytest.raises(ValueError, match=f"{name} is .*{message}") as told:
+        read(tmp_path, content, name)
+    assert "\0" not in str(told.value)
+
+
+@pytest.mark.parametrize("label", ["", " ", "\u2003"])
+def test_a_label_is_not_empty(tmp_path: Path, label: str) -> None:
+    entries = [{"segment": [1, 2], "label": label}, {"segment": [1, 2], "label": "A"}]
+    content = {"database": {"v": {"subset": "t", "annotations": entries}}}
+    with pytest.raises(ValueError, match="video 'v', entry 0: 'label' is empty"):
+        read(tmp_path, json.dumps(content), "own.json")
+
+
+def test_marks_that_are_not_seen_make_labels_alike(tmp_path: Path) -> None:
+    annotations = read(tmp_path, HEADER + "v,1,2,A\u200b,training\nv,3,4,A,training\n")
+    assert sum(annotations.warnings.values()) == 2
+
+
 def test_joined_files_are_one_table(tmp_path: Path) -> None:
     part = b"\xef\xbb\xbf" + HEADER.encode() + b"%s,1,2,A,training\n"
     annotations = read(tmp_path, part % b"a" + b"# the second\n" + part % b"b")
@@ -120,9 +157,31 @@ def test_joined_files_are_one_table(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.parametrize("title", ["My labels", "My labels{d}{d}{d}{d}", "{d}{d}{d}", "a{d}1\n\nb"])
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+def test_a_title_may_stand_above_the_header(tmp_path: Path, title: str, delimiter: str) -> None:
+    text = (title.format(d=",") + "\n\nfile,begin,end,class,subset\nv,1,2,A,training\n").replace(
+        ",", delimiter
+    )
+    assert found(read(tmp_path, text)) == ROW
+    with pytest.raises(ValueError, match=r"own.csv: line \d: column 'end'.*not 'x'"):
+        read(tmp_path, text.replace("2", "x"))
+
+
 def test_a_header_may_be_a_comment(tmp_path: Path) -> None:
     annotations = read(tmp_path, "# mine\n# video;t-start;t-end;class;split\nv;1;2;A;training\n")
     assert found(annotations) == ROW
+
+
+def test_quotes_that_are_not_closed_cost_their_own_row(tmp_path: Path) -> None:
+    """Not the rows behind, which would be part of a label; blanks behind a quote are no harm."""
+    rows = ['v,1,2,"A" ,training', 'v,3,4,"B,training', "v,5,x,C,training", 'v,7,8,"D",training']
+    with pytest.raises(ValueError, match="2 problems") as told:
+        read(tmp_path, HEADER + "\n".join(rows))
+    assert "own.csv: line 3: a double quote" in str(told.value)
+    assert "own.csv: line 4: column 'end'" in str(told.value)
+    found_labels = [s.label for s in found(read(tmp_path, HEADER + rows[0] + "\n" + rows[3]))["v"]]
+    assert found_labels == ["A", "D"]
 
 
 def test_quoted_cells_may_begin_like_a_comment(tmp_path: Path) -> None:
@@ -220,6 +279,11 @@ def test_times_without_one_meaning(
     rows = [["video", "start", "end", "label"], ["v", *times, "A"]]
     with pytest.raises(ValueError, match=f"own.csv: line 2: column '{column}'.*{message}"):
         read(tmp_path, "".join(delimiter.join(row) + "\n" for row in rows))
+
+
+def test_a_line_is_no_part_of_a_number(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="line 2: segment must be a finite number, not '1_0'"):
+        read(tmp_path, HEADER + "v,1_0,20,A,training\n")
 
 
 def test_little_below_zero_is_zero_and_more_is_not(tmp_path: Path) -> None:

@@ -139,6 +139,7 @@ def test_files_that_are_no_weights_say_so_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "page.pth").write_text("<!DOCTYPE html><title>Quota exceeded</title>")
     (tmp_path / "noise.pth").write_bytes(bytes(range(255, 0, -1)))
     (tmp_path / "folder").mkdir()
+    (tmp_path / "packed.pth").write_bytes(b"././@PaxHeader" + bytes(600))
     torch.save({"epoch": 3}, tmp_path / "nothing.pth")
     torch.save([torch.zeros(2)], tmp_path / "list.pth")
     shards = tmp_path / "shards"
@@ -147,7 +148,8 @@ def test_files_that_are_no_weights_say_so_in_one_line(tmp_path: Path) -> None:
     for name, said in {
         "absent.pth": r"no checkpoint at .*; .*docs/weights.md .*videomae-small",
         "empty.pth": "is empty",
-        "half-whole.pth": "is damaged or no checkpoint",
+        "half-whole.pth": "is damaged or no checkpoint: the end .* is missing; copy it again",
+        "packed.pth": "is damaged or holds no weights",
         "half-whole.safetensors": "is damaged",
         "flipped.pth": "wrong checksum",
         "page.pth": "is a text that begins with '<!DOCTYPE html>",

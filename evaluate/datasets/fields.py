@@ -16,6 +16,7 @@ from configs.messages import truncated
 _KINDS: dict[type, str] = {dict: "an object", list: "a list", str: "a text", bool: "true or false"}
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 60
+_ZIP = b"PK\x03\x04"
 _TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[{}\[\]:]')
 
 
@@ -71,7 +72,9 @@ def as_number(value: Any, what: str, where: str) -> float:
     if isinstance(value, ValueError):
         raise value
     try:
-        found = math.nan if isinstance(value, bool) else float(value)
+        # Python reads `1_000`, too, which nobody else writes for a number.
+        odd = isinstance(value, bool) or (isinstance(value, str) and "_" in value)
+        found = math.nan if odd else float(value)
     except (TypeError, ValueError, OverflowError):
         found = math.nan
     if not math.isfinite(found):
@@ -101,8 +104,11 @@ def did_you_mean(name: str, names: Collection[str]) -> str:
 
 
 def normalise_spelling(name: str) -> str:
-    """Return a name in one form of Unicode, without case or separators between words."""
-    plain = unicodedata.normalize("NFKC", name).casefold().strip()
+    """Return a name in one form of Unicode, without case, separators between words, or marks that
+    are not seen, as those of zero width.
+    """
+    seen = "".join(c for c in name if unicodedata.category(c) != "Cf")
+    plain = unicodedata.normalize("NFKC", seen).casefold().strip()
     return re.sub(r"(?<=[^\W_])[\s_-]+(?=[^\W_])", "", plain)
 
 
@@ -144,14 +150,26 @@ def read_text(path: Path) -> str:
     if not path.is_file():
         raise ValueError(f"there is no file {path}; check its path.")
     content = path.read_bytes()
+    if content.startswith(_ZIP):
+        raise ValueError(
+            f"{path} is a workbook or another packed file; export its sheet as 'CSV UTF-8'."
+        )
     wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     try:
-        return content.decode("utf-16" if wide else "utf-8").lstrip("\ufeff")
+        text = content.decode("utf-16" if wide else "utf-8").lstrip("\ufeff")
     except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{path} is not UTF-8 text ({error}); export or copy it again, from a spreadsheet as "
-            "'CSV UTF-8'."
-        ) from error
+        raise _no_text(path, content[: error.start], content[error.start]) from error
+    if "\0" in text:
+        raise _no_text(path, text[: text.index("\0")].encode(), 0)
+    return text
+
+
+def _no_text(path: Path, before: bytes, byte: int) -> ValueError:
+    line = before.count(b"\n") + 1
+    return ValueError(
+        f"{path} is not UTF-8 text (line {line}: byte 0x{byte:02x}); export or copy it again, from "
+        "a spreadsheet as 'CSV UTF-8'."
+    )
 
 
 def read_json(path: Path) -> Any:

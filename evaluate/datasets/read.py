@@ -1,6 +1,7 @@
 """A dataset's files, recognised by their content: JSON members, CSV columns, lines of text."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -123,6 +124,9 @@ def _read_file(path: Path, in_folder: bool = False) -> _AnnotationFile:
         if text.is_class_file(lines):
             return _AnnotationFile(path, lines, text.read_text_folder)
         if suffix == ".txt":
+            with suppress(ValueError):  # spreadsheets' "Unicode text" is a table
+                if own.is_own(table := parse_table(path)):
+                    return _AnnotationFile(path, table, own.read_own)
             if not in_folder:
                 raise ValueError(f"{path}: no line of it is `video start end`; is it another file?")
             return _AnnotationFile(path, lines, None)

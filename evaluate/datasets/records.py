@@ -112,7 +112,11 @@ class Dataset:
         if source.in_folder and source.subset:
             return source.subset
         self._by_chance.add(name)
-        return "test" if zlib.crc32(name.encode()) % TEST_SHARE == 0 else "training"
+        return (
+            "test"
+            if zlib.crc32(name.encode(errors="backslashreplace")) % TEST_SHARE == 0
+            else "training"
+        )
 
     def finish(self) -> None:
         """Settle what only all files together tell; to be called once."""

@@ -13,6 +13,8 @@ from evaluate.datasets.fields import raise_problems, read_text
 from evaluate.datasets.records import AnnotationSource, Dataset, subset_of
 
 AFSD = frozenset({"video", "start", "end", "type"})
+OLD_BORIS = frozenset({"behavior", "status", "time"})
+MOST_ABOVE = 50  # lines about the whole file above the header
 DELIMITERS = (",", ";", "\t")
 _SEPARATOR = re.compile(r'"?sep=(.)"?[\s,;]*', re.IGNORECASE)
 _VIA_HEADER = "csv_header ="
@@ -30,6 +32,7 @@ _MEANINGS = {
 _MEANING = {word: column for column, words in _MEANINGS.items() for word in words.split()}
 
 Row = dict[str, str]
+_Cells = list[str] | ValueError | None  # of a row, what is wrong with it, or None for a comment
 
 
 def column_meaning(name: str) -> str | None:
@@ -45,7 +48,7 @@ class CsvTable:
         columns: in lower case.
         rows: with their place (file and line).
         delimiter: what stands between the cells.
-        comments: the lines above the header that begin with #.
+        comments: the lines above the header, also those that begin with #.
         problems: rows that do not fit the header.
         notes: counts of what was tolerated, by a phrase for it.
     """
@@ -73,7 +76,8 @@ def parse_table(path: Path) -> CsvTable:
     """Return a table whose rows that do not fit are left out and told in its `problems`.
 
     Cells stand between commas, semicolons or tabs: what a first line `sep=;` says, else what cuts
-    the header into most cells. Lines that begin with # are comments.
+    the header into most cells. Lines that begin with # are comments, and so is what stands above a
+    header that is known.
 
     Raises:
         ValueError: the file is no table.
@@ -101,11 +105,37 @@ def parse_table(path: Path) -> CsvTable:
         raise ValueError(
             f"{path} is not a CSV table ({error}); export or copy it again."
         ) from error
-    while header is None and records:
-        header = records.pop(0)[1]
+    if header is None:
+        header, above = _take_header(records)
+        comments += above
     if header is None:
         raise ValueError(f"{path} is empty; export or copy it again.")
     return _as_table(path, header, records, delimiter, comments)
+
+
+def _take_header(records: list[tuple[str, _Cells]]) -> tuple[list[str] | None, list[str]]:
+    """Take the rows up to the header away; return it, and what stands above it.
+
+    It is the first row, unless that is a title above a header that is known for sure.
+    """
+    rows = [(index, row) for index, (_, row) in enumerate(records[:MOST_ABOVE]) if row is not None]
+    if not rows:
+        return None, []
+    sure = (index for index, row in rows if isinstance(row, list) and _is_header(row))
+    place = next(sure, rows[0][0])
+    header = records[place][1]
+    if isinstance(header, ValueError):
+        raise header
+    above = [",".join(row) for index, row in rows if index < place and isinstance(row, list)]
+    del records[: place + 1]
+    return header, above
+
+
+def _is_header(row: list[str]) -> bool:
+    """Return whether a row names the columns of one's own table, or those of BORIS's events."""
+    return {column_meaning(cell) for cell in row} >= {"video", "start", "end", "label"} or (
+        {cell.lower() for cell in row} >= OLD_BORIS
+    )
 
 
 def _is_comment(line: str) -> bool:
@@ -113,8 +143,10 @@ def _is_comment(line: str) -> bool:
 
 
 def _delimiter(lines: list[str]) -> str:
+    rows = [line for line in lines[:MOST_ABOVE] if any(each in line for each in DELIMITERS)]
+
     def cells(delimiter: str) -> int:
-        return len(next(csv.reader(iter(lines), delimiter=delimiter), []))
+        return len(next(csv.reader(iter(rows), delimiter=delimiter), []))
 
     return max(DELIMITERS, key=cells)
 
@@ -127,26 +159,46 @@ def _header_in(comments: list[str], delimiter: str) -> list[str] | None:
 
 def _records(
     lines: list[str], first: int, delimiter: str, path: Path
-) -> Iterator[tuple[str, list[str] | None]]:
-    """Yield the rows that are not empty, with their places; None is a comment."""
+) -> Iterator[tuple[str, _Cells]]:
+    """Yield the rows that are not empty, with their places."""
     while first < len(lines):
         place = f"{path}: line {first + 1}"
         if _is_comment(lines[first]):
             yield place, None
             first += 1
             continue
-        # A cell between quotes may go over several lines.
-        reader = csv.reader((lines[i] for i in range(first, len(lines))), delimiter=delimiter)
-        cells = [cell.strip() for cell in next(reader)]
-        if any(cells):
+        cells, count = _read_row(lines, first, delimiter)
+        if cells is None:
+            what = "a double quote begins a cell and does not end it in this row"
+            yield place, ValueError(f"{place}: {what}; close it, or write it twice inside a cell.")
+        elif any(cells):
             yield place, cells
-        first += reader.line_num
+        first += count
+
+
+def _read_row(lines: list[str], first: int, delimiter: str) -> tuple[list[str] | None, int]:
+    """Return the cells of a row, and the number of its lines: a cell in quotes may have several.
+
+    None where a quote that is not closed would make cells of other rows.
+    """
+    for strict in (True, False):  # blanks behind a quote are no harm
+        rest = (lines[index] for index in range(first, len(lines)))
+        reader = csv.reader(rest, delimiter=delimiter, strict=strict)
+        try:
+            cells = [cell.strip() for cell in next(reader)]
+        except csv.Error:
+            if not strict and '"' not in lines[first]:
+                raise
+        else:
+            if strict or reader.line_num == 1:
+                return cells, reader.line_num
+    return None, 1
 
 
 def _as_table(
     path: Path,
     header: list[str],
-    records: list[tuple[str, list[str] | None]],
+    records: list[tuple[str, _Cells]],
     delimiter: str,
     comments: list[str],
 ) -> CsvTable:
@@ -156,7 +208,9 @@ def _as_table(
         raise ValueError(f"{path}: column {', '.join(sorted(twice))} is there twice; rename one.")
     table = CsvTable(frozenset(header), [], delimiter, comments)
     for place, cells in records:
-        if cells is None:
+        if isinstance(cells, ValueError):
+            table.problems.append(cells)
+        elif cells is None:
             table.notes["lines that begin with # left out"] += 1
         elif [cell.lower() for cell in cells] == header:
             table.notes["repeated header lines left out"] += 1

@@ -98,7 +98,7 @@ def format_label_studio(
             "score": max(scores, default=0.0),
             "result": regions,
         }
-        data = {"video": f"/data/local-files/?d={quote(file.name)}", "fps": fps}
+        data = {"video": f"/data/local-files/?d={quote(os.fsencode(file.name))}", "fps": fps}
         tasks.append({"data": data, "predictions": [prediction]})
     return json.dumps(tasks, indent=1)
 
@@ -166,10 +166,13 @@ def format_elan(detections: Iterable[Detection], media: MediaFile, folder: Path)
         "ANNOTATION_DOCUMENT", {**stamp, "FORMAT": "3.0", "VERSION": "3.0", schema: _SCHEMA}
     )
     header = SubElement(root, "HEADER", MEDIA_FILE="", TIME_UNITS="milliseconds")
-    link = {"MEDIA_URL": media.path.name}
+    link = {"MEDIA_URL": _CONTROLS.sub("\ufffd", media.path.name)}
     if media.path.exists():
         relative = os.path.relpath(media.path.resolve(), folder.resolve())
-        link = {"MEDIA_URL": media.path.resolve().as_uri(), "RELATIVE_MEDIA_URL": relative}
+        link = {
+            "MEDIA_URL": media.path.resolve().as_uri(),
+            "RELATIVE_MEDIA_URL": _CONTROLS.sub("\ufffd", relative),
+        }
     kind = "mp4" if media.path.suffix.lower() in (".mp4", ".m4v", ".mov") else "*"
     SubElement(header, "MEDIA_DESCRIPTOR", link, MIME_TYPE=f"video/{kind}")
     order = SubElement(root, "TIME_ORDER")

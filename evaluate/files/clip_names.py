@@ -1,6 +1,7 @@
 """Names of the files into which the segments of a video are cut."""
 
 import re
+import zlib
 from collections import Counter
 from collections.abc import Sequence
 
@@ -12,13 +13,16 @@ LONGEST = 90  # bytes of a video's name and of a class: file systems allow 255 i
 def clip_names(video: str, segments: Sequence[Segment | Detection]) -> list[str]:
     """Return a name for each segment that tells video, class and times, all different.
 
-    What not every file system allows in names becomes `_`.
+    What not every file system allows in names becomes `_`, and a long name is cut: of a video whose
+    name is changed, a digest of it follows, so that no other video's files have the same names.
     """
     seen: Counter[str] = Counter()
-    names = []
+    front, names = _plain(video), []
+    if front != video:
+        front += f"-{zlib.crc32(video.encode(errors='backslashreplace')):08x}"
     for segment in segments:
         times = f"{segment.start_s:07.2f}-{segment.end_s:07.2f}s"
-        name = f"{_plain(video)}_{_plain(segment.label)}_{times}"
+        name = f"{front}_{_plain(segment.label)}_{times}"
         seen[name.lower()] += 1
         again = seen[name.lower()]
         names.append(f"{name}_{again}.mp4" if again > 1 else f"{name}.mp4")

@@ -48,7 +48,7 @@ class PageVideo:
 
 def link_video(video: Path, page: Path) -> str:
     """Return the URL that a page has for a video: relative, so that both can move together."""
-    return quote(os.path.relpath(video.resolve(), page.resolve().parent))
+    return quote(os.fsencode(os.path.relpath(video.resolve(), page.resolve().parent)))
 
 
 def embed_video(video: Path) -> str:

@@ -127,11 +127,17 @@ def _read_file(path: Path) -> TensorFile:
         raise ValueError(f"{path} is empty; copy it again")
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < path.stat().st_size:
         return _read_safetensors(path)
+    if head[:2] == b"PK" and not zipfile.is_zipfile(path):
+        raise ValueError(
+            f"{path} is damaged or no checkpoint: the end of its archive is missing; copy it again"
+        )
     if head[:2] in (b"PK", b"\x80\x02"):
         return _read_pickle(path)
     try:
+        if b"\0" in head:
+            raise ValueError("no text has zero bytes")
         first = head.decode().splitlines()[0][:60]
-    except UnicodeDecodeError:
+    except ValueError:
         raise ValueError(
             f"{path} is damaged or holds no weights: it is neither a safetensors file nor a torch "
             "checkpoint"
@@ -180,7 +186,8 @@ def _read_pickle(path: Path) -> TensorFile:
         return TensorFile({}, (path,))
     if str(content.get("format")).startswith(OURS):
         join_shared(path, content)
-        classes = tuple(map(str, content.get("classes", ())))
+        listed = content.get("classes")
+        classes = tuple(map(str, listed)) if isinstance(listed, list | tuple) else ()
         return TensorFile(_tensors(content.get("ema")), (path,), "ema", classes)
     for part in PARTS:
         if tensors := _tensors(content.get(part)):

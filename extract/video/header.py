@@ -32,7 +32,9 @@ def announced_frames(path: str | Path, index: VideoIndex) -> int:
             times = [packet.dts + 1 for packet in container.demux(stream) if packet.dts is not None]
             missing_s = (declared - max(times, default=0)) * time_base
             return present + max(0, round(missing_s * index.fps))
-    missing_s = declared_s - float(index.pts[-1] * index.time_base) - 1 / index.fps
+    # Headers count from 0; a clock that wraps round, as 33 bits do, begins below it.
+    shown_s = float((index.pts[-1] - min(index.pts[0], 0)) * index.time_base) + 1 / index.fps
+    missing_s = declared_s - shown_s
     # The last frame may be shown as long as any other.
     longest_s = float(np.diff(index.pts).max(initial=0) * index.time_base)
     ends_early = missing_s > max(TOLERANCE_S, longest_s)

@@ -280,13 +280,22 @@ def load_checkpoint(path: str | Path, kind: type[C]) -> Checkpoint[C]:
     join_shared(path, fields)
     for later in ("frame_rates", "folder"):
         fields.setdefault(later, None)
-    if fields.keys() != set(Checkpoint._fields) or not isinstance(fields["config"], str):
+    if fields.keys() != set(Checkpoint._fields) or not _fit(fields):
         raise ValueError(f"{path} is of another version: its fields are {', '.join(fields)}")
     for part in ("model", "ema"):
         fields[part] = unwrap(fields[part])
         check_finite(fields[part], path)
     config = parse(kind, fields.pop("config"), source=str(path), migrate=_migrate)
     return Checkpoint(config, classes=tuple(fields.pop("classes")), **fields)
+
+
+def _fit(fields: Mapping[str, Any]) -> bool:
+    """Return whether the parts of a checkpoint are of the kinds that they should be."""
+    kinds: dict[str, Any] = {
+        **{"config": str, "classes": list | tuple, "model": dict, "ema": dict, "training": dict},
+        **{"frame_rates": list | tuple | None, "folder": str | None},
+    }
+    return all(isinstance(fields[name], kind) for name, kind in kinds.items())
 
 
 def find_data(config: C, saved: Checkpoint[C], source: str | Path, needs_videos: bool) -> C:

@@ -14,10 +14,11 @@ from typing import NamedTuple
 
 from evaluate.datasets.fields import as_number, short_repr
 from evaluate.datasets.records import AnnotationSource, Dataset
-from evaluate.datasets.tables import CsvTable, Row, get_cell
+from evaluate.datasets.tables import OLD_BORIS, CsvTable, Row, get_cell
+from evaluate.datasets.times import TimeReader
 
 TABULAR = frozenset({"behavior", "behavior type", "time"})
-OLD_TABULAR = frozenset({"behavior", "status", "time"})
+OLD_TABULAR = OLD_BORIS  # until version 7, below lines about the observation
 AGGREGATED = frozenset({"behavior", "behavior type", "start (s)", "stop (s)"})
 POINTS = "BORIS point events left out"
 
@@ -32,20 +33,33 @@ class _Media(NamedTuple):
 
 def read_boris(table: CsvTable, source: AnnotationSource, dataset: Dataset) -> None:
     """Add the videos of all observations in a table."""
+    for comment in table.comments:
+        what, _, offset = comment.partition(",")
+        if what.lower() == "time offset (s)":
+            _check_offset(offset.strip(","), f"{source.path}")
+    columns = ("start (s)", "stop (s)", "time")
+    cells = [row[column] for _, row in table.rows for column in columns if row.get(column)]
+    times = TimeReader(cells, table.delimiter)
     if table.columns >= AGGREGATED:
-        _read_aggregated(table, source, dataset)
+        _read_aggregated(table, times, source, dataset)
     else:
-        _read_tabular(table, source, dataset)
+        _read_tabular(table, times, source, dataset)
+    dataset.warnings += times.notes
 
 
-def _read_aggregated(table: CsvTable, source: AnnotationSource, dataset: Dataset) -> None:
+def _read_aggregated(
+    table: CsvTable, times: TimeReader, source: AnnotationSource, dataset: Dataset
+) -> None:
     for place, row in table.rows:
         with dataset.collect():
             kind = get_cell(row, "behavior type", place).upper()
             if kind == "POINT":
                 dataset.warnings[POINTS] += 1
             elif kind == "STATE":
-                start, end = row["start (s)"], row["stop (s)"]
+                start, end = (
+                    times.read(get_cell(row, column, place), column, place)
+                    for column in ("start (s)", "stop (s)")
+                )
                 _add(row, (place, start), (place, end), source, dataset)
             else:
                 raise ValueError(
@@ -53,7 +67,9 @@ def _read_aggregated(table: CsvTable, source: AnnotationSource, dataset: Dataset
                 )
 
 
-def _read_tabular(table: CsvTable, source: AnnotationSource, dataset: Dataset) -> None:
+def _read_tabular(
+    table: CsvTable, times: TimeReader, source: AnnotationSource, dataset: Dataset
+) -> None:
     column = "behavior type" if "behavior type" in table.columns else "status"
     modifiers = sorted(name for name in table.columns if name.startswith("modifier"))
     begun: dict[tuple[str, ...], tuple[str, Row]] = {}
@@ -74,7 +90,11 @@ def _read_tabular(table: CsvTable, source: AnnotationSource, dataset: Dataset) -
                 if key not in begun:
                     raise ValueError(f"{place}: {key[3]!r} stops, but did not start.")
                 where, first = begun.pop(key)
-                _add(first, (where, first["time"]), (place, row["time"]), source, dataset)
+                start, end = (
+                    times.read(get_cell(each, "time", at), "time", at)
+                    for at, each in ((where, first), (place, row))
+                )
+                _add(first, (where, start), (place, end), source, dataset)
             else:
                 raise ValueError(
                     f"{place}: {column!r} must be START, STOP or POINT, not {kind!r:.60}."
@@ -87,17 +107,13 @@ def _read_tabular(table: CsvTable, source: AnnotationSource, dataset: Dataset) -
 
 def _add(
     row: Row,
-    start: tuple[str, str],
-    end: tuple[str, str],
+    start: tuple[str, float | str | ValueError],
+    end: tuple[str, float | str | ValueError],
     source: AnnotationSource,
     dataset: Dataset,
 ) -> None:
     place = start[0]
-    offset = row.get("time offset (s)", "")
-    if offset not in ("", "NA") and as_number(offset, "time offset", place) != 0:
-        raise ValueError(
-            f"{place}: a time offset of {offset} s may be in the times or not; export without one."
-        )
+    _check_offset(row.get("time offset (s)", ""), place)
     begins_s, ends_s = (as_number(time, "time", where) for where, time in (start, end))
     label, media = get_cell(row, "behavior", place), _media(row, place)
     index = next((i for i, each in enumerate(media.files) if begins_s < media.ends_s[i]), -1)
@@ -110,9 +126,16 @@ def _add(
     record.add(label, begins_s, ends_s, place)
 
 
+def _check_offset(offset: str, place: str) -> None:
+    if offset not in ("", "NA") and as_number(offset, "time offset", place) != 0:
+        raise ValueError(
+            f"{place}: a time offset of {offset} s may be in the times or not; export without one."
+        )
+
+
 def _media(row: Row, place: str) -> _Media:
     """Return the files that player 1 shows: `player #1:a.mp4;b.mp4|player #2:c.mp4`."""
-    columns = ("source", "media file path", "media file name")
+    columns = ("source", "media file path", "media file", "media file name")
     listed = next((row[column] for column in columns if row.get(column)), "")
     first = listed.split("|")[0].removeprefix("player #1:")
     files = [file.strip() for file in first.split(";") if file.strip()]
