@@ -210,6 +210,10 @@ class Grid:
             for option, references in self.rows[run.row].inputs.items()
         }
 
+    def needs(self, run: Run) -> list[Run]:
+        """Return the runs that a run builds on."""
+        return [each for runs in self.inputs(run).values() for each in runs]
+
     def training(self, run: Run) -> list[str]:
         """Return the command that trains a run, without the interpreter."""
         row = self.rows[run.row]

@@ -17,10 +17,9 @@ from typing import IO, Any
 
 from tqdm import tqdm
 
-from configs.atomic import NO_LOCKS
 from configs.messages import plain_line
 from configs.progress import ProgressBar
-from configs.system import fcntl
+from configs.system import try_lock, unlock
 from extract.parallel.jobs import Engine, Requeued, describe_end
 from train.ablation.grid import Grid, Run
 from train.ablation.records import (
@@ -118,8 +117,7 @@ class Scheduler:
         """Wait until all runs are done; return why those that are not are not."""
         tasks: dict[Run, asyncio.Task[str]] = {}
         for run in self.runs:
-            inputs = [each for group in self.grid.inputs(run).values() for each in group]
-            needed = {each: tasks[each] for each in inputs if each in tasks}
+            needed = {each: tasks[each] for each in self.grid.needs(run) if each in tasks}
             tasks[run] = asyncio.create_task(self.finish(run, needed))
         pending = set(tasks.values())
         while pending:
@@ -195,7 +193,7 @@ class Scheduler:
                 job = engine.submit(run.row, job, lock)
             except RuntimeError as error:  # whatever submitting said
                 return plain_line(f"it could not be submitted: {error}")
-        _unlock(lock)  # for the job
+        unlock(lock.fileno())  # for the job
         try:
             while not job.done():
                 await asyncio.sleep(JOB_POLL_S)
@@ -313,26 +311,14 @@ def _locked(grid: Grid, run: Run) -> Iterator[IO[bytes] | None]:
     folder.parent.mkdir(parents=True, exist_ok=True)
     # Beside what may be cleaned away.
     with (folder.parent / f".{folder.name}.lock").open("a+b") as file:
-        try:
-            if fcntl is not None:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if try_lock(file.fileno()) is False:
             yield None
             return
-        except OSError as error:
-            if error.errno not in NO_LOCKS:
-                raise
         try:
             yield file
         finally:
             # Not by closing alone: what a child left behind may still hold it open.
-            _unlock(file)
-
-
-def _unlock(file: IO[bytes]) -> None:
-    with suppress(OSError):
-        if fcntl is not None:
-            fcntl.flock(file, fcntl.LOCK_UN)
+            unlock(file.fileno())
 
 
 def _environment(device: str) -> dict[str, str]:
