@@ -1,6 +1,5 @@
 """Files that appear whole or not at all."""
 
-import errno
 import hashlib
 import os
 import secrets
@@ -9,10 +8,9 @@ from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
 
-from configs.system import fcntl
+from configs.system import fcntl, try_lock
 
 LONGEST = 230  # bytes of a name behind which ours fit, too: file systems take 255
-NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
 
 
 def write_text(path: Path, text: str) -> None:
@@ -62,20 +60,20 @@ def _open_locked(path: Path) -> tuple[Path, int]:
                 raise
             continue  # another user's
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            locked = try_lock(lock)
             # Its writer may have renamed or removed it in between.
-            if os.path.samestat(os.fstat(lock), os.stat(aside)):
+            if locked and os.path.samestat(os.fstat(lock), os.stat(aside)):
                 os.ftruncate(lock, 0)
                 return aside, lock
-        except (BlockingIOError, FileNotFoundError):
+        except FileNotFoundError:
             pass
-        except OSError as error:
+        except OSError:
             os.close(lock)
-            if error.errno not in NO_LOCKS:
-                raise
+            raise
+        os.close(lock)
+        if locked is None:
             aside.unlink(missing_ok=True)
             return _open_random(path)
-        os.close(lock)
     raise AssertionError("count() has no end")
 
 

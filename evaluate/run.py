@@ -116,9 +116,8 @@ def main() -> None:
         return
     given = args.annotations, args.subset, args.tious or THUMOS_TIOUS
     loaded = load_predictions(args.predictions, args.config, overrides, *given)
-    media = {
-        name: MediaFile(Path(name), loaded.frame_rates.get(name)) for name in loaded.detections
-    }
+    rates = {name: video.fps for name, video in loaded.videos.items()}
+    media = {name: MediaFile(Path(name), rates.get(name)) for name in loaded.detections}
     tools.write(with_score(loaded.detections, args.threshold), media)
     report_files(args.predictions, loaded, args.out)
     if args.page:
@@ -212,10 +211,9 @@ def write_predictions_page(
     folder = folder or loaded.folder
     paths_by_name = files_by_name(folder) if folder and folder.is_dir() else {}
     files = {
-        video.name: VideoFile(
-            next(iter(paths_by_name.get(video.name, ())), None), video.duration_s, video.fps
-        )
-        for video in loaded.videos
+        name: VideoFile(next(iter(paths_by_name.get(name, ())), None), video.duration_s, video.fps)
+        for name, video in loaded.videos.items()
+        if name in loaded.truth
     }
     title = f"{' + '.join(map(str, paths))} on '{loaded.subset}'"
     write_mistakes_page(page, title, loaded.truth, loaded.detections, files)

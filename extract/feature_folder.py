@@ -76,13 +76,14 @@ class FeatureFolder:
     Args:
         layout: which axis of the arrays is time; None where they do not show it.
         width: channels of all folders together.
-        usable: sources that can be imported.
+        usable: sources that can be imported; `rows`: of each, by name.
         problems: of the others, by video; `general`: those of no single one.
     """
 
     layout: Layout | None
     width: int
     usable: list[FeatureSource]
+    rows: dict[str, int]
     problems: dict[str, list[str]]
     general: list[str]
 
@@ -120,12 +121,12 @@ def survey_features(
             except (ValueError, OSError) as error:
                 problems.setdefault(source.name, []).append(str(error))
     if not facts:
-        return FeatureFolder(None, 0, [], problems, general)
+        return FeatureFolder(None, 0, [], {}, problems, general)
     folders = list(zip(*(source.files for source in sources), strict=True))
     layout = layout or _infer_layout(sources, folders, facts, stride)
     if layout is None:
         general.append(_undecided(folders, facts))
-        return FeatureFolder(None, 0, [], problems, general)
+        return FeatureFolder(None, 0, [], {}, problems, general)
     widths = [_width(files, facts, layout) for files in folders]
     general += [line for files in folders for line in _describe_exchanged(files, facts, layout)]
     rows: dict[str, int] = {}
@@ -160,7 +161,7 @@ def survey_features(
     usable = [source for source in sources if source.name not in problems]
     if 2 * len(off) > len(timed):  # the stride is wrong, so of those that happen to fit, too
         usable = []
-    return FeatureFolder(layout, sum(widths), usable, problems, general)
+    return FeatureFolder(layout, sum(widths), usable, rows, problems, general)
 
 
 def check_range(path: Path, largest: float, dtype: Dtype) -> None:

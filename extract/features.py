@@ -131,12 +131,12 @@ def import_usable(request: ImportRequest, layout: Layout, seen: FeatureFolder) -
         place = Cached(store, "features", fingerprint, request.dtype)
         writer.describe(FingerprintInfo(fingerprint, "features", origin, of))
         for source in ProgressBar(seen.usable, desc="features", unit="video"):
-            arrays = [read_array(path, request.key) for path in source.files]
-            rows = join_rows(arrays, layout)
-            span = make_span(source, len(rows), request.name, request.stride, request.offset)
+            of_source = source, seen.rows[source.name], request.name
+            span = make_span(*of_source, request.stride, request.offset)
             writer.describe(span.video)
             if not place.contains(span):
-                writer.write(place.address(span), pad_rows(rows, span.rows))
+                arrays = [read_array(path, request.key) for path in source.files]
+                writer.write(place.address(span), pad_rows(join_rows(arrays, layout), span.rows))
 
 
 def find_sources(

@@ -21,6 +21,7 @@ from extract.backbone.imported import Imported
 from extract.demo import DemoConfig
 from extract.feature_files import read_array
 from extract.feature_folder import FeatureSource, survey_features
+from extract.features import ImportRequest, import_features
 from tests.forks import good, script
 from tests.test_e2e import DEMO, QUICK
 from train.config import Experiment
@@ -394,6 +395,37 @@ def test_rows_that_end_a_clip_before_the_video_fit(features: Path, clip: int) ->
         np.save(features / f"{name}.npy", rows_of(duration, 8, clip))
     code, out, err = imports(features)
     assert code == 0 and "5 of 5 videos" in out, err
+
+
+def test_files_whose_features_are_there_are_read_once(
+    features: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = list[str]()
+
+    def counted(path: Path, key: str | None = None) -> NDArray[np.floating]:
+        read.append(path.name)
+        return read_array(path, key)
+
+    for module in ("extract.feature_files", "extract.feature_folder"):
+        monkeypatch.setattr(f"{module}.read_array", counted)
+    request = ImportRequest(
+        name="x",
+        features=[features],
+        cache=str(features.parent / "store"),
+        stride=8,
+        offset=0.0,
+        annotations=features.parent / "annotations.json",
+        info_csv=[],
+        fps=None,
+        layout=None,
+        key=None,
+        dtype="float16",
+    )
+    import_features(request)
+    assert len(read) == 2 * len(DURATIONS)  # judged, then stored
+    read.clear()
+    import_features(request)
+    assert sorted(read) == sorted(f"{name}.npy" for name in DURATIONS)
 
 
 @pytest.mark.parametrize(("given", "likely"), [(4, 8), (16, 8), (2, 8), (64, 8)])

@@ -5,7 +5,7 @@ import math
 import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -34,10 +34,10 @@ from tests.test_e2e import script as launched
 from train.config import Experiment
 from train.cost.measure import ReadingCost, StepCost, measure_reading, measure_step
 from train.cost.routes import (
-    CachedCost,
-    Measurements,
     Routes,
-    compare_routes,
+    TrainingRoute,
+    end_to_end_routes,
+    measure_routes,
     reason_not_to_compare,
 )
 from train.cost.workload import Workload, cached_block, count_workload, freeze_below
@@ -72,31 +72,32 @@ READING = ReadingCost(
     cropped_s=0.005,
 )
 PIXELS = StepCost(trained_s=1.2, tested_s=0.6)
-FEATURES = CachedCost(
-    "features", 12, bytes=10**9, needed=1_500_000_000, filling_h=50 / 3600, step=StepCost(0.2, 0.1)
-)
-PART = CachedCost(
-    8, 9, bytes=8 * 10**9, needed=8_500_000_000, filling_h=37.5 / 3600, step=StepCost(0.5, 0.3)
-)
 
 
-MEASURED = Measurements(30.0, READING, PIXELS, FEATURES, PART)
-PLACES = {"videos": ("data", 7_000_000_000), "store": ("runs/cache", 5_000_000_000)}
+def by_hand(
+    work: Workload = WORK,
+    reading: ReadingCost = READING,
+    videos_free: int = 7_000_000_000,
+    store: tuple[str, int | None] = ("runs/cache", 5_000_000_000),
+    cached: int = 2,
+) -> Routes:
+    def route(name: str, step: StepCost, *numbers: float) -> TrainingRoute:
+        filling_s, kept, needed = numbers
+        bounds = filling_s / 3600, int(kept), int(needed), *store
+        return TrainingRoute(name, "augmentation", step, work.run_h(step), *bounds)
 
-
-def by_hand(work: Workload = WORK, **changed: Any) -> Routes:
-    names = {field.name for field in fields(Measurements)}
-    measured = {name: value for name, value in changed.items() if name in names}
-    given: dict[str, Any] = PLACES | {"learner": "adapters"}
-    given |= {name: value for name, value in changed.items() if name not in names}
-    return compare_routes(work, replace(MEASURED, **measured), **given)
+    features = route("cached features", StepCost(0.2, 0.1), 50, 10**9, 1.5e9)
+    part = route("cached block 8", StepCost(0.5, 0.3), 37.5, 8 * 10**9, 8.5e9)
+    decoding = end_to_end_routes(work, reading, PIXELS, "data", videos_free)
+    closed = ["cached block: why"] * (2 - cached)
+    return Routes((*decoding, *(features, part)[:cached]), closed, work, reading, 30.0)
 
 
 def seconds(found: Routes) -> list[tuple[float, float, float]]:
     """Return preparation, first run and further run of every way."""
     return [
         (3600 * r.preparation_hours, 3600 * r.first_run_hours, 3600 * r.further_run_hours)
-        for r in (*found.end_to_end, *found.cached)
+        for r in found.routes
     ]
 
 
@@ -121,29 +122,25 @@ def test_without_workers_decoding_comes_on_top() -> None:
     assert found[1][0] == pytest.approx(300)
 
 
-def test_bytes_and_what_is_given_up() -> None:
-    raw, frames = by_hand().end_to_end
-    features, part = by_hand().cached
+def test_bytes_of_decoded_frames() -> None:
+    raw, frames, *_ = by_hand().routes
     assert [r.bytes for r in (raw, frames)] == [0, 6_000_000_000]
     assert (raw.gives_up, raw.place) == ("nothing", None)
     assert "equal to the bit" in frames.gives_up
-    assert "adapters that learn" in features.gives_up
-    assert "below block 9" in part.gives_up and part.name == "cached block 8"
-    assert "learn" not in by_hand(learner=None).cached[0].gives_up
 
 
 def test_a_disk_that_is_too_small_is_marked() -> None:
     found = by_hand()
-    assert [r.fits for r in (*found.end_to_end, *found.cached)] == [True] * 3 + [False]
+    assert [r.fits for r in found.routes] == [True] * 3 + [False]
     rows = cells(found.text())
     assert [row[2] for row in rows] == ["", "7.0 GB", "5.0 GB", "5.0 GB: TOO SMALL"]
     assert "no room on the disk: cached block 8" in found.advice()
     # What is needed meanwhile counts, too.
-    tight = by_hand(store=("runs/cache", 1_400_000_000)).cached[0]
+    tight = by_hand(store=("runs/cache", 1_400_000_000)).routes[2]
     assert tight.fits is False and tight.bytes < 1_400_000_000
     nobody_knows = by_hand(store=("s3://far", None))
-    assert nobody_knows.cached[0].fits is None and "unknown" in nobody_knows.text()
-    full = by_hand(videos=("data", 0))
+    assert nobody_knows.routes[2].fits is None and "unknown" in nobody_knows.text()
+    full = by_hand(videos_free=0)
     assert full.advice()[2] == "no room on the disk: frames, cached block 8"
     assert full.advice()[3].startswith("recommended end to end: raw; ")
 
@@ -165,13 +162,11 @@ def test_the_advice_follows_from_the_numbers() -> None:
     assert "2.50 s (in turns, without workers)" in bound
 
 
-def test_closed_ways_say_why() -> None:
-    found = by_hand(features=None, part=None)
+def test_closed_ways_are_listed() -> None:
+    found = by_hand(cached=0)
     assert [row[0] for row in cells(found.text())] == ["raw", "frames"]
     assert [record["name"] for record in found.to_dict()["routes"]] == ["raw", "frames"]
-    closed = [line for line in found.advice() if line.startswith("not open: ")]
-    assert "nothing behind the backbone learns" in closed[0]
-    assert "nothing of the backbone would learn" in closed[1]
+    assert found.advice().count("not open: cached block: why") == 2
     assert "for activations" not in found.advice()[0]
     assert "cached" not in found.advice()[-2]
     assert "not open" not in by_hand().text()
@@ -206,7 +201,7 @@ def the_same(table: str, records: list[dict[str, Any]]) -> None:
 
 
 def test_json_and_table_say_the_same() -> None:
-    for found in (by_hand(), by_hand(part=None), by_hand(videos=("data", 0))):
+    for found in (by_hand(), by_hand(cached=1), by_hand(videos_free=0)):
         the_same(found.text(), json.loads(json.dumps(found.to_dict()))["routes"])
 
 
@@ -360,6 +355,66 @@ def test_where_a_cached_block_begins(
     assert cached_block(config) == k
     if k is not None:
         assert freeze_below(config, k).backbone.last_frozen_cut == cut
+
+
+BLOCK = "augmentation; drop path and what learns below block {}"
+HEAD_ONLY = "cached block: nothing of the backbone would learn behind one"
+BACKBONE_ONLY = "cached features: nothing behind the backbone learns"
+
+
+@pytest.mark.parametrize(
+    ("settings", "names", "lost", "closed"),
+    [
+        (
+            (),
+            ["cached features", "cached block 3"],
+            ["augmentation, drop path, adapters that learn", BLOCK.format(4)],
+            [],
+        ),
+        (
+            ("--backbone.mode=frozen",),
+            ["cached features"],
+            ["augmentation, drop path"],
+            [HEAD_ONLY],
+        ),
+        (("--head.learns=false",), ["cached block 3"], [BLOCK.format(4)], [BACKBONE_ONLY]),
+        slow(
+            ("--backbone.mode=side", "--backbone.adapters_from_block=4"),
+            ["cached features", "cached ladder"],
+            ["augmentation, drop path, adapters beside that learn", BLOCK.format(4)],
+            [],
+        ),
+    ],
+)
+def test_what_cached_ways_give_up_and_which_are_closed(
+    data: list[str],
+    tmp_path: Path,
+    accelerator: Accelerator,
+    monkeypatch: pytest.MonkeyPatch,
+    settings: tuple[str, ...],
+    names: list[str],
+    lost: list[str],
+    closed: list[str],
+) -> None:
+    step = StepCost(0.2, 0.1)
+    monkeypatch.setattr("train.cost.routes.measure_step", lambda *_: step)
+    monkeypatch.setattr("train.cost.routes.measure_reading", lambda *_: READING)
+    monkeypatch.setattr("train.cost.routes.estimate_s", lambda *_: 36.0)
+    config = experiment(data, *settings)
+    detector = detector_of(config).eval()
+    with Store.open(tmp_path / "cache", "inspect") as store:
+        training, validation = (loaded(config, s, store) for s in ("training", "validation"))
+        activations = activations_of(detector, store, ["weights.pt"])
+        found = measure_routes(detector, activations, training, validation, accelerator)
+    assert found is not None and found.closed == closed
+    cached = found.routes[2:]
+    assert [route.name for route in cached] == names
+    assert [route.gives_up for route in cached] == lost
+    work = count_workload(config, training, validation, 1)
+    for route in cached:
+        assert route.place == store.url and route.needed_bytes == 2 * route.bytes > 0
+        assert route.preparation_hours == 0.01
+        assert route.further_run_hours == work.run_h(step)
 
 
 # ------------------------------------------------------------------ trials

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,6 +23,7 @@ from benchmarks import tada as benchmark
 from configs import cli
 from extract.checkpoints.strict import load_state_dict_strict
 from extract.checkpoints.tensor_files import TensorFile
+from extract.settings.network import NetworkConfig
 from extract.tada.conv import Calibrates, Route, TAdaConv, average_over_time, calibrate_convs
 from extract.tada.convnext import ConvNeXtBlock, TAdaConvNeXt, TAdaConvNeXtConfig
 from extract.tada.pretrained import (
@@ -591,3 +593,16 @@ def test_the_benchmark_compares_the_same_network(
     benchmark.main()
     said = capsys.readouterr().out
     assert all(f"| {way} |" in said for way in ("TAda2D", "plain", "TAda2D, per frame"))
+
+
+@pytest.mark.parametrize("name", ["dropout", "drop_path"])
+@pytest.mark.parametrize("value", [-0.1, 1.0, float("nan")])
+def test_probabilities_are_checked_wherever_they_are_given(name: str, value: float) -> None:
+    kinds: list[tuple[str, Callable[..., object]]] = [
+        (name, partial(TAda2DConfig, 5)),
+        (name, partial(TAdaConvNeXtConfig, 5)),
+        (f"network.{name}", NetworkConfig),
+    ]
+    for setting, kind in kinds:
+        with pytest.raises(ValueError, match=rf"^{setting} is a probability .*, not {value}$"):
+            kind(**{name: value})

@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from extract.settings.network import check_below_one
+
 Cut = int | Literal["ladder", "features"]
 """Where an activation is taken: after block k and its adapter; the inputs of a ladder; or the
 features at the end."""
@@ -49,8 +51,7 @@ class TrunkConfig:
         for name in ("width", "depth", "heads", "patch", "image_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"trunk.{name} must be at least 1, not {getattr(self, name)}")
-        if not 0 <= self.drop_path < 1:
-            raise ValueError(f"trunk.drop_path is a probability below 1, not {self.drop_path}")
+        check_below_one("trunk.drop_path", self.drop_path)
         if self.width % self.heads:
             raise ValueError(f"trunk.width {self.width} does not divide by {self.heads} heads")
         if self.image_size % self.patch:

@@ -34,6 +34,11 @@ class NetworkConfig:
                 "network.blocks needs a block in every stage, network.width an even number from 4 "
                 f"on, not {self.blocks} and {self.width}"
             )
-        for name in ("dropout", "drop_path"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"network.{name} is a probability below 1")
+        check_below_one("network.dropout", self.dropout)
+        check_below_one("network.drop_path", self.drop_path)
+
+
+def check_below_one(name: str, probability: float) -> None:
+    """Raise ValueError, which names the setting, unless a probability is below 1."""
+    if not 0 <= probability < 1:
+        raise ValueError(f"{name} is a probability below 1, not {probability}")

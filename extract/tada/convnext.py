@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from extract.layers.initial import trunc_normal_
+from extract.settings.network import check_below_one
 from extract.tada.conv import average_over_time, normalise_pixels, skip_clips
 
 EPSILON = 1e-6  # of all norms
@@ -43,9 +44,8 @@ class TAdaConvNeXtConfig:
         first = self.widths[0]
         if first < 2 or first % 2 or any(w < 1 or w % first for w in self.widths):
             raise ValueError(f"widths must be multiples of the first, even one, not {self.widths}")
-        for name in ("drop_path", "dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} is a probability below 1, not {getattr(self, name)}")
+        check_below_one("dropout", self.dropout)
+        check_below_one("drop_path", self.drop_path)
 
 
 class AttentiveRoute(nn.Module):

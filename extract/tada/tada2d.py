@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from extract.checkpoints.key_maps import IMAGE_RESNET, rename_key
 from extract.checkpoints.strict import load_state_dict_strict
+from extract.settings.network import check_below_one
 from extract.tada.conv import TAdaConv, average_over_time, normalise_pixels, skip_clips
 
 EXPANSION = 4  # channels of a block's output over those that its 3×3 convolution sees
@@ -41,9 +42,8 @@ class TAda2DConfig:
                 "TAda2D needs a class, a block in every stage and 4 channels, not "
                 f"{self.classes} classes, blocks {self.blocks} and width {self.width}"
             )
-        for name in ("dropout", "drop_path"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} is a probability below 1, not {getattr(self, name)}")
+        check_below_one("dropout", self.dropout)
+        check_below_one("drop_path", self.drop_path)
 
 
 class Bottleneck(nn.Module):

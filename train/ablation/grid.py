@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +14,7 @@ Scalar = str | int | float | bool | None
 Setting = Scalar | list[Scalar | list[Scalar]] | dict[str, Any]
 
 SCORING = "evaluate/run.py"
+AVERAGE = "average"
 SET_BY_GRID = ("out", "training.seed", "cache.url")
 
 
@@ -58,16 +59,14 @@ class Row:
     def inputs(self) -> dict[str, list[tuple[str, int]]]:
         """The rows it builds on and how many seeds further, by the option that is given them."""
         checkpoint = (self.checkpoint,) if isinstance(self.checkpoint, str) else self.checkpoint
-        options: dict[str, tuple[str | None, ...]] = {
-            "--checkpoint": checkpoint,
-            "--forward-from": (self.forward_from,),
-            "--reversed-from": (self.reversed_from,),
-        }
-        found = {
-            option: [_parse_reference(text, option) for text in texts if text is not None]
+        options = {"--checkpoint": checkpoint}
+        options |= {"--forward-from": (self.forward_from,)} if self.forward_from else {}
+        options |= {"--reversed-from": (self.reversed_from,)} if self.reversed_from else {}
+        return {
+            option: [_parse_reference(text, option) for text in texts]
             for option, texts in options.items()
+            if texts
         }
-        return {option: references for option, references in found.items() if references}
 
 
 @dataclass(frozen=True)
@@ -156,6 +155,17 @@ class Grid:
         return tuple(dict.fromkeys((self.subset, self.selection)))
 
     @property
+    def overlaps(self) -> list[str]:
+        """The texts of `tious`, as they name scores and columns."""
+        return [f"{tiou:g}" for tiou in self.tious]
+
+    @property
+    def measures(self) -> dict[str, tuple[float, ...]]:
+        """The overlaps that each number of the table is a mean over, by its name."""
+        each = zip(self.overlaps, self.tious, strict=True)
+        return {AVERAGE: self.average} | {text: (tiou,) for text, tiou in each}
+
+    @property
     def fusions(self) -> list[str]:
         """The rows that are neither single streams nor controls."""
         return [name for name in self.rows if self.kind(name) == "fusion"]
@@ -200,15 +210,15 @@ class Grid:
             for option, references in self.rows[run.row].inputs.items()
         }
 
+    def needs(self, run: Run) -> list[Run]:
+        """Return the runs that a run builds on."""
+        return [each for runs in self.inputs(run).values() for each in runs]
+
     def training(self, run: Run) -> list[str]:
         """Return the command that trains a run, without the interpreter."""
         row = self.rows[run.row]
-        words = [
-            *find_script(row.script),
-            *(["--config", row.config] if row.config else []),
-            "--resume",
-        ]
-        words += ["--out", str(self.folder(run)), "--training.seed", str(run.seed)]
+        words = [*find_script(row.script), *(["--config", row.config] if row.config else [])]
+        words += ["--resume", "--out", str(self.folder(run)), "--training.seed", str(run.seed)]
         words += ["--cache", self.cache]
         for option, inputs in self.inputs(run).items():
             words += [option, *(str(self.folder(each) / "last.pt") for each in inputs)]
@@ -222,7 +232,7 @@ class Grid:
         folder = self.folder(run)
         words = [*find_script(SCORING), "--checkpoint", str(folder / "last.pt")]
         words += ["--cache", self.cache, "--subset", subset]
-        words += ["--tious", *(f"{tiou:g}" for tiou in self.tious), "--out", str(folder / subset)]
+        words += ["--tious", *self.overlaps, "--out", str(folder / subset)]
         return words
 
 
@@ -235,12 +245,14 @@ def read_grid(path: Path) -> Grid:
     """
     grid = load(Grid, path)
     for name, row in grid.rows.items():
-        for key, file in (("script", row.script), ("config", row.config)):
+        finders: dict[str, Callable[[str], object]] = {"script": find_script, "config": find_config}
+        for key, find in finders.items():
+            file = getattr(row, key)
             try:
                 if file is not None:
-                    find_script(file) if key == "script" else find_config(file)
+                    find(file)
             except ValueError as error:
-                where = "" if Path(file or "").is_absolute() else f" in {Path.cwd()}"
+                where = "" if Path(file).is_absolute() else f" in {Path.cwd()}"
                 missing = f"{path}: rows.{name}.{key}: there is no file {file}{where}"
                 raise ValueError(missing) from error
     return grid

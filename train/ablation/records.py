@@ -106,14 +106,10 @@ def status(grid: Grid, runs: Sequence[Run]) -> dict[Run, str]:
     """Return in words what each run needs, those that others build on first; nothing if done."""
     words: dict[Run, str] = {}
     for run in runs:
-        waits = [
-            str(each) for inputs in grid.inputs(run).values() for each in inputs if words[each]
-        ]
-        words[run] = (
-            f"after {', '.join(waits)}"
-            if waits
-            else remaining_work(grid, run, training_digest(grid, run))
-        )
+        if waits := [str(each) for each in grid.needs(run) if words[each]]:
+            words[run] = f"after {', '.join(waits)}"
+        else:
+            words[run] = remaining_work(grid, run, training_digest(grid, run))
     return words
 
 

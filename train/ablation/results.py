@@ -18,7 +18,7 @@ from evaluate.datasets.read import annotation_files
 from evaluate.files.predictions import read_predictions
 from evaluate.mean_ap import Floats
 from evaluate.metrics.bootstrap import Estimate, difference, estimate, resample
-from train.ablation.grid import Grid, Run
+from train.ablation.grid import AVERAGE, Grid, Run
 from train.ablation.records import RECORD, read_record
 from train.config import DataConfig, Experiment
 from train.data.videos import load_annotations
@@ -27,7 +27,7 @@ Truth = dict[str, tuple[Segment, ...]]
 
 RESAMPLES = 1000
 SEED = 0  # of the draws
-AVERAGE = "average"
+STREAMS = ("forward", "reversed")
 TOLERANCE = 1e-6  # between two ways to the same mAP
 
 
@@ -115,11 +115,15 @@ def gather_results(grid: Grid, failed: Mapping[Run, str]) -> Results:
 
 @dataclass(frozen=True)
 class _Scores:
-    """The scores of all runs that are done, by run and subset, and their bootstrap by run."""
+    """The scores of all runs that are done, by run and subset, and their bootstrap by run.
+
+    Args:
+        drawn: of every run, by name of a measure (`Grid.measures`), [1 + RESAMPLES].
+    """
 
     grid: Grid
     scores: dict[tuple[Run, str], dict[str, Any]]
-    drawn: dict[Run, Floats]
+    drawn: dict[Run, dict[str, Floats]]
 
     def runs(self, name: str) -> list[Run]:
         """Return the runs of a row that are done."""
@@ -139,41 +143,34 @@ class _Scores:
 
         Only seeds that both rows have count; without any there are no differences.
         """
-        seeds = sorted(
-            {run.seed for run in self.runs(name)} & {run.seed for run in self.runs(other)}
-        )
-        what = {AVERAGE: self.grid.average} | {f"{tiou:g}": (tiou,) for tiou in self.grid.tious}
-        found = {}
-        for text, tious in what.items() if seeds else ():
-            ours, theirs = (
-                [_mean(self.drawn[Run(row, seed)], self.grid, tious) for seed in seeds]
-                for row in (name, other)
-            )
-            found[text] = difference(ours, theirs)
-        return found
+        theirs = {run.seed: self.drawn[run] for run in self.runs(other)}
+        pairs = [(self.drawn[r], theirs[r.seed]) for r in self.runs(name) if r.seed in theirs]
+        return {
+            what: difference([a[what] for a, _ in pairs], [b[what] for _, b in pairs])
+            for what in self.grid.measures
+            if pairs
+        }
 
     def row(self, name: str, single: str | None) -> RowResult:
         """Return a row's results, with the differences to the best single stream."""
         grid, runs = self.grid, self.runs(name)
         measured = [self.scores[run, grid.subset] for run in runs]
-        folders = [grid.folder(run) for run in runs]
-        records = [record for folder in folders if (record := read_record(folder))]
-        per_tiou = {tiou: [one[f"mAP@{tiou:g}"] for one in measured] for tiou in grid.tious}
+        records = [record for run in runs if (record := read_record(grid.folder(run)))]
         return RowResult(
             row=name,
             kind=grid.kind(name),
             seeds=tuple(run.seed for run in runs),
-            per_tiou={f"{tiou:g}": _spread(values) for tiou, values in per_tiou.items()},
+            per_tiou={t: _spread([m[f"mAP@{t}"] for m in measured]) for t in grid.overlaps},
             average=_spread(self.averages(name, grid.subset)),
             selection=_spread(self.averages(name, grid.selection)),
-            interval=estimate([_mean(self.drawn[run], grid, grid.average) for run in runs]),
+            interval=estimate([self.drawn[run][AVERAGE] for run in runs]),
             streams={
                 stream: mean(average_map(one["streams"][stream], grid) for one in measured)
-                for stream in ("forward", "reversed")
+                for stream in STREAMS
                 if all(stream in one.get("streams", {}) for one in measured)
             },
             differences={} if single in (None, name) else self.differences(name, str(single)),
-            parameters=count_learning(folders[0] / "last.pt"),
+            parameters=count_learning(grid.folder(runs[0]) / "last.pt"),
             seconds=mean(record.seconds for record in records),
         )
 
@@ -205,8 +202,8 @@ def _truth(data: DataConfig, subset: str) -> Truth:
 
 def _resample_runs(
     grid: Grid, measured: Mapping[Run, Mapping[str, Any]]
-) -> tuple[dict[Run, Floats], list[str]]:
-    """Return mAP [1 + RESAMPLES, tious] of each run, over the same draws; and notes on it."""
+) -> tuple[dict[Run, dict[str, Floats]], list[str]]:
+    """Return each run's measures [1 + RESAMPLES], over the same draws; and notes on them."""
     notes: list[str] = []
     truths = {run: _truth(_data_config(grid.folder(run)), grid.subset) for run in measured}
     (first, agreed), *others = truths.items()
@@ -224,9 +221,12 @@ def _resample_runs(
     for run in ProgressBar(measured, desc="bootstrap", unit="run", leave=False):
         found = read_predictions(grid.folder(run) / grid.subset / "predictions.json")
         found = {name: each for name, each in found.items() if name not in skipped}
-        drawn[run] = resample(truth, found, grid.tious, RESAMPLES, SEED)
-        scored = average_map(measured[run], grid)
-        again = float(_mean(drawn[run], grid, grid.average)[0])
+        rows = resample(truth, found, grid.tious, RESAMPLES, SEED)
+        drawn[run] = {
+            what: rows[:, [grid.tious.index(tiou) for tiou in tious]].mean(axis=1)
+            for what, tious in grid.measures.items()
+        }
+        scored, again = average_map(measured[run], grid), float(drawn[run][AVERAGE][0])
         if not skipped and abs(scored - again) > TOLERANCE:
             notes.append(
                 f"{run} scored {scored:.4f}, but {again:.4f} on its annotation file: durations "
@@ -235,19 +235,12 @@ def _resample_runs(
     return drawn, notes
 
 
-def _mean(rows: Floats, grid: Grid, tious: Sequence[float]) -> Floats:
-    """Return the mean [1 + resamples] over some of the overlaps."""
-    means: Floats = rows[:, [grid.tious.index(tiou) for tiou in tious]].mean(axis=1)
-    return means
-
-
 def read_metrics(grid: Grid, run: Run, subset: str) -> dict[str, Any]:
     """Return the scores of a run that is done; ValueError if they lack an overlap."""
     file = grid.folder(run) / subset / "metrics.json"
     metrics: dict[str, Any] = json.loads(file.read_text())
-    missing = [tiou for tiou in grid.tious if f"mAP@{tiou:g}" not in metrics]
-    if missing:
-        raise ValueError(f"{file} has no mAP@{missing[0]:g}; delete the file to score anew")
+    if missing := [tiou for tiou in grid.overlaps if f"mAP@{tiou}" not in metrics]:
+        raise ValueError(f"{file} has no mAP@{missing[0]}; delete the file to score anew")
     return metrics
 
 

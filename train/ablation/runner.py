@@ -5,7 +5,6 @@ import os
 import re
 import shlex
 import signal
-import subprocess
 import sys
 import time
 from asyncio import FIRST_EXCEPTION
@@ -18,10 +17,9 @@ from typing import IO, Any
 
 from tqdm import tqdm
 
-from configs.atomic import NO_LOCKS
 from configs.messages import plain_line
 from configs.progress import ProgressBar
-from configs.system import fcntl
+from configs.system import try_lock, unlock
 from extract.parallel.jobs import Engine, Requeued, describe_end
 from train.ablation.grid import Grid, Run
 from train.ablation.records import (
@@ -103,12 +101,12 @@ class Scheduler:
             smoothing=0,  # several end at a time: only the average says when all will have
             disable=quiet,
         )
-        self.running: list[Run] = []
+        self.running: dict[Run, int] = {}  # and the slot of each
         self.reported: set[Run] = set()
         self.ended: dict[Run, list[Any]] = defaultdict(list)  # jobs
         self.devices = _devices()
         first = int(os.environ.get("LOCAL_RANK", 0)) * processes
-        self.slots = list(range(first, first + processes))
+        self.slots = range(first, first + processes)
 
     def carry_out(self) -> dict[Run, str]:
         """Do the runs; return why those that are not done are not."""
@@ -119,8 +117,7 @@ class Scheduler:
         """Wait until all runs are done; return why those that are not are not."""
         tasks: dict[Run, asyncio.Task[str]] = {}
         for run in self.runs:
-            inputs = [each for group in self.grid.inputs(run).values() for each in group]
-            needed = {each: tasks[each] for each in inputs if each in tasks}
+            needed = {each: tasks[each] for each in self.grid.needs(run) if each in tasks}
             tasks[run] = asyncio.create_task(self.finish(run, needed))
         pending = set(tasks.values())
         while pending:
@@ -133,59 +130,55 @@ class Scheduler:
 
     async def finish(self, run: Run, inputs: Mapping[Run, "asyncio.Task[str]"]) -> str:
         """Wait until a run is done, by whomever; return why it is not, nothing if it is."""
-        error = ""
         for each, task in inputs.items():
             if await asyncio.shield(task):  # else who waits for it would cancel it, too
                 error = f"skipped: it needs {each}, which is not done"
                 break
         else:
             digest = training_digest(self.grid, run)
-            while not error and remaining_work(self.grid, run, digest):
-                error = self.error_elsewhere(run) or await self.try_to_do(run, digest)
+            while (outcome := await self.try_to_do(run, digest)) is None:
+                await asyncio.sleep(POLL_S)
+            error = outcome
         if error:
             self.print_above(f"{run}: {error}")
         self.bar.update()
         return error
 
-    def error_elsewhere(self, run: Run) -> str:
-        """Return why a run has failed in a process of this launch; nothing if it has not."""
-        record = read_record(self.grid.folder(run))
-        return record.error if record and record.session == self.session else ""
+    async def try_to_do(self, run: Run, digest: str) -> str | None:
+        """Do what remains of a run if it can begin now.
 
-    async def try_to_do(self, run: Run, digest: str) -> str:
-        """Do a run if it can begin now, else wait a moment; return why it failed, if it did."""
-        if self.slots:
-            with _locked(self.grid, run) as lock:
-                if lock is None:
-                    # Say once that there is nothing else to do.
-                    if not self.running and run not in self.reported:
-                        self.reported.add(run)
-                        self.print_above(f"waiting for {run}: another process is at it")
-                # Another process may have been at it a moment ago.
-                elif not self.error_elsewhere(run) and remaining_work(self.grid, run, digest):
-                    with self.slot(run) as device:
-                        if self.engine is None:
-                            return await _do(self.grid, run, digest, self.session, lock, device)
-                        return await self.do_as_job(self.engine, run, lock, device)
-        await asyncio.sleep(POLL_S)
-        return ""
+        Returns:
+            nothing if it is done, why it has failed, None if it is to be looked at again.
+        """
+        free = sorted(set(self.slots) - set(self.running.values()))
+        if not free:
+            return None
+        with _locked(self.grid, run) as lock:
+            if lock is None:
+                if not self.running and run not in self.reported:
+                    self.reported.add(run)  # once, that there is nothing else to do
+                    self.print_above(f"waiting for {run}: another process is at it")
+                return None
+            if not remaining_work(self.grid, run, digest):
+                return ""
+            record = read_record(self.grid.folder(run))
+            if record and record.error and record.session == self.session:
+                return record.error  # in another process of this launch
+            self.running[run] = free[0]
+            # Empty lets CUDA choose.
+            device = self.devices[free[0] % len(self.devices)] if self.devices else ""
+            try:
+                if self.engine is None:
+                    return await _do(self.grid, run, digest, self.session, lock, device)
+                return await self.do_as_job(self.engine, run, lock, device)
+            finally:
+                del self.running[run]
 
-    @contextmanager
-    def slot(self, run: Run) -> Iterator[str]:
-        """Take a slot for a run, and yield the GPU that belongs to it; empty if CUDA chooses."""
-        slot = self.slots.pop(0)
-        self.running.append(run)
-        try:
-            yield self.devices[slot % len(self.devices)] if self.devices else ""
-        finally:
-            self.slots.append(slot)
-            self.running.remove(run)
-
-    async def do_as_job(self, engine: Engine, run: Run, lock: IO[bytes], device: str) -> str:
+    async def do_as_job(self, engine: Engine, run: Run, lock: IO[bytes], device: str) -> str | None:
         """Submit a run, or find the job that an earlier launch has submitted, and await its end.
 
         Returns:
-            why the run is given up; nothing if what its job has left is to be looked at.
+            why the run is given up; None if what its job has left is to be looked at.
         """
         if len(self.ended[run]) == ATTEMPTS:
             last = describe_end(self.ended[run][-1])
@@ -200,7 +193,7 @@ class Scheduler:
                 job = engine.submit(run.row, job, lock)
             except RuntimeError as error:  # whatever submitting said
                 return plain_line(f"it could not be submitted: {error}")
-        _unlock(lock)  # for the job
+        unlock(lock.fileno())  # for the job
         try:
             while not job.done():
                 await asyncio.sleep(JOB_POLL_S)
@@ -208,7 +201,7 @@ class Scheduler:
             engine.interrupt(job)
             raise
         self.ended[run].append(job)
-        return ""
+        return None
 
     def print_above(self, line: str) -> None:
         """Print a line above the progress."""
@@ -254,39 +247,36 @@ async def _call(
         log.write(f"$ python {shlex.join(command)}\n".encode())
         log.flush()
         begin = log.tell()
-        process = subprocess.Popen(
-            [sys.executable, *command],
-            stdin=subprocess.DEVNULL,
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            *command,
+            stdin=asyncio.subprocess.DEVNULL,
             stdout=log,
-            stderr=subprocess.STDOUT,
+            stderr=asyncio.subprocess.STDOUT,
             env=_environment(device),
             start_new_session=True,  # Ctrl-C is for us
             pass_fds=[lock.fileno()],
         )
     try:
-        while process.poll() is None:
-            await asyncio.sleep(POLL_S)
+        await process.wait()
     finally:
         await _end(process)
-    if process.returncode in TAKING_AWAY:
+    code = process.returncode
+    if code in TAKING_AWAY:
         return TAKEN_AWAY
-    if code := process.returncode:
+    if code:
         return _last_error(folder / LOG, begin, code)
     missing = [str(file) for file in results if not file.is_file()]
     return f"ended without leaving {missing[0]}" if missing else ""
 
 
-async def _end(process: "subprocess.Popen[bytes]") -> None:
+async def _end(process: asyncio.subprocess.Process) -> None:
     """Ask a process that is interrupted, and its children, to end; kill them if they do not."""
-    limit = time.monotonic() + PATIENCE_S
-    with suppress(ProcessLookupError):
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGINT)
-    while process.poll() is None and time.monotonic() < limit:
-        await asyncio.sleep(POLL_S)
-    if process.poll() is None:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+    for number in (signal.SIGINT, signal.SIGKILL):
+        with suppress(ProcessLookupError, TimeoutError):
+            if process.returncode is None:
+                os.killpg(process.pid, number)
+                await asyncio.wait_for(process.wait(), PATIENCE_S)
 
 
 def _progress(log: Path) -> str:
@@ -321,26 +311,14 @@ def _locked(grid: Grid, run: Run) -> Iterator[IO[bytes] | None]:
     folder.parent.mkdir(parents=True, exist_ok=True)
     # Beside what may be cleaned away.
     with (folder.parent / f".{folder.name}.lock").open("a+b") as file:
-        try:
-            if fcntl is not None:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if try_lock(file.fileno()) is False:
             yield None
             return
-        except OSError as error:
-            if error.errno not in NO_LOCKS:
-                raise
         try:
             yield file
         finally:
             # Not by closing alone: what a child left behind may still hold it open.
-            _unlock(file)
-
-
-def _unlock(file: IO[bytes]) -> None:
-    with suppress(OSError):
-        if fcntl is not None:
-            fcntl.flock(file, fcntl.LOCK_UN)
+            unlock(file.fileno())
 
 
 def _environment(device: str) -> dict[str, str]:

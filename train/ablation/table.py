@@ -12,11 +12,11 @@ from configs.messages import markdown_table
 from evaluate.metrics.bootstrap import Estimate
 from evaluate.reports.figures import draw_rows
 from evaluate.reports.launches import FINISHED, new_launch
-from train.ablation.grid import Grid, Run
+from train.ablation.grid import AVERAGE, Grid, Run
 from train.ablation.records import table_inputs
 from train.ablation.report import write_grid_report
 from train.ablation.results import (
-    AVERAGE,
+    STREAMS,
     Results,
     RowResult,
     Spread,
@@ -72,29 +72,24 @@ def format_text(grid: Grid, results: Results) -> str:
 
 def table_cells(grid: Grid, results: Results) -> list[list[str]]:
     """Return the table as people read it, the heads of its columns first."""
-    tious = [f"{tiou:g}" for tiou in grid.tious]
-    strict = [tiou for tiou in STRICT if tiou in tious]
-    single = results.best_single
-    head = ["row", "seeds", *(f"@{tiou}" for tiou in tious), "average"]
-    head += [f"on {grid.selection}", "forward stream", "reversed stream"]
-    head += [f"average − {single}"] if single else []
-    head += [f"@{tiou} − {single}" for tiou in strict] if single else []
-    head += ["learning", "s a run"]
-    found = {row.row: row for row in results.rows}
-    lines = [head]
-    for name in grid.rows:
-        row = found.get(name)
-        if row is None:
-            lines.append([name, "0", *[""] * (len(head) - 2)])
-            continue
-        line = [name, str(len(row.seeds)), *(_spread(row.per_tiou[tiou]) for tiou in tious)]
-        line += [_spread(row.average), _spread(row.selection)]
-        line += [_number(row.streams.get(stream)) for stream in ("forward", "reversed")]
-        if single:
-            line += [_estimate(row.differences.get(what)) for what in (AVERAGE, *strict)]
-        line += ["" if row.parameters is None else f"{row.parameters:,}", f"{row.seconds:.0f}"]
-        lines.append(line)
-    return lines
+    found = {row.row: _cells(grid, results.best_single, row) for row in results.rows}
+    columns = list(next(iter(found.values())))
+    rows = [found.get(name, {"row": name, "seeds": "0"}) for name in grid.rows]
+    return [columns, *([row.get(column, "") for column in columns] for row in rows)]
+
+
+def _cells(grid: Grid, single: str | None, row: RowResult) -> dict[str, str]:
+    """Return a row of the table by column; `single` is the row that it is compared with."""
+    cells = {"row": row.row, "seeds": str(len(row.seeds))}
+    cells |= {f"@{tiou}": _spread(spread) for tiou, spread in row.per_tiou.items()}
+    cells |= {AVERAGE: _spread(row.average), f"on {grid.selection}": _spread(row.selection)}
+    cells |= {f"{stream} stream": _number(row.streams.get(stream)) for stream in STREAMS}
+    if single:
+        heads = {AVERAGE: AVERAGE} | {tiou: f"@{tiou}" for tiou in STRICT if tiou in grid.overlaps}
+        for what, head in heads.items():
+            cells[f"{head} − {single}"] = _estimate(row.differences.get(what))
+    learning = "" if row.parameters is None else f"{row.parameters:,}"
+    return cells | {"learning": learning, "s a run": f"{row.seconds:.0f}"}
 
 
 def describe(grid: Grid, results: Results) -> str:

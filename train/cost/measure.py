@@ -1,7 +1,7 @@
 """Seconds that training takes here: reading a few windows of the videos, steps of the real loop."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -10,19 +10,14 @@ from accelerate import Accelerator
 from numpy.typing import NDArray
 
 from extract.parallel.processes import broadcast_object
-from extract.sampling.transforms import (
-    Transform,
-    crop_frames,
-    draw_augmentation,
-    train_transform,
-)
-from extract.sampling.window_frames import open_unchanged, resized_chunks, wanted_frames
-from extract.sampling.windows import random_window, whole_video
+from extract.sampling.transforms import crop_frames, draw_augmentation, train_transform
+from extract.sampling.window_frames import open_unchanged, resized_chunks
+from extract.sampling.windows import random_window
 from extract.settings.backbone import Cut
 from extract.settings.units import CLIP_FRAMES
 from extract.video.reader import VideoError
 from train.config import Experiment
-from train.data.batch import Batch
+from train.data.batch import Batch, collate
 from train.data.videos import VideoItem
 from train.detector.model import Detector
 from train.detector.postprocess import predict_windows
@@ -74,26 +69,26 @@ def measure_step(
         MemoryError: the device's memory is too small.
     """
     config = replace(config, backbone=replace(config.backbone, weights=None))
-    with accelerator.device:  # random weights take as long as any others
+    device = accelerator.device
+    with device:  # random weights take as long as any others
         detector = Detector(config, classes)
     run = TrainingRun(DetectionTask(detector, [item], None, accelerator), accelerator, False)
 
     def cost(clips: int) -> NDArray[np.float64]:
-        count = run.sampler.batch
-        batch = _random_batch(config, detector, accelerator.device, count, clips, cut)
+        batch = _random_batch(run, clips, cut)
         run.wrapped.train()
-        trained_s = _time_least(lambda: run.update(0, [batch]), accelerator.device)
+        trained_s = _time_least(lambda: run.update(0, [batch]), device)
         detector.eval()
         with gathered(detector), accelerator.autocast():
-            arguments = detector.predict_batch, [batch], config.evaluation, accelerator.device
-            tested_s = _time_least(lambda: predict_windows(*arguments), accelerator.device)
+            arguments = detector.predict_batch, [batch], config.evaluation, device
+            tested_s = _time_least(lambda: predict_windows(*arguments), device)
         return np.array([trained_s, tested_s])
 
     most, slope = config.sampling.samples // CLIP_FRAMES, np.zeros(2)
     clips = most if cut == "features" else 1  # their number is no matter to what stands behind them
     with translate_oom(SMALLER_BATCHES):
         seconds = cost(clips)
-        while clips < most and (clips == 1 or not _is_long(float(seconds[0]))):
+        while clips < most and (clips == 1 or not _is_long(seconds[0])):
             more = min(2 * clips, most)
             before, seconds = seconds, cost(more)
             slope, clips = np.maximum(0.0, seconds - before) / (more - clips), more
@@ -101,62 +96,44 @@ def measure_step(
     return StepCost(*map(float, (seconds + (most - clips) * slope) / run.sampler.batch))
 
 
-def _random_batch(
-    config: Experiment,
-    detector: Detector,
-    device: torch.device,
-    count: int,
-    clips: int,
-    cut: Cut | None,
-) -> Batch:
-    """Return `count` windows with two actions each, of copies of a random clip, as a cut has it.
-
-    Pixels come with augmentations to be made.
+def _random_batch(run: TrainingRun[DetectionTask], clips: int, cut: Cut | None) -> Batch:
+    """Return a batch of a drawn window of the run's video, its pixels some copies of random ones.
 
     The features of fewer clips than a window has are stretched over it.
     """
-    rng = np.random.default_rng(config.training.seed)
-    steps, size = config.sampling.window_size, config.pixels.size
-    clip = torch.randint(256, (1, 3, CLIP_FRAMES, size, size), dtype=torch.uint8, device=device)
+    task, config = run.task, run.task.config
+    rng, size = np.random.default_rng(config.training.seed), config.pixels.size
+    (item,), streams = task.dataset.items, task.model.streams
+    clip = torch.randint(256, (1, 3, CLIP_FRAMES, size, size), dtype=torch.uint8)
+    clip = clip.to(run.accelerator.device)
     if cut is not None:
         with torch.no_grad():
-            clip = detector.streams[0].backbone.eval()(clip, None, cut)
-    window_inputs = torch.cat([clip] * clips, 2 if cut in (None, "features") else 1)
-    segments = torch.tensor([[0.1, 0.3], [0.5, 0.55]], device=device) * steps
-    window = whole_video(config.sampling.samples, config.sampling)
-    return Batch(
-        videos=("random",) * count,
-        windows=(window,) * count,
-        inputs=(torch.cat([window_inputs] * count),) * len(detector.streams),
-        mask=torch.ones(count, steps, dtype=torch.bool, device=device),
-        reflection=torch.full((count,), window.reflection, device=device),
-        segments=((segments,) * count,) * len(detector.streams),
-        labels=(torch.zeros(2, dtype=torch.long, device=device),) * count,
-        start=cut,
-        augmentations=tuple(
-            draw_augmentation(rng, config.pixels) if cut is None else () for _ in range(count)
-        ),
-    )
+            clip = streams[0].backbone.eval()(clip, None, cut)
+    inputs = torch.cat([clip[0]] * clips, 1 if cut in (None, "features") else 0)
+    window = random_window(rng, item, item.segments, config.sampling)
+    sample = task.dataset.inputs.sample(item, window, (inputs,) * len(streams))
+    sample, pixels = replace(sample, start=cut, turns=()), config.pixels
+    samples = [sample] * run.sampler.batch
+    if cut is None:
+        samples = [replace(sample, augmentation=draw_augmentation(rng, pixels)) for _ in samples]
+    return collate(samples)
 
 
 def _time_least(work: Callable[[], object], device: torch.device) -> float:
     """Return the least seconds of some repeats, or those of the first if that is long."""
     each = list[float]()
-    while len(each) < REPEATS:
+    while len(each) < REPEATS and not (len(each) == 1 and _is_long(each[0])):
         began = time.perf_counter()
         work()
         if device.type != "cpu":
             torch.accelerator.synchronize(device)
         each.append(time.perf_counter() - began)
-        if len(each) == 1 and _is_long(each[0]):
-            return each[0]
-    return min(each[1:])
+    return min(each[1:] or each)
 
 
 def _is_long(seconds: float) -> bool:
     """Return what the first process finds: steps of all wait for each other."""
-    long = broadcast_object(seconds > ENOUGH_S)
-    return bool(long)
+    return broadcast_object(seconds > ENOUGH_S)
 
 
 def measure_reading(config: Experiment, items: Sequence[VideoItem]) -> ReadingCost:
@@ -165,36 +142,35 @@ def measure_reading(config: Experiment, items: Sequence[VideoItem]) -> ReadingCo
     Raises:
         VideoError: not one of the videos can be read.
     """
-    step, transform = -(-len(items) // FILES), train_transform(config.pixels)
-    names, costs = list[str](), list[tuple[float, float]]()
-    problem = VideoError("there are no videos")
-    threads = torch.get_num_threads()
+    costs, problem = dict[str, tuple[float, float]](), VideoError("there are no videos")
+    step, threads = -(-len(items) // FILES), torch.get_num_threads()
     torch.set_num_threads(1 if config.training.workers else threads)  # as a loader's worker has
     try:
         for item in items[step // 2 :: step]:
-            rng = np.random.default_rng(config.training.seed)
-            window = random_window(rng, item, item.segments, config.sampling)
             try:
-                costs.append(_time_frame(item, wanted_frames([window]), transform))
-                names.append(item.name)
+                costs[item.name] = _time_frame(item, config)
             except VideoError as error:  # the run will say so
                 problem = error
     finally:
         torch.set_num_threads(threads)
-    if not names:
+    if not costs:
         raise problem
-    return ReadingCost(tuple(names), *np.mean(costs, 0).tolist())
+    return ReadingCost(tuple(costs), *np.mean(list(costs.values()), 0).tolist())
 
 
-def _time_frame(
-    item: VideoItem, numbers: NDArray[np.int64], transform: Transform
-) -> tuple[float, float]:
+def _time_frame(item: VideoItem, config: Experiment) -> tuple[float, float]:
     """Return a frame's seconds to be decoded and made small, and to be cropped and flipped."""
-    # Reads the file's index, which a run does once, and warms up.
-    next(resized_chunks(open_unchanged(item.path, item.frames), numbers, transform.shrink))
+    rng = np.random.default_rng(config.training.seed)
+    window = random_window(rng, item, item.segments, config.sampling)
+    wanted, transform = np.unique(window.frames), train_transform(config.pixels)
+
+    def chunks() -> Iterator[NDArray[np.uint8]]:
+        reader = open_unchanged(item.path, item.frames)
+        return resized_chunks(reader, wanted, transform.shrink)
+
+    next(chunks())  # reads the file's index, which a run does once, and warms up
     began, frames = time.perf_counter(), 0
-    reader = open_unchanged(item.path, item.frames)
-    for small in resized_chunks(reader, numbers, transform.shrink):
+    for small in chunks():
         frames += len(small)
         decoding_s = time.perf_counter() - began
         if decoding_s > ENOUGH_S:

@@ -12,6 +12,7 @@ from extract.sampling.transforms import evaluation_transform, train_transform
 from extract.sampling.windows import evaluation_windows, sampled_frames
 from extract.settings.units import CLIP_FRAMES
 from train.config import Experiment
+from train.cost.measure import StepCost
 from train.data.loading import EpochSampler
 from train.data.videos import VideoItem
 from train.engine.lengths import resolve_lengths
@@ -45,6 +46,23 @@ class Workload:
     frames: int
     cached_frames: int
     cached_bytes: int
+
+    def run_h(self, step: StepCost, read_s: float = 0.0, validation_s: float = 0.0) -> float:
+        """Return the hours of all epochs with their validations.
+
+        Args:
+            read_s: for a training window's frames; `validation_s`: for those of a validation.
+        """
+        training_h = self.overlapped_h(self.windows * read_s, self.windows * step.trained_s)
+        network_s = self.validation_windows * step.tested_s
+        return training_h + self.validations * self.overlapped_h(validation_s, network_s)
+
+    def overlapped_h(self, decode_s: float, network_s: float) -> float:
+        """Return the hours of decoding and network, one beside the other if there are workers."""
+        seconds = decode_s + network_s
+        if self.workers:
+            seconds = max(decode_s / self.workers, network_s)
+        return seconds / self.processes / 3600
 
 
 def count_workload(

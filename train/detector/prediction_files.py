@@ -29,8 +29,7 @@ class LoadedPredictions:
 
     Args:
         problems: what in the detections cannot score.
-        frame_rates: of the annotated videos, as far as the annotations tell.
-        videos: those of the subset, as annotated; `folder`: where a config has their files.
+        videos: all that are annotated, by name; `folder`: where a config has their files.
     """
 
     detections: Mapping[str, Sequence[Detection]]
@@ -38,8 +37,7 @@ class LoadedPredictions:
     subset: str
     tious: Sequence[float]
     problems: Sequence[str]
-    frame_rates: Mapping[str, float]
-    videos: Sequence[Video]
+    videos: Mapping[str, Video]
     folder: Path | None
 
     def score(self) -> ScoredDetections:
@@ -84,12 +82,10 @@ def load_predictions(
         folder = Path(experiment.data.videos)
         tious, nms = experiment.evaluation.tious, experiment.evaluation.nms
     annotated, subset = load_truth(experiment.data if experiment else None, annotations, subset)
-    videos = select_videos(annotated, subset)
-    truth = {video.name: video.segments for video in videos}
+    truth = {video.name: video.segments for video in select_videos(annotated, subset)}
     found = files[0] if len(files) == 1 else join_predictions(files, nms)
     problems = scoring_problems(found, truth, annotated.classes, subset)
-    rates = {name: video.fps for name, video in annotated.videos.items() if video.fps}
-    return LoadedPredictions(found, truth, subset, tious, problems, rates, videos, folder)
+    return LoadedPredictions(found, truth, subset, tious, problems, annotated.videos, folder)
 
 
 def load_truth(
