@@ -150,7 +150,7 @@ class _Walk:
             return _hash("overloads", *sorted(self.add(each) for each in overloads.values()))
         owner = thing.__self__ if inspect.ismethod(thing) else None
         thing = _unwrapped(thing)
-        if owner is not None and not isinstance(owner, type | nn.Module):
+        if owner is not None and not isinstance(owner, type):
             return _hash("method", self.add(thing), self.add(owner))
         if isinstance(thing, ModuleType):
             return self._module(thing)

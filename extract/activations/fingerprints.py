@@ -186,7 +186,7 @@ def check_plain(backbone: AnyBackbone) -> None:
                 _refuse(name, "a forward hook")
         if "forward" in vars(module):
             _refuse(name, "a `forward` of its own in place of its class's")
-        if module._compiled_call_impl is not None or isinstance(module, torch.jit.ScriptModule):
+        if module._compiled_call_impl is not None:
             _refuse(name, "a compiled forward pass")
         if module.training and not backbone.training:
             raise ValueError(f"the backbone's {name} is in training mode; call .eval() first")
