@@ -348,10 +348,9 @@ def test_heads_train_while_their_store_is_refreshed_and_pruned(study: Path, tmp_
 def everything(store: Store) -> dict[tuple[int, int], np.ndarray[Any, np.dtype[np.float32]]]:
     """Return the numbers of all activations, which are whole and in float32, by their keys."""
     index = store.index
-    keep = np.ones(len(index.records), bool)
-    retention = Retention(store.files, index, store.fingerprints, index.tables, set(), keep)
+    retention = Retention(store.files, index, store.fingerprints, index.tables, set())
     found = {}
-    for entry in map(retention.entry_at, range(len(keep))):
+    for entry in map(retention.entry_at, range(len(index.records))):
         rows = retention.read_rows(entry)
         assert rows is not None and entry.rows == entry.total
         found[entry.hi, entry.lo] = rows.view(np.float32)
