@@ -17,6 +17,8 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -150,6 +152,53 @@ def hold_spans(store: Store, addresses: Sequence[Address]) -> Any:
     return spans, hold(Cached(store, "features", PRINT, "float16"), spans, quiet=True)
 
 
+def measure_tests(passes: int) -> dict[str, float]:
+    """Return µs that a test window of features takes to read, [96, 384], overlapping by half."""
+    from extract.activations.stored import Cached
+    from extract.settings.sampling import SamplingConfig
+    from train.data import cached as cached_module
+    from train.data.cached import CachedStreams, evaluation_spans, read_windows
+    from train.data.in_memory import hold
+    from train.data.videos import VideoItem
+
+    sampling = SamplingConfig(window_size=96, scale_factor=2, snippet_stride=2)
+    infos = [VideoInfo(f"{n:064x}", f"{n}.mp4", 1, 800 + 50 * n, 25.0) for n in range(24)]
+    none = np.zeros((0, 2)), np.zeros(0, np.int64)
+    items = [
+        VideoItem(i.name, Path(i.name), i.frames, i.frames / 25, 25.0, *none, (), identity=i)
+        for i in infos
+    ]
+    windows = {i.name: cached_module.evaluation_windows(i, 0.5, sampling) for i in items}
+    count = sum(map(len, windows.values()))
+    names, works = [], list[Callable[[], object]]()
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        for kind in ("window", "video"):
+            of = evaluation_spans(items, 0.5, sampling, "forward", kind)
+            url = Path(folder) / kind
+            with Store.open(url, "a") as store, store.writer() as writer:
+                place = Cached(store, "features", PRINT, "float16")
+                for span in of:
+                    writer.write(place.address(span), torch.randn(span.rows, 384))
+            place = Cached(stack.enter_context(Store.open(url)), "features", PRINT, "float16")
+            streams = CachedStreams((place,), tested_on=kind)
+            sources = {"from the store": streams}
+            if hasattr(streams, "held_tests"):  # not in every checkout
+                sources["held"] = replace(streams, held_tests=(hold(place, of, quiet=True),))
+
+            def read(streams: CachedStreams) -> None:
+                for item in items:
+                    for _ in read_windows(
+                        item, windows[item.name], sampling, ("forward",), streams
+                    ):
+                        pass
+
+            for source, streams in sources.items():
+                names.append(f"{kind}, {source}")
+                works.append(partial(read, streams))
+        seconds = medians(works, passes)
+    return {name: each / count * 1e6 for name, each in zip(names, seconds, strict=True)}
+
+
 def make_rows(file: Path | None, width: int, nbytes: int) -> NDArray[np.float16]:
     """Return rows of a width: a file's numbers, repeated with varying factors, or random ones."""
     rng = np.random.default_rng(0)
@@ -203,9 +252,13 @@ def main() -> None:
     parser.add_argument("--before", type=Path, help="a checkout to compare with")
     parser.add_argument("--passes", type=int, default=5)
     parser.add_argument("--turns", type=int, default=3, help="of the two checkouts")
+    parser.add_argument("--tests", action="store_true", help="print JSON of reading test windows")
     parser.add_argument("--one", action="store_true", help="print JSON of the layout in use")
     args = parser.parse_args()
     torch.set_num_threads(1)
+    if args.tests:
+        print(json.dumps(measure_tests(args.passes)))
+        return
     if args.one:
         print(json.dumps(measure_here(args.activations, args.passes, every=False)))
         return

@@ -4,15 +4,18 @@ The parsed syntax counts. Comments, blank lines, docstrings, annotations and the
 do not, nor does the file that a definition stands in. Code of libraries counts by their versions.
 
 Functions are taken as they are in this process, so that one that was put in another's place is
-seen. What is called through an object whose class no name tells is not followed: name such classes
-among the roots.
+seen, and so are the values that they use: tensors, containers, objects of ours with what they hold.
+What is called through an object whose class no name tells is not followed: name such classes among
+the roots.
 """
 
 import ast
 import dataclasses
+import enum
 import functools
 import hashlib
 import importlib
+import importlib.util
 import inspect
 import sys
 import sysconfig
@@ -21,17 +24,18 @@ from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from types import CodeType, FunctionType, ModuleType
+from types import CodeType, FunctionType, MappingProxyType, ModuleType, SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 OURS = ("cache", "configs", "evaluate", "extract", "train", "palindrome")
 INSTALLED = "palindrome."  # what a wheel puts before their names (setup.py)
 IGNORED = {"annotation", "returns", "type_comment", "type_params", "ctx", "kind", "msg"}
 GENERATED = {"__init__", "__repr__", "__eq__", "__hash__", "__setattr__", "__delattr__"}
-PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, Path)
+PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, Path, range, slice)
 _FOLDERS = [sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
 LIBRARIES = tuple({str(path) for f in _FOLDERS for path in (Path(f).absolute(), Path(f).resolve())})
 
@@ -57,14 +61,15 @@ class _Syntax:
 
     Args:
         names: that may be its module's.
-        attributes: names with an attribute of theirs.
-        imports: modules with what it imports from them when it is called.
+        attributes: names with an attribute of theirs, an attribute of that, and so on.
+        imports: modules, as written, with what it imports from them when it is called, and the name
+            that this has in it; nothing is imported from a module that is imported as a whole.
     """
 
     digest: str
     names: frozenset[str] = frozenset()
-    attributes: frozenset[tuple[str, str]] = frozenset()
-    imports: frozenset[tuple[str, str]] = frozenset()
+    attributes: frozenset[tuple[str, ...]] = frozenset()
+    imports: frozenset[tuple[str, str, str]] = frozenset()
 
 
 def code_digest(roots: Iterable[object], skip: tuple[str, ...] = ()) -> CodeDigest:
@@ -105,7 +110,12 @@ def is_ours(module: str) -> bool:
         return True
     if top in sys.stdlib_module_names and top != "__main__":
         return False
-    file = getattr(sys.modules.get(module), "__file__", None)
+    loaded = sys.modules.get(module, sys.modules.get(top))
+    if loaded is not None:
+        file = getattr(loaded, "__file__", None)
+    else:
+        found = importlib.util.find_spec(top)
+        file = None if found is None else found.origin
     if file is None:
         return True
     # As named, too: installers may leave links there to files that stand elsewhere.
@@ -127,6 +137,7 @@ class _Walk:
         self.libraries: set[str] = set()
         self._todo: list[tuple[FunctionType | type, bool]] = []
         self._seen: set[tuple[int, bool]] = set()
+        self._open: set[int] = set()  # values that hold what is looked at just now
 
     def add(self, thing: object, builds: bool = False) -> str:
         """Take up a function or class; return what stands for it, or for any other value.
@@ -134,13 +145,19 @@ class _Walk:
         Args:
             builds: the function is a module's constructor.
         """
+        overloads = getattr(thing, "registry", None) if isinstance(thing, FunctionType) else None
+        if isinstance(overloads, MappingProxyType):  # of functools.singledispatch
+            return _hash("overloads", *sorted(self.add(each) for each in overloads.values()))
+        owner = thing.__self__ if inspect.ismethod(thing) else None
         thing = _unwrapped(thing)
+        if owner is not None and not isinstance(owner, type):
+            return _hash("method", self.add(thing), self.add(owner))
         if isinstance(thing, ModuleType):
             return self._module(thing)
         if isinstance(thing, FunctionType | type):
             if not is_ours(thing.__module__ or ""):
                 return self._named(thing)
-            if _within(_checkout_name(thing.__module__), self.skip):
+            if self._is_skipped(thing):
                 return thing.__qualname__
             if (id(thing), builds) not in self._seen:
                 self._seen.add((id(thing), builds))
@@ -148,12 +165,12 @@ class _Walk:
             if isinstance(thing, FunctionType):
                 return _syntax(thing.__code__.co_filename, thing.__code__).digest
             return thing.__qualname__
-        if _is_plain(thing):
+        if is_plain(thing):
             return plain(thing)
         if isinstance(thing, functools.partial):
             values = [self.add(v) for v in (thing.func, *thing.args, *thing.keywords.values())]
             return _hash("partial", *values)
-        return self._named(thing) if inspect.isroutine(thing) else self.add(type(thing))
+        return self._named(thing) if inspect.isroutine(thing) else self._value(thing)
 
     def run(self) -> None:
         """Follow what was taken up until nothing is new."""
@@ -168,21 +185,30 @@ class _Walk:
 
     def _function(self, function: FunctionType, builds: bool) -> str:
         syntax, lines = _syntax(function.__code__.co_filename, function.__code__), []
+        imported: dict[str, Any] = {}
+        for written, name, known_as in sorted(syntax.imports):
+            module = _absolute(written, function)
+            if not is_ours(module):
+                lines.append(f"{self._library(module)}.{name}")
+                continue
+            value = _imported(module, name)
+            if name:  # of a whole module counts what is used of it
+                lines.append(f"{_checkout_name(module)}.{name} {self.add(value)}")
+            top, below, _ = known_as.partition(".")
+            imported[top] = sys.modules.get(top) if below else value
         for name in sorted(syntax.names):
-            value = function.__globals__.get(name)
+            value = imported.get(name, function.__globals__.get(name))
             if value is None or (builds and isinstance(value, type) and _is_module_class(value)):
                 continue
             if isinstance(value, ModuleType) and is_ours(value.__name__):
-                used = sorted(a for n, a in syntax.attributes if n == name)
-                for attribute in used:
-                    lines.append(f"{name}.{attribute} {self.add(getattr(value, attribute, None))}")
+                used = sorted(chain for chain in syntax.attributes if chain[0] == name)
+                lines += [
+                    f"{'.'.join(chain)} {self.add(_attribute(value, chain))}" for chain in used
+                ]
                 if not used:
                     lines.append(f"{name} {self.add(value)}")
-            else:
+            elif name not in imported:
                 lines.append(f"{name} {self.add(value)}")
-        for module, name in sorted(syntax.imports):
-            value = getattr(importlib.import_module(module), name, None)
-            lines.append(f"{_checkout_name(module)}.{name} {self.add(value)}")
         for cell in function.__closure__ or ():
             try:
                 lines.append(self.add(cell.cell_contents))
@@ -201,13 +227,51 @@ class _Walk:
                     continue
                 builds = name == "__init__" and _is_module_class(kind)
                 lines.append(f"{name} {self.add(value, builds)}")
-            elif not (name.startswith("__") and name.endswith("__")) and name != "_abc_impl":
+            elif not _is_special(kind, name):
                 lines.append(f"{name} {self.add(value)}")
         if made:
             for field in dataclasses.fields(kind):
                 if field.default_factory is not dataclasses.MISSING:
                     lines.append(f"{field.name} {self.add(field.default_factory)}")
         return _hash(*lines)
+
+    def _value(self, value: object) -> str:
+        """Take up what a value holds; return what stands for it."""
+        if isinstance(value, Tensor):
+            numbers = torch.empty(0) if value.is_meta else value.detach().cpu().contiguous()
+            data = numbers.reshape(-1).view(torch.uint8).numpy().tobytes()
+            return _hash(f"{value.dtype} {[*value.shape]}", data.hex())
+        if isinstance(value, np.ndarray | np.generic) and value.dtype != object:
+            return _hash(f"{value.dtype} {value.shape}", value.tobytes().hex())
+        if isinstance(value, torch.jit.ScriptFunction):
+            return _hash(str(value.code))
+        kind = self.add(type(value))
+        if id(value) in self._open:
+            return kind
+        self._open.add(id(value))
+        parts: list[str] = []
+        if isinstance(value, dict):
+            parts = sorted(f"{self.add(key)} {self.add(each)}" for key, each in value.items())
+        elif isinstance(value, list | tuple):
+            parts = [self.add(each) for each in value]
+        elif isinstance(value, set | frozenset):
+            parts = sorted(self.add(each) for each in value)
+        elif self._is_looked_into(type(value)):
+            parts = [f"{name} {self.add(each)}" for name, each in sorted(_state(value).items())]
+        self._open.remove(id(value))
+        return _hash(kind, *parts) if parts else kind
+
+    def _is_looked_into(self, kind: type) -> bool:
+        """Return whether what objects of a class hold is numbers, code or the like.
+
+        A library's may hold addresses and times.
+        """
+        if issubclass(kind, nn.Module | SimpleNamespace):
+            return True
+        return is_ours(kind.__module__) and not self._is_skipped(kind)
+
+    def _is_skipped(self, thing: FunctionType | type) -> bool:
+        return _within(_checkout_name(thing.__module__), self.skip)
 
     def _module(self, module: ModuleType) -> str:
         """Take up all that a module of ours defines; return a library's name."""
@@ -249,6 +313,49 @@ def _unwrapped(value: object) -> object:
     return value
 
 
+def _absolute(module: str, function: FunctionType) -> str:
+    """Return the whole name of a module that a function imports."""
+    package = function.__globals__.get("__package__") or ""
+    return importlib.util.resolve_name(module, package) if module.startswith(".") else module
+
+
+def _imported(module: str, name: str) -> object:
+    """Return what is imported: of a module or, without a name, the module; None if it is gone."""
+    try:
+        found = importlib.import_module(module)
+        if name and not hasattr(found, name):
+            return importlib.import_module(f"{module}.{name}")
+    except ImportError:
+        return None
+    return getattr(found, name) if name else found
+
+
+def _attribute(module: ModuleType, chain: tuple[str, ...]) -> object:
+    """Return what a chain of attributes leads to, as far as it leads through modules of ours."""
+    value: Any = module
+    for name in chain[1:]:
+        if not isinstance(value, ModuleType) or not is_ours(value.__name__):
+            break
+        value = getattr(value, name, None)
+    return value
+
+
+def _state(value: object) -> dict[str, object]:
+    """Return what an object holds, less what its methods keep of what they have computed."""
+    kind = type(value)
+    slots = {name for each in kind.__mro__ for name in vars(each).get("__slots__", ())}
+    held = {name: getattr(value, name) for name in slots if hasattr(value, name)}
+    held |= getattr(value, "__dict__", {})
+    made = functools.cached_property
+    return {n: each for n, each in held.items() if not isinstance(getattr(kind, n, None), made)}
+
+
+def _is_special(kind: type, name: str) -> bool:
+    """Return whether Python made an attribute of a class, other ones in other versions."""
+    edge = "_" if issubclass(kind, enum.Enum) else "__"
+    return name == "_abc_impl" or (name.startswith(edge) and name.endswith(edge))
+
+
 def _checkout_name(module: str) -> str:
     """Return the name that a module of ours has in a checkout."""
     return module.removeprefix(INSTALLED)
@@ -262,17 +369,18 @@ def _is_module_class(kind: type) -> bool:
     return issubclass(kind, nn.Module)
 
 
-def _is_plain(value: object) -> bool:
+def is_plain(value: object) -> bool:
+    """Return whether a value is known by how it is written."""
     if isinstance(value, tuple | list | set | frozenset):
-        return all(map(_is_plain, value))
+        return all(map(is_plain, value))
     if isinstance(value, dict):
-        return all(_is_plain(part) for pair in value.items() for part in pair)
+        return all(is_plain(part) for pair in value.items() for part in pair)
     return isinstance(value, PLAIN)
 
 
 def plain(value: Any) -> str:
     """Return how a value is written, the same in all processes."""
-    if not _is_plain(value):
+    if not is_plain(value):
         return type(value).__qualname__  # what it holds may have an address in it
     return f"{sorted(map(repr, value))}" if isinstance(value, set | frozenset) else repr(value)
 
@@ -339,8 +447,8 @@ class _Writer:
     def __init__(self) -> None:
         self.out: list[str] = []
         self.names: set[str] = set()
-        self.attributes: set[tuple[str, str]] = set()
-        self.imports: set[tuple[str, str]] = set()
+        self.attributes: set[tuple[str, ...]] = set()
+        self.imports: set[tuple[str, str, str]] = set()
 
     def write(self, node: ast.AST) -> None:
         """Write a node and what is in it."""
@@ -365,10 +473,24 @@ class _Writer:
     def _note(self, node: ast.AST) -> None:
         if isinstance(node, ast.Name):
             self.names.add(node.id)
-        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
-            self.attributes.add((node.value.id, node.attr))
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            self.imports |= {(node.module, alias.name) for alias in node.names}
+        elif isinstance(node, ast.Attribute):
+            if chain := _chain(node):
+                self.attributes.add(chain)
+        elif isinstance(node, ast.ImportFrom):
+            module = "." * node.level + (node.module or "")
+            for each in node.names:
+                self.imports.add((module, each.name, each.asname or each.name))
+        elif isinstance(node, ast.Import):
+            for each in node.names:
+                self.imports.add((each.name, "", each.asname or each.name))
+
+
+def _chain(node: ast.expr) -> tuple[str, ...]:
+    """Return a name and the attributes behind it; nothing if it begins with no name."""
+    if isinstance(node, ast.Name):
+        return (node.id,)
+    before = _chain(node.value) if isinstance(node, ast.Attribute) else ()
+    return (*before, node.attr) if before and isinstance(node, ast.Attribute) else ()
 
 
 def _is_text(node: ast.AST) -> bool:

@@ -3,9 +3,11 @@
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import av
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -188,6 +190,13 @@ def test_replaced_modules_and_attributes_count_from_their_block_on(store: Store)
     seen.append(now())
     adapter._mix = lambda hidden: hidden * 3  # type: ignore[assignment]
     seen.append(now())
+    for by in (2.0, 3.0):
+        adapter._mix = Doubled(by).eval().forward  # type: ignore[assignment]
+        seen.append(now())
+        adapter.scale = np.float32(by)  # type: ignore[assignment]
+        seen.append(now())
+        adapter.options = SimpleNamespace(by=np.array([by]))  # type: ignore[assignment]
+        seen.append(now())
     adapter.activation = torch.relu  # type: ignore[assignment]
     seen.append(now())
     adapter.activation = torch.sigmoid  # type: ignore[assignment]

@@ -1,6 +1,8 @@
 """Digests of code: what changes them, and what only looks like a change."""
 
+import functools
 import importlib.util
+import logging
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -139,6 +141,158 @@ def test_what_counts(digest: Any, old: str, new: str) -> None:
 def test_what_does_not_count(digest: Any, old: str, new: str) -> None:
     assert old in PLAIN
     assert digest(PLAIN.replace(old, new, 1)).whole == digest(PLAIN).whole
+
+
+VALUE = """
+import enum
+import functools
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+
+class Scale:
+    def __init__(self, by):
+        self.by = by
+
+    def __call__(self, x):
+        return x * self.by
+
+    def times(self, x):
+        return x * self.by
+
+
+@dataclass(frozen=True)
+class Options:
+    by: object
+
+
+class Kind(enum.Enum):
+    TWICE = 2.0
+
+
+@functools.singledispatch
+def spread(x):
+    return x
+
+
+@spread.register
+def _(x: torch.Tensor):
+    return x / 2.0
+
+
+def over(by):
+    def f(x):
+        return x * by
+
+    return f
+
+
+USED = {value}
+
+
+class Layer(nn.Module):
+    def forward(self, x):
+        return USED
+"""
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        '{"twice": lambda x: x * 2.0}',
+        "[lambda x: x * 2.0]",
+        '{"a": [Options({"by": lambda x: 2.0})]}',
+        "torch.tensor([1.0, 2.0])",
+        "np.array([1.0, 2.0])",
+        "np.float32(2.0)",
+        "slice(2.0)",
+        "Scale(2.0)",
+        "Scale(lambda x: x * 2.0)",
+        "Scale(2.0).times",
+        "Options(2.0)",
+        "Options(torch.tensor(2.0))",
+        "nn.LeakyReLU(2.0)",
+        "functools.partial(over, torch.tensor(2.0))",
+        "over(torch.tensor(2.0))",
+        'over({"by": lambda x: x * 2.0})',
+        "Kind.TWICE",
+        "spread",
+    ],
+)
+def test_values_count_by_what_they_hold(digest: Any, value: str) -> None:
+    text = VALUE.replace("{value}", value)
+    assert digest(text).whole != digest(text.replace("2.0", "3.0")).whole
+    assert digest(text).whole == digest(text).whole
+
+
+HELPERS = {
+    "__init__.py": """
+from . import deep
+
+BY = 1.0
+
+
+def near(x):
+    from .low import f
+    return f(x)
+""",
+    "deep/__init__.py": "from .inner import f\n\nBY = 2.0\n",
+    "deep/inner.py": "def f(x):\n    return x * 3.0\n",
+    "low.py": "BY = 5.0\n\n\ndef f(x):\n    return x * 4.0\n",
+}
+
+
+@pytest.mark.parametrize(
+    ("top", "inside", "number"),
+    [
+        ("import helpers", "helpers.deep.f(x)", "3.0"),
+        ("import helpers", "helpers.deep.BY * x", "2.0"),
+        ("import helpers", "helpers.near(x)", "4.0"),
+        ("", "import helpers; return helpers.BY * x", "1.0"),
+        ("", "import helpers as h; return h.deep.f(x)", "3.0"),
+        ("", "import helpers.low; return helpers.low.f(x)", "4.0"),
+        ("", "import helpers.low as low; return low.BY * x", "5.0"),
+        ("", "from helpers import low; return low.BY * x", "5.0"),
+    ],
+)
+def test_code_of_other_modules_counts_however_it_is_reached(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, top: str, inside: str, number: str
+) -> None:
+    found = set()
+    for folder, changed in (("a", number), ("b", "9.0")):
+        root = tmp_path / folder
+        for name, text in HELPERS.items():
+            (root / "helpers" / name).parent.mkdir(parents=True, exist_ok=True)
+            (root / "helpers" / name).write_text(text.replace(number, changed))
+        inside = inside if "return" in inside else f"return {inside}"
+        text = f"{top}\n\n\ndef forward(x):\n    {inside}\n"
+        with monkeypatch.context() as context:
+            context.syspath_prepend(root)
+            found.add(code_digest([load_source(root, "user", text).forward]).whole)
+        for name in [name for name in sys.modules if name.split(".")[0] in ("helpers", "user")]:
+            del sys.modules[name]
+    assert len(found) == 2
+
+
+def test_objects_of_libraries_count_by_their_class_and_rings_end() -> None:
+    """A logger has times in it; what methods remember of what they computed is no part either."""
+    ring: list[object] = [logging.getLogger("a")]
+    ring.append(ring)
+    before = code_digest([ring]).whole
+    logging.getLogger("a").setLevel(logging.ERROR)
+    assert code_digest([ring]).whole == before
+
+    class Lazy:
+        @functools.cached_property
+        def value(self) -> int:
+            return 2
+
+    lazy = Lazy()
+    before = code_digest([lazy]).whole
+    assert lazy.value == 2 and code_digest([lazy]).whole == before
 
 
 def test_a_function_in_anothers_place_is_seen(digest: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,7 @@
 """What runs do while their store does not answer: compute, wait, count, and come to their end."""
 
+import errno
+import os
 import re
 import time
 from dataclasses import replace
@@ -120,6 +122,51 @@ def test_what_waits_at_the_end_counts_too(s3: Proxy, url: str, video: Path) -> N
         activations.close()
     assert len(activations.unkept) == 3 and "cannot be reached" in activations.unkept_cause
     store.close()
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT])
+def test_a_mounted_disk_that_is_gone_is_a_store_that_does_not_answer(
+    tmp_path: Path, store: Store, video: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    """NFS, sshfs and the like: what a mount says when its server is away."""
+    first, second, *_ = spans_of(video)
+    activations = seam(store, new_backbone())
+    expected = activations.get(first)
+    activations.flush()
+    gone = OSError(code, os.strerror(code))
+    opening, listing, syncing = os.open, os.scandir, os.fsync
+    broken = True
+
+    def opens(path: Any, *rest: Any) -> int:
+        if broken and str(path).startswith(store.url):
+            raise gone
+        return opening(path, *rest)
+
+    def lists(path: Any) -> Any:
+        if broken and str(path).startswith(store.url):
+            raise gone
+        return listing(path)
+
+    def syncs(opened: int) -> None:
+        if broken:
+            raise gone
+        syncing(opened)
+
+    monkeypatch.setattr(os, "open", opens)
+    monkeypatch.setattr(os, "scandir", lists)
+    monkeypatch.setattr(os, "fsync", syncs)
+    place = activations.cached_cuts()["features"]
+    with pytest.raises(StoreUnreachable, match=f"^{store.url} cannot be reached "):
+        place.read(first)
+    assert torch.equal(activations.get(first), expected)
+    other = activations.get(second)
+    activations.flush()  # what it could not take waits
+    broken = False
+    activations.close()
+    assert not activations.unkept
+    with Store.open(store.url) as again:
+        assert torch.equal(replace(place, store=again).read(second), other)
+        assert verify(again) == []
 
 
 def test_readers_that_cannot_compute_wait_for_the_store(

@@ -397,3 +397,39 @@ def test_a_client_with_one_connection_connects_again(error: BaseException) -> No
     Flaky.errors = []
     files.write("b", [b"x"])
     assert files.size("b") == 1
+
+
+class Speechless(Exception):
+    """An error whose text is one more error."""
+
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+
+class Vague(MemoryFileSystem):  # type: ignore[misc]
+    """A client that lists files without their sizes, and whose errors have no text."""
+
+    protocol = "vague"
+    cachable = False
+
+    def ls(self, path: str, detail: bool = True, **options: Any) -> Any:
+        found = super().ls(path, detail=detail, **options)
+        return [each | {"size": None} for each in found] if detail else found
+
+    def find(self, path: str, detail: bool = False, **options: Any) -> Any:
+        return {file: {"name": file, "size": None} for file in super().find(path, **options)}
+
+    def cat_ranges(self, *args: Any, **options: Any) -> Any:
+        raise Speechless
+
+
+def test_whatever_a_client_says_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cache.storage.remote.WAITS_S", ())
+    fsspec.register_implementation("vague", Vague, clobber=True)
+    files = open_files(f"vague://{uuid4()}/store")
+    files.write("folder/a", [b"x"])
+    with pytest.raises(StoreUnreachable, match=r"\(Speechless\)$"):
+        files.read([("folder/a", 0, 1)])
+    for ask in (files.children, files.walk, files.grandchildren):
+        with pytest.raises(StoreUnreachable, match="TypeError"):
+            ask("folder")

@@ -6,7 +6,7 @@ decodes a shard's chunks one after another and starts a thread that does not sur
 array's index table has the chunks' offsets and checksums. benchmarks/store.py compares the two.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -214,36 +214,26 @@ class Array:
                 here = RowRequest(low - chunk * rows, high - chunk * rows, part)
                 targets.setdefault(chunk, []).append(here)
 
-        def deliver(chunk: int, frame: Bytes, file: str) -> None:
-            low, high, out = targets[chunk][0]
-            if low == 0 and high == rows:
-                decompress(frame, out, file)
-                others, decoded = targets[chunk][1:], out
-            else:
-                decoded = np.empty(self.chunk_bytes, np.uint8)
-                decompress(frame, decoded, file)
-                others = targets[chunk]
-            for low, high, out in others:
-                out[:] = decoded[low * width : high * width]
-
-        self.read_chunks(sorted(targets), deliver)
-
-    def read_chunks(
-        self, chunks: Sequence[int], deliver: Callable[[int, Bytes, str], None]
-    ) -> None:
-        """Call `deliver(chunk, compressed, file)` for chunks in rising order, checksums right.
-
-        Raises:
-            FileGone: a shard is not there. Damaged: it is not what was written.
-        """
-        for batch in self._batches(chunks):
-            found = self.files.read([(part.file, part.start, part.stop) for part in batch])
-            for part, data in zip(batch, found, strict=True):
+        for batch in self._batches(sorted(targets)):
+            found = self.files.read([(each.file, each.start, each.stop) for each in batch])
+            for fetched, data in zip(batch, found, strict=True):
                 if data is None:
-                    raise FileGone(part.file)
-                for chunk, start, stop, expected in part.chunks:
-                    block = data[start - part.start : stop - part.start]
-                    deliver(chunk, check_chunk(block, start, stop, expected, part.file), part.file)
+                    raise FileGone(fetched.file)
+                for chunk, begin, end, expected in fetched.chunks:
+                    block = data[begin - fetched.start : end - fetched.start]
+                    frame = check_chunk(block, begin, end, expected, fetched.file)
+                    self._deliver(frame, targets[chunk], fetched.file)
+
+    def _deliver(self, frame: Bytes, wanted: Sequence[RowRequest], file: str) -> None:
+        """Decompress a chunk once, and copy what is asked for of it."""
+        low, high, decoded = wanted[0]
+        if low == 0 and high == self.info.chunk_rows:
+            wanted = wanted[1:]
+        else:
+            decoded = np.empty(self.chunk_bytes, np.uint8)
+        decompress(frame, decoded, file)
+        for low, high, out in wanted:
+            out[:] = decoded[low * self.row_bytes : high * self.row_bytes]
 
     def _batches(self, chunks: Sequence[int]) -> Iterator[list["_ByteRange"]]:
         """Yield lists of ranges to fetch at once; neighbouring chunks are joined in one range."""

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from cache.address import DIRECTIONS, SPANS, FingerprintInfo, VideoInfo
+from cache.address import FingerprintInfo, VideoInfo
 from cache.dtypes import Dtype
 from cache.errors import Damaged
 from cache.storage.codec import Bytes, as_buffer, itemsize
@@ -237,14 +237,6 @@ def decode_table(tail: Bytes, size: int, file: str) -> IndexTable:
             Description(time, _parse_info(kind, info)) for time, kind, info in header["told"]
         ],
     )
-
-
-def direction_number(direction: str) -> int:
-    return DIRECTIONS.index(direction)
-
-
-def span_number(span: str) -> int:
-    return SPANS.index(span)
 
 
 def _parse_info(kind: str, fields: dict[str, Any]) -> VideoInfo | FingerprintInfo:

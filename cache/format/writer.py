@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from cache.address import DTYPES, Address, FingerprintInfo, VideoInfo
+from cache.address import DIRECTIONS, DTYPES, SPANS, Address, FingerprintInfo, VideoInfo
 from cache.errors import Damaged, StoreError, StoreUnreachable
 from cache.format.compaction import PlacedEntry, compact
 from cache.format.descriptions import (
@@ -27,9 +27,7 @@ from cache.format.records import (
     Group,
     IndexTable,
     compute_digest,
-    direction_number,
     encode_table,
-    span_number,
 )
 from cache.storage.base import Content, Files
 from cache.storage.codec import Bytes, as_bytes, checksum, compress, itemsize
@@ -163,8 +161,8 @@ class Writer:
                     group=0,
                     video=0,
                     checksum=checksum(payload),
-                    direction=direction_number(address.direction),
-                    span=span_number(address.span),
+                    direction=DIRECTIONS.index(address.direction),
+                    span=SPANS.index(address.span),
                     writer=self._tie_break,
                     table=0,
                 ),

@@ -1,17 +1,51 @@
-"""A store on a local or mounted disk."""
+"""A store on a local or mounted disk.
 
+While a mount's server is away (NFS, sshfs), the store does not answer, as a remote one.
+"""
+
+import errno
+import functools
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 
+from cache.errors import StoreUnreachable
 from cache.storage.base import Content, Range
 from cache.storage.codec import Bytes, as_buffer
 from configs.atomic import atomic_path
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+AWAY = {
+    *(errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.ENODEV, errno.ENXIO, errno.ETIMEDOUT),
+    *(errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETUNREACH),
+    *(errno.ECONNABORTED, errno.ECONNREFUSED, errno.ECONNRESET),
+}
+"""What the system says of a disk or a server that is away, not of a file."""
+
+
+def _reaching(
+    ask: "Callable[Concatenate[LocalFiles, P], T]",
+) -> "Callable[Concatenate[LocalFiles, P], T]":
+    """Return a method that raises StoreUnreachable where the disk is away."""
+
+    @functools.wraps(ask)
+    def answer(files: "LocalFiles", /, *of: P.args, **options: P.kwargs) -> T:
+        try:
+            return ask(files, *of, **options)
+        except OSError as error:
+            if error.errno not in AWAY:
+                raise
+            cause = f"{files.url} cannot be reached ({error.strerror})"
+            raise StoreUnreachable(cause) from error
+
+    return answer
 
 
 class LocalFiles:
@@ -23,6 +57,7 @@ class LocalFiles:
         self.folder = folder.expanduser()
         self.url = str(folder)
 
+    @_reaching
     def read(self, ranges: Sequence[Range]) -> list[Bytes | None]:
         found: list[Bytes | None] = []
         opened, name = -1, None
@@ -40,12 +75,14 @@ class LocalFiles:
                 os.close(opened)
         return found
 
+    @_reaching
     def size(self, name: str) -> int | None:
         try:
             return (self.folder / name).stat().st_size
         except (FileNotFoundError, NotADirectoryError):
             return None
 
+    @_reaching
     def write(self, name: str, content: Content, durable: bool = True) -> None:
         path = self.folder / name
         self._make_folder(path.parent)
@@ -58,18 +95,22 @@ class LocalFiles:
         if durable:
             _sync_folder(path.parent)
 
+    @_reaching
     def move(self, old: str, new: str) -> None:
         os.replace(self.folder / old, self.folder / new)
         _sync_folder((self.folder / new).parent)
 
+    @_reaching
     def delete(self, *names: str) -> None:
         for name in names:
             with suppress(FileNotFoundError, NotADirectoryError):
                 (self.folder / name).unlink()
 
+    @_reaching
     def delete_folder(self, name: str) -> None:
         shutil.rmtree(self.folder / name, onerror=_ignore_missing)
 
+    @_reaching
     def children(self, folder: str) -> dict[str, int | None]:
         try:
             with os.scandir(self.folder / folder) as entries:

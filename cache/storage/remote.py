@@ -113,23 +113,23 @@ class RemoteFiles:
                 self.delete(*self.walk(name))
 
     def children(self, folder: str) -> dict[str, int | None]:
-        def ask() -> list[dict[str, Any]]:
+        def ask() -> dict[str, int | None]:
             self.system.invalidate_cache()
             try:
-                return list(self.system.ls(self._path(folder), detail=True))
+                entries = self.system.ls(self._path(folder), detail=True)
             except NotADirectoryError:
-                return []
+                return {}
+            return {
+                entry["name"].rstrip("/").rpartition("/")[2]: (
+                    None if entry["type"] == "directory" else int(entry["size"])
+                )
+                for entry in sorted(entries, key=lambda entry: str(entry["name"]))
+            }
 
         try:
-            entries = self._call(ask)
+            return self._call(ask)
         except FileNotFoundError:
             return {}
-        return {
-            entry["name"].rstrip("/").rpartition("/")[2]: (
-                None if entry["type"] == "directory" else int(entry["size"])
-            )
-            for entry in sorted(entries, key=lambda entry: str(entry["name"]))
-        }
 
     def grandchildren(self, folder: str) -> dict[str, dict[str, int | None]]:
         # One recursive listing: a request for every folder would take long.
@@ -142,10 +142,16 @@ class RemoteFiles:
 
     def walk(self, folder: str = "") -> dict[str, int]:
         root = self.root.lstrip("/") + "/"
-        return {
-            path.lstrip("/").removeprefix(root): int(entry["size"])
-            for path, entry in sorted(self._find(folder).items())
-        }
+
+        def ask() -> dict[str, int]:
+            self.system.invalidate_cache()
+            found = self.system.find(self._path(folder), detail=True)
+            return {
+                path.lstrip("/").removeprefix(root): int(entry["size"])
+                for path, entry in sorted(found.items())
+            }
+
+        return self._call(ask)
 
     def free_bytes(self) -> int | None:
         return None
@@ -161,16 +167,6 @@ class RemoteFiles:
         if options.get("config_kwargs", {}).get("retries") == NO_RETRIES:
             self.system.retries = 1  # s3fs has no argument for it
         self.root = root.rstrip("/")
-
-    def _find(self, folder: str) -> dict[str, dict[str, Any]]:
-        """Return all files below a folder by path, with their details."""
-
-        def ask() -> dict[str, dict[str, Any]]:
-            self.system.invalidate_cache()
-            found: dict[str, dict[str, Any]] = self.system.find(self._path(folder), detail=True)
-            return found
-
-        return self._call(ask)
 
     def _fetch(self, blocks: Sequence["_Block"]) -> list[Bytes | None]:
         """Return what blocks hold, shorter where a file ends, None where it is not there."""
@@ -238,7 +234,10 @@ class RemoteFiles:
 
     def _unreachable(self, error: BaseException) -> StoreUnreachable:
         """Return the error that callers see, in one line whatever the client says."""
-        cause = " ".join(str(error).split())
+        try:
+            cause = " ".join(str(error).split())
+        except Exception:
+            cause = ""  # its kind has to do
         if len(cause) > LONGEST_CAUSE:
             cause = cause[: LONGEST_CAUSE - 1] + "…"
         kind = type(error).__name__

@@ -10,8 +10,6 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from cache.address import FingerprintInfo
 from cache.errors import Damaged, StoreError, StoreUnreachable
 from cache.format.descriptions import (
@@ -185,9 +183,7 @@ class _Pruner:
     def _choose(self, drop: Callable[[FingerprintInfo], bool], keep_bytes: int | None) -> Retention:
         index, report = self.store.index, self.report
         prunable = {n: t for n, t in index.tables.items() if self._is_prunable(t.file)}
-        everything = np.ones(len(index.records), bool)
-        known = self.store.fingerprints
-        retention = Retention(self.files, index, known, prunable, self.used, everything)
+        retention = Retention(self.files, index, self.store.fingerprints, prunable, self.used)
         report.dropped, report.in_use = retention.drop_stale(drop)
         report.damaged = retention.drop_damaged(self.damaged)
         report.duplicates = retention.drop_duplicates()

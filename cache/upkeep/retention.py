@@ -1,7 +1,7 @@
 """Retention: which records of a store go, being stale, damaged, duplicates or over a budget."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -24,7 +24,9 @@ class Retention:
         files, index, fingerprints: of the store.
         prunable: tables of dead writers, by number; all others stay, whatever they hold.
         used: fingerprints that living processes use.
-        keep: whether a record stays [n].
+
+    Attributes:
+        keep: whether a record stays [n]; at first all do.
     """
 
     files: Files
@@ -32,7 +34,10 @@ class Retention:
     fingerprints: dict[str, FingerprintInfo]
     prunable: dict[int, LoadedTable]
     used: set[str]
-    keep: NDArray[np.bool_]
+    keep: NDArray[np.bool_] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.keep = np.ones(len(self.index.records), bool)
 
     def rows_of(self, table: int) -> NDArray[np.int64]:
         """Return the numbers of a table's records."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_hooks
 
-from cache.code_digest import code_digest, plain, read_loaded_sources, versions
+from cache.code_digest import code_digest, is_plain, plain, read_loaded_sources, versions
 from cache.fingerprint import chain_fingerprints, fingerprint_of
 from extract.activations.inputs import job_pieces
 from extract.activations.passes import Pass
@@ -263,7 +263,7 @@ def _shown(name: str, value: object) -> str:
         return str({str(key): _shown(name, part) for key, part in value.items()})
     if isinstance(value, list | tuple):
         return str([_shown(name, part) for part in value])
-    return code_digest([value], COMPUTES_NOTHING).whole if callable(value) else plain(value)
+    return plain(value) if is_plain(value) else code_digest([value], COMPUTES_NOTHING).whole
 
 
 def _refuse(name: str, what: str) -> NoReturn:

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor
@@ -41,13 +42,15 @@ class CachedStreams:
     Args:
         trained_on: the spans that training windows are sampled from; `tested_on`: those that test
             windows are read from.
-        held: what training reads, of every stream, if it is in memory.
+        held: what training windows are cut from, of every stream, if it is in memory;
+            `held_tests`: what test windows are read from.
     """
 
     places: tuple[Cached, ...]
     trained_on: SpanKind = "video"
     tested_on: SpanKind = "window"
     held: tuple[HeldRows, ...] = ()
+    held_tests: tuple[HeldRows, ...] = ()
 
     @property
     def cut(self) -> Cut:
@@ -192,47 +195,47 @@ def _find_imported(
 
 def hold_features(
     cached: CachedStreams,
-    items: Sequence[VideoItem],
-    sampling: SamplingConfig,
-    directions: Sequence[Direction],
+    spans: Sequence[Sequence[Span]],
     accelerator: Accelerator,
-) -> CachedStreams:
-    """Return the streams with all features that training reads in memory, if they fit there.
+    purpose: str,
+    device: torch.device,
+) -> tuple[HeldRows, ...]:
+    """Return the features of spans that are read again and again, decoded, if they fit in memory.
 
     They stand in the GPU's if they fit there, too; windows are then cut where they are needed. A
-    window is copied from memory in a hundredth of the time that decoding it takes. Blocks are not
+    window is copied from memory in a twentieth of the time that decoding it takes. Blocks are not
     held: they are a hundred times larger, and the network behind them is what takes the time.
 
     Args:
-        items: the videos to train on.
+        spans: of every stream.
+        purpose: what the features are for, in the line that says where they are.
+        device: a GPU whose memory may be used, or the CPU.
+
+    Returns:
+        The rows of every stream; none if they do not fit.
 
     Raises:
         Missing, Damaged: the store does not have them.
     """
-    if cached.cut != "features":
-        return cached
-    spans = [training_spans(items, sampling, d, cached.trained_on) for d in directions]
-    if not all(spans):
-        return cached  # no video has an action, which the task refuses
+    if cached.cut != "features" or not all(spans):
+        return ()
     sizes = [decoded_bytes(of, some) for of, some in zip(cached.places, spans, strict=True)]
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes))
     limit = free_memory() * FREE_SHARE
     needed, quiet = sum(sizes) * processes, not accelerator.is_main_process
     fits = needed <= limit
-    on_device = fits and sum(sizes) <= free_device_memory(accelerator.device) * FREE_SHARE
+    on_device = fits and sum(sizes) <= free_device_memory(device) * FREE_SHARE
     if not quiet:
         print(
-            f"features: {format_bytes(needed)} to train on "
+            f"features: {format_bytes(needed)} to {purpose} "
             + ("are held decoded in memory" if fits else "are read from the cache window by window")
             + (", and on the GPU" if on_device else "")
             + f"; {FREE_SHARE:.0%} of the free memory is {format_bytes(limit)}"
         )
     if not fits:
-        return cached
+        return ()
     held = [hold(of, some, quiet) for of, some in zip(cached.places, spans, strict=True)]
-    if on_device:
-        held = [rows.on(accelerator.device) for rows in held]
-    return replace(cached, held=tuple(held))
+    return tuple(rows.on(device) if on_device else rows for rows in held)
 
 
 def sample_inputs(
@@ -277,20 +280,23 @@ def read_windows(
     Raises:
         Missing, Damaged: the store does not have one.
     """
+    sources: Sequence[Cached | HeldRows] = cached.held_tests or cached.places
     if cached.tested_on == "video":
-        (of,), (direction,) = cached.places, directions
-        span = _video_span(item, sampling, direction)
-        for window in windows:
-            first = round(window.start / sampling.step)
-            inputs = _as_input(of.read(span, slice(first, first + window.valid)), of)
-            yield (_pad_steps(inputs, window.size, of),)
+        (source,), (of,), (direction,) = sources, cached.places, directions
+        # Windows overlap: all that they have of the video is read once.
+        starts = [round(window.start / sampling.step) for window in windows]
+        ends = [first + window.valid for first, window in zip(starts, windows, strict=True)]
+        low = min(starts)
+        rows = source.read(_video_span(item, sampling, direction), slice(low, max(ends)))
+        for first, end, window in zip(starts, ends, windows, strict=True):
+            yield (_pad_steps(_as_input(rows[first - low : end - low], of), window.size, of),)
         return
     streams = [
-        of.read_all([window_span(item, window, direction) for window in windows])
-        for of, direction in zip(cached.places, directions, strict=True)
+        source.read_all([window_span(item, window, direction) for window in windows])
+        for source, direction in zip(sources, directions, strict=True)
     ]
-    for rows in zip(*streams, strict=True):
-        yield tuple(_as_input(some, of) for some, of in zip(rows, cached.places, strict=True))
+    for together in zip(*streams, strict=True):
+        yield tuple(_as_input(some, of) for some, of in zip(together, cached.places, strict=True))
 
 
 def _as_input(rows: Tensor, cached: Cached) -> Tensor:

@@ -1,6 +1,6 @@
 """Rows of activations, decoded once and held in memory that workers share, or on a GPU."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from copy import copy
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,10 @@ class HeldRows:
         first, count = self.places[_key(span)]
         start, stop, _ = rows.indices(count)
         return self.rows[first + start : first + stop].clone()
+
+    def read_all(self, spans: Sequence[Span]) -> Iterator[Tensor]:
+        """Yield copies of whole activations, as `Cached.read_all` does."""
+        return map(self.read, spans)
 
 
 def _key(span: Span) -> SpanKey:

@@ -1,12 +1,15 @@
 """Runs on cached activations: train a detector, or compose one in which nothing learns."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
+import torch
 from accelerate import Accelerator
 
 from extract.activations.activations import Activations
 from extract.activations.fingerprints import fingerprints, settings
+from extract.sampling.spans import Span
 from extract.settings.backbone import Cut
 from extract.settings.sampling import SpanKind
 from train.config import Experiment
@@ -51,18 +54,29 @@ def train_on_cache(
     if session.begun:  # checked before hours of passes
         _check_same_backbone(session.out / "last.pt", detector, cut, origins, accelerator)
     sampling, kind = config.sampling, config.cache.span
-    spans = [training_spans(data.training, sampling, d, kind) for d in config.directions]
-    if data.validation is not None:
-        overlap = sampling.validation_overlap
-        tested: SpanKind = "video" if config.backbone.mode == "imported" else "window"
-        for some, direction in zip(spans, config.directions, strict=True):
-            some += evaluation_spans(data.validation, overlap, sampling, direction, tested)
+    tested: SpanKind = "video" if config.backbone.mode == "imported" else "window"
+
+    def spans_to_train_on() -> list[list[Span]]:
+        return [training_spans(data.training, sampling, d, kind) for d in config.directions]
+
+    def spans_to_validate_on() -> list[list[Span]]:
+        items, overlap = data.validation or (), sampling.validation_overlap
+        return [evaluation_spans(items, overlap, sampling, d, tested) for d in config.directions]
+
+    spans = [
+        [*of, *also] for of, also in zip(spans_to_train_on(), spans_to_validate_on(), strict=True)
+    ]
     workers, skip_bad = config.training.workers, config.data.bad_videos == "skip"
     with session.watch.stage(PASSES):
         cached, before = ensure_cached(
             activations, spans, cut, data.subsets, accelerator, workers, skip_bad
         )
-    cached = hold_features(cached, data.training, sampling, config.directions, accelerator)
+    # Anew: videos may have been skipped. The windows of validations go to loader workers.
+    held = hold_features(cached, spans_to_train_on(), accelerator, "train on", accelerator.device)
+    held_tests = hold_features(
+        cached, spans_to_validate_on(), accelerator, "validate on", torch.device("cpu")
+    )
+    cached = replace(cached, held=held, held_tests=held_tests)
     task = DetectionTask(detector, data.training, data.validation, accelerator, cached)
     run = TrainingRun(task, accelerator, session.begun, session.watch)
     with session.report() as notes:

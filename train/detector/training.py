@@ -91,7 +91,7 @@ class DetectionTask:
         self.activations, self.counts, self.total = activations, Counts(), Counts()
         self.counts_activations = cached is not None or bool(activations)
         self.levels = config.head.levels
-        inputs = WindowInputs.of(config, cached, kept)
+        inputs = WindowInputs.of(config, cached and replace(cached, held_tests=()), kept)
         self.dataset = TrainingWindows(training, inputs, config.training.seed)
         if not self.dataset.items:
             raise ValueError(f"no video of subset '{config.data.train_subset}' has an action")
@@ -100,9 +100,9 @@ class DetectionTask:
         if validation is not None:
             # Kept: starting new decoding workers would cost every validation some seconds.
             overlap = config.sampling.validation_overlap
-            # Test windows are read from the store: what is held stays with this process.
-            stored = cached and replace(cached, held=())
-            self.windows = window_loader(validation, overlap, config, accelerator, stored, kept)
+            # Its workers need no more than what they read.
+            tested = cached and replace(cached, held=())
+            self.windows = window_loader(validation, overlap, config, accelerator, tested, kept)
         device, processes = accelerator.device, accelerator.num_processes
         self.memory = settle_recompute(detector.streams, config, device, processes)
         self.normaliser = PositivesAverage(detector.training_outputs, config.training.positives)
