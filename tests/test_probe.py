@@ -136,6 +136,15 @@ def test_processes_of_one_run_share_the_cores(
     assert _count_free_cores() == share
 
 
+def test_a_file_that_ends_in_the_middle_of_a_frame_says_so(tmp_path: Path) -> None:
+    path = tmp_path / "clip.avi"
+    write_numbered(path, 100, ENCODINGS["MPEG-4 in AVI"])
+    content = path.read_bytes()
+    path.write_bytes(content[: content.rindex(b"00dc", 0, 7 * len(content) // 10) + 10])
+    with pytest.raises(VideoError, match=r"clip.avi: its end is missing: .* of 100 frames"):
+        decode_ends(path, lambda done: None)
+
+
 @pytest.mark.slow
 def test_an_interrupt_ends_the_children(tmp_path: Path, actors: Path) -> None:
     path = good(tmp_path / "hangs.mp4")

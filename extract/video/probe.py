@@ -17,6 +17,7 @@ from configs.system import count_cores
 from extract.identity.digest import remembered_digest, video_digest
 from extract.video import guarded
 from extract.video.guarded import CallFailed, GuardedPool
+from extract.video.header import announced_frames
 from extract.video.index import Progress, VideoError, VideoIndex, check_readable
 from extract.video.indexing import remember_index, remembered_index
 from extract.video.reader import VideoReader
@@ -109,7 +110,14 @@ def decode_ends(path: str | Path, progress: Progress) -> VideoIndex:
         reader = VideoReader(path, progress)
         if reader.index.access != "sequence":  # its frames were counted by decoding all of them
             reader.frames(np.array([0]))
-            reader.frame_stepwise(len(reader) - 1, progress)
+            try:
+                reader.frame_stepwise(len(reader) - 1, progress)
+            except VideoError as error:
+                announced = announced_frames(path, reader.index)
+                if announced <= len(reader):
+                    raise
+                there = f"its end is missing: fewer than {len(reader)} of {announced} frames"
+                raise VideoError(f"{path}: {there} can be decoded; copy it again") from error
     except VideoError:
         raise
     except Exception as error:  # decoders meet broken files with errors of any kind
