@@ -100,14 +100,21 @@ def test_what_cannot_be_had_says_what_to_do(hub: Hub, monkeypatch: pytest.Monkey
         "hf://org/gated": "must grant you access: ask for it at .*/org/gated, then `hf auth login`",
         "hf://org/nothing": "has no repository org/nothing, or a private one",
         "hf://org/text@v2": "org/text has no revision v2",
+        "hf://org/text@main": "none of detector.pt, .*: hf://org/text@main/FILE",
         "hf://org/text": "none of detector.pt, model.safetensors, .*: hf://org/text/FILE",
         "hf://org/text/x.pth": "org/text has no file x.pth",
         "hf://org": r"write hf://org/name\[@revision\]",
         "hf://or--g/..x": "no name on the Hub",
     }.items():
-        with pytest.raises(ValueError, match=told) as error:
-            locate(name)
-        assert "\n" not in str(error.value)
+        for source in (name, Path(name)):  # a Path keeps one of two slashes
+            with pytest.raises(ValueError, match=told) as error:
+                locate(source)
+            assert "\n" not in str(error.value) and "hf:/o" not in str(error.value)
+
+
+def test_a_short_name_that_is_misspelt_is_told() -> None:
+    with pytest.raises(ValueError, match=r"no checkpoint at videomae-smal; did you mean videomae-"):
+        read_tensors("videomae-smal")
 
 
 @pytest.mark.slow
