@@ -59,6 +59,8 @@ complete -o default -F _palindrome palindrome
 
 def run_command() -> None:
     """Run the script that the first argument names."""
+    if sys.argv[1:2] in (["-h"], ["--help"]) and sys.argv[2:]:  # `--help train`
+        sys.argv[1:3] = [sys.argv[2], sys.argv[1]]
     if len(sys.argv) < 2 or sys.argv[1] not in SCRIPTS:
         cli.run(_answer)
         return

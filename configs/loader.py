@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import functools
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
@@ -11,8 +12,13 @@ import yaml
 from jsonargparse import ArgumentError as ParserError
 from jsonargparse import ArgumentParser, Namespace
 
+from configs.reference import describe_settings
+
 T = TypeVar("T")
 CONFIGS = Path(__file__).resolve().parent
+# How jsonargparse tells of a value of the wrong type.
+WRONG_TYPE = re.compile(r'Parser key "(?P<name>[^"]+)": .*?(?:Got|Given) value: ?(?P<value>.*)')
+YAML_NAMES = {"None": "null", "True": "true", "False": "false"}
 
 
 class UniqueKeys(yaml.SafeLoader):
@@ -20,9 +26,10 @@ class UniqueKeys(yaml.SafeLoader):
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.YAMLError(f"'{key}' is given twice{node.start_mark}")
+        for i, key in enumerate(keys):
+            if key in keys[:i]:
+                mark = node.value[i][0].start_mark
+                raise yaml.MarkedYAMLError(problem=f"'{key}' is given twice", problem_mark=mark)
         return super().construct_mapping(node, deep)
 
 
@@ -83,7 +90,10 @@ def find_config(path: str | Path) -> Path:
         return path
     if path.parts[:1] == (CONFIGS.name,) and (here := CONFIGS.parent / path).is_file():
         return here
-    raise ValueError(f"no config at {path}; the experiments are in {CONFIGS}")
+    known = [each.relative_to(CONFIGS.parent).as_posix() for each in CONFIGS.rglob("*.yaml")]
+    near = difflib.get_close_matches(path.as_posix(), known, n=1, cutoff=0.8)
+    hint = f"did you mean {near[0]}?" if near else f"the experiments are in {CONFIGS}"
+    raise ValueError(f"no config at {path}; {hint}")
 
 
 def find_script(name: str) -> list[str]:
@@ -155,7 +165,10 @@ def _parse_mapping(text: str, source: str) -> dict[str, Any]:
     try:
         content = yaml.load(text, UniqueKeys)
     except yaml.YAMLError as error:
-        raise ValueError(f"{source}: not valid YAML: {error}") from error
+        problem = " ".join(str(error).split())
+        if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
+            problem = f"line {error.problem_mark.line + 1}: {error.problem}"
+        raise ValueError(f"{source}: not valid YAML: {problem}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{source}: expected a mapping of settings at the top level")
     return content
@@ -208,10 +221,34 @@ def _build_config(
         if overrides:
             blame = "command line"
             parsed = parser.parse_args(list(overrides), namespace=parsed)
+        for name, wanted in _describe_kinds(kind).items():  # type: ignore[arg-type]
+            if parsed[name] is None and "null" not in wanted:  # jsonargparse lets it pass
+                raise ValueError(f"{name}: expected {wanted}, not null")
         built: Namespace = parser.instantiate(parsed)
         return kind(**vars(built))
     except (ParserError, ValueError, TypeError) as error:
-        raise ValueError(f"{blame}: {' '.join(str(error).split())}") from error
+        raise ValueError(f"{blame}: {_say_plainly(kind, str(error))}") from error
+
+
+@functools.cache
+def _describe_kinds(kind: type) -> dict[str, str]:
+    """Return what values each setting takes, in words, by its dotted name."""
+    kinds = {each.name: each.kind for group in describe_settings(kind) for each in group.settings}
+    return {
+        name: words.replace("`", "") + (" in brackets" if words.startswith("list") else "")
+        for name, words in kinds.items()
+    }
+
+
+def _say_plainly(kind: type, text: str) -> str:
+    """Return a parser's message in one line; of a wrong type, in words instead of Python's."""
+    text = " ".join(text.split())
+    found = WRONG_TYPE.fullmatch(text)
+    if found and (wanted := _describe_kinds(kind).get(found["name"])):
+        value = {"": "nothing", **YAML_NAMES}.get(found["value"], found["value"])
+        return f"{found['name']}: expected {wanted}, not {value}"
+    group = re.fullmatch(r"Parser key \"([^\"]+)\": Unable to load config '(.*?)' .*", text)
+    return f"'{group[1]}' is a group of settings, not {group[2]}" if group else text
 
 
 @functools.cache  # made anew it takes as long as what it reads

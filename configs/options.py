@@ -5,7 +5,7 @@ import difflib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
 
@@ -68,6 +68,10 @@ class ScriptParser(argparse.ArgumentParser):
         if unknown:
             self.error(f"unrecognized arguments: {' '.join(unknown)}")
         return args, overrides
+
+    def error(self, message: str) -> NoReturn:
+        """End the script with a mistake in one line, and argparse's exit code."""
+        self.exit(2, f"error: command line: {message}; --help lists what there is\n")
 
     def format_help(self) -> str:
         """Return the help text: the script's own options, then the settings."""

@@ -384,7 +384,8 @@ def select_detections(
 def describe_found(item: VideoItem, kept: Sequence[Detection], took: float) -> str:
     """Return what the terminal shows of one video."""
     rate = f"{took:.1f} s, {item.duration_s / max(took, 1e-9):.1f} × real time"
-    head = f"{item.path} ({format_clock(item.duration_s)}): {len(kept)} segments ({rate})"
+    count = f"{len(kept)} segment{'' if len(kept) == 1 else 's'}"
+    head = f"{item.path} ({format_clock(item.duration_s)}): {count} ({rate})"
     return f"{head}\n{format_listing(kept)}\n" if kept else f"{head}\n"
 
 

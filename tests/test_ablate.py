@@ -509,11 +509,11 @@ def test_a_run_says_how_far_it_is(tmp_path: Path) -> None:
         ({"seed": [1]}, "unknown setting 'seed'; did you mean 'seeds'?"),
         ({"out": None}, "required: out"),
         ({"cache": " "}, "cache: expected a text, not ' '"),
-        ({"seeds": [1, "x"]}, "\"seeds\": Expected a <class 'int'>. Got value: x"),
+        ({"seeds": [1, "x"]}, "seeds: expected list of whole number in brackets, not x"),
         ({"seeds": [1, -2]}, "seeds: expected whole numbers from 0 on, not -2"),
         ({"seeds": []}, "seeds: expected at least one"),
         ({"seeds": [1, 1]}, "names something twice"),
-        ({"tious": 0.5}, "\"tious\": Expected a <class 'tuple'>. Got value: 0.5"),
+        ({"tious": 0.5}, "tious: expected list of number in brackets, not 0.5"),
         ({"tious": [0.5, 1.5]}, "tious: expected overlaps in"),
         ({"average": [0.4]}, "average: only overlaps that are among 'tious'"),
         ({"singles": ["forwards"]}, "singles: 'forwards' is unknown; did you mean 'forward'?"),
@@ -522,7 +522,7 @@ def test_a_run_says_how_far_it_is(tmp_path: Path) -> None:
         ({"overrides": {"data": {"a": 1}}}, "'data' cannot be {'a': 1}; write one dotted name"),
         ({"cache": "study/forward"}, "is the folder of runs, too"),
         ({"seeds": [1]}, "rows.control.checkpoint: 'forward+1' is 'forward' of the same"),
-        ({"rows": []}, "\"rows\": Expected a <class 'dict'>. Got value: []"),
+        ({"rows": []}, "rows: expected mapping, not []"),
         ({"rows": {"forward": 3}}, "rows.forward: expected a mapping of settings, not 3"),
         ({"rows": {"a": {}}}, "rows.a: settings without a default are missing: script"),
         (
@@ -548,7 +548,7 @@ def test_wrong_grids_are_refused(place: Path, change: dict[str, Any], expected: 
             "rows.forward: checkpoint: 'reversed+x': behind the + stands how many seeds further",
         ),
         ({"checkpoint": "tuned"}, "rows: tuned, control, forward wait for each other"),
-        ({"forward_from": 3}, 'rows.forward: Parser key "forward_from"'),
+        ({"forward_from": 3}, "rows.forward: forward_from: expected text or null, not 3"),
         ({"script": "no.py"}, "rows.forward.script: there is no file no.py in /"),
         ({"config": None}, "rows.forward: give 'config', 'checkpoint' or both"),
     ],
@@ -565,8 +565,8 @@ def test_wrong_rows_are_refused(place: Path, change: dict[str, Any], expected: s
 def test_wrong_use_is_one_line(place: Path) -> None:
     (place / "grid.yaml").write_text("rows: {a: 1}\nrows: {b: 2}\n")
     done = ablate(place)
-    assert done.returncode == 1 and done.stderr.count("\n") <= 3
-    assert done.stderr.startswith("error: grid.yaml: not valid YAML: 'rows' is given twice")
+    assert done.returncode == 1
+    assert done.stderr == "error: grid.yaml: not valid YAML: line 2: 'rows' is given twice\n"
     write(place, small_grid())
     (place / "study/forward/3").mkdir(parents=True)
     (place / "study/forward/3/last.pt").write_text("precious")

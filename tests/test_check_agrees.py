@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import av
@@ -110,3 +111,16 @@ def test_real_clips_are_the_same_to_both(tmp_path: Path, shared: Path, part: str
             shutil.copy(path, folder)
     refused = check_agreement(folder)
     assert part != "clips" or refused == {"corrupted"}
+
+
+def test_a_subset_that_is_not_there_is_told_with_the_setting_that_asks_for_it(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "videos").mkdir()
+    write_numbered(tmp_path / "videos/good.mp4", 300)
+    config = experiment(tmp_path / "videos", {}, "stop")
+    data = replace(config.data, validation_subset="Training")
+    with pytest.raises(ValueError, match=r"^data\.validation_subset: no video is in .*'training'"):
+        load_subsets(data, load_annotations(data), ["Training"])
+    with pytest.raises(ValueError, match=r"^no video is in subset 'other'"):
+        load_subsets(data, load_annotations(data), ["other"])

@@ -58,6 +58,7 @@ def test_help_is_the_scripts_own_under_the_commands_name(bin_folder: Path) -> No
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("usage: palindrome detect [-h [GROUP]] --checkpoint")
     assert "--evaluation.nms.sigma" in done.stdout
+    assert call(bin_folder, "--help", "detect").stdout == done.stdout
 
 
 def test_version(bin_folder: Path) -> None:
@@ -68,6 +69,7 @@ def test_version(bin_folder: Path) -> None:
     ("given", "told"),
     [
         (["detct"], "palindrome: there is no command detct; did you mean detect?"),
+        (["--help", "training"], "palindrome: there is no command training; did you mean train?"),
         (["xyzzy"], "palindrome: there is no command xyzzy; palindrome --help lists them"),
         (["--completion", "fish"], "--completion: give bash or zsh"),
         (

@@ -159,11 +159,11 @@ def check_recogniser(recogniser: Recogniser, views: Tensor, found: list[Tensor])
 )
 def test_torch_runs_a_recogniser_without_our_code(name: str, tmp_path: Path) -> None:
     recogniser = save_recogniser(tmp_path / "made.pt", *NETWORKS[name])
-    told = export_torch(tmp_path / "made.pt", tmp_path / "made.pt2")
+    told = export_torch(tmp_path / "made.pt", tmp_path / "new/made.pt2")
     assert "frames uint8 [1, 3, 6, 40, 40]" in told and "outputs: scores_verb, scores_noun" in told
     inputs = ViewRecogniser(recogniser).example(seed=7)
     torch.save(inputs, tmp_path / "inputs.pt")
-    files = [str(tmp_path / name) for name in ("made.pt2", "inputs.pt", "found.pt")]
+    files = [str(tmp_path / name) for name in ("new/made.pt2", "inputs.pt", "found.pt")]
     subprocess.run([sys.executable, "-c", RUN, *files], cwd=tmp_path, check=True, timeout=200)
     check_recogniser(recogniser, inputs[0], torch.load(tmp_path / "found.pt"))
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -100,14 +101,21 @@ def test_what_cannot_be_had_says_what_to_do(hub: Hub, monkeypatch: pytest.Monkey
         "hf://org/gated": "must grant you access: ask for it at .*/org/gated, then `hf auth login`",
         "hf://org/nothing": "has no repository org/nothing, or a private one",
         "hf://org/text@v2": "org/text has no revision v2",
+        "hf://org/text@main": "none of detector.pt, .*: hf://org/text@main/FILE",
         "hf://org/text": "none of detector.pt, model.safetensors, .*: hf://org/text/FILE",
         "hf://org/text/x.pth": "org/text has no file x.pth",
         "hf://org": r"write hf://org/name\[@revision\]",
         "hf://or--g/..x": "no name on the Hub",
     }.items():
-        with pytest.raises(ValueError, match=told) as error:
-            locate(name)
-        assert "\n" not in str(error.value)
+        for source in (name, Path(name)):  # a Path keeps one of two slashes
+            with pytest.raises(ValueError, match=told) as error:
+                locate(source)
+            assert "\n" not in str(error.value) and "hf:/o" not in str(error.value)
+
+
+def test_a_short_name_that_is_misspelt_is_told() -> None:
+    with pytest.raises(ValueError, match=r"no checkpoint at videomae-smal; did you mean videomae-"):
+        read_tensors("videomae-smal")
 
 
 @pytest.mark.slow
@@ -170,21 +178,26 @@ def test_a_detector_is_saved_as_a_folder(detector: Detector, tmp_path: Path) -> 
     detector.frame_rates = (24.0, 30.0)
     metrics = tmp_path / "metrics.json"
     metrics.write_text(json.dumps({"average_mAP": 0.5, "mAP@0.5": 0.25, "streams": {"a": {}}}))
-    detector.save_pretrained(tmp_path / "mine", metrics)
-    assert {file.name for file in (tmp_path / "mine").iterdir()} == {
+    folder = tmp_path / "my own"
+    detector.save_pretrained(folder, metrics)
+    assert {file.name for file in folder.iterdir()} == {
         *("README.md", "config.yaml", "detector.pt")
     }
-    again = Detector.from_pretrained(tmp_path / "mine")
+    again = Detector.from_pretrained(folder)
     assert same(detector, again) and again.frame_rates == (24.0, 30.0) and not again.training
-    assert load(Experiment, tmp_path / "mine/config.yaml") == detector.config
+    assert load(Experiment, folder / "config.yaml") == detector.config
     size = sum(tensor.nbytes for tensor in detector.state_dict().values())
-    assert (tmp_path / "mine/detector.pt").stat().st_size < 1.1 * size + 100_000
-    about, text = card_of((tmp_path / "mine/README.md").read_text())
+    assert (folder / "detector.pt").stat().st_size < 1.1 * size + 100_000
+    about, text = card_of((folder / "README.md").read_text())
+    shown = f"evaluate/detect.py VIDEO.mp4 --checkpoint {shlex.quote(str(folder))}\n"
+    assert shown in text and f"palindrome detect VIDEO.mp4 --checkpoint '{folder}'\n" in text
+    assert "from palindrome.train.detector import Detector" in text
+    assert "- Input: windows of 10.7 s at 64 × 64\n" in text  # 128 steps, 12 a second
     assert about["license"] == "apache-2.0" and "temporal-action-detection" in about["tags"]
     (result,) = about["model-index"][0]["results"]
     assert result["metrics"][0] == {"type": "average_mAP", "value": 0.5}
     assert "opens, closes: slowly, größer" in text and "| mAP@0.5 | 0.2500 |" in text
-    assert f'from_pretrained("{tmp_path / "mine"}")' in text
+    assert f'from_pretrained("{folder}")' in text
     (tmp_path / "no.json").write_text("[]")
     with pytest.raises(ValueError, match=r"no metrics.json of evaluate/run.py"):
         detector.save_pretrained(tmp_path / "other", tmp_path / "no.json")

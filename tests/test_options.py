@@ -175,9 +175,12 @@ def test_a_script_without_settings_names_its_nearest_option(
     parser.add_argument("--processes")
     with pytest.raises(ValueError, match="unknown option --process; did you mean --processes"):
         parser.parse(["--process", "2"])
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit) as end:
         parser.parse(["--xyzzy"])
-    assert "unrecognized arguments: --xyzzy" in capsys.readouterr().err
+    assert end.value.code == 2
+    assert capsys.readouterr().err == (
+        "error: command line: unrecognized arguments: --xyzzy; --help lists what there is\n"
+    )
 
 
 def test_values_of_settings_are_no_other_arguments() -> None:

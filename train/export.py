@@ -180,6 +180,7 @@ def export_onnx(path: Path, out: Path) -> str:
         raise ValueError(f"--onnx: install what it needs: `pip install {' '.join(missing)}`")
     import onnxruntime
 
+    out.parent.mkdir(parents=True, exist_ok=True)
     network = load_for_export(path, "--onnx")
     inputs = network.example()
     with torch.no_grad(), _whole_clips():
@@ -218,6 +219,7 @@ def export_torch(path: Path, out: Path) -> str:
     """
     if out.suffix != ".pt2":
         raise ValueError(f"--torch-export: {out} must end in .pt2")
+    out.parent.mkdir(parents=True, exist_ok=True)
     network = load_for_export(path, "--torch-export")
     with torch.no_grad(), _whole_clips():
         program = torch.export.export(network, network.example())

@@ -1,6 +1,7 @@
 """A detector as others get it: a folder with its weights, its settings and a model card."""
 
 import json
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,16 @@ import yaml
 from configs.atomic import write_text
 from configs.loader import CONFIGS, dump
 from extract.checkpoints.hub import DETECTOR_FILE, is_on_hub
+from extract.settings.sampling import SamplingConfig
 from train.config import Experiment
 from train.engine.checkpoint import Checkpoint, save_checkpoint
 
 CARD = "README.md"
 SHOWN_CLASSES = 200
-USE = """```python
-from train.detector import Detector
+USE = """With Palindrome installed (in a checkout both names do):
+
+```python
+from palindrome.train.detector import Detector
 
 detector = Detector.from_pretrained("{where}")
 for found in detector.detect("video.mp4")[:5]:
@@ -24,7 +28,8 @@ for found in detector.detect("video.mp4")[:5]:
 ```
 
 ```bash
-python evaluate/detect.py VIDEO.mp4 --checkpoint {where}
+palindrome detect VIDEO.mp4 --checkpoint {quoted}
+python evaluate/detect.py VIDEO.mp4 --checkpoint {quoted}
 ```
 """
 
@@ -68,7 +73,7 @@ def model_card(content: Checkpoint[Experiment], scores: Mapping[str, float], whe
         about["model-index"] = [{"name": Path(where).name, "results": [of_one]}]
     more = len(content.classes) - SHOWN_CLASSES
     classes = ", ".join(content.classes[:SHOWN_CLASSES]) + (f" and {more} more" if more > 0 else "")
-    window = config.sampling.window_size * config.sampling.snippet_stride
+    window = _describe_window(config.sampling)
     table = "\n".join(f"| {name} | {value:.4f} |" for name, value in scores.items())
     return "\n".join(
         [
@@ -78,14 +83,22 @@ def model_card(content: Checkpoint[Experiment], scores: Mapping[str, float], whe
             f"action's class, start and end, and reads videos {' and '.join(config.directions)}.\n",
             f"- Classes ({len(content.classes)}): {classes}",
             f"- Trained on `{data}`, subset `{config.data.train_subset}`",
-            f"- Input: windows of {window} frames at {config.pixels.size} × {config.pixels.size}",
+            f"- Input: {window} at {config.pixels.size} × {config.pixels.size}",
             f"- Backbone: {config.backbone.network}, mode {config.backbone.mode}, weights "
             f"{config.backbone.weights or 'none that were pretrained'}",
             f"- Licence: {why}\n",
             *([f"## Scores\n\n| measure | value |\n|---|---|\n{table}\n"] if scores else []),
-            f"## Use\n\n{USE.format(where=where)}",
+            f"## Use\n\n{USE.format(where=where, quoted=shlex.quote(where))}",
         ]
     )
+
+
+def _describe_window(sampling: SamplingConfig) -> str:
+    if sampling.method == "resize":
+        return "whole videos"
+    if sampling.fps is None:
+        return f"windows of {sampling.window_size * sampling.snippet_stride} frames"
+    return f"windows of {sampling.samples / sampling.fps:.3g} s"
 
 
 def backbone_licence(weights: str | None) -> tuple[str, str]:

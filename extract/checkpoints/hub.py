@@ -18,9 +18,7 @@ SHORT_NAMES = {
     f"videomae-{size}": f"hf://MCG-NJU/videomae-{size}-finetuned-kinetics"
     for size in ("small", "base", "large", "huge")
 }
-NAME = re.compile(  # pathlib makes one slash of two
-    r"hf:/{1,2}(?P<repo>[^/@]+/[^/@]+)(@(?P<revision>[^/]+))?(/(?P<file>.+))?"
-)
+NAME = re.compile(r"hf://(?P<repo>[^/@]+/[^/@]+)(@(?P<revision>[^/]+))?(/(?P<file>.+))?")
 
 
 class Located(NamedTuple):
@@ -56,7 +54,7 @@ def locate_named(source: str | Path) -> Located:
         saved = path / DETECTOR_FILE
         return Located(saved if saved.is_file() else path, name)
     if is_on_hub(source):
-        return _download(SHORT_NAMES.get(name, name))
+        return _download(SHORT_NAMES.get(name, re.sub("^hf:/+", "hf://", name)))
     if path.parts[:1] == (CONFIGS.name,) and (here := CONFIGS.parent / path).is_file():
         return Located(here, name)
     return Located(path, name)
@@ -68,7 +66,7 @@ def folder_of(checkpoint: Path) -> Path:
 
 
 def is_on_hub(source: str | Path) -> bool:
-    """Return whether a name is one of the Hub's and not a path."""
+    """Return whether a name is one of the Hub's and not a path; pathlib makes one slash of two."""
     return str(source).startswith("hf:/") or str(source) in SHORT_NAMES
 
 
@@ -91,7 +89,7 @@ def _download(name: str) -> Located:
         raise ValueError(
             f"{name}: there is none of {', '.join((DETECTOR_FILE, *FOLDER_FILES))}"
             + (" in the Hub's cache, and HF_HUB_OFFLINE is set" if _is_offline() else "")
-            + f"; add the name of a file: hf://{repo}/FILE"
+            + f"; add the name of a file: {name}/FILE"
         )
     pinned, commit = _pinned(repo, path, candidate), _commit_of(path, candidate)
     if candidate == DETECTOR_FILE:

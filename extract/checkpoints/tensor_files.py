@@ -1,5 +1,6 @@
 """Reading the tensors of a file or folder of weights, without running any code in it."""
 
+import difflib
 import hashlib
 import io
 import json
@@ -109,9 +110,12 @@ def read_tensors(path: str | Path) -> TensorFile:
     elif path.is_file():
         content = _read_file(path)
     else:
+        near = difflib.get_close_matches(name, SHORT_NAMES, n=1, cutoff=0.8)
         raise ValueError(
-            f"no checkpoint at {path}; check the path (docs/weights.md says where weights are "
-            f"published; {' and '.join(SHORT_NAMES)} are downloaded)"
+            f"no checkpoint at {path}; "
+            + (f"did you mean {near[0]}?" if near else "check the path")
+            + " (docs/weights.md says where weights are published; "
+            f"{', '.join(SHORT_NAMES)} are downloaded)"
         )
     if not content.tensors:
         raise ValueError(

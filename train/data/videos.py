@@ -294,13 +294,23 @@ def without_short(item: VideoItem, share: float) -> VideoItem:
     return replace(item, segments=item.segments[kept], labels=item.labels[kept])
 
 
+def _select(data: DataConfig, annotations: Annotations, subset: str) -> list[Video]:
+    """Return the videos of a subset; where there are none, name the setting that asks for it."""
+    try:
+        return select_videos(annotations, subset)
+    except ValueError as error:
+        names = ("train_subset", "validation_subset", "test_subset")
+        asking = [f"data.{name}" for name in names if getattr(data, name) == subset]
+        raise ValueError(": ".join([*asking[:1], str(error)])) from error
+
+
 def _match_features(
     data: DataConfig, annotations: Annotations, subset: str, store: Store, imported: str
 ) -> Subset:
     """Match a subset's videos with features that were imported for them."""
     warnings: Counter[str] = Counter()
     items, problems = [], {}
-    for video in select_videos(annotations, subset):
+    for video in _select(data, annotations, subset):
         try:
             info = store.videos_by_name.get(imported_name(imported, video.name))
             if info is None:
@@ -333,7 +343,7 @@ def _match_files(
     spelled = group_by_spelling(files)
     names = Counter(info.name for info in store.videos.values()) if kept and store else Counter()
     away = 0
-    videos = select_videos(annotations, subset)
+    videos = _select(data, annotations, subset)
     present = [files[video.name][0] for video in videos if video.name in files]
     bar = accelerator is None or accelerator.is_main_process
     indices = dict(zip(present, probe(present, progress=bar), strict=True))
