@@ -227,7 +227,7 @@ def _build_config(
         built: Namespace = parser.instantiate(parsed)
         return kind(**vars(built))
     except (ParserError, ValueError, TypeError) as error:
-        raise ValueError(f"{blame}: {_say_plainly(kind, str(error))}") from error
+        raise ValueError(f"{blame}: {_describe_error(kind, str(error))}") from error
 
 
 @functools.cache
@@ -240,7 +240,7 @@ def _describe_kinds(kind: type) -> dict[str, str]:
     }
 
 
-def _say_plainly(kind: type, text: str) -> str:
+def _describe_error(kind: type, text: str) -> str:
     """Return a parser's message in one line; of a wrong type, in words instead of Python's."""
     text = " ".join(text.split())
     found = WRONG_TYPE.fullmatch(text)
