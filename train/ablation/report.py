@@ -9,7 +9,7 @@ from evaluate.reports.page import REPORT, Cell, Fact, Figure, Report, Section, T
 from evaluate.reports.sections import files_section, format_duration, repeat_section, time_section
 from train.ablation.grid import Grid
 from train.ablation.records import read_record
-from train.ablation.results import Results, average_map, read_metrics
+from train.ablation.results import Results, average_map, read_scores
 from train.ablation.runner import LOG
 
 ABOUT = (
@@ -71,7 +71,7 @@ def _runs_table(grid: Grid, results: Results) -> Table:
             continue
         record = read_record(grid.folder(run))
         took = format_duration(record.seconds) if record else ""
-        rows.append([str(run), average_map(read_metrics(grid, run, grid.subset), grid), took])
+        rows.append([str(run), average_map(read_scores(grid, run, grid.subset), grid), took])
         own = [file for name in (REPORT, LOG) if (file := grid.folder(run) / name).is_file()]
         if own:
             links[str(run)] = quote(str(own[0].relative_to(grid.root)))

@@ -93,7 +93,7 @@ def gather_results(grid: Grid, failed: Mapping[Run, str]) -> Results:
     """
     runs = [run for run in grid.runs() if run not in failed]
     scores = {
-        (run, subset): read_metrics(grid, run, subset) for run in runs for subset in grid.subsets
+        (run, subset): read_scores(grid, run, subset) for run in runs for subset in grid.subsets
     }
     drawn, notes = _resample_runs(grid, {run: scores[run, grid.subset] for run in runs})
     found = _Scores(grid, scores, drawn)
@@ -235,7 +235,7 @@ def _resample_runs(
     return drawn, notes
 
 
-def read_metrics(grid: Grid, run: Run, subset: str) -> dict[str, Any]:
+def read_scores(grid: Grid, run: Run, subset: str) -> dict[str, Any]:
     """Return the scores of a run that is done; ValueError if they lack an overlap."""
     file = grid.folder(run) / subset / "metrics.json"
     metrics: dict[str, Any] = json.loads(file.read_text())

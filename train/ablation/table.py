@@ -44,7 +44,7 @@ def write_table(grid: Grid, failed: Mapping[Run, str], watch: Stopwatch) -> None
     )
     results = gather_results(grid, failed)
     write_text(grid.root / "table.txt", format_text(grid, results) + "\n")
-    write_text(grid.root / "table.csv", format_csv(grid, results))
+    write_text(grid.root / "table.csv", format_rows_as_csv(grid, results))
     draw_rows(
         {row.row: row.interval for row in results.rows},
         {
@@ -56,7 +56,9 @@ def write_table(grid: Grid, failed: Mapping[Run, str], watch: Stopwatch) -> None
         grid.root / "table.png",
     )
     launch = replace(new_launch(), outcome=FINISHED, seconds=watch.seconds())
-    write_grid_report(grid, results, table_cells(grid, results), describe(grid, results), launch)
+    write_grid_report(
+        grid, results, table_cells(grid, results), describe_results(grid, results), launch
+    )
     # Last: it says that all of them are there.
     content = json.dumps({"made_from": stamp} | asdict(results), indent=1)
     write_text(grid.root / "table.json", content + "\n")
@@ -64,7 +66,7 @@ def write_table(grid: Grid, failed: Mapping[Run, str], watch: Stopwatch) -> None
 
 def format_text(grid: Grid, results: Results) -> str:
     """Return the table in Markdown, aligned, with what has failed and which fusion is best."""
-    lines = [markdown_table(table_cells(grid, results)), "", describe(grid, results)]
+    lines = [markdown_table(table_cells(grid, results)), "", describe_results(grid, results)]
     lines += [f"note: {note}" for note in results.notes]
     lines += [f"failed: {run}: {cause}" for run, cause in results.failed.items()]
     return "\n".join(lines)
@@ -92,7 +94,7 @@ def _cells(grid: Grid, single: str | None, row: RowResult) -> dict[str, str]:
     return cells | {"learning": learning, "s a run": f"{row.seconds:.0f}"}
 
 
-def describe(grid: Grid, results: Results) -> str:
+def describe_results(grid: Grid, results: Results) -> str:
     """Return what the table shows, and which fusion is best: the answer to the study's question."""
     average = ", ".join(f"{tiou:g}" for tiou in grid.average)
     lines = [
@@ -112,7 +114,7 @@ def describe(grid: Grid, results: Results) -> str:
     return "\n".join(lines)
 
 
-def format_csv(grid: Grid, results: Results) -> str:
+def format_rows_as_csv(grid: Grid, results: Results) -> str:
     """Return one line a row with every number; where there is none the cell is empty."""
     lines = {name: {"row": name, "failed": ""} for name in grid.rows}
     for run, cause in results.failed.items():
