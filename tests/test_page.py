@@ -162,7 +162,7 @@ class Opened:
         )
 
     def threshold(self, level: float) -> None:
-        self.tab.locator("#threshold").fill(f"{level}")
+        self.tab.locator("#threshold").fill(f"{level:g}")
         self.settle()
 
     def picture(self, what: str = "#canvas") -> NDArray[np.float64]:
