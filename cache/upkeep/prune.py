@@ -5,35 +5,23 @@ writes records into another's part: what is to stay is copied into a part of thi
 the file that it came from is retired. So pruning may be killed at any moment.
 """
 
-import re
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
 from cache.address import FingerprintInfo
 from cache.errors import Damaged, StoreError, StoreUnreachable
-from cache.format.descriptions import (
-    FOLDER,
-    FOLDERS,
-    EncodedDescription,
-    decode_descriptions,
-    is_description_file,
-    list_folders,
-    newest,
-    write_descriptions,
-)
+from cache.format.descriptions import FOLDERS, is_description_file, newest
 from cache.format.index import CONTENTS, PARTS, RETIRED, TABLE_NAME, LoadedTable
 from cache.format.records import decode_table
 from cache.format.writer import Writer, encode_contents
 from cache.storage.base import read_whole
 from cache.storage.leases import Lease, User, list_users
 from cache.store import Store
+from cache.upkeep.join import join_descriptions
 from cache.upkeep.retention import Retention
 from cache.upkeep.verify import Problem
 from configs.progress import ProgressBar
-
-DESCRIPTION_NAME = re.compile(r"^[0-9a-f]{32,64}-")  # and of what is left of one
-SMALL_BYTES = 2**20  # several files of descriptions, each smaller, become one
 
 
 @dataclass
@@ -129,7 +117,8 @@ class _Pruner:
         self._apply(self._choose(drop, keep_bytes))
         self._delete_empty_parts()
         self.store.refresh()
-        self._join_descriptions()
+        if not self.report.active_parts:  # a writer may rely on what is not used yet
+            join_descriptions(self.store, self.damaged, self._is_written)
         self.report.kept_bytes = sum(self.files.walk(PARTS).values())
         self.report.freed_bytes = max(before - self.report.kept_bytes, 0)
         return self.report
@@ -146,6 +135,10 @@ class _Pruner:
             if not user.alive:
                 self.files.delete(user.name)
         return found
+
+    def _is_written(self) -> bool:
+        """Return whether another process writes just now."""
+        return any(user.part and user.alive for user in self._other_users())
 
     def _tidy(self) -> None:
         """Finish or undo what killed processes began in parts that nobody writes any more."""
@@ -298,86 +291,6 @@ class _Pruner:
                 # The list first: what says that its tables were retired goes with the part.
                 self.files.delete(f"{PARTS}/{part}/{CONTENTS}")
                 self.files.delete_folder(f"{PARTS}/{part}")
-
-    def _join_descriptions(self) -> None:
-        """Write small files of descriptions as one, without what no record is of or is damaged.
-
-        Not while somebody writes, who may rely on what is not used yet.
-        """
-        if self.report.active_parts:
-            return
-        used = self._described_subjects()
-        unneeded, contents, going = self._find_descriptions(used)
-        every = [each for file in going for each in contents[file]]
-        every.sort(key=lambda each: (each.description.sequence, each.description.key))
-        # Of equal ones the last: what a video was called before, it may be called again.
-        kept = {(e.description.subject, e.description.hash): e for e in every}
-        needed = [each for each in kept.values() if each.description.subject in used]
-        if needed:
-            try:
-                going -= {write_descriptions(self.files, needed)}
-            except StoreUnreachable:
-                raise
-            except OSError:
-                return  # a full disk
-        for file in going:
-            self.files.move(file, file + RETIRED)
-        if not going and not unneeded:
-            return
-        # A writer lists descriptions after it has written its lease: later ones do not find these.
-        writing = any(user.part and user.alive for user in self._other_users())
-        self.store.refresh()
-        newly_used = self._described_subjects() - used
-        for file in going:
-            if writing or any(each.description.subject in newly_used for each in contents[file]):
-                self.files.move(file + RETIRED, file)
-            else:
-                self.files.delete(file + RETIRED)
-        if unneeded and not writing:
-            self.files.delete(*unneeded)
-        self.store.refresh()
-
-    def _find_descriptions(
-        self, used: set[str]
-    ) -> tuple[list[str], dict[str, list[EncodedDescription]], set[str]]:
-        """Return leftovers, what files of descriptions hold, and which of the files are to go."""
-        unneeded: list[str] = []
-        sizes: dict[str, int] = {}
-        for file, size in list_folders(self.files).items():
-            original, name = file.removesuffix(RETIRED), file.split("/")[1]
-            if size is None or not DESCRIPTION_NAME.match(name):
-                continue  # not of the store
-            if is_description_file(original) and size:
-                if file != original:  # by a prune that was killed
-                    self.files.move(file, original)
-                sizes[original] = size
-            elif name.endswith(".part") or not (size or name.split("-")[0] in used):
-                unneeded.append(file)
-        names = list(sizes)
-        read = self.files.read([(file, 0, size) for file, size in sizes.items()])
-        contents: dict[str, list[EncodedDescription]] = {}
-        going = set()
-        for file, data in zip(names, read, strict=True):
-            if data is None:
-                continue
-            found, wrong = decode_descriptions(self.files, file, data)
-            if wrong and file not in self.damaged:
-                continue  # `verify` is to name it
-            contents[file] = found
-            unused = any(each.description.subject not in used for each in found)
-            if wrong or unused or not file.startswith(FOLDER):
-                going.add(file)
-        small = {file for file in contents if sizes[file] < SMALL_BYTES}
-        return unneeded, contents, going | (small if len(small | going) > 1 else set())
-
-    def _described_subjects(self) -> set[str]:
-        """Return the digests and fingerprints of records, and videos that took over a name.
-
-        Without these the name would stand for the former video again.
-        """
-        known, used = self.store.descriptions, self.store.index.subjects()
-        names = {each.key[1] for subject in used for each in known.by_subject.get(subject, ())}
-        return used | {known.videos_by_name[name].digest for name in names - {""}}
 
     def _is_prunable(self, file: str) -> bool:
         """Return whether a file is in a part that nobody writes."""
