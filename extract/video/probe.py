@@ -110,20 +110,26 @@ def decode_ends(path: str | Path, progress: Progress) -> VideoIndex:
         reader = VideoReader(path, progress)
         if reader.index.access != "sequence":  # its frames were counted by decoding all of them
             reader.frames(np.array([0]))
-            try:
-                reader.frame_stepwise(len(reader) - 1, progress)
-            except VideoError as error:
-                announced = announced_frames(path, reader.index)
-                if announced <= len(reader):
-                    raise
-                there = f"its end is missing: fewer than {len(reader)} of {announced} frames"
-                raise VideoError(f"{path}: {there} can be decoded; copy it again") from error
+            _decode_last(reader, progress)
     except VideoError:
         raise
     except Exception as error:  # decoders meet broken files with errors of any kind
         cause = f"its decoder crashed ({type(error).__name__}: {error})"
         raise VideoError(f"{path}: cannot be read as video: {cause}") from error
     return reader.index
+
+
+def _decode_last(reader: VideoReader, progress: Progress) -> None:
+    """Decode a file's last frame; raise VideoError, which says so where the file was cut there."""
+    frames = len(reader)
+    try:
+        reader.frame_stepwise(frames - 1, progress)
+    except VideoError as error:
+        announced = announced_frames(reader.path, reader.index)
+        if announced <= frames:
+            raise
+        there = f"its end is missing: fewer than {frames} of {announced} frames can be decoded"
+        raise VideoError(f"{reader.path}: {there}; copy it again") from error
 
 
 def _count_free_cores() -> int:
