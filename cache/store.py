@@ -197,6 +197,8 @@ class Store:
         writer = Writer(self.files, lambda: self._index, lambda: self._descriptions, **options)
         # Listed again from now on: what is there then stays while the writer lives.
         self._descriptions = Descriptions(self.files, self._index.embedded(), self._descriptions)
+        for each in self._descriptions.unwritten:
+            writer.copy_description(each)
         return writer
 
     def _check_marker(self) -> None:

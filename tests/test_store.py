@@ -238,6 +238,13 @@ def test_errors_say_what_to_do(tmp_path: Path) -> None:
     }.items():
         with pytest.raises(StoreError, match=f"neither a URL .*; write {meant}, or"):
             Store.open(url, "a")
+    for url, meant in {
+        "simplecache::memory://copied": "memory://copied",
+        "filecache::s3://bucket/x": "s3://bucket/x",
+        "blockcache::dir::memory://copied": "memory://copied",
+    }.items():
+        with pytest.raises(StoreError, match=f"{url}: .*give the place itself: {meant}$"):
+            Store.open(url, "a")
 
 
 def test_who_only_looks_leaves_no_trace(tmp_path: Path) -> None:
@@ -669,6 +676,31 @@ def test_a_full_disk_can_be_pruned(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         patch.setattr(LocalFiles, "write", full)
         report = prune(Store.open(tmp_path, "a"), lambda info: True)
     assert report.dropped == 11 and report.kept_bytes == 0
+
+
+def test_a_disk_that_is_full_until_something_goes_is_pruned_without_a_false_alarm(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filled(tmp_path, 6)
+    index = sorted(tmp_path.glob("parts/*/*.idx"))[0]
+    index.write_bytes(index.read_bytes()[:-1])
+    store = Store.open(tmp_path, "a")
+    write, freed = LocalFiles.write, [False]
+
+    def write_if_free(*arguments: Any, **options: Any) -> None:
+        if not freed[0]:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(*arguments, **options)
+
+    def delete_folder(*arguments: Any, delete: Any = LocalFiles.delete_folder) -> None:
+        delete(*arguments)
+        freed[0] = True
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalFiles, "write", write_if_free)
+        patch.setattr(LocalFiles, "delete_folder", delete_folder)
+        assert prune(store).damaged == 1
+    assert freed[0] and verify(store) == []
 
 
 def test_a_copied_store_is_the_same(tmp_path: Path) -> None:

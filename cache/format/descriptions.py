@@ -238,6 +238,11 @@ class Descriptions:
         return max((each.sequence for each in self._newest), default=0)
 
     @property
+    def unwritten(self) -> list[Description]:
+        """The descriptions that only tables of format version 1 have, so that no file does."""
+        return [each for each in self._newest if not each.hash] if self._embedded else []
+
+    @property
     def _videos(self) -> Iterator[VideoInfo]:
         return (each.info for each in self._newest if isinstance(each.info, VideoInfo))
 

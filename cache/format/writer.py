@@ -315,18 +315,10 @@ class Writer:
         return table
 
     def _hashes_of(self, subjects: Sequence[str]) -> list[list[str]]:
-        """Return the hashes of each subject's descriptions, which all have files from then on."""
-        known = self.descriptions().by_subject
-        found = [
-            newest([*known.get(subject, ()), *self._descriptions.get(subject, ())])
-            for subject in subjects
-        ]
-        # What only tables of version 1 say has no file yet.
-        unwritten = [each for of in found for each in of if not each.hash]
-        if unwritten:
-            self._write_descriptions(unwritten)
-            return self._hashes_of(subjects)
-        return [[each.hash for each in of] for of in found]
+        """Return the hashes of each subject's descriptions that have files."""
+        known, own = self.descriptions().by_subject, self._descriptions
+        every = [newest([*known.get(each, ()), *own.get(each, ())]) for each in subjects]
+        return [[each.hash for each in of if each.hash] for of in every]
 
     def _write_descriptions(self, descriptions: Sequence[Description]) -> None:
         encoded = [encode_description(each) for each in descriptions]

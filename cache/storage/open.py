@@ -8,12 +8,16 @@ from cache.storage.base import Files
 from cache.storage.local import LocalFiles
 from cache.storage.remote import RemoteFiles
 
+CACHING = {"simplecache", "filecache", "blockcache", "cached"}
+"""File systems of fsspec that keep copies, and so show what others have replaced or deleted."""
+
 
 def open_files(url: str | Path) -> Files:
     """Return the place that a path or a URL names.
 
     Raises:
-        StoreError: no installed package knows this kind of URL, or it lacks its slashes.
+        StoreError: no installed package knows this kind of URL, it lacks its slashes, or it names a
+            copy of the place.
     """
     if isinstance(url, Path):
         return LocalFiles(url)
@@ -23,6 +27,12 @@ def open_files(url: str | Path) -> Files:
         return LocalFiles(Path(url))
     if scheme in ("file", "local"):
         return LocalFiles(Path(path))
+    layers = url.split("::")
+    if copying := CACHING.intersection(layer.partition("://")[0] for layer in layers):
+        raise StoreError(
+            f"{url}: {min(copying)} would go on showing what other processes have replaced or "
+            f"deleted; give the place itself: {layers[-1]}"
+        )
     try:
         return RemoteFiles(url)
     except StoreUnreachable:

@@ -10,12 +10,10 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from cache.address import FingerprintInfo
-from cache.errors import Damaged, StoreError, StoreUnreachable
-from cache.format.descriptions import FOLDERS, is_description_file, newest
+from cache.errors import StoreError
+from cache.format.descriptions import FOLDERS, is_description_file
 from cache.format.index import CONTENTS, PARTS, RETIRED, TABLE_NAME, LoadedTable
-from cache.format.records import decode_table
 from cache.format.writer import Writer, encode_contents
-from cache.storage.base import read_whole
 from cache.storage.leases import Lease, User, list_users
 from cache.store import Store
 from cache.upkeep.join import join_descriptions
@@ -32,7 +30,7 @@ class PruneReport:
         freed_bytes, kept_bytes: on the disk; kept is the size of the store now.
         dropped, damaged, duplicates: spans, or pieces of them, that were freed: stale or over the
             budget, unreadable, and stored twice.
-        repaired: lists of a part's tables that were missing or damaged and were written anew.
+        repaired: lists of a part's tables that were written anew.
         moved: spans that were copied out of files whose other spans were freed.
         leftovers: files and folders of killed processes.
         in_use: fingerprints that were to go but are in use.
@@ -141,37 +139,19 @@ class _Pruner:
         return any(user.part and user.alive for user in self._other_users())
 
     def _tidy(self) -> None:
-        """Finish or undo what killed processes began in parts that nobody writes any more."""
+        """Undo what killed processes began in parts that nobody writes any more."""
         for part, names in self.parts.items():
-            folder = f"{PARTS}/{part}"
-            for name, size in names.items():
-                if name.endswith(RETIRED) and size:
-                    self._finish_retirement(f"{folder}/{name}", size)
-                elif name.endswith(".part"):
-                    self.files.delete(f"{folder}/{name}")
+            for file, size in ((f"{PARTS}/{part}/{name}", size) for name, size in names.items()):
+                if file.endswith(RETIRED) and size:
+                    with suppress(FileNotFoundError):  # whether it goes is decided anew
+                        self.files.move(file, file.removesuffix(RETIRED))
+                elif file.endswith(".part"):
+                    self.files.delete(file)
                     self.report.leftovers += 1
             # Listed again: a table may just have been moved back.
-            for name in _orphaned_arrays(self.files.children(folder)):
-                self.files.delete_folder(f"{folder}/{name}")
+            for name in _orphaned_arrays(self.files.children(f"{PARTS}/{part}")):
+                self.files.delete_folder(f"{PARTS}/{part}/{name}")
                 self.report.leftovers += 1
-
-    def _finish_retirement(self, retired: str, size: int) -> None:
-        """Finish an interrupted retirement: move the table back if it is in use, else delete it."""
-        file = retired.removesuffix(RETIRED)
-        data = read_whole(self.files, retired, size)
-        if data is None:
-            return
-        try:
-            table = decode_table(data, size, retired)
-            used = {group.fingerprint for group in table.groups} & self.used
-        except Damaged:
-            used = set()
-        if used:
-            with suppress(FileNotFoundError):
-                self.files.move(retired, file)
-            return
-        self._delete(file)
-        self.report.leftovers += 1
 
     def _choose(self, drop: Callable[[FingerprintInfo], bool], keep_bytes: int | None) -> Retention:
         index, report = self.store.index, self.report
@@ -192,16 +172,8 @@ class _Pruner:
         staying = [table for table in prunable if retention.keeps_any(table)]
         gone = prunable.keys() - staying
         moving = [table for table in staying if self._must_move(retention, table)]
-        embedded = newest(e for table in (*gone, *moving) for e in prunable[table].embedded)
-        if embedded:
-            try:
-                with self.store.writer() as writer:
-                    for each in embedded:
-                        writer.copy_description(each)
-            except StoreUnreachable:
-                raise
-            except OSError:
-                pass  # a full disk, where making room comes first
+        if self.store.descriptions.unwritten:
+            self.store.writer().close()  # it writes them
         self._retire([prunable[table] for table in gone])
         if moving:
             with self.store.writer() as writer:
@@ -217,7 +189,9 @@ class _Pruner:
             if file.split("/")[0] in FOLDERS and not is_description_file(file):
                 self.files.write(file + RETIRED, [])  # it is known to be lost
                 self.report.damaged += 1
-            self._repair_contents(file)
+        files = [file for file, _ in self.problems if self._is_prunable(file)]
+        for part in {file.split("/")[1] for file in files if file.count("/") == 2}:
+            self._repair_contents(part)
 
     def _must_move(self, retention: Retention, table: int) -> bool:
         """Return whether the rest of a table moves: of a journal, or a damaged or emptied array."""
@@ -263,31 +237,29 @@ class _Pruner:
         # Empty means final: after a kill nothing moves the table back.
         try:
             self.files.write(file + RETIRED, [])
+            marked = True
         except OSError:
             # No room even for an empty file: better a table that counts as lost than half a one.
             self.files.delete(file + RETIRED)
+            marked = False
         self.files.delete(file)
         if file.endswith(".idx"):
             self.files.delete_folder(file.removesuffix(".idx"))
+        if not marked:
+            with suppress(OSError):  # there is room now
+                self.files.write(file + RETIRED, [])
 
-    def _repair_contents(self, file: str) -> None:
-        """Make the list of a dead writer's part agree with the tables that are there."""
-        if not self._is_prunable(file):
-            return
-        part, name = file.split("/")[1], file.split("/")[2]
-        present = self.files.children(f"{PARTS}/{part}")
-        if name == CONTENTS and present:
-            tables = {n: size for n, size in present.items() if TABLE_NAME.match(n) and size}
+    def _repair_contents(self, part: str) -> None:
+        """Write the list of a dead writer's part anew, from the tables that are there."""
+        names = self.files.children(f"{PARTS}/{part}")
+        if tables := {n: size for n, size in names.items() if TABLE_NAME.match(n) and size}:
             self.files.write(f"{PARTS}/{part}/{CONTENTS}", [encode_contents(tables)])
             self.report.repaired += 1
-        elif TABLE_NAME.match(name) and name not in present:
-            self.files.write(file + RETIRED, [])
 
     def _delete_empty_parts(self) -> None:
         for part in self.parts:
             names = self.files.children(f"{PARTS}/{part}")
-            pending = any(name.endswith(RETIRED) and size for name, size in names.items())
-            if not pending and not any(TABLE_NAME.match(name) for name in names):
+            if not any(TABLE_NAME.match(name) for name in names):
                 # The list first: what says that its tables were retired goes with the part.
                 self.files.delete(f"{PARTS}/{part}/{CONTENTS}")
                 self.files.delete_folder(f"{PARTS}/{part}")
@@ -309,8 +281,4 @@ def _table_of(file: str) -> str:
 
 def _orphaned_arrays(names: dict[str, int | None]) -> list[str]:
     """Return a part's arrays without an index: of a killed compaction, or half deleted."""
-    return [
-        name
-        for name, size in names.items()
-        if size is None and f"{name}.idx" not in names and not names.get(f"{name}.idx{RETIRED}")
-    ]
+    return [n for n, size in names.items() if size is None and f"{n}.idx" not in names]
