@@ -32,13 +32,14 @@ BUILD = (
 @pytest.mark.parametrize(
     ("code", "unwanted"),
     [
-        slow("import train.data.windows", NOT_TO_DETECT),  # what a worker of training unpickles
+        # What a worker of training unpickles.
+        slow("import train.data.windows", (*NOT_TO_DETECT, "zarr")),
         slow("import extract.parallel.guarded_frames", (*NOT_TO_DETECT, "accelerate", "zarr")),
         (
             "import train.engine.session, train.detector.training, train.detector.cached_training",
             ("timm", "torchvision", "numba", "matplotlib", "sklearn"),
         ),
-        slow(BUILD, NOT_TO_DETECT),
+        slow(BUILD, (*NOT_TO_DETECT, "zarr")),
     ],
 )
 def test_what_is_slow_is_not_imported(code: str, unwanted: tuple[str, ...]) -> None:

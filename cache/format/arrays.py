@@ -6,15 +6,14 @@ decodes a shard's chunks one after another and starts a thread that does not sur
 array's index table has the chunks' offsets and checksums. benchmarks/store.py compares the two.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import zarr
 from numpy.typing import NDArray
-from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec
-from zarr.storage import MemoryStore
 
 from cache.dtypes import Dtype
 from cache.errors import Damaged
@@ -22,6 +21,9 @@ from cache.format.records import CHUNK, FOOTER, ArrayInfo, Group, compute_digest
 from cache.storage import codec
 from cache.storage.base import Files
 from cache.storage.codec import Bytes, checksum, compress, decompress, itemsize
+
+if TYPE_CHECKING:
+    from zarr.codecs import BloscCodec
 
 # Uncompressed; benchmarks/results/small_reads.md and benchmarks/store.py have the tables.
 CHUNK_BYTES, SHARD_BYTES = 2**20, 2**26
@@ -57,6 +59,8 @@ def choose_layout(rows: int, row_bytes: int) -> tuple[int, int]:
 
 def blosc_codec(dtype: Dtype) -> BloscCodec:
     """Return the journal's compression as a codec of zarr."""
+    from zarr.codecs import BloscCodec  # half a second, which who only reads does not pay
+
     name, level, shuffle, block = codec.CODEC
     return BloscCodec(
         typesize=itemsize(dtype), cname=name, clevel=level, shuffle=shuffle, blocksize=block
@@ -104,6 +108,10 @@ def write_array(
 
 def _describe_array(group: Group, rows: int, chunk_rows: int, shard_rows: int) -> bytes:
     """Return zarr.json, as zarr writes it."""
+    import zarr
+    from zarr.codecs import BytesCodec, Crc32cCodec
+    from zarr.storage import MemoryStore
+
     written: dict[str, Any] = {}
     zarr.create_array(
         MemoryStore(written),
@@ -235,7 +243,7 @@ class Array:
         for low, high, out in wanted:
             out[:] = decoded[low * self.row_bytes : high * self.row_bytes]
 
-    def _batches(self, chunks: Sequence[int]) -> Iterator[list["_ByteRange"]]:
+    def _batches(self, chunks: Sequence[int]) -> Iterator[list[_ByteRange]]:
         """Yield lists of ranges to fetch at once; neighbouring chunks are joined in one range."""
         batch: list[_ByteRange] = []
         total = 0
