@@ -32,7 +32,7 @@ from evaluate.metrics.bootstrap import resample
 from tests.conftest import REPOSITORY
 from tests.test_e2e import DEMO, ENVIRONMENT, QUICK, TWO_PROCESSES, script
 from tests.test_report import read
-from train.ablation.grid import Run, read_grid
+from train.ablation.grid import Row, Run, read_grid
 from train.ablation.results import RESAMPLES, SEED
 from train.ablation.runner import _progress
 from train.config import EvaluationConfig
@@ -842,3 +842,11 @@ def test_wrong_resources_are_one_line(
     done = ablate(place, *arguments)
     assert done.returncode in (1, 2) and "Traceback" not in done.stderr
     assert expected in done.stderr and not calls(place)
+
+
+def test_a_row_may_learn_from_another_rows_answers() -> None:
+    row = Row("train/heads.py", checkpoint="forward", teacher="fused+1")
+    assert row.inputs == {
+        "--checkpoint": [("forward", 0)],
+        "--training.teacher": [("fused", 1)],
+    }

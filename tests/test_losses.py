@@ -15,6 +15,7 @@ from train.modeling.losses import (
     PositivesAverage,
     detection_losses,
     diou_loss,
+    distillation_losses,
     positive_points,
     sigmoid_focal_loss,
 )
@@ -227,3 +228,59 @@ def test_updates_leave_earlier_graphs_alone() -> None:
     average.update(torch.tensor(0.0))
     loss.backward()
     assert x.grad == pytest.approx(0.01)
+
+
+def answers(seed: int, valid: list[list[bool]]) -> HeadOutput:
+    """Answers of two windows at two levels of 4 and 2 points, for 3 classes."""
+    drawn = torch.Generator().manual_seed(seed)
+    masks = [torch.tensor([row[:n] for row in valid]) for n in (4, 2)]
+    logits = tuple(2 * torch.randn(2, 3, n, generator=drawn) for n in (4, 2))
+    distances = tuple(3 * torch.rand(2, 2, n, generator=drawn) for n in (4, 2))
+    return HeadOutput(logits, distances, tuple(masks))
+
+
+def test_a_students_losses_are_the_quality_focal_loss_and_weighted_diou() -> None:
+    """Li et al., NeurIPS 2020, eq. 3 with β = 2; in float64, point by point."""
+    valid = [[True, True, False, False], [True, True, True, True]]
+    student, teacher = answers(0, valid), answers(1, valid)
+    classes = boundaries = 0.0
+    for level, mask in enumerate(student.masks):
+        for window, point in mask.nonzero().tolist():
+            x = student.logits[level][window, :, point].double()
+            y = torch.sigmoid(teacher.logits[level][window, :, point].double())
+            p = torch.sigmoid(x)
+            entropy = -(y * torch.log(p) + (1 - y) * torch.log(1 - p))
+            classes += float(((y - p) ** 2 * entropy).sum())
+            ours, theirs = (o.distances[level][window, :, point] for o in (student, teacher))
+            boundaries += float(y.max() * diou_loss(ours, theirs))
+    losses = distillation_losses(student, teacher)
+    assert float(losses.classification) == pytest.approx(classes, rel=1e-5)
+    assert float(losses.regression) == pytest.approx(boundaries, rel=1e-5)
+
+
+def test_a_student_that_answers_as_its_teacher_has_nothing_to_learn() -> None:
+    valid = [[True] * 4, [True] * 4]
+    teacher = answers(1, valid)
+    logits = tuple(x.clone().requires_grad_() for x in teacher.logits)
+    losses = distillation_losses(teacher._replace(logits=logits), teacher)
+    assert losses.classification.item() == pytest.approx(0, abs=1e-6)
+    assert losses.regression.item() == pytest.approx(0, abs=1e-5)
+    losses.classification.backward()
+    assert all(x.grad is not None and x.grad.abs().max() < 1e-6 for x in logits)
+
+
+def test_neither_padding_nor_a_teachers_impossible_segments_reach_a_student() -> None:
+    valid = [[True, False, False, False], [True, True, False, False]]
+    student, teacher = answers(0, valid), answers(1, valid)
+    expected = distillation_losses(student, teacher)
+    logits = [x.clone() for x in student.logits]
+    logits[0][0, :, 2], logits[0][0, 1, 3] = math.inf, math.nan
+    found = distillation_losses(student._replace(logits=tuple(logits)), teacher)
+    assert torch.equal(torch.stack(found), torch.stack(expected))
+    # Fused distances may be negative, where the segment does not contain the point.
+    distances = [x.clone() for x in teacher.distances]
+    distances[0][0, :, 0] = torch.tensor([-1.0, 2.5])
+    bent = distillation_losses(student, teacher._replace(distances=tuple(distances)))
+    distances[0][0, :, 0] = torch.tensor([0.0, 2.5])
+    clamped = distillation_losses(student, teacher._replace(distances=tuple(distances)))
+    assert torch.equal(torch.stack(bent), torch.stack(clamped))

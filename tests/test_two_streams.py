@@ -1,6 +1,7 @@
 """Runs of two streams, as users start them: joint training, fusions on the cache, scores."""
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from evaluate.mean_ap import MeanAP
 from evaluate.reports.metrics_file import read_metrics
 from tests.conftest import REPOSITORY
 from tests.forks import good, script
+from tests.marks import slow
 from tests.test_e2e import DEMO, QUICK, TWO_PROCESSES
 from tests.test_e2e import script as launched
 from train.config import Experiment
@@ -216,6 +218,87 @@ def test_second_adapters_learn_behind_frozen_ones(streams: Path, tmp_path: Path)
     ]
     assert len(moved) == 4
     scored(streams, tmp_path / "run/last.pt")
+
+
+@pytest.fixture(scope="module")
+def mean(streams: Path) -> Path:
+    """The checkpoint of the streams' average."""
+    fused(streams, streams / "mean", "--config", CONFIGS / "average.yaml")
+    return streams / "mean/last.pt"
+
+
+def test_one_stream_learns_what_two_answer(streams: Path, mean: Path, tmp_path: Path) -> None:
+    teacher = ["--training.teacher", mean, "--training.teacher_weight=10"]
+    taught = ["--config", CONFIGS / "distilled.yaml", *QUICKLY, *teacher, "--training.lr=0.005"]
+    ours = ["--checkpoint", streams / "forward.pt", "--cache", streams / "cache"]
+    run = ["train/heads.py", *ours, *taught, "--out", tmp_path / "run"]
+    good(*run, "--training.stop_epoch=3")
+    told = good(*run, "--resume")
+    assert "learns what 2 streams answer" in told, told
+    found = load_checkpoint(tmp_path / "run/last.pt", Experiment)
+    assert found.config.directions == ("forward",)
+    before = load_checkpoint(streams / "forward.pt", Experiment)
+    for key, tensor in before.ema.items():
+        assert ".head." in key or torch.equal(found.ema[key], tensor), key
+    after, first = distance(streams, found, mean), distance(streams, before, mean)
+    assert after < 0.8 * first, (after, first)
+
+
+def distance(streams: Path, one: Checkpoint[Experiment], mean: Path) -> float:
+    """Return how far a stream's scores are from the fused ones, in the windows of validation."""
+    teacher = Detector.from_checkpoint(mean)
+    student = Detector.restore(one, "student")
+    config = teacher.config
+    with Store.open(streams / "cache", "a") as store:
+        items = load_items(config.data, load_annotations(config.data), "validation", None, store)
+        overlap, accelerator = config.sampling.test_overlap, Accelerator(cpu=True)
+        spans = [evaluation_spans(items, overlap, config.sampling, d) for d in config.directions]
+        of = activations_of(teacher, store, ["weights.pt"])
+        cached, _ = ensure_cached(of, spans, "features", [items], accelerator, 0)
+        found = []
+        for batch in window_loader(items, overlap, config, accelerator, cached):
+            with torch.no_grad():
+                ((fused, _),) = teacher.predict_batch(batch)["fused"]
+                (alone,) = student.outputs(batch.inputs[:1], batch.mask)
+            valid = fused.flat()[2]
+            scores = [torch.sigmoid(answer.flat()[0][valid]) for answer in (fused, alone)]
+            found.append((scores[0] - scores[1]).abs().mean())
+    return float(torch.stack(found).mean())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["--training.teacher=none.pt"], "none.pt"),
+        (["--direction=reversed"], "answers in forward time, and direction is reversed"),
+        (["--sampling.window_size=128"], "sampling.window_size"),
+        (["--head.levels=4"], "head.levels"),
+        (["--backbone.trainable_from_block=5"], "only a head .* set backbone.trainable_from_block"),
+        (["--fusion.method=average"], "training.teacher: .* one stream"),
+        (["--training.teacher_weight=0"], "training.teacher_weight must be above 0"),
+        slow(["--training.teacher={segments}"], "segments .*give .*average"),
+    ],
+)
+def test_teachers_that_cannot_teach_are_refused(
+    streams: Path, mean: Path, tmp_path: Path, changes: list[str], message: str
+) -> None:
+    if "{segments}" in changes[0]:
+        fused(streams, tmp_path / "segments", "--config", CONFIGS / "segments.yaml")
+    changes = [each.replace("{segments}", f"{tmp_path}/segments/last.pt") for each in changes]
+    checkpoints = [streams / "forward.pt", streams / "reversed.pt"]
+    both = checkpoints if "--fusion.method=average" in changes else checkpoints[:1]
+    taught = ["--config", CONFIGS / "distilled.yaml", *QUICKLY, "--out", tmp_path / "run"]
+    teacher = [f"--training.teacher={mean}", *changes]
+    ours = ["--checkpoint", *both, "--cache", streams / "cache"]
+    done = script("train/heads.py", *ours, *taught, *teacher)
+    assert done.returncode == 1
+    assert re.search(f"^error: .*{message}", done.stderr, re.MULTILINE), done.stderr
+
+
+def test_a_teacher_is_of_no_use_end_to_end(data: list[str], tmp_path: Path) -> None:
+    taught = ["--config", DEMO, *data, "--training.teacher=any.pt", "--out", tmp_path]
+    done = script("train/e2e.py", *taught)
+    assert done.returncode == 1 and "error: training.teacher: " in done.stderr, done.stderr
 
 
 @pytest.mark.slow

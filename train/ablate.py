@@ -22,6 +22,7 @@ A grid lists the rows of the table; each is trained once for every seed, into <o
       control:  {script: train/heads.py, config: FILE, checkpoint: [forward, forward+1]}
       tuned:    {script: train/e2e.py, config: FILE, forward_from: forward, reversed_from: reversed,
                  resources: {timeout_min: 600}}      # of its jobs, over --resources
+      single:   {script: train/heads.py, config: FILE, checkpoint: forward, teacher: average}
     singles: [forward, reversed]      # differences are to the best of them on `subset`
     controls: [control]               # neither single streams nor candidates for the best fusion
 

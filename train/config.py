@@ -162,6 +162,9 @@ class DetectionTraining(TrainingConfig):
             processes; OpenTAD begins on each GPU at its config's value.
         overlapping_ranges: lengths that a pyramid level learns overlap with the next level's, as in
             the published runs on EPIC-Kitchens and Ego4D.
+        teacher: checkpoint of a trained detector, such as a fusion of both directions, whose
+            answers a head learns beside the truth (train/heads.py); it begins as the checkpoint's.
+        teacher_weight: of the losses against its answers; those against the truth weigh 1.
         every_class: all actions that cover a point give it their classes, not only the shortest
             (OpenTAD's `filter_similar_gt=False`, of Ego4D).
     """
@@ -172,9 +175,15 @@ class DetectionTraining(TrainingConfig):
     positives: float = 100.0
     overlapping_ranges: bool = False
     every_class: bool = False
+    teacher: str | None = None
+    teacher_weight: float = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.teacher is not None and not self.teacher.strip():
+            raise ValueError("training.teacher: give a checkpoint, or null for none")
+        if self.teacher_weight <= 0:
+            raise ValueError("training.teacher_weight must be above 0")
         if self.boundary_weight < 0 or self.positives < 1:
             raise ValueError(
                 "training.boundary_weight must not be negative, and training.positives at least 1"

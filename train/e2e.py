@@ -48,6 +48,11 @@ def main() -> None:
     from train.detector.sources import read_sources
 
     check_has_pixels(config.backbone)
+    if config.training.teacher is not None:
+        raise ValueError(
+            "training.teacher: heads learn from a teacher on cached features; train end to end "
+            "without it, then use train/heads.py"
+        )
     named = {"forward": args.forward_from, "reversed": args.reversed_from}
     if any(named.values()):
         _check_directions(config.directions, named, args.init_from)

@@ -12,6 +12,9 @@ The backbone is the checkpoint's and stays as it is; the config is the checkpoin
 --config laid over it. Detectors of OpenTAD have no config: for them the file has to be complete.
 With --backbone.trainable_from_block k the adapters from block k on are trained, too, from the
 cached activations behind block k − 1. The result is a complete detector.
+
+With --training.teacher FUSED.pt the head of one stream goes on from the checkpoint's and learns,
+beside the truth, what a trained detector answers (configs/fusion/distilled.yaml).
 """
 
 from __future__ import annotations
@@ -67,7 +70,7 @@ def train_heads(
     """
     from train.detector.cached_training import compose_detector, train_on_cache
     from train.detector.setup import activations_of, load_training_data
-    from train.detector.sources import build_detector
+    from train.detector.sources import build_detector, load_teacher
     from train.engine.session import Session
 
     with Session(config, resume, config.cache.url) as session:
@@ -84,6 +87,9 @@ def train_heads(
                 "learn, now or later, and cached blocks, both directions and mirrored or cropped "
                 "frames are not available"
             )
+        taught_by, teacher = config.training.teacher, None
+        if taught_by is not None:
+            teacher = load_teacher(taught_by, config, data.classes).to(accelerator.device)
         detector = build_detector(config, data.classes, sources).to(accelerator.device)
         session.claim(detector, keeps_best=data.validation is not None)
         origins = [path for path, _ in sources] or [file]
@@ -91,8 +97,10 @@ def train_heads(
             if (session.out / "last.pt").resolve() == Path(path).resolve():
                 raise ValueError(f"out: {path} is what this run starts from; choose another --out")
         activations = activations_of(detector.eval(), store, origins)
+        if teacher is not None:
+            activations += activations_of(teacher, store, [str(taught_by)])
         if any(p.requires_grad for p in detector.parameters()):
-            train_on_cache(session, detector, activations, data, origins)
+            train_on_cache(session, detector, activations, data, origins, teacher)
         else:
             compose_detector(session, detector, activations, data)
 

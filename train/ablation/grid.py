@@ -34,8 +34,9 @@ class Row:
 
     Args:
         script: trains; `config`: its YAML file, None where the checkpoints bring it.
-        checkpoint, forward_from, reversed_from: rows whose last.pt it builds on, of the same seed,
-            or with `+n` behind the name of the seed n places further (cyclic).
+        checkpoint, forward_from, reversed_from, teacher: rows whose last.pt it builds on or learns
+            from, of the same seed, or with `+n` behind the name of the seed n places further
+            (cyclic).
         overrides: values of settings by their dotted names; they win over those of all rows.
         resources: what a job of it needs (`train/ablate.py --on`), by submitit's names, such as
             `timeout_min`, `gpus_per_node`, `slurm_partition`; they win over `--resources`.
@@ -46,6 +47,7 @@ class Row:
     checkpoint: str | tuple[str, ...] = ()
     forward_from: str | None = None
     reversed_from: str | None = None
+    teacher: str | None = None
     overrides: dict[str, Setting] = field(default_factory=dict)
     resources: dict[str, Setting] = field(default_factory=dict)
 
@@ -62,6 +64,7 @@ class Row:
         options = {"--checkpoint": checkpoint}
         options |= {"--forward-from": (self.forward_from,)} if self.forward_from else {}
         options |= {"--reversed-from": (self.reversed_from,)} if self.reversed_from else {}
+        options |= {"--training.teacher": (self.teacher,)} if self.teacher else {}
         return {
             option: [_parse_reference(text, option) for text in texts]
             for option, texts in options.items()

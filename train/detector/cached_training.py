@@ -37,13 +37,15 @@ def train_on_cache(
     activations: Sequence[Activations],
     data: TrainingData,
     origins: Sequence[str],
+    teacher: Detector | None = None,
 ) -> None:
     """Train the parts of a detector that learn; compute missing activations first.
 
     Args:
         detector: in eval mode, on the device.
-        activations: of every stream.
+        activations: of every stream, the teacher's behind the detector's own.
         origins: files that its streams are from, for messages.
+        teacher: whose answers it learns beside the truth, on the device.
 
     Raises:
         ValueError: the run to resume had another backbone, or a video cannot be read.
@@ -54,18 +56,20 @@ def train_on_cache(
     if session.begun:  # checked before hours of passes
         _check_same_backbone(session.out / "last.pt", detector, cut, origins, accelerator)
     sampling, kind = config.sampling, config.cache.span
+    theirs = teacher.config.directions if teacher is not None else ()
     tested: SpanKind = "video" if config.backbone.mode == "imported" else "window"
 
     def spans_to_train_on() -> list[list[Span]]:
-        return [training_spans(data.training, sampling, d, kind) for d in config.directions]
+        directions = *config.directions, *theirs
+        return [training_spans(data.training, sampling, d, kind) for d in directions]
 
     def spans_to_validate_on() -> list[list[Span]]:
         items, overlap = data.validation or (), sampling.validation_overlap
         return [evaluation_spans(items, overlap, sampling, d, tested) for d in config.directions]
 
-    spans = [
-        [*of, *also] for of, also in zip(spans_to_train_on(), spans_to_validate_on(), strict=True)
-    ]
+    spans = spans_to_train_on()
+    for of, also in zip(spans, spans_to_validate_on(), strict=False):  # a teacher is not validated
+        of += also
     workers, skip_bad = config.training.workers, config.data.bad_videos == "skip"
     with session.watch.stage(PASSES):
         cached, before = ensure_cached(
@@ -73,11 +77,14 @@ def train_on_cache(
         )
     # Anew: videos may have been skipped. The windows of validations go to loader workers.
     held = hold_features(cached, spans_to_train_on(), accelerator, "train on", accelerator.device)
+    own = replace(cached, places=cached.places[: len(config.directions)])
     held_tests = hold_features(
-        cached, spans_to_validate_on(), accelerator, "validate on", torch.device("cpu")
+        own, spans_to_validate_on(), accelerator, "validate on", torch.device("cpu")
     )
     cached = replace(cached, held=held, held_tests=held_tests)
-    task = DetectionTask(detector, data.training, data.validation, accelerator, cached)
+    task = DetectionTask(
+        detector, data.training, data.validation, accelerator, cached, teacher=teacher
+    )
     run = TrainingRun(task, accelerator, session.begun, session.watch)
     with session.report() as notes:
         notes.activations = {"before training": before, "training and validation": task.total}
@@ -85,6 +92,8 @@ def train_on_cache(
             notes.about = write_detector_record(session.out, detector, data)
             if task.memory:
                 print(task.memory)
+            if teacher is not None:
+                print(f"the head learns what {len(theirs)} streams answer, beside the truth")
             notes.about["epochs"] = run.epochs
         run.train()
 

@@ -31,6 +31,10 @@ CheckpointSource = tuple[str, Checkpoint[Experiment]]
 """A checkpoint and its file."""
 
 TRUNK = "backbone.trunk."
+TAUGHT_SETTINGS = (  # must agree, or both answer at other points, or of other frames
+    *("sampling.window_size", "sampling.scale_factor", "sampling.snippet_stride", "sampling.fps"),
+    *("sampling.method", "head.levels"),
+)
 COMPATIBLE_SETTINGS = (  # must agree, or the same weights give other numbers or meanings
     *("sampling.window_size", "sampling.scale_factor", "sampling.snippet_stride", "sampling.fps"),
     *("sampling.method", "pixels.size", "backbone.mean", "backbone.std", "backbone.mode"),
@@ -50,9 +54,9 @@ def build_detector(
 ) -> Detector:
     """Return a detector whose streams are from checkpoints, or as pretrained.
 
-    A detector of one stream takes the backbone and has a new head; one of two takes both streams
-    whole, and its fusion is new. Without checkpoints the same seed gives the same adapters, so that
-    their cached activations are found again.
+    A detector of one stream takes the backbone and has a new head, unless it has a teacher; one of
+    two takes both streams whole, and its fusion is new. Without checkpoints the same seed gives the
+    same adapters, so that their cached activations are found again.
 
     Raises:
         ValueError: the weights do not fit, or there are not as many streams as directions.
@@ -79,12 +83,48 @@ def build_detector(
         trunk = {n: t for n, t in tensors.items() if n.startswith(TRUNK)}
         if stream is not detector.streams[0] and config.backbone.mode != "full":
             _check_same_trunk(own, trunk, path)
-        if single:
+        if single and config.training.teacher is None:
             tensors = {n: t for n, t in tensors.items() if n.startswith("backbone.")}
             tensors |= {n: t for n, t in own.items() if n.startswith("head.")}
         load_state_dict_strict(stream, tensors, path)
     detector.start_fusion()
     return detector
+
+
+def load_teacher(path: str, student: Experiment, classes: tuple[str, ...]) -> Detector:
+    """Return the detector whose answers a student learns, in eval mode, not to be trained.
+
+    Args:
+        path: its checkpoint.
+        student: the experiment of the detector that learns, on cached features; `classes`: its own.
+
+    Raises:
+        ValueError: it cannot be read, or does not answer where the student does.
+    """
+    saved = load_checkpoint(path, Experiment)
+    where, theirs = f"training.teacher: {path}", saved.config
+    if len(student.directions) > 1:
+        raise ValueError(f"{where} teaches one stream; set fusion.method none")
+    if student.backbone.last_frozen_cut != "features":
+        raise ValueError(
+            f"{where} teaches only a head that learns on cached features; set "
+            f"backbone.trainable_from_block {student.backbone.depth}"
+        )
+    if theirs.fusion.method == "segments":
+        raise ValueError(
+            f"{where} joins both streams' segments and has no scores of its own; give a fusion "
+            "of another method, such as average"
+        )
+    if theirs.direction != student.direction:
+        raise ValueError(
+            f"{where} answers in {theirs.direction} time, and direction is {student.direction}; "
+            "train the stream of its direction"
+        )
+    _check_classes(path, saved, classes)
+    if lines := changed_settings(theirs, student, TAUGHT_SETTINGS):
+        raise ValueError(f"{where} was trained on other settings: {'; '.join(lines)}")
+    same_store = saved._replace(config=replace(theirs, cache=student.cache))
+    return Detector.restore(same_store, path).requires_grad_(False)
 
 
 def _check_settings(

@@ -36,7 +36,12 @@ from train.detector.evaluation import (
 from train.detector.memory import settle_recompute
 from train.detector.model import Detector
 from train.engine.optim import group_by_decay
-from train.modeling.losses import PositivesAverage, detection_losses, positive_points
+from train.modeling.losses import (
+    PositivesAverage,
+    detection_losses,
+    distillation_losses,
+    positive_points,
+)
 from train.modeling.points import Targets, assign_batch, pyramid_mask, pyramid_points
 
 
@@ -62,6 +67,8 @@ class DetectionTask:
             videos.
         activations: of every stream, where validation stores features; empty stores none.
         kept: cache of the videos' small frames for later epochs.
+        teacher: whose answers are learned beside the truth; `cached` has its streams' features
+            behind the detector's own.
 
     Attributes:
         memory: what is recomputed to save memory, and why, as a line; empty if nothing was chosen.
@@ -79,8 +86,10 @@ class DetectionTask:
         cached: CachedStreams | None = None,
         activations: Sequence[Activations] = (),
         kept: FrameCache | None = None,
+        teacher: Detector | None = None,
     ) -> None:
         self.config = config = detector.config
+        self.teacher = teacher
         self.model, self.classes = detector, detector.classes
         self.accelerator, self.validation = accelerator, validation
         if activations and config.training.compile == "blocks":
@@ -92,6 +101,9 @@ class DetectionTask:
         self.counts_activations = cached is not None or bool(activations)
         self.levels = config.head.levels
         inputs = WindowInputs.of(config, cached and replace(cached, held_tests=()), kept)
+        if teacher is not None:
+            both = *config.directions, *teacher.config.directions
+            inputs = replace(inputs, directions=both)
         self.dataset = TrainingWindows(training, inputs, config.training.seed)
         if not self.dataset.items:
             raise ValueError(f"no video of subset '{config.data.train_subset}' has an action")
@@ -101,7 +113,8 @@ class DetectionTask:
             # Kept: starting new decoding workers would cost every validation some seconds.
             overlap = config.sampling.validation_overlap
             # Its workers need no more than what they read.
-            tested = cached and replace(cached, held=())
+            places = cached.places[: len(config.directions)] if cached else ()
+            tested = cached and replace(cached, held=(), places=places)
             self.windows = window_loader(validation, overlap, config, accelerator, tested, kept)
         device, processes = accelerator.device, accelerator.num_processes
         self.memory = settle_recompute(detector.streams, config, device, processes)
@@ -146,11 +159,19 @@ class DetectionTask:
 
     def loss(self, network: nn.Module, weighed: PreparedBatch) -> Tensor:
         batch, targets, weight = weighed
+        own = len(self.model.streams)
         with self.accelerator.autocast():
-            outputs = network(batch.inputs, batch.mask, batch.reflection, batch.start)
+            outputs = network(batch.inputs[:own], batch.mask, batch.reflection, batch.start)
         pairs = zip(outputs, targets, strict=True)
         of = self.config.training.label_smoothing, self.config.training.boundary_weight
         each = torch.stack([torch.stack(detection_losses(o, t, *of)) for o, t in pairs])
+        if self.teacher is not None:
+            with torch.no_grad(), self.accelerator.autocast():
+                places = batch.mask, batch.reflection
+                answers = self.teacher.predict(batch.inputs[own:], *places)
+            ((answer, _),) = answers[self.teacher.main_output]
+            taught = torch.stack(distillation_losses(outputs[0], answer))
+            each = each + self.config.training.teacher_weight * taught
         return (each * weight[:, None]).sum(0)
 
     def targets(self, batch: Batch) -> list[Targets]:

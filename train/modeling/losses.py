@@ -107,6 +107,30 @@ def detection_losses(
     )
 
 
+def distillation_losses(student: HeadOutput, teacher: HeadOutput) -> Losses:
+    """Return the losses of one detector's predictions where another's stand for the truth.
+
+    Scores are learned with the quality focal loss (Li et al., NeurIPS 2020, eq. 3), which takes any
+    score as its target; segments as far as the teacher is sure that there is one.
+
+    Args:
+        student, teacher: predictions at the same points.
+    """
+    logits, distances, valid = student.flat()
+    their_logits, their_distances, _ = teacher.flat()
+    # As in `detection_losses`: what stands at padding reaches neither a sum nor a gradient.
+    logits = logits.where(valid.unsqueeze(-1), 0.0).float()
+    scores = torch.sigmoid(their_logits.where(valid.unsqueeze(-1), 0.0).float())
+    entropy = F.binary_cross_entropy_with_logits(logits, scores, reduction="none")
+    quality = ((scores - torch.sigmoid(logits)) ** 2 * entropy).sum(-1)
+    segments = their_distances.float().clamp(min=0)
+    diou = diou_loss(distances.where(valid.unsqueeze(-1), segments), segments)
+    return Losses(
+        classification=quality.where(valid, 0.0).sum(),
+        regression=(scores.amax(-1) * diou).where(valid, 0.0).sum(),
+    )
+
+
 class PositivesAverage(nn.Module):
     """Exponential average of the number of positives, which divides the losses in training.
 
