@@ -6,6 +6,8 @@ READY := $(VENV)/.ready
 DEMO := configs/e2e/demo/forward.yaml
 DETECTOR := runs/demo/forward/last.pt
 CACHE := runs/demo/cache
+# Every epoch reads the same frames: decoded once, with the same numbers.
+FRAMES := --data.frame_cache runs/demo/frames
 REVERSED := runs/demo/reversed/last.pt
 # Decoding workers and the training process share the machine; one thread each beats two fighting.
 DEMO_ENV := OMP_NUM_THREADS=1
@@ -16,7 +18,7 @@ LAUNCH := $(BIN)/accelerate launch --config_file configs/accelerate/one_process.
 demo: $(READY)
 	$(BIN)/python extract/demo.py --out data/demo
 	@echo "== 1. End to end: adapters and head learn from the pixels of mp4 files."
-	$(DEMO_ENV) $(LAUNCH) train/e2e.py --config $(DEMO) --resume --cache $(CACHE)
+	$(DEMO_ENV) $(LAUNCH) train/e2e.py --config $(DEMO) --resume --cache $(CACHE) $(FRAMES)
 	$(DEMO_ENV) $(BIN)/python evaluate/run.py --checkpoint $(DETECTOR)
 	@echo "== 2. The backbone's activations go into the cache."
 	$(DEMO_ENV) $(BIN)/python extract/run.py --checkpoint $(DETECTOR) --cache $(CACHE) \
@@ -32,7 +34,7 @@ demo: $(READY)
 	@echo "== 5. Now these adapters are others: passes, from block 3 that is still true, fill the gap."
 	$(DEMO_ENV) $(BIN)/python evaluate/run.py --checkpoint runs/demo/part/last.pt --cache $(CACHE)
 	@echo "== 6. The same, backwards in time: the second stream."
-	$(DEMO_ENV) $(LAUNCH) train/e2e.py --config $(DEMO) --resume --cache $(CACHE) \
+	$(DEMO_ENV) $(LAUNCH) train/e2e.py --config $(DEMO) --resume --cache $(CACHE) $(FRAMES) \
 		--direction reversed --out runs/demo/reversed
 	@echo "== 7. Both streams, fused: every point averaged with its partner in the other direction."
 	$(DEMO_ENV) $(BIN)/python train/heads.py --checkpoint $(DETECTOR) $(REVERSED) --cache $(CACHE) \
@@ -50,7 +52,7 @@ demo: $(READY)
 # The same run on annotations exchanged between videos: it must fail.
 control: $(READY)
 	$(BIN)/python extract/demo.py --out data/demo
-	$(DEMO_ENV) $(LAUNCH) train/e2e.py --config $(DEMO) --resume \
+	$(DEMO_ENV) $(LAUNCH) train/e2e.py --config $(DEMO) --resume $(FRAMES) \
 		--out runs/demo/control --data.annotations data/demo/exchanged.json
 	$(DEMO_ENV) $(BIN)/python evaluate/run.py --checkpoint runs/demo/control/last.pt
 

@@ -32,7 +32,7 @@ from extract.demo import DemoConfig, write_dataset
 from extract.identity.computing import LIBRARIES
 from extract.identity.digest import video_digest
 from extract.sampling import frame_cache as module
-from extract.sampling.frame_cache import FrameCache, kept_bytes
+from extract.sampling.frame_cache import RESERVE, FrameCache, kept_bytes
 from extract.sampling.transforms import Shrink, evaluation_transform, train_transform
 from extract.sampling.window_frames import resized_chunks
 from extract.sampling.windows import random_window, sampled_frames, sliding_windows
@@ -627,7 +627,7 @@ def test_what_has_no_room_is_decoded(
 
         def usage(_: object) -> tuple[int, int, int]:
             used = sum(path.stat().st_size for path in folder.iterdir())
-            return 0, 0, 10**9 + int(1.9 * bytes_each) - used
+            return 20 * 10**9, 0, 10**9 + int(1.9 * bytes_each) - used
 
         monkeypatch.setattr(
             shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(*usage(path))
@@ -640,6 +640,22 @@ def test_what_has_no_room_is_decoded(
     assert (
         "No such file" in printed and printed.count("\n") == 3
     )  # of the folder that is nowhere alone
+
+
+@pytest.mark.parametrize(
+    ("total_gb", "free_gb", "room_gb"), [(60, 12, 9), (60, 2, -1), (4000, 30, 10)]
+)
+def test_small_disks_keep_frames_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, total_gb: int, free_gb: int, room_gb: int
+) -> None:
+    """A twentieth of a disk stays free, at most 20 GB."""
+    monkeypatch.setattr(module, "RESERVE", RESERVE)
+    usage = shutil._ntuple_diskusage(total_gb * 10**9, 0, free_gb * 10**9)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    cache = FrameCache(tmp_path, WINDOW)
+    assert cache.room() == room_gb * 10**9
+    reserve_gb = free_gb - room_gb
+    assert f"of which {reserve_gb:.1f} GB stay free" in cache.forecast([])
 
 
 def test_a_disk_that_fills_up_costs_nothing(

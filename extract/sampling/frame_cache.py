@@ -53,7 +53,8 @@ from extract.video.indexing import video_index
 from extract.video.reader import CHUNK, VideoError, VideoReader
 
 VERSION = 2  # of the files' names and layout
-RESERVE = 20 * 10**9  # bytes of the disk that stay free: for checkpoints, which matter more
+RESERVE = 20 * 10**9  # most bytes of the disk that stay free: for checkpoints, which matter more
+RESERVE_SHARE = 0.05  # of a disk, where that is less
 ABANDONED_S = 3600  # no writer pauses for so long
 HEIGHT_WIDTH, CRC = struct.Struct("<II"), struct.Struct("<I")
 Wanted = tuple[Path, VideoInfo, Shrink]
@@ -134,17 +135,18 @@ class FrameCache:
         if more > room:
             outcome = f"only {format_bytes(max(room, 0))} more fit: other videos are always decoded"
         limit = "" if self.limit_gb is None else f"data.frame_cache_gb is {self.limit_gb:g}, "
-        free = shutil.disk_usage(self.folder).free
+        disk = shutil.disk_usage(self.folder)
         anew = f"; {_describe_unusable(unusable)}" if unusable else ""
         return (
             f"frame cache {self.folder}: {len(files)} videos need {format_bytes(there + more)}, "
-            f"{format_bytes(there)} of it is there; {limit}the disk has {format_bytes(free)} free, "
-            f"of which {format_bytes(RESERVE)} stay free; {outcome}{anew}"
+            f"{format_bytes(there)} of it is there; {limit}the disk has {format_bytes(disk.free)} "
+            f"free, of which {format_bytes(_reserve(disk.total))} stay free; {outcome}{anew}"
         )
 
     def room(self) -> int:
         """Return how many bytes more may be written; below 0 if there are too many already."""
-        room = shutil.disk_usage(self.folder).free - RESERVE
+        disk = shutil.disk_usage(self.folder)
+        room = disk.free - _reserve(disk.total)
         if self.limit_gb is not None:
             room = min(room, int(self.limit_gb * 1e9) - self._used())
         return room
@@ -429,6 +431,11 @@ def _describe_unusable(count: int) -> str:
     """Return what became of files of frames that cannot be used."""
     files = "1 file of frames was" if count == 1 else f"{count} files of frames were"
     return f"{files} damaged or of other versions; what is needed of them is decoded anew"
+
+
+def _reserve(total: int) -> int:
+    """Return how many bytes of a disk of so many stay free."""
+    return min(RESERVE, int(RESERVE_SHARE * total))
 
 
 def kept_bytes(path: Path, count: int, to: Shrink) -> int:
