@@ -11,7 +11,7 @@ from train.engine.optim import FEW_UPDATES, MORE_UPDATES
 FEW_UPDATES_FINDING = FindingKind(
     "few updates",
     "warning",
-    f"the weights hardly move: {MORE_UPDATES}",
+    f"they may teach little: {MORE_UPDATES}",
 )
 
 

@@ -18,7 +18,7 @@ MORE_UPDATES = (
     "raise training.updates; or, where that is null, training.epochs and training.stop_epoch, or "
     "lower training.global_batch"
 )
-FEW_UPDATES = 500  # ordinary runs have thousands; with fewer the weights hardly change
+FEW_UPDATES = 500  # ordinary runs have thousands
 
 
 def describe_updates(per_epoch: int, epochs: int) -> str:
@@ -26,7 +26,7 @@ def describe_updates(per_epoch: int, epochs: int) -> str:
     total = per_epoch * epochs
     text = f"{per_epoch} updates an epoch, {total} in all"
     if total < FEW_UPDATES:
-        text += f"\nwarning: {total} updates are few, the weights hardly move: {MORE_UPDATES}"
+        text += f"\nwarning: {total} updates are few, and may teach little: {MORE_UPDATES}"
     return text
 
 
