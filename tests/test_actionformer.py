@@ -207,6 +207,18 @@ def test_initialisation_follows_the_reference() -> None:
     assert {norm.eps for norm in (head.norms[0], head.embed[0].norm)} == {1e-6}  # type: ignore[union-attr]
 
 
+def test_no_boundary_begins_beyond_learning() -> None:
+    """Where ReLU gives 0 at every point, neither the boundary nor its weights ever move."""
+    features = torch.randn(4, 96, 64, generator=torch.Generator().manual_seed(0))
+    for seed in range(40):
+        torch.manual_seed(seed)
+        head = ActionFormer(96, 3, HeadConfig(width=64, heads=4, levels=4)).eval()
+        with torch.no_grad():
+            distances = head(features, torch.ones(4, 64, dtype=torch.bool)).flat()[1]
+        learning = (distances > 0).float().mean((0, 1))
+        assert learning.min() > 0.75, (seed, learning)
+
+
 def test_weight_decay_can_go_by_the_number_of_axes() -> None:
     for name, parameter in ActionFormer(8, 3, SMALL).named_parameters():
         is_kernel = name.endswith("weight") and "norm" not in name
