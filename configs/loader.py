@@ -91,6 +91,7 @@ def find_config(path: str | Path) -> Path:
     if path.parts[:1] == (CONFIGS.name,) and (here := CONFIGS.parent / path).is_file():
         return here
     known = [each.relative_to(CONFIGS.parent).as_posix() for each in CONFIGS.rglob("*.yaml")]
+    known += [each.as_posix() for each in path.parent.glob("*.y*ml")]
     near = difflib.get_close_matches(path.as_posix(), known, n=1, cutoff=0.8)
     hint = f"did you mean {near[0]}?" if near else f"the experiments are in {CONFIGS}"
     raise ValueError(f"no config at {path}; {hint}")

@@ -39,6 +39,15 @@ def plain_line(text: str, limit: int = 160) -> str:
     return f"{whole} …" if whole else f"{cut}…"
 
 
+def format_count(count: int, noun: str, plural: str | None = None) -> str:
+    """Return a number with its noun: 1 video, 2,000 videos.
+
+    Args:
+        plural: of the noun; None: with an s.
+    """
+    return f"{count:,} {noun if count == 1 else plural or f'{noun}s'}"
+
+
 BYTES = ("kB", "MB", "GB")
 
 

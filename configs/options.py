@@ -56,11 +56,13 @@ class ScriptParser(argparse.ArgumentParser):
         """
         given = list(sys.argv[1:] if arguments is None else arguments)
         own, overrides = self._take_settings(given)
-        args, unknown = self.parse_known_args(own)
-        options = [each for action in self._actions for each in action.option_strings]
-        for name in (each.partition("=")[0] for each in unknown if each.startswith("--")):
-            if near := difflib.get_close_matches(name, options, n=1, cutoff=0.75):
+        # Before the parser misses what a wrong name was meant to give.
+        options = list(self._option_string_actions)
+        for name in (each.partition("=")[0] for each in own if each.startswith("--")):
+            near = difflib.get_close_matches(name, options, n=1, cutoff=0.75)
+            if near and name not in options:
                 raise ValueError(f"command line: unknown option {name}; did you mean {near[0]}?")
+        args, unknown = self.parse_known_args(own)
         if self.settings is not None:
             check_overrides(self.settings, unknown)
             if getattr(args, "config", None):

@@ -76,6 +76,10 @@ class _Info(NamedTuple):
     frames: int
 
 
+ALIKE_LABELS = "labels that differ in case, blanks or Unicode form alone"
+"""The phrase under which `Annotations.warnings` counts them; their names follow it."""
+
+
 Notice = Callable[[str, int | None, str | ValueError], None]
 """Called with a video, the index of an entry in its list (None for the whole record) and the
 problem: the phrase under which `Annotations.warnings` counts it, or the error that rejects it."""
@@ -145,7 +149,7 @@ def read_annotations(
         class_list = ClassList(_labels(records.values(), ignore_labels), {})
     for alike in group_spelled_alike(class_list.names):
         names = ", ".join(map(repr, alike))
-        what = f"labels that differ in case, blanks or Unicode form alone: {names}"
+        what = f"{ALIKE_LABELS}: {names}"
         dataset.warnings[what] += len(alike)
     info = {name: row for table in info_csv for name, row in _read_info(table).items()}
     counted = [

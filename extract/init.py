@@ -10,6 +10,8 @@ labels, of which one video in five is for testing, is written beside the config.
 overwritten.
 """
 
+import os
+import shlex
 import sys
 from pathlib import Path
 
@@ -81,19 +83,20 @@ def write_config(videos: Path, labels: Path, classes: Path | None, out: Path) ->
             "are; or set backbone.weights to videomae-small, which is downloaded"
         )
     print(f"config: {out}\n\nnext:")
-    for command in (
-        f"{name_command('check')} --config {out}",
-        f"{name_command('train')} --config {out}",
-        f"{name_command('evaluate')} --checkpoint {found.content['out']}/last.pt",
+    for name, option, value in (
+        ("check", "--config", str(out)),
+        ("train", "--config", str(out)),
+        ("evaluate", "--checkpoint", f"{found.content['out']}/last.pt"),
     ):
-        print(f"  {command}")
+        print(f"  {shlex.join([*name_command(name), option, value])}")
 
 
-def name_command(name: str) -> str:
-    """Return a script as this process's user calls scripts."""
+def name_command(name: str) -> list[str]:
+    """Return the words of a script's call, as this process's user calls scripts."""
     if sys.argv[0].startswith("palindrome "):
-        return f"palindrome {name}"
-    return f"python {SCRIPTS[name].replace('.', '/')}.py"
+        return ["palindrome", name]
+    checkout = os.path.normpath(Path(sys.argv[0]).parent / "..")
+    return ["python", str(Path(checkout, f"{SCRIPTS[name].replace('.', '/')}.py"))]
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING, get_args
 from configs import cli
 from configs.atomic import write_text
 from configs.loader import find_script
-from configs.messages import format_bytes
+from configs.messages import format_bytes, format_count
 from configs.options import ScriptParser
 from extract.parallel.jobs import ENGINES, parse_resources
 from extract.parallel.shares import Share, submit_shares, without_options
@@ -292,14 +292,16 @@ def _print_plan(
     if "train" in names:
         of = config.sampling, config.direction, config.cache.span
         idle, clips = _count_unneeded(items[names["train"]], *of)
-        print(f"  left out: {idle} training videos and {clips:,} clips, which no action needs")
+        told = f"{format_count(idle, 'training video')} and {format_count(clips, 'clip')}"
+        print(f"  left out: {told}, which no action needs")
     print(f"  {made.clips:,} clips to encode, {made.frames:,} frames to decode")
     free = made.wanted[0].activations.store.files.free_bytes()
     left = "" if free is None else f"; {format_bytes(free)} are free"
     print(f"  {format_bytes(made.bytes)} to store, before compression{left}")
     if made.todo:
         seconds = estimate_s(made, config.training.workers) / processes
-        print(f"  about {timedelta(seconds=round(seconds))} on {processes} process(es)")
+        shared = format_count(processes, "process", "processes")
+        print(f"  about {timedelta(seconds=round(seconds))} on {shared}")
 
 
 def _print_routes(

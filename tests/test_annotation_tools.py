@@ -152,6 +152,9 @@ def test_frames_without_a_rate_are_told(tmp_path: Path, clip: Path) -> None:
     refused(path, r"video 'other': times are in frames, and nothing tells the frame rate")
     with pytest.raises(ValueError, match=r"times are in frames, and other: no such file in"):
         loaded(path, clip)
+    near = save(tmp_path / "near.xml", tool_exports.cvat_task("Video", TWO))
+    with pytest.raises(ValueError, match=r"Video: no such file in .*, but there is 'video'"):
+        loaded(near, clip)
     both = tmp_path / "both"
     both.mkdir()
     save(both / "x.xml", tool_exports.cvat_task("other", TWO))
@@ -281,6 +284,7 @@ def test_regions_of_label_studio(tmp_path: Path, clip: Path) -> None:
     ("address", "name"),
     [
         ("/data/upload/12/0a1b2c3d-my-video.mp4", "my-video"),
+        ("/data/upload/3/0a1b2c3d-K%C3%BCche_1.mp4", "Küche_1"),
         ("/data/local-files/?d=some%20folder/0a1b2c3d-video.MP4", "0a1b2c3d-video"),
         ("https://example.org/x/my%20video.webm?token=a.mp4", "my video"),
         ("s3://bucket/folder/video.mkv", "video"),

@@ -34,6 +34,7 @@ from tests.test_probe import ACTOR, spoil_the_end
 from tests.test_report import read
 from train.config import Experiment
 from train.data.videos import VideoItem
+from train.dataset_check.annotations import check_annotations, check_classes
 from train.dataset_check.check import run_checks
 from train.dataset_check.findings import exit_code
 from train.dataset_check.lengths import PADDED, check_windows, find_complete, find_unlearned
@@ -505,6 +506,45 @@ def test_a_hanging_video_is_told_from_a_damaged_one(data: Data, hanging: None) -
     found = run_checks(survey_dataset(load(Experiment, DEMO, data.overrides()), timeout_s=2.0))
     told = {finding.video: finding.kind.name for finding in found}
     assert told == {"hangs": "hanging video", "training_1": "unreadable video"}
+
+
+def survey(folder: Path, table: str) -> Survey:
+    """Return the survey of a table of annotations whose videos are not there."""
+    (folder / "actions.csv").write_text(table)
+    settings = ("annotations=actions.csv", "videos=", "classes=null", "validation_subset=null")
+    paths = [f"--data.{each}".replace("=actions", f"={folder}/actions") for each in settings]
+    paths[1] += str(folder)
+    return survey_dataset(load(Experiment, DEMO, paths))
+
+
+def test_a_misspelt_label_is_told_with_the_class_that_it_may_be(tmp_path: Path) -> None:
+    rows = [("a", "bounce")] * 12 + [("b", "bonce"), ("b", "spin 2"), ("t", "bouncee")]
+    rows += [("a", "spin 1")] * 11 + [("a", "left")] * 12 + [("a", "right")]
+    table = "".join(
+        f"{video},{time},{time + 1},{label},{'test' if video == 't' else 'training'}\n"
+        for time, (video, label) in enumerate(rows)
+    )
+    found = check_classes(survey(tmp_path, "video,start,end,label,subset\n" + table))
+    assert [finding.text for finding in found] == [
+        "bonce: 1 example; is it 'bounce' (12 examples), misspelt in b?",
+        "bouncee: no training example, 1 test example; is it 'bounce' (12 examples), "
+        "misspelt in t?",
+        "right: 1 example",
+        "spin 2: 1 example",  # a number is no slip
+    ]
+
+
+def test_what_reading_tolerates_of_a_whole_file_is_told(tmp_path: Path) -> None:
+    rows = "a.mp4,1,2,run,train\na.mp4,3,4,run,training\na.mp4,5,6,run,training\n"
+    rows += "b.mp4,1,2,run,test\nb.mp4,1,2,run,test\n"
+    found = list(check_annotations(survey(tmp_path, "video,begin,end,label,subset\n" + rows)))
+    assert {finding.kind.severity for finding in found} == {"warning", "info"}
+    assert sorted(finding.text for finding in found) == [
+        "columns 'begin' read as 'start': 1",
+        "rows with the subset 'train' read as 'training': 1",
+        "video 'b', entry 1",  # a duplicate, which has a place
+        "videos given by their files, read without the ending: 2",
+    ]
 
 
 def test_without_a_folder_of_videos_there_is_one_message(data: Data) -> None:

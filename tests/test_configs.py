@@ -188,6 +188,9 @@ def test_wrong_files_are_refused(tmp_path: Path) -> None:
         load(Experiment, broken)
     with pytest.raises(ValueError, match=r"did you mean configs/e2e/demo/forward\.yaml\?"):
         load(Experiment, "configs/e2e/demo/forwrad.yaml")
+    (tmp_path / "own.yaml").write_text("out: runs/own\n")
+    with pytest.raises(ValueError, match=rf"did you mean {tmp_path}/own\.yaml\?"):
+        load(Experiment, tmp_path / "own.yml")
     for text, message in (
         (DEMO.read_text() + "\nout: twice\n", "'out' is given twice"),
         ("training: null", "'training' is a group of settings, not None"),

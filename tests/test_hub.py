@@ -143,7 +143,8 @@ def test_a_filled_cache_is_enough_offline(hub: Hub, tmp_path: Path) -> None:
     assert done.stdout.strip() == f"hf://org/name@{commit}/model.safetensors", done.stderr
     assert len(hub.asked) == asked
     done = run("hf://org/other", HF_HUB_OFFLINE="1")
-    assert "HF_HUB_OFFLINE is set" in done.stderr.splitlines()[-1]
+    told = done.stderr.splitlines()[-1]
+    assert "HF_HUB_OFFLINE is set" in told and "unset it" in told
     done = run("hf://org/other/a.pt", HF_HUB_OFFLINE="1")
     assert "has no a.pt of it: unset it" in done.stderr.splitlines()[-1]
     done = run("hf://org/other", HF_ENDPOINT="http://127.0.0.1:9")  # where nobody listens

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -75,18 +76,16 @@ def test_what_is_written_is_checked_and_trained_from(data: Path, tmp_path: Path,
     assert (config.data.train_subset, config.data.test_subset) == ("training", "test")
     assert config.data.validation_subset is None and config.out == "runs/own"
     commands = [line.strip() for line in done.stdout.partition("next:")[2].splitlines() if line]
-    assert [line.split()[1] for line in commands] == [
-        *("extract/check.py", "train/e2e.py", "evaluate/run.py")
-    ]
+    scripts = ("extract/check.py", "train/e2e.py", "evaluate/run.py")
+    assert [line.split()[1] for line in commands] == [f"{REPOSITORY}/{each}" for each in scripts]
     for reason in ("6 videos, ", "trained on training, tested on test", "windows: at "):
         assert reason in done.stdout and reason in text
     # Each of the three does what it says; the network is a small one.
     tiny = [*TINY, "--training.precision=fp32"]
     checked = run(*commands[0].split()[1:], *tiny)
     assert checked.returncode in (0, 2), checked.stdout + checked.stderr
-    now = f"(now {config.sampling.window_size} and {config.sampling.fps:g})"
-    told = f"sampling.window_size {now.split()[1]} and sampling.fps {config.sampling.fps:g} {now}"
-    assert f"suggested: {told}:" in checked.stdout
+    now = f"sampling.window_size {config.sampling.window_size} and sampling.fps"
+    assert f"suggested: {now} {config.sampling.fps:g} (as they are):" in checked.stdout
     trained = run(*commands[1].split()[1:], *tiny)
     assert trained.returncode == 0, trained.stderr
     scored = run(*commands[2].split()[1:])
@@ -101,6 +100,20 @@ def test_what_is_written_is_checked_and_trained_from(data: Path, tmp_path: Path,
     assert f"{told}data.annotations, data.videos\n" in again.stdout
     (result,) = re.findall(r"average mAP [\d.]+;", scored.stdout)
     assert result in again.stdout
+
+
+def test_commands_are_quoted_for_a_shell(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["my code/extract/init.py"])
+    out = tmp_path / "my own.yaml"
+    write_config(data / "videos", data / "annotations.json", None, out)
+    commands = capsys.readouterr().out.partition("next:")[2].splitlines()
+    assert [shlex.split(line) for line in commands if line] == [
+        ["python", "my code/extract/check.py", "--config", str(out)],
+        ["python", "my code/train/e2e.py", "--config", str(out)],
+        ["python", "my code/evaluate/run.py", "--checkpoint", "runs/my own/last.pt"],
+    ]
 
 
 def test_nothing_is_overwritten(data: Path, tmp_path: Path, run: Run) -> None:

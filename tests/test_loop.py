@@ -203,6 +203,7 @@ def test_a_run_says_how_many_updates_it_has(
     assert second.startswith("warning: 4 updates are few") and "training.epochs" in second
     assert describe_updates(100, 5) == "100 updates an epoch, 500 in all"
     assert "warning: 499 updates are few" in describe_updates(1, 499)
+    assert describe_updates(1, 500) == "1 update an epoch, 500 in all"
 
 
 @pytest.mark.slow

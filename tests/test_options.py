@@ -157,12 +157,14 @@ def test_an_option_of_the_script_hides_a_setting_of_its_name() -> None:
         (["--width", "1"], "did you mean 'backbone.trunk.width' or 'backbone.tada.width' or"),
         (["--optimizer.lr", "1"], "unknown setting 'optimizer.lr'; did you mean 'training.lr'?"),
         (["--resum"], "unknown option --resum; did you mean --resume?"),
+        (["--confg", "own.yaml"], "unknown option --confg; did you mean --config?"),
         (["--xyzzy", "1"], "unknown setting 'xyzzy'; a run's config.yaml has all settings"),
     ],
 )
 def test_a_wrong_name_is_answered_with_the_nearest(given: list[str], told: str) -> None:
     parser = ScriptParser(TEXT, Experiment)
     parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--config", required=given[0] == "--confg")
     with pytest.raises(ValueError) as error:
         parser.parse(given)
     assert told in str(error.value)

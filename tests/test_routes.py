@@ -538,7 +538,7 @@ def test_a_plan_compares_the_ways_and_leaves_no_trace(data: list[str], tmp_path:
     names = "raw", "frames", "cached features", "cached block 3"
     assert tuple(record["name"] for record in content["routes"]) == names
     assert content["advice"] == told.splitlines()[-len(content["advice"]) :]
-    assert "\na run: 4 epochs, 16 windows, 2 validations of 3 windows; 1 process(es) with 0" in told
+    assert "\na run: 4 epochs, 16 windows, 2 validations of 3 windows; 1 process with 0" in told
     # Today's lines still come first.
     assert told.startswith("cache: 0 of 7 spans are there; 7 full")
     assert content["work"]["validation_windows"] == 3
@@ -557,7 +557,7 @@ def test_two_processes_try_their_steps_together(data: list[str], tmp_path: Path)
     arguments = ["--config", DEMO, *data, *QUICK, "--cache", tmp_path / "cache", "--plan"]
     done = launched("extract/run.py", *arguments, launcher=TWO_PROCESSES)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "2 process(es)" in done.stdout and done.stdout.count("| cached features") == 1
+    assert "2 processes" in done.stdout and done.stdout.count("| cached features") == 1
 
 
 def test_it_is_told_why_there_is_nothing_to_compare(data: list[str], tmp_path: Path) -> None:

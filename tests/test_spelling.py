@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from evaluate.annotations import read_annotations
-from evaluate.datasets.fields import describe_near_files, group_by_spelling, group_spelled_alike
+from evaluate.datasets.fields import NearFiles, group_spelled_alike
 from tests import published
 
 
@@ -46,11 +46,18 @@ def test_reading_counts_them(tmp_path: Path) -> None:
     [
         ("My Video", ["my_video", "other"], "but there is 'my_video'"),
         ("clip.mp4", ["clip"], "leave out the extension"),
-        (unicodedata.normalize("NFD", "über"), ["über"], "but there is 'über'"),
+        (
+            unicodedata.normalize("NFD", "über"),
+            ["über"],
+            "but there is 'über', which looks the same",
+        ),
+        ("take_2", ["take (2)"], "but there is 'take (2)': give"),  # as Label Studio calls uploads
+        ("Morgen__Abend", ["Morgen & Abend", "Abend"], "but there is 'Morgen & Abend': give"),
+        ("- (&)", ["(&)"], ""),
         ("Clip.MP4", ["clip", "CLIP"], "but there is 'clip' and 'CLIP'"),
         ("clip 1", ["clip 2"], ""),
     ],
 )
 def test_files_that_nearly_match_are_named(name: str, files: list[str], hint: str) -> None:
-    found = describe_near_files(name, group_by_spelling(files))
+    found = NearFiles(files).describe(name)
     assert hint in found if hint else not found

@@ -223,6 +223,7 @@ def test_a_plain_name_goes_before_others(tmp_path: Path) -> None:
         ("video,start_time,begin,end,label", "line 1: columns 'begin' and 'start_time' may both"),
         ("video,start,duration,label", "column end is missing.*'duration' may be the video's or"),
         ("video,start_ms,end_ms,label", "column end, start is missing"),
+        ("video,start,end,lable", r"column label is missing; is it 'lable'\?"),
         ("video,start_frame,end_frame,label", "column end, start is missing"),
     ],
 )

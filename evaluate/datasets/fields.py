@@ -7,7 +7,7 @@ import math
 import re
 import reprlib
 import unicodedata
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -112,11 +112,17 @@ def normalise_spelling(name: str) -> str:
     return re.sub(r"(?<=[^\W_])[\s_-]+(?=[^\W_])", "", plain)
 
 
-def group_by_spelling(names: Iterable[str]) -> dict[str, list[str]]:
-    """Return the names that differ in case, blanks or Unicode form alone, each group together."""
+def group_by_spelling(
+    names: Iterable[str], spell: Callable[[str], str] = normalise_spelling
+) -> dict[str, list[str]]:
+    """Return the names that differ in case, blanks or Unicode form alone, each group together.
+
+    Args:
+        spell: gives names that belong together the same text.
+    """
     groups: dict[str, list[str]] = {}
     for name in dict.fromkeys(names):
-        groups.setdefault(normalise_spelling(name), []).append(name)
+        groups.setdefault(spell(name), []).append(name)
     return groups
 
 
@@ -125,18 +131,41 @@ def group_spelled_alike(names: Iterable[str]) -> list[tuple[str, ...]]:
     return [tuple(group) for group in group_by_spelling(names).values() if len(group) > 1]
 
 
-def describe_near_files(name: str, files: Mapping[str, list[str]]) -> str:
-    """Return the end of a message about a video without a file: files whose names nearly match.
+class NearFiles:
+    """The files in a folder, to tell which one may be that of a video that seems to have none.
 
     Args:
-        files: names without their extension, by their spelling (`group_by_spelling`).
+        names: without their extension.
     """
-    stem = Path(name).stem
-    spellings = dict.fromkeys((normalise_spelling(name), normalise_spelling(stem)))
-    alike = [file for each in spellings for file in files.get(each, ())]
-    if alike == [stem]:
-        return "; leave out the extension in the annotations"
-    return f", but there is {' and '.join(map(repr, alike))}: give both one name" if alike else ""
+
+    def __init__(self, names: Collection[str]) -> None:
+        self._by_spelling = group_by_spelling(names)
+        # Tools that take uploads replace or leave out what is neither letter nor digit.
+        self._by_letters = group_by_spelling(names, _letters)
+
+    def describe(self, name: str) -> str:
+        """Return the end of a message about a video: files whose names nearly match its name."""
+        stem = Path(name).stem
+        spellings = dict.fromkeys((normalise_spelling(name), normalise_spelling(stem)))
+        alike = [file for each in spellings for file in self._by_spelling.get(each, ())]
+        if alike == [stem]:
+            return "; leave out the extension in the annotations"
+        if not alike and (letters := _letters(name)):
+            alike = self._by_letters.get(letters, [])
+        if not alike:
+            return ""
+        same = any(_composed(file) in (_composed(name), _composed(stem)) for file in alike)
+        unseen = ", which looks the same, but stores its accents in another form of Unicode"
+        told = " and ".join(map(repr, alike))
+        return f", but there is {told}{unseen if same else ''}: give both one name"
+
+
+def _letters(name: str) -> str:
+    return re.sub(r"[\W_]+", "", normalise_spelling(name))
+
+
+def _composed(name: str) -> str:
+    return unicodedata.normalize("NFC", name)
 
 
 def read_text(path: Path) -> str:

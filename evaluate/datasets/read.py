@@ -1,5 +1,6 @@
 """A dataset's files, recognised by their content: JSON members, CSV columns, lines of text."""
 
+import difflib
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -170,10 +171,12 @@ def _table_reader(table: CsvTable, path: Path, in_folder: bool) -> Reader | None
     hint = ""
     if missing == ["end"] and "duration" in table.columns:
         hint = " 'duration' may be the video's or the action's: write start + duration as end."
+    slips = difflib.get_close_matches(missing[0], table.columns, n=1) if missing else []
+    slip = f" is it {slips[0]!r}?" if len(missing) == 1 and slips else ""
     raise ValueError(
-        f"{path}: line 1: column {', '.join(missing)} is missing; a table of annotations has the "
-        "columns video, start, end and label, separated by commas, semicolons or tabs, or those of "
-        f"a dataset in docs/datasets.md.{hint}"
+        f"{path}: line 1: column {', '.join(missing)} is missing;{slip} a table of annotations has "
+        "the columns video, start, end and label, separated by commas, semicolons or tabs, or "
+        f"those of a dataset in docs/datasets.md.{hint}"
     )
 
 

@@ -86,11 +86,13 @@ def _download(name: str) -> Located:
             continue
         break
     else:
-        raise ValueError(
-            f"{name}: there is none of {', '.join((DETECTOR_FILE, *FOLDER_FILES))}"
-            + (" in the Hub's cache, and HF_HUB_OFFLINE is set" if _is_offline() else "")
-            + f"; add the name of a file: {name}/FILE"
-        )
+        listed = ", ".join((DETECTOR_FILE, *FOLDER_FILES))
+        if _is_offline():
+            raise ValueError(
+                f"{name}: HF_HUB_OFFLINE is set, and the Hub's cache has none of {listed} of it: "
+                f"unset it to download, or add the name of a file that is there: {name}/FILE"
+            )
+        raise ValueError(f"{name}: there is none of {listed}; add the name of a file: {name}/FILE")
     pinned, commit = _pinned(repo, path, candidate), _commit_of(path, candidate)
     if candidate == DETECTOR_FILE:
         return Located(path, pinned)

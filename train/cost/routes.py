@@ -8,7 +8,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from configs.messages import format_bytes, markdown_table
+from configs.messages import format_bytes, format_count, markdown_table
 from evaluate.reports.sections import format_duration
 from extract.activations.activations import Activations
 from extract.activations.plan import SpanRequest, estimate_s, needed_bytes, plan
@@ -98,7 +98,8 @@ class Routes:
             validation = f"{work.validations} validations of {work.validation_windows:,} windows"
         headline = (
             f"a run: {work.epochs} epochs, {work.windows:,} windows, {validation}; "
-            f"{work.processes} process(es) with {work.workers} worker(s) each, {work.cores} cores"
+            f"{format_count(work.processes, 'process', 'processes')} with "
+            f"{format_count(work.workers, 'worker')} each, {format_count(work.cores, 'core')}"
         )
         rows = [route.cells() for route in self.routes]
         table = markdown_table([list(rows[0]), *(list(row.values()) for row in rows)])

@@ -23,7 +23,7 @@ from evaluate.annotations import (
     select_videos,
     with_duration,
 )
-from evaluate.datasets.fields import Refused, describe_near_files, group_by_spelling
+from evaluate.datasets.fields import NearFiles, Refused
 from extract.backbone.imported import imported_name
 from extract.identity.digest import video_digest
 from extract.parallel.processes import gather_objects
@@ -201,8 +201,11 @@ def frame_times(
         where: the files are, for messages.
     """
     paths = {name: files[name] for name in names if name in files}
+    near = NearFiles(files)
     found: dict[str, NDArray[np.float64] | ValueError] = {
-        name: ValueError(f"{name}: no such file in {where}") for name in names
+        name: ValueError(f"{name}: no such file in {where}{near.describe(name)}")
+        for name in names
+        if name not in files
     }
     for name, index in zip(paths, probe(list(paths.values())), strict=True):
         if isinstance(index, VideoError):
@@ -340,7 +343,7 @@ def _match_files(
     if not folder.is_dir() and not kept:
         raise ValueError(f"data.videos: there is no folder {folder}")
     files = files_by_name(folder) if folder.is_dir() else {}
-    spelled = group_by_spelling(files)
+    near = NearFiles(files)
     names = Counter(info.name for info in store.videos.values()) if kept and store else Counter()
     away = 0
     videos = _select(data, annotations, subset)
@@ -366,7 +369,7 @@ def _match_files(
                 items.append(with_truth(item, video, data, annotations.classes, warnings))
                 continue
             if video.name not in files:
-                hint = describe_near_files(video.name, spelled)
+                hint = near.describe(video.name)
                 hint = hint or describe_no_videos(video.name, folder)
                 if store is not None and not needs_files:
                     hint = (

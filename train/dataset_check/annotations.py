@@ -1,14 +1,17 @@
 """Checks of an experiment's annotations."""
 
+import difflib
 import re
 from collections import Counter
 from collections.abc import Iterator
 
-from evaluate.annotations import Video
+from configs.messages import format_count
+from evaluate.annotations import ALIKE_LABELS, Video
 from evaluate.datasets.fields import Refused, group_spelled_alike
 from train.dataset_check.findings import Finding, FindingKind
 from train.dataset_check.survey import AnnotationNote, Survey, subsets, unless_skipped
 
+ALMOST = 0.85  # alike, of 1: a letter more, less or wrong in a word of some length
 FEW = 10  # examples of a class; with fewer, what is learned is mostly chance
 OUTSIDE = "outside the video"
 REFUSED = "correct the file, or list the video under data.blocked; training would stop there"
@@ -48,6 +51,9 @@ ALIKE = FindingKind(
     "warning",
     "they are learned as classes of their own; if they mean the same, spell them alike",
 )
+READ = FindingKind(
+    "read with tolerance", "info", "nothing; correct the file if that is not what it means"
+)
 FEW_EXAMPLES = FindingKind(
     "class with few training examples", "warning", f"aim at {FEW} or more; more is better"
 )
@@ -79,6 +85,11 @@ def check_annotations(survey: Survey) -> Iterator[Finding]:
     for note in survey.notes:
         if note.video not in units or not _is_outside(note):
             yield _finding(note, survey)
+    told = {note.problem for note in survey.notes}
+    for what, count in survey.annotations.warnings.items():
+        # Those with a place have been told; `check_classes` tells labels with their examples.
+        if what not in told and not what.startswith(ALIKE_LABELS):
+            yield Finding(READ, f"{what}: {count}", numbers={"count": count})
 
 
 def _finding(note: AnnotationNote, survey: Survey) -> Finding:
@@ -146,12 +157,30 @@ def check_classes(survey: Survey) -> Iterator[Finding]:
         yield Finding(ALIKE, examples, numbers={name: trained[name] for name in alike})
     for name in names:
         numbers = {"training": trained[name], "test": tested[name]}
+        slip = _describe_slip(name, trained, survey) if trained[name] < FEW else ""
         if not trained[name]:
             kind = ONLY_TESTED if tested[name] else UNTRAINED
-            where = f", {tested[name]} test examples" if tested[name] else ""
-            yield Finding(kind, f"{name}: no training example{where}", numbers=numbers)
+            where = f", {format_count(tested[name], 'test example')}" if tested[name] else ""
+            yield Finding(kind, f"{name}: no training example{where}{slip}", numbers=numbers)
         elif trained[name] < FEW:
-            yield Finding(FEW_EXAMPLES, f"{name}: {trained[name]} examples", numbers=numbers)
+            examples = format_count(trained[name], "example")
+            yield Finding(FEW_EXAMPLES, f"{name}: {examples}{slip}", numbers=numbers)
+
+
+def _describe_slip(name: str, trained: Counter[str], survey: Survey) -> str:
+    """Return the end of a sentence on a rare class: the class that its name may be a slip for."""
+    usual = [
+        other
+        for other, count in trained.items()
+        # Names that differ in numbers alone are a series.
+        if count > trained[name] and re.sub(r"\d", "", other) != re.sub(r"\d", "", name)
+    ]
+    near = difflib.get_close_matches(name, usual, n=1, cutoff=ALMOST)
+    videos = [v.name for v in survey.used if any(s.label == name for s in v.segments)]
+    if not near or not videos:
+        return ""
+    examples = format_count(trained[near[0]], "example")
+    return f"; is it {near[0]!r} ({examples}), misspelt in {videos[0]}?"
 
 
 def count_examples(survey: Survey, subset: str) -> Counter[str]:

@@ -7,6 +7,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from configs.messages import format_count
 from evaluate.reports.figures import draw_dataset
 from train.config import Experiment
 from train.dataset_check import annotations, files, lengths
@@ -65,18 +66,21 @@ class DatasetCheck:
         actions = sum(len(video.segments) for video in seen.used)
         per_epoch, updates = planned_updates(seen)
         lines = [
-            f"{len(seen.used)} videos of {', '.join(map(repr, subsets(seen.config.data)))}: "
-            f"{actions} actions of {len(seen.annotations.classes)} classes",
-            f"a run: {per_epoch} updates an epoch, {updates} in all",
+            f"{format_count(len(seen.used), 'video')} of "
+            f"{', '.join(map(repr, subsets(seen.config.data)))}: "
+            f"{format_count(actions, 'action')} of "
+            f"{format_count(len(seen.annotations.classes), 'class', 'classes')}",
+            f"a run: {format_count(per_epoch, 'update')} an epoch, {updates} in all",
         ]
         if self.findings:
             lines.append(findings_table(self.findings))
         if self.suggestion:
-            better = self.suggestion
+            better, pace = self.suggestion, getattr(now, self.suggestion.setting)
+            fits = (now.window_size, pace) == (better.window_size, better.pace)
+            told = "as they are" if fits else f"now {now.window_size} and {pace:g}"
             lines += [
                 f"suggested: sampling.window_size {better.window_size} and "
-                f"sampling.{better.setting} {better.pace:g} (now {now.window_size} and "
-                f"{getattr(now, better.setting):g}):",
+                f"sampling.{better.setting} {better.pace:g} ({told}):",
                 textwrap.fill(better.reason, 96, initial_indent="  ", subsequent_indent="  "),
             ]
         return "\n".join(lines)

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from evaluate.datasets.fields import describe_near_files, group_by_spelling
+from evaluate.datasets.fields import NearFiles
 from extract.video.files import describe_no_videos
 from extract.video.index import VideoError
 from extract.video.probe import HANGS
@@ -69,10 +69,10 @@ RATE = FindingKind(
 def check_missing_files(survey: Survey) -> Iterator[Finding]:
     """Yield videos without a file, names with two files, and files without annotations."""
     folder = Path(survey.config.data.videos)
-    spelled = group_by_spelling(survey.folder)
+    near = NearFiles(survey.folder)
     for video in survey.used:
         if video.name not in survey.folder:
-            hint = describe_near_files(video.name, spelled)
+            hint = near.describe(video.name)
             hint = hint or describe_no_videos(video.name, folder)
             text = f"{video.name}: no such file in {folder}{hint}"
             yield Finding(unless_skipped(MISSING, survey), text, video.name)

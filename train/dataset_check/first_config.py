@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from configs.loader import find_config, parse
+from configs.messages import format_count
 from evaluate.annotations import Annotations
 from evaluate.datasets.records import BY_CHANCE, TEST_SHARE, subset_in
 from extract.video.files import files_by_name
@@ -165,9 +166,10 @@ def write_labels(annotations: Annotations, assigned: dict[str, str]) -> str:
 def _describe_data(annotations: Annotations, present: int) -> str:
     actions = sum(len(video.segments) for video in annotations.videos.values())
     missing = len(annotations.videos) - present
-    lacking = f" ({missing} have no file)" if missing else ""
+    lacking = f" ({missing} without a file)" if missing else ""
     return (
-        f"{len(annotations.videos)} videos{lacking}, {actions} actions of "
-        f"{len(annotations.classes)} classes: {', '.join(annotations.classes[:8])}"
-        + (", …" if len(annotations.classes) > 8 else "")
+        f"{format_count(len(annotations.videos), 'video')}{lacking}, "
+        f"{format_count(actions, 'action')} of "
+        f"{format_count(len(annotations.classes), 'class', 'classes')}: "
+        f"{', '.join(annotations.classes[:8])}" + (", …" if len(annotations.classes) > 8 else "")
     )

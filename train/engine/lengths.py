@@ -3,6 +3,7 @@
 from dataclasses import replace
 from typing import TypeVar
 
+from configs.messages import format_count
 from train.config import TrainingConfig
 
 # Measured with 300 updates: averages that reach back over all of them are 6 points of mAP worse
@@ -29,8 +30,9 @@ def resolve_lengths(training: T, per_epoch: int) -> tuple[T, list[str]]:
         ratio = epochs / training.epochs
         stop = training.stop_epoch
         notes.append(
-            f"training.updates {training.updates}: {epochs} epochs of {per_epoch} updates, and all "
-            f"that is counted in epochs as in a schedule of training.epochs {training.epochs}"
+            f"training.updates {training.updates}: {format_count(epochs, 'epoch')} of "
+            f"{format_count(per_epoch, 'update')}, and all that is counted in epochs as in a "
+            f"schedule of training.epochs {training.epochs}"
         )
         training = replace(
             training,

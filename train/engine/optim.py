@@ -11,6 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from configs.messages import format_count
 from train.config import TrainingConfig
 from train.engine.sharding import shard_like
 
@@ -24,7 +25,7 @@ FEW_UPDATES = 500  # ordinary runs have thousands
 def describe_updates(per_epoch: int, epochs: int) -> str:
     """Return how many updates a run has, and what to do if they are few, as text."""
     total = per_epoch * epochs
-    text = f"{per_epoch} updates an epoch, {total} in all"
+    text = f"{format_count(per_epoch, 'update')} an epoch, {total} in all"
     if total < FEW_UPDATES:
         text += f"\nwarning: {total} updates are few, and may teach little: {MORE_UPDATES}"
     return text

@@ -12,6 +12,7 @@ then the video's own rate, which is noted.
 """
 
 from typing import Any
+from urllib.parse import unquote
 
 from evaluate.datasets.fields import as_number, get_field
 from evaluate.datasets.records import AnnotationSource, Dataset, Record
@@ -133,9 +134,9 @@ def media_file(address: str) -> str:
     """Return the file of a task's address: uploaded, served from a local folder, or of a URL."""
     folder, slash, file = path_of(address).rpartition("/")
     mark, dash, rest = file.partition("-")
-    # Label Studio puts eight digits before the names of uploaded files.
+    # Label Studio puts eight digits before the names of uploaded files; its addresses are URLs'.
     if "upload" in folder.split("/") and dash and rest and len(mark) == 8 and _is_hex(mark):
-        file = rest
+        file = unquote(rest)
     return folder + slash + file
 
 
