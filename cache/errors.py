@@ -1,5 +1,7 @@
 """Errors of a store."""
 
+from shlex import quote
+
 
 class StoreError(ValueError):
     """A store that cannot be opened, read or written as asked."""
@@ -19,8 +21,8 @@ class Damaged(StoreError):
         text = file if what is None else f"{file} is damaged: {what}"
         if url is not None:
             text = (
-                f"{url}/{text}; `python cache/show.py {url} --verify --prune` removes what cannot "
-                "be read, and it is computed again when it is needed"
+                f"{url}/{text}; `python cache/show.py {quote(url)} --verify --prune` removes what "
+                "cannot be read, and it is computed again when it is needed"
             )
         super().__init__(text)
         self.file = file

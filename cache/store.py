@@ -19,6 +19,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from shlex import quote
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -214,7 +215,7 @@ class Store:
             raise StoreError(
                 f"{self.url}: there is no activation cache here (no {MARKER}); make one with "
                 "`python extract/run.py --config CONFIG --checkpoint CHECKPOINT "
-                f"--cache {self.url}`"
+                f"--cache {quote(self.url)}`"
             )
         self._format = found.tobytes()
         if self._format in FORMATS:
@@ -232,8 +233,8 @@ class Store:
     def _repair_hint(self) -> str:
         """Return what the user can do to have the marker file written again."""
         return (
-            f"`python cache/show.py {self.url} --verify --prune` then writes it anew and checks "
-            "the rest"
+            f"`python cache/show.py {quote(self.url)} --verify --prune` then writes it anew and "
+            "checks the rest"
         )
 
     def _take_lease(self) -> None:

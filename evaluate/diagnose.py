@@ -21,6 +21,7 @@ if __package__ is None:  # run as a file: its neighbours must not hide modules o
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, replace
+from shlex import quote
 from typing import TYPE_CHECKING
 
 from configs import cli
@@ -168,7 +169,8 @@ def find_predictions(checkpoint: Path, subset: str, answer: str) -> dict[str, Pa
     if not path.is_file():
         raise ValueError(
             f"there is no {path}: score it first (python evaluate/run.py --checkpoint "
-            f"{checkpoint}), or give the file that has its detections with --predictions"
+            f"{quote(str(checkpoint))}), or give the file that has its detections with "
+            "--predictions"
         )
     if path.stat().st_mtime < checkpoint.stat().st_mtime:
         print(f"warning: {path} is older than {checkpoint}; score it anew (evaluate/run.py)")

@@ -543,6 +543,7 @@ def test_wrong_grids_are_refused(place: Path, change: dict[str, Any], expected: 
     [
         ({"confg": "x"}, "rows.forward: unknown setting 'confg'; did you mean 'config'?"),
         ({"checkpoint": ["reverse"]}, "'reverse' is unknown; did you mean 'reversed'?"),
+        ({"checkpoint": ["runs/a/last.pt"]}, "'runs/a/last.pt' is a file; a row of the grid"),
         (
             {"checkpoint": "reversed+x"},
             "rows.forward: checkpoint: 'reversed+x': behind the + stands how many seeds further",

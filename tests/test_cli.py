@@ -1,6 +1,7 @@
 """Entry scripts end alike: one line and a code for what is expected, a traceback for bugs."""
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -9,8 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from cache.errors import Damaged, StoreError
+from cache.store import Store
 from configs import cli
 from configs.messages import EXPECTED
+from evaluate.diagnose import find_predictions
 
 REPOSITORY = Path(__file__).parent.parent
 WORKERS = {"extract/video/guarded_worker.py"}  # started by us, not by people
@@ -92,3 +96,16 @@ def test_what_a_terminal_cannot_write_ends_no_run() -> None:
         text=True,
     )
     assert done.stdout == "caf\\udce9 \\u2588\n" and done.stderr == "error: caf\\udce9\n"
+
+
+def test_commands_in_messages_can_be_pasted(tmp_path: Path) -> None:
+    url = str(tmp_path / "my cache")
+    with pytest.raises(StoreError) as missing:
+        Store(url)
+    messages = [str(missing.value), str(Damaged("index/1", "cut", url))]
+    with pytest.raises(ValueError, match="score it first") as unscored:
+        find_predictions(tmp_path / "my run/last.pt", "test", "both")
+    messages.append(str(unscored.value))
+    for message, path in zip(messages, [url, url, str(tmp_path / "my run/last.pt")], strict=True):
+        command = message.partition("python ")[2].partition("`")[0].partition(")")[0]
+        assert path in shlex.split(command)

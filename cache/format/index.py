@@ -5,6 +5,7 @@ from collections import deque
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from shlex import quote
 from typing import TypeVar
 
 import numpy as np
@@ -219,7 +220,7 @@ def _apply_listing(index: Index, files: Files, listed: dict[str, int]) -> Index:
             unreadable[file] = table
             tqdm.write(
                 f"warning: {files.url}/{file} cannot be read ({table.what}); what it holds "
-                f"counts as missing; `python cache/show.py {files.url} --prune` removes it"
+                f"counts as missing; `python cache/show.py {quote(files.url)} --prune` removes it"
             )
             continue
         if end + len(table.records) > len(records):

@@ -5,6 +5,7 @@ import secrets
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from shlex import quote
 
 import numpy as np
 import torch
@@ -230,7 +231,7 @@ class Writer:
             tqdm.write(
                 f"warning: {self._write_error(error)}; nothing is lost, the journal is just not "
                 "compacted into arrays yet "
-                f"(`python cache/show.py {self.files.url} --prune` does it later)"
+                f"(`python cache/show.py {quote(self.files.url)} --prune` does it later)"
             )
             self._compact_at_bytes = self.compact_bytes + self._journal_bytes
             self._compact_at_segments = COMPACT_SEGMENTS + len(self._segments)

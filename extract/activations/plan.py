@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from shlex import quote
 from typing import Any, NoReturn
 
 import numpy as np
@@ -149,9 +150,9 @@ def _check_present(wanted: Sequence[SpanRequest], gone: dict[str, str]) -> NoRet
     weights = "--config" if origin.endswith((".yaml", ".yml")) else "--checkpoint"
     raise ValueError(
         f"activations of {len(gone)} videos are not in {url}, and the videos are gone; bring them "
-        f"back and run `python extract/run.py {weights} {origin} --cache {url}` with the settings "
-        "that you used here, or leave them out with --data.bad_videos skip:\n  "
-        + "\n  ".join(truncated(sorted(gone.values())))
+        f"back and run `python extract/run.py {weights} {quote(origin)} "
+        f"--cache {quote(url)}` with the settings that you used here, or leave them out with "
+        "--data.bad_videos skip:\n  " + "\n  ".join(truncated(sorted(gone.values())))
     )
 
 
@@ -180,8 +181,8 @@ def check_disk_space(made: Plan) -> None:
         url = made.wanted[0].activations.store.url
         raise ValueError(
             f"the activations need up to {format_bytes(needed)}, but the disk of {url} has "
-            f"{format_bytes(free)} free; make room (`python cache/show.py {url} --prune`), choose "
-            "another --cache, set cache.dtype float16 or fewer cache.blocks"
+            f"{format_bytes(free)} free; make room (`python cache/show.py {quote(url)} --prune`), "
+            "choose another --cache, set cache.dtype float16 or fewer cache.blocks"
         )
 
 

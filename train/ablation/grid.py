@@ -283,5 +283,10 @@ def _check_overrides(overrides: dict[str, Setting]) -> None:
 
 
 def _check_known(name: str, rows: Collection[str], where: str) -> None:
+    if name not in rows and ("/" in name or name.endswith(".pt")):
+        raise ValueError(
+            f"{where}: '{name}' is a file; a row of the grid must stand here, one of "
+            f"{', '.join(rows)}"
+        )
     if name not in rows:
         raise ValueError(f"{where}: '{name}' is unknown{did_you_mean(name, rows)}")
