@@ -244,6 +244,15 @@ def test_one_stream_learns_what_two_answer(streams: Path, mean: Path, tmp_path: 
     assert after < 0.8 * first, (after, first)
 
 
+def test_a_taught_stream_is_built_on_without_its_teacher(data: list[str]) -> None:
+    config = load(Experiment, DEMO, [*data, "--training.teacher=gone.pt"])
+    taught = Checkpoint(config, ("a",), {}, {}, {})
+    alone = merge_configs(None, [("taught.pt", taught)], [])
+    assert alone.training.teacher is None
+    again = merge_configs(None, [("taught.pt", taught)], ["--training.teacher=other.pt"])
+    assert again.training.teacher == "other.pt"
+
+
 def distance(streams: Path, one: Checkpoint[Experiment], mean: Path) -> float:
     """Return how far a stream's scores are from the fused ones, in the windows of validation."""
     teacher = Detector.from_checkpoint(mean)

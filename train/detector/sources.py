@@ -31,13 +31,14 @@ CheckpointSource = tuple[str, Checkpoint[Experiment]]
 """A checkpoint and its file."""
 
 TRUNK = "backbone.trunk."
-TAUGHT_SETTINGS = (  # must agree, or both answer at other points, or of other frames
+SAME_WINDOWS = (
     *("sampling.window_size", "sampling.scale_factor", "sampling.snippet_stride", "sampling.fps"),
-    *("sampling.method", "head.levels"),
+    "sampling.method",
 )
+TAUGHT_SETTINGS = (*SAME_WINDOWS, "head.levels")  # must agree, or both answer at other points
 COMPATIBLE_SETTINGS = (  # must agree, or the same weights give other numbers or meanings
-    *("sampling.window_size", "sampling.scale_factor", "sampling.snippet_stride", "sampling.fps"),
-    *("sampling.method", "pixels.size", "backbone.mean", "backbone.std", "backbone.mode"),
+    *SAME_WINDOWS,
+    *("pixels.size", "backbone.mean", "backbone.std", "backbone.mode"),
     *(
         "pixels.antialias",
         "backbone.trunk.",
@@ -181,6 +182,9 @@ def merge_configs(
     path, first = sources[0]
     if file is not None and not all(is_checkpoint(path, Experiment) for path, _ in sources):
         first, file = first._replace(config=load(Experiment, file, overrides)), None
+    # Who taught a stream does not teach what is built on it.
+    training = replace(first.config.training, teacher=None)
+    first = first._replace(config=replace(first.config, training=training))
     for _, saved in sources[1:]:
         fusion = replace(first.config.fusion, partner=saved.config.direction)
         first = first._replace(config=replace(first.config, fusion=fusion))
