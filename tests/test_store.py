@@ -230,20 +230,20 @@ def test_errors_say_what_to_do(tmp_path: Path) -> None:
         for mode in modes:
             with pytest.raises(StoreError, match=f"{tmp_path}/{MARKER}.*{says}"):
                 Store.open(tmp_path, mode)
-    for url, meant in {
-        "s3:bucket/x": "s3://bucket/x",
-        "gs:/bucket/x": "gs://bucket/x",
-        "file:x/y": "x/y",
-        "local:/x/y": "/x/y",
-    }.items():
-        with pytest.raises(StoreError, match=f"neither a URL .*; write {meant}, or"):
-            Store.open(url, "a")
-    for url, meant in {
-        "simplecache::memory://copied": "memory://copied",
-        "filecache::s3://bucket/x": "s3://bucket/x",
-        "blockcache::dir::memory://copied": "memory://copied",
-    }.items():
-        with pytest.raises(StoreError, match=f"{url}: .*give the place itself: {meant}$"):
+    slashes, copies = (
+        "neither a URL .*; write {meant}, or",
+        "{url}: .*give the place itself: {meant}$",
+    )
+    for url, meant, says in (
+        ("s3:bucket/x", "s3://bucket/x", slashes),
+        ("gs:/bucket/x", "gs://bucket/x", slashes),
+        ("file:x/y", "x/y", slashes),
+        ("local:/x/y", "/x/y", slashes),
+        ("simplecache::memory://copied", "memory://copied", copies),
+        ("filecache::s3://bucket/x", "s3://bucket/x", copies),
+        ("blockcache::dir::memory://copied", "memory://copied", copies),
+    ):
+        with pytest.raises(StoreError, match=says.format(url=url, meant=meant)):
             Store.open(url, "a")
 
 

@@ -8,6 +8,7 @@ import re
 import reprlib
 import unicodedata
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -139,9 +140,16 @@ class NearFiles:
     """
 
     def __init__(self, names: Collection[str]) -> None:
-        self._by_spelling = group_by_spelling(names)
+        self._names = names
+
+    @cached_property
+    def _by_spelling(self) -> dict[str, list[str]]:
+        return group_by_spelling(self._names)
+
+    @cached_property
+    def _by_letters(self) -> dict[str, list[str]]:
         # Tools that take uploads replace or leave out what is neither letter nor digit.
-        self._by_letters = group_by_spelling(names, _letters)
+        return group_by_spelling(self._names, _letters)
 
     def describe(self, name: str) -> str:
         """Return the end of a message about a video: files whose names nearly match its name."""

@@ -56,6 +56,11 @@ class CachedStreams:
     def cut(self) -> Cut:
         return self.places[0].cut
 
+    def first(self, count: int) -> "CachedStreams":
+        """Return the first streams alone."""
+        held, tests = self.held[:count], self.held_tests[:count]
+        return replace(self, places=self.places[:count], held=held, held_tests=tests)
+
 
 def evaluation_spans(
     items: Sequence[VideoItem],

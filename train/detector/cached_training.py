@@ -77,10 +77,8 @@ def train_on_cache(
         )
     # Anew: videos may have been skipped. The windows of validations go to loader workers.
     held = hold_features(cached, spans_to_train_on(), accelerator, "train on", accelerator.device)
-    own = replace(cached, places=cached.places[: len(config.directions)])
-    held_tests = hold_features(
-        own, spans_to_validate_on(), accelerator, "validate on", torch.device("cpu")
-    )
+    own, cpu = cached.first(len(config.directions)), torch.device("cpu")
+    held_tests = hold_features(own, spans_to_validate_on(), accelerator, "validate on", cpu)
     cached = replace(cached, held=held, held_tests=held_tests)
     task = DetectionTask(
         detector, data.training, data.validation, accelerator, cached, teacher=teacher

@@ -113,8 +113,7 @@ class DetectionTask:
             # Kept: starting new decoding workers would cost every validation some seconds.
             overlap = config.sampling.validation_overlap
             # Its workers need no more than what they read.
-            places = cached.places[: len(config.directions)] if cached else ()
-            tested = cached and replace(cached, held=(), places=places)
+            tested = cached and replace(cached.first(len(config.directions)), held=())
             self.windows = window_loader(validation, overlap, config, accelerator, tested, kept)
         device, processes = accelerator.device, accelerator.num_processes
         self.memory = settle_recompute(detector.streams, config, device, processes)
