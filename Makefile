@@ -56,7 +56,7 @@ control: $(READY)
 		--out runs/demo/control --data.annotations data/demo/exchanged.json
 	$(DEMO_ENV) $(BIN)/python evaluate/run.py --checkpoint runs/demo/control/last.pt
 
-# The bidirectional study: 31 rows of 5 seeds on other synthetic videos; goes on where it stopped.
+# The bidirectional study: 35 rows of 5 seeds on other synthetic videos; goes on where it stopped.
 study: $(READY)
 	$(BIN)/python extract/demo.py --preset study --out data/study
 	$(BIN)/python train/ablate.py configs/ablate/study.yaml --processes 2

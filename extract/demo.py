@@ -4,11 +4,13 @@
     python extract/demo.py --out data/study --preset study
     python extract/demo.py --out data/actions --preset clips
 
-The folder gets videos/*.mp4, annotations.json (THUMOS/ActivityNet layout), classes.txt and two
+The folder gets videos/*.mp4, annotations.json (THUMOS/ActivityNet layout) and classes.txt; two
 controls: exchanged.json (training and validation annotations moved to other videos) and
-mirrored.json (training annotations of the reversed videos). With the preset `clips` it gets
-<subset>/<class>/*.mp4, each little longer than its one action, that many of every class. The same
-arguments give the same bytes. A folder that is already complete is not changed.
+mirrored.json (training annotations of the reversed videos); and what people's own annotations may
+look like: half.json, quarter.json (of so many training videos) and moved.json (boundaries a tenth
+of the action's length off). With the preset `clips` it gets <subset>/<class>/*.mp4, each little
+longer than its one action, that many of every class. The same arguments give the same bytes. A
+folder that is already complete is not changed.
 """
 
 import sys
@@ -19,9 +21,11 @@ if __package__ is None:  # run as a file: its neighbours must not hide modules o
 
 import json
 import shutil
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
+from functools import partial
 from multiprocessing import get_context
 from typing import Any
 
@@ -37,6 +41,7 @@ from extract.scenes import ACTIONS, Scene, random_clip, random_scene, render_sce
 FRAME_RATES = (15, 18, 20, 24)
 SIZES = ((96, 128), (96, 112), (112, 96), (104, 136))  # height, width
 SUBSETS = ("training", "validation", "test", "held_out")
+ANNOTATIONS = "annotations.json"
 STAMP = "demo.json"  # only a folder with this file is ours to delete
 CHUNK = 128  # frames drawn at a time
 # x264's lookahead reads memory next to frames whose width is no multiple of 64: its decisions, and
@@ -84,8 +89,17 @@ def write_dataset(folder: Path, config: DemoConfig, processes: int = 2) -> None:
         ValueError: the folder holds something else, which is not touched.
     """
     wanted = json.dumps(asdict(config))
-    if _is_complete(folder, wanted):
-        return
+    if not _is_complete(folder, wanted):
+        _write_videos(folder, config, processes)
+        write_text(folder / STAMP, wanted)
+    database = json.loads((folder / ANNOTATIONS).read_text())["database"]
+    for name, change in CHANGED_ANNOTATIONS.items():
+        if not (folder / name).exists():  # a dataset of an earlier version lacks some
+            _write_json(folder / name, {"version": "control", "database": change(database)})
+
+
+def _write_videos(folder: Path, config: DemoConfig, processes: int) -> None:
+    """Write all videos, their annotations and classes."""
     (folder / "videos").mkdir()
     jobs = [
         (folder / "videos", subset, index, config)
@@ -97,13 +111,8 @@ def write_dataset(folder: Path, config: DemoConfig, processes: int = 2) -> None:
         done = pool.map(_write_video, *zip(*jobs, strict=True))
         for name, entry in ProgressBar(done, total=len(jobs), desc="demo videos", unit="video"):
             database[name] = entry
-    _write_json(folder / "annotations.json", {"version": "demo", "database": database})
-    exchanged = exchange_annotations(database)
-    _write_json(folder / "exchanged.json", {"version": "control", "database": exchanged})
-    mirrored = mirror_annotations(database)
-    _write_json(folder / "mirrored.json", {"version": "control", "database": mirrored})
     write_text(folder / "classes.txt", "".join(f"{name}\n" for name in ACTIONS))
-    write_text(folder / STAMP, wanted)
+    _write_json(folder / ANNOTATIONS, {"version": "demo", "database": database})
 
 
 def write_clips(folder: Path, config: DemoConfig, processes: int = 2) -> None:
@@ -238,6 +247,42 @@ def mirror_annotations(database: dict[str, Any]) -> dict[str, Any]:
             mirrored_actions.append({"segment": segment, "label": action["label"]})
         mirrored[name] = entry | {"annotations": mirrored_actions}
     return mirrored
+
+
+def thin_annotations(database: dict[str, Any], share: float) -> dict[str, Any]:
+    """Return annotations without the training videos behind the first `share` of them."""
+    names = [name for name, entry in database.items() if entry["subset"] == SUBSETS[0]]
+    dropped = set(names[round(share * len(names)) :])
+    return {name: entry for name, entry in database.items() if name not in dropped}
+
+
+def move_boundaries(database: dict[str, Any], share: float) -> dict[str, Any]:
+    """Return annotations in which each boundary of training videos is `share` of its length off.
+
+    Which way is drawn for each; boundaries stay inside their video.
+    """
+    rng = np.random.default_rng(0)
+    moved = dict(database)
+    for name, entry in database.items():
+        if entry["subset"] != SUBSETS[0]:
+            continue
+        actions = []
+        for action in entry["annotations"]:
+            start, end = action["segment"]
+            shifts = share * (end - start) * rng.choice((-1.0, 1.0), 2)
+            segment = np.clip(np.array([start, end]) + shifts, 0.0, entry["duration"]).round(3)
+            actions.append({"segment": segment.tolist(), "label": action["label"]})
+        moved[name] = entry | {"annotations": actions}
+    return moved
+
+
+CHANGED_ANNOTATIONS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    "exchanged.json": exchange_annotations,
+    "mirrored.json": mirror_annotations,
+    "half.json": partial(thin_annotations, share=0.5),
+    "quarter.json": partial(thin_annotations, share=0.25),
+    "moved.json": partial(move_boundaries, share=0.1),
+}
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

@@ -27,6 +27,7 @@ from train.modeling.points import Targets, decode_segments, pyramid_points
 
 SIZE, LEVELS, CLASSES = 64, 5, 3
 POINTS = [SIZE // 2**level for level in range(LEVELS)]
+ANSWERS_OF_POINTS: tuple[Method, ...] = ("average", "calibrated")
 METHODS: tuple[Method, ...] = ("average", "calibrated", *MIXING_METHODS)
 RIGHT: tuple[Pairing, ...] = ("nearest", "index")
 VALID = range(1, SIZE + 1)  # every length of a padded window
@@ -70,7 +71,7 @@ def segments(output: HeadOutput) -> Tensor:
     return torch.stack([points.time - reach[:, 0], points.time + reach[:, 1]], -1)
 
 
-def build(method: Method, pairing: Pairing = "nearest", **rest: str) -> PredictionFusion:
+def build(method: Method, pairing: Pairing = "nearest", **rest: str | bool) -> PredictionFusion:
     config = FusionConfig(method=method, pairing=pairing, **rest)  # type: ignore[arg-type]
     return PredictionFusion(config, POINTS, CLASSES).double()
 
@@ -145,15 +146,22 @@ def test_ties_leave_no_point_alone(level: int) -> None:
 
 
 @pytest.mark.parametrize("pairing", RIGHT)
-@pytest.mark.parametrize("axis", ["level", "all"])
-@pytest.mark.parametrize("method", METHODS)
-def test_swapped_streams_swap_the_results(method: Method, pairing: Pairing, axis: str) -> None:
+@pytest.mark.parametrize(
+    ("method", "rest"),
+    [
+        *((method, {"axis": axis}) for method in METHODS for axis in ("level", "all")),
+        *((method, {"agreement": True}) for method in ANSWERS_OF_POINTS),
+    ],
+)
+def test_swapped_streams_swap_the_results(
+    method: Method, rest: dict[str, str | bool], pairing: Pairing
+) -> None:
     """The reversed video shows each stream what the other saw; learned weights in place."""
-    fusion = build(method, pairing, axis=axis)
+    fusion = build(method, pairing, **rest)
     torch.manual_seed(0)
     for parameter in fusion.parameters():
         parameter.data.normal_()
-    swapped = build(method, pairing, axis=axis)
+    swapped = build(method, pairing, **rest)
     swapped.load_state_dict(fusion.state_dict())
     if method == "calibrated":  # it knows the streams apart
         swapped.load_state_dict(
@@ -192,6 +200,53 @@ def test_both_results_of_the_mean_are_one(pairing: Pairing) -> None:
             apart = max(apart, float((here - there).abs().max()) if len(here) else 0.0)
             first += len(met)
     assert apart < 1e-9 if pairing != "uncorrected" else apart > 1
+
+
+def overlaps(one: Tensor, other: Tensor) -> Tensor:
+    """The temporal IoU of segments [P, 2], pair by pair, from its definition."""
+    shared = torch.minimum(one[:, 1], other[:, 1]) - torch.maximum(one[:, 0], other[:, 0])
+    shared = shared.clamp(min=0)
+    length = (one[:, 1] - one[:, 0]) + (other[:, 1] - other[:, 0])
+    return shared / (length - shared)
+
+
+@pytest.mark.parametrize("pairing", RIGHT)
+def test_scores_are_multiplied_by_how_far_both_segments_overlap(pairing: Pairing) -> None:
+    mean, weighed = build("average", pairing), build("average", pairing, agreement=True)
+    seen = []
+    for valid in SOME:
+        a, b = outputs(valid, 1), outputs(valid, 2)
+        reflection = torch.tensor([valid - 1.0], dtype=torch.float64)
+        before, after = mean(a, b, reflection)[0], weighed(a, b, reflection)[0]
+        there = segments(a), segments(align(b, a, reflection, pairing))
+        points = before.flat()[2][0]
+        # Segments that alignment turned round overlap nothing.
+        right = (there[1][:, 1] > there[1][:, 0]) & points
+        expected = before.flat()[0].sigmoid()[0] * overlaps(*there)[:, None]
+        found = after.flat()[0].sigmoid()[0]
+        assert torch.allclose(found[right], expected[right], atol=1e-6, rtol=0)
+        assert torch.equal(after.flat()[1][0][points], before.flat()[1][0][points])
+        assert after.flat()[0][0][points].isfinite().all()
+        seen.append(overlaps(*there)[right])
+    assert torch.cat(seen).min() == 0
+    assert pairing == "index" or torch.cat(seen).max() == 1  # own where none meets
+
+
+def test_streams_that_agree_keep_their_scores() -> None:
+    a = outputs(SIZE, 1)
+    sure = HeadOutput(tuple(50 * x for x in a.logits), a.distances, a.masks)
+    for output in (a, sure):
+        fused = build("average", agreement=True)(output, output, None)[0]
+        assert torch.allclose(
+            fused.flat()[0].sigmoid(), output.flat()[0].sigmoid(), atol=1e-6, rtol=0
+        )
+        assert fused.flat()[0].isfinite().all()
+
+
+@pytest.mark.parametrize("method", [m for m in get_args(Method) if m not in ANSWERS_OF_POINTS])
+def test_only_answers_of_points_can_be_weighed_by_agreement(method: Method) -> None:
+    with pytest.raises(ValueError, match=f"fusion.agreement.*{method}"):
+        FusionConfig(method=method, agreement=True)
 
 
 @pytest.mark.parametrize("axis", ["level", "all"])

@@ -3,12 +3,20 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from evaluate.annotations import read_annotations, select_videos
-from extract.demo import DemoConfig, exchange_annotations, write_clips, write_dataset
+from extract.demo import (
+    DemoConfig,
+    exchange_annotations,
+    move_boundaries,
+    thin_annotations,
+    write_clips,
+    write_dataset,
+)
 from extract.scenes import ACTIONS, Scene, action_map, random_clip, random_scene, render_scene
 from extract.video.reader import VideoReader
 
@@ -83,7 +91,7 @@ def test_dataset_is_real_and_repeatable(tmp_path: Path) -> None:
     write_dataset(tmp_path / "one", SMALL, processes=1)
     write_dataset(tmp_path / "two", SMALL, processes=2)
     files = sorted(p.relative_to(tmp_path / "one") for p in (tmp_path / "one").rglob("*.*"))
-    assert len(files) == 6 + 5
+    assert len(files) == 6 + 8
     for file in files:
         assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
     annotations = read_annotations(
@@ -139,6 +147,55 @@ def test_exchange_moves_training_truth_and_leaves_the_test_alone(tmp_path: Path)
     for video in moved.values():
         for entry in video["annotations"]:
             assert 0 <= entry["segment"][0] < entry["segment"][1] <= video["duration"]
+
+
+def truth_of(videos: dict[str, int]) -> dict[str, Any]:
+    """Annotations of that many videos a subset, with an action in the middle and at the end."""
+    return {
+        f"{subset}_{number}": {
+            "subset": subset,
+            "duration": 10.0,
+            "annotations": [
+                {"segment": [2.0, 6.0], "label": ACTIONS[0]},
+                {"segment": [9.5, 10.0], "label": ACTIONS[1]},
+            ],
+        }
+        for subset, count in videos.items()
+        for number in range(count)
+    }
+
+
+def test_few_labels_are_those_of_the_first_training_videos() -> None:
+    true = truth_of({"training": 8, "validation": 3, "test": 2})
+    few = thin_annotations(true, 0.25)
+    gone = [name for name in true if name not in few]
+    assert gone == [f"training_{number}" for number in range(2, 8)]
+    assert all(few[name] == true[name] for name in few)
+
+
+def test_moved_boundaries_are_a_tenth_of_the_length_away() -> None:
+    true = truth_of({"training": 50, "validation": 1, "test": 1})
+    moved = move_boundaries(true, 0.1)
+    assert moved == move_boundaries(true, 0.1) != true
+    assert all(moved[name] == true[name] for name in ("validation_0", "test_0"))
+    seen = set()
+    for number in range(50):
+        (first, last) = moved[f"training_{number}"]["annotations"]
+        assert first["label"] == ACTIONS[0]
+        seen.add(tuple(first["segment"]))
+        assert last["segment"][0] in (9.45, 9.55) and last["segment"][1] in (9.95, 10.0)
+    assert seen == {(start, end) for start in (1.6, 2.4) for end in (5.6, 6.4)}
+
+
+@pytest.mark.slow
+def test_annotations_that_an_older_dataset_lacks_are_added(tmp_path: Path) -> None:
+    write_dataset(tmp_path, SMALL, processes=1)
+    whole = (tmp_path / "quarter.json").read_bytes()
+    videos = (tmp_path / "annotations.json").stat().st_mtime_ns
+    (tmp_path / "quarter.json").unlink()
+    write_dataset(tmp_path, SMALL, processes=1)
+    assert (tmp_path / "quarter.json").read_bytes() == whole
+    assert (tmp_path / "annotations.json").stat().st_mtime_ns == videos
 
 
 @pytest.mark.parametrize("action", ACTIONS)

@@ -107,9 +107,19 @@ class FusionConfig:
         pairing: which points meet, see `extract.sampling.reversal.Pairing`.
         axis: over which fully connected layers and the convolution run: the points of one `level`
             after another, or of `all` levels in a row.
+        agreement: scores are multiplied by how far both streams' segments overlap at a point (their
+            temporal IoU); for the methods `average` and `calibrated`.
     """
 
     method: Method = "none"
     partner: Direction = "reversed"
     pairing: Pairing = "nearest"
     axis: Literal["level", "all"] = "level"
+    agreement: bool = False
+
+    def __post_init__(self) -> None:
+        if self.agreement and self.method not in ("average", "calibrated"):
+            raise ValueError(
+                "fusion.agreement weighs what fusion.method average or calibrated answers, not "
+                f"{self.method}; set it to false"
+            )

@@ -21,6 +21,7 @@ from train.modeling.actionformer import ActionFormer, HeadOutput
 from train.modeling.config import MIXING_METHODS, FusionConfig, HeadConfig
 
 Layer = TypeVar("Layer", nn.Linear, nn.Conv3d)
+SMALLEST = 1e-6  # overlap, and distance of a score from 1, so that logits stay finite
 
 
 def align(
@@ -87,10 +88,20 @@ class PredictionFusion(nn.Module):
             tuple((a + b) / 2 for a, b in zip(own.distances, other.distances, strict=True)),
             own.masks,
         )
-        if self.mix is None:
-            return mean
-        fused: HeadOutput = self.mix(own, other, mean, stream)
-        return fused
+        fused: HeadOutput = mean if self.mix is None else self.mix(own, other, mean, stream)
+        return weigh_by_agreement(fused, own, other) if self.config.agreement else fused
+
+
+def weigh_by_agreement(fused: HeadOutput, one: HeadOutput, other: HeadOutput) -> HeadOutput:
+    """Return `fused` with scores times the temporal IoU of the segments of two at its points."""
+    logits = []
+    for score, a, b in zip(fused.logits, one.distances, other.distances, strict=True):
+        shared = torch.minimum(a, b).sum(1, keepdim=True).clamp(min=0)
+        overlap = shared / torch.maximum(a, b).sum(1, keepdim=True).clamp(min=SMALLEST)
+        exact = torch.promote_types(score.dtype, torch.float32)
+        log_p = F.logsigmoid(score.to(exact)) + overlap.to(exact).clamp(min=SMALLEST).log()
+        logits.append(log_p - torch.log(-torch.expm1(log_p).clamp(max=-SMALLEST)))
+    return fused._replace(logits=tuple(logits))
 
 
 class PointMixer(nn.Module):
