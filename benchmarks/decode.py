@@ -1,27 +1,31 @@
-"""Time the way from mp4 to model input against bare decord, and whether training waits for it.
+"""Time the way from mp4 to model input against bare readers, and whether training waits for it.
 
     OMP_NUM_THREADS=1 python -m benchmarks.decode [FILE ...] [--size 160] [--overlap 0 0.5]
     OMP_NUM_THREADS=1 python -m benchmarks.decode --wait [--workers 1 2] [--step-seconds 0.5]
 
 Without files, a synthetic one like THUMOS-14's is made: 340 × 256, 30 frames/s, H.264 with B-frames
-and a keyframe every 250. All decode with one thread and alternate within one run; numbers are
-medians. Bare decord gives full-size frames and does nothing else: window by window, as a naive
-loader does, and every needed frame once. --wait trains the demo's detector (or, with
---step-seconds, sleeps as if a GPU worked) and prints the share of time without a batch.
+and a keyframe every 250. Read are all windows of a file and one from its middle. All decode with
+one thread and alternate within one run; numbers are medians. Bare decord, PyAV and torchcodec, as
+far as they are installed, give every needed frame once at full size and do nothing else; ours
+resizes, crops and lays out windows, too. "By window" is a naive loader: decord, window by window.
+--wait trains the demo's detector (or, with --step-seconds, sleeps as if a GPU worked) and prints
+the share of time without a batch.
 """
 
 import argparse
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import av
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from configs.loader import load
 from extract.sampling.transforms import evaluation_transform
@@ -30,6 +34,7 @@ from extract.sampling.windows import Window, sliding_windows
 from extract.settings.pixels import PixelConfig
 from extract.settings.sampling import SamplingConfig
 from extract.video.decoders.by_decord import decord
+from extract.video.decoders.by_torchcodec import torchcodec
 from extract.video.reader import CHUNK, VideoReader
 from train.config import Experiment
 from train.data.loading import EpochSampler
@@ -62,13 +67,17 @@ def main() -> None:
                 print(measure_waiting(files, workers, args.step_seconds))
             return
         print(
-            "| file | overlap | input frames | ours, frames/s | decord by window | ratio "
-            "| decord once | ratio |"
+            "| file | read | input frames | ours, frames/s | ours / fastest bare reader | "
+            f"{' | '.join(BARE)} | decord by window |"
         )
-        print("|---|---|---|---|---|---|---|---|")
+        print("|---|---|---|---|---|" + "---|" * len(BARE) + "---|")
         for file in files:
             for overlap in args.overlap:
-                print(race_readers(file, overlap, args.size, args.window, args.repeats))
+                windows = cut_windows(file, overlap, args.window)
+                what = f"all windows, overlap {overlap:g}"
+                print(race_readers(file, what, windows, args.size, args.repeats))
+            middle = [windows[len(windows) // 2]]
+            print(race_readers(file, "a window in the middle", middle, args.size, args.repeats))
 
 
 def write_synthetic(path: Path, count: int, height: int = 256, width: int = 340) -> Path:
@@ -90,11 +99,14 @@ def write_synthetic(path: Path, count: int, height: int = 256, width: int = 340)
     return path
 
 
-def race_readers(file: Path, overlap: float, size: int, window_size: int, repeats: int) -> str:
+def cut_windows(file: Path, overlap: float, size: int) -> list[Window]:
+    """Return a file's windows of `size` samples, every fourth frame; reads its index once."""
+    sampling = SamplingConfig(window_size=size, snippet_stride=4)
+    return sliding_windows(len(VideoReader(file)), overlap, sampling)
+
+
+def race_readers(file: Path, what: str, windows: list[Window], size: int, repeats: int) -> str:
     """Return a row of the table; each way opens its own reader, as for a new video."""
-    sampling = SamplingConfig(window_size=window_size, snippet_stride=4)
-    count = len(VideoReader(file))  # reads the file's index, which a run does once
-    windows = sliding_windows(count, overlap, sampling)
     transform = evaluation_transform(PixelConfig(size))
 
     def ours() -> None:
@@ -107,26 +119,63 @@ def race_readers(file: Path, overlap: float, size: int, window_size: int, repeat
         for window in windows:
             reader.get_batch(window.frames).asnumpy()
 
-    def once() -> None:
-        reader = decord.VideoReader(str(file), num_threads=1)
-        needed = unique_frames(windows)
-        for start in range(0, len(needed), CHUNK):
-            reader.get_batch(needed[start : start + CHUNK]).asnumpy()
-
+    needed = unique_frames(windows)
+    bare = [partial(read, file, needed) for read in BARE.values()]
     frames = sum(len(window.frames) for window in windows)
-    rates = [frames / seconds for seconds in median_seconds((ours, by_window, once), repeats)]
-    mine, naive, least = rates
+    mine, naive, *rates = (
+        frames / seconds for seconds in median_seconds([ours, by_window, *bare], repeats)
+    )
     return (
-        f"| {file.name} | {overlap:g} | {frames} | {mine:.0f} | {naive:.0f} | {mine / naive:.2f} "
-        f"| {least:.0f} | {mine / least:.2f} |"
+        f"| {file.name} | {what} | {frames} | {mine:.0f} | {mine / max(rates):.2f} | "
+        f"{' | '.join(f'{rate:.0f}' for rate in rates)} | {naive:.0f} |"
     )
 
 
-def unique_frames(windows: list[Window]) -> np.ndarray:
+def read_by_decord(file: Path, needed: NDArray[np.int64]) -> None:
+    reader = decord.VideoReader(str(file), num_threads=1)
+    for start in range(0, len(needed), CHUNK):
+        reader.get_batch(needed[start : start + CHUNK]).asnumpy()
+
+
+def read_by_pyav(file: Path, needed: NDArray[np.int64]) -> None:
+    """From the keyframe before the first needed frame to the last; constant frame rates only."""
+    with av.open(str(file)) as container:
+        (stream,) = container.streams.video
+        stream.codec_context.thread_count = 1
+        assert stream.average_rate is not None and stream.time_base is not None
+        step = 1 / (stream.average_rate * stream.time_base)
+        begin = stream.start_time or 0
+        container.seek(int(begin + needed[0] * step), stream=stream)
+        wanted, last = set(needed.tolist()), needed[-1]
+        for frame in container.decode(stream):
+            number = round((frame.pts - begin) / step)  # type: ignore[operator]
+            if number in wanted:
+                frame.to_ndarray(format="rgb24")
+            if number >= last:
+                break
+
+
+def read_by_torchcodec(file: Path, needed: NDArray[np.int64]) -> None:
+    reader = torchcodec.decoders.VideoDecoder(
+        str(file), num_ffmpeg_threads=1, seek_mode="approximate"
+    )
+    for start in range(0, len(needed), CHUNK):
+        _ = reader.get_frames_at(needed[start : start + CHUNK].tolist()).data
+
+
+BARE: dict[str, Callable[[Path, NDArray[np.int64]], None]] = {
+    "decord": read_by_decord,
+    "PyAV": read_by_pyav,
+}
+if torchcodec is not None:
+    BARE["torchcodec"] = read_by_torchcodec
+
+
+def unique_frames(windows: list[Window]) -> NDArray[np.int64]:
     return np.unique(np.concatenate([window.frames for window in windows]))
 
 
-def median_seconds(ways: tuple[Callable[[], None], ...], repeats: int) -> list[float]:
+def median_seconds(ways: Sequence[Callable[[], None]], repeats: int) -> list[float]:
     """Return the median seconds of every way; they take turns, so that all meet the same noise."""
     seconds: list[list[float]] = [[] for _ in ways]
     for _ in range(repeats):
