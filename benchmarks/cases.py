@@ -370,6 +370,8 @@ def demo_config(args: argparse.Namespace, out: str) -> Experiment:
         f"--training.validate_every={args.epochs}",
         f"--training.validate_from={args.epochs}",
     ]
+    if args.frame_cache:  # as `make demo` has it
+        overrides.append(f"--data.frame_cache={out}/frames")
     return load(Experiment, DEMO, overrides)
 
 
@@ -469,6 +471,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", type=Path, help="of detection")
     parser.add_argument("--data", type=Path, default=HOME / "data/demo", help="of demo and start")
     parser.add_argument("--epochs", type=int, default=2, help="of demo")
+    parser.add_argument("--frame_cache", action="store_true", help="of demo, ours: decode once")
 
 
 def main() -> None:

@@ -139,8 +139,8 @@ def main() -> None:
             for name, home in homes.items():
                 if args.case == "detection" and not number:
                     args.checkpoint = Path(scratch, f"{len(turns[name])}.pt")
-                    run_case(home, "checkpoint", options_of(args))
-                found = run_case(home, args.case, options_of(args))
+                    run_case(home, "checkpoint", options_of(args, home))
+                found = run_case(home, args.case, options_of(args, home))
                 if number:
                     turns[name].append(found)
     sides = {name: summarise(each) for name, each in turns.items()}
@@ -163,13 +163,19 @@ def worktrees(against: str | None) -> Iterator[dict[str, Path]]:
         yield {describe_checkout(): HOME, f"{name}, against": other}
 
 
-def options_of(args: argparse.Namespace) -> list[str]:
-    """Return the options of a case as its process takes them."""
+def options_of(args: argparse.Namespace, home: Path) -> list[str]:
+    """Return the options of a case as its process takes them, for the code in a folder."""
     names = argparse.ArgumentParser(add_help=False)
     add_options(names)
-    given = {action.dest: getattr(args, action.dest) for action in names._actions}
-    paths = {n: v.resolve() if isinstance(v, Path) else v for n, v in given.items()}
-    return [f"--{name}={value}" for name, value in paths.items() if value is not None]
+    options = []
+    for action in names._actions:
+        value = getattr(args, action.dest)
+        if isinstance(value, bool):
+            options += [f"--{action.dest}"] if value and home == HOME else []
+        elif value is not None:
+            path = value.resolve() if isinstance(value, Path) else value
+            options.append(f"--{action.dest}={path}")
+    return options
 
 
 if __name__ == "__main__":
