@@ -57,7 +57,7 @@ control: $(INSTALLED)
 		--out runs/demo/control --data.annotations data/demo/exchanged.json
 	$(DEMO_ENV) $(BIN)/python evaluate/run.py --checkpoint runs/demo/control/last.pt
 
-# The bidirectional study: 35 rows of 5 seeds on other synthetic videos; goes on where it stopped.
+# The bidirectional study: 41 rows of 5 seeds on other synthetic videos; goes on where it stopped.
 study: $(INSTALLED)
 	$(BIN)/python extract/demo.py --preset study --out data/study
 	$(BIN)/python train/ablate.py configs/ablate/study.yaml --processes 2

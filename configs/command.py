@@ -19,6 +19,7 @@ SCRIPTS = {
     "diagnose": "evaluate.diagnose",
     "extract": "extract.run",
     "heads": "train.heads",
+    "soup": "train.soup",
     "ablate": "train.ablate",
     "cache": "cache.show",
     "transcode": "extract.transcode",

@@ -253,7 +253,8 @@ def make_small_demo(folder: Path) -> Path:
     ready = folder / "ready"  # nothing is to be installed
     ready.touch()
     run_in(
-        folder, ["make", "demo", f"BIN={Path(sys.executable).parent}", "INSTALLED=ready", "-o", "ready"]
+        folder,
+        ["make", "demo", f"BIN={Path(sys.executable).parent}", "INSTALLED=ready", "-o", "ready"],
     )
     write_own_videos(folder)
     return folder

@@ -37,6 +37,7 @@ NEEDED = {
     "extract/run.py": ["--checkpoint", "X"],
     "train/heads.py": ["--checkpoint", "X"],
     "train/recognise.py": ["--config", "configs/recognition/demo.yaml"],
+    "train/soup.py": ["--checkpoint", "X", "Y"],
 }
 
 

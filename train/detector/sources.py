@@ -13,7 +13,7 @@ from evaluate.datasets.classes import read_classes
 from extract.backbone.pretrained import check_trunk_size
 from extract.checkpoints.hub import locate
 from extract.checkpoints.layouts import FoundNetwork, describe_classes, find_networks
-from extract.checkpoints.strict import load_state_dict_strict
+from extract.checkpoints.strict import list_first, load_state_dict_strict
 from train.config import DataConfig, Experiment
 from train.data.videos import ACTION
 from train.detector.model import Detector
@@ -47,6 +47,14 @@ COMPATIBLE_SETTINGS = (  # must agree, or the same weights give other numbers or
         "head.heads",
         "head.attention_window",
     ),
+)
+
+
+SAME_NETWORK = (  # must agree, or a mean of weights is no network's
+    *COMPATIBLE_SETTINGS,
+    *("direction", "fusion.method", "fusion.partner", "fusion.pairing"),
+    *("head.width", "head.levels", "head.embed_convs", "head.stem_blocks", "head.tower_convs"),
+    *("head.positions", "backbone.adapters_from_block", "backbone.second_from_block"),
 )
 
 
@@ -143,6 +151,25 @@ def _check_settings(
         _check_classes(path, saved, classes)
         if lines := changed_settings(saved.config, config, COMPATIBLE_SETTINGS):
             raise ValueError(f"{path} was trained on other settings: {'; '.join(lines)}")
+
+
+def check_same_network(
+    path: str, saved: Checkpoint[Experiment], first: Checkpoint[Experiment]
+) -> None:
+    """Raise ValueError unless a checkpoint's network is that of another one, but for its weights.
+
+    Args:
+        path: of `saved`.
+    """
+    _check_classes(path, saved, first.classes)
+    if lines := changed_settings(saved.config, first.config, SAME_NETWORK):
+        raise ValueError(f"{path} is another network: {'; '.join(lines)}")
+    shapes, others = ({n: t.shape for n, t in c.ema.items()} for c in (first, saved))
+    if shapes != others:
+        names = sorted(n for n in shapes | others if shapes.get(n) != others.get(n))
+        raise ValueError(
+            f"{path} is another network: {len(names)} tensors differ ({list_first(names)})"
+        )
 
 
 def _streams(saved: Checkpoint[Experiment]) -> list[dict[str, Tensor]]:
