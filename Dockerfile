@@ -1,7 +1,7 @@
 # CPU:  docker build -t palindrome .
 # CUDA: docker build -t palindrome --build-arg BASE=nvidia/cuda:13.0.1-runtime-ubuntu24.04 .
 #
-# Batches travel from decoding workers to training through shared memory, of which Docker gives 64 MB:
+# Batches do not use /dev/shm. NCCL does on several GPUs, and Docker gives only 64 MB of it:
 #   docker run --rm -it --gpus all --shm-size 16g -v "$PWD/data:/palindrome/data" \
 #       -v "$PWD/runs:/palindrome/runs" palindrome python train/e2e.py --config …
 # (without `--gpus all` for CPU).

@@ -87,7 +87,7 @@ def main() -> None:
     parser = ScriptParser(__doc__, Experiment, USES)
     parser.add_argument("videos", nargs="+", metavar="VIDEO", help="file, folder or 'pattern'")
     parser.add_argument("--checkpoint", type=Path, required=True, help="detector, of any direction")
-    parser.add_argument("--config", type=Path, help="use this config, not the checkpoint's own")
+    parser.add_argument("--config", type=Path, help="YAML of settings, over the checkpoint's")
     parser.add_argument(
         "--threshold",
         type=float,

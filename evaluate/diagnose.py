@@ -47,7 +47,7 @@ def main() -> None:
     parser.add_argument("--checkpoint", type=Path, help="detector that evaluate/run.py has scored")
     parser.add_argument("--predictions", type=Path, nargs="+", help="files, one for each detector")
     parser.add_argument("--names", nargs="+", help="what to call them; default: after the files")
-    parser.add_argument("--config", type=Path, help="use this config, not the checkpoint's own")
+    parser.add_argument("--config", type=Path, help="YAML of settings, over the checkpoint's")
     parser.add_argument("--annotations", type=Path, help="truth; default: the config's")
     parser.add_argument("--subset", help="which videos; default: the config's test subset")
     parser.add_argument("--tiou", type=float, default=0.5, help="threshold; default: 0.5")

@@ -47,7 +47,9 @@ def main() -> None:
     parser = ScriptParser(__doc__, Recognition, USES)
     parser.add_argument("videos", nargs="*", type=Path, help="files to recognise")
     parser.add_argument("--checkpoint", type=Path, required=True, help="ours, or TAdaConv's")
-    parser.add_argument("--config", type=Path, help="settings to use, not the checkpoint's own")
+    parser.add_argument(
+        "--config", type=Path, help="YAML of settings, in place of the checkpoint's"
+    )
     parser.add_argument(
         "--classes", type=Path, nargs="+", help="names of a published checkpoint's classes"
     )

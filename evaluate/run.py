@@ -55,7 +55,7 @@ USES = (
 def main() -> None:
     parser = ScriptParser(__doc__, Experiment, USES)
     parser.add_argument("--checkpoint", type=Path, help="detector to run over the test videos")
-    parser.add_argument("--config", type=Path, help="use this config, not the checkpoint's own")
+    parser.add_argument("--config", type=Path, help="YAML of settings, over the checkpoint's")
     parser.add_argument(
         "--predictions", type=Path, nargs="+", help="score this file, or several files joined"
     )

@@ -79,11 +79,12 @@ class TrainingConfig:
         lr: of heads and fusion; `backbone_lr`: of the adapters, or of the whole trunk in full mode.
         weight_decay: of AdamW; biases and norms have none, adapters have it on all their weights.
         clip_norm: bound of the gradient's norm, of each stream and of the fusion.
-        ema_decay: of the averaged weights that are evaluated; initial ones have no share in them.
-            A run that is too short for it gets a lower one.
+        ema_decay: of the exponential moving average (EMA) of the weights, which is what is
+            evaluated; initial weights have no share in it. A run that is too short for it gets a
+            lower one.
         label_smoothing: share of the classes' targets that is spread over all of them.
-        precision: of the forward pass. `tf32` is float32 that GPUs multiply with 10 bits; with
-            `fp32` they do not.
+        precision: of the forward pass; `fp16` and `bf16` are mixed precision. `tf32` is float32
+            that GPUs multiply with 10 bits; with `fp32` they do not.
         compile: what of the network is compiled, which takes minutes at the start and makes steps
             faster on a GPU: nothing (`off`), each of the transformer's blocks and adapters
             (`blocks`), or the whole network (`all`). Numbers differ by rounding, and drop path is

@@ -92,10 +92,10 @@ class BackboneConfig:
             are read from the cache (extract/features.py), and mapped to the trunk's width if need
             be.
         weights: checkpoint of the pretrained transformer; None starts from random weights.
-        recompute: activations that the backward pass computes again, to save memory: those of
-            whole blocks (`full`), all but attention (`selective`), `none`, or `auto`: the fewest
-            of these with which a training step fits the device's free memory. The trained weights
-            do not depend on it.
+        recompute: activations that the backward pass computes again, to save memory (gradient
+            checkpointing): those of whole blocks (`full`), all but attention (`selective`),
+            `none`, or `auto`: the fewest of these with which a training step fits the device's free
+            memory. The trained weights do not depend on it.
         trainable_from_block: blocks and adapters below this one are frozen and run in eval mode;
             at the trunk's depth, nothing but the head learns.
         mean, std: pixel normalisation, RGB, 0 to 255.
