@@ -14,6 +14,7 @@ from extract.settings.backbone import Cut
 from extract.settings.sampling import SpanKind
 from train.config import Experiment
 from train.data.cached import ensure_cached, evaluation_spans, hold_features, training_spans
+from train.data.loading import micro_batch
 from train.data.videos import Subset
 from train.detector.calibrate import fit_class_weights
 from train.detector.evaluation import window_loader
@@ -51,6 +52,8 @@ def train_on_cache(
         ValueError: the run to resume had another backbone, or a video cannot be read.
     """
     config, accelerator = detector.config, session.accelerator
+    windows, parts = config.training.global_batch, config.training.accumulate
+    micro_batch(windows, accelerator.num_processes, parts)  # raises now, not after hours of passes
     cut = config.backbone.last_frozen_cut
     assert cut is not None
     if session.begun:  # checked before hours of passes

@@ -12,7 +12,7 @@ from extract.backbone.precision import AUTOCAST
 from extract.settings.backbone import BackboneConfig, Recompute
 from extract.settings.units import TUBELET
 from train.config import Experiment
-from train.data.in_memory import free_memory
+from train.data.in_memory import free_device_memory, free_memory
 
 CHOICES: Sequence[Recompute] = get_args(Recompute)  # the fastest first
 STATE = 4  # bytes of a number of the tokens between blocks, in every precision
@@ -72,7 +72,7 @@ def describe_choice(
 def free_bytes(device: torch.device, processes: int) -> int:
     """Return the bytes that a process can still have on its device; 0 where nobody can say."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        return free_device_memory(device)
     return free_memory() // processes if device.type == "cpu" else 0
 
 

@@ -1,6 +1,7 @@
 """Batches that are copied to the device while it still works on the one before."""
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import cache
 from typing import Any, Protocol, Self, TypeVar
 
 import torch
@@ -29,7 +30,7 @@ def copied_ahead(batches: Iterable[B], device: torch.device) -> Iterator[B]:
     """
     if device.type != "cuda":
         return iter(batches)
-    copying = torch.cuda.Stream(device)
+    copying = _copying_stream(device)
 
     def start(batch: B) -> tuple[B, Any]:
         with torch.cuda.stream(copying):
@@ -47,6 +48,12 @@ def copied_ahead(batches: Iterable[B], device: torch.device) -> Iterator[B]:
         return batch.each(keep)
 
     return map(finish, start_ahead(batches, start))
+
+
+@cache
+def _copying_stream(device: torch.device) -> torch.cuda.Stream:
+    """Return the stream of all copies to a device: memory freed on one is not used on another."""
+    return torch.cuda.Stream(device)
 
 
 def start_ahead(items: Iterable[T], start: Callable[[T], U]) -> Iterator[U]:

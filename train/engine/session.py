@@ -148,7 +148,6 @@ def make_accelerator(config: Trained, cached: bool = False) -> Accelerator:
     Raises:
         ValueError: the machine or accelerate's own settings do not fit the config.
     """
-    set_precision(config.training.precision)
     accelerator = Accelerator(
         mixed_precision=config.training.mixed_precision,
         # Buffers of batch norms are averaged after each epoch; none need be sent before each step.
@@ -157,6 +156,7 @@ def make_accelerator(config: Trained, cached: bool = False) -> Accelerator:
             InitProcessGroupKwargs(timeout=WAIT_IN_STEP),
         ],
     )
+    settle_device(accelerator.device, config)
     if accelerator.gradient_accumulation_steps != 1:
         raise ValueError("accumulate with training.accumulate, not with accelerate's own setting")
     check_fp16_has_gpu(config, accelerator)
@@ -172,13 +172,23 @@ def make_accelerator(config: Trained, cached: bool = False) -> Accelerator:
 
 def inference_accelerator(config: Trained) -> Accelerator:
     """Return the accelerator of a program that trains nothing, and set its precision."""
-    set_precision(config.training.precision)
     accelerator = Accelerator(
         mixed_precision=config.training.mixed_precision,
         kwargs_handlers=[InitProcessGroupKwargs(timeout=WAIT_IN_STEP)],
     )
+    settle_device(accelerator.device, config)
     connect()
     return accelerator
+
+
+def settle_device(device: torch.device, config: Trained) -> None:
+    """Set the precision of a config, and begin to use a GPU, which loaders ask for.
+
+    To be called when the accelerator is there: it may change how float32 is multiplied.
+    """
+    set_precision(config.training.precision)
+    if device.type == "cuda":
+        torch.cuda.init()
 
 
 def check_fp16_has_gpu(config: Trained, accelerator: Accelerator) -> None:

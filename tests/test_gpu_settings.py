@@ -1,0 +1,63 @@
+"""What is decided for a GPU before it works, seen with stand-ins for torch's functions."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from configs.loader import load
+from tests.test_e2e import DEMO
+from train.config import Experiment
+from train.data.in_memory import free_device_memory
+from train.detector import cached_training
+from train.device import lookahead
+from train.engine import session
+
+GPU = torch.device("cuda", 0)
+
+
+def test_all_epochs_copy_on_one_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch keeps freed memory for the stream that it was used on."""
+    made = list[torch.device]()
+    monkeypatch.setattr(torch.cuda, "Stream", made.append)
+    lookahead._copying_stream.cache_clear()
+    for _ in range(3):
+        assert list(lookahead.copied_ahead([], GPU)) == []
+    lookahead._copying_stream.cache_clear()
+    assert made == [GPU]
+
+
+def test_memory_that_torch_keeps_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (30, 80))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 40)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 15)
+    assert free_device_memory(GPU) == 30 + 25
+
+
+@pytest.mark.parametrize("make", [session.make_accelerator, session.inference_accelerator])
+def test_precision_is_set_behind_accelerate_and_a_gpu_is_in_use(
+    make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """accelerate may switch TF32 on; loaders pin batches only where CUDA is in use."""
+    calls = list[str]()
+
+    def accelerator(**_: object) -> SimpleNamespace:
+        calls.append("accelerator")
+        kind = SimpleNamespace(device=GPU, gradient_accumulation_steps=1, distributed_type=None)
+        return kind
+
+    monkeypatch.setattr(session, "Accelerator", accelerator)
+    monkeypatch.setattr(session, "set_precision", calls.append)
+    monkeypatch.setattr(torch.cuda, "init", lambda: calls.append("init"))
+    monkeypatch.setattr(session, "connect", lambda: None)
+    make(load(Experiment, DEMO))
+    assert calls == ["accelerator", "fp32", "init"]
+
+
+def test_too_many_processes_are_refused_before_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cached_training, "ensure_cached", pytest.fail)
+    run: Any = SimpleNamespace(accelerator=SimpleNamespace(num_processes=8), begun=False)
+    detector: Any = SimpleNamespace(config=load(Experiment, DEMO))
+    with pytest.raises(ValueError, match=r"global_batch 4 cannot be divided by 8 processes"):
+        cached_training.train_on_cache(run, detector, (), SimpleNamespace(), ())  # type: ignore[arg-type]
