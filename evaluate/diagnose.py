@@ -31,7 +31,7 @@ from configs.options import ScriptParser
 from configs.progress import ProgressBar
 from evaluate.annotations import Video, select_videos
 from evaluate.files.predictions import read_predictions, scoring_problems
-from extract.checkpoints.hub import folder_of
+from extract.checkpoints.hub import folder_of, locate
 from train.config import Experiment
 from train.engine.stopwatch import Stopwatch
 
@@ -172,7 +172,7 @@ def find_predictions(checkpoint: Path, subset: str, answer: str) -> dict[str, Pa
             f"{quote(str(checkpoint))}), or give the file that has its detections with "
             "--predictions"
         )
-    if path.stat().st_mtime < checkpoint.stat().st_mtime:
+    if path.stat().st_mtime < locate(checkpoint).stat().st_mtime:
         print(f"warning: {path} is older than {checkpoint}; score it anew (evaluate/run.py)")
     streams = sorted(folder.glob("predictions-*.json"))
     return {answer: path} | {path.stem.removeprefix("predictions-"): path for path in streams}

@@ -33,6 +33,7 @@ from tests.conftest import REPOSITORY
 from tests.test_e2e import DEMO, ENVIRONMENT, QUICK, TWO_PROCESSES, script
 from tests.test_report import read
 from train.ablation.grid import Row, Run, read_grid
+from train.ablation.records import training_digest
 from train.ablation.results import RESAMPLES, SEED
 from train.ablation.runner import _progress
 from train.config import EvaluationConfig
@@ -851,3 +852,15 @@ def test_a_row_may_learn_from_another_rows_answers() -> None:
         "--checkpoint": [("forward", 0)],
         "--training.teacher": [("fused", 1)],
     }
+
+
+def test_a_config_that_comes_with_the_code_is_read_from_any_folder(place: Path) -> None:
+    grid = small_grid()
+    grid["rows"]["forward"]["config"] = "configs/e2e/demo/forward.yaml"
+    (place / "grid.yaml").write_text(yaml.safe_dump(grid))
+    read = read_grid(place / "grid.yaml")
+    ours = training_digest(read, Run("forward", 3))
+    mine = place / "configs/e2e/demo/forward.yaml"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("other: settings\n")  # one of this folder goes first
+    assert training_digest(read, Run("forward", 3)) != ours

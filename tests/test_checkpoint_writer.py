@@ -17,7 +17,9 @@ from train.engine.checkpoint import (
     Checkpoint,
     is_checkpoint,
     load_checkpoint,
+    make_whole,
     save_checkpoint,
+    save_shared,
 )
 from train.engine.checkpoint_writer import CheckpointWriter
 
@@ -185,3 +187,26 @@ def test_a_small_trunk_is_in_every_file(content: Checkpoint[Experiment], tmp_pat
     writer.close()
     assert not [*tmp_path.glob("frozen-*.pt")]
     assert_whole(tmp_path / "last.pt", content)
+
+
+@pytest.mark.parametrize("failure", [OSError("stale file handle"), MemoryError()])
+def test_what_cannot_be_read_now_keeps_the_file_that_it_needs(
+    failure: Exception,
+    content: Checkpoint[Experiment],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shared = save_shared(tmp_path, content, FROZEN)
+    save_checkpoint(tmp_path / "best.pt", content, shared)
+
+    def fail(*_: object, **__: object) -> None:
+        raise failure
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "load", fail)
+        with pytest.raises(type(failure)):
+            make_whole(tmp_path)
+    assert (tmp_path / shared.file).is_file()
+    make_whole(tmp_path)
+    assert not (tmp_path / shared.file).exists()
+    assert load_checkpoint(tmp_path / "best.pt", Experiment).model.keys() == content.model.keys()

@@ -15,6 +15,7 @@ from jinja2 import UndefinedError
 
 from evaluate.annotations import Detection, Segment
 from evaluate.mean_ap import mean_average_precision
+from evaluate.metrics.bootstrap import Estimate
 from evaluate.metrics.precision_recall import RECALLS, precision_recall
 from evaluate.metrics.scored import ScoredDetections
 from evaluate.rendering import render_template
@@ -431,3 +432,10 @@ def test_every_moment_belongs_to_one_stage(monkeypatch: pytest.MonkeyPatch) -> N
         "validation": 100,
         "saving": 1000,
     }
+
+
+def test_a_mean_outside_its_interval_is_drawn(tmp_path: Path) -> None:
+    """Rare classes drop out of resamples: all of them may score better than the whole."""
+    averages = {"a": Estimate(0.09, 0.1, 0.2), "b": Estimate(0.3, 0.1, 0.2)}
+    figures.draw_rows(averages, {}, None, tmp_path / "table.png")
+    assert (tmp_path / "table.png").stat().st_size > 1000

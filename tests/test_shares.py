@@ -42,6 +42,13 @@ def test_jobs_are_given_the_command_without_what_made_them() -> None:
         "timeout_min": 5,
         "slurm_partition": "gpu",
     }
+    # YAML would take the first for a number of seconds, and end at the second.
+    assert parse_resources(["slurm_time=12:30:00", "name=[a", "mem_gb=1.5", "exclusive=true"]) == {
+        "slurm_time": "12:30:00",
+        "name": "[a",
+        "mem_gb": 1.5,
+        "exclusive": True,
+    }
     with pytest.raises(ValueError, match="timeout_min"):
         parse_resources(["5"])
 

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -471,3 +472,29 @@ def test_loaders_read_it(tmp_path: Path, method: str, workers: int) -> None:
     # The children's end is not the parent's.
     assert [user.name for user in list_users(store.files)].count(store.lease.name) == 1  # type: ignore[union-attr]
     assert len(list_users(store.files)) <= 3
+
+
+def test_a_slow_renewal_takes_no_fingerprint_off(tmp_path: Path) -> None:
+    """The thread that renews may be held up while another fingerprint comes into use."""
+    lease = leases.Lease(LocalFiles(tmp_path))
+    may_go, lock = threading.Event(), lease._lock
+
+    class SlowForTheRenewer:
+        def __enter__(self) -> None:
+            if threading.current_thread() is renewer:
+                assert may_go.wait(10)
+            lock.acquire()
+
+        def __exit__(self, *_: object) -> None:
+            lock.release()
+
+    lease._lock = SlowForTheRenewer()  # type: ignore[assignment]
+    renewer = threading.Thread(target=lease.renew)
+    renewer.start()
+    time.sleep(0.2)  # until it waits for the lock
+    lease.add_fingerprint("b")
+    may_go.set()
+    renewer.join(10)
+    (user,) = list_users(lease.files)
+    assert "b" in user.fingerprints
+    lease.release()

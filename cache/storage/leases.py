@@ -69,16 +69,16 @@ class Lease:
 
     def renew(self) -> None:
         """Write the file again, with the time of now."""
-        fields = {
-            "pid": self.pid,
-            "machine": _machine_id(),
-            "began": _start_time(self.pid),
-            "beat": time.time(),
-            "part": self.part,
-            "prunes": self.prunes,
-            "fingerprints": sorted(self.fingerprints),
-        }
-        with self._lock:
+        with self._lock:  # else a slow renewal could write what was in use before
+            fields = {
+                "pid": self.pid,
+                "machine": _machine_id(),
+                "began": _start_time(self.pid),
+                "beat": time.time(),
+                "part": self.part,
+                "prunes": self.prunes,
+                "fingerprints": sorted(self.fingerprints),
+            }
             if self._finalizer.alive:
                 content = json.dumps(fields, indent=1).encode()
                 self.files.write(self.name, [content], durable=False)

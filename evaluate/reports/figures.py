@@ -185,9 +185,9 @@ def draw_rows(
     )
     names = list(averages)
     for place, (mean, low, high) in enumerate(averages.values()):
-        left.errorbar(
-            mean, place, xerr=[[mean - low], [high - mean]], fmt="o", capsize=3, color=APART[0]
-        )
+        # Where rare classes drop out of resamples, all of them may lie on one side of the mean.
+        reach = [[max(mean - low, 0.0)], [max(high - mean, 0.0)]]
+        left.errorbar(mean, place, xerr=reach, fmt="o", capsize=3, color=APART[0])
     left.set(title="average mAP", xlabel="with its 95 % interval", yticks=range(len(names)))
     left.set_yticklabels(names, fontsize=9, parse_math=False)
     left.set_ylim(len(names) - 0.5, -0.5)

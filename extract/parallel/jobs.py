@@ -8,10 +8,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
-import yaml
-
 from configs.loader import CONFIGS
 
+WORDS = {"true": True, "false": False, "null": None}
 ENGINES = ("slurm", "local")
 
 
@@ -30,7 +29,9 @@ class Requeued(ABC):
 
 
 def parse_resources(pairs: Sequence[str]) -> dict[str, Any]:
-    """Return resources of a job from texts `name=value`; a value is a number where it looks so.
+    """Return resources of a job from texts `name=value`.
+
+    A value is a number, true, false or null where it is written so, else a text: 12:30:00 is one.
 
     Raises:
         ValueError: one is not of this form.
@@ -40,8 +41,15 @@ def parse_resources(pairs: Sequence[str]) -> dict[str, Any]:
         name, equals, value = pair.partition("=")
         if not (name.isidentifier() and equals):
             raise ValueError(f"--resources: '{pair}' is not like timeout_min=240")
-        found[name] = yaml.safe_load(value)
+        found[name] = WORDS[value] if value in WORDS else _read_number(value)
     return found
+
+
+def _read_number(text: str) -> int | float | str:
+    for kind in (int, float):
+        with suppress(ValueError):
+            return kind(text)
+    return text
 
 
 def open_executor(engine: str, resources: Mapping[str, Any], logs: Path) -> Any:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from configs.atomic import write_text
-from configs.loader import base_of, dump
+from configs.loader import base_of, dump, find_config
 from extract.identity.digest import video_digest as content_digest
 from train.ablation.grid import Grid, Run
 
@@ -62,11 +62,12 @@ def training_digest(grid: Grid, run: Run) -> str:
     }
     overrides = grid.settings(run)
     files = [value for value in overrides.values() if isinstance(value, str)]
-    base = base_of(row.config) if row.config else None
+    config = find_config(row.config) if row.config else None
+    base = base_of(config) if config else None
     under = {"base": content_digest(base)} if base else {}
     return _digest(
         script=row.script,
-        config=content_digest(row.config) if row.config else None,
+        config=content_digest(config) if config else None,
         **under,
         overrides=overrides,
         # Annotations may change under the same name.

@@ -140,6 +140,8 @@ def make_whole(folder: Path) -> None:
     for path in sorted({*folder.glob("*.pt")}.difference(files)) if files else ():
         try:
             fields = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except (OSError, MemoryError):
+            raise  # it may be ours, and need the file that would be removed
         except Exception:
             continue  # somebody else's
         if isinstance(fields, dict) and FIELD in fields:
