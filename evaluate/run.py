@@ -90,6 +90,8 @@ def main() -> None:
         parser.error("--cache goes with --checkpoint")
     if args.videos and not (args.page and args.predictions):
         parser.error("--videos goes with --page and --predictions")
+    if not 0 <= args.threshold <= 1:
+        parser.error("--threshold is a score from 0 to 1")
     if args.videos and not args.videos.is_dir():
         parser.error(f"--videos: there is no folder {args.videos}")
     if args.page:
@@ -118,8 +120,8 @@ def main() -> None:
     loaded = load_predictions(args.predictions, args.config, overrides, *given)
     rates = {name: video.fps for name, video in loaded.videos.items()}
     media = {name: MediaFile(Path(name), rates.get(name)) for name in loaded.detections}
-    tools.write(with_score(loaded.detections, args.threshold), media)
     report_files(args.predictions, loaded, args.out)
+    tools.write(with_score(loaded.detections, args.threshold), media)
     if args.page:
         write_predictions_page(args.page, args.predictions, loaded, args.videos)
 

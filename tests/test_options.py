@@ -196,3 +196,9 @@ def test_values_of_settings_are_no_other_arguments() -> None:
     assert overrides == ["--evaluation.batch_size=2", "--training.seed=-1"]
     args, overrides = parser.parse(["--training.seed", "-1", "c.mp4"])
     assert args.videos == ["c.mp4"] and overrides == ["--training.seed=-1"]
+
+
+def test_a_threshold_is_a_score(environment: dict[str, str]) -> None:
+    for script in ("evaluate/run.py", "evaluate/detect.py"):
+        done = run(script, [*NEEDED[script], "--threshold", "30"], environment)
+        assert done.returncode == 2 and "--threshold is a score from 0 to 1" in done.stderr

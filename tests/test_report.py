@@ -439,3 +439,14 @@ def test_a_mean_outside_its_interval_is_drawn(tmp_path: Path) -> None:
     averages = {"a": Estimate(0.09, 0.1, 0.2), "b": Estimate(0.3, 0.1, 0.2)}
     figures.draw_rows(averages, {}, None, tmp_path / "table.png")
     assert (tmp_path / "table.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("content", ["{}", "[1]", '{"kind": "mine"}', "no JSON"])
+def test_a_report_of_another_program_is_left_out(content: str, tmp_path: Path) -> None:
+    out = a_run(tmp_path, [LAUNCH])
+    for place in (out / "mine", out / "evaluation/mine"):
+        place.mkdir(parents=True)
+        (place / "report.json").write_text(content)
+        (place / "report.html").write_text("mine")
+    write_training_report(out)
+    assert "evaluation/mine" not in (out / "report.html").read_text()

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -242,9 +243,9 @@ def _scores(out: Path) -> Section | None:
     """Return the evaluations whose reports are in a run's folder."""
     rows, links = [], {}
     for file in sorted([*out.glob(f"evaluation/*/{TABLES}"), *out.glob(f"*/{TABLES}")]):
-        content = json.loads(file.read_text())
+        content = _read_report(file)
         report = find_report(file.parent, out)
-        if content["kind"] != EVALUATION or not report:
+        if content is None or content["kind"] != EVALUATION or not report:
             continue
         facts = content["facts"]
         rows.append((file.parent.name, facts.get("average mAP"), facts.get("videos")))
@@ -256,14 +257,23 @@ def _scores(out: Path) -> Section | None:
     return Section("Scores on whole subsets", text, tables=[table])
 
 
+def _read_report(file: Path) -> dict[str, Any] | None:
+    """Return the content of a report.json; None if it is another program's."""
+    with suppress(ValueError):
+        content = json.loads(file.read_text())
+        if isinstance(content, dict) and {"kind", "facts", "summary"} <= content.keys():
+            return content
+    return None
+
+
 def _others(out: Path) -> Section | None:
     """Return the diagnoses and the check of the dataset whose reports are in a run's folder."""
     rows, links = [], {}
     for pattern in ("*", "*/*", "*/*/*"):
         for file in sorted(out.glob(f"{pattern}/{TABLES}")):
-            content = json.loads(file.read_text())
+            content = _read_report(file)
             report = find_report(file.parent, out)
-            if content["kind"] in OTHERS and report:
+            if content is not None and content["kind"] in OTHERS and report:
                 name = str(file.parent.relative_to(out))
                 rows.append((name, content["kind"].lower(), content["summary"]))
                 links[name] = quote(report)
