@@ -13,10 +13,9 @@ the share of time without a batch.
 """
 
 import argparse
-import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -27,6 +26,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from benchmarks.turns import median_seconds
 from configs.loader import load
 from extract.sampling.transforms import evaluation_transform
 from extract.sampling.window_frames import arrange, window_frames
@@ -173,17 +173,6 @@ if torchcodec is not None:
 
 def unique_frames(windows: list[Window]) -> NDArray[np.int64]:
     return np.unique(np.concatenate([window.frames for window in windows]))
-
-
-def median_seconds(ways: Sequence[Callable[[], None]], repeats: int) -> list[float]:
-    """Return the median seconds of every way; they take turns, so that all meet the same noise."""
-    seconds: list[list[float]] = [[] for _ in ways]
-    for _ in range(repeats):
-        for way, taken in zip(ways, seconds, strict=True):
-            began = time.perf_counter()
-            way()
-            taken.append(time.perf_counter() - began)
-    return [statistics.median(taken) for taken in seconds]
 
 
 def measure_waiting(files: list[Path], workers: int, step_seconds: float | None) -> str:

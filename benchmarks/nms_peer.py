@@ -9,7 +9,6 @@ processor time. Prints a table; "differences" are the largest between segments (
 """
 
 import argparse
-import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -23,6 +22,7 @@ import torch
 from torch.utils.cpp_extension import load
 
 from benchmarks.cases import SUPPRESSED, candidates
+from benchmarks.turns import median_seconds
 from evaluate.nms import NmsConfig, suppress
 
 EXTENSION = "nms_1d_cpu"
@@ -41,17 +41,6 @@ def load_peer(folder: Path, build: str) -> Callable[..., tuple[torch.Tensor, ...
     spec.loader.exec_module(module)
     found: Callable[..., tuple[torch.Tensor, ...]] = module.batched_nms
     return found
-
-
-def take_turns(works: list[Callable[[], Any]], turns: int) -> list[float]:
-    """Return the median of each one's milliseconds of processor time."""
-    spent: list[list[float]] = [[] for _ in works]
-    for _ in range(turns):
-        for work, mine in zip(works, spent, strict=True):
-            began = time.process_time()
-            work()
-            mine.append(1000 * (time.process_time() - began))
-    return [statistics.median(mine) for mine in spent]
 
 
 def main() -> None:
@@ -87,7 +76,10 @@ def main() -> None:
             f"{np.abs(a - b).max():.0e}" if len(a) == len(b) else "other survivors"
             for a, b in zip(there[:2], here[:2], strict=True)
         ]
-        slow, fast = take_turns([run_theirs, run_ours], args.turns)
+        slow, fast = (
+            1000 * each
+            for each in median_seconds([run_theirs, run_ours], args.turns, time.process_time)
+        )
         print(
             f"| {name} | {slow:.2f} | {fast:.2f} | {fast / slow:.2f} | {len(here[0])} | "
             f"{', '.join(apart)} |",

@@ -23,7 +23,8 @@ import av
 import numpy as np
 import torch
 
-from benchmarks.decode import median_seconds, write_synthetic
+from benchmarks.decode import write_synthetic
+from benchmarks.turns import median_seconds
 from configs.progress import ProgressBar
 from extract.sampling.transforms import evaluation_transform
 from extract.sampling.window_frames import window_frames

@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ import zarr
 from numpy.typing import NDArray
 from zarr.codecs import BytesCodec, Crc32cCodec
 
+from benchmarks.turns import median_seconds, time_work
 from cache.address import Address
 from cache.format import arrays
 from cache.format.records import CHUNK, RECORD, ArrayInfo, Group, IndexTable, encode_table
@@ -46,18 +47,6 @@ def window_address(number: int) -> Address:
     frames = np.arange(2 * ROWS, dtype=np.int64) + number % 100 * ROWS
     video = f"{number // 100:064x}"
     return Address(PRINT, "float16", video, "forward", "window", frames, ROWS)
-
-
-def time_work(work: Callable[[], object]) -> float:
-    began = time.perf_counter()
-    work()
-    return time.perf_counter() - began
-
-
-def median_seconds(works: Sequence[Callable[[], object]], passes: int) -> list[float]:
-    """Return seconds of each; they take turns, and the first turn does not count."""
-    turns = [[time_work(work) for work in works] for _ in range(passes + 1)]
-    return [statistics.median(column) for column in zip(*turns[1:], strict=True)]
 
 
 def write_index(folder: Path, spans: int) -> None:

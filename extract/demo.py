@@ -21,7 +21,7 @@ if __package__ is None:  # run as a file: its neighbours must not hide modules o
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
@@ -235,45 +235,54 @@ def mirror_annotations(database: dict[str, Any]) -> dict[str, Any]:
     """
     from extract.sampling.reversal import reverse_seconds
 
-    mirrored = dict(database)
-    for name, entry in database.items():
-        if entry["subset"] != SUBSETS[0]:
-            continue
-        mirrored_actions = []
-        for action in entry["annotations"]:
-            begin, finish = action["segment"]
-            start, end = reverse_seconds(begin, finish, entry["frame"], entry["fps"])
-            segment = [round(max(0.0, start), 3), round(end, 3)]
-            mirrored_actions.append({"segment": segment, "label": action["label"]})
-        mirrored[name] = entry | {"annotations": mirrored_actions}
-    return mirrored
+    def mirror(start: float, end: float, entry: Mapping[str, Any]) -> tuple[float, float]:
+        start, end = reverse_seconds(start, end, entry["frame"], entry["fps"])
+        return max(0.0, start), end
+
+    return _change_segments(database, mirror)
 
 
 def thin_annotations(database: dict[str, Any], share: float) -> dict[str, Any]:
-    """Return annotations without the training videos behind the first `share` of them."""
+    """Return annotations with only the first `share` of the training videos."""
     names = [name for name, entry in database.items() if entry["subset"] == SUBSETS[0]]
     dropped = set(names[round(share * len(names)) :])
     return {name: entry for name, entry in database.items() if name not in dropped}
 
 
 def move_boundaries(database: dict[str, Any], share: float) -> dict[str, Any]:
-    """Return annotations in which each boundary of training videos is `share` of its length off.
+    """Return annotations in which each boundary of training videos is off by `share` of the action.
 
     Which way is drawn for each; boundaries stay inside their video.
     """
     rng = np.random.default_rng(0)
-    moved = dict(database)
+
+    def move(start: float, end: float, entry: Mapping[str, Any]) -> tuple[float, float]:
+        shifts = share * (end - start) * rng.choice((-1.0, 1.0), 2)
+        start, end = np.clip(np.array([start, end]) + shifts, 0.0, entry["duration"]).tolist()
+        return start, end
+
+    return _change_segments(database, move)
+
+
+def _change_segments(
+    database: dict[str, Any],
+    change: Callable[[float, float, Mapping[str, Any]], tuple[float, float]],
+) -> dict[str, Any]:
+    """Return annotations with changed training videos.
+
+    Args:
+        change: a start, an end and their video's entry -> another start and end.
+    """
+    changed = dict(database)
     for name, entry in database.items():
-        if entry["subset"] != SUBSETS[0]:
-            continue
-        actions = []
-        for action in entry["annotations"]:
-            start, end = action["segment"]
-            shifts = share * (end - start) * rng.choice((-1.0, 1.0), 2)
-            segment = np.clip(np.array([start, end]) + shifts, 0.0, entry["duration"]).round(3)
-            actions.append({"segment": segment.tolist(), "label": action["label"]})
-        moved[name] = entry | {"annotations": actions}
-    return moved
+        if entry["subset"] == SUBSETS[0]:
+            actions = []
+            for action in entry["annotations"]:
+                start, end = action["segment"]
+                moved = [round(t, 3) for t in change(start, end, entry)]
+                actions.append(action | {"segment": moved})
+            changed[name] = entry | {"annotations": actions}
+    return changed
 
 
 CHANGED_ANNOTATIONS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {

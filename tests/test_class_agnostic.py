@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from configs.loader import dump, load
 from evaluate.annotations import Detection, read_annotations
@@ -133,6 +137,35 @@ def test_positions_are_the_published_ones() -> None:
         ]
     )
     assert torch.allclose(given[0] - given[1], table * mask[0, :, None], atol=1e-6)
+
+
+class Devices(TorchDispatchMode):
+    """Notes where the results of operations stand."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[str] = set()
+
+    def __torch_dispatch__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        self.seen |= {leaf.device.type for leaf in tree_leaves(result) if isinstance(leaf, Tensor)}
+        return result
+
+
+def test_positions_are_made_where_the_features_are() -> None:
+    """A table from the CPU would make the device wait for its copy in every step."""
+    with torch.device("meta"):
+        head = ActionFormer(4, 1, HeadConfig(width=8, heads=2, levels=2, positions=True))
+        features, mask = torch.randn(1, 4, 6), torch.ones(1, 6, dtype=torch.bool)
+    with Devices() as devices:
+        head(features, mask)
+    assert devices.seen == {"meta"}
 
 
 @pytest.mark.slow

@@ -38,18 +38,19 @@ def main() -> None:
     parser = ScriptParser(__doc__, Experiment)
     parser.add_argument("--checkpoint", nargs="+", required=True, help="detectors, two or more")
     parser.add_argument("--cache", help="store of activations that the detector's config names")
-    parser.add_argument("--resume", action="store_true", help="keep the soup that is there, if any")
+    parser.add_argument("--resume", action="store_true", help="replace a soup that is there")
     args, overrides = parser.parse()
     if len(args.checkpoint) < 2:
         parser.error("--checkpoint: give two or more detectors")
     from train.detector.sources import resolve_config
     from train.engine.checkpoint import load_checkpoint
+    from train.engine.session import is_resuming
 
     sources = [(path, load_checkpoint(path, Experiment)) for path in args.checkpoint]
-    soup = mix_checkpoints(sources)
     overrides = with_cache(overrides, args.cache)
     config = resolve_config(None, sources[0][1], args.checkpoint[0], overrides)
-    write_soup(soup._replace(config=config), args.resume)
+    begun = is_resuming(Path(config.out), args.resume)
+    write_soup(mix_checkpoints(sources)._replace(config=config), begun)
 
 
 def mix_checkpoints(sources: Sequence[CheckpointSource]) -> Checkpoint[Experiment]:
@@ -95,20 +96,22 @@ def _distance(weights: dict[str, Tensor], mean: dict[str, Tensor]) -> float:
     return (moved / norm) ** 0.5 if norm else 0.0
 
 
-def write_soup(soup: Checkpoint[Experiment], resume: bool) -> None:
-    """Write the checkpoint and its settings into `config.out`.
+def write_soup(soup: Checkpoint[Experiment], begun: bool) -> None:
+    """Write the checkpoint and its settings into the folder `config.out`.
+
+    Args:
+        begun: whether the folder holds one already, which is replaced.
 
     Raises:
-        ValueError: there is one already, and `resume` is not wanted; or of other settings.
+        ValueError: that is impossible, or a run is writing there.
     """
     from configs.atomic import write_text
     from configs.loader import dump
     from train.engine.checkpoint import save_checkpoint
     from train.engine.run_folder import claim_folder
-    from train.engine.session import is_resuming
 
     out = Path(soup.config.out)
-    claim_folder(out, is_resuming(out, resume))
+    claim_folder(out, begun)
     write_text(out / "config.yaml", dump(soup.config))
     save_checkpoint(out / "last.pt", soup)
     print(f"the soup is {out / 'last.pt'}; score it with evaluate/run.py --checkpoint")

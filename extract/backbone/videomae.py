@@ -170,11 +170,20 @@ class VideoMAE(nn.Module):
         return table.permute(0, 2, 3, 1).reshape(1, CLIP_STEPS * h * w, -1)
 
 
-def sine_positions(count: int, width: int) -> Tensor:
-    """Return the fixed sine-cosine table [1, count, width] (Vaswani et al. 2017, section 3.5)."""
+def sine_positions(count: int, width: int, device: torch.device | None = None) -> Tensor:
+    """Return the fixed sine-cosine table [1, count, width] (Vaswani et al. 2017, section 3.5).
+
+    Args:
+        device: where it is computed; None: on the CPU, then it is copied to the default device.
+    """
     # On the meta device torch would import its compiler to make such a sequence: a second of CPU.
-    channel, place = (torch.arange(n, dtype=torch.float64, device="cpu") for n in (width, count))
+    # Apple's GPUs have no float64.
+    on_cpu = device is None or device.type == "mps"
+    channel, place = (
+        torch.arange(n, dtype=torch.float64, device="cpu" if on_cpu else device)
+        for n in (width, count)
+    )
     rate = 10000 ** (-2 * torch.div(channel, 2, rounding_mode="floor") / width)
     angle = place[:, None] * rate
     table = torch.where(channel % 2 == 0, angle.sin(), angle.cos())
-    return table.float()[None].to(torch.get_default_device())
+    return table.float()[None].to(device or torch.get_default_device())

@@ -48,8 +48,6 @@ COMPATIBLE_SETTINGS = (  # must agree, or the same weights give other numbers or
         "head.attention_window",
     ),
 )
-
-
 SAME_NETWORK = (  # must agree, or a mean of weights is no network's
     *COMPATIBLE_SETTINGS,
     *("direction", "fusion.method", "fusion.partner", "fusion.pairing"),

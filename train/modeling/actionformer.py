@@ -171,9 +171,8 @@ class ActionFormer(nn.Module):
         for conv in self.embed:
             x = conv(x, valid)
         if self.positions:
-            with x.device:
-                places = sine_positions(*x.shape[1:]) / math.sqrt(x.shape[-1])
-            x = x + places * valid
+            _, steps, width = x.shape
+            x = x + sine_positions(steps, width, x.device) / math.sqrt(width) * valid
         for block in self.stem:
             x, valid = block(x, valid)
         levels, masks = [x], [valid]
