@@ -10,17 +10,19 @@ CACHE := runs/demo/cache
 # Every epoch reads the same frames: decoded once, with the same numbers.
 FRAMES := --data.frame_cache runs/demo/frames
 REVERSED := runs/demo/reversed/last.pt
+REVERSED_LOG := runs/demo/reversed.log
 # One on every machine: sums of more threads differ in their last digits, and two threads wait for each
 # other wherever something else runs.
 DEMO_ENV := OMP_NUM_THREADS=1
 LAUNCH := $(BIN)/accelerate launch --config_file configs/accelerate/one_process.yaml
 
-.PHONY: demo control study test test-all test-versions docs lint clean
+.PHONY: demo train-forward train-reversed control study test test-all test-versions docs lint clean
 
 demo: $(INSTALLED)
 	$(BIN)/python extract/demo.py --out data/demo
-	@echo "== 1. End to end: adapters and head learn from the pixels of mp4 files."
-	$(DEMO_ENV) $(LAUNCH) train/e2e.py --config $(DEMO) --resume --cache $(CACHE) $(FRAMES)
+	@echo "== 1. End to end: adapters and head learn from the pixels of mp4 files. Beside them learns a second"
+	@echo "      stream, the same backwards in time; what it says goes to $(REVERSED_LOG)."
+	@$(MAKE) --no-print-directory --jobs 2 train-forward train-reversed
 	@echo "== 2. The backbone's activations go into the cache, and the detector is scored from there."
 	$(DEMO_ENV) $(BIN)/python extract/run.py --checkpoint $(DETECTOR) --cache $(CACHE) \
 		--cache.blocks "[3]" --of train validation test
@@ -35,21 +37,28 @@ demo: $(INSTALLED)
 		--training.stop_epoch 10
 	@echo "== 5. Now these adapters are others: passes, from block 3 that is still true, fill the gap."
 	$(DEMO_ENV) $(BIN)/python evaluate/run.py --checkpoint runs/demo/part/last.pt --cache $(CACHE)
-	@echo "== 6. The same, backwards in time: the second stream."
-	$(DEMO_ENV) $(LAUNCH) train/e2e.py --config $(DEMO) --resume --cache $(CACHE) $(FRAMES) \
-		--direction reversed --out runs/demo/reversed
-	@echo "== 7. Both streams, fused: every point averaged with its partner in the other direction."
+	@echo "== 6. Both streams, fused: every point averaged with its partner in the other direction."
 	$(DEMO_ENV) $(BIN)/python train/heads.py --checkpoint $(DETECTOR) $(REVERSED) --cache $(CACHE) \
 		--config configs/fusion/average.yaml --out runs/demo/fused --resume
 	$(DEMO_ENV) $(BIN)/python evaluate/run.py --checkpoint runs/demo/fused/last.pt --cache $(CACHE)
 	$(DEMO_ENV) $(BIN)/python cache/show.py $(CACHE)
-	@echo "== 8. The segments of a video, and a page to look at them."
+	@echo "== 7. The segments of a video, and a page to look at them."
 	$(DEMO_ENV) $(BIN)/python evaluate/detect.py data/demo/videos/test_000.mp4 \
 		--checkpoint runs/demo/fused/last.pt --annotations data/demo/annotations.json \
 		--page runs/demo/page.html
 	@echo "For a browser: runs/demo/page.html (a video and what was found in it);"
 	@echo "reports of what has been done: runs/demo/forward/report.html (training)"
 	@echo "and runs/demo/fused/evaluation/last-test/report.html (both directions, scored)"
+
+# Each computes with one thread: two streams take two cores. Two bars on one screen would be no help.
+train-forward:
+	$(DEMO_ENV) $(LAUNCH) train/e2e.py --config $(DEMO) --resume --cache $(CACHE) $(FRAMES)
+
+train-reversed:
+	@mkdir -p $(dir $(REVERSED_LOG))
+	$(DEMO_ENV) $(LAUNCH) train/e2e.py --config $(DEMO) --resume --cache $(CACHE) $(FRAMES) \
+		--direction reversed --out runs/demo/reversed > $(REVERSED_LOG) 2>&1 \
+		|| { tail -n 20 $(REVERSED_LOG); exit 1; }
 
 # The same run on annotations exchanged between videos: it must fail.
 control: $(INSTALLED)
