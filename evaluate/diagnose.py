@@ -173,7 +173,7 @@ def find_predictions(checkpoint: Path, subset: str, answer: str) -> dict[str, Pa
             "--predictions"
         )
     if path.stat().st_mtime < locate(checkpoint).stat().st_mtime:
-        print(f"warning: {path} is older than {checkpoint}; score it anew (evaluate/run.py)")
+        print(f"warning: {path} is older than {checkpoint}; score it again (evaluate/run.py)")
     streams = sorted(folder.glob("predictions-*.json"))
     return {answer: path} | {path.stem.removeprefix("predictions-"): path for path in streams}
 

@@ -8,7 +8,7 @@
 
 A checkpoint brings its config; --config is laid over it (an OpenTAD checkpoint needs one), and
 dotted overrides change single settings. With --predictions, --config supplies blocked videos, class
-list and tIoUs; several files are joined and suppressed anew. Prints a table; writes report.html,
+list and tIoUs; several files are joined and suppressed again. Prints a table; writes report.html,
 with its figures and, as report.json, its tables, metrics.json and predictions.json into --out, for
 a detector of two streams each stream's, too. --page is an HTML file with each video's timeline,
 its truth, its mistakes and what is missed. --label_studio, --elan and --via write what was found

@@ -302,7 +302,7 @@ def mirror_segment(
     if item.times_s is None:
         item = replace(item, duration_s=duration_s)
     if start_s >= item.duration_s:
-        warnings["segments lie behind the end of their video and stay there"] += 1
+        warnings["segments lie after the end of their video and stay there"] += 1
         return [start_s, end_s]
     fps = item.frames / item.duration_s
     if item.times_s is not None:

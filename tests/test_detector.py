@@ -111,7 +111,7 @@ class Echo:
 
 @pytest.mark.parametrize("frames", [100, 64, 41])
 def test_a_prediction_finds_its_place_in_the_video(tmp_path: Path, frames: int) -> None:
-    """Step 10, from 2 before to 3 behind, in the last window, in both directions of time."""
+    """Step 10, from 2 before to 3 after, in the last window, in both directions of time."""
     config = small_experiment(tmp_path)
     window = sliding_windows(frames, 0.5, config.sampling)[-1]
     batch = Batch(
@@ -222,7 +222,7 @@ def test_trunk_can_be_shared_by_two_directions() -> None:
 
 
 def test_mmaction_checkpoints_load_into_the_trunk(tmp_path: Path) -> None:
-    """The layout of mmaction2's VideoMAE files: `backbone.…`, a norm and a classifier behind it."""
+    """The layout of mmaction2's VideoMAE files: `backbone.…`, a norm and a classifier after it."""
     prefix = "module.backbone.model."
     content = torch.load(GOLDEN / "opentad_checkpoint.pth", weights_only=True)["state_dict"]
     published = {

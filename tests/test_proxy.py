@@ -1,4 +1,4 @@
-"""Proxies: the frames of their source, each at its time, small; made once, and anew if need be."""
+"""Proxies: the frames of their source, each at its time, small; made once, and again if need be."""
 
 import json
 import os
@@ -271,7 +271,7 @@ def test_bad_files_are_told_at_the_end_and_the_others_are_done(
     videos, out = tmp_path / "videos", tmp_path / "out"
     for file in ("one", "two", "three"):
         numbered(videos, "B-frames, long GOP", file=file)
-    # Behind the first frames and before the last ones: only who decodes all of it finds it.
+    # After the first frames and before the last ones: only who decodes all of it finds it.
     groups = replace(ENCODINGS["H.264"], options=(("g", "24"),), size=(224, 304), noisy=True)
     write_numbered(videos / "holed.mp4", 150, groups)
     content = bytearray((videos / "holed.mp4").read_bytes())
@@ -391,9 +391,9 @@ def test_a_decoder_that_hangs_or_crashes_costs_no_other_file(
     assert all(isinstance(answers[f"good {number}"], int) for number in range(3))
     for name, how in {
         "crashes": f"the process that reads it crashed (signal {int(signal.SIGSEGV)}): a video",
-        "exhausts": "cannot be written anew: too many frames",
+        "exhausts": "cannot be rewritten: too many frames",
         "hangs": "the process that reads it hangs (no answer within 1.05 s): a video",
-        "fails": "cannot be written anew: No space left on device",
+        "fails": "cannot be rewritten: No space left on device",
     }.items():
         assert isinstance(answers[name], VideoError)
         assert str(answers[name]).startswith(f"{name}.mp4: {how}")

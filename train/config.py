@@ -96,7 +96,7 @@ class TrainingConfig:
         trackers: programs that get curves of what metrics.jsonl has, continued when a run resumes.
     """
 
-    warmup_ends_full: ClassVar = False  # its last update has the full rate, or the one behind it
+    warmup_ends_full: ClassVar = False  # its last update has the full rate, or the one after it
 
     epochs: int = 100
     stop_epoch: int | None = None

@@ -40,7 +40,7 @@ class Table:
 
     Args:
         name: in JSON; `title` and `note` are for people.
-        digits: behind the point, of fractions as they are shown.
+        digits: after the point, of fractions as they are shown.
         links: URLs, relative to the report, of texts in the first column.
         strong: numbers of rows that matter most.
         bars: the column, if any, whose numbers are drawn as bars, too.

@@ -85,4 +85,4 @@ def run_job(job: Job, progress: Progress) -> Any:
     except VideoError:
         raise
     except (ValueError, OSError, MemoryError, av.FFmpegError) as error:
-        raise VideoError(f"{job.source}: cannot be written anew: {error}") from error
+        raise VideoError(f"{job.source}: cannot be rewritten: {error}") from error

@@ -241,7 +241,7 @@ class Evaluation:
         of_streams: detections of each stream, of a detector that has several.
         skipped: videos that do not count, with causes; `dropped`: those of them that failed late.
         minutes, seconds: how long the videos last, and how long detecting took.
-        counts: hits and passes behind cached activations; None without a cache.
+        counts: hits and passes of cached activations; None without a cache.
         launch: of this evaluation, as it began; `watch`: of its time.
     """
 

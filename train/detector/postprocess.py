@@ -50,7 +50,7 @@ def select_candidates(output: HeadOutput, config: EvaluationConfig) -> list[Cand
     best, where = scores.flatten(1).topk(count)
     point, label = where // scores.shape[-1], where % scores.shape[-1]
     chosen = segments.gather(1, point.unsqueeze(-1).expand(-1, -1, 2))
-    # Fusion may have moved a start behind its end.
+    # Fusion may have moved a start past its end.
     scored = ~(best <= config.min_score)
     if best.isnan().any() or (chosen.isnan().any(-1) & scored).any():
         raise FloatingPointError(
@@ -184,7 +184,7 @@ def _settle(
     classes: Sequence[str],
     evaluation: EvaluationConfig,
 ) -> LiveUpdate:
-    """Return the detections that end behind `after` and not behind `until`, on the timeline."""
+    """Return the detections that end past `after` and not past `until`, on the timeline."""
     after_s, until_s = video.to_seconds(np.array([after, until]).clip(-1, video.length))
     found = merge_windows([each for _, each in recent], video, classes, evaluation)
     first = -1.0 if after < 0 else after_s

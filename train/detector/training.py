@@ -68,7 +68,7 @@ class DetectionTask:
         activations: of every stream, where validation stores features; empty stores none.
         kept: cache of the videos' small frames for later epochs.
         teacher: whose answers are learned beside the truth; `cached` has its streams' features
-            behind the detector's own.
+            after the detector's own.
 
     Attributes:
         memory: what is recomputed to save memory, and why, as a line; empty if nothing was chosen.
