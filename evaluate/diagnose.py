@@ -5,7 +5,7 @@
     python evaluate/diagnose.py --predictions FILE … --config FILE --tiou 0.8
 
 Several predictions files are several detectors, side by side. With --checkpoint they are the files
-that evaluate/run.py wrote beside it: the answer and, of two streams, each one's. A config provides
+that evaluate/run.py wrote beside it: the result and, of two streams, each one's. A config provides
 blocked videos, class list and subset. Prints a table; writes report.html, with its figures and, as
 report.json, its tables, and diagnosis.json (all numbers) into --out.
 """
@@ -107,9 +107,9 @@ def diagnose_predictions(
     annotations, subset = load_truth(config.data if config else None, annotation_file, subset)
     if checkpoint:
         assert config is not None
-        answer = "fused" if len(config.directions) > 1 else str(config.direction)
-        files = find_predictions(checkpoint, subset, answer)
-        out = out or files[answer].parent / "diagnosis"
+        main = "fused" if len(config.directions) > 1 else str(config.direction)
+        files = find_predictions(checkpoint, subset, main)
+        out = out or files[main].parent / "diagnosis"
     else:
         assert predictions is not None
         files = name_files(predictions, names)
@@ -158,8 +158,8 @@ def read_experiment(
     return load(Experiment, config_file, overrides) if config_file else None
 
 
-def find_predictions(checkpoint: Path, subset: str, answer: str) -> dict[str, Path]:
-    """Return the predictions files that evaluate/run.py wrote for a checkpoint, its answer first.
+def find_predictions(checkpoint: Path, subset: str, main: str) -> dict[str, Path]:
+    """Return the predictions files of a checkpoint's evaluation, the main result's first.
 
     Raises:
         ValueError: there are none.
@@ -175,7 +175,7 @@ def find_predictions(checkpoint: Path, subset: str, answer: str) -> dict[str, Pa
     if path.stat().st_mtime < locate(checkpoint).stat().st_mtime:
         print(f"warning: {path} is older than {checkpoint}; score it again (evaluate/run.py)")
     streams = sorted(folder.glob("predictions-*.json"))
-    return {answer: path} | {path.stem.removeprefix("predictions-"): path for path in streams}
+    return {main: path} | {path.stem.removeprefix("predictions-"): path for path in streams}
 
 
 def name_files(files: list[Path], names: list[str] | None) -> dict[str, Path]:

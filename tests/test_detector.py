@@ -23,8 +23,8 @@ from train.data.batch import Batch
 from train.data.videos import VideoItem
 from train.detector.model import Detector
 from train.detector.postprocess import (
-    Answers,
     Candidates,
+    Predictions,
     merge_windows,
     predict_windows,
     select_candidates,
@@ -99,7 +99,7 @@ class Echo:
         self.point, self.distances = point, torch.tensor([before, after])
         self.direction: Direction = direction
 
-    def __call__(self, batch: Batch) -> Answers:
+    def __call__(self, batch: Batch) -> Predictions:
         windows, steps = batch.mask.shape
         logits = torch.full((windows, 2, steps), -20.0)
         logits[:, 1, self.point] = 3.0

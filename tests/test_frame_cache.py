@@ -539,7 +539,7 @@ def test_validation_stores_no_features_of_damaged_frames(
                 items,
                 accelerator,
                 activations=activations,
-                kept=cache,
+                frame_cache=cache,
             )
             task.validate()
             task.close()

@@ -14,7 +14,7 @@ With --backbone.trainable_from_block k the adapters from block k on are trained,
 cached activations after block k − 1. The result is a complete detector.
 
 With --training.teacher FUSED.pt the head of one stream goes on from the checkpoint's and learns,
-beside the truth, what a trained detector answers (configs/fusion/distilled.yaml).
+beside the truth, what a trained detector predicts (configs/fusion/distilled.yaml).
 """
 
 from __future__ import annotations

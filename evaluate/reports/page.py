@@ -104,7 +104,7 @@ class Report:
 
     Args:
         kind: which of them, in a few words.
-        summary: the answer in one or two sentences.
+        summary: the result in one or two sentences.
     """
 
     kind: str

@@ -46,7 +46,7 @@ def train_on_cache(
         detector: in eval mode, on the device.
         activations: of every stream, the teacher's after the detector's own.
         origins: files that its streams are from, for messages.
-        teacher: whose answers it learns beside the truth, on the device.
+        teacher: whose predictions it learns beside the truth, on the device.
 
     Raises:
         ValueError: the run to resume had another backbone, or a video cannot be read.
@@ -94,7 +94,7 @@ def train_on_cache(
             if task.memory:
                 print(task.memory)
             if teacher is not None:
-                print(f"the head learns what {len(theirs)} streams answer, beside the truth")
+                print(f"the head learns what {len(theirs)} streams predict, beside the truth")
             notes.about["epochs"] = run.epochs
         run.train()
 
