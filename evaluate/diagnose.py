@@ -31,6 +31,7 @@ from configs.options import ScriptParser
 from configs.progress import ProgressBar
 from evaluate.annotations import Video, select_videos
 from evaluate.files.predictions import read_predictions, scoring_problems
+from evaluate.options import check_detections
 from extract.checkpoints.hub import folder_of, locate
 from train.config import Experiment
 from train.engine.stopwatch import Stopwatch
@@ -53,12 +54,8 @@ def main() -> None:
     parser.add_argument("--tiou", type=float, default=0.5, help="threshold; default: 0.5")
     parser.add_argument("--out", type=Path, help="folder of results; default: beside the input")
     args, overrides = parser.parse()
-    if bool(args.checkpoint) == bool(args.predictions):
-        parser.error("give either --checkpoint or --predictions")
-    if args.predictions and not args.config and not (args.annotations and args.subset):
-        parser.error("--predictions needs --annotations and --subset, or --config")
-    if args.predictions and not args.config and overrides:
-        parser.error(f"without --config there is nothing to set: {' '.join(overrides)}")
+    truth = args.annotations, args.subset
+    check_detections(parser, args.checkpoint, args.predictions, args.config, truth, overrides)
     if args.checkpoint and args.names:
         parser.error("--names goes with --predictions")
     if args.annotations:

@@ -57,7 +57,7 @@ ROOMS = {
     ],
     "evaluate": [
         *("datasets", "annotations", "suppression", "nms", "mean_ap"),
-        *("metrics", "diagnosis", "rendering", "files", "reports"),
+        *("metrics", "diagnosis", "rendering", "files", "reports", "options"),
     ],
     "train": [
         *("errors", "modeling", "config", "data"),

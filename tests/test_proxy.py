@@ -26,9 +26,9 @@ from numpy.typing import NDArray
 from cache.store import Store
 from configs.loader import load
 from extract.identity.digest import video_digest
-from extract.transcoding import jobs
+from extract.transcoding import making
 from extract.transcoding.encode import Timeline, make_timeline
-from extract.transcoding.jobs import Job, run_jobs
+from extract.transcoding.making import FileToMake, make_files
 from extract.transcoding.proxy import ProxyConfig, is_current_proxy, proxy_size, write_proxy
 from extract.video.decoders import by_decord
 from extract.video.decoders.by_pyav import PyavDecoder
@@ -378,7 +378,7 @@ def test_a_run_that_was_ended_goes_on(tmp_path: Path, how: signal.Signals) -> No
 def test_a_decoder_that_hangs_or_crashes_costs_no_other_file(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(jobs, "SILENCE_S", 1.0)
+    monkeypatch.setattr(making, "SILENCE_S", 1.0)
     makers: dict[str, Callable[..., object]] = {
         "crashes": guarded_calls.crash,
         "exhausts": guarded_calls.run_out_of_memory,
@@ -386,23 +386,23 @@ def test_a_decoder_that_hangs_or_crashes_costs_no_other_file(
         "fails": guarded_calls.fail,
         **{f"good {number}": guarded_calls.process_id for number in range(3)},
     }
-    todo = [Job(Path(f"{name}.mp4"), 0, 5, make) for name, make in makers.items()]
-    answers = dict(zip(makers, run_jobs(todo, 1, "trying"), strict=True))
-    assert all(isinstance(answers[f"good {number}"], int) for number in range(3))
+    todo = [FileToMake(Path(f"{name}.mp4"), 0, 5, make) for name, make in makers.items()]
+    results = dict(zip(makers, make_files(todo, 1, "trying"), strict=True))
+    assert all(isinstance(results[f"good {number}"], int) for number in range(3))
     for name, how in {
         "crashes": f"the process that reads it crashed (signal {int(signal.SIGSEGV)}): a video",
         "exhausts": "cannot be rewritten: too many frames",
         "hangs": "the process that reads it hangs (no answer within 1.05 s): a video",
         "fails": "cannot be rewritten: No space left on device",
     }.items():
-        assert isinstance(answers[name], VideoError)
-        assert str(answers[name]).startswith(f"{name}.mp4: {how}")
+        assert isinstance(results[name], VideoError)
+        assert str(results[name]).startswith(f"{name}.mp4: {how}")
     assert "trying" in capfd.readouterr().err
 
 
 def test_a_bug_ends_the_run() -> None:
     with pytest.raises(RuntimeError, match="KeyError: 'absent'"):
-        run_jobs([Job(Path("clip.mp4"), 0, 5, guarded_calls.meet_a_bug)], 1, "trying")
+        make_files([FileToMake(Path("clip.mp4"), 0, 5, guarded_calls.meet_a_bug)], 1, "trying")
 
 
 @pytest.mark.slow
