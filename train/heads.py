@@ -76,7 +76,7 @@ def train_heads(
     with Session(config, resume, config.cache.url) as session:
         accelerator, store = session.accelerator, session.store
         if store is None:
-            raise ValueError("--cache: give the store that activations are kept in")
+            raise ValueError("--cache: give the store that activations are stored in")
         imported = config.backbone.imported
         data = load_training_data(
             config.data, accelerator, store, config.sampling.fps, imported=imported
