@@ -31,7 +31,7 @@ demo: $(INSTALLED)
 	$(DEMO_ENV) $(LAUNCH) train/heads.py --checkpoint $(DETECTOR) --cache $(CACHE) --resume \
 		--out runs/demo/head --head.width 96
 	$(DEMO_ENV) $(BIN)/python evaluate/run.py --checkpoint runs/demo/head/last.pt --cache $(CACHE)
-	@echo "== 4. The adapters of blocks 4 and 5 learn along, from what is stored behind block 3."
+	@echo "== 4. The adapters of blocks 4 and 5 learn along, from what is stored after block 3."
 	$(DEMO_ENV) $(LAUNCH) train/heads.py --checkpoint $(DETECTOR) --cache $(CACHE) --resume \
 		--out runs/demo/part --backbone.trainable_from_block 4 --training.epochs 10 \
 		--training.stop_epoch 10

@@ -3,7 +3,7 @@
     OMP_NUM_THREADS=1 python -m benchmarks.frame_rates CHECKPOINT … [--out runs/frame_rates]
 
 The demo's test videos (15 to 24 frames a second) are made in two more ways: each frame written two
-to four times, so that they have 48 to 60 frames a second with the same pictures, and rendered anew
+to four times, so that they have 48 to 60 frames a second with the same pictures, and rendered again
 at 60. Every checkpoint is scored on the three, with the same settings; `make demo`
 writes runs/demo/forward/last.pt. The table goes to OUT/results.md. Takes some 3 minutes on 2 cores.
 """
@@ -86,7 +86,7 @@ def repeat_frames(source: Path, target: Path) -> None:
 
 
 def repeat_video(source: Path, target: Path, times: int) -> None:
-    """Encode a video anew, with every frame several times, in as many seconds."""
+    """Re-encode a video, with every frame several times, in as many seconds."""
     with av.open(str(source)) as container, av.open(str(target), "w") as repeated:
         stream = container.streams.video[0]
         assert stream.average_rate is not None

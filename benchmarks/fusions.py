@@ -23,7 +23,7 @@ from train.data.cached import ensure_cached, evaluation_spans
 from train.data.videos import load_annotations, load_items
 from train.detector.evaluation import window_loader
 from train.detector.model import Detector
-from train.detector.postprocess import Answers, merge_windows, predict_windows
+from train.detector.postprocess import Predictions, merge_windows, predict_windows
 from train.detector.setup import activations_of
 from train.detector.sources import build_detector, merge_configs
 from train.engine.checkpoint import load_checkpoint
@@ -151,7 +151,7 @@ def score_pair(paths: tuple[str, str], cache: str, subset: str) -> dict[str, dic
     }
 
 
-def _answers(detector: Detector, batch: Batch) -> Answers:
+def _answers(detector: Detector, batch: Batch) -> Predictions:
     outputs = detector.outputs(detector.features(batch.inputs, batch.start), batch.mask)
     one, other = outputs
     other = align(other, one, detector.reflection_if_opposed(batch.reflection), "nearest")

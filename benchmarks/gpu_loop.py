@@ -109,13 +109,13 @@ def measure_loop(plan: Plan, config: Experiment, case: LoopCase, items: Sequence
         data=replace(config.data, validation_subset=None),
         pixels=replace(config.pixels, colour_jitter=JITTER if case.jitter else None),
     )
-    kept = FrameCache(out, config.sampling, None) if case.frame_cache else None
+    frames = FrameCache(out, config.sampling, None) if case.frame_cache else None
     AcceleratorState._reset_state(reset_partial_state=True)
     accelerator = Accelerator(
         cpu=plan.device == "cpu", mixed_precision=config.training.mixed_precision
     )
     detector = Detector(config, NAMES)
-    task = DetectionTask(detector, [*items], None, accelerator, kept=kept)
+    task = DetectionTask(detector, [*items], None, accelerator, frame_cache=frames)
     run = TrainingRun(task, accelerator, resume=False)
     marks, update = list[tuple[Any, Any]](), run.update
     ends: list[tuple[float, float]] = []  # of each epoch: when, and how long it had waited

@@ -42,7 +42,7 @@ class Collection:
     Attributes:
         clips: that the network encodes; `frames`: that are decoded.
         device_s: of one GPU; `decoding_s`: of one core.
-        features, block: bytes that activations behind the network, or behind one of its blocks,
+        features, block: bytes that activations after the network, or after one of its blocks,
             have before compression.
     """
 

@@ -486,7 +486,7 @@ class _Writer:
 
 
 def _chain(node: ast.expr) -> tuple[str, ...]:
-    """Return a name and the attributes behind it; nothing if it begins with no name."""
+    """Return a name and the attributes after it; nothing if it begins with no name."""
     if isinstance(node, ast.Name):
         return (node.id,)
     before = _chain(node.value) if isinstance(node, ast.Attribute) else ()

@@ -4,7 +4,7 @@ Hashes of stages are chained,
 
     H0 = H(settings, tensors of stage 0),  Hk = H(H(k-1), tensors of stage k),
 
-so that a change in stage k changes the names of stage k and of all behind it, and of none before.
+so that a change in stage k changes the names of stage k and of all after it, and of none before.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ HEX = 32  # characters of a fingerprint: 128 bits, which no accident makes equal
 def chain_fingerprints(
     settings: Mapping[str, Any], stages: Iterable[Mapping[str, Tensor]]
 ) -> list[str]:
-    """Return the fingerprint behind each stage, each over the one before it and its own tensors.
+    """Return the fingerprint after each stage, each over the one before it and its own tensors.
 
     Args:
         settings: what precedes the first stage; JSON values only.

@@ -8,7 +8,7 @@ outdated (the code, a library or a flag is another one) or unknown, and below it
 every checksum and ends with code 1 if a file is not as it was written. --prune frees what is stale,
 what --verify found damaged, and with --budget what is oldest beyond so many GB; never what a
 running process uses. What is outdated stays: other checkouts may use it. --adopt computes some of
-an outdated entry's spans anew; if the numbers are equal, all of the entry is read again.
+an outdated entry's spans again; if the numbers are equal, all of the entry is read again.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def show(url: str, verifies: bool, prunes: bool, budget_gb: float | None) -> lis
                 f"{format_bytes(done.kept_bytes)} stay"
             )
             if done.repaired:
-                print(f"{done.repaired:,} lists of a part's files are written anew")
+                print(f"{done.repaired:,} lists of a part's files are rewritten")
             if done.in_use or done.active_parts:
                 print(
                     f"in use, so they stayed: {len(done.in_use)} fingerprints and "

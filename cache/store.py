@@ -233,7 +233,7 @@ class Store:
     def _repair_hint(self) -> str:
         """Return what the user can do to have the marker file written again."""
         return (
-            f"`python cache/show.py {quote(self.url)} --verify --prune` then writes it anew and "
+            f"`python cache/show.py {quote(self.url)} --verify --prune` then rewrites it and "
             "checks the rest"
         )
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from configs.system import fcntl, try_lock
 
-LONGEST = 230  # bytes of a name behind which ours fit, too: file systems take 255
+LONGEST = 230  # bytes of a name to which ours can be added, too: file systems take 255
 
 
 def write_text(path: Path, text: str) -> None:

@@ -252,7 +252,7 @@ def _describe_error(kind: type, text: str) -> str:
     return f"'{group[1]}' is a group of settings, not {group[2]}" if group else text
 
 
-@functools.cache  # made anew it takes as long as what it reads
+@functools.cache  # made again it takes as long as what it reads
 def _build_parser(kind: type) -> ArgumentParser:
     parser = ArgumentParser(exit_on_error=False, allow_abbrev=False)
     parser.add_class_arguments(kind, nested_key=None, fail_untyped=True)

@@ -28,7 +28,7 @@ def plain_line(text: str, limit: int = 160) -> str:
     """Return another program's text as one line, without orders to a terminal.
 
     Args:
-        limit: characters; a longer text is cut behind a word and ends with an ellipsis.
+        limit: characters; a longer text is cut after a word and ends with an ellipsis.
     """
     words = "".join(c if c.isprintable() else " " for c in without_escapes(text)).split()
     line = " ".join(words)

@@ -307,7 +307,7 @@ def _clip_or_keep(
     a wrong annotation, yet THUMOS-14 lists eight wholly outside their videos, and the public
     evaluation code scores every listed action, found or not; without them results would be a
     little higher and compare with nothing. So they stay as they are. The worst ends at 1.9 times
-    the duration; behind twice the duration the times are in another unit (frames, milliseconds).
+    the duration; beyond twice the duration the times are in another unit (frames, milliseconds).
     """
     if segment.end_s > 2 * duration_s and segment.end_s > duration_s + 1:
         raise Refused(

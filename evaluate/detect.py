@@ -22,9 +22,9 @@ if __package__ is None:  # run as a file: its neighbours must not hide modules o
 import glob
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -52,6 +52,7 @@ from evaluate.files.timeline import (
     link_video,
     render_page,
 )
+from evaluate.options import add_threshold, add_tool_files, check_threshold
 from train.config import Experiment
 
 if TYPE_CHECKING:
@@ -82,28 +83,46 @@ class Outputs:
     tools: ToolFiles
     clips: Path | None = None
 
+    def make_folders(self) -> None:
+        """Make them now, not after hours of detection."""
+        for file in filter(None, (self.json, self.csv, self.page)):
+            file.parent.mkdir(parents=True, exist_ok=True)
+        for folder in filter(None, (self.srt, self.vtt, self.clips)):
+            folder.mkdir(parents=True, exist_ok=True)
+        self.tools.make_folders()
+
+
+@dataclass
+class DetectedVideos:
+    """What has come of the videos so far.
+
+    Args:
+        found: by video, the detections that count, best first.
+        pages: the page's entries, if a page is wanted.
+        uncut: why segments could not be cut out.
+        seconds: how long the videos in `found` last.
+        best: the highest score, whether it counts or not.
+    """
+
+    found: dict[str, list[Detection]] = field(default_factory=dict)
+    pages: list[PageVideo] = field(default_factory=list)
+    uncut: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+    best: float = 0.0
+
 
 def main() -> None:
     parser = ScriptParser(__doc__, Experiment, USES)
     parser.add_argument("videos", nargs="+", metavar="VIDEO", help="file, folder or 'pattern'")
     parser.add_argument("--checkpoint", type=Path, required=True, help="detector, of any direction")
     parser.add_argument("--config", type=Path, help="YAML of settings, over the checkpoint's")
-    parser.add_argument(
-        "--threshold",
-        type=float,
-        default=0.3,
-        help="least score that counts (default: %(default)s)",
-    )
+    add_threshold(parser, "least score that counts")
     parser.add_argument("--top", type=int, help="at most so many segments of a video, the best")
     parser.add_argument("--json", type=Path, metavar="FILE", help="ActivityNet's layout")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="one segment a line")
     parser.add_argument("--srt", type=Path, metavar="FOLDER", help="subtitles, one file a video")
     parser.add_argument("--vtt", type=Path, metavar="FOLDER", help="the same for browsers")
-    parser.add_argument(
-        "--label_studio", type=Path, metavar="FILE", help="tasks with predictions, for import"
-    )
-    parser.add_argument("--elan", type=Path, metavar="FOLDER", help="an .eaf file for each video")
-    parser.add_argument("--via", type=Path, metavar="FILE", help="a project of VIA 3")
+    add_tool_files(parser)
     parser.add_argument("--clips", type=Path, metavar="FOLDER", help="segments cut out, as mp4")
     parser.add_argument("--page", type=Path, metavar="FILE", help="HTML: videos with timelines")
     parser.add_argument("--embed", action="store_true", help="put the videos into the page, too")
@@ -111,8 +130,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=0, help="decoding processes beside this one")
     parser.add_argument("--cpu", action="store_true", help="do not use a GPU")
     args, overrides = parser.parse()
-    if not 0 <= args.threshold <= 1:
-        parser.error("--threshold is a score from 0 to 1")
+    check_threshold(parser, args.threshold)
     if args.top is not None and args.top < 1:
         parser.error("--top must be at least 1")
     if args.workers < 0:
@@ -186,77 +204,62 @@ def detect(
     accelerator = Accelerator(mixed_precision=config.training.mixed_precision, cpu=cpu)
     detector = Detector.restore(saved._replace(config=config), checkpoint)
     detector = detector.to(accelerator.device)
-    for file in filter(None, (outputs.json, outputs.csv, outputs.page)):
-        file.parent.mkdir(parents=True, exist_ok=True)  # now, not after hours of detection
-    for folder in filter(None, (outputs.srt, outputs.vtt, outputs.clips)):
-        folder.mkdir(parents=True, exist_ok=True)
-    outputs.tools.make_folders()
+    outputs.make_folders()
     items, bad = probe_files(paths, detector.config.sampling.fps, process)
     if unlike := describe_unlike_rates(items, saved.frame_rates, detector.config.sampling):
         print(unlike)
     truth = select_truth(items, annotations) if annotations else {}
     for item in items if outputs.embed else ():
         check_embeddable(item.path)
-    found: dict[str, list[Detection]] = {}
-    uncut: list[str] = []
-    pages: list[PageVideo] = []
+    detected = DetectedVideos()
     limit = config.evaluation.nms.max_segments
     title = f"Found by {checkpoint}, which reads {' and '.join(config.directions)}"
-    seconds, best, began = 0.0, 0.0, time.monotonic()
-    written_at = began
+    began = written_at = time.monotonic()
     try:
         total = sum(len(detector.windows(item)) for item in items)
         with ProgressBar(total=total, unit="window", leave=False, smoothing=0.05) as bar:
             for item in items:
                 bar.set_description(item.path.name)
                 since = time.monotonic()
-                source = ""
                 try:
                     with accelerator.autocast(), translate_oom("lower evaluation.batch_size"):
                         examined = detect_with_scores(
                             detector, item, bool(outputs.page), workers, bar, process
                         )
-                    if outputs.page and outputs.embed:
-                        source = embed_video(item.path)
-                    elif outputs.page:
-                        source = link_video(item.path, outputs.page)
+                    source = page_source(outputs, item.path)
                 except (VideoError, OSError) as error:
                     bad[item.name] = describe_unread_video(item.path, error)
                     continue
-                took, seconds = time.monotonic() - since, seconds + item.duration_s
+                took = time.monotonic() - since
                 every = examined.detections[detector.main_output]
-                best = max([best, *(detection.score for detection in every[:1])])
-                kept = select_detections(every, threshold, top)
-                found[item.name] = kept
-                bar.write(describe_found(item, kept, took), file=sys.stdout)
-                if len(kept) == limit:
-                    bar.write(
-                        f"note: evaluation.nms.max_segments ({limit}) was reached; a long video "
-                        "may hold more actions: raise it",
-                        file=sys.stdout,
-                    )
-                write_subtitles(outputs, item.name, kept)
+                chosen = select_detections(every, threshold, top)
+                detected.found[item.name] = chosen
+                detected.seconds += item.duration_s
+                detected.best = max([detected.best, *(each.score for each in every[:1])])
+                bar.write(describe_found(item, chosen, took, limit), file=sys.stdout)
+                write_subtitles(outputs, item.name, chosen)
                 if outputs.clips:
-                    uncut += cut_segments(outputs.clips, item, kept)
+                    detected.uncut += cut_segments(outputs.clips, item, chosen)
                 if outputs.page:
                     segments = truth.get(item.name)
-                    pages.append(build_page_video(item, examined, detector, segments, top, source))
+                    page_video = build_page_video(item, examined, detector, segments, top, source)
+                    detected.pages.append(page_video)
                 if time.monotonic() - written_at > SAVE_EVERY_S:
-                    write_files(outputs, found, pages, detector.classes, title, threshold)
+                    write_files(outputs, detected, detector.classes, title, threshold)
                     written_at = time.monotonic()
     finally:  # after an interrupt, too: keep what was found
-        write_files(outputs, found, pages, detector.classes, title, threshold)
-        outputs.tools.write(found, {item.name: MediaFile(item.path, item.fps) for item in items})
-    if found:
-        took = time.monotonic() - began
-        rate = f"{seconds / took:.1f} × real time"
-        videos = "1 video" if len(found) == 1 else f"{len(found)} videos"
-        print(f"{videos}, {format_clock(seconds, 0)} in {took:.1f} s: {rate}")
-        if not best:
-            print(f"warning: {describe_nothing_found(len(found), config.evaluation.min_score)}")
-        elif not any(found.values()):
-            print(f"no segment reaches --threshold {threshold:g}; the best score is {best:.3g}")
-    return bad, uncut
+        write_files(outputs, detected, detector.classes, title, threshold)
+        media = {item.name: MediaFile(item.path, item.fps) for item in items}
+        outputs.tools.write(detected.found, media)
+    if detected.found:
+        print(describe_speed(detected, time.monotonic() - began))
+        if not detected.best:
+            cause = describe_nothing_found(len(detected.found), config.evaluation.min_score)
+            print(f"warning: {cause}")
+        elif not any(detected.found.values()):
+            best = f"the best score is {detected.best:.3g}"
+            print(f"no segment reaches --threshold {threshold:g}; {best}")
+    return bad, detected.uncut
 
 
 def video_paths(given: Sequence[str]) -> list[Path]:
@@ -338,12 +341,12 @@ def probe_files(
     from train.data.videos import make_item
 
     items, bad = [], {}
-    answers = probe(paths, running=process.pool if process else None)
-    for path, answer in zip(paths, answers, strict=True):
-        if isinstance(answer, VideoIndex) and answer.repaired:
-            print(f"note: {path}: {answer.describe_repair()}")
+    indices = probe(paths, running=process.pool if process else None)
+    for path, index in zip(paths, indices, strict=True):
+        if isinstance(index, VideoIndex) and index.repaired:
+            print(f"note: {path}: {index.describe_repair()}")
         try:
-            items.append(make_item(path, answer, sampling_fps))
+            items.append(make_item(path, index, sampling_fps))
         except VideoError as error:
             bad[path.stem] = str(error)
     return items, bad
@@ -381,12 +384,40 @@ def select_detections(
     return [d for d in detections if d.score >= threshold][:top]
 
 
-def describe_found(item: VideoItem, kept: Sequence[Detection], took: float) -> str:
-    """Return what the terminal shows of one video."""
+def describe_found(
+    item: VideoItem, detections: Sequence[Detection], took: float, limit: int
+) -> str:
+    """Return what the terminal shows of one video.
+
+    Args:
+        took: seconds that detecting took.
+        limit: `evaluation.nms.max_segments`.
+    """
     rate = f"{took:.1f} s, {item.duration_s / max(took, 1e-9):.1f} × real time"
-    count = f"{len(kept)} segment{'' if len(kept) == 1 else 's'}"
-    head = f"{item.path} ({format_clock(item.duration_s)}): {count} ({rate})"
-    return f"{head}\n{format_listing(kept)}\n" if kept else f"{head}\n"
+    count = f"{len(detections)} segment{'' if len(detections) == 1 else 's'}"
+    text = f"{item.path} ({format_clock(item.duration_s)}): {count} ({rate})\n"
+    if detections:
+        text += f"{format_listing(detections)}\n"
+    if len(detections) == limit:
+        text += (
+            f"\nnote: evaluation.nms.max_segments ({limit}) was reached; a long video may hold "
+            "more actions: raise it"
+        )
+    return text
+
+
+def describe_speed(detected: DetectedVideos, took: float) -> str:
+    """Return how many videos were read in how many seconds."""
+    videos = "1 video" if len(detected.found) == 1 else f"{len(detected.found)} videos"
+    rate = f"{detected.seconds / took:.1f} × real time"
+    return f"{videos}, {format_clock(detected.seconds, 0)} in {took:.1f} s: {rate}"
+
+
+def page_source(outputs: Outputs, path: Path) -> str:
+    """Return where the page finds a video: its link or its content; empty without a page."""
+    if not outputs.page:
+        return ""
+    return embed_video(path) if outputs.embed else link_video(path, outputs.page)
 
 
 def build_page_video(
@@ -415,14 +446,14 @@ def build_page_video(
     )
 
 
-def write_subtitles(outputs: Outputs, name: str, kept: Sequence[Detection]) -> None:
+def write_subtitles(outputs: Outputs, name: str, detections: Sequence[Detection]) -> None:
     if outputs.srt:
-        write_text(outputs.srt / f"{name}.srt", format_srt(kept))
+        write_text(outputs.srt / f"{name}.srt", format_srt(detections))
     if outputs.vtt:
-        write_text(outputs.vtt / f"{name}.vtt", format_vtt(kept))
+        write_text(outputs.vtt / f"{name}.vtt", format_vtt(detections))
 
 
-def cut_segments(folder: Path, item: VideoItem, kept: Sequence[Detection]) -> list[str]:
+def cut_segments(folder: Path, item: VideoItem, detections: Sequence[Detection]) -> list[str]:
     """Cut the segments out; return why some could not be."""
     from extract.transcoding.cut import cut_segment
     from extract.video.reader import VideoError, VideoReader
@@ -432,7 +463,7 @@ def cut_segments(folder: Path, item: VideoItem, kept: Sequence[Detection]) -> li
         reader = VideoReader(item.path)
     except VideoError as error:  # it is no longer what it was
         return [str(error)]
-    for segment, name in zip(kept, clip_names(item.name, kept), strict=True):
+    for segment, name in zip(detections, clip_names(item.name, detections), strict=True):
         try:
             cut_segment(reader, segment.start_s, segment.end_s, folder / name)
         except (OSError, ValueError) as error:
@@ -442,21 +473,20 @@ def cut_segments(folder: Path, item: VideoItem, kept: Sequence[Detection]) -> li
 
 def write_files(
     outputs: Outputs,
-    found: Mapping[str, Sequence[Detection]],
-    pages: Sequence[PageVideo],
+    detected: DetectedVideos,
     classes: Sequence[str],
     title: str,
     threshold: float,
 ) -> None:
     """Write the files that hold all videos; without a video there is nothing to write."""
-    if not found:
+    if not detected.found:
         return
     if outputs.json:
-        write_predictions(outputs.json, found)
+        write_predictions(outputs.json, detected.found)
     if outputs.csv:
-        write_text(outputs.csv, format_csv(found))
+        write_text(outputs.csv, format_csv(detected.found))
     if outputs.page:
-        write_text(outputs.page, render_page(pages, classes, title, threshold))
+        write_text(outputs.page, render_page(detected.pages, classes, title, threshold))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@
     python evaluate/diagnose.py --predictions FILE … --config FILE --tiou 0.8
 
 Several predictions files are several detectors, side by side. With --checkpoint they are the files
-that evaluate/run.py wrote beside it: the answer and, of two streams, each one's. A config provides
+that evaluate/run.py wrote beside it: the result and, of two streams, each one's. A config provides
 blocked videos, class list and subset. Prints a table; writes report.html, with its figures and, as
 report.json, its tables, and diagnosis.json (all numbers) into --out.
 """
@@ -31,6 +31,7 @@ from configs.options import ScriptParser
 from configs.progress import ProgressBar
 from evaluate.annotations import Video, select_videos
 from evaluate.files.predictions import read_predictions, scoring_problems
+from evaluate.options import check_detections
 from extract.checkpoints.hub import folder_of, locate
 from train.config import Experiment
 from train.engine.stopwatch import Stopwatch
@@ -53,12 +54,8 @@ def main() -> None:
     parser.add_argument("--tiou", type=float, default=0.5, help="threshold; default: 0.5")
     parser.add_argument("--out", type=Path, help="folder of results; default: beside the input")
     args, overrides = parser.parse()
-    if bool(args.checkpoint) == bool(args.predictions):
-        parser.error("give either --checkpoint or --predictions")
-    if args.predictions and not args.config and not (args.annotations and args.subset):
-        parser.error("--predictions needs --annotations and --subset, or --config")
-    if args.predictions and not args.config and overrides:
-        parser.error(f"without --config there is nothing to set: {' '.join(overrides)}")
+    truth = args.annotations, args.subset
+    check_detections(parser, args.checkpoint, args.predictions, args.config, truth, overrides)
     if args.checkpoint and args.names:
         parser.error("--names goes with --predictions")
     if args.annotations:
@@ -107,9 +104,9 @@ def diagnose_predictions(
     annotations, subset = load_truth(config.data if config else None, annotation_file, subset)
     if checkpoint:
         assert config is not None
-        answer = "fused" if len(config.directions) > 1 else str(config.direction)
-        files = find_predictions(checkpoint, subset, answer)
-        out = out or files[answer].parent / "diagnosis"
+        main = "fused" if len(config.directions) > 1 else str(config.direction)
+        files = find_predictions(checkpoint, subset, main)
+        out = out or files[main].parent / "diagnosis"
     else:
         assert predictions is not None
         files = name_files(predictions, names)
@@ -158,8 +155,8 @@ def read_experiment(
     return load(Experiment, config_file, overrides) if config_file else None
 
 
-def find_predictions(checkpoint: Path, subset: str, answer: str) -> dict[str, Path]:
-    """Return the predictions files that evaluate/run.py wrote for a checkpoint, its answer first.
+def find_predictions(checkpoint: Path, subset: str, main: str) -> dict[str, Path]:
+    """Return the predictions files of a checkpoint's evaluation, the main result's first.
 
     Raises:
         ValueError: there are none.
@@ -173,9 +170,9 @@ def find_predictions(checkpoint: Path, subset: str, answer: str) -> dict[str, Pa
             "--predictions"
         )
     if path.stat().st_mtime < locate(checkpoint).stat().st_mtime:
-        print(f"warning: {path} is older than {checkpoint}; score it anew (evaluate/run.py)")
+        print(f"warning: {path} is older than {checkpoint}; score it again (evaluate/run.py)")
     streams = sorted(folder.glob("predictions-*.json"))
-    return {answer: path} | {path.stem.removeprefix("predictions-"): path for path in streams}
+    return {main: path} | {path.stem.removeprefix("predictions-"): path for path in streams}
 
 
 def name_files(files: list[Path], names: list[str] | None) -> dict[str, Path]:

@@ -190,7 +190,7 @@ def _ranked(
 ) -> tuple[MatchTable, Floats, Integers]:
     """Return predictions of classes in the truth, by class, best score first.
 
-    Behind them their scores and their order.
+    Their scores and their order follow.
     """
     flat = [detection for detections in predictions.values() for detection in detections]
     if not flat:

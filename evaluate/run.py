@@ -8,7 +8,7 @@
 
 A checkpoint brings its config; --config is laid over it (an OpenTAD checkpoint needs one), and
 dotted overrides change single settings. With --predictions, --config supplies blocked videos, class
-list and tIoUs; several files are joined and suppressed anew. Prints a table; writes report.html,
+list and tIoUs; several files are joined and suppressed again. Prints a table; writes report.html,
 with its figures and, as report.json, its tables, metrics.json and predictions.json into --out, for
 a detector of two streams each stream's, too. --page is an HTML file with each video's timeline,
 its truth, its mistakes and what is missed. --label_studio, --elan and --via write what was found
@@ -33,6 +33,7 @@ from configs.options import ScriptParser
 from evaluate.annotations import Detection
 from evaluate.files.annotation_tools import MediaFile, ToolFiles
 from evaluate.files.predictions import write_predictions
+from evaluate.options import add_threshold, add_tool_files, check_detections, check_threshold
 from train.config import Experiment, with_cache
 from train.engine.stopwatch import Stopwatch
 
@@ -68,30 +69,16 @@ def main() -> None:
         "--videos", type=Path, help="the page's videos; default: the config's, or none"
     )
     parser.add_argument("--cache", help="store of activations to read from and to add to")
-    parser.add_argument(
-        "--label_studio", type=Path, metavar="FILE", help="tasks with predictions, for import"
-    )
-    parser.add_argument("--elan", type=Path, metavar="FOLDER", help="an .eaf file for each video")
-    parser.add_argument("--via", type=Path, metavar="FILE", help="a project of VIA 3")
-    parser.add_argument(
-        "--threshold",
-        type=float,
-        default=0.3,
-        help="least score in files of annotation tools (default: %(default)s)",
-    )
+    add_tool_files(parser)
+    add_threshold(parser, "least score in files of annotation tools")
     args, overrides = parser.parse()
-    if bool(args.checkpoint) == bool(args.predictions):
-        parser.error("give either --checkpoint or --predictions")
-    if args.predictions and not args.config and not (args.annotations and args.subset):
-        parser.error("--predictions needs --annotations and --subset, or --config")
-    if args.predictions and not args.config and overrides:
-        parser.error(f"without --config there is nothing to set: {' '.join(overrides)}")
+    truth = args.annotations, args.subset
+    check_detections(parser, args.checkpoint, args.predictions, args.config, truth, overrides)
     if args.cache and not args.checkpoint:
         parser.error("--cache goes with --checkpoint")
     if args.videos and not (args.page and args.predictions):
         parser.error("--videos goes with --page and --predictions")
-    if not 0 <= args.threshold <= 1:
-        parser.error("--threshold is a score from 0 to 1")
+    check_threshold(parser, args.threshold)
     if args.videos and not args.videos.is_dir():
         parser.error(f"--videos: there is no folder {args.videos}")
     if args.page:

@@ -50,7 +50,7 @@ class FeatureSource:
         if self.duration_s is None:
             return True
         excess, spare = self.lasts(rows, stride) - self.duration_s, SHARE * self.duration_s
-        if excess > 0:  # the last row may reach behind the end, as may padding
+        if excess > 0:  # the last row may reach past the end, as may padding
             return excess <= max(spare, min(2 * stride / self.fps + 0.5, self.duration_s / 2))
         return -excess <= max(spare, min((CLIP + stride) / self.fps, self.duration_s / 3))
 

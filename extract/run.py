@@ -26,10 +26,10 @@ if __package__ is None:  # run as a file: its neighbours must not hide modules o
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, NamedTuple, get_args
 
 from configs import cli
 from configs.atomic import write_text
@@ -43,10 +43,12 @@ from extract.settings.units import CLIP_FRAMES
 from train.config import DataConfig, Experiment, with_cache
 
 if TYPE_CHECKING:
+    import torch
     from accelerate import Accelerator
 
+    from cache.store import Store
     from extract.activations.activations import Activations
-    from extract.activations.plan import Plan
+    from extract.activations.plan import Plan, SpanRequest
     from extract.sampling.spans import Span
     from train.data.videos import Subset, VideoItem
     from train.detector.model import Detector
@@ -132,99 +134,147 @@ def plan_and_compute(
         share: of the videos, looked at and computed; None takes all.
     """
     from cache.store import Store, open_cache
-    from extract.activations.plan import SpanRequest, check_disk_space, plan
-    from extract.activations.refresh import describe_unkept, refresh
-    from extract.backbone.frozen import hold_frozen
-    from train.data.videos import format_skipped, load_annotations, load_subsets, target_classes
-    from train.detector.setup import activations_of, check_has_pixels
-    from train.detector.sources import build_detector, read_sources
+    from extract.activations.plan import check_disk_space, plan
+    from train.data.videos import load_annotations, load_subsets, target_classes
+    from train.detector.setup import check_has_pixels
     from train.engine.session import check_fp16_has_gpu, inference_accelerator
-    from train.errors import translate_oom, translate_worker_death
 
-    sources: list[tuple[str, Checkpoint[Experiment] | None]] = [(config_file or "", None)]
-    if checkpoints:
-        sources = [*read_sources(checkpoints, config_file, overrides)]
-    backbones = [
-        (replace(config, direction=direction), saved, source)
-        for source, saved in sources
-        for config in [_resolve(config_file, saved, source, overrides)]
-        for direction in directions or [config.direction]
-    ]
-    config = backbones[0][0]
+    backbones = _read_backbones(checkpoints, config_file, overrides, directions)
+    config = backbones[0].config
     check_has_pixels(config.backbone)
-    if directions and any(len(each.directions) > 1 for each, _, _ in backbones):
+    if directions and any(len(each.config.directions) > 1 for each in backbones):
         raise ValueError("--directions: a detector of two streams has its own; leave it out")
-    check_shared_decode([config for config, _, _ in backbones])
+    check_shared_decode([each.config for each in backbones])
     if not config.cache.url:
-        raise ValueError("--cache: give the store that activations are kept in")
+        raise ValueError("--cache: give the store that activations are stored in")
     accelerator = inference_accelerator(config)
     check_fp16_has_gpu(config, accelerator)
     url, planning = config.cache.url, plan_file is not None
     if plan_file:
         _check_writable(Path(plan_file), purposes)
     store = Store.open(url, "inspect") if planning else open_cache(url)
-    annotations = load_annotations(config.data)
-    wanted_of = [purpose for purpose in PURPOSES if purpose in purposes]
-    names = {purpose: _subset(config.data, purpose) for purpose in wanted_of}
-    mine = annotations
+    annotations = mine = load_annotations(config.data)
+    names = {each: _subset(config.data, each) for each in PURPOSES if each in purposes}
     if share is not None:
-        mine = replace(
-            annotations, videos={n: annotations.videos[n] for n in share.of(annotations.videos)}
-        )
-        some = {video.subset for video in mine.videos.values()}
+        videos = {name: annotations.videos[name] for name in share.of(annotations.videos)}
+        mine = replace(annotations, videos=videos)
+        some = {video.subset for video in videos.values()}
         names = {purpose: name for purpose, name in names.items() if name in some}
         if not names:
             print(f"share {share.number}/{share.count}: it has none of the videos")
             return
     subsets = sorted(set(names.values()))
-    loaded = load_subsets(
-        config.data,
-        mine,
-        subsets,
-        accelerator,
-        store,
-        sampling_fps=config.sampling.fps,
-    )
+    fps = config.sampling.fps
+    loaded = load_subsets(config.data, mine, subsets, accelerator, store, sampling_fps=fps)
     items = dict(zip(subsets, loaded, strict=True))
-    wanted, first = [], None
-    for config, saved, source in backbones:
-        detector = build_detector(
-            config, target_classes(config.data, annotations), [(source, saved)] if saved else []
-        )
-        detector = detector.to(accelerator.device).eval()
-        hold_frozen(detector, config.training.precision, config.pixels.size)
-        every = activations_of(detector, store, [source])
-        for activations, direction in zip(every, config.directions, strict=True):
-            spans = [
-                span
-                for purpose, name in names.items()
-                for span in _select_spans(
-                    purpose, items[name], config.sampling, direction, config.cache.span
-                )
-            ]
-            wanted.append(SpanRequest(activations, spans, ("features", *config.cache.blocks)))
-        first = first or (detector, every)
+    classes = target_classes(config.data, annotations)
+    built = [_build(each, classes, accelerator.device, store) for each in backbones]
+    wanted = [
+        request
+        for detector, every in built
+        for request in _span_requests(detector.config, every, items, names)
+    ]
     skip = config.data.bad_videos == "skip"
     made = plan(wanted, accelerator, skip)
     if accelerator.is_main_process:
         _print_plan(made, config, items, names, accelerator.num_processes)
     if plan_file is not None and "train" in names:
-        assert first is not None
         validates = "validation" in names and config.data.validation_subset is not None
         validation = items[names["validation"]] if validates else []
-        _print_routes(*first, items[names["train"]], validation, accelerator, plan_file)
+        _print_routes(*built[0], items[names["train"]], validation, accelerator, plan_file)
         if accelerator.is_main_process and len(backbones) > 1:
             print(f"for each of the {len(backbones)} streams alone, which are runs of their own")
     check_disk_space(made)
-    if planning:
-        return
+    if not planning:
+        _compute(made, store, accelerator, config.training.workers, skip, sum(map(len, loaded)))
+
+
+class _Source(NamedTuple):
+    """What a backbone is built from; without a checkpoint, its initial weights."""
+
+    config: Experiment
+    checkpoint: Checkpoint[Experiment] | None
+    file: str
+
+
+def _read_backbones(
+    checkpoints: Sequence[str],
+    config_file: str | None,
+    overrides: list[str],
+    directions: Sequence[Direction] | None,
+) -> list[_Source]:
+    """Return what is to be computed: each checkpoint, or else the config, in each direction."""
+    from train.detector.sources import read_sources
+
+    sources: list[tuple[str, Checkpoint[Experiment] | None]] = [(config_file or "", None)]
+    if checkpoints:
+        sources = [*read_sources(checkpoints, config_file, overrides)]
+    return [
+        _Source(replace(config, direction=direction), saved, file)
+        for file, saved in sources
+        for config in [_resolve(config_file, saved, file, overrides)]
+        for direction in directions or [config.direction]
+    ]
+
+
+def _build(
+    source: _Source, classes: tuple[str, ...], device: torch.device, store: Store
+) -> tuple[Detector, Sequence[Activations]]:
+    """Return a detector on the device, and the stored activations of its streams."""
+    from extract.backbone.frozen import hold_frozen
+    from train.detector.setup import activations_of
+    from train.detector.sources import build_detector
+
+    config, checkpoint, file = source
+    detector = build_detector(config, classes, [(file, checkpoint)] if checkpoint else [])
+    detector = detector.to(device).eval()
+    hold_frozen(detector, config.training.precision, config.pixels.size)
+    return detector, activations_of(detector, store, [file])
+
+
+def _span_requests(
+    config: Experiment,
+    every: Sequence[Activations],
+    items: Mapping[str, Subset],
+    names: Mapping[str, str],
+) -> Iterator[SpanRequest]:
+    """Yield what each stream needs.
+
+    Args:
+        every: activations of each stream.
+        items: by the names of the subsets; `names`: those of the purposes.
+    """
+    from extract.activations.plan import SpanRequest
+
+    for activations, direction in zip(every, config.directions, strict=True):
+        of = config.sampling, direction, config.cache.span
+        spans = [
+            span
+            for purpose, name in names.items()
+            for span in _select_spans(purpose, items[name], *of)
+        ]
+        yield SpanRequest(activations, spans, ("features", *config.cache.blocks))
+
+
+def _compute(
+    made: Plan, store: Store, accelerator: Accelerator, workers: int, skip: bool, videos: int
+) -> None:
+    """Make the passes of a plan, and print what has come of it.
+
+    Raises:
+        OSError: a store could not take all of it.
+    """
+    from extract.activations.refresh import describe_unkept, refresh
+    from train.data.videos import format_skipped
+    from train.errors import translate_oom, translate_worker_death
+
     began = time.monotonic()
     with translate_worker_death(), translate_oom("lower sampling.window_size or pixels.size"):
-        skipped = refresh(made, accelerator, config.training.workers, skip)
-    unkept = describe_unkept([request.activations for request in wanted], accelerator)
+        skipped = refresh(made, accelerator, workers, skip)
+    unkept = describe_unkept([request.activations for request in made.wanted], accelerator)
     if accelerator.is_main_process:
         if skipped:
-            print(format_skipped(skipped, sum(map(len, items.values()))))
+            print(format_skipped(skipped, videos))
         took = timedelta(seconds=round(time.monotonic() - began))
         print(f"done in {took}: {store.url} now holds {format_bytes(store.bytes)}")
     if unkept:

@@ -88,7 +88,7 @@ def main() -> None:
 def transcode_videos(request: TranscodeRequest) -> list[str]:
     """Write all files and return why videos could not be transcoded, a line for each."""
     from extract.transcoding.encode import SUFFIX
-    from extract.transcoding.jobs import Job, run_jobs
+    from extract.transcoding.making import FileToMake, make_files
     from extract.transcoding.proxy import is_current_proxy, write_proxy
     from extract.transcoding.reverse import is_current_reversal, write_reversed
     from extract.video.index import VideoError
@@ -113,7 +113,7 @@ def transcode_videos(request: TranscodeRequest) -> list[str]:
             indexes[path.stem] = found
     targets = {name: request.out / (name + SUFFIX) for name in indexes}
     threads = max(1, count_cores() // min(request.processes, max(1, len(indexes))))
-    jobs = []
+    to_make = []
     for name, target in targets.items():
         source = sources[name]
         try:
@@ -124,17 +124,18 @@ def transcode_videos(request: TranscodeRequest) -> list[str]:
                 finished = is_current_reversal(source, target, request.crf)
                 make = partial(write_reversed, source, target, request.crf, threads)
             if not finished:
-                jobs.append(Job(source, source.stat().st_size, len(indexes[name].pts), make))
+                frames = len(indexes[name].pts)
+                to_make.append(FileToMake(source, source.stat().st_size, frames, make))
         except (ValueError, OSError) as error:
             problems[name] = str(error)
     what = "reversed videos" if config is None else "proxies"
-    answers = run_jobs(jobs, request.processes, f"writing {what}")
-    for job, answer in zip(jobs, answers, strict=True):
-        if isinstance(answer, VideoError):
-            problems[job.source.stem] = str(answer)
+    results = make_files(to_make, request.processes, f"writing {what}")
+    for file, result in zip(to_make, results, strict=True):
+        if isinstance(result, VideoError):
+            problems[file.source.stem] = str(result)
     done = [sources[name] for name in sources if name not in problems]
-    print(f"{request.out}: {len(done)} {what}, {len(jobs)} of them to make")
-    as_rgb = sum(answer is True for answer in answers)
+    print(f"{request.out}: {len(done)} {what}, {len(to_make)} of them to make")
+    as_rgb = sum(result is True for result in results)
     if as_rgb and request.crf is None:
         print(f"{as_rgb} of them hold RGB: only so VideoReader gives exactly the source's pixels")
     if annotations:
@@ -302,7 +303,7 @@ def mirror_segment(
     if item.times_s is None:
         item = replace(item, duration_s=duration_s)
     if start_s >= item.duration_s:
-        warnings["segments lie behind the end of their video and stay there"] += 1
+        warnings["segments lie after the end of their video and stay there"] += 1
         return [start_s, end_s]
     fps = item.frames / item.duration_s
     if item.times_s is not None:

@@ -1,4 +1,4 @@
-"""Entry scripts in processes of their own that need not import everything anew.
+"""Entry scripts in processes of their own that need not import everything again.
 
 A server imports all modules once. For each script it forks a child, which then is what
 `python SCRIPT ARGUMENTS` would be: its own process group, output, exit code and last rites. That
@@ -145,7 +145,7 @@ def _serve(connection: socket.socket) -> list[str]:
 
 
 def _main() -> None:
-    # All of them: scripts import what is slow when they need it, each child would do so anew.
+    # All of them: scripts import what is slow when they need it, each child would do so again.
     for file in sorted(file for stage in STAGES for file in (ROOT / stage).rglob("*.py")):
         __import__(".".join(file.relative_to(ROOT).with_suffix("").parts))
     sys.argv = _serve(socket.socket(fileno=int(sys.argv[1])))

@@ -330,7 +330,7 @@ def test_what_has_changed_is_done_again(copy: Path) -> None:
     write(copy, grid)
     (copy / "study/reversed/3/stale").write_text("of the old run")
     plan = good(copy, "--plan")
-    assert "reversed/3  anew: its settings" in plan and "tuned/5     after reversed/5" in plan
+    assert "reversed/3  again: its settings" in plan and "tuned/5     after reversed/5" in plan
     assert "control/5   done" in plan and not calls(copy)
     good(copy)
     assert sorted(calls(copy)) == ["reversed/3", "reversed/5", "tuned/3", "tuned/5"]
@@ -547,7 +547,7 @@ def test_wrong_grids_are_refused(place: Path, change: dict[str, Any], expected: 
         ({"checkpoint": ["runs/a/last.pt"]}, "'runs/a/last.pt' is a file; a row of the grid"),
         (
             {"checkpoint": "reversed+x"},
-            "rows.forward: checkpoint: 'reversed+x': behind the + stands how many seeds further",
+            "rows.forward: checkpoint: 'reversed+x': after the + stands how many seeds further",
         ),
         ({"checkpoint": "tuned"}, "rows: tuned, control, forward wait for each other"),
         ({"forward_from": 3}, "rows.forward: forward_from: expected text or null, not 3"),
@@ -701,7 +701,7 @@ def kill_job(pid: int) -> None:
 
 
 def preempt(pid: int) -> None:
-    """Say what engines say when they want the machine back; then submitit begins it anew."""
+    """Say what engines say when they want the machine back; then submitit begins it again."""
     (job,) = psutil.Process(pid).children()
     job.send_signal(signal.SIGUSR2)
 

@@ -336,7 +336,7 @@ def test_every_level_may_have_a_window_of_its_own() -> None:
 
 
 def test_projection_dropout_stands_behind_projections(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Behind attention's output, GELU and the second layer (OpenTAD's `proj_pdrop`)."""
+    """After attention's output, GELU and the second layer (OpenTAD's `proj_pdrop`)."""
     torch.manual_seed(0)
     plain = TransformerBlock(replace(SMALL, drop_path=0.0), stride=1)
     block = TransformerBlock(replace(SMALL, drop_path=0.0, projection_dropout=0.25), stride=1)

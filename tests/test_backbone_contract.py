@@ -16,7 +16,7 @@ VIDEOMAE = BackboneConfig(trunk=TRUNK)
 TADA = BackboneConfig(network="tada2d", tada=TAdaSize((1, 1), 8), mode="frozen")
 MEMBERS = {
     "adapter": VIDEOMAE,
-    "adapter behind the upper blocks": replace(VIDEOMAE, adapters_from_block=1),
+    "adapter after the upper blocks": replace(VIDEOMAE, adapters_from_block=1),
     "adapter of the last blocks": replace(VIDEOMAE, trainable_from_block=2),
     "second adapters": replace(VIDEOMAE, second_from_block=1),
     "frozen": replace(VIDEOMAE, mode="frozen"),

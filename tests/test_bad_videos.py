@@ -367,7 +367,7 @@ def test_a_worker_that_ends_is_an_error_that_names_the_file(
 
 
 class EndingWindows(Dataset[int]):
-    """A dataset whose worker ends while it decodes nothing, behind a video that was whole."""
+    """A dataset whose worker ends while it decodes nothing, after a video that was whole."""
 
     def __len__(self) -> int:
         return 1

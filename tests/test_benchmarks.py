@@ -58,7 +58,7 @@ def test_operations_are_those_of_the_products(size: str) -> None:
 def test_a_training_step_needs_what_learning_passes_back() -> None:
     """Gradients of frozen layers' weights are none of it, and block 0 has nothing to pass back."""
     config = sizes.experiment("s")
-    assert config.backbone.recompute != "none"  # what is computed anew does not count
+    assert config.backbone.recompute != "none"  # what is recomputed does not count
     config = replace(config, training=replace(config.training, global_batch=1))
     linear, attention, adapters = products("s")
     cost, blocks = sizes.count_forward_flops("s"), 11 / 12

@@ -267,7 +267,7 @@ def an_action_ends_far_behind(data: Data) -> None:
     data.add(5, 100)
 
 
-@plant("error", "outside the video", name="far behind the file's end")
+@plant("error", "outside the video", name="far past the file's end")
 def an_action_ends_far_behind_the_file(data: Data) -> None:
     unmeasured(data)
     data.add(5, 100)
@@ -283,7 +283,7 @@ def an_action_ends_behind(data: Data) -> None:
     data.add(19, 22)
 
 
-@plant("warning", "segments kept though outside their video", name="behind the file's end")
+@plant("warning", "segments kept though outside their video", name="past the file's end")
 def an_action_ends_behind_the_file(data: Data) -> None:
     unmeasured(data)
     data.add(19, 22)
@@ -587,7 +587,7 @@ def test_frames_that_an_edit_list_hides_are_not_missing(tmp_path: Path) -> None:
     path = tmp_path / "clip.mp4"
     write_numbered(path, 200, ENCODINGS["intra only"])
     content = bytearray(path.read_bytes())
-    at = content.index(b"elst") + 4 + 8  # behind version, flags and the number of entries
+    at = content.index(b"elst") + 4 + 8  # after version, flags and the number of entries
     (duration,) = struct.unpack_from(">I", content, at)  # in the movie's milliseconds
     struct.pack_into(">Ii", content, at, duration - 2000, 50 * 512)  # 12800 units a second
     path.write_bytes(content)

@@ -23,8 +23,8 @@ from train.data.batch import Batch
 from train.data.videos import VideoItem
 from train.detector.model import Detector
 from train.detector.postprocess import (
-    Answers,
     Candidates,
+    Predictions,
     merge_windows,
     predict_windows,
     select_candidates,
@@ -99,7 +99,7 @@ class Echo:
         self.point, self.distances = point, torch.tensor([before, after])
         self.direction: Direction = direction
 
-    def __call__(self, batch: Batch) -> Answers:
+    def __call__(self, batch: Batch) -> Predictions:
         windows, steps = batch.mask.shape
         logits = torch.full((windows, 2, steps), -20.0)
         logits[:, 1, self.point] = 3.0
@@ -111,7 +111,7 @@ class Echo:
 
 @pytest.mark.parametrize("frames", [100, 64, 41])
 def test_a_prediction_finds_its_place_in_the_video(tmp_path: Path, frames: int) -> None:
-    """Step 10, from 2 before to 3 behind, in the last window, in both directions of time."""
+    """Step 10, from 2 before to 3 after, in the last window, in both directions of time."""
     config = small_experiment(tmp_path)
     window = sliding_windows(frames, 0.5, config.sampling)[-1]
     batch = Batch(
@@ -222,7 +222,7 @@ def test_trunk_can_be_shared_by_two_directions() -> None:
 
 
 def test_mmaction_checkpoints_load_into_the_trunk(tmp_path: Path) -> None:
-    """The layout of mmaction2's VideoMAE files: `backbone.…`, a norm and a classifier behind it."""
+    """The layout of mmaction2's VideoMAE files: `backbone.…`, a norm and a classifier after it."""
     prefix = "module.backbone.model."
     content = torch.load(GOLDEN / "opentad_checkpoint.pth", weights_only=True)["state_dict"]
     published = {

@@ -396,7 +396,7 @@ def test_what_is_missed_shows_in_its_bin() -> None:
 
 
 def test_a_hit_among_masses_is_a_miss() -> None:
-    """One truth: the normalised precision of a hit behind n false positives is 1 / (1 + n)."""
+    """One truth: the normalised precision of a hit after n false positives is 1 / (1 + n)."""
     truth = {"v": [Segment("a", 0, 10)]}
     for masses, missed in ((18, 0.0), (19, 1.0)):
         found = {"v": [Detection("a", 50, 60, 0.9)] * masses + [Detection("a", 0, 10, 0.1)]}

@@ -78,7 +78,7 @@ TWO_PROCESSES = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_nod
 def trained(data: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a finished run of the real script."""
     out = tmp_path_factory.mktemp("runs") / "run"
-    # --resume where nothing was begun starts anew: jobs that may be restarted always carry it.
+    # --resume where nothing was begun starts afresh: jobs that may be restarted always carry it.
     arguments = ["train/e2e.py", "--resume", "--config", DEMO, *data, *QUICK]
     done = script(*arguments, "--training.workers=1", "--out", out, launcher=ONE_PROCESS)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -209,7 +209,7 @@ def test_a_resumed_run_is_the_run_that_would_have_been(
         if where == "in a validation" and self.epoch == 2:
             raise KeyboardInterrupt
         original(self)
-        if where == "in an epoch" and self.epoch == 2:  # the third, behind the last checkpoint
+        if where == "in an epoch" and self.epoch == 2:  # the third, after the last checkpoint
             raise KeyboardInterrupt
 
     monkeypatch.setattr(TrainingRun, name, interrupted)

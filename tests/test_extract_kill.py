@@ -1,4 +1,4 @@
-"""Extractions killed with -9 at any moment and begun anew leave the cache that would have been."""
+"""Extractions killed with -9 at any moment and begun again leave the cache that would have been."""
 
 import random
 import time

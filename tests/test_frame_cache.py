@@ -477,7 +477,7 @@ def test_damage_in_a_folder_that_cannot_be_written(
 def test_a_disk_that_damages_everything_is_given_up(
     clip: tuple[VideoItem, Tensor, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A file is made anew once by a process, not for every window."""
+    """A file is made again once by a process, not for every window."""
     item, expected, _ = clip
     written = 0
     write = FrameCache._write
@@ -539,7 +539,7 @@ def test_validation_stores_no_features_of_damaged_frames(
                 items,
                 accelerator,
                 activations=activations,
-                kept=cache,
+                frame_cache=cache,
             )
             task.validate()
             task.close()

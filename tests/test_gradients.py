@@ -190,7 +190,7 @@ def test_gradients_are_those_of_the_common_batch(one: Path, other: Path) -> None
         if name not in constant and (theirs[name] - moment).norm() > 1e-4 * moment.norm()
     }
     assert not wrong
-    # The adapters behind the frozen blocks learn from the second update on.
+    # The adapters after the frozen blocks learn from the second update on.
     assert all(ours[f"streams.0.backbone.adapters.{k}.down.weight"].norm() > 0 for k in range(6))
 
 

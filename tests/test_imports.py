@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
@@ -56,7 +57,7 @@ ROOMS = {
     ],
     "evaluate": [
         *("datasets", "annotations", "suppression", "nms", "mean_ap"),
-        *("metrics", "diagnosis", "rendering", "files", "reports"),
+        *("metrics", "diagnosis", "rendering", "files", "reports", "options"),
     ],
     "train": [
         *("errors", "modeling", "config", "data"),
@@ -149,6 +150,16 @@ def arrows() -> list[tuple[str, str, bool]]:
         for name, file in files.items()
         for imported, hidden in imports(ast.parse(file.read_text()), set(files))
     ]
+
+
+def test_the_picture_has_every_room_and_script() -> None:
+    picture = ElementTree.parse(REPOSITORY / "docs/rooms.svg")
+    drawn = {word for text in picture.iter() for word in (text.text or "").split()}
+    for stage, rooms in ROOMS.items():
+        folder = REPOSITORY / stage
+        scripts = {file.name for file in folder.glob("*.py") if is_script(file)}
+        names = {f"{room}/" if (folder / room).is_dir() else room for room in rooms}
+        assert {f"{stage}/", *names, *scripts} <= drawn, stage
 
 
 def test_imports_go_one_way(arrows: list[tuple[str, str, bool]]) -> None:

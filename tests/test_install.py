@@ -219,7 +219,7 @@ assert load(Experiment, "configs/e2e/demo/forward.yaml").out == "runs/demo/forwa
 
 
 class Environment:
-    """A virtual environment that sees this one's packages behind its own.
+    """A virtual environment that sees this one's packages after its own.
 
     Attributes:
         folder: where it is; `work`: an empty folder beside it, to run things in.

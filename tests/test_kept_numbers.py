@@ -1,4 +1,4 @@
-"""Activations that were kept, and what they depended on: do numbers change behind fingerprints?
+"""Activations that were kept, and what they depended on: do numbers change under fingerprints?
 
 python -m tests.test_kept_numbers      # keeps those of the present code
 """

@@ -231,7 +231,7 @@ def test_updates_leave_earlier_graphs_alone() -> None:
 
 
 def answers(seed: int, valid: list[list[bool]]) -> HeadOutput:
-    """Answers of two windows at two levels of 4 and 2 points, for 3 classes."""
+    """Predictions of two windows at two levels of 4 and 2 points, for 3 classes."""
     drawn = torch.Generator().manual_seed(seed)
     masks = [torch.tensor([row[:n] for row in valid]) for n in (4, 2)]
     logits = tuple(2 * torch.randn(2, 3, n, generator=drawn) for n in (4, 2))

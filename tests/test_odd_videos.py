@@ -349,7 +349,7 @@ def test_encrypted_files_are_refused(tmp_path: Path, codec: str) -> None:
 def test_files_whose_decoder_only_complains_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Encrypted slices behind whole headers decode to noise, one complaint after another."""
+    """Encrypted slices after whole headers decode to noise, one complaint after another."""
     path = write_clip(tmp_path / "clip.ts", 60, encoder={"g": "30", "bf": "0"})
     content = bytearray(path.read_bytes())
     noise = np.random.default_rng(0)

@@ -215,7 +215,7 @@ def test_extraction_says_how_many_activations_it_could_not_keep(
     done = script(*command, environment=s3.environment)
     assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
     last = done.stderr.rstrip().splitlines()[-1]
-    assert re.match(rf"error: \d+ activations could not be kept: cannot write into {url}", last)
+    assert re.match(rf"error: \d+ activations could not be stored: cannot write into {url}", last)
     assert "the same command makes them" in last
     s3.fault = lambda method, path: None
     count = re.findall(r"error: (\d+)", last)[0]
@@ -235,7 +235,7 @@ def test_runs_of_all_kinds_on_an_object_store_survive_outages(
     e2e = ["train/e2e.py", "--config", DEMO, *data, *QUICK, "--out", run, "--cache", url]
     done = script(*e2e, environment=s3.environment)
     assert done.returncode == 0, done.stderr
-    assert re.search(r"\d+ activations could not be kept", done.stdout + done.stderr)
+    assert re.search(r"\d+ activations could not be stored", done.stdout + done.stderr)
     assert (run / "best.pt").exists()
     s3.fault = lambda method, path: None
     # Heads: the store goes in the middle, and comes again.

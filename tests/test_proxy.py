@@ -1,4 +1,4 @@
-"""Proxies: the frames of their source, each at its time, small; made once, and anew if need be."""
+"""Proxies: the frames of their source, each at its time, small; made once, and again if need be."""
 
 import json
 import os
@@ -26,9 +26,9 @@ from numpy.typing import NDArray
 from cache.store import Store
 from configs.loader import load
 from extract.identity.digest import video_digest
-from extract.transcoding import jobs
+from extract.transcoding import making
 from extract.transcoding.encode import Timeline, make_timeline
-from extract.transcoding.jobs import Job, run_jobs
+from extract.transcoding.making import FileToMake, make_files
 from extract.transcoding.proxy import ProxyConfig, is_current_proxy, proxy_size, write_proxy
 from extract.video.decoders import by_decord
 from extract.video.decoders.by_pyav import PyavDecoder
@@ -271,7 +271,7 @@ def test_bad_files_are_told_at_the_end_and_the_others_are_done(
     videos, out = tmp_path / "videos", tmp_path / "out"
     for file in ("one", "two", "three"):
         numbered(videos, "B-frames, long GOP", file=file)
-    # Behind the first frames and before the last ones: only who decodes all of it finds it.
+    # After the first frames and before the last ones: only who decodes all of it finds it.
     groups = replace(ENCODINGS["H.264"], options=(("g", "24"),), size=(224, 304), noisy=True)
     write_numbered(videos / "holed.mp4", 150, groups)
     content = bytearray((videos / "holed.mp4").read_bytes())
@@ -378,7 +378,7 @@ def test_a_run_that_was_ended_goes_on(tmp_path: Path, how: signal.Signals) -> No
 def test_a_decoder_that_hangs_or_crashes_costs_no_other_file(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(jobs, "SILENCE_S", 1.0)
+    monkeypatch.setattr(making, "SILENCE_S", 1.0)
     makers: dict[str, Callable[..., object]] = {
         "crashes": guarded_calls.crash,
         "exhausts": guarded_calls.run_out_of_memory,
@@ -386,23 +386,23 @@ def test_a_decoder_that_hangs_or_crashes_costs_no_other_file(
         "fails": guarded_calls.fail,
         **{f"good {number}": guarded_calls.process_id for number in range(3)},
     }
-    todo = [Job(Path(f"{name}.mp4"), 0, 5, make) for name, make in makers.items()]
-    answers = dict(zip(makers, run_jobs(todo, 1, "trying"), strict=True))
-    assert all(isinstance(answers[f"good {number}"], int) for number in range(3))
+    todo = [FileToMake(Path(f"{name}.mp4"), 0, 5, make) for name, make in makers.items()]
+    results = dict(zip(makers, make_files(todo, 1, "trying"), strict=True))
+    assert all(isinstance(results[f"good {number}"], int) for number in range(3))
     for name, how in {
         "crashes": f"the process that reads it crashed (signal {int(signal.SIGSEGV)}): a video",
-        "exhausts": "cannot be written anew: too many frames",
+        "exhausts": "cannot be rewritten: too many frames",
         "hangs": "the process that reads it hangs (no answer within 1.05 s): a video",
-        "fails": "cannot be written anew: No space left on device",
+        "fails": "cannot be rewritten: No space left on device",
     }.items():
-        assert isinstance(answers[name], VideoError)
-        assert str(answers[name]).startswith(f"{name}.mp4: {how}")
+        assert isinstance(results[name], VideoError)
+        assert str(results[name]).startswith(f"{name}.mp4: {how}")
     assert "trying" in capfd.readouterr().err
 
 
 def test_a_bug_ends_the_run() -> None:
     with pytest.raises(RuntimeError, match="KeyError: 'absent'"):
-        run_jobs([Job(Path("clip.mp4"), 0, 5, guarded_calls.meet_a_bug)], 1, "trying")
+        make_files([FileToMake(Path("clip.mp4"), 0, 5, guarded_calls.meet_a_bug)], 1, "trying")
 
 
 @pytest.mark.slow

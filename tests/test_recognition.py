@@ -429,7 +429,7 @@ def test_a_resumed_run_is_the_run_that_would_have_been(
 
     def stop(self: Any) -> None:
         train_epoch(self)
-        if self.epoch == 2:  # the third, behind the last checkpoint
+        if self.epoch == 2:  # the third, after the last checkpoint
             raise KeyboardInterrupt
 
     monkeypatch.setattr(TrainingRun, "_train_epoch", stop)

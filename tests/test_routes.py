@@ -323,7 +323,7 @@ def test_activations_take_the_bytes_that_they_are_stored_in(
         assert needed_bytes(lacks) == 2 * lacks.bytes
         blocks = 6 if cut == "features" else 4
         assert clips == sum(span.window.samples // 16 for span in spans) * blocks / 6
-        # What is there costs nothing; what begins at a stored block costs the blocks behind it.
+        # What is there costs nothing; what begins at a stored block costs the blocks after it.
         rest = plan(wanted, accelerator)
         assert (rest.bytes, rest.frames, full_clips(rest, 0)) == (0, 0, 0.0)
         assert estimate_s(rest, 0) == 0
@@ -338,7 +338,7 @@ def test_activations_take_the_bytes_that_they_are_stored_in(
     [
         ((), 4, 3),  # three quarters of six blocks
         (("--cache.blocks=[1, 2]",), 3, 2),
-        (("--cache.blocks=[1, 5]",), 2, 1),  # nothing learns behind the last block
+        (("--cache.blocks=[1, 5]",), 2, 1),  # nothing learns after the last block
         (("--backbone.trainable_from_block=2",), 2, 1),
         (("--backbone.trainable_from_block=6",), 4, 3),
         (("--backbone.second_from_block=3",), 3, 2),
@@ -358,8 +358,8 @@ def test_where_a_cached_block_begins(
 
 
 BLOCK = "augmentation; drop path and what learns below block {}"
-HEAD_ONLY = "cached block: nothing of the backbone would learn behind one"
-BACKBONE_ONLY = "cached features: nothing behind the backbone learns"
+HEAD_ONLY = "cached block: nothing of the backbone would learn after one"
+BACKBONE_ONLY = "cached features: nothing after the backbone learns"
 
 
 @pytest.mark.parametrize(

@@ -76,7 +76,7 @@ def from_reference(shared: Path, size: str) -> Tensor:
 )
 def test_features_and_counts_match_the_reference(shared: Path, size: str) -> None:
     backbone, meta = published(shared, size)
-    classifier_norm = 2 * backbone.width  # behind where a detector takes its features
+    classifier_norm = 2 * backbone.width  # after where a detector takes its features
     assert sum(p.numel() for p in backbone.parameters()) + classifier_norm == meta["params"]
     features = torch.nn.functional.interpolate(backbone(span()), size=32, mode="linear")
     assert relative(features[0], from_reference(shared, size)) < 1e-4

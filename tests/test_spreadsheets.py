@@ -174,7 +174,7 @@ def test_a_header_may_be_a_comment(tmp_path: Path) -> None:
 
 
 def test_quotes_that_are_not_closed_cost_their_own_row(tmp_path: Path) -> None:
-    """Not the rows behind, which would be part of a label; blanks behind a quote are no harm."""
+    """Not the rows after it, which would be part of a label; blanks after a quote are no harm."""
     rows = ['v,1,2,"A" ,training', 'v,3,4,"B,training', "v,5,x,C,training", 'v,7,8,"D",training']
     with pytest.raises(ValueError, match="2 problems") as told:
         read(tmp_path, HEADER + "\n".join(rows))

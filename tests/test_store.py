@@ -521,7 +521,7 @@ def test_lost_lists_and_marks_are_written_anew(tmp_path: Path) -> None:
         harm()
         store = Store.open(tmp_path, "a")
         (problem,) = verify(store)
-        assert problem.file.endswith("contents.json") and "--prune writes it anew" in problem.what
+        assert problem.file.endswith("contents.json") and "--prune rewrites it" in problem.what
         report = prune(store, problems=[problem])
         assert (report.repaired, report.damaged, report.dropped) == (1, 0, 0)
         assert verify(store) == []

@@ -263,7 +263,7 @@ def published_block(p: Callable[[str], Tensor], x: Tensor, stride: int, training
     """A block of TAda2D as it is described, over [B, C, T, H, W].
 
     Args:
-        p: its tensors by the published names behind `conv2.res_1.`.
+        p: its tensors by the published names after `conv2.res_1.`.
     """
 
     def norm(y: Tensor, name: str) -> Tensor:

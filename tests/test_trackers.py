@@ -27,7 +27,7 @@ def state() -> None:
 
 
 def two_launches(folder: Path, *trackers: str) -> None:
-    """Write metrics of steps 1 to 4, resume behind step 2, and write 3 to 6."""
+    """Write metrics of steps 1 to 4, resume after step 2, and write 3 to 6."""
     for first, last in ((0, 4), (2, 6)):
         log = MetricsLog(folder, True, first, True, trackers, SETTINGS)
         for step in range(first + 1, last + 1):

@@ -234,7 +234,7 @@ def test_one_stream_learns_what_two_answer(streams: Path, mean: Path, tmp_path: 
     run = ["train/heads.py", *ours, *taught, "--out", tmp_path / "run"]
     good(*run, "--training.stop_epoch=3")
     told = good(*run, "--resume")
-    assert "learns what 2 streams answer" in told, told
+    assert "learns what 2 streams predict" in told, told
     found = load_checkpoint(tmp_path / "run/last.pt", Experiment)
     assert found.config.directions == ("forward",)
     before = load_checkpoint(streams / "forward.pt", Experiment)

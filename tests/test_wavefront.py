@@ -95,7 +95,7 @@ def test_reversed_span_from_a_forward_decode(small: Backbone) -> None:
 
 @torch.inference_mode()
 def test_only_the_clips_that_need_a_neighbour_wait(small: Backbone) -> None:
-    """Behind every block it is one; all others come out of the push that brought them."""
+    """After every block it is one; all others come out of the push that brought them."""
     wavefront = StreamingPass(small, CUTS)
     first = wavefront.push(frames(1, 48))
     assert {cut: first[cut].shape[1] for cut in first} == {0: 16, 1: 8}
@@ -108,7 +108,7 @@ def test_only_the_clips_that_need_a_neighbour_wait(small: Backbone) -> None:
 @torch.inference_mode()
 @pytest.mark.parametrize("backwards", [False, True])
 def test_memory_does_not_grow_with_the_span(small: Backbone, backwards: bool) -> None:
-    """Nor with the group: 9 tubelets of 4 tokens of 32 channels wait behind each of 3 blocks."""
+    """Nor with the group: 9 tubelets of 4 tokens of 32 channels wait after each of 3 blocks."""
     for clips in (1, 3):
         wavefront = StreamingPass(small, CUTS, backwards=backwards)
         sizes = []
@@ -176,7 +176,7 @@ def test_misuse_says_what_to_do(small: Backbone) -> None:
         StreamingPass(small, [])
     with pytest.raises(ValueError, match="cannot run from cut 1 to cut 0 of 3 blocks"):
         StreamingPass(small, [2, 0], start=1)
-    with pytest.raises(ValueError, match="no block runs behind"):
+    with pytest.raises(ValueError, match="no block runs after"):
         StreamingPass(small, ["features"], start="features")
     with pytest.raises(ValueError, match="eval mode"):
         StreamingPass(Backbone(BackboneConfig(SMALL)), ["features"])

@@ -96,7 +96,7 @@ class TrainingConfig:
         trackers: programs that get curves of what metrics.jsonl has, continued when a run resumes.
     """
 
-    warmup_ends_full: ClassVar = False  # its last update has the full rate, or the one behind it
+    warmup_ends_full: ClassVar = False  # its last update has the full rate, or the one after it
 
     epochs: int = 100
     stop_epoch: int | None = None
@@ -164,8 +164,9 @@ class DetectionTraining(TrainingConfig):
         overlapping_ranges: lengths that a pyramid level learns overlap with the next level's, as in
             the published runs on EPIC-Kitchens and Ego4D.
         teacher: checkpoint of a trained detector, such as a fusion of both directions, whose
-            answers a head learns beside the truth (train/heads.py); it begins as the checkpoint's.
-        teacher_weight: of the losses against its answers; those against the truth weigh 1.
+            predictions a head learns beside the truth (train/heads.py); it begins as the
+            checkpoint's.
+        teacher_weight: of the losses against its predictions; those against the truth weigh 1.
         every_class: all actions that cover a point give it their classes, not only the shortest
             (OpenTAD's `filter_similar_gt=False`, of Ego4D).
     """

@@ -106,8 +106,12 @@ def train_end_to_end(
         session.claim(detector, keeps_best=data.validation is not None)
         activations = activations_of(detector, store, [session.out / "last.pt"]) if store else ()
         subsets = data.training, data.validation
-        kept = open_frame_cache(config.data, config.sampling, config.pixels, *subsets, accelerator)
-        task = DetectionTask(detector, *subsets, accelerator, activations=activations, kept=kept)
+        frames = open_frame_cache(
+            config.data, config.sampling, config.pixels, *subsets, accelerator
+        )
+        task = DetectionTask(
+            detector, *subsets, accelerator, activations=activations, frame_cache=frames
+        )
         run = TrainingRun(task, accelerator, session.begun, session.watch)
         with session.report() as notes:
             notes.activations["training and validation"] = task.total

@@ -52,7 +52,7 @@ class WindowDetector(NamedNetwork):
             R - t of the other, in feature steps.
         outputs: for every level l, `scores_l` [1, K, T / 2^l] in [0, 1] and `distances_l`
             [1, 2, T / 2^l], back to the start and on to the end in strides of 2^l feature steps;
-            with the direction behind the name where the result is not in the first stream's time.
+            with the direction after the name where the result is not in the first stream's time.
     """
 
     def __init__(self, detector: Detector) -> None:

@@ -11,10 +11,10 @@
 The backbone is the checkpoint's and stays as it is; the config is the checkpoint's, too, with
 --config laid over it. Detectors of OpenTAD have no config: for them the file has to be complete.
 With --backbone.trainable_from_block k the adapters from block k on are trained, too, from the
-cached activations behind block k − 1. The result is a complete detector.
+cached activations after block k − 1. The result is a complete detector.
 
 With --training.teacher FUSED.pt the head of one stream goes on from the checkpoint's and learns,
-beside the truth, what a trained detector answers (configs/fusion/distilled.yaml).
+beside the truth, what a trained detector predicts (configs/fusion/distilled.yaml).
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def train_heads(
     with Session(config, resume, config.cache.url) as session:
         accelerator, store = session.accelerator, session.store
         if store is None:
-            raise ValueError("--cache: give the store that activations are kept in")
+            raise ValueError("--cache: give the store that activations are stored in")
         imported = config.backbone.imported
         data = load_training_data(
             config.data, accelerator, store, config.sampling.fps, imported=imported

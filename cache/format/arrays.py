@@ -141,7 +141,7 @@ def _encode_shard_index(chunks: NDArray[Any], capacity: int) -> bytes:
 
 
 def _fill_chunks(buffer: Bytes, total: int, pieces: Iterator[Bytes]) -> Iterator[Bytes]:
-    """Yield the buffer each time that pieces have filled it, zeros behind what ends the last."""
+    """Yield the buffer each time that pieces have filled it, zeros after what ends the last."""
     filled = done = 0
     for piece in pieces:
         while len(piece):

@@ -141,7 +141,7 @@ def decode_descriptions(
     """Return what a file holds as it was written, and what is wrong with it, if anything is.
 
     Args:
-        data: the whole file; without times, it may end behind its lines.
+        data: the whole file; without times, it may end after its lines.
     """
     end = _line_bytes(file, len(data))
     lines = data[:end].tobytes().splitlines(keepends=True)

@@ -29,7 +29,7 @@ from cache.storage.base import Files
 
 PARTS = "parts"
 CONTENTS = "contents.json"
-RETIRED = ".dropped"  # behind a table's name; empty once its data may be deleted
+RETIRED = ".dropped"  # after a table's name; empty once its data may be deleted
 TABLE_NAME = re.compile(r"^(j\d+\.bin|a\d+\.idx)$")
 TAIL_BYTES = 2**16  # of a segment, read at first: most tables fit
 

@@ -11,7 +11,7 @@ from typing import Protocol
 from cache.storage.codec import Bytes
 
 Range = tuple[str, int, int]
-"""A file's name and the bytes wanted of it: first, and one behind the last."""
+"""A file's name and the bytes wanted of it: first, and one past the last."""
 
 Content = Sequence[bytes | Bytes]
 

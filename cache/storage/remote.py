@@ -156,9 +156,9 @@ class RemoteFiles:
     def free_bytes(self) -> int | None:
         return None
 
-    def _connect(self, anew: bool = False) -> None:
+    def _connect(self, fresh: bool = False) -> None:
         """Take a client for this process: its connections do not survive a fork."""
-        options: dict[str, Any] = {"skip_instance_cache": True} if anew else {}
+        options: dict[str, Any] = {"skip_instance_cache": True} if fresh else {}
         if self.url.partition("://")[0] in ("s3", "s3a"):
             options["config_kwargs"] = _s3_settings()
         self.system: fsspec.AbstractFileSystem
@@ -197,7 +197,7 @@ class RemoteFiles:
         return [found[block] for block in blocks]
 
     def _holds(self, block: "_Block") -> bool:
-        """Return whether a file reaches into a block; object stores refuse ranges behind ends."""
+        """Return whether a file reaches into a block; object stores refuse ranges past ends."""
         self.system.invalidate_cache()
         return bool(block.start < self.system.size(self._path(block.file)))
 
@@ -215,7 +215,7 @@ class RemoteFiles:
         while True:
             try:
                 if self._broken or self._pid != os.getpid():
-                    self._connect(anew=self._broken)
+                    self._connect(fresh=self._broken)
                 answer = ask()
             except (FileNotFoundError, MemoryError):
                 self._answers = True
@@ -267,7 +267,7 @@ def _s3_settings() -> dict[str, Any]:
 
 
 def _refuses_range(error: BaseException) -> bool:
-    """Return whether a client may have raised this for a range behind a file's end (HTTP 416)."""
+    """Return whether a client may have raised this for a range past a file's end (HTTP 416)."""
     chain: BaseException | None = error
     while chain is not None:
         text = f"{chain!r} {chain} {getattr(chain, 'response', '')}".lower()

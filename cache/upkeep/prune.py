@@ -30,7 +30,7 @@ class PruneReport:
         freed_bytes, kept_bytes: on the disk; kept is the size of the store now.
         dropped, damaged, duplicates: spans, or pieces of them, that were freed: stale or over the
             budget, unreadable, and stored twice.
-        repaired: lists of a part's tables that were written anew.
+        repaired: lists of a part's tables that were rewritten.
         moved: spans that were copied out of files whose other spans were freed.
         leftovers: files and folders of killed processes.
         in_use: fingerprints that were to go but are in use.
@@ -143,7 +143,7 @@ class _Pruner:
         for part, names in self.parts.items():
             for file, size in ((f"{PARTS}/{part}/{name}", size) for name, size in names.items()):
                 if file.endswith(RETIRED) and size:
-                    with suppress(FileNotFoundError):  # whether it goes is decided anew
+                    with suppress(FileNotFoundError):  # whether it goes is decided again
                         self.files.move(file, file.removesuffix(RETIRED))
                 elif file.endswith(".part"):
                     self.files.delete(file)
@@ -250,7 +250,7 @@ class _Pruner:
                 self.files.write(file + RETIRED, [])
 
     def _repair_contents(self, part: str) -> None:
-        """Write the list of a dead writer's part anew, from the tables that are there."""
+        """Rewrite the list of a dead writer's part from the tables that are there."""
         names = self.files.children(f"{PARTS}/{part}")
         if tables := {n: size for n, size in names.items() if TABLE_NAME.match(n) and size}:
             self.files.write(f"{PARTS}/{part}/{CONTENTS}", [encode_contents(tables)])

@@ -25,7 +25,7 @@ from configs.progress import ProgressBar
 
 LIST_ONLY = (
     "; the tables that are there were checked all the same, but one that is lost, too, cannot be "
-    "noticed; --prune writes it anew"
+    "noticed; --prune rewrites it"
 )
 
 

@@ -34,7 +34,7 @@ def _clip(clip: dict[str, Any], name: str, subset: str, where: str, dataset: Dat
     start_s = max(first_s, 0)
     duration_s, frames = round(last_s - start_s, 6), int(last) - max(int(first), 0)
     if duration_s <= 0:
-        raise ValueError(f"{where}: it ends at {last_s} s, not behind its start {first_s} s.")
+        raise ValueError(f"{where}: it ends at {last_s} s, not after its start {first_s} s.")
     if not POSSIBLE_FPS[0] <= frames / duration_s <= POSSIBLE_FPS[1]:
         dataset.warnings["clips with an impossible frame rate left out"] += 1
         return

@@ -81,7 +81,7 @@ class Dataset:
 
     @contextmanager
     def collect(self) -> Iterator[None]:
-        """Go on behind an error in a row or an entry, and keep it for the end."""
+        """Go on after an error in a row or an entry, and keep it for the end."""
         try:
             yield
         except ValueError as error:

@@ -181,7 +181,7 @@ def _read_row(lines: list[str], first: int, delimiter: str) -> tuple[list[str] |
 
     None where a quote that is not closed would make cells of other rows.
     """
-    for strict in (True, False):  # blanks behind a quote are no harm
+    for strict in (True, False):  # blanks after a quote are no harm
         rest = (lines[index] for index in range(first, len(lines)))
         reader = csv.reader(rest, delimiter=delimiter, strict=strict)
         try:

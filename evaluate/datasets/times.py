@@ -18,14 +18,14 @@ def parse_clock(text: str) -> float:
     """Return `h:mm:ss` or `m:ss` in seconds, decimals after a point or a comma.
 
     Raises:
-        ValueError: it is another text, or has 60 seconds or minutes behind a colon; without place.
+        ValueError: it is another text, or has 60 seconds or minutes after a colon; without place.
     """
     found = _CLOCK.fullmatch(text)
     if found is None:
         raise ValueError(f"{text!r} is no time like 1:02:03.5")
     hours, minutes, seconds = (float((part or "0").replace(",", ".")) for part in found.groups())
     if seconds >= 60 or (found[1] and minutes >= 60):
-        raise ValueError(f"in {text!r}, minutes and seconds behind a colon must be below 60")
+        raise ValueError(f"in {text!r}, minutes and seconds after a colon must be below 60")
     return round(hours * 3600 + minutes * 60 + seconds, 6)
 
 
@@ -40,7 +40,7 @@ def parse_seconds(text: str) -> Any:
 class TimeReader:
     """Reads the times of one table, which are all written in one way.
 
-    A comma or point with three digits behind it may stand between thousands. It is the decimal mark
+    A comma or point with three digits after it may stand between thousands. It is the decimal mark
     if other times of the table say so; if none does, a point is, and a comma is in a table with
     semicolons between its cells, as spreadsheets write them where the comma is decimal.
 

@@ -17,7 +17,7 @@ from evaluate.annotations import Detection, Segment
 from evaluate.diagnosis.mistakes import VERDICTS, VideoMistakes
 from evaluate.rendering import render_template
 
-LARGEST_EMBEDDED = 100_000_000  # bytes; browsers stop somewhere behind that
+LARGEST_EMBEDDED = 100_000_000  # bytes; browsers stop somewhere beyond that
 TRUTH = "ground truth"  # the name of its lane
 
 

@@ -49,7 +49,7 @@ def write_diagnosis_report(
     Args:
         videos: their number.
         notes: what is unknown, in sentences.
-        more: sections behind the diagnosis.
+        more: sections after the diagnosis.
     """
     name, one = next(iter(diagnoses.items()))
     facts = [Fact(f"mAP, {each}", found.mean_ap) for each, found in diagnoses.items()]

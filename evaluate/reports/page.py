@@ -40,7 +40,7 @@ class Table:
 
     Args:
         name: in JSON; `title` and `note` are for people.
-        digits: behind the point, of fractions as they are shown.
+        digits: after the point, of fractions as they are shown.
         links: URLs, relative to the report, of texts in the first column.
         strong: numbers of rows that matter most.
         bars: the column, if any, whose numbers are drawn as bars, too.
@@ -104,7 +104,7 @@ class Report:
 
     Args:
         kind: which of them, in a few words.
-        summary: the answer in one or two sentences.
+        summary: the result in one or two sentences.
     """
 
     kind: str

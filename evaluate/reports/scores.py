@@ -68,7 +68,7 @@ def write_scores_report(
     """Draw the figures of an evaluation, and write report.html and report.json.
 
     Args:
-        more: sections behind the scores.
+        more: sections after the scores.
     """
     truth, found, skipped = scored.truth, scored.detections, len(scored.skipped)
     result, streams = scored.result, scored.streams

@@ -135,7 +135,7 @@ def repeat_section(launches: Sequence[Launch]) -> Section:
     columns = ("launch", "began", "took", "how it ended", "on")
     versions = {name: value for launch in launches for name, value in launch.versions.items()}
     versions |= {"git commit": launches[-1].commit} if launches[-1].commit else {}
-    note = "+ behind the commit: files had been changed since." if launches[-1].commit else ""
+    note = "+ after the commit: files had been changed since." if launches[-1].commit else ""
     tables = [
         Table("launches", columns, rows, "When and where"),
         Table("versions", ("software", "version"), list(versions.items()), "Versions", note),

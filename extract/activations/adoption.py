@@ -92,7 +92,7 @@ class Comparison:
 
 
 def compare(group: str, old: Cached, new: Activations, spans: Sequence[Span]) -> Comparison:
-    """Compute spans anew and compare them with what is stored.
+    """Compute spans again and compare them with what is stored.
 
     Args:
         new: as the present code gives them, of an empty store.

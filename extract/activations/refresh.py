@@ -75,7 +75,7 @@ def describe_unkept(every: Sequence[Activations], accelerator: Accelerator) -> s
     shares = gather_objects([(sum(len(a.unkept) for a in every), [a.unkept_cause for a in every])])
     causes = [cause for _, some in shares for cause in some if cause]
     count = sum(number for number, _ in shares)
-    return f"{count:,} activations could not be kept: {causes[-1]}" if count else None
+    return f"{count:,} activations could not be stored: {causes[-1]}" if count else None
 
 
 def _copy_names(made: Plan) -> None:

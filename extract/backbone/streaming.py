@@ -48,7 +48,7 @@ class StreamingPass:
         if not self.cuts:
             raise ValueError("name at least one cut where activations are wanted")
         if start == "features":
-            raise ValueError("features are the last cut: no block runs behind them")
+            raise ValueError("features are the last cut: no block runs after them")
         if backbone.training:
             raise ValueError("a span is run group by group in eval mode only; call .eval() first")
         self._blocks = max(

@@ -149,7 +149,7 @@ class VideoMAE(nn.Module):
         cubes = clips.reshape(n, channels, frames // TUBELET, TUBELET, h, patch, w, patch)
         # A convolution whose stride is its kernel is a matrix product over unfolded patches.
         flat = cubes.permute(0, 2, 4, 6, 1, 3, 5, 7).reshape(n, frames // TUBELET * h * w, 3, -1)
-        if scale is not None:  # behind the reordering, which moves bytes, and in one copy
+        if scale is not None:  # after the reordering, which moves bytes, and in one copy
             mean, std = (values.view(3, 1) for values in scale)
             flat = (flat - mean).div_(std)
         return self.patch_embed(flat.flatten(2)) + self._positions_for(h, w)

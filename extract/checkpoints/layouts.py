@@ -1,7 +1,7 @@
 """Layouts of files of weights, recognised by their tensors; their networks in our names.
 
 Our names are those of `extract.backbone.Backbone` (`trunk.…`, `adapters.…`, `ladder.…`) and,
-behind `head.`, those of `train.modeling.actionformer.ActionFormer`.
+after `head.`, those of `train.modeling.actionformer.ActionFormer`.
 """
 
 import re

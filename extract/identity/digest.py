@@ -42,7 +42,7 @@ def remembered_digest(path: str | Path) -> str | None:
 def _state(path: str | Path, status: os.stat_result) -> list[str | int]:
     """Return what changes with a file's content.
 
-    No inode: some network file systems number files anew whenever they are opened. A file that is
+    No inode: some network file systems renumber files whenever they are opened. A file that is
     put in another's place has another time of its last change of status.
     """
     return [os.path.realpath(path), status.st_size, status.st_mtime_ns, status.st_ctime_ns]

@@ -63,7 +63,7 @@ def _warn_once(cause: str) -> None:
         _warned.set()
     if multiprocessing.parent_process() is None and os.environ.get("LOCAL_RANK", "0") == "0":
         tqdm.write(
-            f"warning: {cause}; what videos hold is remembered in memory alone and found out anew "
+            f"warning: {cause}; what videos hold is remembered in memory alone and found out again "
             "by every process, which reads them whole: set XDG_CACHE_HOME to a folder that can be "
             "written"
         )

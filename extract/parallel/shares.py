@@ -88,7 +88,7 @@ def submit_shares(
 
     Args:
         engine, resources, logs: as of `open_executor`.
-        words: of the command behind the interpreter; `--share I/N` is added.
+        words: of the command after the interpreter; `--share I/N` is added.
 
     Raises:
         ValueError: as of `open_executor`.

@@ -3,12 +3,12 @@
 A folder has one `.npy` file per video and kind of `Shrink`: uint8 [n, h, w, 3], the frames that any
 window of the experiment can ask for. Its name hashes the video and the settings it depends on.
 
-Behind the array stands an index, which numpy does not see: a CRC-32C per frame, uint32 [n]; height
+After the array stands an index, which numpy does not see: a CRC-32C per frame, uint32 [n]; height
 and width, uint32; and a CRC-32C of these, of the file's name and of the libraries that made it.
 Every frame is checked whenever it is read, so that nothing is read for the check alone, and damage
 that comes later is noticed, too. (Of the time of a training sample that is 0.3 % with the published
 augmentation, 5 % with crop and flip alone.) A file that is damaged, that other versions of the
-libraries made, or that is older than checksums is made anew.
+libraries made, or that is older than checksums is made again.
 """
 
 import io
@@ -403,7 +403,7 @@ def _header(shape: tuple[int, ...]) -> bytes:
 
 
 def _index(name: str, shape: tuple[int, ...], checksums: NDArray[np.uint32]) -> bytes:
-    """Return what stands behind the frames."""
+    """Return what stands after the frames."""
     index = checksums.tobytes() + HEIGHT_WIDTH.pack(*shape[1:3])
     return index + CRC.pack(checksum(f"{name} {_made_by()} ".encode() + index))
 
@@ -430,7 +430,7 @@ def _fits(shape: tuple[int, ...], to: Shrink) -> bool:
 def _describe_unusable(count: int) -> str:
     """Return what became of files of frames that cannot be used."""
     files = "1 file of frames was" if count == 1 else f"{count} files of frames were"
-    return f"{files} damaged or of other versions; what is needed of them is decoded anew"
+    return f"{files} damaged or of other versions; what is needed of them is decoded again"
 
 
 def _reserve(total: int) -> int:

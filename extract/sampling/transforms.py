@@ -6,7 +6,7 @@ frame's own values, in the published recipe, too.)
 
 A transform has a fixed part, which resizes every frame and whose result can be kept
 (`extract/sampling/frame_cache.py`), and a random part after it, which is drawn for every window:
-the crop and the flip. Both are cheap, and loader workers make them. What changes the pixels behind
+the crop and the flip. Both are cheap, and loader workers make them. What changes the pixels after
 them is drawn with the window, too, and made on the device, for all of its frames at once.
 
 Pictures and draws are those of torchvision's transforms, bit for bit; its import alone takes a
@@ -29,7 +29,7 @@ from extract.augmentation.rand_augment import draw_operations
 from extract.settings.pixels import PixelConfig
 
 Augmentation = tuple[Change, ...]
-"""What changes a window's pixels behind crop and flip, in order; empty where nothing does."""
+"""What changes a window's pixels after crop and flip, in order; empty where nothing does."""
 
 AT_ONCE = {"cpu": 2**18}
 """Numbers that a kind of device changes at a time: a CPU few frames, which stay in its cache."""

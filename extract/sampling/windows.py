@@ -154,7 +154,7 @@ def sliding_windows(video: Timed | int, overlap: float, config: SamplingConfig) 
 
 
 def window_hop(overlap: float, config: SamplingConfig) -> int:
-    """Return how many feature steps a sliding window begins behind the one before."""
+    """Return how many feature steps a sliding window begins after the one before."""
     return max(1, int(config.window_size * (1 - overlap)))
 
 

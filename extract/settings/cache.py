@@ -8,14 +8,14 @@ from extract.settings.sampling import SpanKind
 
 @dataclass(frozen=True)
 class CacheConfig:
-    """Which activations are kept, and where.
+    """Which activations are stored, and where.
 
     Args:
-        url: folder or fsspec URL of the store; null keeps nothing.
+        url: folder or fsspec URL of the store; null stores nothing.
         dtype: of the stored numbers; only float32 is exact.
         span: what heads are trained on: windows cut at random out of whole `video` spans, or the
             test plan's `window` spans that hold an action.
-        blocks: cuts that are kept beside the features.
+        blocks: cuts that are stored beside the features.
         flush_s: seconds of work that a kill may cost at most; 64 MB of activations are the other
             bound.
     """

@@ -1,8 +1,8 @@
-"""Segments of videos as files of their own: copied where that is exact, else encoded anew.
+"""Segments of videos as files of their own: copied where that is exact, else encoded again.
 
 A clip has the frames that are shown within its segment: from the one on the screen when it begins
 to the one on the screen just before it ends. Its stored packets are copied only where this gives
-the same frames at the same times: the first frame is a keyframe, the packets behind it in the file
+the same frames at the same times: the first frame is a keyframe, the packets after it in the file
 are those of the following frames and of no other, and the clip, read again, shows what the source
 does.
 """

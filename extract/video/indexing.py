@@ -45,7 +45,7 @@ PROBED_KEYFRAMES = 16  # decoded to see whether the pictures' size changes
 SEEKABLE = {"asf", "avi", "flv", "matroska", "mp4", "mpeg", "mpegts", "mxf"}
 # Codecs whose keyframes hold all that a decoder needs for pictures of another size.
 SELF_CONTAINED = {"av1", "h264", "hevc", "libdav1d", "vp8", "vp9", "libvpx", "libvpx-vp9"}
-# Containers whose clock starts anew wherever two recordings were joined. Their frames are at most
+# Containers whose clock restarts wherever two recordings were joined. Their frames are at most
 # 0.7 s apart (ISO 13818-1, 2.7.4); FFmpeg takes a longer gap than this for a jump, too.
 STREAMS, STREAM_GAP_S = {"mpeg", "mpegts"}, 10.0
 # Raise the number when the same file gets another index.

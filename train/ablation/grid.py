@@ -35,7 +35,7 @@ class Row:
     Args:
         script: trains; `config`: its YAML file, None where the checkpoints bring it.
         checkpoint, forward_from, reversed_from, teacher: rows whose last.pt it builds on or learns
-            from, of the same seed, or with `+n` behind the name of the seed n places further
+            from, of the same seed, or with `+n` after the name of the seed n places further
             (cyclic).
         overrides: values of settings by their dotted names; they win over those of all rows.
         resources: what a job of it needs (`train/ablate.py --on`), by submitit's names, such as
@@ -264,7 +264,7 @@ def read_grid(path: Path) -> Grid:
 def _parse_reference(text: str, option: str) -> tuple[str, int]:
     name, plus, shift = text.partition("+")
     if plus and not shift.isdecimal():
-        raise ValueError(f"{_key_of(option)}: '{text}': behind the + stands how many seeds further")
+        raise ValueError(f"{_key_of(option)}: '{text}': after the + stands how many seeds further")
     return name, int(shift or 0)
 
 

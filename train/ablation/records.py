@@ -149,9 +149,9 @@ def prepare(grid: Grid, run: Run, training: str) -> RunRecord:
 def _reason_to_restart(folder: Path, record: RunRecord, training: str) -> str:
     """Return in words why a run cannot go on from what its folder holds; nothing if it can."""
     if record.training != training:
-        return "anew: its settings or what it builds on have changed"
+        return "again: its settings or what it builds on have changed"
     if record.trained and not (folder / "last.pt").is_file():
-        return "anew: its last.pt is gone"
+        return "again: its last.pt is gone"
     return ""
 
 
@@ -173,7 +173,7 @@ def is_current(grid: Grid, failed: Mapping[Run, str]) -> bool:
         kept = json.loads((grid.root / "table.json").read_text())["made_from"]
         return bool(kept == table_inputs(grid, failed, [Path(file) for file in kept["files"]]))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return False  # whatever it is, it is made anew
+        return False  # whatever it is, it is made again
 
 
 def _digest(**parts: Any) -> str:

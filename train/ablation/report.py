@@ -14,7 +14,7 @@ from train.ablation.runner import LOG
 
 ABOUT = (
     "Left: average mAP of each row's runs, with the interval that holds 95 % of its values when "
-    "the videos are drawn anew. Right: how much higher (blue) or lower (red) mAP is than that of "
+    "the videos are drawn again. Right: how much higher (blue) or lower (red) mAP is than that of "
     "the best single stream, at each tIoU, the overlap from which on a detection counts as right."
 )
 

@@ -240,7 +240,7 @@ def read_scores(grid: Grid, run: Run, subset: str) -> dict[str, Any]:
     file = grid.folder(run) / subset / "metrics.json"
     metrics: dict[str, Any] = json.loads(file.read_text())
     if missing := [tiou for tiou in grid.overlaps if f"mAP@{tiou}" not in metrics]:
-        raise ValueError(f"{file} has no mAP@{missing[0]}; delete the file to score anew")
+        raise ValueError(f"{file} has no mAP@{missing[0]}; delete the file to score again")
     return metrics
 
 

@@ -290,7 +290,7 @@ def _progress(log: Path) -> str:
 
 
 def _last_error(log: Path, begin: int, code: int) -> str:
-    """Return the last error in a log behind `begin`, or how the command ended."""
+    """Return the last error in a log after `begin`, or how the command ended."""
     lines = [line.strip() for line in _tail(log, begin).splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith("error:")]
     how = f"signal {-code}" if code < 0 else f"exit code {code}"

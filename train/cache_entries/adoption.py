@@ -24,7 +24,7 @@ from train.detector.sources import build_detector, merge_configs, read_sources
 from train.engine.checkpoint import is_checkpoint
 from train.engine.session import inference_accelerator
 
-ADOPTED_SPANS = 8  # computed anew of every dtype, direction and kind of span
+ADOPTED_SPANS = 8  # computed again of every dtype, direction and kind of span
 
 
 def adopt_entry(

@@ -215,11 +215,11 @@ def measure_routes(
         learner = f", {LEARNERS[config.backbone.mode]} that learn" if config.backbone.learns else ""
         measure_cached(config.backbone.depth, f"augmentation, drop path{learner}")
     else:
-        closed.append("cached features: nothing behind the backbone learns")
+        closed.append("cached features: nothing after the backbone learns")
     if (k := cached_block(config)) is not None:
         measure_cached(k, f"augmentation; drop path and what learns below block {k}")
     else:
-        closed.append("cached block: nothing of the backbone would learn behind one")
+        closed.append("cached block: nothing of the backbone would learn after one")
     pixels = measure_step(config, detector.classes, active[0], accelerator, None)
     if not main:
         return None

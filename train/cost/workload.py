@@ -112,7 +112,7 @@ def count_workload(
 def cached_block(config: Experiment) -> int | None:
     """Return the first block that could learn on a stored one; None where none could.
 
-    It stands behind the deepest block that `cache.blocks` keeps, or where the config says, or at
+    It stands after the deepest block that `cache.blocks` keeps, or where the config says, or at
     three quarters of the depth.
     """
     backbone, depth = config.backbone, config.backbone.depth

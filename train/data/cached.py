@@ -209,7 +209,7 @@ def hold_features(
 
     They stand in the GPU's if they fit there, too; windows are then cut where they are needed. A
     window is copied from memory in a twentieth of the time that decoding it takes. Blocks are not
-    held: they are a hundred times larger, and the network behind them is what takes the time.
+    held: they are a hundred times larger, and the network after them is what takes the time.
 
     Args:
         spans: of every stream.

@@ -31,8 +31,8 @@ NAME = "live"
 def delay_s(sampling: SamplingConfig, overlap: float) -> float:
     """Return how long after its end an action is settled at the latest, computing time aside.
 
-    A window is complete once the first step behind it is there, and an action is settled when the
-    first window that begins behind its end is.
+    A window is complete once the first step after it is there, and an action is settled when the
+    first window that begins after its end is.
 
     Raises:
         ValueError: samples are counted in frames, whose rate only the source knows.
@@ -77,7 +77,7 @@ def arriving_windows(
             kept.add(seen - 1, frame)
             while _sampled(sample, fps, sampling) == seen - 1:
                 sample += 1
-        # There is a step behind the window, which is therefore not the one shifted back to the end.
+        # There is a step after the window, which is therefore not the one shifted back to the end.
         while _steps(seen, fps, sampling) > start + sampling.window_size:
             window = _window(start, fps, sampling)
             if window.frames[-1] > kept.newest:

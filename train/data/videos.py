@@ -338,54 +338,45 @@ def _match_files(
     needs_files: bool,
     sampling_fps: float | None,
 ) -> Subset:
+    """Match a subset's videos with files, or with what a store has of those that are gone."""
     folder = Path(data.videos)
-    kept = store.videos_by_name if store and not needs_files else {}
-    if not folder.is_dir() and not kept:
+    stored = store.videos_by_name if store and not needs_files else {}
+    if not folder.is_dir() and not stored:
         raise ValueError(f"data.videos: there is no folder {folder}")
-    files = files_by_name(folder) if folder.is_dir() else {}
-    near = NearFiles(files)
-    names = Counter(info.name for info in store.videos.values()) if kept and store else Counter()
-    away = 0
+    paths = files_by_name(folder) if folder.is_dir() else {}
+    near = NearFiles(paths)
+    names = Counter(info.name for info in store.videos.values()) if stored and store else Counter()
     videos = _select(data, annotations, subset)
-    present = [files[video.name][0] for video in videos if video.name in files]
     bar = accelerator is None or accelerator.is_main_process
-    indices = dict(zip(present, probe(present, progress=bar), strict=True))
-    readable = {path: index for path, index in indices.items() if isinstance(index, VideoIndex)}
-    with ThreadPoolExecutor() as threads:
-        counts = threads.map(_count_announced, readable, readable.values())
-        announced = dict(zip(readable, counts, strict=True))
+    files = _probe_files(paths, [video.name for video in videos], bar)
+    away = 0
     warnings: Counter[str] = Counter()
     items, problems = [], {}
     for video in videos:
+        name = video.name
         try:
-            if video.name not in files and video.name in kept:
-                if names[video.name] > 1:
-                    raise ValueError(
-                        f"{video.name}: no such file in {folder}, and the cache has "
-                        f"{names[video.name]} different videos of that name; bring the file back"
-                    )
+            if name in paths:
+                item = files.load_item(name, sampling_fps, warnings)
+                item = with_digest(item) if store or data.frame_cache else item
+            elif names[name] > 1:
+                raise ValueError(
+                    f"{name}: no such file in {folder}, and the cache has {names[name]} different "
+                    "videos of that name; bring the file back"
+                )
+            elif name in stored:
                 away += 1
-                item = replace(_stored_item(kept[video.name], folder), sampling_fps=sampling_fps)
-                items.append(with_truth(item, video, data, annotations.classes, warnings))
-                continue
-            if video.name not in files:
-                hint = near.describe(video.name)
-                hint = hint or describe_no_videos(video.name, folder)
-                if store is not None and not needs_files:
-                    hint = (
-                        f", and it is not in {store.url}: bring it back and run "
-                        "`python extract/run.py`"
-                    )
-                raise ValueError(f"{video.name}: no such file in {folder}{hint}")
-            path = only_one(files[video.name], "data.videos")
-            item = make_item(path, indices[path], sampling_fps)
-            if repaired := _count_repaired(indices[path]):
-                warnings[REPAIRED] += repaired
-            check_whole(path, item.frames, announced[path])
-            item = with_digest(item) if store or data.frame_cache else item
+                item = replace(_stored_item(stored[name], folder), sampling_fps=sampling_fps)
+            elif store is not None and not needs_files:
+                raise ValueError(
+                    f"{name}: no such file in {folder}, and it is not in {store.url}: bring it "
+                    "back and run `python extract/run.py`"
+                )
+            else:
+                hint = near.describe(name) or describe_no_videos(name, folder)
+                raise ValueError(f"{name}: no such file in {folder}{hint}")
             items.append(with_truth(item, video, data, annotations.classes, warnings))
         except ValueError as error:
-            problems[video.name] = str(error)
+            problems[name] = str(error)
     if accelerator is not None:
         # A file may be bad, or too slow, for one process alone.
         for others in gather_objects([problems]):
@@ -399,9 +390,46 @@ def _match_files(
     return Subset(items, problems)
 
 
-def _count_repaired(found: VideoIndex | VideoError) -> int:
-    """Return how many frames got another time than the file's."""
-    return found.repaired if isinstance(found, VideoIndex) else 0
+@dataclass(frozen=True)
+class _ProbedFiles:
+    """Files of videos, which have been looked at.
+
+    Args:
+        paths: by name; several files may have one.
+        indices: by path, or why a file cannot be read.
+        announced: frames that the headers of those that can be read announce.
+    """
+
+    paths: Mapping[str, list[Path]]
+    indices: Mapping[Path, VideoIndex | VideoError]
+    announced: Mapping[Path, int]
+
+    def load_item(self, name: str, sampling_fps: float | None, warnings: Counter[str]) -> VideoItem:
+        """Return a video whose file is whole; counts the frames whose times were mended.
+
+        Raises:
+            ValueError: there are several files, or it cannot be read or has lost its end.
+        """
+        path = only_one(self.paths[name], "data.videos")
+        index = self.indices[path]
+        item = make_item(path, index, sampling_fps)
+        if isinstance(index, VideoIndex) and index.repaired:
+            warnings[REPAIRED] += index.repaired
+        check_whole(path, item.frames, self.announced[path])
+        return item
+
+
+def _probe_files(
+    paths: Mapping[str, list[Path]], names: Sequence[str], progress: bool
+) -> _ProbedFiles:
+    """Look at the files of those names that have one."""
+    present = [paths[name][0] for name in names if name in paths]
+    indices = dict(zip(present, probe(present, progress=progress), strict=True))
+    readable = {path: index for path, index in indices.items() if isinstance(index, VideoIndex)}
+    with ThreadPoolExecutor() as threads:
+        counts = threads.map(_count_announced, readable, readable.values())
+        announced = dict(zip(readable, counts, strict=True))
+    return _ProbedFiles(paths, indices, announced)
 
 
 def _add_warnings(annotations: Annotations, warnings: Counter[str]) -> None:

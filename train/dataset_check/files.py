@@ -45,7 +45,7 @@ CLOCK = FindingKind(
     "clock that jumps",
     "warning",
     "each jump is taken for one frame's length; annotations made by a player that does otherwise "
-    "are late or early behind it: compare one, or make proxies (extract/transcode.py) and annotate "
+    "are late or early after it: compare one, or make proxies (extract/transcode.py) and annotate "
     "these",
 )
 SIZES = FindingKind(

@@ -23,7 +23,7 @@ def write_check_report(out: Path, check: DatasetCheck, more: Sequence[Section] =
     """Write report.html and report.json into a folder that has check.png.
 
     Args:
-        more: sections behind the findings.
+        more: sections after the findings.
     """
     seen, counts = check.survey, count_by_severity(check.findings)
     actions = sum(len(video.segments) for video in seen.used)

@@ -44,9 +44,9 @@ def train_on_cache(
 
     Args:
         detector: in eval mode, on the device.
-        activations: of every stream, the teacher's behind the detector's own.
+        activations: of every stream, the teacher's after the detector's own.
         origins: files that its streams are from, for messages.
-        teacher: whose answers it learns beside the truth, on the device.
+        teacher: whose predictions it learns beside the truth, on the device.
 
     Raises:
         ValueError: the run to resume had another backbone, or a video cannot be read.
@@ -78,7 +78,7 @@ def train_on_cache(
         cached, before = ensure_cached(
             activations, spans, cut, data.subsets, accelerator, workers, skip_bad
         )
-    # Anew: videos may have been skipped. The windows of validations go to loader workers.
+    # Asked again: videos may have been skipped. The windows of validations go to loader workers.
     held = hold_features(cached, spans_to_train_on(), accelerator, "train on", accelerator.device)
     own, cpu = cached.first(len(config.directions)), torch.device("cpu")
     held_tests = hold_features(own, spans_to_validate_on(), accelerator, "validate on", cpu)
@@ -94,7 +94,7 @@ def train_on_cache(
             if task.memory:
                 print(task.memory)
             if teacher is not None:
-                print(f"the head learns what {len(theirs)} streams answer, beside the truth")
+                print(f"the head learns what {len(theirs)} streams predict, beside the truth")
             notes.about["epochs"] = run.epochs
         run.train()
 
@@ -158,5 +158,5 @@ def _check_same_backbone(
         if fingerprints(ours.backbone, about)[cut] != fingerprints(theirs.backbone, about)[cut]:
             raise ValueError(
                 f"{path.parent} was trained on another backbone than {' and '.join(origins)} has "
-                "now; start anew in another `out`"
+                "now; start afresh in another `out`"
             )

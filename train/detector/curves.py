@@ -10,7 +10,7 @@ from torch import Tensor
 from extract.sampling.reversal import reverse_segments
 from train.data.batch import Batch
 from train.data.videos import VideoItem
-from train.detector.postprocess import Answer
+from train.detector.postprocess import Prediction
 from train.modeling.actionformer import HeadOutput
 
 MOST_BINS = 2000  # more than a screen has columns; memory does not grow with the video
@@ -37,10 +37,10 @@ class ScoreCurves:
         edges = np.linspace(0, item.length, bins + 1)
         return cls(item.to_seconds(edges), np.zeros((classes, bins), np.float32), item.length)
 
-    def add(self, answer: Answer, batch: Batch) -> None:
+    def add(self, prediction: Prediction, batch: Batch) -> None:
         """Raise the scores to those of one result in a batch of windows, all of this video."""
         bins = self.scores.shape[1]
-        for output, direction in answer:
+        for output, direction in prediction:
             for scores, window in zip(
                 step_scores(output).cpu().numpy(), batch.windows, strict=True
             ):

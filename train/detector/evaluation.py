@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from cache.errors import StoreUnreachable
-from cache.store import open_cache
+from cache.store import Store, open_cache
 from configs.messages import format_error, truncated
 from configs.progress import ProgressBar
 from evaluate.annotations import Detection, Segment
@@ -41,8 +41,8 @@ from train.data.videos import (
 from train.data.windows import EvaluationWindows, WindowInputs, evaluation_loader
 from train.detector.model import Detector
 from train.detector.postprocess import (
-    Answers,
     Candidates,
+    Predictions,
     describe_nothing_found,
     merge_windows,
     predict_each_window,
@@ -59,9 +59,11 @@ OnFeatures = Callable[[Batch, Sequence[Tensor]], None]
 Truth = Mapping[str, Sequence[Segment]]
 """The annotated segments, by video."""
 Found = dict[str, dict[str, list[Detection]]]
-"""The detections, by answer (`Detector.stream_names`) and video."""
-VideoAnswers = dict[str, list[Detection]]
-"""The detections of one video, by answer."""
+"""The detections, by result (`Detector.stream_names`) and video."""
+VideoDetections = dict[str, list[Detection]]
+"""The detections of one video, by result."""
+Parts = dict[str, list[Candidates]]
+"""The candidates of one video's windows, by result."""
 SUPPRESSION_THREADS = 4
 
 
@@ -71,16 +73,16 @@ def window_loader(
     config: Experiment,
     accelerator: Accelerator,
     cached: CachedStreams | None = None,
-    kept: FrameCache | None = None,
+    frame_cache: FrameCache | None = None,
 ) -> "DataLoader[Sample]":
     """Return a loader of this process's share of the items' sliding windows.
 
     Args:
         cached: where each stream's activations are stored; None decodes.
-        kept: cache of small frames, if they will be read again.
+        frame_cache: of small frames, if they will be read again.
     """
     rank, count = accelerator.process_index, accelerator.num_processes
-    inputs = WindowInputs.of(config, cached, kept)
+    inputs = WindowInputs.of(config, cached, frame_cache)
     windows = EvaluationWindows(items, inputs, overlap, rank, count)
     return evaluation_loader(windows, config.evaluation.batch_size, config.training.workers)
 
@@ -101,20 +103,19 @@ def detect_subset(
         windows: this process's share of the windows of `items` (`window_loader`).
         what: name of the progress bar.
         on_features: called with every batch and every stream's features [B, C, F/2].
-        of_streams: the single streams' answers, too.
+        of_streams: the single streams' results, too.
 
     Returns:
-        Detections per answer and video, and why videos were skipped: each is in one of them.
+        Detections per result and video, and why videos were skipped: each is in one of them.
 
     Raises:
         VideoError: no video could be read, or one could not and `data.bad_videos` is `stop`.
     """
     config, rank, count = detector.config, accelerator.process_index, accelerator.num_processes
-    dropped: dict[str, str] = {}
     # Read before hours of detection, in case they are malformed.
     scores = config.evaluation.video_scores and read_video_scores(config.evaluation.video_scores)
 
-    def predict_batch(batch: Batch) -> Answers:
+    def predict_batch(batch: Batch) -> Predictions:
         features = detector.features(batch.inputs, batch.start)
         if on_features is not None:
             on_features(batch, features)
@@ -123,7 +124,7 @@ def detect_subset(
     places = {item.name: item for item in items}
     names = [detector.main_output, *(detector.stream_names if of_streams else ())]
 
-    def suppress_video(video: str, parts: Mapping[str, list[Candidates]]) -> VideoAnswers:
+    def suppress_video(video: str, parts: Parts) -> VideoDetections:
         found = {
             name: merge_windows(parts[name], places[video], detector.classes, config.evaluation)
             for name in names
@@ -133,10 +134,50 @@ def detect_subset(
             found = {n: assign_classes(d, video, scores, classes) for n, d in found.items()}
         return found
 
+    share = _detect_share(predict_batch, suppress_video, windows, config, accelerator, what)
+    parts, skipped = _join_parts(share)
+    read = [item for item in items if item.name not in skipped]
+    if not read:
+        raise VideoError(f"not one video can be read; for one, {next(iter(skipped.values()))}")
+    shared = [item.name for item in read if item.name in parts]
+    mine = share.found | {
+        video: suppress_video(video, parts[video]) for video in shared[rank::count]
+    }
+    everyone = {v: found for each in gather_objects([mine]) for v, found in each.items()}
+    return {
+        name: {item.name: everyone[item.name][name] for item in read} for name in names
+    }, skipped
+
+
+@dataclass(frozen=True)
+class _Share:
+    """What one process found in its share of the windows.
+
+    Args:
+        found: detections in the videos whose windows are all in this share.
+        parts: of every other video, candidates in the windows that are.
+        dropped: why videos could not be read.
+    """
+
+    found: dict[str, VideoDetections]
+    parts: dict[str, Parts]
+    dropped: dict[str, str]
+
+
+def _detect_share(
+    predict: Callable[[Batch], Predictions],
+    suppress_video: Callable[[str, Parts], VideoDetections],
+    windows: "DataLoader[Sample]",
+    config: Experiment,
+    accelerator: Accelerator,
+    what: str,
+) -> _Share:
+    """Run the network over a share of the windows; suppress each video when it is complete."""
     assert isinstance(windows.dataset, EvaluationWindows)
     missing = windows.dataset.whole_videos(windows.num_workers)
-    # Of each video and answer, the windows of videos that are not complete.
-    open_videos: dict[str, dict[str, list[Candidates]]] = {}
+    dropped: dict[str, str] = {}
+    open_videos: dict[str, Parts] = {}
+    done: dict[str, Future[VideoDetections]] = {}
     with (
         # Suppression goes on beside the network, and holds no lock of Python's for long.
         ThreadPoolExecutor(SUPPRESSION_THREADS) as pool,
@@ -146,37 +187,31 @@ def detect_subset(
         _progress_bar(windows, what, accelerator) as bar,
     ):
         batches = _follow_progress(windows, bar, dropped)
-        done: dict[str, Future[VideoAnswers]] = {}
-        for video, answers in predict_each_window(
-            predict_batch, batches, config.evaluation, accelerator.device
+        for video, candidates in predict_each_window(
+            predict, batches, config.evaluation, accelerator.device
         ):
-            parts = open_videos.setdefault(video, {name: [] for name in names})
-            for name, some in answers.items():
+            parts = open_videos.setdefault(video, {name: [] for name in candidates})
+            for name, some in candidates.items():
                 parts[name] += some
             if video in missing:
                 missing[video] -= 1
                 if not missing[video]:
                     done[video] = pool.submit(suppress_video, video, open_videos.pop(video))
-    mine = {video: future.result() for video, future in done.items()}
-    # A video's windows may lie in two processes; suppression needs them together.
-    joined: dict[str, dict[str, list[Candidates]]] = {}
+    found = {video: future.result() for video, future in done.items()}
+    return _Share(found, open_videos, dropped)
+
+
+def _join_parts(share: _Share) -> tuple[dict[str, Parts], dict[str, str]]:
+    """Return what all processes have of the videos that lie in several, and unreadable videos."""
+    joined: dict[str, Parts] = {}
     skipped: dict[str, str] = {}
-    for share, bad in gather_objects([(open_videos, dropped)]):
-        skipped |= bad
-        for video, parts in share.items():
-            so_far = joined.setdefault(video, {name: [] for name in names})
-            for name in names:
-                so_far[name] += parts[name]
-    read = [item for item in items if item.name not in skipped]
-    if not read:
-        raise VideoError(f"not one video can be read; for one, {next(iter(skipped.values()))}")
-    shared = [item.name for item in read if item.name in joined]
-    for video in shared[rank::count]:
-        mine[video] = suppress_video(video, joined[video])
-    everyone = {v: found for share in gather_objects([mine]) for v, found in share.items()}
-    return {
-        name: {item.name: everyone[item.name][name] for item in read} for name in names
-    }, skipped
+    for shared, dropped in gather_objects([(share.parts, share.dropped)]):
+        skipped |= dropped
+        for video, parts in shared.items():
+            so_far = joined.setdefault(video, {name: [] for name in parts})
+            for name, some in parts.items():
+                so_far[name] += some
+    return joined, skipped
 
 
 def _progress_bar(
@@ -241,7 +276,7 @@ class Evaluation:
         of_streams: detections of each stream, of a detector that has several.
         skipped: videos that do not count, with causes; `dropped`: those of them that failed late.
         minutes, seconds: how long the videos last, and how long detecting took.
-        counts: hits and passes behind cached activations; None without a cache.
+        counts: hits and passes of cached activations; None without a cache.
         launch: of this evaluation, as it began; `watch`: of its time.
     """
 
@@ -358,7 +393,39 @@ def evaluate_checkpoint(
     detector = detector.to(accelerator.device)
     hold_frozen(detector, config.training.precision, config.pixels.size)
     began = time.monotonic()
-    counts, overlap = None, config.sampling.test_overlap
+    found, dropped, counts = _detect_items(detector, items, accelerator, store, checkpoint, watch)
+    if not accelerator.is_main_process:
+        return None
+    return Evaluation(
+        detector,
+        out,
+        items,
+        found.pop(detector.main_output),
+        found,
+        dropped,
+        sum(item.duration_s for item in items) / 60,
+        time.monotonic() - began,
+        counts,
+        launch,
+        watch,
+    )
+
+
+def _detect_items(
+    detector: Detector,
+    items: Subset,
+    accelerator: Accelerator,
+    store: Store | None,
+    checkpoint: Path,
+    watch: Stopwatch,
+) -> tuple[Found, dict[str, str], Counts | None]:
+    """Detect in stored activations; in the pixels where there is no store or it does not answer.
+
+    Returns:
+        What `detect_subset` returns, and hits and passes; None where the pixels were read.
+    """
+    config = detector.config
+    imported, overlap = config.backbone.imported, config.sampling.test_overlap
     several = len(detector.streams) > 1
 
     def detect(cached: CachedStreams | None) -> tuple[Found, dict[str, str]]:
@@ -368,44 +435,28 @@ def evaluate_checkpoint(
                 detector, items, windows, accelerator, "detecting", of_streams=several
             )
 
+    if store is None:
+        return *detect(None), None
     try:
-        cached = None
-        if store is not None:
-            activations = activations_of(detector, store, [checkpoint])
-            kind: SpanKind = "video" if imported else "window"
-            spans = [
-                evaluation_spans(items, overlap, config.sampling, direction, kind)
-                for direction in config.directions
-            ]
-            workers, skip_bad = config.training.workers, config.data.bad_videos == "skip"
-            with watch.stage(PASSES):
-                cached, counts = ensure_cached(
-                    activations, spans, "features", [items], accelerator, workers, skip_bad
-                )
-        answers, dropped = detect(cached)
+        activations = activations_of(detector, store, [checkpoint])
+        kind: SpanKind = "video" if imported else "window"
+        spans = [
+            evaluation_spans(items, overlap, config.sampling, direction, kind)
+            for direction in config.directions
+        ]
+        workers, skip_bad = config.training.workers, config.data.bad_videos == "skip"
+        with watch.stage(PASSES):
+            cached, counts = ensure_cached(
+                activations, spans, "features", [items], accelerator, workers, skip_bad
+            )
+        return *detect(cached), counts
     except StoreUnreachable as error:
         # Of several processes only some may have met it.
         if imported or accelerator.num_processes > 1:
             raise
         cause = format_error(error).removeprefix("error: ")
         print(f"warning: {cause}; the videos are decoded instead")
-        counts = None
-        answers, dropped = detect(None)
-    if not accelerator.is_main_process:
-        return None
-    return Evaluation(
-        detector,
-        out,
-        items,
-        answers.pop(detector.main_output),
-        answers,
-        dropped,
-        sum(item.duration_s for item in items) / 60,
-        time.monotonic() - began,
-        counts,
-        launch,
-        watch,
-    )
+    return *detect(None), None
 
 
 def _check_labels(checkpoint: Path, detector: Detector, items: Subset) -> None:

@@ -30,10 +30,10 @@ from train.data.videos import VideoItem, probe_item
 from train.data.windows import EvaluationWindows, WindowInputs, evaluation_loader
 from train.detector.curves import ScoreCurves
 from train.detector.postprocess import (
-    Answer,
-    Answers,
     Candidates,
     LiveUpdate,
+    Prediction,
+    Predictions,
     concatenate,
     detect_live,
     merge_windows,
@@ -98,7 +98,7 @@ class Detector(nn.Module):
     Attributes:
         streams: the networks, in the order of `config.directions`. They share a transformer that
             does not learn.
-        fusion: combines two streams into one answer.
+        fusion: combines two streams into one result.
         training_outputs: how many outputs `forward` has.
         main_output: name of the result, among those of `predict`.
         coverage: which tensors of the pretrained weights were used; None if there are none.
@@ -241,29 +241,31 @@ class Detector(nn.Module):
         mask: Tensor,
         reflection: Tensor,
         of_streams: bool = False,
-    ) -> Answers:
+    ) -> Predictions:
         """Return the predictions that make up each result, by name: at least `main_output`.
 
         Args:
             of_streams: the single streams' results, too, by `stream_names`.
         """
-        answers: Answers = {}
+        predictions: Predictions = {}
         if isinstance(self.fusion, FeatureFusion):
             fused = self._joined(self.fusion, features, mask, reflection)
-            answers[self.main_output] = ((fused, self.config.direction),)
+            predictions[self.main_output] = ((fused, self.config.direction),)
             if not (of_streams and self.stream_names):
-                return answers
+                return predictions
         outputs = self.outputs(features, mask)
-        alone: Answer = tuple(zip(outputs, self.config.directions, strict=True))
+        alone: Prediction = tuple(zip(outputs, self.config.directions, strict=True))
         if isinstance(self.fusion, PredictionFusion):
             first, second = outputs
             fused = self.fusion.fuse(first, second, self.reflection_if_opposed(reflection), 0)
-            answers[self.main_output] = ((fused, self.config.direction),)
+            predictions[self.main_output] = ((fused, self.config.direction),)
         elif self.fusion is None:
-            answers[self.main_output] = alone
+            predictions[self.main_output] = alone
         if of_streams:
-            answers |= {name: (one,) for name, one in zip(self.stream_names, alone, strict=True)}
-        return answers
+            predictions |= {
+                name: (one,) for name, one in zip(self.stream_names, alone, strict=True)
+            }
+        return predictions
 
     @property
     def stream_names(self) -> tuple[str, ...]:
@@ -295,7 +297,7 @@ class Detector(nn.Module):
         """Return R where the streams run in opposite directions."""
         return reflection if len(set(self.config.directions)) > 1 else None
 
-    def predict_batch(self, batch: Batch, of_streams: bool = False) -> Answers:
+    def predict_batch(self, batch: Batch, of_streams: bool = False) -> Predictions:
         """Return the predictions for a batch, whatever its inputs are; see `predict`."""
         features = self.features(batch.inputs, batch.start)
         return self.predict(features, batch.mask, batch.reflection, of_streams)
@@ -389,10 +391,10 @@ class Detector(nn.Module):
         windows = EvaluationWindows([item], inputs, sampling.test_overlap)
         curves = ScoreCurves.empty(item, self.windows(item)[0].step, len(self.classes))
 
-        def predict_and_add(batch: Batch) -> Answers:
-            answers = self.predict_batch(batch, of_streams)
-            curves.add(answers[self.main_output], batch)
-            return answers
+        def predict_and_add(batch: Batch) -> Predictions:
+            predictions = self.predict_batch(batch, of_streams)
+            curves.add(predictions[self.main_output], batch)
+            return predictions
 
         loader = evaluation_loader(windows, evaluation.batch_size, workers)
         device = next(self.parameters()).device

@@ -21,11 +21,12 @@ from train.data.videos import VideoItem
 from train.modeling.actionformer import HeadOutput
 from train.modeling.points import decode_segments, pyramid_points
 
-Answer = tuple[tuple[HeadOutput, Direction], ...]
+Prediction = tuple[tuple[HeadOutput, Direction], ...]
 """Raw predictions that together make up one result, each in the time of its direction."""
 
-Answers = dict[str, Answer]
-Model = Callable[[Batch], Answers]
+Predictions = dict[str, Prediction]
+"""By the results' names."""
+Model = Callable[[Batch], Predictions]
 
 
 class Candidates(NamedTuple):
@@ -50,11 +51,11 @@ def select_candidates(output: HeadOutput, config: EvaluationConfig) -> list[Cand
     best, where = scores.flatten(1).topk(count)
     point, label = where // scores.shape[-1], where % scores.shape[-1]
     chosen = segments.gather(1, point.unsqueeze(-1).expand(-1, -1, 2))
-    # Fusion may have moved a start behind its end.
+    # Fusion may have moved a start past its end.
     scored = ~(best <= config.min_score)
     if best.isnan().any() or (chosen.isnan().any(-1) & scored).any():
         raise FloatingPointError(
-            "the detector answers with NaN where scores should be: its numbers overflow; set "
+            "the detector gives NaN where scores should be: its numbers overflow; set "
             "training.precision to fp32 or bf16, or take an earlier checkpoint"
         )
     kept = (best > config.min_score) & (chosen[..., 0] <= chosen[..., 1])
@@ -67,13 +68,13 @@ def select_candidates(output: HeadOutput, config: EvaluationConfig) -> list[Cand
 def predict_windows(
     model: Model, batches: Iterable[Batch], config: EvaluationConfig, device: torch.device
 ) -> dict[str, dict[str, list[Candidates]]]:
-    """Return the candidates of all windows, by answer and video, in forward frames.
+    """Return the candidates of all windows, by result and video, in forward frames.
 
     Samples with a problem (`Batch.problems`) are skipped.
     """
     found: dict[str, dict[str, list[Candidates]]] = defaultdict(lambda: defaultdict(list))
-    for video, answers in predict_each_window(model, batches, config, device):
-        for name, parts in answers.items():
+    for video, candidates in predict_each_window(model, batches, config, device):
+        for name, parts in candidates.items():
             found[name][video] += parts
     return found
 
@@ -81,18 +82,19 @@ def predict_windows(
 def predict_each_window(
     model: Model, batches: Iterable[Batch], config: EvaluationConfig, device: torch.device
 ) -> Iterator[tuple[str, dict[str, list[Candidates]]]]:
-    """Yield each window's video, and its candidates by answer, in forward frames.
+    """Yield each window's video, and its candidates by result, in forward frames.
 
     Samples with a problem (`Batch.problems`) are skipped.
     """
     for batch in batches:
         batch = batch.to(device).turned()
         with torch.inference_mode():
-            answers = {
+            candidates = {
                 name: [
-                    (select_candidates(output, config), direction) for output, direction in answer
+                    (select_candidates(output, config), direction)
+                    for output, direction in prediction
                 ]
-                for name, answer in model(batch).items()
+                for name, prediction in model(batch).items()
             }
         for row, (video, window) in enumerate(zip(batch.videos, batch.windows, strict=True)):
             if row not in batch.problems:
@@ -100,7 +102,7 @@ def predict_each_window(
                     video,
                     {
                         name: [_forward_frames(of[row], window, d) for of, d in parts]
-                        for name, parts in answers.items()
+                        for name, parts in candidates.items()
                     },
                 )
 
@@ -184,7 +186,7 @@ def _settle(
     classes: Sequence[str],
     evaluation: EvaluationConfig,
 ) -> LiveUpdate:
-    """Return the detections that end behind `after` and not behind `until`, on the timeline."""
+    """Return the detections that end past `after` and not past `until`, on the timeline."""
     after_s, until_s = video.to_seconds(np.array([after, until]).clip(-1, video.length))
     found = merge_windows([each for _, each in recent], video, classes, evaluation)
     first = -1.0 if after < 0 else after_s

@@ -66,7 +66,7 @@ def load_predictions(
     subset: str | None = None,
     tious: Sequence[float] = THUMOS_TIOUS,
 ) -> LoadedPredictions:
-    """Return what files hold, joined and suppressed anew if there are several, with its truth.
+    """Return what files hold, joined and suppressed again if there are several, with its truth.
 
     Args:
         config, overrides: an experiment, which brings annotations and tIoUs.

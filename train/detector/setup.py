@@ -165,19 +165,19 @@ def open_frame_cache(
         raise ValueError(
             f"data.frame_cache: cannot make the folder {folder}: {error.strerror}; choose another"
         ) from error
-    kept = FrameCache(folder, sampling, data.frame_cache_gb)
+    cache = FrameCache(folder, sampling, data.frame_cache_gb)
     if accelerator.is_main_process:
-        kept.tidy()
+        cache.tidy()
         learned = [item for item in training if len(item.segments)]
         test, train = evaluation_transform(pixels), train_transform(pixels)
         print(
-            kept.forecast(
+            cache.forecast(
                 (item.path, item.info, transform.shrink)
                 for items, transform in ((learned, train), (validation or (), test))
                 for item in items
             )
         )
-    return kept
+    return cache
 
 
 def freeze_by_default(backbone: BackboneConfig) -> BackboneConfig:

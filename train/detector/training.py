@@ -66,9 +66,9 @@ class DetectionTask:
         cached: stored activations of every stream to train on and validate with; None decodes
             videos.
         activations: of every stream, where validation stores features; empty stores none.
-        kept: cache of the videos' small frames for later epochs.
-        teacher: whose answers are learned beside the truth; `cached` has its streams' features
-            behind the detector's own.
+        frame_cache: of the videos' small frames, for later epochs.
+        teacher: whose predictions are learned beside the truth; `cached` has its streams' features
+            after the detector's own.
 
     Attributes:
         memory: what is recomputed to save memory, and why, as a line; empty if nothing was chosen.
@@ -85,7 +85,7 @@ class DetectionTask:
         accelerator: Accelerator,
         cached: CachedStreams | None = None,
         activations: Sequence[Activations] = (),
-        kept: FrameCache | None = None,
+        frame_cache: FrameCache | None = None,
         teacher: Detector | None = None,
     ) -> None:
         self.config = config = detector.config
@@ -100,7 +100,7 @@ class DetectionTask:
         self.activations, self.counts, self.total = activations, Counts(), Counts()
         self.counts_activations = cached is not None or bool(activations)
         self.levels = config.head.levels
-        inputs = WindowInputs.of(config, cached and replace(cached, held_tests=()), kept)
+        inputs = WindowInputs.of(config, cached and replace(cached, held_tests=()), frame_cache)
         if teacher is not None:
             both = *config.directions, *teacher.config.directions
             inputs = replace(inputs, directions=both)
@@ -114,7 +114,9 @@ class DetectionTask:
             overlap = config.sampling.validation_overlap
             # Its workers need no more than what they read.
             tested = cached and replace(cached.first(len(config.directions)), held=())
-            self.windows = window_loader(validation, overlap, config, accelerator, tested, kept)
+            self.windows = window_loader(
+                validation, overlap, config, accelerator, tested, frame_cache
+            )
         device, processes = accelerator.device, accelerator.num_processes
         self.memory = settle_recompute(detector.streams, config, device, processes)
         self.normaliser = PositivesAverage(detector.training_outputs, config.training.positives)
@@ -167,9 +169,9 @@ class DetectionTask:
         if self.teacher is not None:
             with torch.no_grad(), self.accelerator.autocast():
                 places = batch.mask, batch.reflection
-                answers = self.teacher.predict(batch.inputs[own:], *places)
-            ((answer, _),) = answers[self.teacher.main_output]
-            taught = torch.stack(distillation_losses(outputs[0], answer))
+                predicted = self.teacher.predict(batch.inputs[own:], *places)
+            ((target, _),) = predicted[self.teacher.main_output]
+            taught = torch.stack(distillation_losses(outputs[0], target))
             each = each + self.config.training.teacher_weight * taught
         return (each * weight[:, None]).sum(0)
 

@@ -130,7 +130,7 @@ def save_shared(folder: Path, content: Checkpoint[Any], names: set[str]) -> Shar
 
 
 def make_whole(folder: Path) -> None:
-    """Write a folder's checkpoints that share a file anew, each with everything; remove that file.
+    """Rewrite a folder's checkpoints that share a file, each with everything; remove that file.
 
     Raises:
         OSError: one could not be written; it and what it needs are as they were.
@@ -218,7 +218,7 @@ def check_same_run(
     if lines:
         raise ValueError(
             f"{path} belongs to another run: {'; '.join(lines)}. Resume with the settings in its "
-            "config.yaml, or start anew in another `out`"
+            "config.yaml, or start afresh in another `out`"
         )
 
 
@@ -303,7 +303,7 @@ def _fit(fields: Mapping[str, Any]) -> bool:
 def find_data(config: C, saved: Checkpoint[C], source: str | Path, needs_videos: bool) -> C:
     """Return an experiment whose data are found from the folder of this process.
 
-    Relative paths that are the checkpoint's, not given anew, and lead nowhere from here are taken
+    Relative paths that are the checkpoint's, not given again, and lead nowhere from here are taken
     from the folder that it was trained in; one line says so.
 
     Args:

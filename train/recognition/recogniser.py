@@ -96,7 +96,7 @@ class Recogniser:
             means = shares.double().unflatten(0, (len(batch.videos), -1)).mean(1).cpu().numpy()
             if not np.isfinite(means).all():
                 raise FloatingPointError(
-                    "the recogniser answers with NaN where scores should be: its numbers overflow; "
+                    "the recogniser gives NaN where scores should be: its numbers overflow; "
                     "take an earlier checkpoint"
                 )
             for row, (name, mean) in enumerate(zip(batch.videos, means, strict=True)):

@@ -19,7 +19,7 @@ SLOWEST_PACKETS_PER_S = 100.0
 GRACE_S = 10.0
 
 
-class Job(NamedTuple):
+class FileToMake(NamedTuple):
     """A file to be made of `source`: `make(progress=…)` reports how many more frames are done."""
 
     source: Path
@@ -28,61 +28,63 @@ class Job(NamedTuple):
     make: Callable[..., Any]
 
 
-def run_jobs(jobs: Sequence[Job], processes: int, title: str) -> list[Any]:
-    """Return the result of every job, or the VideoError that names the file and the cause.
+def make_files(files: Sequence[FileToMake], processes: int, title: str) -> list[Any]:
+    """Return the result of making each, or the VideoError that names the file and the cause.
 
     Args:
-        processes: jobs that run at once.
+        processes: how many are made at once.
         title: of the progress bar.
 
     Raises:
         OSError: the processes cannot be started.
     """
-    if not jobs:
+    if not files:
         return []
-    done = [0] * len(jobs)
+    done = [0] * len(files)
 
     def run(number: int) -> Any:
-        job = jobs[number]
+        file = files[number]
 
         def count(frames: int) -> None:
             done[number] += frames
 
-        longest_s = SILENCE_S + job.size / SLOWEST_BYTES_PER_S + job.frames / SLOWEST_PACKETS_PER_S
+        longest_s = (
+            SILENCE_S + file.size / SLOWEST_BYTES_PER_S + file.frames / SLOWEST_PACKETS_PER_S
+        )
         try:
-            return pool.call(run_job, job, timeout_s=longest_s, progress=count)
+            return pool.call(make_file, file, timeout_s=longest_s, progress=count)
         except VideoError as error:
             return error
         except CallFailed as failure:
             return VideoError(
-                f"{job.source}: the process that reads it {failure}: a video that breaks its "
+                f"{file.source}: the process that reads it {failure}: a video that breaks its "
                 "decoder, or too little memory (lower --processes)"
             )
 
-    with GuardedPool(min(processes, len(jobs)), GRACE_S) as pool:
+    with GuardedPool(min(processes, len(files)), GRACE_S) as pool:
         # Long ones first, so that none is begun when all others are done.
-        order = sorted(range(len(jobs)), key=lambda number: -jobs[number].frames)
-        answers = {number: pool.threads.submit(run, number) for number in order}
-        pending = set(answers.values())
-        with ProgressBar(total=sum(job.frames for job in jobs), desc=title, unit="frame") as bar:
+        order = sorted(range(len(files)), key=lambda number: -files[number].frames)
+        results = {number: pool.threads.submit(run, number) for number in order}
+        pending = set(results.values())
+        with ProgressBar(total=sum(file.frames for file in files), desc=title, unit="frame") as bar:
             while pending:
                 finished, pending = wait(pending, timeout=0.5, return_when=FIRST_COMPLETED)
                 bar.update(sum(done) - bar.n)
                 for future in finished:
                     future.result()  # a bug ends the run
-        return [answers[number].result() for number in range(len(jobs))]
+        return [results[number].result() for number in range(len(files))]
 
 
-def run_job(job: Job, progress: Progress) -> Any:
-    """Return what a job returns; called in a process of the pool.
+def make_file(file: FileToMake, progress: Progress) -> Any:
+    """Return what `file.make` returns; called in a process of the pool.
 
     Raises:
-        VideoError: it cannot be done; names the source and the cause.
+        VideoError: it cannot be made; names the source and the cause.
     """
     torch.set_num_threads(1)
     try:
-        return job.make(progress=progress)
+        return file.make(progress=progress)
     except VideoError:
         raise
     except (ValueError, OSError, MemoryError, av.FFmpegError) as error:
-        raise VideoError(f"{job.source}: cannot be written anew: {error}") from error
+        raise VideoError(f"{file.source}: cannot be rewritten: {error}") from error
