@@ -70,6 +70,9 @@ def test_windows_are_those_of_a_file(
 
 def experiment(direction: Literal["forward", "reversed", "both"] = "forward") -> Experiment:
     small = small_experiment(Path("runs/none"))
+    # As frames arrive: with other batches sums round otherwise on some machines, and of nearly equal
+    # segments suppression then takes another one first.
+    small = replace(small, evaluation=replace(small.evaluation, batch_size=1))
     if direction == "both":
         return replace(small, fusion=FusionConfig("average"))
     return replace(small, direction=direction)
@@ -104,7 +107,6 @@ def test_what_is_found_is_what_is_found_in_the_file(
 
     expected = detector.detect(video)
     found = detector.detect(frames_of(video), fps=item.fps)
-    # By place: neighbours whose scores are equal but for rounding may change places.
     assert len(found) == len(expected) > 10
     for one, other in zip(sorted(found), sorted(expected), strict=True):
         assert one.label == other.label
