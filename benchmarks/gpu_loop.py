@@ -63,7 +63,7 @@ def compare_with_golden(plan: Plan) -> Iterator[Row]:
     points = pyramid_points(64, 4, mask.device)
     precisions: tuple[Precision, ...] = "fp32", "tf32"
     for precision in precisions:
-        with computing_in(precision):
+        with computing_in(precision, torch.device(plan.device)):
             (whole,) = detector([golden["video"][:1]], mask, reflection)
             output = stream.head(golden["head_in"], golden["head_mask"])
             losses = detection_losses(output, assign_batch(points, segments, labels, 5))

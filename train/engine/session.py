@@ -170,9 +170,14 @@ def make_accelerator(config: Trained, cached: bool = False) -> Accelerator:
     return accelerator
 
 
-def inference_accelerator(config: Trained) -> Accelerator:
-    """Return the accelerator of a program that trains nothing, and set its precision."""
+def inference_accelerator(config: Trained, cpu: bool = False) -> Accelerator:
+    """Return the accelerator of a program that trains nothing, and set its precision.
+
+    Args:
+        cpu: whether to leave a GPU alone.
+    """
     accelerator = Accelerator(
+        cpu=cpu,
         mixed_precision=config.training.mixed_precision,
         kwargs_handlers=[InitProcessGroupKwargs(timeout=WAIT_IN_STEP)],
     )
