@@ -139,16 +139,18 @@ class Session:
                 print(f"warning: {self.out} has no report of this launch: {error}")
 
 
-def make_accelerator(config: Trained, cached: bool = False) -> Accelerator:
+def make_accelerator(config: Trained, cached: bool = False, cpu: bool = False) -> Accelerator:
     """Return the accelerator of a training run; set its precision and seed all random numbers.
 
     Args:
         cached: whether the run begins with passes that are stored.
+        cpu: whether to leave a GPU alone.
 
     Raises:
         ValueError: the machine or accelerate's own settings do not fit the config.
     """
     accelerator = Accelerator(
+        cpu=cpu,
         mixed_precision=config.training.mixed_precision,
         # Buffers of batch norms are averaged after each epoch; none need be sent before each step.
         kwargs_handlers=[
