@@ -305,7 +305,7 @@ def read_windows(
 
 
 def _as_input(rows: Tensor, cached: Cached) -> Tensor:
-    return rows.float().mT if cached.cut == "features" else rows.float()
+    return rows.mT if cached.cut == "features" else rows
 
 
 def _pad_steps(inputs: Tensor, steps: int, cached: Cached) -> Tensor:
