@@ -40,12 +40,12 @@ from tests.conftest import REPOSITORY
 from tests.encodings import ENCODINGS, read_numbers, write_numbered
 from tests.forks import script
 from tests.marks import slow
-from tests.test_detector import small_experiment
+from tests.test_detector import select_candidates, small_experiment
 from train.config import Experiment
 from train.data.videos import VideoItem, probe_item
 from train.detector.curves import MOST_BINS, ScoreCurves, step_scores
 from train.detector.model import Detector
-from train.detector.postprocess import Candidates, merge_windows, select_candidates
+from train.detector.postprocess import Candidates, merge_windows
 from train.engine.checkpoint import Checkpoint, save_checkpoint
 from train.modeling.actionformer import HeadOutput
 from train.modeling.config import FusionConfig
