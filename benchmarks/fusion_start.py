@@ -110,6 +110,7 @@ def main() -> None:
     with torch.no_grad():
         while len(steps) < STEPS:
             for batch in loader:
+                batch = batch.to(accelerator.device)
                 features = detector.features(batch.inputs, batch.start)
                 outputs = detector.outputs(features, batch.mask)
                 targets = assign_batch(

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
@@ -26,6 +25,7 @@ from train.data.videos import VideoItem, probe_item, with_digest
 from train.detector.model import Detector
 from train.detector.training import DetectionTask
 from train.engine.loop import WAITING, TrainingRun
+from train.engine.session import make_accelerator
 from train.modeling.losses import detection_losses
 from train.modeling.points import assign_batch, pyramid_points
 
@@ -63,7 +63,7 @@ def compare_with_golden(plan: Plan) -> Iterator[Row]:
     points = pyramid_points(64, 4, mask.device)
     precisions: tuple[Precision, ...] = "fp32", "tf32"
     for precision in precisions:
-        with computing_in(precision):
+        with computing_in(precision, torch.device(plan.device)):
             (whole,) = detector([golden["video"][:1]], mask, reflection)
             output = stream.head(golden["head_in"], golden["head_mask"])
             losses = detection_losses(output, assign_batch(points, segments, labels, 5))
@@ -111,9 +111,7 @@ def measure_loop(plan: Plan, config: Experiment, case: LoopCase, items: Sequence
     )
     frames = FrameCache(out, config.sampling, None) if case.frame_cache else None
     AcceleratorState._reset_state(reset_partial_state=True)
-    accelerator = Accelerator(
-        cpu=plan.device == "cpu", mixed_precision=config.training.mixed_precision
-    )
+    accelerator = make_accelerator(config, cpu=plan.device == "cpu")
     detector = Detector(config, NAMES)
     task = DetectionTask(detector, [*items], None, accelerator, frame_cache=frames)
     run = TrainingRun(task, accelerator, resume=False)

@@ -25,11 +25,13 @@ from benchmarks.gpu_steps import (
     time_step,
 )
 from extract.backbone.backbone import Backbone
+from extract.backbone.precision import working_dtype
 from extract.settings.backbone import Precision, Recompute, RecomputeSetting
 from extract.settings.units import CLIP_FRAMES
 from train.config import Experiment
 from train.detector.model import Detector
 from train.detector.training import build_optimizer
+from train.engine.session import settle_device
 from train.modeling.losses import detection_losses
 from train.modeling.points import assign_batch, pyramid_points
 
@@ -185,7 +187,9 @@ def time_heads(plan: Plan) -> Iterator[Row]:
 
 def build_head_step(config: Experiment, plan: Plan, compiled: bool) -> Step:
     """Return a function that makes an update of a head."""
-    with torch.device(plan.device):
+    device = torch.device(plan.device)
+    settle_device(device, config)
+    with device:
         detector = Detector(config, NAMES).train()
         batch = noise_batch(config, plan.device)
     (stream,) = detector.streams
@@ -195,10 +199,11 @@ def build_head_step(config: Experiment, plan: Plan, compiled: bool) -> Step:
     features = torch.randn(len(batch.mask), config.backbone.width, steps, device=plan.device)
     points = pyramid_points(steps, config.head.levels, features.device)
     weights = [p for p in detector.parameters() if p.requires_grad]
+    half = working_dtype(config.training.precision, device)
 
     def losses() -> Tensor:
         targets = assign_batch(points, batch.segments[0], batch.labels, len(NAMES))
-        with torch.autocast(plan.device, torch.bfloat16):
+        with torch.autocast(plan.device, half, enabled=half is not None):
             output = stream.head(features, batch.mask)
         return torch.stack(detection_losses(output, targets))
 

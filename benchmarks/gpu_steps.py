@@ -6,7 +6,8 @@
 In bf16, on windows of 768 frames of 160 px (or as a size has them) that are on the GPU already:
 decoding and copying are not timed. A training step is a whole update as `train/engine/loop.py`
 makes it; extraction is the backbone in eval mode, from pixels to features. Compiled means that
-every block of the transformer went through `torch.compile`. Weights are random.
+every block of the transformer and every adapter went through `torch.compile`, as with
+`training.compile blocks`. Weights are random.
 
 The share says how much of the card is used: the products and convolutions that a step needs, each
 counted once even if it is recomputed, per second, of what a product of 8192³ reaches on the same
@@ -31,13 +32,14 @@ from typing import Any, get_args
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import Tensor
 
 from benchmarks.sizes import CLASSES, FILES, count_flops, experiment
 from configs.atomic import write_text
+from extract.activations.passes import autocast
 from extract.backbone.backbone import Backbone
+from extract.backbone.frozen import hold_frozen
 from extract.settings.backbone import Precision, RecomputeSetting
 from train.config import Experiment
 from train.data.batch import Batch
@@ -45,7 +47,9 @@ from train.data.videos import VideoItem
 from train.detector.memory import settle_recompute
 from train.detector.model import Detector
 from train.detector.training import DetectionTask
+from train.device.compiling import compiled_parts
 from train.engine.loop import TrainingRun
+from train.engine.session import make_accelerator, settle_device
 from train.modeling.losses import detection_losses
 from train.modeling.points import assign_batch, pyramid_points
 
@@ -121,7 +125,7 @@ def build_training_step(config: Experiment, device: str, compiled: bool) -> Step
     truth = np.array([[0.0, 9.0]]), np.zeros(1, np.int64), ()
     video = VideoItem("noise", Path("noise"), frames, 1.0, frames, *truth)
     AcceleratorState._reset_state(reset_partial_state=True)  # other steps had other precisions
-    accelerator = Accelerator(cpu=device == "cpu", mixed_precision=config.training.mixed_precision)
+    accelerator = make_accelerator(config, cpu=device == "cpu")
     run = TrainingRun(
         DetectionTask(detector, [video] * VIDEOS, None, accelerator), accelerator, False
     )
@@ -140,24 +144,26 @@ def build_training_step(config: Experiment, device: str, compiled: bool) -> Step
 
 def build_extraction_step(config: Experiment, device: str, compiled: bool) -> Step:
     """Return a function that computes the features of a batch."""
+    settle_device(torch.device(device), config)
     with torch.device(device):
         backbone = Backbone(config.backbone).eval()
+    hold_frozen(backbone, config.training.precision, config.pixels.size)
     if compiled:
         compile_blocks(backbone, device)
     (pixels,) = noise_batch(config, device).inputs
 
     @torch.no_grad()
     def step() -> Tensor:
-        with torch.autocast(device, torch.bfloat16):
+        with autocast(backbone, config.training.precision):
             return backbone(pixels)
 
     return step
 
 
 def compile_blocks(backbone: Backbone, device: str) -> None:
-    """Compile the transformer's blocks in place; as they are alike, they share the result."""
-    for block in backbone.trunk.blocks:
-        block.compile(backend=BACKENDS[device])
+    """Compile in place what `training.compile blocks` does."""
+    for part in compiled_parts(backbone):
+        part.compile(backend=BACKENDS[device])
 
 
 def count_training_flops(config: Experiment) -> int:

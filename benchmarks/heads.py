@@ -75,7 +75,8 @@ def build_way(
     )
 
     def train(number: int) -> None:
-        step(collate([dataset[(number, number % len(items))]]).augmented())
+        batch = collate([dataset[(number, number % len(items))]])
+        step(batch.to(torch.device("cpu")).augmented())
 
     return train
 
@@ -112,7 +113,7 @@ def measure_waiting(config: Experiment, items: list[VideoItem], cached: CachedSt
         asked = time.perf_counter()
         batch = next(batches)
         waited += time.perf_counter() - asked
-        step(batch)
+        step(batch.to(torch.device("cpu")))
     return waited / (time.perf_counter() - began)
 
 

@@ -188,22 +188,23 @@ def detect(
     Returns:
         Why videos could not be read, by name, and why segments could not be cut out.
     """
-    from accelerate import Accelerator
-
+    from extract.backbone.frozen import hold_frozen
     from extract.video.reader import VideoError
     from train.data.frame_rates import describe_unlike_rates
     from train.detector.model import Detector
     from train.detector.postprocess import describe_nothing_found
     from train.detector.sources import read_source, resolve_config
+    from train.engine.session import inference_accelerator
     from train.errors import translate_oom
 
     paths = video_paths(videos)
     annotations = read_truth(annotation_file, paths) if annotation_file else None
     saved = read_source(checkpoint, config_file, overrides)
     config = resolve_config(config_file, saved, str(checkpoint), overrides)
-    accelerator = Accelerator(mixed_precision=config.training.mixed_precision, cpu=cpu)
+    accelerator = inference_accelerator(config, cpu)
     detector = Detector.restore(saved._replace(config=config), checkpoint)
     detector = detector.to(accelerator.device)
+    hold_frozen(detector, config.training.precision, config.pixels.size)
     outputs.make_folders()
     items, bad = probe_files(paths, detector.config.sampling.fps, process)
     if unlike := describe_unlike_rates(items, saved.frame_rates, detector.config.sampling):
@@ -222,7 +223,7 @@ def detect(
                 bar.set_description(item.path.name)
                 since = time.monotonic()
                 try:
-                    with accelerator.autocast(), translate_oom("lower evaluation.batch_size"):
+                    with translate_oom("lower evaluation.batch_size"):
                         examined = detect_with_scores(
                             detector, item, bool(outputs.page), workers, bar, process
                         )

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -289,6 +290,55 @@ def test_local_attention_is_masked_full_attention(steps: int, window: int) -> No
     rows = valid[:, None, :, None].expand_as(found)  # what padding attends to counts nowhere
     assert torch.allclose(found[rows], expected[rows], atol=1e-12)
     assert found.isfinite().all()
+
+
+@pytest.mark.parametrize(("steps", "window"), [(300, 19), (64, 9), (129, 101)])
+@pytest.mark.parametrize("masked", [False, True])
+def test_blocks_of_queries_are_a_batch(
+    monkeypatch: pytest.MonkeyPatch, steps: int, window: int, masked: bool
+) -> None:
+    """CUDA's fused kernels take [batch, heads, steps, channels] alone, channels side by side."""
+    torch.manual_seed(0)
+    query, key, value = torch.randn(3, 2, 4, steps, 16)
+    valid = torch.ones(2, steps, dtype=torch.bool)
+    valid[1, steps // 2 :] = not masked
+    seen, attend = list[Tensor](), F.scaled_dot_product_attention
+
+    def look(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor) -> Tensor:
+        seen.extend((query, key, value))
+        assert attn_mask.ndim == 4
+        return attend(query, key, value, attn_mask)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", look)
+    given = [x.clone().requires_grad_() for x in (query, key, value)]
+    found = local_attention(given[0], given[1], given[2], valid, window)
+    found.square().sum().backward()
+    assert [x.ndim for x in seen] == [4] * 3 and {x.stride(-1) for x in seen} == {1}
+    monkeypatch.undo()
+    for x in (query, key, value):
+        x.requires_grad_()
+    expected = five_axes(query, key, value, valid, window)
+    expected.square().sum().backward()
+    assert torch.allclose(found, expected, rtol=0, atol=1e-6)
+    for one, other in zip(given, (query, key, value), strict=True):
+        assert one.grad is not None and other.grad is not None
+        assert relative(one.grad, other.grad) < 1e-6
+
+
+def five_axes(query: Tensor, key: Tensor, value: Tensor, valid: Tensor, window: int) -> Tensor:
+    """Return local attention with blocks on an axis of their own."""
+    steps, reach, block = query.shape[2], window // 2, 64
+    blocks = -(-steps // block)
+    behind, length = blocks * block - steps, block + 2 * reach
+    queries = F.pad(query, (0, 0, 0, behind)).unflatten(2, (blocks, block))
+    keys, values = (
+        F.pad(x, (0, 0, reach, reach + behind)).unfold(2, length, block).mT for x in (key, value)
+    )
+    seen = F.pad(valid, (reach, reach + behind)).unfold(1, length, block)
+    offset = torch.arange(length) - reach - torch.arange(block)[:, None]
+    mask = seen[:, None, :, None] & (offset.abs() <= reach) | (offset == 0)
+    mixed = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
+    return mixed.flatten(2, 3)[:, :, :steps]
 
 
 def test_a_window_wider_than_the_video_is_global_attention() -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from cache.address import VideoInfo
 from cache.dtypes import Dtype
@@ -35,6 +36,7 @@ from tests.encodings import ENCODINGS, write_numbered
 from tests.marks import quick_only
 from tests.test_backbone import relative
 from tests.test_detector import golden_detector
+from tests.waits import DeviceCopies
 from train.detector.model import Detector
 from train.engine.checkpoint import Checkpoint, save_checkpoint
 
@@ -137,6 +139,40 @@ def test_a_gpu_gets_more_clips_at_a_time(video: Path, monkeypatch: pytest.Monkey
     few, many = ([*job_pieces([task], PIXELS, torch.device(kind))] for kind in ("cpu", "cuda"))
     assert [piece.clips(task.span) for piece in few] == [2, 2, 1] and len(many) == 1
     assert torch.equal(torch.cat([piece.inputs for piece in few], 1), many[0].inputs)
+
+
+def test_stored_rows_travel_as_they_are_stored(video: Path, store: Store) -> None:
+    """Workers, their memory and the copy to a device have half as many bytes as in float32."""
+    span, backbone = spans_of(video)[0], new_backbone()
+    activations = Activations(
+        store, backbone, PIXELS, "fp32", CacheConfig(dtype="float16"), "weights.pt"
+    )
+    stored = activations.get(span, 2)
+    activations.flush()
+    task = PassInput(0, span, activations.cached_cuts()[2])
+    (piece,) = job_pieces([task], PIXELS, torch.device("cpu"))
+    assert piece.inputs.dtype == stored.dtype == torch.float16
+    arranged = piece.arranged(span)
+    assert arranged.dtype == torch.float32 and torch.equal(arranged, stored.float())
+
+
+def test_the_order_of_frames_travels_while_the_device_works(
+    video: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    span = spans_of(video, "reversed")[-1]
+    (piece,) = job_pieces([PassInput(0, span, None)], PIXELS, torch.device("cpu"))
+    pinned = list[Tensor]()
+
+    def pin(tensor: Tensor) -> Tensor:
+        pinned.append(tensor)
+        return tensor
+
+    monkeypatch.setattr(Tensor, "pin_memory", pin)
+    with FakeTensorMode(allow_non_fake_inputs=True), DeviceCopies() as copies:
+        frames = torch.empty(piece.inputs.shape, dtype=torch.uint8, device="cuda")
+        found = replace(piece, inputs=frames).arranged(span)
+    assert found.shape == piece.arranged(span).shape and found.device.type == "cuda"
+    assert not copies.seen and copies.free == len(pinned) == 1
 
 
 @pytest.mark.parametrize("direction", ["forward", "reversed"])

@@ -31,11 +31,11 @@ from extract.tada.tada2d import TAda2D, TAda2DConfig
 from tests.forks import script
 from tests.layouts import SMALL, hugging_face, mmaction, pretraining, random_backbone, videomae
 from tests.marks import quick_only
+from tests.test_detector import select_candidates
 from tests.test_e2e import DEMO, QUICK
 from tests.test_weights import demo, run_main, write_opentad
 from train.config import Experiment
 from train.detector.model import Detector
-from train.detector.postprocess import select_candidates
 from train.detector.sources import build_detector
 from train.engine.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from train.modeling.actionformer import HeadOutput

@@ -5,20 +5,29 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 
 import train.detector.memory
-from benchmarks import cases, compare, sizes
+from benchmarks import cases, compare, gpu_loop, gpu_parts, sizes
 from benchmarks import gpu_steps as gpu
 from benchmarks.gpu import PARTS, format_part, run_part
 from benchmarks.gpu_parts import Plan, Row
+from extract.backbone.adapters import TemporalAdapter
+from extract.backbone.backbone import Backbone
+from extract.backbone.precision import computing_in
+from extract.backbone.videomae import Block
+from extract.settings.backbone import Precision
 from extract.settings.units import CLIP_FRAMES, CLIP_STEPS, TUBELET
 from tests.conftest import REPOSITORY
+from tests.test_frozen import Calls
+from tests.test_precision import FLAGS, flags
 
 
 def products(size: str) -> tuple[int, int, int]:
@@ -208,6 +217,54 @@ def test_the_plan_for_a_gpu_runs_small_on_a_cpu(tmp_path: Path) -> None:
         assert part["rows"] and part["failed"] is None, part
         assert not [row for row in part["rows"] if row.get("failed")], part
         assert f"## {part['part']}" in table
+
+
+class Seen(Exception):
+    pass
+
+
+def see_run(*_: Any, **more: Any) -> Any:
+    raise Seen
+
+
+BUILDS: dict[str, Any] = {
+    "training": lambda plan, config: gpu.build_training_step(config, plan.device, False),
+    "extraction": lambda plan, config: gpu.build_extraction_step(config, plan.device, False),
+    "head": lambda plan, config: gpu_parts.build_head_step(config, plan, False),
+    "loop": lambda plan, config: gpu_loop.measure_loop(plan, config, gpu_loop.SMALL_CASES[0], []),
+}
+
+
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
+@pytest.mark.parametrize("work", BUILDS)
+def test_what_is_timed_is_computed_as_a_run_does(
+    work: str, precision: Precision, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu_loop, "DetectionTask", see_run)
+    config = gpu.settings("tiny", 1, "none", str(tmp_path / "run"), precision)
+    other: Precision = "fp32" if precision == "tf32" else "tf32"
+    with computing_in(other, torch.device("cpu")):
+        with suppress(Seen):
+            BUILDS[work](Plan("cpu", small=True), config)
+        assert flags() == FLAGS[precision]
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def test_extraction_is_timed_with_what_is_held(tmp_path: Path) -> None:
+    config = gpu.settings("tiny", 1, "none", str(tmp_path))
+    step = gpu.build_extraction_step(config, "cpu", False)
+    with Calls() as calls:
+        step()
+    width = config.backbone.width
+    assert not calls.cast[(3 * width, width)] and not calls.seen["zeros_like"]
+
+
+def test_the_adapters_are_compiled_as_in_a_run(tmp_path: Path) -> None:
+    config = gpu.settings("tiny", 1, "none", str(tmp_path))
+    backbone = Backbone(config.backbone)
+    gpu.compile_blocks(backbone, "cpu")
+    compiled = {type(part) for part in backbone.modules() if part._compiled_call_impl}
+    assert compiled == {Block, TemporalAdapter}
 
 
 @pytest.mark.parametrize(("free", "chosen"), [(1e12, "none"), (1e6, "full")])

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 
 from benchmarks import long_video
 from configs import cli
@@ -29,6 +30,9 @@ from evaluate.files.subtitles import (
     format_srt,
     format_vtt,
 )
+from extract.backbone.backbone import Backbone
+from extract.backbone.videomae import Linear
+from extract.settings.backbone import Precision
 from extract.settings.sampling import Direction
 from extract.transcoding.cut import find_frames
 from extract.video.reader import VideoError, VideoReader
@@ -36,12 +40,12 @@ from tests.conftest import REPOSITORY
 from tests.encodings import ENCODINGS, read_numbers, write_numbered
 from tests.forks import script
 from tests.marks import slow
-from tests.test_detector import small_experiment
+from tests.test_detector import select_candidates, small_experiment
 from train.config import Experiment
 from train.data.videos import VideoItem, probe_item
 from train.detector.curves import MOST_BINS, ScoreCurves, step_scores
 from train.detector.model import Detector
-from train.detector.postprocess import Candidates, merge_windows, select_candidates
+from train.detector.postprocess import Candidates, merge_windows
 from train.engine.checkpoint import Checkpoint, save_checkpoint
 from train.modeling.actionformer import HeadOutput
 from train.modeling.config import FusionConfig
@@ -130,6 +134,74 @@ def test_three_lines_of_python(folder: Path) -> None:
     detector = Detector.from_checkpoint(folder / "fused.pt")
     found = [(s.start_s, s.end_s, s.label) for s in detector.detect(folder / "videos/one.mp4")]
     assert found and all(0 <= start < end <= 6 for start, end, _ in found)
+
+
+@pytest.mark.parametrize(
+    ("precision", "expected"),
+    # As where a checkpoint is evaluated, fp16 is float32 on a CPU.
+    [("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float32)],
+)
+def test_python_computes_in_the_precision_of_the_training(
+    folder: Path, precision: Precision, expected: torch.dtype
+) -> None:
+    config = small_experiment(folder)
+    training = replace(config.training, precision=precision)
+    detector, seen = detector_of(replace(config, training=training)), set[torch.dtype]()
+
+    def note(module: Any, inputs: Any, output: torch.Tensor) -> None:
+        seen.add(output.dtype)
+
+    (stream,) = detector.streams
+    assert isinstance(stream.backbone, Backbone)
+    for block in stream.backbone.trunk.blocks:
+        block.mlp.fc1.register_forward_hook(note)  # type: ignore[union-attr]
+    path = folder / "videos/one.mp4"
+    frames = VideoReader(path).frames(np.arange(80))
+    for find in (
+        lambda: detector.detect(path),
+        lambda: detector.detect(frames, fps=25),
+        lambda: next(detector.detect_live(iter(frames), fps=25)),
+        lambda: detector.detect_with_scores(probe_item(path)),
+    ):
+        find()
+        assert seen == {expected} and not torch.is_autocast_enabled("cpu")
+        seen.clear()
+
+
+def test_windows_go_to_where_the_network_computes(folder: Path) -> None:
+    """Of what is held, the weights themselves lie elsewhere: on the host, and here nowhere."""
+    detector = Detector.from_checkpoint(folder / "forward.pt")
+    path = folder / "videos/one.mp4"
+    expected = detector.detect(path)
+    for part in [part for part in detector.modules() if isinstance(part, Linear)]:
+        if not part.weight.requires_grad:
+            part.hold(torch.float32)
+            for name, weight in [*part.named_parameters()]:
+                setattr(part, name, torch.nn.Parameter(weight.to("meta"), requires_grad=False))
+    assert next(detector.parameters()).is_meta
+    assert detector.detect(path) == expected
+
+
+def test_the_script_computes_with_what_is_held(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Frozen matrices are rounded once, and not at every use."""
+    held = list[torch.dtype | None]()
+
+    def look(self: Detector, item: VideoItem, *more: Any) -> Any:
+        linears = (part for part in self.modules() if isinstance(part, Linear))
+        held.extend(part.working and part.working[0].dtype for part in linears)
+        raise VideoError(f"{item.path}: seen enough")
+
+    monkeypatch.setattr(Detector, "detect_with_scores", look)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    try:
+        video, checkpoint = folder / "videos/one.mp4", folder / "forward.pt"
+        of = "--checkpoint", checkpoint, "--training.precision", "bf16"
+        assert "seen enough" in in_process(monkeypatch, video, *of)
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
+    assert set(held) == {torch.bfloat16}
 
 
 def test_step_scores_are_the_best_of_all_levels() -> None:

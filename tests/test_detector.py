@@ -1,6 +1,7 @@
 """The whole detector: pixels to segments, both directions, checkpoints."""
 
 import json
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import get_args
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from configs.loader import load
 from extract.backbone.backbone import Backbone
@@ -18,21 +20,25 @@ from extract.sampling.windows import sliding_windows
 from extract.settings.backbone import BackboneConfig, TrunkConfig
 from extract.settings.sampling import Direction, SamplingConfig
 from tests.conftest import GOLDEN, REPOSITORY
-from train.config import Experiment
+from tests.waits import DeviceCopies
+from train.config import EvaluationConfig, Experiment
 from train.data.batch import Batch
 from train.data.videos import VideoItem
+from train.detector import postprocess
 from train.detector.model import Detector
 from train.detector.postprocess import (
     Candidates,
     Predictions,
     merge_windows,
     predict_windows,
-    select_candidates,
+    read_candidates,
+    strongest,
 )
 from train.detector.sources import checkpoint_from_opentad
 from train.engine.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from train.modeling.actionformer import HeadOutput
 from train.modeling.config import HeadConfig
+from train.modeling.points import pyramid_points
 
 CLASSES = ("a", "b", "c", "d", "e")
 TRUNK = "streams.0.backbone.trunk"
@@ -90,6 +96,11 @@ def small_experiment(out: Path) -> Experiment:
 def item(frames: int = 100) -> VideoItem:
     nothing = np.zeros((0, 2)), np.zeros(0, np.int64), ()
     return VideoItem("clip", Path("clip.mp4"), frames, frames / 10, 10, *nothing)
+
+
+def select_candidates(output: HeadOutput, config: EvaluationConfig) -> list[Candidates]:
+    """Return the candidates of every window of an output."""
+    return read_candidates(strongest(output, config), config)
 
 
 class Echo:
@@ -152,6 +163,73 @@ def test_only_valid_and_strong_points_count(tmp_path: Path) -> None:
     assert np.all(np.diff(found.scores) < 0) and len(found.scores) == 2
     (found,) = select_candidates(output, replace(config, max_per_window=1))
     assert len(found.scores) == 1 and found.labels.dtype == np.int64
+
+
+def answers(windows: int, levels: tuple[int, ...] = (32, 16)) -> HeadOutput:
+    logits = tuple(torch.zeros(windows, 3, points) for points in levels)
+    distances = tuple(torch.ones(windows, 2, points) for points in levels)
+    masks = tuple(torch.ones(windows, points, dtype=torch.bool) for points in levels)
+    return HeadOutput(logits, distances, masks)
+
+
+def test_candidates_are_chosen_on_the_device(tmp_path: Path) -> None:
+    config = small_experiment(tmp_path).evaluation
+    pyramid_points.cache_clear()
+    with FakeTensorMode(), torch.device("cuda"):
+        strongest(answers(2), config)  # the points are made once
+        with DeviceCopies() as copies:
+            found = strongest(answers(2), config)  # what depends on a number raises
+    pyramid_points.cache_clear()
+    assert found.device.type == "cuda" and found.shape == (2, 3 * 48, 4)
+    assert not copies.seen and not copies.free
+
+
+def test_the_host_waits_once_a_batch_while_the_next_is_computed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A GPU that is not there: what is copied ahead, computed and fetched, and when."""
+    config, seen = small_experiment(tmp_path), list[str]()
+    windows = sliding_windows(300, 0.5, config.sampling)[:3]
+
+    def model(batch: Batch) -> Predictions:
+        seen.append(f"compute {batch.videos[0]}")
+        return {name: ((answers(1), "forward"),) for name in ("one", "two", "both")}
+
+    def start_fetch(tensor: torch.Tensor) -> Callable[[], torch.Tensor]:
+        number = sum(line.startswith("fetch") for line in seen)
+        seen.append(f"fetch {number}")
+
+        def wait() -> torch.Tensor:
+            seen.append(f"wait {number}")
+            return tensor
+
+        return wait
+
+    def copied_ahead(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
+        assert device.type == "cuda"
+        for batch in batches:
+            seen.append(f"copy {batch.videos[0]}")
+            yield batch
+
+    monkeypatch.setattr(postprocess, "start_fetch", start_fetch)
+    monkeypatch.setattr(postprocess, "copied_ahead", copied_ahead)
+    monkeypatch.setattr(Batch, "to", lambda self, device: self)
+    batches = [
+        Batch(
+            videos=(str(number),),
+            windows=(window,),
+            inputs=(torch.zeros(1, 3, 32, 4, 4, dtype=torch.uint8),),
+            mask=torch.from_numpy(window.mask())[None],
+            reflection=torch.tensor([window.reflection]),
+            segments=((torch.zeros(0, 2),),),
+            labels=(torch.zeros(0, dtype=torch.int64),),
+        )
+        for number, window in enumerate(windows)
+    ]
+    found = predict_windows(model, batches, config.evaluation, torch.device("cuda"))
+    assert found.keys() == {"one", "two", "both"} and found["both"].keys() == {"0", "1", "2"}
+    each = [[f"copy {n}", f"compute {n}", f"fetch {n}"] for n in range(3)]
+    assert seen == [*each[0], *each[1], "wait 0", *each[2], "wait 1", "wait 2"]
 
 
 def test_segments_stay_within_the_video(tmp_path: Path) -> None:

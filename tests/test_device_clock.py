@@ -1,10 +1,16 @@
 """Waiting for data counts only while the device has nothing to do: a slow one that is not there."""
 
+import math
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
 
+from configs.loader import load
+from tests.test_e2e import DEMO, QUICK, build
+from train.config import Experiment
 from train.device.device_clock import DeviceClock
 from train.engine.stopwatch import Stopwatch
 
@@ -14,10 +20,11 @@ class SlowDevice:
 
     Attributes:
         now: the host's time in seconds.
+        speed: of the device's clock: its seconds in one of the host's.
     """
 
-    def __init__(self) -> None:
-        self.now, self.free_at = 1000.0, 0.0
+    def __init__(self, speed: float = 1.0) -> None:
+        self.now, self.free_at, self.speed = 1000.0, 0.0, speed
 
     def work(self, seconds: float) -> None:
         self.free_at = max(self.free_at, self.now) + seconds
@@ -43,7 +50,7 @@ class Event:
 
     def elapsed_time(self, end: "Event") -> float:
         assert self.query() and end.query(), "torch raises here"
-        return 1000 * (end.at - self.at)
+        return 1000 * (end.at - self.at) * self.device.speed
 
 
 Train = Callable[..., dict[str, float]]
@@ -91,10 +98,56 @@ def test_a_device_that_idles_is_told_the_real_share(train: Train) -> None:
 
 
 def test_no_second_is_lost(train: Train) -> None:
-    for load, update in ((0.035, 0.040), (0.1, 0.04), (0.0, 0.5)):
-        seconds = train(load, update)
+    for loading, updating in ((0.035, 0.040), (0.1, 0.04), (0.0, 0.5)):
+        seconds = train(loading, updating)
         assert min(seconds.values()) >= 0
-        assert sum(seconds.values()) >= 100 * (load + 0.001)
+        assert sum(seconds.values()) >= 100 * (loading + 0.001)
+
+
+def test_a_look_at_the_losses_sets_the_clock_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two quartzes drift apart by seconds a day, and torch tells long times in float32."""
+    device = SlowDevice(speed=1.01)
+    monkeypatch.setattr("time.monotonic", lambda: device.now)
+    clock = DeviceClock(device.event)
+    for _ in range(100):
+        for _ in range(10):
+            device.work(0.04)
+            clock.mark()
+        device.now = device.free_at  # the host has waited
+        clock.set_anew()
+        assert clock.busy_until() == device.now
+        device.work(0.04)
+        clock.mark()
+        assert clock.busy_until() == math.inf
+        device.now += 0.05
+        assert clock.busy_until() == pytest.approx(device.now - 0.01, abs=0.001)
+
+
+def test_runs_set_their_clock_anew(
+    data: list[str], tmp_path: Path, accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = list[str]()
+
+    class Clock(DeviceClock):
+        def __init__(self) -> None:
+            pass
+
+        def mark(self) -> None:
+            calls.append("update")
+
+        def busy_until(self) -> float:
+            return 0.0
+
+        def set_anew(self) -> None:
+            calls.append("set")
+
+    one_epoch = ["--training.stop_epoch=1", "--data.validation_subset=null"]
+    often = [*one_epoch, "--training.global_batch=1"]
+    run = build(load(Experiment, DEMO, [*data, *QUICK, *often, f"--out={tmp_path}"]), accelerator)
+    run.clock = Clock()
+    monkeypatch.setattr("train.engine.loop.LOG_EVERY", 2)
+    run.train()
+    assert calls == ["update", "update", "set"] * 2
 
 
 def test_a_cpu_needs_no_clock() -> None:

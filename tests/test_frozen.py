@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from configs.loader import load
-from extract.activations.activations import _glance
+from extract.activations.activations import Activations, _glance
 from extract.activations.fingerprints import fingerprints, settings
 from extract.backbone.backbone import Backbone
 from extract.backbone.frozen import hold_frozen
@@ -23,7 +23,12 @@ from extract.settings.backbone import BackboneConfig, Precision, TrunkConfig
 from extract.settings.pixels import PixelConfig
 from tests.test_e2e import DEMO, QUICK, build
 from train.config import Experiment
-from train.engine.checkpoint import load_checkpoint
+from train.data.videos import load_annotations
+from train.detector import cached_training
+from train.detector.model import Detector
+from train.detector.setup import freeze_by_default
+from train.engine.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from train.heads import train_heads
 
 SIZE = 24  # three patches a side, where the positions have four
 SMALL = TrunkConfig(width=32, depth=3, heads=2, patch=8, image_size=32)
@@ -89,6 +94,14 @@ def test_no_number_changes(mode: str, precision: Precision) -> None:
     assert all(torch.equal(one, other) for one, other in zip(expected, found, strict=True))
 
 
+def test_a_cpu_holds_what_autocast_gives_it() -> None:
+    """Accelerate computes fp16 in float32 there."""
+    plain, held = new_backbone(mode="adapter"), new_backbone(mode="adapter")
+    hold_frozen(held, "fp16", SIZE)
+    expected, found = pass_through(plain, "fp32"), pass_through(held, "fp32")
+    assert all(torch.equal(one, other) for one, other in zip(expected, found, strict=True))
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_what_learns_is_not_held(mode: str) -> None:
     backbone = new_backbone(**MODES[mode])
@@ -129,6 +142,39 @@ def test_weights_fingerprints_and_the_glance_at_them_stay() -> None:
     assert all(t.dtype == torch.float32 for t in after.values())
     assert fingerprints(backbone, of) == before
     assert cast(Any, _glance(backbone))[1] == seen
+
+
+def test_passes_of_head_training_and_a_teacher_use_what_is_held(
+    data: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of = [*data, *QUICK, "--training.precision=bf16", "--data.validation_subset=null"]
+    config = load(Experiment, DEMO, [*of, f"--out={tmp_path / 'out'}"])
+    detector = Detector(config, load_annotations(config.data).classes)
+    detector.load_pretrained()
+    state, path = detector.state_dict(), tmp_path / "weights.pt"
+    saved = Checkpoint(config, detector.classes, state, state, {})
+    save_checkpoint(path, saved)
+    training = replace(config.training, teacher=str(path))
+    backbone = freeze_by_default(config.backbone)
+    cache = replace(config.cache, url=str(tmp_path / "cache"))
+    taught = replace(config, training=training, backbone=backbone, cache=cache)
+    held = list[set[torch.dtype | None]]()
+
+    def look(activations: list[Activations], *more: Any) -> None:
+        for each in activations:
+            assert isinstance(each.backbone, Backbone)
+            linears = [part for part in each.backbone.modules() if isinstance(part, Linear)]
+            held.append({part.working and part.working[0].dtype for part in linears})
+        raise ValueError("seen enough")
+
+    monkeypatch.setattr(cached_training, "ensure_cached", look)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    try:
+        with pytest.raises(ValueError, match="seen enough"):
+            train_heads(taught, [(str(path), saved)], "", resume=False)
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
+    assert held == [{torch.bfloat16}] * 2
 
 
 @pytest.mark.slow

@@ -436,8 +436,8 @@ def test_all_methods_are_built() -> None:
 
 
 def test_decoded_fused_segments_never_end_before_they_start() -> None:
+    from tests.test_detector import select_candidates
     from train.config import EvaluationConfig
-    from train.detector.postprocess import select_candidates
 
     crossed = outputs(SIZE, 4)
     crossed = HeadOutput(

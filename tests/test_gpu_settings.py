@@ -10,7 +10,7 @@ from configs.loader import load
 from tests.test_e2e import DEMO
 from train.config import Experiment
 from train.data.in_memory import free_device_memory
-from train.detector import cached_training
+from train.detector import cached_training, evaluation
 from train.device import lookahead
 from train.engine import session
 
@@ -44,8 +44,8 @@ def test_precision_is_set_behind_accelerate_and_a_gpu_is_in_use(
 
     def accelerator(**_: object) -> SimpleNamespace:
         calls.append("accelerator")
-        kind = SimpleNamespace(device=GPU, gradient_accumulation_steps=1, distributed_type=None)
-        return kind
+        one = {"num_processes": 1, "gradient_accumulation_steps": 1, "distributed_type": None}
+        return SimpleNamespace(device=GPU, **one)
 
     monkeypatch.setattr(session, "Accelerator", accelerator)
     monkeypatch.setattr(session, "set_precision", calls.append)
@@ -53,6 +53,67 @@ def test_precision_is_set_behind_accelerate_and_a_gpu_is_in_use(
     monkeypatch.setattr(session, "connect", lambda: None)
     make(load(Experiment, DEMO))
     assert calls == ["accelerator", "fp32", "init"]
+
+
+@pytest.mark.parametrize(
+    ("here", "free", "settings", "told"),
+    [
+        (2, 63e6, {}, True),
+        (2, 1.1e9, {}, False),
+        (1, 63e6, {}, False),  # of several machines with a GPU each
+        (2, 63e6, {"NCCL_SHM_DISABLE": "1"}, False),
+        (2, None, {}, False),  # a system without it
+    ],
+)
+@pytest.mark.parametrize("make", [session.make_accelerator, session.inference_accelerator])
+def test_nccl_with_little_shared_memory_is_told_of(
+    make: Any,
+    here: int,
+    free: float | None,
+    settings: dict[str, str],
+    told: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def usage(folder: str) -> SimpleNamespace:
+        if free is None:
+            raise FileNotFoundError(folder)
+        return SimpleNamespace(free=free)
+
+    monkeypatch.setattr("shutil.disk_usage", usage)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(here))
+    monkeypatch.delenv("NCCL_SHM_DISABLE", raising=False)
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(session, "set_precision", lambda precision: None)
+    monkeypatch.setattr(torch.cuda, "init", lambda: None)
+    monkeypatch.setattr(session, "connect", lambda: None)
+    for main in (True, False):
+        several = SimpleNamespace(
+            device=GPU,
+            num_processes=4,
+            is_local_main_process=main,
+            gradient_accumulation_steps=1,
+            distributed_type=None,
+        )
+        monkeypatch.setattr(session, "Accelerator", lambda several=several, **_: several)
+        make(load(Experiment, DEMO))
+        lines = capsys.readouterr().out.splitlines()
+        assert len(lines) == (told and main)
+        if lines:
+            assert "63.0 MB" in lines[0] and "--shm-size" in lines[0] and "NCCL" in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("cores", "here", "threads"), [(64, 8, 4), (16, 8, 2), (8, 8, 1), (2, 8, 1), (2, 1, 2)]
+)
+def test_suppression_has_no_more_threads_than_a_process_has_cores(
+    cores: int, here: int, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each is one core's: the compiled loops have no threads of their own (test_nms.py)."""
+    monkeypatch.setattr(evaluation, "count_cores", lambda: cores)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(here))
+    assert evaluation.suppression_threads(16) == threads
 
 
 def test_too_many_processes_are_refused_before_passes(monkeypatch: pytest.MonkeyPatch) -> None:

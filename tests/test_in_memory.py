@@ -22,6 +22,7 @@ from extract.sampling.windows import evaluation_windows
 from extract.settings.sampling import Direction, SamplingConfig, SpanKind
 from train.data import cached as cached_module
 from train.data import in_memory
+from train.data.batch import Sample, collate
 from train.data.cached import (
     CachedStreams,
     evaluation_spans,
@@ -157,13 +158,30 @@ def test_samples_are_those_of_the_store(
     monkeypatch.setattr(Store, "_read", None)  # the store is not asked again
     for ours, theirs in zip(samples(items, kept), expected, strict=True):
         for one, other in zip(ours, theirs, strict=True):
-            assert one.dtype == torch.float32 and torch.equal(one, other)
+            assert one.dtype == DTYPES[dtype] and torch.equal(one, other)
             one += 1  # what is drawn is no part of what is held
     assert all(
         torch.equal(one, other)
         for ours, theirs in zip(samples(items, kept), expected, strict=True)
         for one, other in zip(ours, theirs, strict=True)
     )
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+def test_activations_travel_as_they_are_stored(
+    tmp_path: Path, accelerator: Accelerator, dtype: Dtype
+) -> None:
+    items = [item(number) for number in range(2)]
+    cached = stored_to_train_on(tmp_path, items, dtype=dtype)
+    for each in (cached, held(cached, items, accelerator)):
+        for inputs in samples(items, each):
+            assert {x.dtype for x in inputs} == {DTYPES[dtype]}
+    window = evaluation_windows(items[0], 0.5, SAMPLING)[0]
+    mask = torch.from_numpy(window.mask())
+    truth = Sample("v", window, inputs, mask, (torch.zeros(0, 2),) * 2, torch.zeros(0))
+    moved = collate([truth]).to(accelerator.device)
+    for x, of in zip(moved.inputs, inputs, strict=True):
+        assert x.dtype == torch.float32 and torch.equal(x[0], of.float())
 
 
 def test_what_does_not_fit_is_read_window_by_window(

@@ -70,8 +70,8 @@ def test_windows_are_those_of_a_file(
 
 def experiment(direction: Literal["forward", "reversed", "both"] = "forward") -> Experiment:
     small = small_experiment(Path("runs/none"))
-    # As frames arrive: with other batches sums round otherwise on some machines, and of nearly equal
-    # segments suppression then takes another one first.
+    # As frames arrive: larger batches round otherwise on some machines, and of segments that are
+    # nearly equal suppression then takes another one first.
     small = replace(small, evaluation=replace(small.evaluation, batch_size=1))
     if direction == "both":
         return replace(small, fusion=FusionConfig("average"))

@@ -1,5 +1,6 @@
 """Suppression against reference numbers, and against the obvious loop."""
 
+import time
 from typing import Any
 
 import numba
@@ -261,6 +262,18 @@ def test_thresholds_are_reached_when_they_are_met_exactly() -> None:
     voters: Rows = [(0.0, 10.0, 0.75, 0), (0.0, 7.0, 0.25, 0)]
     kept = run(voters, multiclass=False, voting_threshold=0.7, max_segments=1)
     assert kept == [(0.0, 9.25, 0.75, 0)]
+
+
+@pytest.mark.parametrize("options", [{}, {"multiclass": False, "voting_threshold": 0.5}])
+def test_a_video_is_suppressed_on_one_core(options: dict[str, Any]) -> None:
+    """Several videos are suppressed side by side: more threads would only fight for the cores."""
+    given = candidates_of_a_video(20_000, 20)
+    suppress(*given, NmsConfig(**options))  # compiled
+    everywhere, here = time.process_time(), time.thread_time()
+    for _ in range(3):
+        suppress(*given, NmsConfig(**options))
+    here, everywhere = time.thread_time() - here, time.process_time() - everywhere
+    assert everywhere < 1.2 * here
 
 
 def test_the_input_is_left_alone() -> None:

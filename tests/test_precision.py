@@ -17,6 +17,7 @@ from tests.conftest import REPOSITORY
 from train.config import Experiment
 from train.engine.session import inference_accelerator, make_accelerator
 
+CPU = torch.device("cpu")
 SMALL = TrunkConfig(32, 2, 2, image_size=32)
 FLAGS: dict[Precision, tuple[str, bool, bool, bool]] = {
     "fp32": ("highest", False, False, False),
@@ -35,7 +36,7 @@ def flags() -> tuple[str, bool, bool, bool]:
 
 @pytest.fixture(autouse=True)
 def restored() -> Iterator[None]:
-    with computing_in("fp32"):
+    with computing_in("fp32", CPU):
         yield
 
 
@@ -46,7 +47,7 @@ def test_float32_is_whole_unless_tf32_is_asked_for(precision: Precision) -> None
         set_precision(precision)
         assert flags() == FLAGS[precision]
     set_precision("tf32")
-    with pytest.raises(KeyError), computing_in(precision):
+    with pytest.raises(KeyError), computing_in(precision, CPU):
         assert flags() == FLAGS[precision]
         raise KeyError
     assert flags() == FLAGS["tf32"]

@@ -24,6 +24,7 @@ from extract.settings.network import NetworkConfig
 from extract.tada.networks import build_network
 from tests import tada
 from tests.conftest import REPOSITORY
+from tests.encodings import write_numbered
 from tests.forks import good, script
 from tests.test_configs import leaves
 from tests.test_gradients import run
@@ -227,6 +228,18 @@ def test_a_checkpoint_of_ours_keeps_its_head_for_the_same_classes(tmp_path: Path
     again = Recogniser.from_checkpoint(tmp_path / "a.pt")
     clip = torch.randint(0, 256, (1, 3, 5, 32, 32), dtype=torch.uint8)
     assert torch.equal(again.network(clip), first.network(clip))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_python_computes_in_the_precision_of_the_training(tmp_path: Path, precision: str) -> None:
+    recogniser = Recogniser(config_of(f"--training.precision={precision}"), SETS)
+    seen = set[torch.dtype]()
+    recogniser.network.eval().classifier.register_forward_hook(
+        lambda module, inputs, output: seen.add(output.dtype)
+    )
+    write_numbered(tmp_path / "video.mp4", 40)
+    recogniser.recognise(tmp_path / "video.mp4")
+    assert seen == {torch.bfloat16 if precision == "bf16" else torch.float32}
 
 
 def test_wrong_weights_are_refused(tmp_path: Path) -> None:

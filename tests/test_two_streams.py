@@ -265,7 +265,8 @@ def distance(streams: Path, one: Checkpoint[Experiment], mean: Path) -> float:
         of = activations_of(teacher, store, ["weights.pt"])
         cached, _ = ensure_cached(of, spans, "features", [items], accelerator, 0)
         found = []
-        for batch in window_loader(items, overlap, config, accelerator, cached):
+        for each in window_loader(items, overlap, config, accelerator, cached):
+            batch = each.to(accelerator.device)
             with torch.no_grad():
                 ((fused, _),) = teacher.predict_batch(batch)["fused"]
                 (alone,) = student.outputs(batch.inputs[:1], batch.mask)

@@ -30,6 +30,32 @@ class Operations(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+class DeviceCopies(TorchDispatchMode):
+    """Collects the copies to and from a GPU of a `FakeTensorMode` that the host waits for.
+
+    Those that it need not wait for are counted in `free`.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+        self.free = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result, name = func(*args, **(kwargs or {})), func.overloadpacket.__name__
+        if name in ("_to_copy", "copy_"):
+            source, target = (args[0], result) if name == "_to_copy" else (args[1], args[0])
+            ahead = (kwargs or {}).get("non_blocking") or args[2:3] == (True,)
+            if source.device.type != target.device.type:
+                if ahead:
+                    self.free += 1
+                else:
+                    self.seen.append(f"{source.device.type} to {target.device.type}")
+        return result
+
+
 class Copies(TorchFunctionMode):
     """Collects what brings a tensor to the host; on a CPU it never becomes an operation.
 

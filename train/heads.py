@@ -68,6 +68,7 @@ def train_heads(
     Args:
         sources: whose streams to take; none takes the pretrained backbone of the config `file`.
     """
+    from extract.backbone.frozen import hold_frozen
     from train.detector.cached_training import compose_detector, train_on_cache
     from train.detector.setup import activations_of, load_training_data
     from train.detector.sources import build_detector, load_teacher
@@ -90,7 +91,9 @@ def train_heads(
         taught_by, teacher = config.training.teacher, None
         if taught_by is not None:
             teacher = load_teacher(taught_by, config, data.classes).to(accelerator.device)
+            hold_frozen(teacher, config.training.precision, config.pixels.size)
         detector = build_detector(config, data.classes, sources).to(accelerator.device)
+        hold_frozen(detector, config.training.precision, config.pixels.size)
         session.claim(detector, keeps_best=data.validation is not None)
         origins = [path for path, _ in sources] or [file]
         for path in origins:

@@ -58,7 +58,8 @@ class Piece:
     Args:
         numbers: of the tasks whose passes take it.
         window: whose valid frames these are; None for rows of a stored activation.
-        inputs: uint8 frames [3, S, size, size] in the order of the file, or tokens [n, P, C].
+        inputs: uint8 frames [3, S, size, size] in the order of the file, or tokens [n, P, C] in
+            the dtype of the store, the smallest to copy.
         last: nothing more comes for these passes.
         problem: why the video cannot be read; the inputs then mean nothing.
     """
@@ -86,13 +87,18 @@ class Piece:
         return replace(self, inputs=self.inputs.to(device, non_blocking=True))
 
     def arranged(self, span: Span) -> Tensor:
-        """Return the inputs as the span's direction has them, padded."""
+        """Return the inputs as the span's direction has them, padded; activations in float32."""
         if self.window is None:
-            return self.inputs
+            return self.inputs.float()
         if span.kind == "video":
             return self.inputs if span.direction == "forward" else self.inputs.flip(1)
         places = np.searchsorted(self.window.frames, span.frames)
-        return self.inputs[:, torch.from_numpy(places).to(self.inputs.device)]
+        return self.inputs[:, _copy_ahead(torch.from_numpy(places), self.inputs.device)]
+
+
+def _copy_ahead(tensor: Tensor, device: torch.device) -> Tensor:
+    """Return a tensor of the host on a device, which copies it while the host goes on."""
+    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
 
 
 def job_pieces(job: Job, pixels: PixelConfig, device: torch.device) -> Iterator[Piece]:
@@ -127,7 +133,7 @@ def _stored_pieces(task: PassInput, clips: int) -> Iterator[Piece]:
     step = clips * CLIP_STEPS if task.span.kind == "video" else total
     for first in range(0, total, step):
         rows = task.source.read(task.span, slice(first, min(first + step, total)))
-        yield Piece((task.number,), None, rows.float(), last=first + step >= total)
+        yield Piece((task.number,), None, rows, last=first + step >= total)
 
 
 def _decoded_pieces(tasks: Sequence[PassInput], pixels: PixelConfig, clips: int) -> Iterator[Piece]:

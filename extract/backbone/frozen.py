@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from extract.backbone.precision import AUTOCAST
+from extract.backbone.precision import working_dtype
 from extract.backbone.videomae import Attention, Linear, VideoMAE
 from extract.settings.backbone import Precision
 
@@ -20,17 +20,19 @@ def hold_frozen(network: nn.Module, precision: Precision, size: int) -> None:
             moved later, what is held is not.
         size: of pictures, in pixels.
     """
-    half = AUTOCAST.get(precision)
     for part in network.modules():
         if isinstance(part, VideoMAE):
             part.hold_positions(size)
         elif isinstance(part, Attention) and not part.q_bias.requires_grad:
+            half = working_dtype(precision, part.q_bias.device)
             part.hold(half or torch.float32)
             if half:
                 move_to_host(part.qkv.weight, part.q_bias, part.v_bias)
-        elif isinstance(part, Linear) and half and not part.weight.requires_grad:
-            part.hold(half)
-            move_to_host(part.weight, part.bias)
+        elif isinstance(part, Linear) and not part.weight.requires_grad:
+            half = working_dtype(precision, part.weight.device)
+            if half:
+                part.hold(half)
+                move_to_host(part.weight, part.bias)
 
 
 def move_to_host(*weights: Tensor) -> None:

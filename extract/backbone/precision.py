@@ -1,7 +1,7 @@
-"""How exactly float32 is computed on a GPU: set here, and nowhere else, for every program."""
+"""How exactly is computed: how a GPU multiplies float32 is set here, and nowhere else."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 
@@ -22,15 +22,25 @@ def set_precision(precision: Precision) -> None:
     torch.backends.cudnn.benchmark = precision != "fp32"
 
 
+def working_dtype(precision: Precision, device: torch.device) -> torch.dtype | None:
+    """Return what products are rounded to on a device; None for float32.
+
+    As accelerate has it: fp16 is for GPUs, and a CPU computes such a model in float32.
+    """
+    return None if (precision, device.type) == ("fp16", "cpu") else AUTOCAST.get(precision)
+
+
 @contextmanager
-def computing_in(precision: Precision) -> Iterator[None]:
-    """Set how this process multiplies float32 during the context."""
+def computing_in(precision: Precision, device: torch.device) -> Iterator[None]:
+    """Compute on a device as a run of this precision does, during the context."""
     before = torch.get_float32_matmul_precision()
     cudnn = torch.backends.cudnn
     convolutions, benchmark = cudnn.allow_tf32, cudnn.benchmark
     set_precision(precision)
+    half = working_dtype(precision, device)
     try:
-        yield
+        with torch.autocast(device.type, half) if half else nullcontext():
+            yield
     finally:
         torch.set_float32_matmul_precision(before)
         cudnn.allow_tf32, cudnn.benchmark = convolutions, benchmark

@@ -5,6 +5,8 @@ memory, and their time limit is that of a step. Here processes may wait for days
 decode their videos. All processes must call the same functions in the same order.
 """
 
+import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -13,7 +15,10 @@ from typing import TypeVar
 
 import torch.distributed as dist
 
+from configs.messages import format_bytes
+
 LONGEST_WAIT = timedelta(days=7)
+NCCL_BYTES = 10**9  # of /dev/shm
 LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
 
 T = TypeVar("T")
@@ -36,6 +41,31 @@ def translate_lost_process() -> Iterator[None]:
             "its rank and its exit code (-9: killed, often for its memory); the same command goes "
             "on, in training with --resume"
         ) from error
+
+
+def processes_here(processes: int) -> int:
+    """Return how many of a run's processes are on this machine: all, if the launcher is silent."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", processes))
+
+
+def describe_little_shm() -> str:
+    """Return one line where /dev/shm may be too small for NCCL, which then ends the run; else "".
+
+    Source: NVIDIA's NCCL user guide, "Shared memory", gives containers 1 GB.
+    """
+    if os.environ.get("NCCL_SHM_DISABLE") == "1":
+        return ""
+    try:
+        free = shutil.disk_usage("/dev/shm").free
+    except OSError:
+        return ""
+    if free >= NCCL_BYTES:
+        return ""
+    return (
+        f"warning: /dev/shm has {format_bytes(free)} free, and NCCL may need "
+        f"{format_bytes(NCCL_BYTES)} for several GPUs; if it ends with 'shared memory segment', "
+        "start the container with --shm-size 1g or --ipc=host, or set NCCL_SHM_DISABLE=1 (slower)"
+    )
 
 
 def connect() -> None:

@@ -18,7 +18,8 @@ class Sample:
     Args:
         video: name; `window`: which stretch of it.
         inputs: uint8 frames [3, F, H, W] in the order of the first stream's direction, or of every
-            stream its activation at the cut `start`, tokens [F/2, P, C] or features [C, F/2].
+            stream its activation at the cut `start`, tokens [F/2, P, C] or features [C, F/2], in
+            the dtype of the store.
         turns: of every further stream that sees the same frames: which frame comes when [F].
         mask: bool [T], true where a feature step is real, in either direction.
         segments: truth of every stream in feature steps of its direction [G, 2].
@@ -63,8 +64,13 @@ class Batch:
     turns: tuple[Tensor, ...] = ()
 
     def to(self, device: torch.device) -> "Batch":
-        """Return the batch with its tensors on `device`, copied without waiting."""
-        return self.each(lambda tensor: tensor.to(device, non_blocking=True))
+        """Return the batch with its tensors on `device`, copied without waiting.
+
+        Activations travel as they are stored, and become float32 there.
+        """
+        moved = self.each(lambda tensor: tensor.to(device, non_blocking=True))
+        inputs = tuple(x.float() if x.is_floating_point() else x for x in moved.inputs)
+        return replace(moved, inputs=inputs)
 
     def augmented(self) -> "Batch":
         """Return the batch with its augmentations made, once, where its tensors are."""

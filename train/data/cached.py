@@ -1,6 +1,5 @@
 """The spans that an experiment needs, and their activations as the detector's inputs."""
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -16,6 +15,7 @@ from extract.activations.activations import Activations
 from extract.activations.plan import SpanRequest, plan
 from extract.activations.refresh import describe_unkept, refresh
 from extract.activations.stored import Cached, Counts
+from extract.parallel.processes import processes_here
 from extract.sampling.spans import Span, random_window_of_span, whole_video_window
 from extract.sampling.windows import Window, evaluation_windows, sliding_windows, truth_inside
 from extract.settings.backbone import Cut
@@ -225,7 +225,7 @@ def hold_features(
     if cached.cut != "features" or not all(spans):
         return ()
     sizes = [decoded_bytes(of, some) for of, some in zip(cached.places, spans, strict=True)]
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes))
+    processes = processes_here(accelerator.num_processes)
     limit = free_memory() * FREE_SHARE
     needed, quiet = sum(sizes) * processes, not accelerator.is_main_process
     fits = needed <= limit
@@ -305,7 +305,7 @@ def read_windows(
 
 
 def _as_input(rows: Tensor, cached: Cached) -> Tensor:
-    return rows.float().mT if cached.cut == "features" else rows.float()
+    return rows.mT if cached.cut == "features" else rows
 
 
 def _pad_steps(inputs: Tensor, steps: int, cached: Cached) -> Tensor:

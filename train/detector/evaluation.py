@@ -14,6 +14,7 @@ from cache.errors import StoreUnreachable
 from cache.store import Store, open_cache
 from configs.messages import format_error, truncated
 from configs.progress import ProgressBar
+from configs.system import count_cores
 from evaluate.annotations import Detection, Segment
 from evaluate.files.video_scores import assign_classes, read_video_scores
 from evaluate.mean_ap import MeanAP, mean_average_precision
@@ -22,7 +23,7 @@ from evaluate.reports.launches import FINISHED, Launch, new_launch
 from extract.activations.stored import Counts
 from extract.backbone.frozen import hold_frozen
 from extract.checkpoints.hub import folder_of
-from extract.parallel.processes import gather_objects
+from extract.parallel.processes import gather_objects, processes_here
 from extract.sampling.frame_cache import FrameCache
 from extract.settings.sampling import SpanKind
 from extract.video.reader import VideoError
@@ -64,7 +65,7 @@ VideoDetections = dict[str, list[Detection]]
 """The detections of one video, by result."""
 Parts = dict[str, list[Candidates]]
 """The candidates of one video's windows, by result."""
-SUPPRESSION_THREADS = 4
+SUPPRESSION_THREADS = 4  # at most
 
 
 def window_loader(
@@ -180,7 +181,7 @@ def _detect_share(
     done: dict[str, Future[VideoDetections]] = {}
     with (
         # Suppression goes on beside the network, and holds no lock of Python's for long.
-        ThreadPoolExecutor(SUPPRESSION_THREADS) as pool,
+        ThreadPoolExecutor(suppression_threads(accelerator.num_processes)) as pool,
         accelerator.autocast(),
         translate_oom("lower evaluation.batch_size"),
         translate_worker_death(),
@@ -212,6 +213,15 @@ def _join_parts(share: _Share) -> tuple[dict[str, Parts], dict[str, str]]:
             for name, some in parts.items():
                 so_far[name] += some
     return joined, skipped
+
+
+def suppression_threads(processes: int) -> int:
+    """Return how many videos a process suppresses side by side, each on one core.
+
+    Args:
+        processes: of the run; those of this machine share its cores.
+    """
+    return max(1, min(SUPPRESSION_THREADS, count_cores() // processes_here(processes)))
 
 
 def _progress_bar(

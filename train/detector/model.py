@@ -348,8 +348,8 @@ class Detector(nn.Module):
 
     def _find_candidates(self, batch: Batch) -> Candidates:
         """Return the candidates in a batch of one window, on the video's timeline."""
-        device = next(self.parameters()).device
-        with computing_in(self.config.training.precision):
+        device = self._device()
+        with computing_in(self.config.training.precision, device):
             found = predict_windows(self.predict_batch, [batch], self.config.evaluation, device)
         return concatenate(found[self.main_output][batch.videos[0]])
 
@@ -397,8 +397,8 @@ class Detector(nn.Module):
             return predictions
 
         loader = evaluation_loader(windows, evaluation.batch_size, workers)
-        device = next(self.parameters()).device
-        with computing_in(self.config.training.precision):
+        device = self._device()
+        with computing_in(self.config.training.precision, device):
             found = predict_windows(
                 predict_and_add, _report_progress(loader, done), evaluation, device
             )
@@ -409,6 +409,10 @@ class Detector(nn.Module):
             },
             curves,
         )
+
+    def _device(self) -> torch.device:
+        """Return where the network computes; weights that are held may lie elsewhere."""
+        return next(self.streams[0].head.parameters()).device
 
     def windows(self, item: VideoItem) -> list[Window]:
         """Return the windows of a video that `detect_with_scores` runs over."""

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from evaluate.annotations import Detection
 from evaluate.nms import suppress
@@ -18,6 +19,7 @@ from extract.settings.sampling import Direction
 from train.config import EvaluationConfig
 from train.data.batch import Batch
 from train.data.videos import VideoItem
+from train.device.lookahead import copied_ahead, start_ahead, start_fetch
 from train.modeling.actionformer import HeadOutput
 from train.modeling.points import decode_segments, pyramid_points
 
@@ -37,11 +39,22 @@ class Candidates(NamedTuple):
     labels: NDArray[np.int64]
 
 
-def select_candidates(output: HeadOutput, config: EvaluationConfig) -> list[Candidates]:
-    """Return per window the best-scored segments, in feature steps of the window's direction.
+class _Started(NamedTuple):
+    """What is known of a batch whose predictions are on their way to the host."""
 
-    Raises:
-        FloatingPointError: scores or segments are NaN, which no threshold would let pass.
+    videos: tuple[str, ...]
+    windows: tuple[Window, ...]
+    problems: dict[int, str]
+    directions: dict[str, list[Direction]]
+    shapes: list[torch.Size]
+    fetch: Callable[[], Tensor]
+
+
+def strongest(output: HeadOutput, config: EvaluationConfig) -> Tensor:
+    """Return per window the best-scored segments, where the output is, without waiting for it.
+
+    Returns:
+        Float32 [B, N, 4]: start and end in feature steps of the window's direction, score, label.
     """
     logits, distances, valid = output.flat()
     scores = logits.float().sigmoid().masked_fill(~valid.unsqueeze(-1), 0.0)
@@ -51,17 +64,28 @@ def select_candidates(output: HeadOutput, config: EvaluationConfig) -> list[Cand
     best, where = scores.flatten(1).topk(count)
     point, label = where // scores.shape[-1], where % scores.shape[-1]
     chosen = segments.gather(1, point.unsqueeze(-1).expand(-1, -1, 2))
-    # Fusion may have moved a start past its end.
+    # One tensor is one copy to the host; float32 has every label up to 16 millions.
+    return torch.cat([chosen, best.unsqueeze(-1), label.unsqueeze(-1).float()], -1)
+
+
+def read_candidates(found: Tensor, config: EvaluationConfig) -> list[Candidates]:
+    """Return the candidates of every window in what `strongest` returned, now on the host.
+
+    Raises:
+        FloatingPointError: scores or segments are NaN, which no threshold would let pass.
+    """
+    chosen, best, label = found[..., :2], found[..., 2], found[..., 3].long()
     scored = ~(best <= config.min_score)
     if best.isnan().any() or (chosen.isnan().any(-1) & scored).any():
         raise FloatingPointError(
             "the detector gives NaN where scores should be: its numbers overflow; set "
             "training.precision to fp32 or bf16, or take an earlier checkpoint"
         )
+    # Fusion may have moved a start past its end.
     kept = (best > config.min_score) & (chosen[..., 0] <= chosen[..., 1])
     return [
         Candidates(*(part[choice].numpy() for part in parts))
-        for *parts, choice in zip(chosen.cpu(), best.cpu(), label.cpu(), kept.cpu(), strict=True)
+        for *parts, choice in zip(chosen, best, label, kept, strict=True)
     ]
 
 
@@ -84,27 +108,46 @@ def predict_each_window(
 ) -> Iterator[tuple[str, dict[str, list[Candidates]]]]:
     """Yield each window's video, and its candidates by result, in forward frames.
 
-    Samples with a problem (`Batch.problems`) are skipped.
+    Samples with a problem (`Batch.problems`) are skipped. A GPU computes the next batch while the
+    host reads what was found in one.
     """
-    for batch in batches:
+
+    def start(batch: Batch) -> _Started:
         batch = batch.to(device).turned()
         with torch.inference_mode():
-            candidates = {
-                name: [
-                    (select_candidates(output, config), direction)
-                    for output, direction in prediction
-                ]
-                for name, prediction in model(batch).items()
-            }
-        for row, (video, window) in enumerate(zip(batch.videos, batch.windows, strict=True)):
-            if row not in batch.problems:
+            predictions = model(batch)
+            found = [strongest(output, config) for of in predictions.values() for output, _ in of]
+            fetch = start_fetch(torch.cat([each.flatten() for each in found]))
+        # Without the inputs, which take most of the memory.
+        directions = {name: [direction for _, direction in of] for name, of in predictions.items()}
+        shapes = [each.shape for each in found]
+        return _Started(batch.videos, batch.windows, batch.problems, directions, shapes, fetch)
+
+    on_device = copied_ahead(batches, device)
+    ahead = start_ahead if device.type == "cuda" else _one_by_one
+    for started in ahead(on_device, start):
+        parts = started.fetch().split([shape.numel() for shape in started.shapes])
+        read = iter(
+            read_candidates(part.view(shape), config)
+            for part, shape in zip(parts, started.shapes, strict=True)
+        )
+        candidates = {
+            name: [(next(read), direction) for direction in directions]
+            for name, directions in started.directions.items()
+        }
+        for row, (video, window) in enumerate(zip(started.videos, started.windows, strict=True)):
+            if row not in started.problems:
                 yield (
                     video,
                     {
-                        name: [_forward_frames(of[row], window, d) for of, d in parts]
-                        for name, parts in candidates.items()
+                        name: [_forward_frames(of[row], window, d) for of, d in some]
+                        for name, some in candidates.items()
                     },
                 )
+
+
+def _one_by_one(items: Iterable[Batch], start: Callable[[Batch], _Started]) -> Iterator[_Started]:
+    return map(start, items)
 
 
 def _forward_frames(found: Candidates, window: Window, direction: Direction) -> Candidates:

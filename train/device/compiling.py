@@ -27,7 +27,7 @@ def compile_network(network: nn.Module, parts: Compile) -> None:
             "training.compile needs a compiler of C++, which this machine does not have; install "
             f"one ({' or '.join(COMPILERS[:2])}), or set training.compile off"
         )
-    modules = [network] if parts == "all" else [*_blocks(network)]
+    modules = [network] if parts == "all" else [*compiled_parts(network)]
     if not modules:
         raise ValueError(
             "training.compile blocks is for transformers, and this network has no block of one; "
@@ -37,7 +37,7 @@ def compile_network(network: nn.Module, parts: Compile) -> None:
         module.compile(backend=BACKEND)
 
 
-def _blocks(network: nn.Module) -> Iterator[nn.Module]:
+def compiled_parts(network: nn.Module) -> Iterator[nn.Module]:
     """Yield the transformer's blocks and their adapters; alike, they share what is compiled."""
     return (part for part in network.modules() if isinstance(part, Block | TemporalAdapter))
 

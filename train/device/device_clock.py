@@ -14,14 +14,12 @@ class DeviceClock:
         new_event: makes events that time, as `torch.cuda.Event(enable_timing=True)` does.
     """
 
+    _first: Any
+    _last: Any
+
     def __init__(self, new_event: Any) -> None:
         self.new_event = new_event
-        # Its place on the host's clock is known: the only time that the host waits for it.
-        self._first: Any = new_event()
-        self._last: Any = None
-        self._first.record()
-        self._first.synchronize()
-        self._began = time.monotonic()
+        self.set_anew()
 
     @classmethod
     def of(cls, device: torch.device) -> "DeviceClock | None":
@@ -29,6 +27,17 @@ class DeviceClock:
         if device.type != "cuda":
             return None
         return cls(lambda: torch.cuda.Event(enable_timing=True))
+
+    def set_anew(self) -> None:
+        """Wait until the device is idle, and count its time from there.
+
+        Both clocks drift apart, by seconds a day, and of long times torch tells only seven digits:
+        whoever has waited for the device anyway calls this.
+        """
+        self._first, self._last = self.new_event(), None
+        self._first.record()
+        self._first.synchronize()  # its place on the host's clock is known
+        self._began = time.monotonic()
 
     def mark(self) -> None:
         """Remember the work that the device has been given so far as its last."""

@@ -1,4 +1,4 @@
-"""Batches that are copied to the device while it still works on the one before."""
+"""Copies to the device, and from it, while it works: batches ahead, and answers behind."""
 
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache
@@ -54,6 +54,24 @@ def copied_ahead(batches: Iterable[B], device: torch.device) -> Iterator[B]:
 def _copying_stream(device: torch.device) -> torch.cuda.Stream:
     """Return the stream of all copies to a device: memory freed on one is not used on another."""
     return torch.cuda.Stream(device)
+
+
+def start_fetch(tensor: Tensor) -> Callable[[], Tensor]:
+    """Begin to copy a tensor to the host; return a function that waits for it and returns it.
+
+    The device may be given more work meanwhile.
+    """
+    if tensor.device.type != "cuda":
+        return tensor.cpu
+    copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    copy.copy_(tensor, non_blocking=True)
+    done = torch.cuda.current_stream(tensor.device).record_event()
+
+    def wait() -> Tensor:
+        done.synchronize()
+        return copy
+
+    return wait
 
 
 def start_ahead(items: Iterable[T], start: Callable[[T], U]) -> Iterator[U]:

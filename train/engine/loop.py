@@ -321,6 +321,8 @@ class TrainingRun(Generic[T]):
         sums = self.accelerator.reduce(torch.cat([losses.sum(0) / updates, stand_ins]), "sum")
         # The host waits here for all work of the device since the last line.
         *losses_of_all, stand_in_count = sums.tolist()
+        if self.clock is not None:
+            self.clock.set_anew()
         means = [x / self.accelerator.num_processes for x in losses_of_all]
         if not math.isfinite(loss := sum(means)):
             self._check_finite(recent, losses)

@@ -30,7 +30,13 @@ from evaluate.reports.page import REPORT
 from evaluate.reports.training import write_training_report
 from extract.activations.stored import Counts
 from extract.backbone.precision import set_precision
-from extract.parallel.processes import broadcast_object, connect, gather_objects
+from extract.parallel.processes import (
+    broadcast_object,
+    connect,
+    describe_little_shm,
+    gather_objects,
+    processes_here,
+)
 from train.config import Trained
 from train.engine.loop import START_UP
 from train.engine.run_folder import check_checkpoint_space, claim_folder
@@ -139,16 +145,18 @@ class Session:
                 print(f"warning: {self.out} has no report of this launch: {error}")
 
 
-def make_accelerator(config: Trained, cached: bool = False) -> Accelerator:
+def make_accelerator(config: Trained, cached: bool = False, cpu: bool = False) -> Accelerator:
     """Return the accelerator of a training run; set its precision and seed all random numbers.
 
     Args:
         cached: whether the run begins with passes that are stored.
+        cpu: whether to leave a GPU alone.
 
     Raises:
         ValueError: the machine or accelerate's own settings do not fit the config.
     """
     accelerator = Accelerator(
+        cpu=cpu,
         mixed_precision=config.training.mixed_precision,
         # Buffers of batch norms are averaged after each epoch; none need be sent before each step.
         kwargs_handlers=[
@@ -165,18 +173,25 @@ def make_accelerator(config: Trained, cached: bool = False) -> Accelerator:
             "--cache: weights that are sharded over processes (FSDP) have no fingerprint; omit it, "
             "and run extract/run.py on the checkpoint afterwards"
         )
+    warn_of_little_shm(accelerator)
     connect()
     set_seed(config.training.seed)
     return accelerator
 
 
-def inference_accelerator(config: Trained) -> Accelerator:
-    """Return the accelerator of a program that trains nothing, and set its precision."""
+def inference_accelerator(config: Trained, cpu: bool = False) -> Accelerator:
+    """Return the accelerator of a program that trains nothing, and set its precision.
+
+    Args:
+        cpu: whether to leave a GPU alone.
+    """
     accelerator = Accelerator(
+        cpu=cpu,
         mixed_precision=config.training.mixed_precision,
         kwargs_handlers=[InitProcessGroupKwargs(timeout=WAIT_IN_STEP)],
     )
     settle_device(accelerator.device, config)
+    warn_of_little_shm(accelerator)
     connect()
     return accelerator
 
@@ -189,6 +204,15 @@ def settle_device(device: torch.device, config: Trained) -> None:
     set_precision(config.training.precision)
     if device.type == "cuda":
         torch.cuda.init()
+
+
+def warn_of_little_shm(accelerator: Accelerator) -> None:
+    """Print a line where NCCL may lack the memory that the GPUs of a machine share."""
+    several = processes_here(accelerator.num_processes) > 1
+    if several and accelerator.device.type == "cuda" and accelerator.is_local_main_process:
+        line = describe_little_shm()
+        if line:
+            print(line)
 
 
 def check_fp16_has_gpu(config: Trained, accelerator: Accelerator) -> None:

@@ -71,7 +71,8 @@ class Recogniser:
         # There is no other video to score if this one is bad.
         config = replace(self.config, data=replace(self.config.data, bad_videos="stop"))
         views = EvaluationViews([probe_example(path)], config, config.direction)
-        with computing_in(config.training.precision):
+        device = next(self.network.parameters()).device
+        with computing_in(config.training.precision, device):
             ((_, scores, _),) = self.score(evaluation_views_loader(views, config, workers=0))
         return {
             each.name: [(each.classes[k], float(part[0, k])) for k in _best(part[0], top)]
