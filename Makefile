@@ -37,9 +37,9 @@ demo: $(INSTALLED)
 		--training.stop_epoch 10
 	@echo "== 5. Now these adapters are others: passes, from block 3 that is still true, fill the gap."
 	$(DEMO_ENV) $(BIN)/python evaluate/run.py --checkpoint runs/demo/part/last.pt --cache $(CACHE)
-	@echo "== 6. Both streams, fused: every point averaged with its partner in the other direction."
+	@echo "== 6. Both streams, fused: every point averaged with its partner, and weighed by how far both agree."
 	$(DEMO_ENV) $(BIN)/python train/heads.py --checkpoint $(DETECTOR) $(REVERSED) --cache $(CACHE) \
-		--config configs/fusion/average.yaml --out runs/demo/fused --resume
+		--config configs/fusion/agreement.yaml --out runs/demo/fused --resume
 	$(DEMO_ENV) $(BIN)/python evaluate/run.py --checkpoint runs/demo/fused/last.pt --cache $(CACHE)
 	$(DEMO_ENV) $(BIN)/python cache/show.py $(CACHE)
 	@echo "== 7. The segments of a video, and a page to look at them."
