@@ -16,7 +16,7 @@ from configs.loader import load
 from extract.backbone.backbone import Backbone
 from extract.checkpoints.layouts import find_networks
 from extract.checkpoints.tensor_files import read_tensors
-from extract.sampling.windows import sliding_windows
+from extract.sampling.windows import Window, sliding_windows
 from extract.settings.backbone import BackboneConfig, TrunkConfig
 from extract.settings.sampling import Direction, SamplingConfig
 from tests.conftest import GOLDEN, REPOSITORY
@@ -120,13 +120,10 @@ class Echo:
         return {"it": ((output, self.direction),)}
 
 
-@pytest.mark.parametrize("frames", [100, 64, 41])
-def test_a_prediction_finds_its_place_in_the_video(tmp_path: Path, frames: int) -> None:
-    """Step 10, from 2 before to 3 after, in the last window, in both directions of time."""
-    config = small_experiment(tmp_path)
-    window = sliding_windows(frames, 0.5, config.sampling)[-1]
-    batch = Batch(
-        videos=("clip",),
+def blank_batch(video: str, window: Window) -> Batch:
+    """Return a batch of one window without pixels and actions."""
+    return Batch(
+        videos=(video,),
         windows=(window,),
         inputs=(torch.zeros(1, 3, 32, 4, 4, dtype=torch.uint8),),
         mask=torch.from_numpy(window.mask())[None],
@@ -134,6 +131,14 @@ def test_a_prediction_finds_its_place_in_the_video(tmp_path: Path, frames: int) 
         segments=((torch.zeros(0, 2),),),
         labels=(torch.zeros(0, dtype=torch.int64),),
     )
+
+
+@pytest.mark.parametrize("frames", [100, 64, 41])
+def test_a_prediction_finds_its_place_in_the_video(tmp_path: Path, frames: int) -> None:
+    """Step 10, from 2 before to 3 after, in the last window, in both directions of time."""
+    config = small_experiment(tmp_path)
+    window = sliding_windows(frames, 0.5, config.sampling)[-1]
+    batch = blank_batch("clip", window)
     forward, backward = (
         predict_windows(
             Echo(10, 2.0, 3.0, direction), [batch], config.evaluation, torch.device("cpu")
@@ -214,18 +219,7 @@ def test_the_host_waits_once_a_batch_while_the_next_is_computed(
     monkeypatch.setattr(postprocess, "start_fetch", start_fetch)
     monkeypatch.setattr(postprocess, "copied_ahead", copied_ahead)
     monkeypatch.setattr(Batch, "to", lambda self, device: self)
-    batches = [
-        Batch(
-            videos=(str(number),),
-            windows=(window,),
-            inputs=(torch.zeros(1, 3, 32, 4, 4, dtype=torch.uint8),),
-            mask=torch.from_numpy(window.mask())[None],
-            reflection=torch.tensor([window.reflection]),
-            segments=((torch.zeros(0, 2),),),
-            labels=(torch.zeros(0, dtype=torch.int64),),
-        )
-        for number, window in enumerate(windows)
-    ]
+    batches = [blank_batch(str(number), window) for number, window in enumerate(windows)]
     found = predict_windows(model, batches, config.evaluation, torch.device("cuda"))
     assert found.keys() == {"one", "two", "both"} and found["both"].keys() == {"0", "1", "2"}
     each = [[f"copy {n}", f"compute {n}", f"fetch {n}"] for n in range(3)]
