@@ -135,7 +135,7 @@ def score_pair(paths: tuple[str, str], cache: str, subset: str) -> dict[str, dic
     cached, _ = ensure_cached(activations, spans, "features", [items], accelerator, 0)
     windows = window_loader(items, overlap, config, accelerator, cached)
     found = predict_windows(
-        lambda batch: _answers(detector, batch), windows, config.evaluation, accelerator.device
+        lambda batch: _predict(detector, batch), windows, config.evaluation, accelerator.device
     )
     truth = {item.name: item.truth for item in items}
     return {
@@ -151,7 +151,7 @@ def score_pair(paths: tuple[str, str], cache: str, subset: str) -> dict[str, dic
     }
 
 
-def _answers(detector: Detector, batch: Batch) -> Predictions:
+def _predict(detector: Detector, batch: Batch) -> Predictions:
     outputs = detector.outputs(detector.features(batch.inputs, batch.start), batch.mask)
     one, other = outputs
     other = align(other, one, detector.reflection_if_opposed(batch.reflection), "nearest")

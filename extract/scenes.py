@@ -94,7 +94,8 @@ def random_clip(rng: np.random.Generator, action: str, duration: float) -> Scene
     """Draw a scene that is little longer than its one action, with larger shapes.
 
     Turning shapes are bars that are about level half-way: from any angle, the direction of a turn
-    is much harder to learn than everything else. Every other action has a distractor after it.
+    is much harder to learn than everything else. In every other clip a distractor is drawn
+    behind the action.
     """
     before, behind = (float(pause) for pause in rng.uniform(0.0, 0.3, 2))
     length = duration - before - behind
