@@ -3,6 +3,7 @@
 Jobs are those of this machine, and of a slurm that a few scripts play.
 """
 
+import asyncio
 import csv
 import json
 import os
@@ -32,10 +33,11 @@ from evaluate.metrics.bootstrap import resample
 from tests.conftest import REPOSITORY
 from tests.test_e2e import DEMO, ENVIRONMENT, QUICK, TWO_PROCESSES, script
 from tests.test_report import read
-from train.ablation.grid import Row, Run, read_grid
+from train.ablation import runner
+from train.ablation.grid import Grid, Row, Run, read_grid
 from train.ablation.records import training_digest
 from train.ablation.results import RESAMPLES, SEED
-from train.ablation.runner import _progress
+from train.ablation.runner import Scheduler, _progress
 from train.config import EvaluationConfig
 
 TIOUS = [0.3, 0.5, 0.8, 0.9]
@@ -249,6 +251,25 @@ def test_every_run_waits_for_those_it_builds_on(finished: Path) -> None:
     )
     assert log.splitlines()[2].startswith("$ python evaluate/run.py --checkpoint study/control/5/")
     assert "--subset validation --tious 0.3 0.5 0.8 0.9 --out study/control/5/validation" in log
+
+
+def test_runs_begin_in_the_order_of_the_grid(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A grid that is ended half way has its first rows, with all seeds."""
+    rows = {name: small_grid()["rows"]["reversed"] for name in ("first", "second", "third")}
+    write(place, small_grid() | {"rows": rows, "seeds": [*range(9)], "singles": [], "controls": []})
+    grid, begun = read_grid(place / "grid.yaml"), list[Run]()
+    rng, sleep = random.Random(0), asyncio.sleep
+
+    async def do(grid: Grid, run: Run, *rest: object) -> str:
+        begun.append(run)
+        await sleep(0.01)
+        return ""
+
+    monkeypatch.setattr(runner, "_do", do)
+    # Who waits looks at times that drift apart in the hours of real runs.
+    monkeypatch.setattr(asyncio, "sleep", lambda seconds: sleep(rng.uniform(0.001, 0.02)))
+    assert not Scheduler(grid, grid.runs(), 1, "session", quiet=True).carry_out()
+    assert begun == grid.runs()
 
 
 def test_runs_at_a_time_are_spread_over_gpus(finished: Path) -> None:

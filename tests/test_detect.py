@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import re
 import subprocess
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -42,10 +43,12 @@ from tests.forks import script
 from tests.marks import slow
 from tests.test_detector import select_candidates, small_experiment
 from train.config import Experiment
+from train.data.batch import Batch
 from train.data.videos import VideoItem, probe_item
+from train.detector import curves
 from train.detector.curves import MOST_BINS, ScoreCurves, step_scores
 from train.detector.model import Detector
-from train.detector.postprocess import Candidates, merge_windows
+from train.detector.postprocess import Candidates, Predictions, merge_windows
 from train.engine.checkpoint import Checkpoint, save_checkpoint
 from train.modeling.actionformer import HeadOutput
 from train.modeling.config import FusionConfig
@@ -236,14 +239,46 @@ def test_curves_stand_where_the_scores_are(tmp_path: Path, direction: Direction)
         return {direction: ((HeadOutput(tuple(levels), distances, masks), direction),)}
 
     detector.predict_batch = run  # type: ignore[method-assign]
-    curves = detector.detect_with_scores(item).curves
-    assert curves.scores.shape == (3, 100) and len(curves.times_s) == 101
-    assert curves.times_s[[0, -1]] == pytest.approx([0, 8])
-    (marked,) = np.nonzero(curves.scores[1] > 0.5)
-    begins, ends = curves.times_s[marked[0]], curves.times_s[marked[-1] + 1]
+    found = detector.detect_with_scores(item).curves
+    assert found.scores.shape == (3, 100) and len(found.times_s) == 101
+    assert found.times_s[[0, -1]] == pytest.approx([0, 8])
+    (marked,) = np.nonzero(found.scores[1] > 0.5)
+    begins, ends = found.times_s[marked[0]], found.times_s[marked[-1] + 1]
     assert begins <= mark / 25 <= ends and ends - begins <= 2 * 2 / 25 + 1e-9
-    assert curves.scores[1].max() == pytest.approx(1 / (1 + np.exp(-2)))
-    assert curves.scores[[0, 2]].max() < 1e-6
+    assert found.scores[1].max() == pytest.approx(1 / (1 + np.exp(-2)))
+    assert found.scores[[0, 2]].max() < 1e-6
+
+
+def test_curves_wait_for_a_batch_while_the_next_is_computed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fused result has two outputs; both come in one copy."""
+    path = tmp_path / "video.mp4"
+    write_numbered(path, 500)
+    config = replace(small_experiment(tmp_path), fusion=FusionConfig("average"))
+    config = replace(config, evaluation=replace(config.evaluation, batch_size=1))
+    detector, seen = detector_of(config), list[str]()
+    predict_batch = detector.predict_batch
+
+    def predict(batch: Batch, of_streams: bool) -> Predictions:
+        seen.append("compute")
+        return predict_batch(batch, of_streams)
+
+    def start_fetch(tensor: torch.Tensor) -> Callable[[], torch.Tensor]:
+        seen.append("fetch")
+
+        def wait() -> torch.Tensor:
+            seen.append("wait")
+            return tensor
+
+        return wait
+
+    monkeypatch.setattr(detector, "predict_batch", predict)
+    monkeypatch.setattr(curves, "start_fetch", start_fetch)
+    detector.detect_with_scores(probe_item(path))
+    batches = seen.count("compute")
+    assert batches > 2
+    assert seen == ["compute", "fetch", *["compute", "fetch", "wait"] * (batches - 1), "wait"]
 
 
 def test_memory_of_curves_does_not_grow() -> None:

@@ -9,7 +9,7 @@ import shutil
 import threading
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -55,6 +55,7 @@ from train.data.windows import (
     WindowInputs,
     evaluation_loader,
 )
+from train.detector import training
 from train.detector.setup import activations_of, open_frame_cache
 from train.detector.sources import build_detector
 from train.detector.training import DetectionTask
@@ -513,11 +514,25 @@ def test_damaged_files_are_counted_in_few_lines(
 
 
 def test_validation_stores_no_features_of_damaged_frames(
-    config: Experiment, tmp_path: Path, accelerator: Accelerator
+    config: Experiment, tmp_path: Path, accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    seen, start_fetch = list[str](), training.start_fetch
+
+    def counted(tensor: Tensor) -> Callable[[], Tensor]:
+        seen.append("fetch")
+        fetch = start_fetch(tensor)
+
+        def wait() -> Tensor:
+            seen.append("wait")
+            return fetch()
+
+        return wait
+
+    monkeypatch.setattr(training, "start_fetch", counted)
     small = BackboneConfig(TrunkConfig(32, 2, 2, image_size=32))
     config = replace(config, backbone=small, head=HeadConfig(width=16, heads=2, levels=3))
     config = replace(config, training=replace(config.training, workers=0))
+    config = replace(config, evaluation=replace(config.evaluation, batch_size=1))
     items, cache = loaded(config, "test"), cache_of(config)
     torch.manual_seed(0)
     detector = build_detector(config, load_annotations(config.data).classes).eval()
@@ -548,6 +563,9 @@ def test_validation_stores_no_features_of_damaged_frames(
             stored.append([place.read(span) for span in spans])
     assert len(small_files(cache)) == len(items) == int(cache._damaged)
     assert all(map(torch.equal, *stored))
+    # The host waits for a batch when a GPU has the next one, and once for the last.
+    later = ["fetch", "wait"] * (len(spans) - 1)
+    assert later and seen == 2 * ["fetch", *later, "wait"]
 
 
 @pytest.mark.slow

@@ -102,6 +102,7 @@ class Scheduler:
             disable=quiet,
         )
         self.running: dict[Run, int] = {}  # and the slot of each
+        self.waiting: set[Run] = set()  # for a slot
         self.reported: set[Run] = set()
         self.ended: dict[Run, list[Any]] = defaultdict(list)  # jobs
         self.devices = _devices()
@@ -136,8 +137,10 @@ class Scheduler:
                 break
         else:
             digest = training_digest(self.grid, run)
+            self.waiting.add(run)
             while (outcome := await self.try_to_do(run, digest)) is None:
                 await asyncio.sleep(POLL_S)
+                self.waiting.add(run)
             error = outcome
         if error:
             self.print_above(f"{run}: {error}")
@@ -151,8 +154,9 @@ class Scheduler:
             nothing if it is done, why it has failed, None if it is to be looked at again.
         """
         free = sorted(set(self.slots) - set(self.running.values()))
-        if not free:
+        if not free or run != next(each for each in self.runs if each in self.waiting):
             return None
+        self.waiting.remove(run)  # one that another process is at holds up none
         with _locked(self.grid, run) as lock:
             if lock is None:
                 if not self.running and run not in self.reported:

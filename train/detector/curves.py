@@ -1,5 +1,6 @@
 """Class scores over the time of one video, gathered from the windows as they are predicted."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -8,9 +9,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from extract.sampling.reversal import reverse_segments
+from extract.sampling.windows import Window
+from extract.settings.sampling import Direction
 from train.data.batch import Batch
 from train.data.videos import VideoItem
 from train.detector.postprocess import Prediction
+from train.device.lookahead import start_fetch
 from train.modeling.actionformer import HeadOutput
 
 MOST_BINS = 2000  # more than a screen has columns; memory does not grow with the video
@@ -22,7 +26,7 @@ class ScoreCurves:
 
     Args:
         times_s: the bins' edges, [N + 1].
-        scores: in [0, 1], [K, N]; `add` raises them.
+        scores: in [0, 1], [K, N]; `start_adding` raises them.
         length: of the video's timeline.
     """
 
@@ -37,19 +41,32 @@ class ScoreCurves:
         edges = np.linspace(0, item.length, bins + 1)
         return cls(item.to_seconds(edges), np.zeros((classes, bins), np.float32), item.length)
 
-    def add(self, prediction: Prediction, batch: Batch) -> None:
-        """Raise the scores to those of one result in a batch of windows, all of this video."""
+    def start_adding(self, prediction: Prediction, batch: Batch) -> Callable[[], None]:
+        """Begin to raise the scores to those of one result in a batch of windows of this video.
+
+        Returns:
+            A function that waits for the result and ends it; the device may be given more work
+            before it is called.
+        """
+        outputs, directions = zip(*prediction, strict=True)
+        fetch = start_fetch(torch.stack([step_scores(output) for output in outputs]))
+
+        def finish() -> None:
+            for scores, direction in zip(fetch().numpy(), directions, strict=True):
+                for of_window, window in zip(scores, batch.windows, strict=True):
+                    self._add(of_window[:, : window.valid], window, direction)
+
+        return finish
+
+    def _add(self, scores: NDArray[np.float32], window: Window, direction: Direction) -> None:
+        """Raise the scores to those of a window's valid steps [K, T], in its direction."""
         bins = self.scores.shape[1]
-        for output, direction in prediction:
-            for scores, window in zip(
-                step_scores(output).cpu().numpy(), batch.windows, strict=True
-            ):
-                steps = np.arange(window.valid)[:, None] + (-0.5, 0.5)
-                if direction == "reversed":
-                    steps = reverse_segments(steps, window.reflection)
-                places = np.floor(window.to_timeline(steps) * bins / self.length).astype(np.int64)
-                for place in places.clip(0, bins - 1).T:  # a step touches two bins at most
-                    np.maximum.at(self.scores.T, place, scores[:, : window.valid].T)
+        steps = np.arange(window.valid)[:, None] + (-0.5, 0.5)
+        if direction == "reversed":
+            steps = reverse_segments(steps, window.reflection)
+        places = np.floor(window.to_timeline(steps) * bins / self.length).astype(np.int64)
+        for place in places.clip(0, bins - 1).T:  # a step touches two bins at most
+            np.maximum.at(self.scores.T, place, scores.T)
 
 
 def step_scores(output: HeadOutput) -> Tensor:

@@ -39,6 +39,7 @@ from train.detector.postprocess import (
     merge_windows,
     predict_windows,
 )
+from train.device.lookahead import one_behind
 from train.engine.checkpoint import Checkpoint, load_checkpoint
 from train.modeling.actionformer import ActionFormer, HeadOutput
 from train.modeling.config import FEATURE_METHODS, HeadConfig
@@ -393,12 +394,12 @@ class Detector(nn.Module):
 
         def predict_and_add(batch: Batch) -> Predictions:
             predictions = self.predict_batch(batch, of_streams)
-            curves.add(predictions[self.main_output], batch)
+            finish_later(curves.start_adding(predictions[self.main_output], batch))
             return predictions
 
         loader = evaluation_loader(windows, evaluation.batch_size, workers)
         device = self._device()
-        with computing_in(self.config.training.precision, device):
+        with computing_in(self.config.training.precision, device), one_behind() as finish_later:
             found = predict_windows(
                 predict_and_add, _report_progress(loader, done), evaluation, device
             )

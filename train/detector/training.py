@@ -1,6 +1,6 @@
 """The task of training a detector: its losses, its validation, its cache."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -35,6 +35,7 @@ from train.detector.evaluation import (
 )
 from train.detector.memory import settle_recompute
 from train.detector.model import Detector
+from train.device.lookahead import one_behind, start_fetch
 from train.engine.optim import group_by_decay
 from train.modeling.losses import (
     PositivesAverage,
@@ -187,14 +188,15 @@ class DetectionTask:
 
     def validate(self) -> tuple[MeanAP, int]:
         assert self.validation is not None
-        found, skipped = detect_subset(
-            self.model,
-            self.validation,
-            self.windows,
-            self.accelerator,
-            "validation",
-            self._store_features(),
-        )
+        with one_behind() as finish_later:
+            found, skipped = detect_subset(
+                self.model,
+                self.validation,
+                self.windows,
+                self.accelerator,
+                "validation",
+                self._store_features(finish_later),
+            )
         with self._tolerate_cache_errors():
             for activations in self.activations:
                 activations.flush()
@@ -234,8 +236,12 @@ class DetectionTask:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.normaliser.load_state_dict(state["normaliser"])
 
-    def _store_features(self) -> OnFeatures:
-        """Return a callback that counts validated windows and stores their features."""
+    def _store_features(self, finish_later: Callable[[Callable[[], None]], None]) -> OnFeatures:
+        """Return a callback that counts validated windows and stores their features.
+
+        Args:
+            finish_later: see `one_behind`.
+        """
         assert self.validation is not None
         items = {item.name: item for item in self.validation}
         # Of the averaged weights, which are loaded now and do not change meanwhile.
@@ -243,17 +249,32 @@ class DetectionTask:
 
         def store(batch: Batch, features: Sequence[Tensor]) -> None:
             self.observe(batch)
-            rows = enumerate(zip(batch.videos, batch.windows, strict=True))
-            for row, (video, window) in rows:
-                if not self.activations or row in batch.problems:
-                    continue
+            if not self.activations:
+                return
+            spans = [
+                (stream, row, window_span(items[batch.videos[row]], window, direction))
+                for row, window in enumerate(batch.windows)
+                if row not in batch.problems
+                for stream, direction in enumerate(self.config.directions)
+            ]
+            missing = [
+                (stream, row, span)
+                for stream, row, span in spans
+                if not places[stream].contains(span)
+            ]
+            if not missing:
+                return
+            fetches = [start_fetch(of_stream.mT) for of_stream in features]
+
+            def finish() -> None:
+                on_host = [fetch() for fetch in fetches]
                 with self._tolerate_cache_errors():
-                    for activations, place, direction, of_all in zip(
-                        self.activations, places, self.config.directions, features, strict=True
-                    ):
-                        span = window_span(items[video], window, direction)
-                        if not place.contains(span):
-                            activations.write(place, span, of_all[row].mT)
+                    for stream, row, span in missing:
+                        if self.activations:
+                            rows = on_host[stream][row]
+                            self.activations[stream].write(places[stream], span, rows)
+
+            finish_later(finish)
 
         return store
 

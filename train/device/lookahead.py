@@ -1,6 +1,7 @@
-"""Copies to the device, and from it, while it works: batches ahead, and answers behind."""
+"""Copies to the device, and from it, while it works: batches ahead, and results behind."""
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any, Protocol, Self, TypeVar
 
@@ -72,6 +73,25 @@ def start_fetch(tensor: Tensor) -> Callable[[], Tensor]:
         return copy
 
     return wait
+
+
+@contextmanager
+def one_behind() -> Iterator[Callable[[Callable[[], None]], None]]:
+    """Give a function that takes what ends a piece of work, and calls what it was given before.
+
+    The last is called at the end, unless that is an error: a device is given the next piece before
+    the host waits for one.
+    """
+    waiting = list[Callable[[], None]]()
+
+    def finish_later(finish: Callable[[], None]) -> None:
+        waiting.append(finish)
+        if len(waiting) > 1:
+            waiting.pop(0)()
+
+    yield finish_later
+    for finish in waiting:
+        finish()
 
 
 def start_ahead(items: Iterable[T], start: Callable[[T], U]) -> Iterator[U]:
