@@ -125,6 +125,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="a file for the JSON, too")
     add_options(parser)
     args = parser.parse_args()
+    if args.turns < 1:
+        parser.error("--turns: give 1 or more")
     if args.case in OF_THE_DEMO and not (args.data / "annotations.json").is_file():
         sys.exit(f"error: no demo data in {args.data}; python extract/demo.py --out data/demo")
     with TemporaryDirectory() as scratch, worktrees(args.against) as homes:

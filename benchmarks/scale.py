@@ -3,7 +3,7 @@
     python -m benchmarks.scale [--size h] [--videos 100000] [--minutes 2] [--gpus 1 8 100]
 
 Operations are counted on tensors without numbers, bytes and clips by the code that plans an
-extraction, requests per write and per video are those of `benchmarks/results/requests.md`. The
+extraction, requests per job, flush and fold are those of `benchmarks/results/requests.md`. The
 rate of a GPU and of a decoding core, prices, and how often a machine is taken away are arguments;
 nothing is run, so every number is predicted. Machines are simulated: shares of whole videos, chosen
 by name, wait for a free machine, which may be taken away; what its last flush has not written is
@@ -21,16 +21,17 @@ from numpy.typing import NDArray
 from benchmarks.sizes import FILES, count_forward_flops, experiment
 from cache.address import DTYPES
 from cache.format.arrays import SHARD_BYTES
-from cache.format.writer import COMPACT_BYTES, FLUSH_BYTES, FLUSH_SECONDS
+from cache.format.writer import COMPACT_BYTES, COMPACT_SEGMENTS, FLUSH_BYTES, FLUSH_SECONDS
+from cache.storage.remote import JOINED_BYTES
 from configs.messages import format_bytes, markdown_table
 from evaluate.reports.sections import format_duration
 from extract.sampling.spans import whole_video_window
 from extract.settings.units import CLIP_FRAMES, TUBELET
 
 # Of benchmarks/results/requests.md.
-PUTS_A_VIDEO = 1  # its description
-REQUESTS_A_FLUSH = 17  # 400 spans in one: 26 without those of eight videos and a fingerprint
-REQUESTS_A_FOLD = 8
+REQUESTS_A_JOB = 11  # opening, the names of all videos, the writer's end
+REQUESTS_A_FLUSH = 17  # 400 spans in one, with the one file that describes their videos
+REQUESTS_A_FOLD = 4  # of one read and one shard, which are counted by their bytes
 SPREAD = 0.75  # of the logarithm of videos' lengths
 SEED = 0
 
@@ -100,18 +101,20 @@ def count_collection(
     )
 
 
-def count_requests(of: Collection, stored: int, machines: int, wall_s: float) -> int:
-    """Return the requests that writing `stored` bytes takes: flushes, folding, descriptions.
+def count_requests(of: Collection, stored: int, shares: int, machines: int, wall_s: float) -> int:
+    """Return the requests that writing `stored` bytes takes: jobs, flushes, folding.
 
     A writer flushes when enough waits, or enough time has passed: many slow machines flush often.
     """
-    flushes = max(stored / FLUSH_BYTES, min(machines * wall_s / FLUSH_SECONDS, of.videos))
-    folds = max(stored / COMPACT_BYTES, machines)
+    often = min(max(machines * wall_s / FLUSH_SECONDS, shares), of.videos)
+    flushes = max(stored / FLUSH_BYTES, often)
+    folds = max(stored / COMPACT_BYTES, flushes / COMPACT_SEGMENTS, shares)
     return round(
-        of.videos * PUTS_A_VIDEO
+        shares * REQUESTS_A_JOB
         + flushes * REQUESTS_A_FLUSH
-        + folds * REQUESTS_A_FOLD
-        + stored / SHARD_BYTES
+        + folds * (REQUESTS_A_FOLD - 2)
+        + max(stored / JOINED_BYTES, folds)
+        + max(stored / SHARD_BYTES, folds)
     )
 
 
@@ -138,12 +141,12 @@ def simulate_fleet(
     """
     rng = np.random.default_rng(SEED)
     shuffled = rng.permutation(np.asarray(seconds))  # as `Share` does by the names
-    waiting = [float(shuffled[share::shares].sum()) for share in range(shares)]
+    # Since when each waits, and the seconds that are left of it.
+    waiting = [(0.0, share, float(shuffled[share::shares].sum())) for share in range(shares)]
     free, busy, lost, end = [0.0] * machines, 0.0, 0.0, 0.0
-    heapq.heapify(free)
     while waiting:
-        left = waiting.pop(0)
-        now = heapq.heappop(free)
+        since, share, left = heapq.heappop(waiting)
+        now = max(heapq.heappop(free), since)
         lives = rng.exponential(taken_every_s) if np.isfinite(taken_every_s) else np.inf
         if lives >= start_s + left:
             took = start_s + left
@@ -151,7 +154,7 @@ def simulate_fleet(
             took, done = lives, max(lives - start_s, 0.0)
             unsaved = min(done, FLUSH_SECONDS * rng.random())
             lost += unsaved + min(lives, start_s)
-            waiting.append(left - (done - unsaved))
+            heapq.heappush(waiting, (now + took, share, left - (done - unsaved)))
         busy += took
         end = max(end, now + took)
         heapq.heappush(free, now + took)
@@ -185,7 +188,7 @@ def tables(args: argparse.Namespace) -> str:
             shares = min(machines * factor, of.videos)
             every_s = 3600 * args.taken_every if args.taken_every else float("inf")
             fleet = simulate_fleet(lengths, shares, machines, args.start, every_s)
-            requests = count_requests(of, of.features, machines, fleet.wall_s)
+            requests = count_requests(of, of.features, shares, machines, fleet.wall_s)
             fleets.append(
                 (
                     f"{machines:,}",

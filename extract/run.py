@@ -25,6 +25,7 @@ if __package__ is None:  # run as a file: its neighbours must not hide modules o
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import json
+import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -88,7 +89,7 @@ def main() -> None:
     parser.add_argument(
         "--on", choices=ENGINES, help="run the shares as jobs of a cluster, or side by side here"
     )
-    parser.add_argument("--shares", type=int, default=2, metavar="N", help="of --on")
+    parser.add_argument("--shares", type=int, metavar="N", help="of --on; default: 2")
     parser.add_argument(
         "--resources", nargs="+", default=[], metavar="NAME=VALUE", help="of each job of --on"
     )
@@ -98,13 +99,17 @@ def main() -> None:
     if args.on:
         if args.share or args.plan is not None:
             parser.error("--on makes the shares itself and computes: leave out --share and --plan")
-        if args.shares < 1:
+        shares = 2 if args.shares is None else args.shares
+        if shares < 1:
             parser.error("--shares: give 1 or more")
         resources = parse_resources(args.resources)
         words = without_options(sys.argv[1:], {"--on": 1, "--shares": 1, "--resources": None})
         command = [*find_script("extract/run.py"), *words]
-        submit_shares(args.on, args.shares, resources, Path("runs/jobs"), command)
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # local jobs must not outlive us
+        submit_shares(args.on, shares, resources, Path("runs/jobs"), command)
         return
+    if args.resources or args.shares is not None:
+        parser.error("--shares and --resources are of jobs; add --on, or say --share I/N")
     plan_and_compute(
         args.checkpoint,
         args.config,
@@ -161,11 +166,14 @@ def plan_and_compute(
         some = {video.subset for video in videos.values()}
         names = {purpose: name for purpose, name in names.items() if name in some}
         if not names:
-            print(f"share {share.number}/{share.count}: it has none of the videos")
+            if accelerator.is_main_process:
+                print(f"share {share.number}/{share.count}: it has none of the videos")
             return
-    subsets = sorted(set(names.values()))
+    subsets, part = sorted(set(names.values())), share is not None
     fps = config.sampling.fps
-    loaded = load_subsets(config.data, mine, subsets, accelerator, store, sampling_fps=fps)
+    loaded = load_subsets(
+        config.data, mine, subsets, accelerator, store, sampling_fps=fps, part=part
+    )
     items = dict(zip(subsets, loaded, strict=True))
     classes = target_classes(config.data, annotations)
     built = [_build(each, classes, accelerator.device, store) for each in backbones]
@@ -337,8 +345,11 @@ def _print_plan(
     made: Plan, config: Experiment, items: dict[str, Subset], names: dict[str, str], processes: int
 ) -> None:
     from extract.activations.plan import estimate_s
+    from train.data.videos import format_skipped, skipped_of
 
     print(made.headline())
+    if left_out := skipped_of(items.values()):
+        print(format_skipped(left_out, len(left_out) + sum(map(len, items.values()))))
     if "train" in names:
         of = config.sampling, config.direction, config.cache.span
         idle, clips = _count_unneeded(items[names["train"]], *of)

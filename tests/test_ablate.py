@@ -36,7 +36,7 @@ from tests.test_report import read
 from train.ablation import runner
 from train.ablation.grid import Grid, Row, Run, read_grid
 from train.ablation.records import training_digest
-from train.ablation.results import RESAMPLES, SEED
+from train.ablation.results import RESAMPLES, SEED, _Scores
 from train.ablation.runner import Scheduler, _progress
 from train.config import EvaluationConfig
 
@@ -873,6 +873,20 @@ def test_a_row_may_learn_from_another_rows_answers() -> None:
         "--checkpoint": [("forward", 0)],
         "--training.teacher": [("fused", 1)],
     }
+
+
+def test_a_row_does_not_win_by_a_seed_that_failed() -> None:
+    row = Row("train/e2e.py", "config.yaml")
+    rows = {"one": row, "two": row, "three": row}
+    grid = Grid("out", rows, seeds=(3, 5), subset="test", tious=(0.5,))
+    of = {("one", 3): 0.2, ("one", 5): 0.6, ("two", 5): 0.5, ("three", 3): 0.1}
+    scores: dict[tuple[Run, str], dict[str, Any]] = {
+        (Run(*run), "test"): {"mAP@0.5": value} for run, value in of.items()
+    }
+    found = _Scores(grid, scores, {run: {} for run, _ in scores})
+    assert found.best(["one", "two"], "test") == "one"
+    assert found.best(["two", "three"], "test") == "two"  # no seed is common
+    assert found.best(["none"], "test") is None
 
 
 def test_a_config_that_comes_with_the_code_is_read_from_any_folder(place: Path) -> None:

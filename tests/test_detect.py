@@ -509,6 +509,8 @@ def test_detectors_of_features_say_so(tmp_path: Path) -> None:
     write_numbered(tmp_path / "video.mp4", 30)
     with pytest.raises(ValueError, match="reads features"):
         detector.detect(tmp_path / "video.mp4")
+    with pytest.raises(ValueError, match="reads features"):
+        detector.detect([np.zeros((18, 24, 3), np.uint8)], fps=25.0)
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ from tests.encodings import ENCODINGS, irregular_time, write_numbered
 from tests.test_e2e import DEMO, QUICK, TWO_PROCESSES, script
 from train.config import DataConfig
 from train.data import videos
-from train.data.videos import load_annotations, load_items
+from train.data.videos import load_annotations, load_items, load_subsets
 
 
 def write_annotations(folder: Path, names: list[str]) -> DataConfig:
@@ -62,6 +62,20 @@ def test_bad_videos_stop_with_one_list_or_are_left_out(tmp_path: Path) -> None:
     assert [item.name for item in found] == ["whole"] and found.skipped == causes
     assert found[0].frames == 25 and found[0].duration_s == pytest.approx(1)
     assert found[0].segments.tolist() == [[5, 15]]
+
+
+def test_a_part_of_a_subset_may_have_bad_videos_alone(tmp_path: Path) -> None:
+    """A share of it, in which nothing else happens to be."""
+    (tmp_path / "videos").mkdir()
+    (tmp_path / "videos/empty.mp4").touch()
+    data = replace(write_annotations(tmp_path, ["empty"]), bad_videos="skip")
+    annotations = load_annotations(data)
+    with pytest.raises(ValueError, match="1 of 1 videos of 'all' cannot be used"):
+        load_subsets(data, annotations, ["all"])
+    (found,) = load_subsets(data, annotations, ["all"], part=True)
+    assert not found and [*found.skipped] == ["empty"]
+    with pytest.raises(ValueError, match="1 of 1 videos of 'all' cannot be used"):
+        load_subsets(replace(data, bad_videos="stop"), annotations, ["all"], part=True)
 
 
 def test_frames_at_uneven_times_keep_them(tmp_path: Path) -> None:

@@ -1,7 +1,9 @@
 """Frames that arrive one by one are seen as those of a file, and what is found is the same."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
 
@@ -36,6 +38,7 @@ def numbered(count: int) -> Iterator[NDArray[np.uint8]]:
     for number in range(count):
         frame[:] = number % 256, number // 256, 7
         yield frame
+    frame[:] = 255  # as by the beginning of a frame that does not come
 
 
 @settings(max_examples=30)
@@ -175,6 +178,11 @@ def test_the_delay_is_stated() -> None:
         ([np.zeros((8, 8, 3), np.float32)], 25.0, "frame 0: expected uint8"),
         ([np.zeros((8, 8), np.uint8)], 25.0, "frame 0: expected uint8"),
         ([np.zeros((n, 8, 3), np.uint8) for n in (8, 9, 9, 9)], 25.0, "another size"),
+        # Frames are resized 16 at a time.
+        ([np.zeros((n, 8, 3), np.uint8) for n in (8,) * 64 + (9,) * 64], 25.0, "another size"),
+        ([np.zeros((8, 8, 3), np.uint8)], math.inf, "rate"),
+        ([np.zeros((0, 8, 3), np.uint8)], 25.0, "frame 0: expected uint8"),
+        ([(np.zeros((8, 8, 3), np.uint8), 0.04)], 25.0, "frame 0: expected .* not a tuple"),
     ],
 )
 def test_frames_that_are_none(
@@ -183,6 +191,18 @@ def test_frames_that_are_none(
     detector = detector_of(experiment())
     with pytest.raises(ValueError, match=message):
         detector.detect(frames, fps)
+
+
+def test_a_rate_may_be_a_fraction() -> None:
+    """As PyAV tells it."""
+    sampling = SamplingConfig(window_size=16, fps=12.0)
+    inputs = WindowInputs(sampling, PIXELS, ("forward",))
+    by_rate = [
+        [*arriving_windows(numbered(100), fps, inputs, 0.5)]
+        for fps in (30000 / 1001, Fraction(30000, 1001))
+    ]
+    of_float, of_fraction = ([batch.inputs[0] for batch, _ in each] for each in by_rate)
+    assert len(of_float) > 2 and all(map(torch.equal, of_float, of_fraction))
 
 
 def test_a_detector_of_whole_videos_says_so() -> None:

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from benchmarks.scale import count_collection, draw_lengths, simulate_fleet
+from benchmarks.scale import count_collection, count_requests, draw_lengths, simulate_fleet
 
 
 def test_a_collection_is_counted_by_hand() -> None:
@@ -27,6 +27,22 @@ def test_machines_that_stay_do_all_work_once(shares: int, machines: int) -> None
     assert fleet.lost_s == 0
     assert fleet.busy_s == pytest.approx(500 * 20.0 + shares * 60.0)
     assert fleet.busy_s / machines <= fleet.wall_s <= fleet.busy_s
+
+
+def test_what_is_left_of_a_share_waits_for_its_machine_to_be_lost() -> None:
+    """Nobody goes on with a share before it was given up: idle machines shorten nothing."""
+    seconds = np.full(100, 360.0)  # ten hours
+    for machines in (1, 2, 10):
+        fleet = simulate_fleet(seconds, 1, machines, start_s=60.0, taken_every_s=3600.0)
+        assert fleet.wall_s == pytest.approx(fleet.busy_s)
+
+
+def test_requests_are_those_of_flushes_and_folds() -> None:
+    """Not of videos: what describes them is in the files of flushes."""
+    one = count_collection("s", 1000, minutes=2.0, fps=30.0, flops=1e12, decoded=100.0)
+    assert count_requests(one, 1, 1, 1, wall_s=1.0) == 11 + 17 + 4  # a job, a flush, a fold
+    assert count_requests(one, 1, 1, 2, wall_s=60.0) == 11 + 4 * 17 + 4
+    assert count_requests(one, 2**30, 1, 1, wall_s=1.0) == 11 + 16 * 17 + 4 * 2 + 32 + 16
 
 
 def test_what_a_machine_that_is_taken_away_had_written_stays() -> None:

@@ -1,16 +1,23 @@
 """Shares of the videos: each a job that knows of no other, and together what one process makes."""
 
+import os
+import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
+from typing import Any
 
+import psutil  # type: ignore[import-untyped]
 import pytest
 import torch
 from accelerate.state import AcceleratorState
 
 from cache.store import Store
 from cache.upkeep.verify import verify
-from extract.parallel.jobs import parse_resources
+from extract.parallel.jobs import open_executor, parse_resources
 from extract.parallel.shares import Share, submit_shares, without_options
+from tests.conftest import REPOSITORY
 from tests.forks import Script, script
 from tests.test_e2e import DEMO, QUICK
 from tests.test_extract_kill import wanted
@@ -66,6 +73,62 @@ def test_a_failed_share_is_named_and_the_others_are_done(tmp_path: Path) -> None
     assert all((tmp_path / str(number)).exists() for number in (1, 2, 3))
     with pytest.raises(ValueError, match="--resources"):
         submit_shares("local", 1, {"no_such_thing": 5}, tmp_path / "jobs", ["-c", "0"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_ends_the_shares_of_this_machine(tmp_path: Path, number: int) -> None:
+    pytest.importorskip("submitit")
+    code = (
+        "import os, sys, time; from pathlib import Path\n"
+        f"Path({str(tmp_path)!r}, sys.argv[-1][0]).write_text(str(os.getpid())); time.sleep(600)"
+    )
+    submit = (
+        "import signal; from pathlib import Path\n"
+        "from configs import cli; from extract.parallel.shares import submit_shares\n"
+        "signal.signal(signal.SIGTERM, signal.default_int_handler)\n"
+        "parts = 'local', 2, {'timeout_min': 5}, Path('jobs'), ['-c', CODE]\n"
+        "cli.run(lambda: submit_shares(*parts), 'the same command goes on')"
+    ).replace("CODE", repr(code))
+    process = subprocess.Popen(
+        [sys.executable, "-c", submit],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    files, limit = [tmp_path / "1", tmp_path / "2"], time.monotonic() + 120
+    while not all(file.exists() and file.read_text() for file in files):
+        assert time.monotonic() < limit and process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    family = psutil.Process(process.pid).children(recursive=True)
+    assert {int(file.read_text()) for file in files} < {each.pid for each in family}
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and "interrupted; the same command goes on" in out
+    assert not err and not psutil.wait_procs(family, timeout=30)[1]
+
+
+@pytest.mark.parametrize(
+    ("engine", "resources"),
+    [
+        ("local", {}),
+        ("local", {"timeout_min": 0}),
+        ("slurm", {"slurm_timeout_min": -5}),
+        ("local", {"timeout_min": None}),
+        ("local", {"slurm_time": "4:00:00"}),  # of which local jobs take no notice
+    ],
+)
+def test_how_long_a_job_may_take_must_be_said(engine: str, resources: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="--resources: say how many minutes a job may take"):
+        open_executor(engine, resources, Path("jobs"))
+
+
+def test_what_only_jobs_have_needs_jobs() -> None:
+    for words in (["--shares", "4"], ["--resources", "timeout_min=5"]):
+        done = script("extract/run.py", "--config", DEMO, "--cache", "runs/none", *words)
+        assert done.returncode == 2 and "add --on" in done.stderr
 
 
 @pytest.mark.slow

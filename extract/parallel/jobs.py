@@ -3,8 +3,8 @@
 import os
 import signal
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -12,6 +12,7 @@ from configs.loader import CONFIGS
 
 WORDS = {"true": True, "false": False, "null": None}
 ENGINES = ("slurm", "local")
+OWN_LIMITS = {"slurm": ("slurm_timeout_min", "slurm_time"), "local": ("local_timeout_min",)}
 
 
 class Requeued(ABC):
@@ -65,7 +66,8 @@ def open_executor(engine: str, resources: Mapping[str, Any], logs: Path) -> Any:
         ValueError: submitit is not installed, finds no such engine, or does not know a resource; or
             how long a job may take is not said.
     """
-    if not resources.keys() & {"timeout_min", f"{engine}_timeout_min", "slurm_time"}:
+    limits = [resources.get(name) for name in ("timeout_min", *OWN_LIMITS[engine])]
+    if not any(limits) or any(isinstance(limit, int) and limit < 1 for limit in limits):
         # submitit's own limits are 2 and 5 minutes.
         raise ValueError("--resources: say how many minutes a job may take, as in timeout_min=240")
     try:
@@ -83,7 +85,7 @@ def open_executor(engine: str, resources: Mapping[str, Any], logs: Path) -> Any:
     except RuntimeError as error:
         raise ValueError(f"--on {engine}: {error}") from error
     try:
-        executor.update_parameters(name="palindrome", **resources)
+        executor.update_parameters(**{"name": "palindrome"} | dict(resources))
     except (NameError, TypeError, ValueError, AssertionError) as error:
         raise ValueError(f"--resources: {' '.join(str(error).split())}") from error
     return executor
@@ -123,13 +125,8 @@ class Engine:
         Raises:
             RuntimeError: the engine refuses it.
         """
-        handler = signal.getsignal(signal.SIGINT)
-        if self.local:  # Ctrl-C is for the job; the process around it would print where it was
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
-        try:
+        with interrupts_ignored() if self.local else nullcontext():
             submitted = self.executors[kind].submit(job)
-        finally:
-            signal.signal(signal.SIGINT, handler)
         file.truncate(0)
         file.write(f"{self.name} {submitted.job_id}".encode())
         file.flush()
@@ -138,8 +135,32 @@ class Engine:
     def interrupt(self, job: Any) -> None:
         """Ask a job of this machine to end; those of a cluster go on."""
         if self.local:
-            with suppress(ProcessLookupError):
-                os.kill(int(job.job_id), signal.SIGTERM)
+            interrupt_local(job)
+
+
+@contextmanager
+def interrupts_ignored() -> Iterator[None]:
+    """Let processes that begin meanwhile ignore Ctrl-C.
+
+    It is for the job alone; the process that submitit has around it would print where it was.
+    """
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+
+
+def interrupt_local(job: Any) -> None:
+    """Ask a job of this machine to end, one that has called `obey_interrupts`."""
+    with suppress(ProcessLookupError):
+        os.kill(int(job.job_id), signal.SIGTERM)
+
+
+def obey_interrupts() -> None:
+    """Let an interrupt end this job of this machine, and who has submitted it as it ends, too."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
 
 
 def describe_end(job: Any) -> str:

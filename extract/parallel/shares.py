@@ -5,12 +5,20 @@ import math
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from configs.messages import truncated
-from extract.parallel.jobs import Requeued, describe_end, open_executor
+from extract.parallel.jobs import (
+    Requeued,
+    describe_end,
+    interrupt_local,
+    interrupts_ignored,
+    obey_interrupts,
+    open_executor,
+)
 
 
 @dataclass(frozen=True)
@@ -51,12 +59,15 @@ class ShareCommand(Requeued):
 
     Args:
         words: of the command, the interpreter first.
+        local: it runs on the machine that submits it, and ends with who does.
     """
 
-    def __init__(self, words: Sequence[str]) -> None:
-        self.words = list(words)
+    def __init__(self, words: Sequence[str], local: bool) -> None:
+        self.words, self.local = list(words), local
 
     def __call__(self) -> None:
+        if self.local:
+            obey_interrupts()
         subprocess.run(self.words, check=True)
 
 
@@ -86,6 +97,8 @@ def submit_shares(
 ) -> None:
     """Run a command once for each share, as an array of jobs, and wait for them.
 
+    An interrupt ends jobs of this machine; those of a cluster run on.
+
     Args:
         engine, resources, logs: as of `open_executor`.
         words: of the command after the interpreter; `--share I/N` is added.
@@ -94,18 +107,29 @@ def submit_shares(
         ValueError: as of `open_executor`.
         ChildProcessError: shares have failed; all others are done.
     """
-    executor = open_executor(engine, resources, logs)
+    executor, local = open_executor(engine, resources, logs), engine == "local"
     commands = [
-        ShareCommand([sys.executable, *words, "--share", f"{number}/{count}"])
+        ShareCommand([sys.executable, *words, "--share", f"{number}/{count}"], local)
         for number in range(1, count + 1)
     ]
-    jobs = executor.submit_array(commands)
-    print(f"{count} shares as jobs {jobs[0].job_id} … {jobs[-1].job_id}; their output: {logs}")
-    failed = [
-        f"share {number}/{count}: {describe_end(job)}"
-        for number, job in enumerate(jobs, 1)
-        if job.exception() is not None
-    ]
+    with interrupts_ignored() if local else nullcontext():
+        jobs = executor.submit_array(commands)
+    names = f"jobs {jobs[0].job_id} … {jobs[-1].job_id}"
+    print(f"{count} shares as {names}; their output: {logs}", flush=True)
+    try:
+        failed = [
+            f"share {number}/{count}: {describe_end(job)}"
+            for number, job in enumerate(jobs, 1)
+            if job.exception() is not None
+        ]
+    except KeyboardInterrupt:
+        if local:
+            for job in jobs:
+                if not job.done():  # else its process number may be another's by now
+                    interrupt_local(job)
+        else:
+            print(f"{names} run on")
+        raise
     if failed:
         raise ChildProcessError(
             f"{len(failed)} of {count} shares failed; what the others made is kept, and the same "

@@ -2,7 +2,7 @@
 
 import json
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -129,14 +129,22 @@ class _Scores:
         """Return the runs of a row that are done."""
         return [run for seed in self.grid.seeds if (run := Run(name, seed)) in self.drawn]
 
-    def averages(self, name: str, subset: str) -> list[float]:
-        """Return the average mAP of each of a row's runs."""
-        return [average_map(self.scores[run, subset], self.grid) for run in self.runs(name)]
+    def averages(self, name: str, subset: str, seeds: Collection[int] = ()) -> list[float]:
+        """Return the average mAP of each of a row's runs, or of those with some seeds."""
+        runs = [run for run in self.runs(name) if not seeds or run.seed in seeds]
+        return [average_map(self.scores[run, subset], self.grid) for run in runs]
 
     def best(self, names: Sequence[str], subset: str) -> str | None:
-        """Return the row with the highest average on a subset."""
+        """Return the row with the highest average on a subset.
+
+        Only seeds that all the rows have count, for a row must not win by a seed that failed;
+        without any each row's own do.
+        """
         done = [name for name in names if self.runs(name)]
-        return max(done, key=lambda name: mean(self.averages(name, subset)), default=None)
+        all_have = {run.seed for name in done for run in self.runs(name)}
+        for name in done:
+            all_have &= {run.seed for run in self.runs(name)}
+        return max(done, key=lambda name: mean(self.averages(name, subset, all_have)), default=None)
 
     def differences(self, name: str, other: str) -> dict[str, Estimate]:
         """Return how much higher a row's average and its mAP at every overlap are than another's.

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from configs.messages import plain_line
 from configs.progress import ProgressBar
 from configs.system import try_lock, unlock
-from extract.parallel.jobs import Engine, Requeued, describe_end
+from extract.parallel.jobs import Engine, Requeued, describe_end, obey_interrupts
 from train.ablation.grid import Grid, Run
 from train.ablation.records import (
     RESULTS,
@@ -58,9 +58,8 @@ class RunJob(Requeued):
     local: bool
 
     def __call__(self) -> None:
-        if self.local:  # it ends with who has submitted it
-            for number in (signal.SIGINT, signal.SIGTERM):
-                signal.signal(number, signal.default_int_handler)
+        if self.local:
+            obey_interrupts()
         if self.device:
             os.environ["CUDA_VISIBLE_DEVICES"] = self.device
         Scheduler(self.grid, [self.run], 1, self.session, quiet=True).carry_out()

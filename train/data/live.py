@@ -26,6 +26,7 @@ from train.data.windows import WindowInputs
 
 Frames = Iterable[NDArray[np.uint8]]
 NAME = "live"
+PICTURE = "uint8 [height, width, 3] (RGB)"
 
 
 def delay_s(sampling: SamplingConfig, overlap: float) -> float:
@@ -69,14 +70,17 @@ def arriving_windows(
             "whole videos at once (sampling.method resize)"
         )
     kept = _Kept(inputs)
+    fps = float(fps)  # readers tell it as a fraction, too
     start, seen, sample = 0, 0, 0
-    frame = None
+    newest = None
     for frame in frames:
         seen += 1
         if _sampled(sample, fps, sampling) == seen - 1:
             kept.add(seen - 1, frame)
             while _sampled(sample, fps, sampling) == seen - 1:
                 sample += 1
+        if count_samples(seen, fps, sampling) > sample:
+            newest = kept.copy(seen - 1, frame)  # should it be the last one, a sample is of it
         # There is a step after the window, which is therefore not the one shifted back to the end.
         while _steps(seen, fps, sampling) > start + sampling.window_size:
             window = _window(start, fps, sampling)
@@ -86,12 +90,13 @@ def arriving_windows(
             yield kept.batch(window, video), video
             kept.forget_before(window.frames[min(sampling.scale_factor, len(window.frames) - 1)])
             start += window_hop(overlap, sampling)
-    if frame is None:
+    if not seen:
         raise ValueError("no frame has arrived")
     video = _video(seen, fps, sampling)
     samples = samples_of(video, sampling)
     if samples[-1] not in kept.numbers:  # the last sample's time is nearer to a frame that is not
-        kept.add(seen - 1, frame)
+        assert newest is not None
+        kept.add(seen - 1, newest)
     kept.transform_pending()
     last = max(0, _steps(seen, fps, sampling) - sampling.window_size)
     for place in [*range(start, last, window_hop(overlap, sampling)), last]:
@@ -106,25 +111,35 @@ class _Kept:
         self.inputs, self.transform = inputs, evaluation_transform(inputs.pixels)
         self.newest = -1  # of those that are ready
         self.numbers: dict[int, Tensor | None] = {}
+        self._shape: tuple[int, ...] = ()  # of all frames
         self._pending: list[NDArray[np.uint8]] = []
 
     def add(self, number: int, frame: NDArray[np.uint8]) -> None:
         """Take up the next frame."""
-        frame = np.asarray(frame)
-        if frame.ndim != 3 or frame.shape[2] != 3 or frame.dtype != np.uint8:
-            raise ValueError(
-                f"frame {number}: expected uint8 [height, width, 3] (RGB), not {frame.dtype} "
-                f"{[*frame.shape]}"
-            )
-        if self._pending and self._pending[0].shape != frame.shape:
-            raise ValueError(
-                f"frame {number} has another size than those before: {[*frame.shape]}, "
-                f"{[*self._pending[0].shape]}"
-            )
+        self._pending.append(self.copy(number, frame))
         self.numbers[number] = None
-        self._pending.append(frame.copy())  # the source may use its memory again
         if len(self._pending) == CHUNK:
             self.transform_pending()
+
+    def copy(self, number: int, frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Return a copy of a frame, for the source may use its memory again."""
+        try:
+            frame = np.array(frame)
+        except ValueError:  # of parts that are no picture together
+            raise ValueError(
+                f"frame {number}: expected {PICTURE}, not a {type(frame).__name__}"
+            ) from None
+        if frame.ndim != 3 or frame.shape[2] != 3 or frame.dtype != np.uint8 or not frame.size:
+            raise ValueError(
+                f"frame {number}: expected {PICTURE}, not {frame.dtype} {[*frame.shape]}"
+            )
+        self._shape = self._shape or frame.shape
+        if frame.shape != self._shape:
+            raise ValueError(
+                f"frame {number} has another size than those before: {[*frame.shape]}, "
+                f"{[*self._shape]}"
+            )
+        return frame
 
     def transform_pending(self) -> None:
         """Make ready what has come since the last time."""

@@ -104,6 +104,11 @@ class Subset(list[VideoItem]):
         self[:] = [item for item in self if item.name not in skipped]
 
 
+def skipped_of(subsets: Iterable[Subset]) -> dict[str, str]:
+    """Return the causes of all videos that subsets leave out, by their names."""
+    return {name: cause for items in subsets for name, cause in items.skipped.items()}
+
+
 def format_skipped(skipped: dict[str, str], videos: int) -> str:
     """Return the warning that some videos do not count, with causes."""
     causes = "\n  ".join(truncated(list(skipped.values())))
@@ -252,6 +257,7 @@ def load_subsets(
     needs_files: bool = False,
     imported: str | None = None,
     sampling_fps: float | None = None,
+    part: bool = False,
 ) -> list[Subset]:
     """Match the subsets' videos with their files; adds to the annotations' warnings.
 
@@ -261,6 +267,7 @@ def load_subsets(
         needs_files: gone videos are missing, whatever is stored of them.
         imported: name of the imported features used in place of the videos; no file is opened.
         sampling_fps: `sampling.fps`.
+        part: the annotations are of a part of each subset, which may have bad videos alone.
 
     Raises:
         ValueError: files are missing, unreadable or cut off (with `bad_videos` skip: all of them);
@@ -272,8 +279,8 @@ def load_subsets(
         else _match_files(data, annotations, subset, accelerator, store, needs_files, sampling_fps)
         for subset in subsets
     ]
-    problems = {name: cause for items in found for name, cause in items.skipped.items()}
-    none_usable = any(items.skipped and not items for items in found)
+    problems = skipped_of(found)
+    none_usable = not part and any(items.skipped and not items for items in found)
     if problems and (data.bad_videos == "stop" or none_usable):
         count = len(problems) + sum(map(len, found))
         names = " and ".join(f"'{subset}'" for subset in subsets)

@@ -1,5 +1,6 @@
 """Backbone and head as one detector; from a checkpoint to a model and to segments."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -342,7 +343,8 @@ class Detector(nn.Module):
     def _arriving_windows(
         self, frames: Frames, fps: float | None
     ) -> Iterator[tuple[Batch, VideoItem]]:
-        if fps is None or not fps > 0:
+        self._check_sees_pixels()
+        if fps is None or not 0 < fps < math.inf:
             raise ValueError("give the frames' rate: detect(frames, fps=25)")
         inputs = WindowInputs(self.config.sampling, self.config.pixels, self.config.directions)
         return arriving_windows(frames, fps, inputs, self.config.sampling.test_overlap)
@@ -377,11 +379,7 @@ class Detector(nn.Module):
             VideoError: the file cannot be read.
             ValueError: the detector does not read pixels.
         """
-        if self.config.backbone.mode == "imported":
-            raise ValueError(
-                f"this detector reads features ({self.config.backbone.imported}), not videos; "
-                "evaluate/run.py --cache scores it on features that were imported"
-            )
+        self._check_sees_pixels()
         sampling, evaluation = self.config.sampling, self.config.evaluation
         inputs = WindowInputs(
             sampling,
@@ -410,6 +408,13 @@ class Detector(nn.Module):
             },
             curves,
         )
+
+    def _check_sees_pixels(self) -> None:
+        if self.config.backbone.mode == "imported":
+            raise ValueError(
+                f"this detector reads features ({self.config.backbone.imported}), not videos; "
+                "evaluate/run.py --cache scores it on features that were imported"
+            )
 
     def _device(self) -> torch.device:
         """Return where the network computes; weights that are held may lie elsewhere."""

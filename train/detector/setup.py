@@ -27,6 +27,7 @@ from train.data.videos import (
     format_skipped,
     load_annotations,
     load_subsets,
+    skipped_of,
     target_classes,
 )
 from train.detector.model import Detector
@@ -104,7 +105,7 @@ def write_detector_record(out: Path, detector: Detector, data: TrainingData) -> 
         _record_weights(out / "weights.json", detector, detector.coverage)
     for what, count in data.annotations.warnings.items():
         print(f"warning: annotations: {what}: {count}")
-    skipped = {name: cause for items in data.subsets for name, cause in items.skipped.items()}
+    skipped = skipped_of(data.subsets)
     if skipped:
         print(format_skipped(skipped, len(skipped) + sum(map(len, data.subsets))))
     write_text(out / "skipped_videos.json", json.dumps(skipped, indent=1) + "\n")
