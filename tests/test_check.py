@@ -39,6 +39,7 @@ from train.dataset_check.check import run_checks
 from train.dataset_check.findings import exit_code
 from train.dataset_check.lengths import PADDED, check_windows, find_complete, find_unlearned
 from train.dataset_check.survey import Survey, survey_dataset
+from train.dataset_check.updates import planned_updates
 from train.modeling.config import HeadConfig
 
 CLASSES = ("run", "jump", "throw")
@@ -493,6 +494,17 @@ def test_a_planted_defect_is_found_and_nothing_else(data: Data, title: str) -> N
     assert {(finding.kind.severity, finding.kind.name) for finding in told} == {(severity, kind)}
     assert {finding.video for finding in told} == videos
     assert exit_code(found) == {"info": 0, "error": 1, "warning": 2}[severity]
+
+
+def test_videos_whose_actions_are_all_too_short_make_no_updates(data: Data) -> None:
+    """`data.min_share` leaves them out of training."""
+    data.add(1, 15)
+    survey = survey_dataset(
+        load(Experiment, DEMO, [*data.overrides(), "--training.global_batch=1"])
+    )
+    assert planned_updates(survey)[0] == 6
+    config = replace(survey.config, data=replace(survey.config.data, min_share=0.5))
+    assert planned_updates(replace(survey, config=config))[0] == 1
 
 
 @pytest.mark.slow
