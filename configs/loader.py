@@ -4,7 +4,7 @@ import dataclasses
 import difflib
 import functools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
@@ -39,7 +39,9 @@ def load(
     """Return an experiment read from a YAML file.
 
     Args:
-        kind: the dataclass to build; nested dataclasses are nested mappings.
+        kind: the dataclass to build; nested dataclasses are nested mappings. Its `supersedes`, if
+            it has one, maps settings to those that they take the place of, which become null where
+            they alone are given over a file's, in a file over its base or as overrides.
         path: YAML file. Its key `base` may name another file, relative to itself, whose settings it
             overrides; that one must not have a base, so that a run is described by two files at
             most.
@@ -72,6 +74,9 @@ def _read_settings(kind: type, path: str | Path) -> tuple[dict[str, Any], str]:
         del content["base"]
         _check_names(kind, under, str(under_path))
         _check_names(kind, content, source)
+        for name in _superseded(kind, _list_names(content)):
+            group, _, own = name.rpartition(".")
+            content[group][own] = None
         content, source = _merge(under, content), f"{path} over {under_path}"
     return content, source
 
@@ -221,7 +226,8 @@ def _build_config(
         parsed = parser.parse_object(content)
         if overrides:
             blame = "command line"
-            parsed = parser.parse_args(list(overrides), namespace=parsed)
+            nulls = [f"--{name}=null" for name in _superseded(kind, _names_of(overrides))]
+            parsed = parser.parse_args([*overrides, *nulls], namespace=parsed)
         for name, wanted in _describe_kinds(kind).items():  # type: ignore[arg-type]
             if parsed[name] is None and "null" not in wanted:  # jsonargparse lets it pass
                 raise ValueError(f"{name}: expected {wanted}, not null")
@@ -261,8 +267,17 @@ def _build_parser(kind: type) -> ArgumentParser:
 
 def check_overrides(kind: type, overrides: Sequence[str]) -> None:
     """Raise ValueError unless all overrides are of settings; the nearest valid name is given."""
-    names = [each[2:].split("=")[0] for each in overrides if each[:2] == "--"]
-    _check_known(names, field_names(kind), "command line")
+    _check_known(_names_of(overrides), field_names(kind), "command line")
+
+
+def _names_of(overrides: Sequence[str]) -> list[str]:
+    return [each[2:].split("=")[0] for each in overrides if each[:2] == "--"]
+
+
+def _superseded(kind: type, given: Collection[str]) -> list[str]:
+    """Return the settings that given ones take the place of, if they are not given themselves."""
+    pairs: dict[str, str] = getattr(kind, "supersedes", {})
+    return [other for name, other in pairs.items() if name in given and other not in given]
 
 
 def dump(config: Any) -> str:

@@ -23,6 +23,7 @@ from evaluate.datasets.fields import (
     raise_problems,
     read_text,
     short_repr,
+    show_alike,
 )
 from evaluate.datasets.read import read_dataset
 from evaluate.datasets.records import Record
@@ -148,7 +149,7 @@ def read_annotations(
     else:
         class_list = ClassList(_labels(records.values(), ignore_labels), {})
     for alike in group_spelled_alike(class_list.names):
-        names = ", ".join(map(repr, alike))
+        names = ", ".join(show_alike(alike))
         what = f"{ALIKE_LABELS}: {names}"
         dataset.warnings[what] += len(alike)
     info = {name: row for table in info_csv for name, row in _read_info(table).items()}

@@ -207,7 +207,8 @@ def detect(
     hold_frozen(detector, config.training.precision, config.pixels.size)
     outputs.make_folders()
     items, bad = probe_files(paths, detector.config.sampling.fps, process)
-    if unlike := describe_unlike_rates(items, saved.frame_rates, detector.config.sampling):
+    rates = {item.name: item.fps for item in items}
+    if unlike := describe_unlike_rates(rates, saved.frame_rates, detector.config.sampling):
         print(unlike)
     truth = select_truth(items, annotations) if annotations else {}
     for item in items if outputs.embed else ():

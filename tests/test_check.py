@@ -39,6 +39,7 @@ from train.dataset_check.check import run_checks
 from train.dataset_check.findings import exit_code
 from train.dataset_check.lengths import PADDED, check_windows, find_complete, find_unlearned
 from train.dataset_check.survey import Survey, survey_dataset
+from train.dataset_check.updates import planned_updates
 from train.modeling.config import HeadConfig
 
 CLASSES = ("run", "jump", "throw")
@@ -434,14 +435,24 @@ def a_run_has_few_updates(data: Data) -> None:
 
 @plant("warning", "unusual frame rate")
 def a_frame_rate_is_unusual(data: Data) -> None:
-    with av.open(str(data.path("training_0")), "w") as container:
-        stream: Any = container.add_stream("libx264", rate=60)
+    write_at_rate(data, "training_0", 60)
+
+
+@plant("warning", "unusual frame rate", "test_7")
+def a_test_video_has_another_rate_than_those_of_training(data: Data) -> None:
+    write_at_rate(data, "test_7", 30)
+
+
+def write_at_rate(data: Data, name: str, rate: int) -> None:
+    """Write 20 s of a video anew, with so many frames a second."""
+    with av.open(str(data.path(name)), "w") as container:
+        stream: Any = container.add_stream("libx264", rate=rate)
         stream.height, stream.width, stream.pix_fmt = 64, 128, "yuv420p"
-        for number in range(1200):
+        for number in range(20 * rate):
             picture = np.full((64, 128, 3), number % 200, np.uint8)
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         container.mux(stream.encode())
-    unmeasured(data)
+    unmeasured(data, name)
 
 
 def remux(source: Path, target: Path, **options: str) -> None:
@@ -466,10 +477,10 @@ def times(data: Data, factor: float) -> None:
         entry["segment"] = [factor * time for time in entry["segment"]]
 
 
-def unmeasured(data: Data) -> None:
-    """Leave it to the file how long the first video is."""
+def unmeasured(data: Data, name: str = "training_0") -> None:
+    """Leave it to the file how long a video is."""
     for key in ("duration", "frame", "fps"):
-        del data.first[key]
+        del data.database[name][key]
 
 
 @pytest.mark.parametrize(
@@ -483,6 +494,17 @@ def test_a_planted_defect_is_found_and_nothing_else(data: Data, title: str) -> N
     assert {(finding.kind.severity, finding.kind.name) for finding in told} == {(severity, kind)}
     assert {finding.video for finding in told} == videos
     assert exit_code(found) == {"info": 0, "error": 1, "warning": 2}[severity]
+
+
+def test_videos_whose_actions_are_all_too_short_make_no_updates(data: Data) -> None:
+    """`data.min_share` leaves them out of training."""
+    data.add(1, 15)
+    survey = survey_dataset(
+        load(Experiment, DEMO, [*data.overrides(), "--training.global_batch=1"])
+    )
+    assert planned_updates(survey)[0] == 6
+    config = replace(survey.config, data=replace(survey.config.data, min_share=0.5))
+    assert planned_updates(replace(survey, config=config))[0] == 1
 
 
 @pytest.mark.slow

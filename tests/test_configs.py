@@ -135,6 +135,41 @@ def test_overrides_win() -> None:
 
 
 @pytest.mark.parametrize(
+    ("given", "updates", "fps"),
+    [
+        ({}, 3000, 7.5),
+        ({"training.epochs": 4}, None, 7.5),
+        ({"training.epochs": 4, "training.updates": 70}, 70, 7.5),
+        ({"training.stop_epoch": 4}, 3000, 7.5),  # of the schedule that `epochs` has
+        ({"sampling.snippet_stride": 8}, 3000, None),
+        ({"sampling.snippet_stride": 8, "sampling.fps": 5.0}, 3000, 5.0),
+    ],
+)
+def test_what_is_given_alone_is_not_outdone_by_the_file(
+    given: dict[str, float], updates: int | None, fps: float | None, tmp_path: Path
+) -> None:
+    """Where one of two settings decides, a file's other one would win without a word."""
+    own = REPOSITORY / "configs/e2e/own.yaml"
+    separate = [part for name, value in given.items() for part in (f"--{name}", f"{value}")]
+    nested: dict[str, Any] = {"base": "own.yaml"}
+    for name, value in given.items():
+        group, setting = name.split(".")
+        nested.setdefault(group, {})[setting] = value
+    (tmp_path / "own.yaml").write_text(own.read_text())
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(nested))
+    for config in (
+        load(Experiment, own, separate),
+        load(Experiment, own, [f"--{name}={value}" for name, value in given.items()]),
+        load(Experiment, tmp_path / "mine.yaml"),
+    ):
+        assert (config.training.updates, config.sampling.fps) == (updates, fps)
+        assert parse(Experiment, dump(config)) == config
+    # Configs of fusions give the shape of a schedule, whatever the checkpoint's run was.
+    taught = load(Experiment, "configs/fusion/distilled.yaml", base=load(Experiment, own)).training
+    assert (taught.epochs, taught.updates) == (20, 3000)
+
+
+@pytest.mark.parametrize(
     ("overrides", "message"),
     [
         (

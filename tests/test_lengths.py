@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from train.config import TrainingConfig
-from train.engine.lengths import resolve_lengths
+from train.engine.lengths import describe_other_average, resolve_lengths
 from train.recognition.config import RecognitionTraining
 
 
@@ -98,6 +98,15 @@ def test_averages_reach_back_over_half_of_the_updates_at_most(
     )
     stopped, _ = resolve_lengths(replace(training, epochs=2, stop_epoch=1), updates)
     assert stopped.ema_decay == expected
+
+
+def test_a_run_that_goes_on_longer_tells_that_it_averages_otherwise() -> None:
+    """`training.stop_epoch` may change at a resumption, but a short run's averages hang on it."""
+    stopped, whole = TrainingConfig(stop_epoch=5), resolve_lengths(TrainingConfig(), 40)[0]
+    told = describe_other_average(stopped, whole, 40)  # of 200 updates, now 4,000
+    assert told is not None and "5 epochs" in told and "0.85;" in told and "0.999," in told
+    assert describe_other_average(TrainingConfig(stop_epoch=60), whole, 40) is None
+    assert describe_other_average(TrainingConfig(), whole, 40) is None
 
 
 def test_kinds_of_training_keep_what_else_they_have() -> None:

@@ -22,9 +22,10 @@ from extract.sampling.windows import (
 )
 from extract.settings.pixels import PixelConfig
 from extract.settings.sampling import SamplingConfig
+from extract.video.index import VideoIndex
 from extract.video.reader import VideoReader
 from tests.encodings import ENCODINGS, read_numbers, write_numbered
-from train.data.videos import VideoItem, probe_item
+from train.data.videos import VideoItem, make_item, probe_item
 
 RATES = [9.8, 12.5, 23.976, 24.0, 25.0, 29.97, 30.0, 50.0, 59.94, 60.0, 120.0, 240.0]
 
@@ -70,6 +71,38 @@ def test_samples_of_uneven_frames_are_the_nearest(steps: list[int], fps: float) 
     begins = [Fraction(round(t * 1000), 1000) for t in times[:-1]]
     expected = nearest(begins, Fraction(round(times[-1] * 1000), 1000), Fraction(fps))
     assert found.tolist() == expected
+
+
+@given(
+    st.lists(st.integers(-450, 450), min_size=2, max_size=60),
+    st.sampled_from([5, 12, 30]),
+    st.sampled_from([2.0, 7.5, 12.0, 30.0]),
+)
+def test_samples_of_a_camera_whose_clock_shakes_are_the_nearest(
+    shakes: list[int], rate: int, fps: float
+) -> None:
+    """Frames that are up to .45 of a frame too early or too late."""
+    pts = np.array([(1000 * i + shake) * 90 // rate for i, shake in enumerate(shakes)])
+    index = VideoIndex("indexed", pts, pts[:1], Fraction(1, 90_000), 0)
+    found = samples_of(make_item(Path("a.mp4"), index, fps), config(fps))
+    begins = [Fraction(int(each - pts[0]), 90_000) for each in pts]
+    expected = nearest(begins, len(pts) * begins[-1] / (len(pts) - 1), Fraction(fps))
+    distances = [
+        [abs(begins[frame] - k / Fraction(fps)) for k, frame in enumerate(frames)]
+        for frames in (found.tolist(), expected)
+    ]
+    assert len(found) == len(expected)
+    # Two ticks of the clock are taken for rounding, twice: of a frame and of its neighbour.
+    late = [float(a - b) for a, b in zip(*distances, strict=True)]
+    assert max(late) <= 4 / 90_000 + 1e-5
+
+
+@pytest.mark.parametrize("rate", RATES)
+def test_times_that_are_only_rounded_are_even(rate: float) -> None:
+    """A copy in Matroska, which counts milliseconds, has the samples of the original."""
+    pts = np.round(np.arange(400) / rate * 1000).astype(np.int64)
+    index = VideoIndex("indexed", pts, pts[:1], Fraction(1, 1000), 0)
+    assert make_item(Path("a.mkv"), index, 7.5).times_s is None
 
 
 @pytest.mark.parametrize("repeats", [2, 3, 5])

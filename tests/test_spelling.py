@@ -12,6 +12,7 @@ from tests import published
 
 def test_labels_that_differ_in_form_alone_are_told() -> None:
     accent = unicodedata.normalize("NFD", "Café")
+    running = "दौड़ना"  # ends with a mark
     names = [
         "Run",
         "run ",
@@ -24,11 +25,25 @@ def test_labels_that_differ_in_form_alone_are_told() -> None:
         "1",
         "C",
         "C+",
+        "cut (fast)",
+        "cut  (fast)",
+        "cut(fast)",
+        f"{running} तेज",
+        f"{running}_तेज",
+        f"{running}  तेज",
+        "ＲＵＮ\u3000ＵＰ",
+        "run\u200b up",
+        "❤",
+        "❤\ufe0f",
     ]
     assert group_spelled_alike(names) == [
         ("Run", "run "),
         ("Long Jump", "long_jump", "LongJump"),
         (accent, "Café"),
+        ("cut (fast)", "cut  (fast)", "cut(fast)"),
+        (f"{running} तेज", f"{running}_तेज", f"{running}  तेज"),
+        ("ＲＵＮ\u3000ＵＰ", "run\u200b up"),
+        ("❤", "❤\ufe0f"),
     ]
 
 
@@ -41,11 +56,23 @@ def test_reading_counts_them(tmp_path: Path) -> None:
     assert annotations.classes == ("Run", "jump", "run")  # told, not changed
 
 
+def test_labels_that_look_the_same_are_told_apart(tmp_path: Path) -> None:
+    accent = unicodedata.normalize("NFD", "Café")
+    videos: published.Videos = {"a": ("training", [("Café", 1, 2), (accent, 3, 4)])}
+    published.activitynet(tmp_path / "gt.json", videos)
+    (what,) = read_annotations(tmp_path / "gt.json").warnings
+    assert r"'Caf\xe9'" in what and r"'Cafe\u0301'" in what
+
+
 @pytest.mark.parametrize(
     ("name", "files", "hint"),
     [
         ("My Video", ["my_video", "other"], "but there is 'my_video'"),
-        ("clip.mp4", ["clip"], "leave out the extension"),
+        ("clip.mp4", ["clip"], "; leave out the extension in"),
+        ("videos/clip", ["clip"], "; leave out the folder in"),
+        ("D:\\my videos\\clip.MP4", ["clip"], "; leave out the folder and the extension in"),
+        ("v1.2", ["v1.2 "], "but there is 'v1.2 ': give"),
+        ("कि", ["का"], ""),  # two words, whose vowels are marks
         (
             unicodedata.normalize("NFD", "über"),
             ["über"],

@@ -56,7 +56,8 @@ def streams(data: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
             torch.nn.init.normal_(stream.head.class_out.weight, std=0.3)
             torch.nn.init.ones_(stream.head.distance_out.bias)  # type: ignore[arg-type]
         state = detector.state_dict()
-        saved = Checkpoint(config, detector.classes, state, state, {})
+        rates = (20.0 + seed, 30.0 + seed)
+        saved = Checkpoint(config, detector.classes, state, state, {}, rates)
         save_checkpoint(folder / f"{direction}.pt", saved)
     both = [folder / "forward.pt", folder / "reversed.pt"]
     arguments = ["--checkpoint", *both, "--cache", folder / "cache"]
@@ -224,6 +225,8 @@ def test_second_adapters_learn_behind_frozen_ones(streams: Path, tmp_path: Path)
 def mean(streams: Path) -> Path:
     """The checkpoint of the streams' average."""
     fused(streams, streams / "mean", "--config", CONFIGS / "average.yaml")
+    kept = load_checkpoint(streams / "mean/last.pt", Experiment).frame_rates
+    assert kept == (20.0, 31.0)  # of both
     return streams / "mean/last.pt"
 
 

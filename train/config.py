@@ -70,7 +70,7 @@ class TrainingConfig:
     Args:
         epochs: length of the cosine schedule; `stop_epoch`: where training ends, null at its end.
         updates: length of the schedule in updates, whatever the number of videos: all that is
-            counted in epochs is scaled; null counts in epochs.
+            counted in epochs is scaled; null counts in epochs, as `epochs` given over a file does.
         warmup_epochs: length of the linear warm-up; `warmup_start`: where it begins, as a share of
             the full rates.
         global_batch: windows of an update, over all processes, however many there are;
@@ -243,6 +243,11 @@ class Experiment:
     """
 
     checkpoint_format: ClassVar = "palindrome-2"
+    # One of the two decides; who gives the first alone, over a file with the other, means it.
+    supersedes: ClassVar = {
+        "training.epochs": "training.updates",
+        "sampling.snippet_stride": "sampling.fps",
+    }
 
     out: str
     direction: Direction = "forward"

@@ -59,14 +59,14 @@ def mix_checkpoints(sources: Sequence[CheckpointSource]) -> Checkpoint[Experimen
     Raises:
         ValueError: they are not of one network; names the file and what differs.
     """
+    from train.data.frame_rates import join_ranges
     from train.detector.sources import check_same_network
 
     (_, first), *others = sources
     for path, other in others:
         check_same_network(path, other, first)
     mean = {name: _mean([part.ema[name] for _, part in sources]) for name in first.ema}
-    rates = [part.frame_rates for _, part in sources if part.frame_rates is not None]
-    known = (min(low for low, _ in rates), max(high for _, high in rates)) if rates else None
+    known = join_ranges(part.frame_rates for _, part in sources)
     apart = max(_distance(part.ema, mean) for _, part in sources)
     print(
         f"the mean of {len(sources)} checkpoints, from which each is {apart:.0%} of its norm away"

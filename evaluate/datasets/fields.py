@@ -18,6 +18,7 @@ _KINDS: dict[type, str] = {dict: "an object", list: "a list", str: "a text", boo
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 60
 _ZIP = b"PK\x03\x04"
+_VARIANTS = {chr(code) for code in range(0xFE00, 0xFE10)}  # choose how a sign is drawn
 _TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[{}\[\]:]')
 
 
@@ -105,12 +106,17 @@ def did_you_mean(name: str, names: Collection[str]) -> str:
 
 
 def normalise_spelling(name: str) -> str:
-    """Return a name in one form of Unicode, without case, separators between words, or marks that
-    are not seen, as those of zero width.
+    """Return a name in one form of Unicode, without case, blanks, separators between words, or
+    marks that are not seen, as those of zero width.
     """
-    seen = "".join(c for c in name if unicodedata.category(c) != "Cf")
-    plain = unicodedata.normalize("NFKC", seen).casefold().strip()
-    return re.sub(r"(?<=[^\W_])[\s_-]+(?=[^\W_])", "", plain)
+    seen = "".join(c for c in name if not (unicodedata.category(c) == "Cf" or c in _VARIANTS))
+    plain = "".join(unicodedata.normalize("NFKC", seen).casefold().split())
+
+    def between(separators: re.Match[str]) -> str:
+        around = plain[: separators.start()][-1:], plain[separators.end() :][:1]
+        return "" if all(map(_is_of_word, around)) else separators[0]
+
+    return re.sub("[_-]+", between, plain)
 
 
 def group_by_spelling(
@@ -130,6 +136,12 @@ def group_by_spelling(
 def group_spelled_alike(names: Iterable[str]) -> list[tuple[str, ...]]:
     """Return groups of two or more names that differ in case, blanks or Unicode form alone."""
     return [tuple(group) for group in group_by_spelling(names).values() if len(group) > 1]
+
+
+def show_alike(names: Sequence[str]) -> list[str]:
+    """Return names as messages show them: by their codes where some look the same."""
+    same = len(set(map(_composed, names))) < len(names)
+    return [ascii(name) if same else repr(name) for name in names]
 
 
 class NearFiles:
@@ -153,11 +165,14 @@ class NearFiles:
 
     def describe(self, name: str) -> str:
         """Return the end of a message about a video: files whose names nearly match its name."""
-        stem = Path(name).stem
+        folder, _, last = name.replace("\\", "/").rpartition("/")
+        stem = Path(last).stem
         spellings = dict.fromkeys((normalise_spelling(name), normalise_spelling(stem)))
         alike = [file for each in spellings for file in self._by_spelling.get(each, ())]
         if alike == [stem]:
-            return "; leave out the extension in the annotations"
+            parts = (("the folder", folder), ("the extension", last != stem))
+            extra = " and ".join(part for part, there in parts if there)
+            return f"; leave out {extra} in the annotations"
         if not alike and (letters := _letters(name)):
             alike = self._by_letters.get(letters, [])
         if not alike:
@@ -169,7 +184,12 @@ class NearFiles:
 
 
 def _letters(name: str) -> str:
-    return re.sub(r"[\W_]+", "", normalise_spelling(name))
+    return "".join(filter(_is_of_word, normalise_spelling(name)))
+
+
+def _is_of_word(sign: str) -> bool:
+    """Return whether a sign is a letter, a digit or, as vowels are in India, a mark on one."""
+    return sign != "" and unicodedata.category(sign)[0] in "LMN"
 
 
 def _composed(name: str) -> str:

@@ -35,6 +35,7 @@ from extract.video.probe import probe
 from train.config import DataConfig
 
 ACTION = "action"  # any
+TICKS = 2  # of a file's clock, by which the times of evenly spaced frames may be off
 REPAIRED = (
     "frames of videos whose time is missing or not after the one before, each taken to be one "
     "frame's length later (extract/check.py names the videos)"
@@ -136,7 +137,9 @@ def make_item(
     frames = len(found.pts)
     nothing = np.zeros((0, 2)), np.zeros(0, np.int64)
     times_s = np.append(found.times(np.arange(frames)), frames / found.fps)
-    uneven = np.abs(times_s * found.fps - np.arange(frames + 1)).max() > 0.5
+    # Samples by time are the nearest frames, so that what is more than rounding to ticks matters.
+    tolerated = 0.5 if sampling_fps is None else min(0.5, TICKS * found.fps * found.time_base)
+    uneven = np.abs(times_s * found.fps - np.arange(frames + 1)).max() > tolerated
     return VideoItem(
         *(path.stem, path, frames, frames / found.fps, found.fps, *nothing, ()),
         times_s=times_s if uneven else None,

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from configs.messages import format_count
 from evaluate.annotations import ALIKE_LABELS, Video
-from evaluate.datasets.fields import Refused, group_spelled_alike
+from evaluate.datasets.fields import Refused, group_spelled_alike, show_alike
 from train.dataset_check.findings import Finding, FindingKind
 from train.dataset_check.survey import AnnotationNote, Survey, subsets, unless_skipped
 
@@ -153,7 +153,8 @@ def check_classes(survey: Survey) -> Iterator[Finding]:
     data, names = survey.config.data, survey.annotations.classes
     trained, tested = (count_examples(survey, s) for s in (data.train_subset, data.test_subset))
     for alike in group_spelled_alike(names):
-        examples = " and ".join(f"{name!r} ({trained[name]} training)" for name in alike)
+        shown = zip(show_alike(alike), alike, strict=True)
+        examples = " and ".join(f"{text} ({trained[name]} training)" for text, name in shown)
         yield Finding(ALIKE, examples, numbers={name: trained[name] for name in alike})
     for name in names:
         numbers = {"training": trained[name], "test": tested[name]}

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from evaluate.annotations import Segment
 from extract.sampling.windows import Window, sliding_windows, strided_window, truth_inside
 from extract.settings.units import CLIP_FRAMES
+from train.data.frame_rates import format_rates, frame_rate_range, is_like
 from train.data.videos import VideoItem
 from train.dataset_check.findings import Finding, FindingKind
 from train.dataset_check.survey import Survey, subsets
@@ -137,20 +138,25 @@ def check_windows(survey: Survey) -> Iterator[Finding]:
 
 
 def check_frame_rates(survey: Survey) -> Iterator[Finding]:
-    """Yield the videos in which a fixed stride lasts much longer or shorter than in most."""
+    """Yield the videos in which a fixed stride lasts much longer or shorter than in most, and those
+    that are tested but have another rate than the training videos.
+    """
     sampling = survey.config.sampling
     if sampling.method == "resize" or sampling.fps is not None or not survey.files:
         return
     usual = median(file.index.fps for file in survey.files.values())
+    learned = [item for item in survey.items(survey.config.data.train_subset) if item.truth]
+    trained = frame_rate_range(learned) if learned else (0.0, math.inf)
     stride = sampling.snippet_stride
     for name, file in survey.files.items():
         fps = file.index.fps
+        text = f"{name}: {fps:.2f} frames/s, a feature step is {stride / fps:.3f} s; "
+        numbers = {"fps": fps, "usual_fps": usual, "step_s": stride / fps}
         if not 1 / UNUSUAL_RATIO < fps / usual < UNUSUAL_RATIO:
-            text = (
-                f"{name}: {fps:.2f} frames/s, a feature step is {stride / fps:.3f} s; "
-                f"usually {usual:.2f} frames/s and {stride / usual:.3f} s"
-            )
-            numbers = {"fps": fps, "usual_fps": usual, "step_s": stride / fps}
+            text += f"usually {usual:.2f} frames/s and {stride / usual:.3f} s"
+            yield Finding(RATES, text, name, numbers=numbers)
+        elif not is_like(fps, trained):  # of no training video
+            text += f"the training videos have {format_rates(trained)} frames/s"
             yield Finding(RATES, text, name, numbers=numbers)
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from train.data.loading import EpochSampler
+from train.data.videos import without_short
 from train.dataset_check.findings import Finding, FindingKind
 from train.dataset_check.survey import Survey
 from train.engine.lengths import resolve_lengths
@@ -17,8 +18,9 @@ FEW_UPDATES_FINDING = FindingKind(
 
 def planned_updates(survey: Survey) -> tuple[int, int]:
     """Return how many updates an epoch has, and how many the whole run."""
-    config, training = survey.config, survey.config.training
-    videos = sum(len(item.truth) > 0 for item in survey.items(config.data.train_subset))
+    data, training = survey.config.data, survey.config.training
+    learned = (without_short(item, data.min_share) for item in survey.items(data.train_subset))
+    videos = sum(len(item.segments) > 0 for item in learned)
     updates = EpochSampler(videos, training.global_batch, 0, 1, training.seed).updates
     resolved, _ = resolve_lengths(training, updates)
     return updates, updates * resolved.last_epoch

@@ -119,7 +119,8 @@ def compose_detector(
             _calibrate(detector, activations, data.training, accelerator)
         if accelerator.is_main_process:
             state = detector.state_dict()
-            whole = Checkpoint(detector.config, detector.classes, state, state, training={})
+            parts = detector.config, detector.classes, state, state
+            whole = Checkpoint(*parts, training={}, frame_rates=detector.frame_rates)
             save_checkpoint(path, whole)
             print(f"nothing to train; the fused detector is {path}")
             notes.about = write_detector_record(session.out, detector, data)

@@ -393,7 +393,8 @@ def evaluate_checkpoint(
     )
     if items.skipped and accelerator.is_main_process:
         print(format_skipped(items.skipped, len(items) + len(items.skipped)))
-    unlike = describe_unlike_rates(items, saved.frame_rates, config.sampling)
+    rates = {item.name: item.fps for item in items}
+    unlike = describe_unlike_rates(rates, saved.frame_rates, config.sampling, bool(imported))
     if unlike and accelerator.is_main_process:
         print(unlike)
     detector = Detector.restore(saved._replace(config=config), checkpoint)

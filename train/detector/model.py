@@ -1,6 +1,7 @@
 """Backbone and head as one detector; from a checkpoint to a model and to segments."""
 
 import math
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -26,6 +27,7 @@ from extract.settings.backbone import BackboneConfig, Cut
 from extract.tada.tada2d import TAda2D
 from train.config import Experiment
 from train.data.batch import Batch
+from train.data.frame_rates import describe_unlike_rates
 from train.data.live import Frames, arriving_windows
 from train.data.videos import VideoItem, probe_item
 from train.data.windows import EvaluationWindows, WindowInputs, evaluation_loader
@@ -307,6 +309,8 @@ class Detector(nn.Module):
     def detect(self, source: str | Path | Frames, fps: float | None = None) -> list[Detection]:
         """Find the actions in one video, best first, times in seconds.
 
+        Where steps are counted in frames, Python warns of a rate that no training video had.
+
         Args:
             source: a file; or frames, uint8 RGB [height, width, 3] each, evenly spaced in time,
                 which may come from anywhere and are not kept: what is found in them is what is
@@ -319,6 +323,7 @@ class Detector(nn.Module):
         """
         if isinstance(source, str | Path):
             item = probe_item(source, self.config.sampling.fps)
+            self._warn_of_rate(item.name, item.fps)
             return self.detect_with_scores(item).detections[self.main_output]
         found = [
             (self._find_candidates(batch), video)
@@ -346,8 +351,14 @@ class Detector(nn.Module):
         self._check_sees_pixels()
         if fps is None or not 0 < fps < math.inf:
             raise ValueError("give the frames' rate: detect(frames, fps=25)")
+        self._warn_of_rate("the source", fps)
         inputs = WindowInputs(self.config.sampling, self.config.pixels, self.config.directions)
         return arriving_windows(frames, fps, inputs, self.config.sampling.test_overlap)
+
+    def _warn_of_rate(self, name: str, fps: float) -> None:
+        unlike = describe_unlike_rates({name: fps}, self.frame_rates, self.config.sampling)
+        if unlike:
+            warnings.warn(unlike.removeprefix("warning: "), stacklevel=3)
 
     def _find_candidates(self, batch: Batch) -> Candidates:
         """Return the candidates in a batch of one window, on the video's timeline."""

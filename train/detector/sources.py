@@ -15,6 +15,7 @@ from extract.checkpoints.hub import locate
 from extract.checkpoints.layouts import FoundNetwork, describe_classes, find_networks
 from extract.checkpoints.strict import list_first, load_state_dict_strict
 from train.config import DataConfig, Experiment
+from train.data.frame_rates import join_ranges
 from train.data.videos import ACTION
 from train.detector.model import Detector
 from train.engine.checkpoint import (
@@ -95,6 +96,7 @@ def build_detector(
             tensors |= {n: t for n, t in own.items() if n.startswith("head.")}
         load_state_dict_strict(stream, tensors, path)
     detector.start_fusion()
+    detector.frame_rates = join_ranges(saved.frame_rates for _, saved in sources)
     return detector
 
 

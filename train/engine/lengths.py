@@ -62,3 +62,22 @@ def resolve_lengths(training: T, per_epoch: int) -> tuple[T, list[str]]:
             f"updates, but there are {updates}: {decay:g} instead, so that early ones count little"
         )
     return replace(training, stop_epoch=stop, warmup_epochs=warmup, ema_decay=decay), notes
+
+
+def describe_other_average(
+    before: TrainingConfig, now: TrainingConfig, per_epoch: int
+) -> str | None:
+    """Return a warning if a run, resumed to end elsewhere, averages otherwise than it began.
+
+    Args:
+        before: settings of the run so far; `now`: resolved, with the lengths that it has from here.
+        per_epoch: updates in an epoch of the data.
+    """
+    began = resolve_lengths(before, per_epoch)[0]
+    if began.ema_decay == now.ema_decay:
+        return None
+    return (
+        f"warning: the run was to end after {format_count(began.last_epoch, 'epoch')} and averaged "
+        f"weights with ema_decay {began.ema_decay:g}; for {now.last_epoch} it goes on with "
+        f"{now.ema_decay:g}, so its result will differ from that of a run of this length"
+    )

@@ -27,7 +27,7 @@ from train.device.device_clock import DeviceClock
 from train.device.lookahead import copied_ahead
 from train.engine.checkpoint import Checkpoint, check_same_run, load_checkpoint
 from train.engine.checkpoint_writer import CheckpointWriter
-from train.engine.lengths import resolve_lengths
+from train.engine.lengths import describe_other_average, resolve_lengths
 from train.engine.optim import Average, batch_norm_statistics, build_schedule, describe_updates
 from train.engine.sharding import (
     gather_tensors,
@@ -454,6 +454,9 @@ class TrainingRun(Generic[T]):
         self.task.load_state_dict(state)
         if self.accelerator.scaler:
             self.accelerator.scaler.load_state_dict(state["scaler"])
+        other = describe_other_average(checkpoint.config.training, self.training, self.updates)
+        if other and self.accelerator.is_main_process:
+            tqdm.write(other)
         self.epoch = self.saved_epoch = state["epoch"]
         self.best, self.validated = state["best"], state["validated"]
         if self.accelerator.is_main_process and set(state["videos"]) != set(self.task.videos):

@@ -97,6 +97,7 @@ class Recognition:
     """
 
     checkpoint_format: ClassVar = "palindrome-recogniser-1"
+    supersedes: ClassVar = {"training.epochs": "training.updates"}  # given alone, over a file
 
     out: str
     direction: Direction = "forward"
