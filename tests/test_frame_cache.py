@@ -55,10 +55,10 @@ from train.data.windows import (
     WindowInputs,
     evaluation_loader,
 )
-from train.detector import training
 from train.detector.setup import activations_of, open_frame_cache
 from train.detector.sources import build_detector
 from train.detector.training import DetectionTask
+from train.device.lookahead import start_fetch
 from train.modeling.config import HeadConfig
 
 WINDOW = SamplingConfig(window_size=32, snippet_stride=2)
@@ -516,7 +516,7 @@ def test_damaged_files_are_counted_in_few_lines(
 def test_validation_stores_no_features_of_damaged_frames(
     config: Experiment, tmp_path: Path, accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen, start_fetch = list[str](), training.start_fetch
+    seen = list[str]()
 
     def counted(tensor: Tensor) -> Callable[[], Tensor]:
         seen.append("fetch")
@@ -528,7 +528,7 @@ def test_validation_stores_no_features_of_damaged_frames(
 
         return wait
 
-    monkeypatch.setattr(training, "start_fetch", counted)
+    monkeypatch.setattr("train.detector.training.start_fetch", counted)
     small = BackboneConfig(TrunkConfig(32, 2, 2, image_size=32))
     config = replace(config, backbone=small, head=HeadConfig(width=16, heads=2, levels=3))
     config = replace(config, training=replace(config.training, workers=0))

@@ -1,6 +1,7 @@
 """Windows of frames as they arrive, from a camera, a pipe, or any other source but a file."""
 
 from collections.abc import Iterable, Iterator
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -45,7 +46,7 @@ def delay_s(sampling: SamplingConfig, overlap: float) -> float:
 
 
 def arriving_windows(
-    frames: Frames, fps: float, inputs: WindowInputs, overlap: float
+    frames: Frames, fps: float | Fraction, inputs: WindowInputs, overlap: float
 ) -> Iterator[tuple[Batch, VideoItem]]:
     """Yield sliding windows, a batch each, as soon as their frames are there.
 

@@ -3,6 +3,7 @@
 import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from fractions import Fraction
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
@@ -306,7 +307,9 @@ class Detector(nn.Module):
         features = self.features(batch.inputs, batch.start)
         return self.predict(features, batch.mask, batch.reflection, of_streams)
 
-    def detect(self, source: str | Path | Frames, fps: float | None = None) -> list[Detection]:
+    def detect(
+        self, source: str | Path | Frames, fps: float | Fraction | None = None
+    ) -> list[Detection]:
         """Find the actions in one video, best first, times in seconds.
 
         Where steps are counted in frames, Python warns of a rate that no training video had.
@@ -332,7 +335,7 @@ class Detector(nn.Module):
         windows, seen = zip(*found, strict=True)  # without a frame there was an error
         return merge_windows(windows, seen[-1], self.classes, self.config.evaluation)
 
-    def detect_live(self, frames: Frames, fps: float) -> Iterator[LiveUpdate]:
+    def detect_live(self, frames: Frames, fps: float | Fraction) -> Iterator[LiveUpdate]:
         """Yield the actions in frames that may never end, as soon as no later window changes them.
 
         Memory is bounded; how late an action is told: `train.data.live.delay_s`.
@@ -346,12 +349,12 @@ class Detector(nn.Module):
         yield from detect_live(windows, self._find_candidates, *parts)
 
     def _arriving_windows(
-        self, frames: Frames, fps: float | None
+        self, frames: Frames, fps: float | Fraction | None
     ) -> Iterator[tuple[Batch, VideoItem]]:
         self._check_sees_pixels()
         if fps is None or not 0 < fps < math.inf:
             raise ValueError("give the frames' rate: detect(frames, fps=25)")
-        self._warn_of_rate("the source", fps)
+        self._warn_of_rate("the source", float(fps))
         inputs = WindowInputs(self.config.sampling, self.config.pixels, self.config.directions)
         return arriving_windows(frames, fps, inputs, self.config.sampling.test_overlap)
 
