@@ -62,6 +62,13 @@ def test_the_readme_is_short_and_says_how_to_test() -> None:
     assert "make test\n" in (REPOSITORY / ".ci/run").read_text()
 
 
+def test_the_readme_recognises_a_clip_by_command_and_from_python() -> None:
+    """The page of recognition tells more; whoever reads the README alone finds the way."""
+    code = documents.inline_code(README)
+    assert 'Recogniser.from_checkpoint(path).recognise("video.mp4")' in code
+    assert any(each.startswith("python evaluate/recognise.py ") for each in code)
+
+
 def parse_command(
     words: Sequence[str], monkeypatch: pytest.MonkeyPatch
 ) -> tuple[str, argparse.Namespace, list[str]]:

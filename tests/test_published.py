@@ -54,7 +54,8 @@ def test_a_config_has_the_published_values(name: str) -> None:
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_what_decides_results_is_in_the_table(name: str) -> None:
     recognition = name.startswith("recognition/")
-    heads_only = name.startswith("features/") or ("/tada2d" in name and not recognition)
+    imported = name.startswith("features/")
+    heads_only = imported or ("/tada2d" in name and not recognition)
     needed = ["global_batch", "lr", "backbone_lr", "epochs", "stop_epoch", "warmup_epochs"]
     if not recognition:
         needed += ["weight_decay", "label_smoothing", "boundary_weight", "positives", "ema_decay"]
@@ -65,14 +66,21 @@ def test_what_decides_results_is_in_the_table(name: str) -> None:
         decides |= {"evaluation.nms.sigma", "evaluation.nms.voting_threshold", "evaluation.tious"}
         decides |= {"sampling.method", "training.overlapping_ranges", "head.levels"}
         decides |= {"head.attention_window", "head.input_dropout", "evaluation.max_per_window"}
+        decides |= {"evaluation.nms.min_score", "evaluation.nms.max_segments"}
+    if not imported:
+        decides.add("crops.antialias" if recognition else "pixels.antialias")
     if not heads_only and not recognition:
-        decides |= {
-            "sampling.window_size",
-            "pixels.size",
-            "pixels.rand_augment",
-            "pixels.antialias",
-        }
+        decides |= {"sampling.window_size", "pixels.size", "pixels.rand_augment", "pixels.flip"}
+        decides |= {"backbone.trunk.width", "backbone.trunk.depth"}
     assert decides <= rows_of(name).keys()
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if "_frozen_" in name])
+def test_a_frozen_backbone_sees_no_random_augmentation(name: str) -> None:
+    settings = settings_of(FILES[name])
+    assert settings["backbone.mode"] == "frozen"
+    assert settings["pixels.random_crop"] is settings["pixels.colour_jitter"] is None
+    assert settings["pixels.flip"] == settings["pixels.rand_augment"] == 0
 
 
 def test_differences_are_deliberate() -> None:

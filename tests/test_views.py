@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -131,6 +132,29 @@ def test_views_show_the_frames_that_were_asked_for(numbered: Path) -> None:
         whole = torch.cat([left, right], 3)
         assert numbers(whole) == clip.frames.tolist()
         assert numbers(order_view(whole, "reversed")) == clip.frames[::-1].tolist()
+
+
+@pytest.mark.parametrize("antialias", [True, False])
+def test_views_are_resized_as_interpolate_does(numbered: Path, antialias: bool) -> None:
+    """Without antialiasing, as the TAdaConv project trained and tests its networks."""
+    reader = VideoReader(numbered)
+    config = CropConfig((24, 24), 24, 0.0, 24, 24, crops=2, antialias=antialias)
+    (frames,) = reader.chunks(np.array([7]))
+    levels = torch.from_numpy(frames).permute(0, 3, 1, 2).float()
+    height, width = (24 * side // min(levels.shape[-2:]) for side in levels.shape[-2:])
+    both = [
+        F.interpolate(levels, (height, width), mode="bilinear", antialias=way)
+        for way in (True, False)
+    ]
+    assert (both[0] - both[1]).abs().max() > 20
+    whole = both[not antialias][0]
+    crops = list(evaluation_views(reader, [Clip(np.array([7]))], config))
+    for crop, (top, left) in zip(crops, crop_corners(height, width, config), strict=True):
+        expected = whole[:, top : top + 24, left : left + 24]
+        assert (crop[:, 0] - expected).abs().max() <= 1
+    view = training_view(reader, Clip(np.array([7])), config, False, 0)[:, 0]
+    places = whole.unfold(1, 24, 1).unfold(2, 24, 1).flatten(1, 2).movedim(1, 0)
+    assert (places - view).abs().amax((1, 2, 3)).min() <= 1
 
 
 def test_a_training_view_is_one_draw_for_all_frames(numbered: Path) -> None:

@@ -63,7 +63,8 @@ def training_view(
     """Return a training view uint8 [3, F, train_size, train_size], one draw for all its frames."""
     low, high = config.train_short_side
     short_side = int(np.random.default_rng(seed).integers(low, high + 1))
-    transform = Transform(Shrink(short_side, square=False), v2.RandomCrop(config.train_size))
+    shrink = Shrink(short_side, square=False, antialias=config.antialias)
+    transform = Transform(shrink, v2.RandomCrop(config.train_size))
     (frames,) = window_frames(reader, [clip], transform, seed)
     view = torch.stack(frames, 1)
     return horizontal_flip(view) if flipped else view
@@ -73,7 +74,8 @@ def evaluation_views(
     reader: VideoReader, clips: list[Clip], config: CropConfig
 ) -> Iterator[Tensor]:
     """Yield test views uint8 [3, F, test_size, test_size]: all crops of a clip, then the next's."""
-    transform = Transform(Shrink(config.test_short_side, square=False), v2.Identity())
+    shrink = Shrink(config.test_short_side, square=False, antialias=config.antialias)
+    transform = Transform(shrink, v2.Identity())
     for frames in window_frames(reader, clips, transform):
         whole = torch.stack(frames, 1)
         for top, left in crop_corners(whole.shape[-2], whole.shape[-1], config):

@@ -91,6 +91,8 @@ class CropConfig:
         flip: probability that a training clip is mirrored, left and right; see `data.mirrored`.
         test_short_side: that a clip is resized to in testing; `test_size`: side of a square then.
         crops: squares side by side along the long side, from end to end; 1 takes the middle.
+        antialias: average all pixels that a resized one covers; the published networks (TAdaConv)
+            were trained without.
     """
 
     train_short_side: tuple[int, int] = (224, 340)
@@ -99,6 +101,7 @@ class CropConfig:
     test_short_side: int = 256
     test_size: int = 256
     crops: int = 3
+    antialias: bool = True
 
     def __post_init__(self) -> None:
         low, high = self.train_short_side
