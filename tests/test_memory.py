@@ -15,12 +15,15 @@ from benchmarks.memory import count_memory, count_step
 from benchmarks.sizes import experiment
 from extract.activations.fingerprints import fingerprints, settings
 from extract.backbone.backbone import Backbone
+from extract.backbone.frozen import hold_frozen
+from extract.backbone.videomae import Attention, Linear
 from extract.settings.backbone import Mode, Recompute
 from train.config import Experiment
 from train.data.videos import VideoItem
 from train.detector.memory import (
     CHOICES,
     GRADIENTS_AND_AVERAGES,
+    _bytes_to_come,
     activation_bytes,
     exact_bytes,
     free_bytes,
@@ -117,6 +120,20 @@ def test_auto_recomputes_as_little_as_fits_the_card(
 def test_auto_says_that_even_the_least_is_too_much(monkeypatch: pytest.MonkeyPatch) -> None:
     found, line = choose(in_bf16(LONG), 24e9, monkeypatch)
     assert found == "full" and "likely too little; raise training.accumulate" in line
+
+
+def test_what_is_held_already_is_not_counted_again() -> None:
+    """A head pass holds frozen matrices before training asks how much memory is left."""
+    config, device = in_bf16("tiny"), torch.device("cpu")
+    streams = Detector(config, NAMES).streams
+    before = _bytes_to_come(streams, device, 2)
+    hold_frozen(streams, "bf16", config.pixels.size)
+    blocks = [part for part in streams.modules() if isinstance(part, Linear | Attention)]
+    held = {id(part.working): part.working for part in blocks if part.working is not None}
+    biases = sum(part.q_bias.numel() for part in blocks if isinstance(part, Attention))
+    numbers = sum(weight.numel() + bias.numel() for weight, bias in held.values())
+    # Of the keys, whose bias is 0, there is no weight.
+    assert before - _bytes_to_come(streams, device, 2) == 2 * (numbers - biases) > 0
 
 
 def test_a_setting_is_taken_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,12 +27,28 @@ def hold_frozen(network: nn.Module, precision: Precision, size: int) -> None:
             half = working_dtype(precision, part.q_bias.device)
             part.hold(half or torch.float32)
             if half:
-                move_to_host(part.qkv.weight, part.q_bias, part.v_bias)
+                move_to_host(*_held_by(part))
         elif isinstance(part, Linear) and not part.weight.requires_grad:
             half = working_dtype(precision, part.weight.device)
             if half:
                 part.hold(half)
-                move_to_host(part.weight, part.bias)
+                move_to_host(*_held_by(part))
+
+
+def held_weights(network: nn.Module) -> set[Tensor]:
+    """Return the weights whose copies `hold_frozen` has made."""
+    return {
+        weight
+        for part in network.modules()
+        if isinstance(part, Attention | Linear) and part.working is not None
+        for weight in _held_by(part)
+    }
+
+
+def _held_by(part: Attention | Linear) -> tuple[Tensor, ...]:
+    if isinstance(part, Attention):
+        return part.qkv.weight, part.q_bias, part.v_bias
+    return part.weight, part.bias
 
 
 def move_to_host(*weights: Tensor) -> None:

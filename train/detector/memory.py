@@ -8,6 +8,7 @@ from torch import nn
 
 from configs.messages import format_bytes
 from extract.backbone.backbone import Backbone
+from extract.backbone.frozen import held_weights
 from extract.backbone.precision import AUTOCAST
 from extract.settings.backbone import BackboneConfig, Recompute
 from extract.settings.units import TUBELET
@@ -147,8 +148,9 @@ def exact_bytes(config: Experiment) -> int:
 
 def _bytes_to_come(modules: Sequence[nn.Module], device: torch.device, exact: int) -> int:
     """Return the bytes that weights, gradients and averages still take on the device."""
+    held = {weight for module in modules for weight in held_weights(module)}
     weights = learning = 0
-    for weight in {p for module in modules for p in module.parameters()}:
+    for weight in {p for module in modules for p in module.parameters()} - held:
         absent = weight.device.type != device.type
         if weight.requires_grad:
             learning += weight.numel()
