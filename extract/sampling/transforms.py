@@ -183,7 +183,8 @@ def crop_frames(small: NDArray[np.uint8], transform: Transform, seed: int = 0) -
     """
     video = torch.from_numpy(small).permute(0, 3, 1, 2)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        # Of the CPU alone: torch.manual_seed notes where it was called for every kind of device.
+        torch.default_generator.manual_seed(seed)
         result: Tensor = transform.drawn(video)
     return result.transpose(0, 1).contiguous()
 

@@ -6,12 +6,14 @@ Loader workers decode in their own process, and the loader notices if one dies: 
 
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from threading import Event, Thread
+from threading import Lock, Thread
 from typing import IO
 
 BASE_TIMEOUT_S = 120.0
@@ -38,20 +40,63 @@ def happens_within(timeout_s: float, wait: Callable[[float], bool]) -> bool:
     return False
 
 
+@dataclass(eq=False)
+class _Guarded:
+    """A piece of decoding that goes on, and the seconds that it may still take."""
+
+    path: str | Path
+    left_s: float
+
+
+_guarded: set[_Guarded] = set()
+_watched: int | None = None  # the process whose pieces are watched
+_starting = Lock()
+
+
 @contextmanager
 def kill_if_stuck(path: str | Path, frames: int) -> Iterator[None]:
     """End this process, naming the file on stderr, if decoding `frames` takes far too long.
 
     Nothing less stops a thread that hangs inside a decoder (which does not hold Python's lock).
     """
-    done, timeout_s = Event(), BASE_TIMEOUT_S + frames / SLOWEST_FPS
-    Thread(target=_end_unless, args=(done, timeout_s, path), daemon=True).start()
+    _start_watching()
+    # A tick more, for one may have begun.
+    guarded = _Guarded(path, BASE_TIMEOUT_S + frames / SLOWEST_FPS + TICK_S)
+    _guarded.add(guarded)
     _write_note(path)
     try:
         yield
     finally:
-        done.set()
+        _guarded.remove(guarded)
         _write_note("")
+
+
+def _start_watching() -> None:
+    """Start this process's watching thread, unless it is there.
+
+    One for all: where cores are busy a new thread waits for milliseconds until it runs, which is as
+    long as decoding takes.
+    """
+    global _watched
+    if _watched == os.getpid():
+        return
+    with _starting:
+        if _watched != os.getpid():
+            _guarded.clear()  # a fork has what its parent decoded, but not the threads
+            Thread(target=_watch, daemon=True).start()
+            _watched = os.getpid()
+
+
+def _watch() -> None:
+    """Count the time of all that is decoded in ticks: see `happens_within`."""
+    while True:
+        time.sleep(TICK_S)
+        for guarded in tuple(_guarded):
+            guarded.left_s -= TICK_S
+            if guarded.left_s <= 0:
+                advice = "repair the file or list the video under data.blocked"
+                print(f"error: {guarded.path}: {HANGS}; {advice}", file=sys.stderr, flush=True)
+                os._exit(1)
 
 
 def note_taker() -> Callable[[int], None]:
@@ -90,11 +135,3 @@ def _write_note(path: str | Path) -> None:
         _note.seek(0)
         _note.truncate()
         _note.write(os.fsencode(path))
-
-
-def _end_unless(done: Event, timeout_s: float, path: str | Path) -> None:
-    if happens_within(timeout_s, done.wait):
-        return
-    advice = "repair the file or list the video under data.blocked"
-    print(f"error: {path}: {HANGS}; {advice}", file=sys.stderr, flush=True)
-    os._exit(1)
