@@ -125,15 +125,16 @@ def test_auto_says_that_even_the_least_is_too_much(monkeypatch: pytest.MonkeyPat
 def test_what_is_held_already_is_not_counted_again() -> None:
     """A head pass holds frozen matrices before training asks how much memory is left."""
     config, device = in_bf16("tiny"), torch.device("cpu")
-    streams = Detector(config, NAMES).streams
-    before = _bytes_to_come(streams, device, 2)
-    hold_frozen(streams, "bf16", config.pixels.size)
-    blocks = [part for part in streams.modules() if isinstance(part, Linear | Attention)]
+    detector = Detector(config, NAMES)
+    before = _bytes_to_come(detector.streams, device, 2)
+    hold_frozen(detector, "bf16", config.pixels.size)
+    blocks = [part for part in detector.modules() if isinstance(part, Linear | Attention)]
     held = {id(part.working): part.working for part in blocks if part.working is not None}
     biases = sum(part.q_bias.numel() for part in blocks if isinstance(part, Attention))
     numbers = sum(weight.numel() + bias.numel() for weight, bias in held.values())
     # Of the keys, whose bias is 0, there is no weight.
-    assert before - _bytes_to_come(streams, device, 2) == 2 * (numbers - biases) > 0
+    after = _bytes_to_come(detector.streams, device, 2)
+    assert before - after == 2 * (numbers - biases) > 0
 
 
 def test_a_setting_is_taken_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
