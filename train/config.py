@@ -97,6 +97,7 @@ class TrainingConfig:
     """
 
     warmup_ends_full: ClassVar = False  # its last update has the full rate, or the one after it
+    cosine_after_warmup: ClassVar = True  # it begins there, or with the first update
 
     epochs: int = 100
     stop_epoch: int | None = None

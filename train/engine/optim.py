@@ -54,37 +54,48 @@ class Schedule:
     Args:
         warmup: updates W of the linear warm-up; `start`: the share of the rates that it begins
             with; `total`: updates of all, at whose end the rates are zero.
-        peak: the step at which the warm-up's line reaches the full rate, W or W - 1.
+        peak: the step at which the warm-up's line meets the cosine, W or W - 1.
+        cosine_start: the step at which the cosine has the full rates, 0 or W.
     """
 
     def __init__(
-        self, optimizer: Optimizer, warmup: int, start: float, total: int, peak: int
+        self,
+        optimizer: Optimizer,
+        warmup: int,
+        start: float,
+        total: int,
+        peak: int,
+        cosine_start: int,
     ) -> None:
         self.optimizer, self.warmup, self.start = optimizer, warmup, start
-        self.total, self.peak = total, peak
+        self.total, self.peak, self.cosine_start = total, peak, cosine_start
         for group in optimizer.param_groups:
             group.setdefault("initial_lr", group["lr"])
         self.rates = [group["initial_lr"] for group in optimizer.param_groups]
 
     def step_update(self, step: int) -> None:
         """Set the rates of a step."""
+        share = self._cosine(max(step, self.warmup))
         if step < self.warmup:
-            share = self.start + (1 - self.start) * step / max(self.peak, 1)
-        else:
-            done = (step - self.warmup) / max(self.total - self.warmup, 1)
-            share = (1 + math.cos(math.pi * min(done, 1.0))) / 2
+            share = self.start + (share - self.start) * step / max(self.peak, 1)
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * share
 
+    def _cosine(self, step: int) -> float:
+        done = (step - self.cosine_start) / max(self.total - self.cosine_start, 1)
+        return (1 + math.cos(math.pi * min(done, 1.0))) / 2
+
 
 def build_schedule(optimizer: Optimizer, config: TrainingConfig, steps_per_epoch: int) -> Schedule:
-    """Return linear warm-up, then cosine from the full rate to zero at `epochs` (AdaTAD's recipe).
+    """Return linear warm-up, then cosine to zero at `epochs`.
 
-    Call `step_update(step)` before every step.
+    As published, AdaTAD's cosine begins after the warm-up, TAdaConv's with the first update. Call
+    `step_update(step)` before every step.
     """
     warmup, total = config.warmup_epochs * steps_per_epoch, config.epochs * steps_per_epoch
     peak = warmup - config.warmup_ends_full
-    return Schedule(optimizer, warmup, config.warmup_start, total, peak)
+    cosine_start = warmup if config.cosine_after_warmup else 0
+    return Schedule(optimizer, warmup, config.warmup_start, total, peak, cosine_start)
 
 
 class Average:

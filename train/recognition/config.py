@@ -55,6 +55,8 @@ class RecognitionTraining(TrainingConfig):
         momentum: of SGD.
     """
 
+    cosine_after_warmup: ClassVar = False
+
     # The published recipes of the TAda networks, where they differ from a detector's.
     global_batch: int = 128
     weight_decay: float = 1e-4
