@@ -40,6 +40,11 @@ BUILD = (
             ("timm", "torchvision", "numba", "matplotlib", "sklearn"),
         ),
         slow(BUILD, (*NOT_TO_DETECT, "zarr")),
+        # What evaluate/detect.py and evaluate/run.py take from training.
+        (
+            "import train.engine.session, train.detector.sources, train.detector.evaluation",
+            NOT_TO_DETECT,
+        ),
     ],
 )
 def test_what_is_slow_is_not_imported(code: str, unwanted: tuple[str, ...]) -> None:

@@ -51,9 +51,8 @@ from train.detector.postprocess import (
 from train.detector.setup import activations_of
 from train.detector.sources import read_source, resolve_config
 from train.engine.checkpoint import find_data
-from train.engine.loop import START_UP
 from train.engine.session import PASSES, device_names, inference_accelerator
-from train.engine.stopwatch import Stopwatch
+from train.engine.stopwatch import START_UP, Stopwatch
 from train.errors import translate_oom, translate_worker_death
 
 OnFeatures = Callable[[Batch, Sequence[Tensor]], None]

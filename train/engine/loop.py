@@ -36,12 +36,11 @@ from train.engine.sharding import (
     load_optimizer,
     prepare_sharding,
 )
-from train.engine.stopwatch import Stopwatch
+from train.engine.stopwatch import START_UP, Stopwatch
 from train.errors import SMALLER_BATCHES, translate_oom, translate_worker_death
 from train.tracking.metrics_log import MetricsLog
 
 LOG_EVERY = 10  # updates between two lines of metrics
-START_UP = "starting up"
 WAITING, STEPS, VALIDATION, SAVING = "waiting for data", "steps", "validation", "checkpoints"
 SAVE_EVERY = 5  # epochs between two checkpoints where nothing is validated
 

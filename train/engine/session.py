@@ -38,9 +38,8 @@ from extract.parallel.processes import (
     processes_here,
 )
 from train.config import Trained
-from train.engine.loop import START_UP
 from train.engine.run_folder import check_checkpoint_space, claim_folder
-from train.engine.stopwatch import Stopwatch
+from train.engine.stopwatch import START_UP, Stopwatch
 from train.tracking.trackers import check_trackers
 
 PASSES = "passes"  # the stage in which missing activations are computed

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 if TYPE_CHECKING:  # torch, which a mere command line does not need
     from train.device.device_clock import DeviceClock
 
+START_UP = "starting up"  # what every run begins with
 T = TypeVar("T")
 
 
