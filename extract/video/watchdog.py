@@ -67,7 +67,7 @@ def kill_if_stuck(path: str | Path, frames: int) -> Iterator[None]:
     try:
         yield
     finally:
-        _guarded.remove(guarded)
+        _guarded.discard(guarded)
         _write_note("")
 
 
