@@ -28,11 +28,13 @@ from torchvision.transforms import v2
 from cache.code_digest import versions
 from cache.store import Store
 from configs.loader import load
+from extract.activations.stored import Cached
 from extract.demo import DemoConfig, write_dataset
 from extract.identity.computing import LIBRARIES
 from extract.identity.digest import video_digest
 from extract.sampling import frame_cache as module
 from extract.sampling.frame_cache import RESERVE, FrameCache, kept_bytes
+from extract.sampling.spans import Span
 from extract.sampling.transforms import Shrink, evaluation_transform, train_transform
 from extract.sampling.window_frames import resized_chunks
 from extract.sampling.windows import random_window, sampled_frames, sliding_windows
@@ -566,6 +568,26 @@ def test_validation_stores_no_features_of_damaged_frames(
     # The host waits for a batch when a GPU has the next one, and once for the last.
     later = ["fetch", "wait"] * (len(spans) - 1)
     assert later and seen == 2 * ["fetch", *later, "wait"]
+
+
+def test_validation_goes_on_without_a_store_that_is_lost(
+    config: Experiment, tmp_path: Path, accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = BackboneConfig(TrunkConfig(32, 2, 2, image_size=32))
+    config = replace(config, backbone=small, head=HeadConfig(width=16, heads=2, levels=3))
+    config = replace(config, training=replace(config.training, workers=0))
+    detector = build_detector(config, load_annotations(config.data).classes).eval()
+
+    def lost(place: Cached, span: Span) -> bool:
+        raise OSError("the store is gone")
+
+    monkeypatch.setattr(Cached, "contains", lost)
+    with Store.open(tmp_path / "store", "a") as store:
+        of = activations_of(detector, store, ["weights.pt"])
+        items = loaded(config), loaded(config, "test")
+        task = DetectionTask(detector, *items, accelerator, activations=of)
+        task.validate()
+        assert not task.activations
 
 
 @pytest.mark.slow

@@ -251,28 +251,28 @@ class DetectionTask:
             self.observe(batch)
             if not self.activations:
                 return
-            spans = [
-                (stream, row, window_span(items[batch.videos[row]], window, direction))
-                for row, window in enumerate(batch.windows)
-                if row not in batch.problems
-                for stream, direction in enumerate(self.config.directions)
-            ]
-            missing = [
-                (stream, row, span)
-                for stream, row, span in spans
-                if not places[stream].contains(span)
-            ]
+            rows = enumerate(zip(batch.videos, batch.windows, strict=True))
+            whole = [(row, items[v], w) for row, (v, w) in rows if row not in batch.problems]
+            missing = []
+            with self._tolerate_cache_errors():
+                missing = [
+                    (stream, row, span)
+                    for row, item, window in whole
+                    for stream, direction in enumerate(self.config.directions)
+                    if not places[stream].contains(span := window_span(item, window, direction))
+                ]
             if not missing:
                 return
             fetches = [start_fetch(of_stream.mT) for of_stream in features]
 
             def finish() -> None:
+                if not self.activations:  # a batch before could not be written
+                    return
                 on_host = [fetch() for fetch in fetches]
                 with self._tolerate_cache_errors():
                     for stream, row, span in missing:
-                        if self.activations:
-                            rows = on_host[stream][row]
-                            self.activations[stream].write(places[stream], span, rows)
+                        place, of_window = places[stream], on_host[stream][row]
+                        self.activations[stream].write(place, span, of_window)
 
             finish_later(finish)
 
