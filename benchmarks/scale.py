@@ -31,7 +31,7 @@ from extract.settings.units import CLIP_FRAMES, TUBELET
 # Of benchmarks/results/requests.md.
 REQUESTS_A_JOB = 11  # opening, the names of all videos, the writer's end
 REQUESTS_A_FLUSH = 17  # 400 spans in one, with the one file that describes their videos
-REQUESTS_A_FOLD = 4  # of one read and one shard, which are counted by their bytes
+REQUESTS_A_FOLD = 2  # beside its reads and its shards, which are counted by their bytes
 SPREAD = 0.75  # of the logarithm of videos' lengths
 SEED = 0
 
@@ -112,7 +112,7 @@ def count_requests(of: Collection, stored: int, shares: int, machines: int, wall
     return round(
         shares * REQUESTS_A_JOB
         + flushes * REQUESTS_A_FLUSH
-        + folds * (REQUESTS_A_FOLD - 2)
+        + folds * REQUESTS_A_FOLD
         + max(stored / JOINED_BYTES, folds)
         + max(stored / SHARD_BYTES, folds)
     )

@@ -45,7 +45,6 @@ if __package__ is None:  # run as a file: its neighbours must not hide modules o
 
 import os
 import signal
-from types import FrameType
 from uuid import uuid4
 
 from configs import cli
@@ -75,7 +74,9 @@ def main() -> None:
         parser.error("--processes must be at least 1")
     if args.resources and not args.on:
         parser.error("--resources are of jobs; add --on")
-    signal.signal(signal.SIGTERM, _interrupt)  # launchers send it, and runs must not outlive us
+    signal.signal(
+        signal.SIGTERM, signal.default_int_handler
+    )  # launchers send it, and runs must not outlive us
     grid = read_grid(args.grid)
     if args.plan:
         print_plan(grid)
@@ -137,10 +138,6 @@ def _session() -> str:
     # Nobody waits for anybody from here on: runs take hours.
     state.destroy_process_group()
     return str(shared)
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

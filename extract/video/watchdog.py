@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from threading import Lock, Thread
+from threading import Thread
 from typing import IO
 
 BASE_TIMEOUT_S = 120.0
@@ -48,50 +48,41 @@ class _Guarded:
     left_s: float
 
 
-_guarded: set[_Guarded] = set()
-_watched: int | None = None  # the process whose pieces are watched
-_starting = Lock()
-
-
 @contextmanager
 def kill_if_stuck(path: str | Path, frames: int) -> Iterator[None]:
     """End this process, naming the file on stderr, if decoding `frames` takes far too long.
 
     Nothing less stops a thread that hangs inside a decoder (which does not hold Python's lock).
     """
-    _start_watching()
     # A tick more, for one may have begun.
     guarded = _Guarded(path, BASE_TIMEOUT_S + frames / SLOWEST_FPS + TICK_S)
-    _guarded.add(guarded)
+    watched = _watched_in(os.getpid())
+    watched.add(guarded)
     _write_note(path)
     try:
         yield
     finally:
-        _guarded.discard(guarded)
+        watched.remove(guarded)
         _write_note("")
 
 
-def _start_watching() -> None:
-    """Start this process's watching thread, unless it is there.
+@lru_cache(maxsize=1)
+def _watched_in(process: int) -> set[_Guarded]:
+    """Return what is decoded in a process, this one, and watched by a thread of it.
 
     One for all: where cores are busy a new thread waits for milliseconds until it runs, which is as
-    long as decoding takes.
+    long as decoding takes. A fork has its parent's, but not the thread.
     """
-    global _watched
-    if _watched == os.getpid():
-        return
-    with _starting:
-        if _watched != os.getpid():
-            _guarded.clear()  # a fork has what its parent decoded, but not the threads
-            Thread(target=_watch, daemon=True).start()
-            _watched = os.getpid()
+    watched = set[_Guarded]()
+    Thread(target=_watch, args=(watched,), daemon=True).start()
+    return watched
 
 
-def _watch() -> None:
+def _watch(watched: set[_Guarded]) -> None:
     """Count the time of all that is decoded in ticks: see `happens_within`."""
     while True:
         time.sleep(TICK_S)
-        for guarded in tuple(_guarded):
+        for guarded in tuple(watched):
             guarded.left_s -= TICK_S
             if guarded.left_s <= 0:
                 advice = "repair the file or list the video under data.blocked"

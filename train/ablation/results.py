@@ -141,9 +141,8 @@ class _Scores:
         without any each row's own do.
         """
         done = [name for name in names if self.runs(name)]
-        all_have = {run.seed for name in done for run in self.runs(name)}
-        for name in done:
-            all_have &= {run.seed for run in self.runs(name)}
+        seeds = [{run.seed for run in self.runs(name)} for name in done]
+        all_have = set.intersection(*seeds) if seeds else set[int]()
         return max(done, key=lambda name: mean(self.averages(name, subset, all_have)), default=None)
 
     def differences(self, name: str, other: str) -> dict[str, Estimate]:

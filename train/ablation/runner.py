@@ -136,10 +136,8 @@ class Scheduler:
                 break
         else:
             digest = training_digest(self.grid, run)
-            self.waiting.add(run)
             while (outcome := await self.try_to_do(run, digest)) is None:
                 await asyncio.sleep(POLL_S)
-                self.waiting.add(run)
             error = outcome
         if error:
             self.print_above(f"{run}: {error}")
@@ -152,6 +150,7 @@ class Scheduler:
         Returns:
             nothing if it is done, why it has failed, None if it is to be looked at again.
         """
+        self.waiting.add(run)
         free = sorted(set(self.slots) - set(self.running.values()))
         if not free or run != next(each for each in self.runs if each in self.waiting):
             return None
