@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from multiprocessing import spawn
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from configs.messages import format_error
 from extract.activations.inputs import Piece
 from extract.parallel.loader import PackedBatch, make_loader
 from tests.conftest import REPOSITORY
+from train.errors import translate_worker_death
 
 MEGABYTES = 24  # more than the /dev/shm of the tests has
 
@@ -154,6 +156,14 @@ def test_what_cannot_be_handed_on_is_an_error_at_once(how: str, text: str) -> No
         list(make_loader(Failing(how), 1, workers=1, collate_fn=first))
     assert time.monotonic() - began < 60
     assert format_error(caught.value) == f"error: {text}"
+
+
+def test_workers_that_end_before_they_begin_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed while they import, where a container's memory ends, they read nothing from a pipe."""
+    loader = make_loader([bytes(2**20)] * 2, 1, workers=2)  # type: ignore[arg-type]
+    monkeypatch.setattr(spawn, "_python_exe", b"/bin/false")
+    with pytest.raises(OSError, match="a decoding worker ended"), translate_worker_death():
+        next(iter(loader))
 
 
 @pytest.mark.slow

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate, default_convert
 
 from extract.parallel.shared_memory import SharedMemory
+from extract.parallel.spawning import WorkerContext
 from extract.video.watchdog import note_taker
 
 ALIGNED = 64  # bytes of a line of a processor's cache
@@ -28,7 +29,7 @@ Place = tuple[torch.dtype, torch.Size, int]
 def make_loader(
     dataset: "Dataset[Any]", batch_size: int | None, workers: int, **options: Any
 ) -> "DataLoader[Any]":
-    """Return a loader whose workers are spawned, because decoders do not survive a fork.
+    """Return a loader of a dataset's batches.
 
     Where this process uses a GPU, batches are pinned, so that their copy there need not wait.
 
@@ -46,7 +47,7 @@ def make_loader(
         dataset,
         batch_size,
         num_workers=workers,
-        multiprocessing_context="spawn",
+        multiprocessing_context=WorkerContext(),
         collate_fn=PackedCollate(collate),
         worker_init_fn=note_taker(),
         **options,
