@@ -349,7 +349,7 @@ def _print_plan(
 
     print(made.headline())
     if left_out := skipped_of(items.values()):
-        print(format_skipped(left_out, len(left_out) + sum(map(len, items.values()))))
+        print(format_skipped(left_out, sum(some.listed for some in items.values())))
     if "train" in names:
         of = config.sampling, config.direction, config.cache.span
         idle, clips = _count_unneeded(items[names["train"]], *of)

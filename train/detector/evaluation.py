@@ -391,7 +391,7 @@ def evaluate_checkpoint(
         config.data, annotations, subset, accelerator, store, imported, config.sampling.fps
     )
     if items.skipped and accelerator.is_main_process:
-        print(format_skipped(items.skipped, len(items) + len(items.skipped)))
+        print(format_skipped(items.skipped, items.listed))
     rates = {item.name: item.fps for item in items}
     unlike = describe_unlike_rates(rates, saved.frame_rates, config.sampling, bool(imported))
     if unlike and accelerator.is_main_process:
