@@ -867,6 +867,18 @@ def test_wrong_resources_are_one_line(
     assert expected in done.stderr and not calls(place)
 
 
+@submitit
+def test_a_wrong_resource_of_a_row_is_told_with_its_name(place: Path) -> None:
+    grid = small_grid()
+    grid["rows"]["reversed"]["resources"] = {"gpus_per_nod": 1}
+    write(place, grid)
+    done = ablate(place, *LOCAL)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    (line,) = (line for line in done.stderr.splitlines() if line.startswith("error: "))
+    assert line.startswith("error: --resources with rows.reversed.resources: ")
+    assert "gpus_per_nod" in line and not calls(place)
+
+
 def test_a_row_may_learn_from_another_rows_answers() -> None:
     row = Row("train/heads.py", checkpoint="forward", teacher="fused+1")
     assert row.inputs == {

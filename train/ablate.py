@@ -45,11 +45,12 @@ if __package__ is None:  # run as a file: its neighbours must not hide modules o
 
 import os
 import signal
+from collections.abc import Sequence
 from uuid import uuid4
 
 from configs import cli
 from configs.options import ScriptParser
-from extract.parallel.jobs import ENGINES, Engine, parse_resources
+from extract.parallel.jobs import ENGINES, Engine, open_executor, parse_resources
 from train.ablation.grid import Grid, read_grid
 from train.ablation.records import check_own_run, is_current, status
 from train.ablation.runner import Scheduler
@@ -81,11 +82,7 @@ def main() -> None:
     if args.plan:
         print_plan(grid)
         return
-    engine = None
-    if args.on:
-        shared = parse_resources(args.resources)
-        resources = {name: shared | row.resources for name, row in grid.rows.items()}
-        engine = Engine(args.on, resources, grid.root / ".jobs")  # no row has this name
+    engine = open_engine(args.on, grid, args.resources) if args.on else None
     at_a_time = args.processes or (len(grid.runs()) if args.on == "slurm" else 1)
     if not ablate(grid, at_a_time, engine):
         sys.exit(1)
@@ -98,6 +95,25 @@ def print_plan(grid: Grid) -> None:
     for run, what in remaining.items():
         print(f"{run!s:<{width}}  {what or 'done'}")
     print(f"{sum(not what for what in remaining.values())} of {len(remaining)} runs are done")
+
+
+def open_engine(name: str, grid: Grid, resources: Sequence[str]) -> Engine:
+    """Return an engine that makes jobs of a grid's runs.
+
+    Args:
+        name: one of `ENGINES`.
+        resources: `name=value`, for all rows.
+
+    Raises:
+        ValueError: a resource is wrong; says in which row, if rows have their own.
+    """
+    shared, logs = parse_resources(resources), grid.root / ".jobs"  # no row has this name
+    executors = {}
+    for row, settings in grid.rows.items():
+        own = settings.resources
+        where = f"--resources with rows.{row}.resources" if own else "--resources"
+        executors[row] = open_executor(name, shared | own, logs, where)
+    return Engine(name, executors, logs)
 
 
 def ablate(grid: Grid, processes: int, engine: Engine | None) -> bool:
