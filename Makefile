@@ -15,6 +15,7 @@ REVERSED_LOG := runs/demo/reversed.log
 # other wherever something else runs.
 DEMO_ENV := OMP_NUM_THREADS=1
 LAUNCH := $(BIN)/accelerate launch --config_file configs/accelerate/one_process.yaml
+TRAIN := $(DEMO_ENV) $(LAUNCH) train/e2e.py --config $(DEMO) --resume $(FRAMES)
 
 .PHONY: demo train-forward train-reversed control study test test-all test-versions docs lint clean
 
@@ -52,19 +53,17 @@ demo: $(INSTALLED)
 
 # Each computes with one thread: two streams take two cores. Two bars on one screen would be no help.
 train-forward:
-	$(DEMO_ENV) $(LAUNCH) train/e2e.py --config $(DEMO) --resume --cache $(CACHE) $(FRAMES)
+	$(TRAIN) --cache $(CACHE)
 
 train-reversed:
 	@mkdir -p $(dir $(REVERSED_LOG))
-	$(DEMO_ENV) $(LAUNCH) train/e2e.py --config $(DEMO) --resume --cache $(CACHE) $(FRAMES) \
-		--direction reversed --out runs/demo/reversed > $(REVERSED_LOG) 2>&1 \
+	$(TRAIN) --cache $(CACHE) --direction reversed --out runs/demo/reversed > $(REVERSED_LOG) 2>&1 \
 		|| { tail -n 20 $(REVERSED_LOG); exit 1; }
 
 # The same run on annotations exchanged between videos: it must fail.
 control: $(INSTALLED)
 	$(BIN)/python extract/demo.py --out data/demo
-	$(DEMO_ENV) $(LAUNCH) train/e2e.py --config $(DEMO) --resume $(FRAMES) \
-		--out runs/demo/control --data.annotations data/demo/exchanged.json
+	$(TRAIN) --out runs/demo/control --data.annotations data/demo/exchanged.json
 	$(DEMO_ENV) $(BIN)/python evaluate/run.py --checkpoint runs/demo/control/last.pt
 
 # The bidirectional study: 41 rows of 5 seeds on other synthetic videos; goes on where it stopped.
