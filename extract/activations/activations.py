@@ -26,9 +26,10 @@ from extract.activations.fingerprints import (
     tensors_of,
 )
 from extract.activations.inputs import PassInput, job_pieces
-from extract.activations.passes import Pass, autocast
+from extract.activations.passes import Pass
 from extract.activations.stored import Cached, Counts, Places, adopted, deepest, known_fingerprints
 from extract.backbone.imported import AnyBackbone, require_pixels
+from extract.backbone.precision import autocast
 from extract.sampling.spans import Span
 from extract.settings.backbone import Cut, Precision
 from extract.settings.cache import CacheConfig
@@ -100,7 +101,7 @@ class Activations:
 
     def autocast(self) -> torch.autocast:
         """Return the context of `precision` for a pass."""
-        return autocast(require_pixels(self.backbone), self.precision)
+        return autocast(self.precision, require_pixels(self.backbone).mean.device)
 
     def get(self, span: Span, cut: Cut = "features") -> Tensor:
         """Return features [T/2, C] or tokens [T/2, P, C] of a span, in the dtype of the store.
