@@ -22,7 +22,7 @@ TRAIN := $(DEMO_ENV) $(LAUNCH) train/e2e.py --config $(DEMO) --resume $(FRAMES)
 demo: $(INSTALLED)
 	$(BIN)/python extract/demo.py --out data/demo
 	@echo "== 1. End to end: adapters and head learn from the pixels of mp4 files. Beside them learns a second"
-	@echo "      stream, the same backwards in time; what it says goes to $(REVERSED_LOG)."
+	@echo "      stream, the same backwards in time; its output goes to $(REVERSED_LOG)."
 	@$(MAKE) --no-print-directory --jobs 2 train-forward train-reversed
 	@echo "== 2. The backbone's activations go into the cache, and the detector is scored from there."
 	$(DEMO_ENV) $(BIN)/python extract/run.py --checkpoint $(DETECTOR) --cache $(CACHE) \
@@ -36,7 +36,7 @@ demo: $(INSTALLED)
 	$(DEMO_ENV) $(LAUNCH) train/heads.py --checkpoint $(DETECTOR) --cache $(CACHE) --resume \
 		--out runs/demo/part --backbone.trainable_from_block 4 --training.epochs 10 \
 		--training.stop_epoch 10
-	@echo "== 5. Now these adapters are others: passes, from block 3 that is still true, fill the gap."
+	@echo "== 5. These adapters have changed: passes from block 3, which is still true, fill the gap."
 	$(DEMO_ENV) $(BIN)/python evaluate/run.py --checkpoint runs/demo/part/last.pt --cache $(CACHE)
 	@echo "== 6. Both streams, fused: every point averaged with its partner, and weighed by how far both agree."
 	$(DEMO_ENV) $(BIN)/python train/heads.py --checkpoint $(DETECTOR) $(REVERSED) --cache $(CACHE) \

@@ -840,7 +840,7 @@ def test_jobs_in_the_queue_are_not_submitted_again(
     (folder / "go").touch()
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, out + err
-    assert "job 1 of an earlier launch is at it" in err
+    assert "job 1 of an earlier launch is working on it" in err
     jobs = [file.read_text() for file in folder.glob("*.sbatch")]
     assert len(jobs) == len(calls(place)) == 8
     assert sum("--partition=large" in job and "--time=30" in job for job in jobs) == 2

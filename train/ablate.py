@@ -68,13 +68,17 @@ def main() -> None:
     parser.add_argument("--plan", action="store_true", help="print what would be done and stop")
     parser.add_argument("--on", choices=ENGINES, help="make a job of each run")
     parser.add_argument(
-        "--resources", nargs="+", default=[], metavar="NAME=VALUE", help="of each job of --on"
+        "--resources",
+        nargs="+",
+        default=[],
+        metavar="NAME=VALUE",
+        help="what each job of --on gets",
     )
     args, _ = parser.parse()
     if args.processes is not None and args.processes < 1:
         parser.error("--processes must be at least 1")
     if args.resources and not args.on:
-        parser.error("--resources are of jobs; add --on")
+        parser.error("--resources are for jobs; add --on")
     signal.signal(
         signal.SIGTERM, signal.default_int_handler
     )  # launchers send it, and runs must not outlive us

@@ -1,4 +1,4 @@
-"""How exactly is computed: how a GPU multiplies float32 is set here, and nowhere else."""
+"""The precision of computing: how a GPU multiplies float32 is set here, and nowhere else."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

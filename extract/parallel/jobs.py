@@ -145,7 +145,7 @@ class Engine:
 def interrupts_ignored() -> Iterator[None]:
     """Let processes that begin meanwhile ignore Ctrl-C.
 
-    It is for the job alone; the process that submitit has around it would print where it was.
+    An interrupt is for the job alone; submitit's process around it would print a traceback.
     """
     handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
@@ -161,7 +161,7 @@ def interrupt_local(job: Any) -> None:
 
 
 def obey_interrupts() -> None:
-    """Let an interrupt end this job of this machine, and who has submitted it as it ends, too."""
+    """Let an interrupt end this job of this machine, as it ends the process that submitted it."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
 

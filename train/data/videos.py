@@ -73,7 +73,7 @@ class VideoItem:
 
     @property
     def info(self) -> VideoInfo:
-        """The file's identity, which only items have that were loaded with a store."""
+        """The file's identity, which only items loaded with a store have."""
         assert self.identity is not None
         return self.identity
 
