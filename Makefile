@@ -15,13 +15,14 @@ REVERSED_LOG := runs/demo/reversed.log
 # other wherever something else runs.
 DEMO_ENV := OMP_NUM_THREADS=1
 LAUNCH := $(BIN)/accelerate launch --config_file configs/accelerate/one_process.yaml
+TRAIN := $(DEMO_ENV) $(LAUNCH) train/e2e.py --config $(DEMO) --resume $(FRAMES)
 
 .PHONY: demo train-forward train-reversed control study test test-all test-versions docs lint clean
 
 demo: $(INSTALLED)
 	$(BIN)/python extract/demo.py --out data/demo
 	@echo "== 1. End to end: adapters and head learn from the pixels of mp4 files. Beside them learns a second"
-	@echo "      stream, the same backwards in time; what it says goes to $(REVERSED_LOG)."
+	@echo "      stream, the same backwards in time; its output goes to $(REVERSED_LOG)."
 	@$(MAKE) --no-print-directory --jobs 2 train-forward train-reversed
 	@echo "== 2. The backbone's activations go into the cache, and the detector is scored from there."
 	$(DEMO_ENV) $(BIN)/python extract/run.py --checkpoint $(DETECTOR) --cache $(CACHE) \
@@ -35,7 +36,7 @@ demo: $(INSTALLED)
 	$(DEMO_ENV) $(LAUNCH) train/heads.py --checkpoint $(DETECTOR) --cache $(CACHE) --resume \
 		--out runs/demo/part --backbone.trainable_from_block 4 --training.epochs 10 \
 		--training.stop_epoch 10
-	@echo "== 5. Now these adapters are others: passes, from block 3 that is still true, fill the gap."
+	@echo "== 5. These adapters have changed: passes from block 3, which is still true, fill the gap."
 	$(DEMO_ENV) $(BIN)/python evaluate/run.py --checkpoint runs/demo/part/last.pt --cache $(CACHE)
 	@echo "== 6. Both streams, fused: every point averaged with its partner, and weighed by how far both agree."
 	$(DEMO_ENV) $(BIN)/python train/heads.py --checkpoint $(DETECTOR) $(REVERSED) --cache $(CACHE) \
@@ -52,19 +53,17 @@ demo: $(INSTALLED)
 
 # Each computes with one thread: two streams take two cores. Two bars on one screen would be no help.
 train-forward:
-	$(DEMO_ENV) $(LAUNCH) train/e2e.py --config $(DEMO) --resume --cache $(CACHE) $(FRAMES)
+	$(TRAIN) --cache $(CACHE)
 
 train-reversed:
 	@mkdir -p $(dir $(REVERSED_LOG))
-	$(DEMO_ENV) $(LAUNCH) train/e2e.py --config $(DEMO) --resume --cache $(CACHE) $(FRAMES) \
-		--direction reversed --out runs/demo/reversed > $(REVERSED_LOG) 2>&1 \
+	$(TRAIN) --cache $(CACHE) --direction reversed --out runs/demo/reversed > $(REVERSED_LOG) 2>&1 \
 		|| { tail -n 20 $(REVERSED_LOG); exit 1; }
 
 # The same run on annotations exchanged between videos: it must fail.
 control: $(INSTALLED)
 	$(BIN)/python extract/demo.py --out data/demo
-	$(DEMO_ENV) $(LAUNCH) train/e2e.py --config $(DEMO) --resume $(FRAMES) \
-		--out runs/demo/control --data.annotations data/demo/exchanged.json
+	$(TRAIN) --out runs/demo/control --data.annotations data/demo/exchanged.json
 	$(DEMO_ENV) $(BIN)/python evaluate/run.py --checkpoint runs/demo/control/last.pt
 
 # The bidirectional study: 41 rows of 5 seeds on other synthetic videos; goes on where it stopped.

@@ -25,7 +25,7 @@ from benchmarks.gpu_steps import (
     time_step,
 )
 from extract.backbone.backbone import Backbone
-from extract.backbone.precision import working_dtype
+from extract.backbone.precision import autocast
 from extract.settings.backbone import Precision, Recompute, RecomputeSetting
 from extract.settings.units import CLIP_FRAMES
 from train.config import Experiment
@@ -199,11 +199,10 @@ def build_head_step(config: Experiment, plan: Plan, compiled: bool) -> Step:
     features = torch.randn(len(batch.mask), config.backbone.width, steps, device=plan.device)
     points = pyramid_points(steps, config.head.levels, features.device)
     weights = [p for p in detector.parameters() if p.requires_grad]
-    half = working_dtype(config.training.precision, device)
 
     def losses() -> Tensor:
         targets = assign_batch(points, batch.segments[0], batch.labels, len(NAMES))
-        with torch.autocast(plan.device, half, enabled=half is not None):
+        with autocast(config.training.precision, device):
             output = stream.head(features, batch.mask)
         return torch.stack(detection_losses(output, targets))
 

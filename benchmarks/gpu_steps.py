@@ -37,9 +37,9 @@ from torch import Tensor
 
 from benchmarks.sizes import CLASSES, FILES, count_flops, experiment
 from configs.atomic import write_text
-from extract.activations.passes import autocast
 from extract.backbone.backbone import Backbone
 from extract.backbone.frozen import hold_frozen
+from extract.backbone.precision import autocast
 from extract.settings.backbone import Precision, RecomputeSetting
 from train.config import Experiment
 from train.data.batch import Batch
@@ -154,7 +154,7 @@ def build_extraction_step(config: Experiment, device: str, compiled: bool) -> St
 
     @torch.no_grad()
     def step() -> Tensor:
-        with autocast(backbone, config.training.precision):
+        with autocast(config.training.precision, torch.device(device)):
             return backbone(pixels)
 
     return step

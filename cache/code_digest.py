@@ -1,4 +1,4 @@
-"""What code computes, as a digest: of functions and classes, and of all of ours that they call.
+"""What code computes, as a digest: of functions and classes, and of all our code that they call.
 
 The parsed syntax counts. Comments, blank lines, docstrings, annotations and the messages of errors
 do not, nor does the file that a definition stands in. Code of libraries counts by their versions.
@@ -104,7 +104,7 @@ def versions(libraries: Iterable[str]) -> dict[str, str]:
 
 @lru_cache
 def is_ours(module: str) -> bool:
-    """Return whether a module is no library's: one of this project, or of its user."""
+    """Return whether a module belongs to no library, but to this project or its user."""
     top = module.partition(".")[0]
     if top in OURS:
         return True

@@ -4,7 +4,7 @@
     python cache/show.py STORE --adopt FINGERPRINT [--checkpoint FILE] [--config FILE] [--a.setting]
 
 The table says of every entry whether it is true, stale (its checkpoint has other weights now),
-outdated (the code, a library or a flag is another one) or unknown, and below it why. --verify reads
+outdated (the code, a library or a flag has changed) or unknown, and below it why. --verify reads
 every checksum and ends with code 1 if a file is not as it was written. --prune frees what is stale,
 what --verify found damaged, and with --budget what is oldest beyond so many GB; never what a
 running process uses. What is outdated stays: other checkouts may use it. --adopt computes some of

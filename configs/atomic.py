@@ -16,7 +16,7 @@ LONGEST = 230  # bytes of a name to which ours can be added, too: file systems t
 def write_text(path: Path, text: str) -> None:
     """Write a text file atomically.
 
-    What of a name is no UTF-8 stands there as JSON's escape, `\\udcff`.
+    Bytes of a name that are not UTF-8 are written as JSON's escapes, such as `\\udcff`.
     """
     with atomic_path(path) as aside:
         aside.write_text(text, encoding="utf-8", errors="backslashreplace")

@@ -18,7 +18,7 @@ def run(main: Callable[[], None], hint: str = "") -> None:
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            # A name that is no UTF-8, or a sign that a terminal's encoding lacks, ends no run.
+            # A name that is not UTF-8, or a sign that a terminal's encoding lacks, ends no run.
             stream.reconfigure(errors="backslashreplace")
     try:
         main()

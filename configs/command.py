@@ -92,7 +92,7 @@ def _answer() -> None:
 
 
 def format_overview() -> str:
-    """Return what commands there are, each with its script and the first line of its text."""
+    """Return the list of commands, each with its script and the first line of its text."""
     width = max(map(len, SCRIPTS))
     lines = [f"  {name:<{width}}  {_summarise(script)}" for name, script in SCRIPTS.items()]
     return "\n".join(

@@ -22,7 +22,7 @@ YAML_NAMES = {"None": "null", "True": "true", "False": "false"}
 
 
 class UniqueKeys(yaml.SafeLoader):
-    """A YAML loader that rejects duplicate keys, of which others take the last."""
+    """A YAML loader that rejects duplicate keys, where others keep the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
@@ -103,7 +103,7 @@ def find_config(path: str | Path) -> Path:
 
 
 def find_script(name: str) -> list[str]:
-    """Return what Python is given to run a script: a file as named, or one that we come with.
+    """Return what Python is given to run a script: a file as named, or one of ours.
 
     Args:
         name: a path; `train/e2e.py` and the like are found from any folder.
@@ -248,7 +248,7 @@ def _describe_kinds(kind: type) -> dict[str, str]:
 
 
 def _describe_error(kind: type, text: str) -> str:
-    """Return a parser's message in one line; of a wrong type, in words instead of Python's."""
+    """Return a parser's message in one line; a wrong type is told in words, not in Python's."""
     text = " ".join(text.split())
     found = WRONG_TYPE.fullmatch(text)
     if found and (wanted := _describe_kinds(kind).get(found["name"])):

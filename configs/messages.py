@@ -8,7 +8,7 @@ EXPECTED = (ValueError, FloatingPointError, MemoryError, OSError)
 
 
 _ESCAPES = re.compile(r"\x1b(?:\[[0-9;?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\^_])")
-"""Colours, titles and other orders to a terminal (ECMA-48), which libraries put into messages."""
+"""Control sequences for a terminal (ECMA-48), such as colours, that libraries put into messages."""
 
 
 def format_error(error: BaseException) -> str:
@@ -20,12 +20,12 @@ def format_error(error: BaseException) -> str:
 
 
 def without_escapes(text: str) -> str:
-    """Return a text without orders to a terminal."""
+    """Return a text without control sequences for a terminal."""
     return _ESCAPES.sub("", text)
 
 
 def plain_line(text: str, limit: int = 160) -> str:
-    """Return another program's text as one line, without orders to a terminal.
+    """Return another program's text as one line, without control sequences for a terminal.
 
     Args:
         limit: characters; a longer text is cut after a word and ends with an ellipsis.
@@ -63,7 +63,7 @@ MAX_LINES = 20
 
 
 def truncated(lines: Sequence[str]) -> list[str]:
-    """Return the lines, or of a long list the first ones and how many more there are."""
+    """Return the lines; of a long list, the first ones and how many more there are."""
     more = len(lines) - MAX_LINES
     return [*lines[:MAX_LINES], *([f"… and {more} more"] if more > 0 else [])]
 

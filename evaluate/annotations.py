@@ -343,7 +343,7 @@ def _video_measures(
 
 
 def _tells_rate(record: Record, info: _Info | None) -> bool:
-    """Return whether the annotations or a table tell the frame rate, be it a wrong one."""
+    """Return whether the annotations or a table tell the frame rate, even a wrong one."""
     return info is not None or bool({"fps", "frame"} & record.content.keys())
 
 

@@ -7,7 +7,7 @@ Videos are files, folders, or patterns in quotes. Prints a table for each; --jso
 ActivityNet's layout, --csv a table, --srt and --vtt a subtitle file for each video, --page an HTML
 file with timelines, --clips each segment as a video of its own (without sound); --label_studio,
 --elan and --via files for people who correct what was found in these annotation tools. Dotted
-overrides change settings of the checkpoint, as --evaluation.batch_size 2. Videos that cannot be
+overrides change the checkpoint's settings, such as --evaluation.batch_size 2. Videos that cannot be
 read are listed at the end, and the exit status is then 1.
 """
 
@@ -84,7 +84,7 @@ class Outputs:
     clips: Path | None = None
 
     def make_folders(self) -> None:
-        """Make them now, not after hours of detection."""
+        """Make the folders now, not after hours of detection."""
         for file in filter(None, (self.json, self.csv, self.page)):
             file.parent.mkdir(parents=True, exist_ok=True)
         for folder in filter(None, (self.srt, self.vtt, self.clips)):
@@ -94,7 +94,7 @@ class Outputs:
 
 @dataclass
 class DetectedVideos:
-    """What has come of the videos so far.
+    """The results of the videos so far.
 
     Args:
         found: by video, the detections that count, best first.
@@ -300,7 +300,7 @@ def video_paths(given: Sequence[str]) -> list[Path]:
 
 
 def read_truth(path: Path, videos: Sequence[Path]) -> Annotations:
-    """Read annotations of these videos; of others, if only their files tell the times, nothing."""
+    """Read the annotations of these videos; others that need their files are left out."""
     from train.data.videos import frame_times
 
     if not path.exists():
@@ -322,7 +322,7 @@ def select_truth(
         if video is not None:
             truth[item.name] = video.segments
     if items and not truth:
-        print(f"warning: the annotations have none of these videos, {items[0].name} for one")
+        print(f"warning: the annotations have none of these videos, such as {items[0].name}")
     return truth
 
 

@@ -14,7 +14,7 @@ def add_threshold(parser: ScriptParser, meaning: str) -> None:
 
 
 def check_threshold(parser: ScriptParser, threshold: float) -> None:
-    """End the script if --threshold is no score."""
+    """End the script if --threshold is not a score."""
     if not 0 <= threshold <= 1:
         parser.error("--threshold is a score from 0 to 1")
 

@@ -44,8 +44,8 @@ SUBSETS = ("training", "validation", "test", "held_out")
 ANNOTATIONS = "annotations.json"
 STAMP = "demo.json"  # only a folder with this file is ours to delete
 CHUNK = 128  # frames drawn at a time
-# x264's lookahead reads memory next to frames whose width is no multiple of 64: its decisions, and
-# so the file's bytes, would differ from run to run.
+# x264's lookahead reads memory next to frames whose width is not a multiple of 64: its
+# decisions, and so the file's bytes, would differ from run to run.
 REPEATABLE_OPTIONS = {"x264-params": "mbtree=0:rc-lookahead=0"}
 
 

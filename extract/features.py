@@ -145,7 +145,7 @@ def find_sources(
     """Return the feature files of videos, why others cannot be used, and how many there are.
 
     Args:
-        videos: those to find files of; if empty, every file of the first folder is one's.
+        videos: those to find files of; if empty, every file of the first folder stands for one.
 
     Raises:
         ValueError: there are no files.

@@ -89,9 +89,13 @@ def main() -> None:
     parser.add_argument(
         "--on", choices=ENGINES, help="run the shares as jobs of a cluster, or side by side here"
     )
-    parser.add_argument("--shares", type=int, metavar="N", help="of --on; default: 2")
+    parser.add_argument("--shares", type=int, metavar="N", help="how many --on makes; default: 2")
     parser.add_argument(
-        "--resources", nargs="+", default=[], metavar="NAME=VALUE", help="of each job of --on"
+        "--resources",
+        nargs="+",
+        default=[],
+        metavar="NAME=VALUE",
+        help="what each job of --on gets",
     )
     args, overrides = parser.parse()
     if not (args.checkpoint or args.config):
@@ -109,7 +113,7 @@ def main() -> None:
         submit_shares(args.on, shares, resources, Path("runs/jobs"), command)
         return
     if args.resources or args.shares is not None:
-        parser.error("--shares and --resources are of jobs; add --on, or say --share I/N")
+        parser.error("--shares and --resources are for jobs; add --on, or give --share I/N")
     plan_and_compute(
         args.checkpoint,
         args.config,
@@ -349,7 +353,7 @@ def _print_plan(
 
     print(made.headline())
     if left_out := skipped_of(items.values()):
-        print(format_skipped(left_out, len(left_out) + sum(map(len, items.values()))))
+        print(format_skipped(left_out, sum(some.listed for some in items.values())))
     if "train" in names:
         of = config.sampling, config.direction, config.cache.span
         idle, clips = _count_unneeded(items[names["train"]], *of)
@@ -396,7 +400,7 @@ def _check_writable(file: Path, purposes: Sequence[str]) -> None:
     if "train" not in purposes:
         raise ValueError(f"--plan: {file} would get the ways to train; add train to --of")
     if file.suffix != ".json" or not file.parent.is_dir():
-        raise ValueError(f"--plan: {file} is no .json file in a folder that is there")
+        raise ValueError(f"--plan: {file} is not a .json file in an existing folder")
 
 
 def _count_unneeded(

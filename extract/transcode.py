@@ -137,7 +137,9 @@ def transcode_videos(request: TranscodeRequest) -> list[str]:
     print(f"{request.out}: {len(done)} {what}, {len(to_make)} of them to make")
     as_rgb = sum(result is True for result in results)
     if as_rgb and request.crf is None:
-        print(f"{as_rgb} of them hold RGB: only so VideoReader gives exactly the source's pixels")
+        print(
+            f"{as_rgb} of them hold RGB: only then does VideoReader give the source's exact pixels"
+        )
     if annotations:
         _write_annotations(annotations, request, {path: indexes[path.stem] for path in done})
     if config is not None:
@@ -169,7 +171,7 @@ def _proxy_config(request: TranscodeRequest) -> ProxyConfig | None:
     if request.processes < 1:
         raise ValueError(f"--processes: {request.processes} is not at least 1")
     if request.out.resolve() == request.videos.resolve():
-        raise ValueError("--out: choose another folder than --videos, whose files are not replaced")
+        raise ValueError("--out: choose a folder other than --videos, whose files are not replaced")
     annotations = request.annotations
     if annotations and (request.out / annotations.name).resolve() == annotations.resolve():
         raise ValueError(f"--out: {annotations} lies there and would be replaced; choose another")

@@ -840,7 +840,7 @@ def test_jobs_in_the_queue_are_not_submitted_again(
     (folder / "go").touch()
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, out + err
-    assert "job 1 of an earlier launch is at it" in err
+    assert "job 1 of an earlier launch is working on it" in err
     jobs = [file.read_text() for file in folder.glob("*.sbatch")]
     assert len(jobs) == len(calls(place)) == 8
     assert sum("--partition=large" in job and "--time=30" in job for job in jobs) == 2
@@ -865,6 +865,18 @@ def test_wrong_resources_are_one_line(
     done = ablate(place, *arguments)
     assert done.returncode in (1, 2) and "Traceback" not in done.stderr
     assert expected in done.stderr and not calls(place)
+
+
+@submitit
+def test_a_wrong_resource_of_a_row_is_told_with_its_name(place: Path) -> None:
+    grid = small_grid()
+    grid["rows"]["reversed"]["resources"] = {"gpus_per_nod": 1}
+    write(place, grid)
+    done = ablate(place, *LOCAL)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    (line,) = (line for line in done.stderr.splitlines() if line.startswith("error: "))
+    assert line.startswith("error: --resources with rows.reversed.resources: ")
+    assert "gpus_per_nod" in line and not calls(place)
 
 
 def test_a_row_may_learn_from_another_rows_answers() -> None:

@@ -463,7 +463,7 @@ def test_a_video_that_was_replaced_is_not_stored_under_its_old_name(
     other = tmp_path / "other.mp4"
     write_numbered(other, 150, ENCODINGS["intra only"])
     shutil.copy(other, video)
-    with pytest.raises(VideoError, match="its content is another one"):
+    with pytest.raises(VideoError, match="its content has changed"):
         activations.get(span)
     activations.close()
     assert not activations.cached_cuts()["features"].contains(span)

@@ -365,7 +365,7 @@ def test_attributes_of_via(tmp_path: Path) -> None:
         "file": {"vid": "1", "flg": 0, "z": [], "xy": [], "av": {"1": "run"}},
     }
     annotations = read_annotations(save(path, project))
-    assert noted(annotations) == {"VIA annotations that are no temporal segments left out": 3}
+    assert noted(annotations) == {"VIA annotations other than temporal segments left out": 3}
     project["view"]["1"]["fid_list"] = ["1", "2"]
     refused(save(path, project), "view 1: shows 2 files")
 
@@ -379,7 +379,7 @@ def test_tables_of_via(tmp_path: Path) -> None:
     tool_exports.via_rows(path, [row, still], attribute)
     annotations = read_annotations(path)
     assert segments_of(annotations) == [("run", 1.5, 2.5)]
-    assert noted(annotations) == {"VIA annotations that are no temporal segments left out": 1}
+    assert noted(annotations) == {"VIA annotations other than temporal segments left out": 1}
     path.write_text(
         "# Exported using VGG Image Annotator\n"
         "# CSV_HEADER = metadata_id,file_list,temporal_segment_start,temporal_segment_end,"

@@ -356,12 +356,12 @@ def a_video_should_last_much_longer(data: Data) -> None:
     data.first["duration"] *= 3
 
 
-@plant("warning", "another number of frames than annotated")
+@plant("warning", "number of frames other than annotated")
 def a_video_should_have_more_frames(data: Data) -> None:
     data.first["frame"] = 600
 
 
-@plant("warning", "another frame rate than annotated")
+@plant("warning", "frame rate other than annotated")
 def a_video_should_have_another_rate(data: Data) -> None:
     data.first["fps"] = 30
 

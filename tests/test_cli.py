@@ -83,7 +83,7 @@ def test_every_entry_script_ends_with_it() -> None:
 
 
 def test_what_a_terminal_cannot_write_ends_no_run() -> None:
-    """A name that is no UTF-8, and a sign that the terminal's encoding lacks."""
+    """A name that is not UTF-8, and a sign that the terminal's encoding lacks."""
     code = (
         "import sys\nfrom configs import cli\ndef main():\n"
         "    print('caf\\udce9 \\u2588')\n    sys.exit('error: caf\\udce9')\ncli.run(main)"

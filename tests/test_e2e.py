@@ -242,7 +242,7 @@ def test_going_on_with_other_videos_is_told(
         task = DetectionTask(build_detector(config, annotations.classes), items, None, accelerator)
         TrainingRun(task, accelerator, resume=True)
         told = capsys.readouterr().out
-        assert ("resumes with other training videos" in told) == bool(blocked)
+        assert ("resumes with training videos other than those" in told) == bool(blocked)
         assert (f"without {first}" in told) == bool(blocked)
 
 

@@ -822,7 +822,7 @@ def test_a_video_that_is_replaced_while_it_is_decoded_is_not_kept(
 
     monkeypatch.setattr(module, "resized_chunks", replaced)
     (folder := tmp_path / "frames").mkdir()
-    with pytest.raises(VideoError, match="was replaced during the run: its content is another one"):
+    with pytest.raises(VideoError, match="was replaced during the run: its content has changed"):
         read(FrameCache(folder, WINDOW), item)
     assert not list(folder.iterdir())
 

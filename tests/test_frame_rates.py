@@ -72,7 +72,7 @@ def test_a_checkpoint_keeps_the_training_videos_rates(
         detector.detect(frames, fps=max(rates))
         with pytest.raises(UserWarning, match=r"the source \(100\)\. Set --sampling\.fps"):
             detector.detect(frames, fps=100)
-        with pytest.raises(UserWarning, match="1 of 1 videos have other frame rates"):
+        with pytest.raises(UserWarning, match="1 of 1 videos have frame rates other than"):
             next(detector.detect_live(frames, fps=2))
         detector.frame_rates = (200.0, 240.0)
         with pytest.raises(UserWarning, match=path.stem):

@@ -13,8 +13,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from configs.loader import load
-from extract.activations.activations import Activations, _glance
+from extract.activations.activations import Activations
 from extract.activations.fingerprints import fingerprints, settings
+from extract.activations.glance import glance_at_weights
 from extract.backbone.backbone import Backbone
 from extract.backbone.frozen import hold_frozen
 from extract.backbone.precision import AUTOCAST
@@ -134,14 +135,14 @@ def test_weights_fingerprints_and_the_glance_at_them_stay() -> None:
     backbone = new_backbone(mode="adapter").eval()
     of = settings(backbone.config, PixelConfig(size=SIZE), "bf16")
     weights = {name: tensor.clone() for name, tensor in backbone.state_dict().items()}
-    before, seen = fingerprints(backbone, of), cast(Any, _glance(backbone))[1]
+    before, seen = fingerprints(backbone, of), cast(Any, glance_at_weights(backbone))[1]
     hold_frozen(backbone, "bf16", SIZE)
     after = backbone.state_dict()
     assert after.keys() == weights.keys()
     assert all(torch.equal(t, after[name]) for name, t in weights.items())
     assert all(t.dtype == torch.float32 for t in after.values())
     assert fingerprints(backbone, of) == before
-    assert cast(Any, _glance(backbone))[1] == seen
+    assert cast(Any, glance_at_weights(backbone))[1] == seen
 
 
 def test_passes_of_head_training_and_a_teacher_use_what_is_held(

@@ -415,7 +415,7 @@ def test_damage_is_told_by_workers_and_mended(study: Path, tmp_path: Path) -> No
     checkpoint.ema["streams.0.backbone.adapters.0.gamma"] += 1
     save_checkpoint(other, checkpoint)
     done = script(*[other if a == study / "e2e/last.pt" else a for a in resumed])
-    assert done.returncode == 1 and "another backbone" in done.stderr
+    assert done.returncode == 1 and "a different backbone" in done.stderr
 
 
 def test_the_cache_is_never_in_the_way_of_an_end_to_end_run(

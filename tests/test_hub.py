@@ -235,5 +235,5 @@ def test_a_detector_goes_to_the_hub_and_comes_back(
 def test_a_pickle_that_would_run_code_is_refused(hub: Hub, tmp_path: Path) -> None:
     torch.save({"format": "palindrome-2", "x": subprocess.Popen}, tmp_path / "evil.pt")
     hub.repositories["org/evil"] = Repository({"detector.pt": (tmp_path / "evil.pt").read_bytes()})
-    with pytest.raises(ValueError, match="damaged or no checkpoint"):
+    with pytest.raises(ValueError, match="damaged or not a checkpoint"):
         Detector.from_pretrained("hf://org/evil")

@@ -35,12 +35,13 @@ def spoil(folder: Path) -> dict[str, str]:
     (folder / "empty.mp4").touch()
     (folder / "folder.mp4").mkdir()
     (folder / "noise.mp4").write_bytes(np.random.default_rng(0).bytes(5000))
+    no_video = "its data are damaged or not a video"
     return {
         "absent": f"absent: no such file in {folder}",
-        "cut": f"{folder}/cut.mp4: cannot be read as video: its data are damaged or no video",
+        "cut": f"{folder}/cut.mp4: cannot be read as video: {no_video}",
         "empty": f"{folder}/empty.mp4: cannot be read as video: the file is empty",
         "folder": f"{folder}/folder.mp4: cannot be read as video: it is a folder",
-        "noise": f"{folder}/noise.mp4: cannot be read as video: its data are damaged or no video",
+        "noise": f"{folder}/noise.mp4: cannot be read as video: {no_video}",
     }
 
 

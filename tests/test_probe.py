@@ -205,7 +205,7 @@ def spoil_the_end(path: Path) -> None:
 
 
 def test_bad_files_are_told_apart(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """The real child, on every kind of file that is no video."""
+    """The real child, on every kind of file that is not a video."""
     good(tmp_path / "good.mp4", 130)
     (tmp_path / "folder.mp4").mkdir()
     (tmp_path / "empty.mp4").touch()
@@ -226,10 +226,10 @@ def test_bad_files_are_told_apart(tmp_path: Path, capfd: pytest.CaptureFixture[s
         "absent.mp4": "cannot be read as video: it does not exist",
         "folder.mp4": "cannot be read as video: it is a folder",
         "empty.mp4": "cannot be read as video: the file is empty",
-        "pipe.mp4": "cannot be read as video: it is no regular file",
+        "pipe.mp4": "cannot be read as video: it is not a regular file",
         "loop.mp4": "cannot be read as video: Too many levels of symbolic links",
-        "noise.mp4": "cannot be read as video: its data are damaged or no video",
-        "cut.mp4": "cannot be read as video: its data are damaged or no video",
+        "noise.mp4": "cannot be read as video: its data are damaged or not a video",
+        "cut.mp4": "cannot be read as video: its data are damaged or not a video",
         "sound.mp4": "cannot be read as video: it has no video stream",
         "spoilt.mp4": "cannot be decoded: its data are damaged",
     }

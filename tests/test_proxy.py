@@ -292,7 +292,7 @@ def test_bad_files_are_told_at_the_end_and_the_others_are_done(
     assert f"{videos}/cut.mp4: cannot be read as video: its data are damaged" in said
     assert f"{videos}/empty.mkv: cannot be read as video: the file is empty" in said
     assert f"{videos}/holed.mp4: cannot be decoded: its data are damaged" in said
-    assert f"{out}/two.mp4: is no proxy and would be replaced" in said
+    assert f"{out}/two.mp4: is not a proxy and would be replaced" in said
     assert (out / "two.mp4").read_bytes() == b"something of the user's"
     assert names_in(out) == ["one.mp4", "proxies.json", "three.mp4", "truth.json", "two.mp4"]
     assert (out / "truth.json").read_text() == truth.read_text()
@@ -468,7 +468,7 @@ def test_activations_of_proxies_and_originals_never_mix(tmp_path: Path) -> None:
         ("--short_side=161", "--short_side: 161 is not an even number from 112 to 182"),
         ("--short_side=160 --gop=0", "--gop: 0 is not 1 to 250 frames"),
         ("--short_side=160 --crf=52", "--crf: 52 is not 1 (best) to 51 (worst)"),
-        ("--short_side=160 --out=videos", "--out: choose another folder than --videos"),
+        ("--short_side=160 --out=videos", "--out: choose a folder other than --videos"),
         ("--short_side=160 --videos=none", "--videos: there is no folder none"),
         ("--short_side=160 --videos=out", "--videos: out holds no video"),
         ("--short_side=160 --processes=0", "--processes: 0 is not at least 1"),

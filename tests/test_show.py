@@ -189,7 +189,7 @@ def test_other_numbers_and_other_weights_are_not_adopted(
     last = load_checkpoint(study / "run/last.pt", Experiment)
     changed = {key: tensor + 1 for key, tensor in last.ema.items()}
     save_checkpoint(tmp_path / "other.pt", last._replace(ema=changed))
-    with pytest.raises(ValueError, match="other weights"):
+    with pytest.raises(ValueError, match="does not have these weights"):
         adopt_entry(str(cache), name, str(tmp_path / "other.pt"), None, [])
 
 

@@ -174,7 +174,7 @@ def test_a_header_may_be_a_comment(tmp_path: Path) -> None:
 
 
 def test_quotes_that_are_not_closed_cost_their_own_row(tmp_path: Path) -> None:
-    """Not the rows after it, which would be part of a label; blanks after a quote are no harm."""
+    """Not the rows after it, which would be part of a label; blanks after a quote do no harm."""
     rows = ['v,1,2,"A" ,training', 'v,3,4,"B,training', "v,5,x,C,training", 'v,7,8,"D",training']
     with pytest.raises(ValueError, match="2 problems") as told:
         read(tmp_path, HEADER + "\n".join(rows))
@@ -266,10 +266,10 @@ def test_times(tmp_path: Path, delimiter: str, times: list[str], seconds: list[f
         (",", ['"1,5"', "2.345"], "end", "'2.345' may be 2.345 or 2345"),
         (",", ["1:75", "99"], "start", "below 60"),
         (",", ["1", "1:60:00"], "end", "below 60"),
-        (",", ["1:2:3:4", "99"], "start", "'1:2:3:4' is no time"),
-        (",", ["1:00 PM", "99"], "start", "'1:00 PM' is no time"),
+        (",", ["1:2:3:4", "99"], "start", "'1:2:3:4' is not a time"),
+        (",", ["1:00 PM", "99"], "start", "'1:00 PM' is not a time"),
         (",", ["1", "2 s"], "end", "finite number, not '2 s'"),
-        (",", ["-0:01", "2"], "start", "'-0:01' is no time"),
+        (",", ["-0:01", "2"], "start", "'-0:01' is not a time"),
         (",", ["nan", "2"], "start", "finite number, not 'nan'"),
         (",", ["1", "inf"], "end", "finite number, not 'inf'"),
     ],

@@ -188,7 +188,7 @@ def test_bad_files_are_told_at_the_end_and_finished_ones_left_alone(
     assert said.startswith("error: 3 videos could not be reversed:\n")
     assert f"{videos}/cut.mp4: cannot be read as video: its data are damaged" in said
     assert f"{videos}/empty.mkv: cannot be read as video: the file is empty" in said
-    assert f"{out}/two.mp4: is no reversed {videos}/two.mp4 of these settings" in said
+    assert f"{out}/two.mp4: is not {videos}/two.mp4 reversed with these settings" in said
     printed = capsys.readouterr().out
     assert "warning: 3 videos of the annotations have no reversed file" in printed
     assert (out / "two.mp4").read_bytes() == b"something of the user's"

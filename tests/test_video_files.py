@@ -78,7 +78,7 @@ def videos(tmp_path: Path) -> Path:
 Spoiler = Callable[[Path], object]
 CAUSES: dict[str, Spoiler] = {
     "share a name; remove one": lambda folder: write_clip(folder / "bad.mts", format="mpegts"),
-    "there is bad.bin, but its content is no video's": lambda folder: renamed(
+    "there is bad.bin, but its content is not that of any known video": lambda folder: renamed(
         folder / "bad.mp4", "bad.bin"
     ).write_bytes(b"nothing"),
     "encrypted": lambda folder: write_clip(

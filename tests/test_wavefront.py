@@ -162,9 +162,9 @@ def test_misuse_says_what_to_do(small: Backbone) -> None:
     with pytest.raises(RuntimeError, match="nothing was pushed"):
         wavefront.finish()
     for length in (0, 30):
-        with pytest.raises(ValueError, match=f"{length} frames are no whole clips of 16; pad"):
+        with pytest.raises(ValueError, match=f"{length} frames do not make whole clips of 16; pad"):
             wavefront.push(frames(1, length))
-    with pytest.raises(ValueError, match="12 tubelets are no whole clips of 8"):
+    with pytest.raises(ValueError, match="12 tubelets do not make whole clips of 8"):
         StreamingPass(small, [2], start=0).push(torch.zeros(1, 12, 4, 32))
     wavefront.push(frames(1, 16))  # a refused group has changed nothing
     wavefront.finish()

@@ -148,7 +148,7 @@ def test_files_that_are_no_weights_say_so_in_one_line(tmp_path: Path) -> None:
     for name, said in {
         "absent.pth": r"no checkpoint at .*; .*docs/weights.md .*videomae-small",
         "empty.pth": "is empty",
-        "half-whole.pth": "is damaged or no checkpoint: the end .* is missing; copy it again",
+        "half-whole.pth": "is damaged or not a checkpoint: the end .* is missing; copy it again",
         "packed.pth": "is damaged or holds no weights",
         "half-whole.safetensors": "is damaged",
         "flipped.pth": "wrong checksum",
@@ -363,7 +363,7 @@ def test_detectors_that_do_not_fit_are_refused_in_words(tmp_path: Path) -> None:
         match=r"mode adapter \(adapters at blocks 0 to 2\), but .* frozen; set it to adapter",
     ):
         checkpoint_from_opentad(network, frozen, "x.pth")
-    with pytest.raises(ValueError, match="is no detector: it has a transformer, but no head"):
+    with pytest.raises(ValueError, match="is not a detector: it has a transformer, but no head"):
         checkpoint_from_opentad(replace(network, head={}), named, "x.pth")
 
 

@@ -45,11 +45,12 @@ if __package__ is None:  # run as a file: its neighbours must not hide modules o
 
 import os
 import signal
+from collections.abc import Sequence
 from uuid import uuid4
 
 from configs import cli
 from configs.options import ScriptParser
-from extract.parallel.jobs import ENGINES, Engine, parse_resources
+from extract.parallel.jobs import ENGINES, Engine, open_executor, parse_resources
 from train.ablation.grid import Grid, read_grid
 from train.ablation.records import check_own_run, is_current, status
 from train.ablation.runner import Scheduler
@@ -67,13 +68,17 @@ def main() -> None:
     parser.add_argument("--plan", action="store_true", help="print what would be done and stop")
     parser.add_argument("--on", choices=ENGINES, help="make a job of each run")
     parser.add_argument(
-        "--resources", nargs="+", default=[], metavar="NAME=VALUE", help="of each job of --on"
+        "--resources",
+        nargs="+",
+        default=[],
+        metavar="NAME=VALUE",
+        help="what each job of --on gets",
     )
     args, _ = parser.parse()
     if args.processes is not None and args.processes < 1:
         parser.error("--processes must be at least 1")
     if args.resources and not args.on:
-        parser.error("--resources are of jobs; add --on")
+        parser.error("--resources are for jobs; add --on")
     signal.signal(
         signal.SIGTERM, signal.default_int_handler
     )  # launchers send it, and runs must not outlive us
@@ -81,11 +86,7 @@ def main() -> None:
     if args.plan:
         print_plan(grid)
         return
-    engine = None
-    if args.on:
-        shared = parse_resources(args.resources)
-        resources = {name: shared | row.resources for name, row in grid.rows.items()}
-        engine = Engine(args.on, resources, grid.root / ".jobs")  # no row has this name
+    engine = open_engine(args.on, grid, args.resources) if args.on else None
     at_a_time = args.processes or (len(grid.runs()) if args.on == "slurm" else 1)
     if not ablate(grid, at_a_time, engine):
         sys.exit(1)
@@ -98,6 +99,25 @@ def print_plan(grid: Grid) -> None:
     for run, what in remaining.items():
         print(f"{run!s:<{width}}  {what or 'done'}")
     print(f"{sum(not what for what in remaining.values())} of {len(remaining)} runs are done")
+
+
+def open_engine(name: str, grid: Grid, resources: Sequence[str]) -> Engine:
+    """Return an engine that makes jobs of a grid's runs.
+
+    Args:
+        name: one of `ENGINES`.
+        resources: `name=value`, for all rows.
+
+    Raises:
+        ValueError: a resource is wrong; says in which row, if rows have their own.
+    """
+    shared, logs = parse_resources(resources), grid.root / ".jobs"  # no row has this name
+    executors = {}
+    for row, settings in grid.rows.items():
+        own = settings.resources
+        where = f"--resources with rows.{row}.resources" if own else "--resources"
+        executors[row] = open_executor(name, shared | own, logs, where)
+    return Engine(name, executors, logs)
 
 
 def ablate(grid: Grid, processes: int, engine: Engine | None) -> bool:

@@ -253,7 +253,7 @@ def _compare(
                 largest = float(np.maximum(largest, off.max()))  # NaN is the largest
         if not largest <= TOLERANCE:
             raise ValueError(
-                f"{what} gives other results than PyTorch: they differ by {largest:.2g}, more than "
+                f"{what} does not give PyTorch's results: they differ by {largest:.2g}, more than "
                 f"{TOLERANCE:g}; nothing is written"
             )
         seconds = _cpu_s(lambda: network(*windows[0])), _cpu_s(lambda: run(windows[0]))

@@ -1,4 +1,4 @@
-"""A detector as others get it: a folder with its weights, its settings and a model card."""
+"""A detector as others receive it: a folder with its weights, its settings and a model card."""
 
 import json
 import shlex
@@ -120,5 +120,5 @@ def _read_scores(path: Path) -> dict[str, float]:
         return {name: value for name, value in content.items() if isinstance(value, float)}
     except (ValueError, OSError, AttributeError) as error:
         raise ValueError(
-            f"metrics: {path} is no metrics.json of evaluate/run.py ({error})"
+            f"metrics: {path} is not a metrics.json of evaluate/run.py ({error})"
         ) from error

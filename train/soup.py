@@ -2,9 +2,9 @@
 
     python train/soup.py --checkpoint A.pt B.pt [C.pt …] --out runs/soup [--resume]
 
-The checkpoints must have gone on from the same one, for instance a fusion and what its heads became
-on held-out videos (configs/fusion/tuned.yaml), or a stream and what a teacher made of its head
-(configs/fusion/distilled.yaml): the mean is often better than either (Wortsman et al., "Model
+The checkpoints must descend from the same one, for instance a fusion and what its heads
+became on held-out videos (configs/fusion/tuned.yaml), or a stream and what a teacher made of its
+head (configs/fusion/distilled.yaml): the mean is often better than either (Wortsman et al., "Model
 soups", ICML 2022, and "Robust fine-tuning of zero-shot models", CVPR 2022). Of networks that were
 trained apart it is worth nothing. What they have in common stays as it is to the bit, so that
 stored activations stay true. At test the soup costs what one detector costs.
@@ -73,7 +73,7 @@ def mix_checkpoints(sources: Sequence[CheckpointSource]) -> Checkpoint[Experimen
     )
     if apart > APART:
         print(
-            "warning: these look as if they were trained apart; the mean of such networks is no "
+            "warning: these look as if they were trained apart; the mean of such networks is not a "
             "detector: mix those that went on from the same checkpoint"
         )
     return first._replace(model=mean, ema=mean, training={}, frame_rates=known)

@@ -156,8 +156,8 @@ def list_tables(parts: dict[str, dict[str, int | None]]) -> dict[str, int]:
 def refresh_index(index: Index, files: Files) -> Index:
     """Return an index of what is committed now.
 
-    A listing is no snapshot: while a writer compacts, one may lack both the segment that it deletes
-    and the array that it committed before. Two equal listings in a row lack nothing.
+    A listing is not a snapshot: while a writer compacts, one may lack both the segment that it
+    deletes and the array that it committed before. Two equal listings in a row lack nothing.
     """
     listed = list_tables(files.grandchildren(PARTS))
     for _ in range(8):

@@ -51,7 +51,7 @@ class Files(Protocol):
         """Return all files below a folder, by their names in the store, with their bytes."""
 
     def free_bytes(self) -> int | None:
-        """Return the free space of the disk; None where it is unknown."""
+        """Return the free bytes of the disk; None where that is unknown."""
 
 
 def read_whole(files: Files, name: str, size: int | None) -> Bytes | None:

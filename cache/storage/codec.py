@@ -104,7 +104,7 @@ def decompress(frame: Bytes, out: Bytes, file: str) -> None:
     """Fill `out` from a frame whose checksum was right.
 
     Raises:
-        Damaged: it is no frame of that many bytes.
+        Damaged: it is not a frame of that many bytes.
     """
     # Blosc writes as many bytes as the frame's header says: it has to be `out`'s size.
     size = int.from_bytes(frame[4:8].tobytes(), "little") if len(frame) >= 16 else -1

@@ -1,4 +1,4 @@
-"""A path or a URL to the place that it names."""
+"""From a path or a URL to the place that it names."""
 
 import re
 from pathlib import Path

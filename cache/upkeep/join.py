@@ -1,4 +1,4 @@
-"""Joining of the files of descriptions, which writers leave small and many; what is unused goes."""
+"""Joining of the many small files of descriptions that writers leave; what is unused goes."""
 
 import re
 from collections.abc import Callable, Collection
@@ -23,12 +23,12 @@ SMALL_BYTES = 2**20  # several files, each smaller, become one
 def join_descriptions(
     store: Store, damaged: Collection[str], is_written: Callable[[], bool]
 ) -> None:
-    """Write small files of descriptions as one, without what no record is of or is damaged.
+    """Join small files of descriptions, without what is damaged or belongs to no record.
 
     Args:
         store: that nobody wrote to a moment ago.
         damaged: files that `verify` has named.
-        is_written: returns whether another process has begun to.
+        is_written: returns whether another process has begun to write.
     """
     files = store.files
     used = _described_subjects(store)

@@ -202,7 +202,7 @@ def read_text(path: Path) -> str:
     It is UTF-8, or UTF-16 with the mark that spreadsheets begin their "Unicode text" with.
 
     Raises:
-        ValueError: there is no such file, or it is no text.
+        ValueError: there is no such file, or it is not text.
     """
     if not path.is_file():
         raise ValueError(f"there is no file {path}; check its path.")
@@ -233,7 +233,7 @@ def read_json(path: Path) -> Any:
     """Return what a JSON file holds.
 
     Raises:
-        ValueError: there is no such file, it is no JSON, or a key stands twice in an object.
+        ValueError: there is no such file, it is not JSON, or a key stands twice in an object.
     """
     text = read_text(path)
     repeated = False

@@ -65,7 +65,7 @@ def read_table(path: Path) -> CsvTable:
     """Return a table, its cells without the blanks around them; short rows end with empty cells.
 
     Raises:
-        ValueError: the file is no table, or rows have more cells than the header.
+        ValueError: the file is not a table, or rows have more cells than the header.
     """
     table = parse_table(path)
     raise_problems(table.problems)
@@ -80,7 +80,7 @@ def parse_table(path: Path) -> CsvTable:
     header that is known.
 
     Raises:
-        ValueError: the file is no table.
+        ValueError: the file is not a table.
     """
     # Joined files have a byte order mark at each of their beginnings.
     lines = [line.lstrip("\ufeff") for line in io.StringIO(read_text(path), newline="")]
@@ -114,7 +114,7 @@ def parse_table(path: Path) -> CsvTable:
 
 
 def _take_header(records: list[tuple[str, _Cells]]) -> tuple[list[str] | None, list[str]]:
-    """Take the rows up to the header away; return it, and what stands above it.
+    """Remove the rows up to the header; return the header, and what stands above it.
 
     It is the first row, unless that is a title above a header that is known for sure.
     """
@@ -181,7 +181,7 @@ def _read_row(lines: list[str], first: int, delimiter: str) -> tuple[list[str] |
 
     None where a quote that is not closed would make cells of other rows.
     """
-    for strict in (True, False):  # blanks after a quote are no harm
+    for strict in (True, False):  # blanks after a quote do no harm
         rest = (lines[index] for index in range(first, len(lines)))
         reader = csv.reader(rest, delimiter=delimiter, strict=strict)
         try:

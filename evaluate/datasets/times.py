@@ -22,7 +22,7 @@ def parse_clock(text: str) -> float:
     """
     found = _CLOCK.fullmatch(text)
     if found is None:
-        raise ValueError(f"{text!r} is no time like 1:02:03.5")
+        raise ValueError(f"{text!r} is not a time like 1:02:03.5")
     hours, minutes, seconds = (float((part or "0").replace(",", ".")) for part in found.groups())
     if seconds >= 60 or (found[1] and minutes >= 60):
         raise ValueError(f"in {text!r}, minutes and seconds after a colon must be below 60")

@@ -25,7 +25,7 @@ class Reliability:
 
 
 def compute_reliability(scores: Floats, found: Booleans) -> Reliability | None:
-    """Return the reliability curve of scores [P]; None if they are no probabilities, or none.
+    """Return the reliability curve of scores [P]; None without scores or if they exceed [0, 1].
 
     Args:
         found: which predictions are true positives [P].

@@ -40,7 +40,7 @@ class ToolFiles:
     via: Path | None = None
 
     def make_folders(self) -> None:
-        """Make them now, not after hours of detection."""
+        """Make the folders now, not after hours of detection."""
         for file in filter(None, (self.label_studio, self.via)):
             file.parent.mkdir(parents=True, exist_ok=True)
         if self.elan:

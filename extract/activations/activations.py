@@ -1,14 +1,11 @@
 """The one seam: an activation from the cache if it is there and true, else computed and written."""
 
-import hashlib
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from functools import lru_cache
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
@@ -23,20 +20,19 @@ from extract.activations.fingerprints import (
     fingerprint,
     settings,
     structure,
-    tensors_of,
 )
+from extract.activations.glance import glance_at_weights
 from extract.activations.inputs import PassInput, job_pieces
-from extract.activations.passes import Pass, autocast
+from extract.activations.passes import Pass
 from extract.activations.stored import Cached, Counts, Places, adopted, deepest, known_fingerprints
 from extract.backbone.imported import AnyBackbone, require_pixels
+from extract.backbone.precision import autocast
 from extract.sampling.spans import Span
 from extract.settings.backbone import Cut, Precision
 from extract.settings.cache import CacheConfig
 from extract.settings.pixels import PixelConfig
 from extract.video.reader import VideoError
 
-BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-COLUMNS = 1024
 AGAIN_S = 30.0  # until a store that did not answer is tried again
 Watch = Callable[[Cut, Tensor], None]
 Write = Callable[[Cached, Span, Tensor, int], None]
@@ -86,7 +82,7 @@ class Activations:
             ValueError: it computes what no fingerprint can name (hooks, replaced methods).
         """
         check_plain(self.backbone)
-        state = _glance(self.backbone), structure(self.backbone)
+        state = glance_at_weights(self.backbone), structure(self.backbone)
         if state != self._known[0]:
             of = settings(self.backbone.config, self.pixels, self.precision)
             self._descriptions = describe(self.backbone, of)
@@ -100,7 +96,7 @@ class Activations:
 
     def autocast(self) -> torch.autocast:
         """Return the context of `precision` for a pass."""
-        return autocast(require_pixels(self.backbone), self.precision)
+        return autocast(self.precision, require_pixels(self.backbone).mean.device)
 
     def get(self, span: Span, cut: Cut = "features") -> Tensor:
         """Return features [T/2, C] or tokens [T/2, P, C] of a span, in the dtype of the store.
@@ -297,33 +293,3 @@ class Activations:
 def _close(writer: Writer) -> None:
     with suppress(OSError, StoreError):
         writer.close()
-
-
-def _glance(backbone: AnyBackbone) -> object:
-    """Return what is another object if any weight or buffer changed, without hashing them all.
-
-    Not every change raises a tensor's version (fused optimizers and `.data` do not), so sums over
-    the values' bits are looked at, too. Every row has a factor of its own: values that change
-    places change the sums.
-    """
-    tensors = [tensor.detach() for tensor in tensors_of(backbone).values()]
-    seen = [(tensor.data_ptr(), tensor._version) for tensor in tensors]
-    sums = [torch.zeros(0, dtype=torch.int64)]  # imported features have no weights
-    for tensor in tensors:
-        bits = tensor.contiguous().view(BITS[tensor.element_size()]).flatten()
-        grid = F.pad(bits, (0, -len(bits) % COLUMNS)).view(-1, COLUMNS)
-        if grid.dtype in (torch.int8, torch.int16):
-            grid = grid.int()
-        # Round numbers end in zeros, with which factors alone would make nothing of a difference.
-        mixed = (grid >> 16).bitwise_xor_(grid)
-        mixed *= _factors(len(grid), grid.dtype, grid.device)[:, None]
-        sums.append(mixed.sum(0))
-    # What does not learn may be on the host; see `hold_frozen`.
-    return seen, hashlib.blake2b(torch.cat([each.cpu() for each in sums]).numpy().data).digest()
-
-
-@lru_cache(maxsize=64)
-def _factors(count: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Return random odd numbers [count], always the same."""
-    generator = torch.Generator().manual_seed(count)
-    return (torch.randint(2**31, (count,), generator=generator).to(dtype) * 2 + 1).to(device)

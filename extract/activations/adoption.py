@@ -39,9 +39,9 @@ def differences(old: Description, new: Description) -> list[str]:
     if "structure" not in new:
         lines += modules
     elif (old["code"], old["structure"]) != (new["code"], new["structure"]):
-        lines += modules or ["modules of the network, or their attributes, are others"]
+        lines += modules or ["modules of the network, or their attributes, differ"]
     if "weights" in new and old["weights"] != new["weights"]:
-        lines.append("the weights are others")
+        lines.append("the weights differ")
     return lines
 
 
@@ -109,7 +109,7 @@ def compare(group: str, old: Cached, new: Activations, spans: Sequence[Span]) ->
 
 
 def _furthest_row(stored: Tensor, computed: Tensor) -> float:
-    """Return the largest difference of a row [C] over its norm; infinite where one is no number."""
+    """Return the largest difference of a row [C] over its norm; infinite where one is NaN."""
     before, now = stored.double(), computed.double()
     norms = before.norm(dim=-1).clamp_min(torch.finfo(torch.float32).tiny)
     return float(((now - before).norm(dim=-1) / norms).nan_to_num(float("inf")).max())

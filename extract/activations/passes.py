@@ -10,19 +10,13 @@ from torch import Tensor
 
 from extract.activations.inputs import Piece
 from extract.backbone.backbone import PixelBackbone
-from extract.backbone.precision import AUTOCAST
+from extract.backbone.precision import autocast
 from extract.backbone.streaming import StreamingPass
 from extract.sampling.spans import Span
-from extract.settings.backbone import Cut
+from extract.settings.backbone import Cut, Precision
 
 StoreRows = Callable[[Cut, Tensor, int], None]
 """Takes rows of the activation at a cut, [n, C] or [n, P, C], and which row is the first."""
-
-
-def autocast(backbone: PixelBackbone, precision: str) -> torch.autocast:
-    """Return the context of a precision for a pass."""
-    dtype = AUTOCAST.get(precision)
-    return torch.autocast(backbone.mean.device.type, dtype, enabled=dtype is not None)
 
 
 class Pass:
@@ -44,7 +38,7 @@ class Pass:
     def __init__(
         self,
         backbone: PixelBackbone,
-        precision: str,
+        precision: Precision,
         span: Span,
         start: Cut | None,
         cuts: Sequence[Cut],
@@ -68,7 +62,7 @@ class Pass:
         """Run the next piece as far as it goes; store what that finishes."""
         device = self.backbone.mean.device
         inputs = piece.to(device).arranged(self.span).unsqueeze(0)
-        with autocast(self.backbone, self.precision):
+        with autocast(self.precision, device):
             if self._front is not None:
                 self._store(self._front.push(inputs))
                 if piece.last:

@@ -51,7 +51,7 @@ class Plan:
     """The passes that are missing, and what they cost.
 
     Attributes:
-        there: spans that need no pass; `lost`: that are left out because their files are gone.
+        there: spans that need no pass; `lost`: spans left out because their files are gone.
         gone: the videos of the latter, with causes.
         clips: to be encoded; `frames`: to be decoded; `bytes`: to be stored, before compression.
     """
@@ -199,7 +199,7 @@ def estimate_s(made: Plan, workers: int) -> float:
 
 
 def full_clips(made: Plan, number: int) -> float:
-    """Return how many clips a request's passes encode, where all blocks of one count as a clip."""
+    """Return how many clips a request's passes encode; half of the blocks is half a clip."""
     config = made.wanted[number].activations.backbone.config
     return sum(
         made.span(todo).window.samples

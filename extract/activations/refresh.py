@@ -31,7 +31,7 @@ def refresh(
 
     Args:
         workers: decoding processes of each process.
-        skip_bad: leave out videos that cannot be read; without, they are an error in the end.
+        skip_bad: leave out videos that cannot be read; otherwise they are an error at the end.
 
     Returns:
         Why videos were left out, by name.

@@ -117,7 +117,7 @@ class Backbone(nn.Module):
             features [B, C, T/2] otherwise.
 
         Raises:
-            ValueError: T is no multiple of 16, or the cuts are out of order.
+            ValueError: T is not a multiple of 16, or the cuts are out of order.
         """
         blocks, recompute = self.config.blocks_between(start, stop), self.recompute
         if start == stop:

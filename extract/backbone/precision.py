@@ -1,7 +1,7 @@
-"""How exactly is computed: how a GPU multiplies float32 is set here, and nowhere else."""
+"""The precision of computing: how a GPU multiplies float32 is set here, and nowhere else."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 
 import torch
 
@@ -30,6 +30,12 @@ def working_dtype(precision: Precision, device: torch.device) -> torch.dtype | N
     return None if (precision, device.type) == ("fp16", "cpu") else AUTOCAST.get(precision)
 
 
+def autocast(precision: Precision, device: torch.device) -> torch.autocast:
+    """Return the context in which products are rounded to `working_dtype`."""
+    half = working_dtype(precision, device)
+    return torch.autocast(device.type, half, enabled=half is not None)
+
+
 @contextmanager
 def computing_in(precision: Precision, device: torch.device) -> Iterator[None]:
     """Compute on a device as a run of this precision does, during the context."""
@@ -37,9 +43,8 @@ def computing_in(precision: Precision, device: torch.device) -> Iterator[None]:
     cudnn = torch.backends.cudnn
     convolutions, benchmark = cudnn.allow_tf32, cudnn.benchmark
     set_precision(precision)
-    half = working_dtype(precision, device)
     try:
-        with torch.autocast(device.type, half) if half else nullcontext():
+        with autocast(precision, device):
             yield
     finally:
         torch.set_float32_matmul_precision(before)

@@ -77,7 +77,7 @@ class StreamingPass:
         length, clip = (group.shape[2], CLIP_FRAMES) if pixels else (group.shape[1], CLIP_STEPS)
         if not length or length % clip:
             unit = "frames" if pixels else "tubelets"
-            raise ValueError(f"{length} {unit} are no whole clips of {clip}; pad the span")
+            raise ValueError(f"{length} {unit} do not make whole clips of {clip}; pad the span")
         self._state = "closed"  # a failure leaves some blocks ahead of others
         found = self._run(self.backbone.embed(group) if pixels else group, last=False)
         self._state = "open"

@@ -43,7 +43,7 @@ class TAdaBackbone(nn.Module):
         register_pixel_scale(self, config)
 
     def train(self, mode: bool = True) -> "TAdaBackbone":
-        """Set training mode, but not of batch norms: a few windows are no sample for them."""
+        """Set training mode, but not of batch norms: a few windows are too small a sample."""
         super().train(mode)
         for module in self.trunk.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
@@ -54,7 +54,7 @@ class TAdaBackbone(nn.Module):
         """Map uint8 frames [B, 3, T, H, W] to features [B, C, T/2]; return features unchanged.
 
         Raises:
-            ValueError: T is no multiple of 16, or there is no such cut.
+            ValueError: T is not a multiple of 16, or there is no such cut.
         """
         if start not in (None, "features") or stop != "features":
             raise ValueError(f"TAda2D has no cut between {start} and {stop}, only its features")
@@ -64,7 +64,7 @@ class TAdaBackbone(nn.Module):
         """Return uint8 frames [B, 3, T, H, W] normalised.
 
         Raises:
-            ValueError: T is no multiple of 16.
+            ValueError: T is not a multiple of 16.
         """
         if frames.shape[2] % CLIP_FRAMES:
             raise ValueError(

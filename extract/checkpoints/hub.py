@@ -26,7 +26,7 @@ class Located(NamedTuple):
 
     Attributes:
         path: where it is on this machine; there may be nothing.
-        name: what it is called in records: of the Hub's files with the commit.
+        name: what it is called in records; with the commit for files on the Hub.
     """
 
     path: Path
@@ -47,7 +47,7 @@ def locate_named(source: str | Path) -> Located:
             code if the working folder has none.
 
     Raises:
-        ValueError: the Hub does not have it, or not for us, or cannot be reached.
+        ValueError: the Hub does not have it, denies access to it, or cannot be reached.
     """
     path, name = Path(source), str(source)
     if path.exists():
@@ -61,7 +61,7 @@ def locate_named(source: str | Path) -> Located:
 
 
 def folder_of(checkpoint: Path) -> Path:
-    """Return where a checkpoint's results go: its folder; for the Hub's the working folder."""
+    """Return where a checkpoint's results go: its folder; if it is on the Hub, the working one."""
     return Path() if is_on_hub(checkpoint) else checkpoint.parent
 
 
@@ -74,7 +74,7 @@ def is_on_hub(source: str | Path) -> bool:
 def _download(name: str) -> Located:
     match = NAME.fullmatch(name)
     if match is None:
-        raise ValueError(f"{name} is no name on the Hub; write hf://org/name[@revision][/file]")
+        raise ValueError(f"{name} is not a name on the Hub; write hf://org/name[@revision][/file]")
     repo, revision, file = match["repo"], match["revision"], match["file"]
     if file is not None:
         path = _download_file(name, repo, file, revision)
@@ -109,7 +109,7 @@ def _download(name: str) -> Located:
 
 
 class _NotThereError(ValueError):
-    """A repository has no such file; offline: the cache has not."""
+    """A repository has no such file or, offline, the cache has not."""
 
 
 def _download_file(name: str, repo: str, file: str, revision: str | None) -> Path:
@@ -136,7 +136,7 @@ def _download_file(name: str, repo: str, file: str, revision: str | None) -> Pat
     except errors.RevisionNotFoundError as error:
         raise ValueError(f"{name}: {repo} has no revision {revision}") from error
     except errors.HFValidationError as error:
-        raise ValueError(f"{name} is no name on the Hub: {plain_line(str(error))}") from error
+        raise ValueError(f"{name} is not a name on the Hub: {plain_line(str(error))}") from error
     except errors.LocalEntryNotFoundError as error:
         if _is_offline():
             raise _NotThereError(
@@ -172,7 +172,7 @@ def push_folder(folder: Path, repo: str, private: bool) -> str:
     """Upload a folder into a repository of the Hub, which is made if need be; return its URL.
 
     Raises:
-        ValueError: it cannot be; says why.
+        ValueError: it cannot be uploaded; says why.
     """
     from huggingface_hub import HfApi, errors
 
@@ -182,7 +182,7 @@ def push_folder(folder: Path, repo: str, private: bool) -> str:
         made: Any = api.create_repo(repo, private=private, exist_ok=True)
         api.upload_folder(repo_id=made.repo_id, folder_path=os.fspath(folder))
     except errors.HFValidationError as error:
-        raise ValueError(f"{repo} is no name on the Hub: {plain_line(str(error))}") from error
+        raise ValueError(f"{repo} is not a name on the Hub: {plain_line(str(error))}") from error
     except OSError as error:
         raise ValueError(
             f"{repo}: cannot be uploaded: {plain_line(str(error))}; `hf auth login` or HF_TOKEN "

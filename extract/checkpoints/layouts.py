@@ -257,7 +257,7 @@ def _check_arithmetic(patches: Tensor, settings: Mapping[str, Any], source: str 
     if len(shape) != 4 or shape[:2] != (3, TUBELET) or shape[2] != shape[3]:
         raise ValueError(
             f"{source}: its patches are {shape}, not (3, {TUBELET}, p, p) for RGB, {TUBELET} "
-            "frames and p × p pixels; it is no VideoMAE"
+            "frames and p × p pixels; it is not a VideoMAE"
         )
     for name, ours in (("num_frames", CLIP_FRAMES), ("hidden_act", "gelu")):
         if settings.get(name, ours) != ours:

@@ -23,7 +23,7 @@ class Coverage:
         source: the file or folder; `files`: those with its tensors.
         layout: whose names it has; `size`: of its transformer; both in words.
         loaded: the transformer's tensors that were read from it, in our names.
-        computed: those that it lacks and that are no weights: the fixed position table.
+        computed: those that it lacks and that are not weights: the fixed position table.
         dropped: tensors that are not used, and why; in the file's names or in ours.
     """
 

@@ -56,7 +56,7 @@ class TensorFile:
         part: the entry of a pickle that has the tensors, or an empty string.
         classes: names in the order of the logits, where the file has them.
         settings: of a Hugging Face `config.json`.
-        name: of the file or folder; of the Hub's with the commit.
+        name: of the file or folder; with the commit if it is on the Hub.
     """
 
     tensors: dict[str, Tensor]
@@ -133,7 +133,8 @@ def _read_file(path: Path) -> TensorFile:
         return _read_safetensors(path)
     if head[:2] == b"PK" and not zipfile.is_zipfile(path):
         raise ValueError(
-            f"{path} is damaged or no checkpoint: the end of its archive is missing; copy it again"
+            f"{path} is damaged or not a checkpoint: the end of its archive is missing; "
+            "copy it again"
         )
     if head[:2] in (b"PK", b"\x80\x02"):
         return _read_pickle(path)
@@ -184,7 +185,7 @@ def _read_pickle(path: Path) -> TensorFile:
                 "whoever made it for the bare tensors"
             ) from error
         raise ValueError(
-            f"{path} is damaged or no checkpoint: {describe_failure(error)}"
+            f"{path} is damaged or not a checkpoint: {describe_failure(error)}"
         ) from error
     if not isinstance(content, dict):
         return TensorFile({}, (path,))
@@ -275,5 +276,5 @@ def _read_json(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{path} is no JSON object")
+        raise ValueError(f"{path} is not a JSON object")
     return content

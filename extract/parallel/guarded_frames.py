@@ -20,7 +20,7 @@ Shape = tuple[int, ...]
 
 
 class DecodingProcess:
-    """A process that decodes for this one; after a video that ends it there is another."""
+    """A process that decodes for this one; if a video ends it, another takes its place."""
 
     def __init__(self) -> None:
         self._pool = GuardedPool(1)

@@ -53,7 +53,9 @@ def _read_number(text: str) -> int | float | str:
     return text
 
 
-def open_executor(engine: str, resources: Mapping[str, Any], logs: Path) -> Any:
+def open_executor(
+    engine: str, resources: Mapping[str, Any], logs: Path, where: str = "--resources"
+) -> Any:
     """Return submitit's executor, which submits jobs.
 
     Args:
@@ -61,6 +63,7 @@ def open_executor(engine: str, resources: Mapping[str, Any], logs: Path) -> Any:
         resources: parameters of the executor, as `timeout_min`, `gpus_per_node`, `slurm_partition`,
             `slurm_array_parallelism`.
         logs: folder for the jobs' output; the same on all machines.
+        where: what errors name as the place of the resources.
 
     Raises:
         ValueError: submitit is not installed, finds no such engine, or does not know a resource; or
@@ -69,7 +72,7 @@ def open_executor(engine: str, resources: Mapping[str, Any], logs: Path) -> Any:
     limits = [resources.get(name) for name in ("timeout_min", *OWN_LIMITS[engine])]
     if not any(limits) or any(isinstance(limit, int) and limit < 1 for limit in limits):
         # submitit's own limits are 2 and 5 minutes.
-        raise ValueError("--resources: say how many minutes a job may take, as in timeout_min=240")
+        raise ValueError(f"{where}: say how many minutes a job may take, as in timeout_min=240")
     try:
         import submitit
     except ImportError as error:
@@ -87,7 +90,7 @@ def open_executor(engine: str, resources: Mapping[str, Any], logs: Path) -> Any:
     try:
         executor.update_parameters(**{"name": "palindrome"} | dict(resources))
     except (NameError, TypeError, ValueError, AssertionError) as error:
-        raise ValueError(f"--resources: {' '.join(str(error).split())}") from error
+        raise ValueError(f"{where}: {' '.join(str(error).split())}") from error
     return executor
 
 
@@ -96,12 +99,12 @@ class Engine:
 
     Args:
         name: of submitit's engine.
-        resources: of each kind of job (see `open_executor`), as is `logs`.
+        executors: of each kind of job (see `open_executor`).
+        logs: folder for the jobs' output, the executors' own.
     """
 
-    def __init__(self, name: str, resources: Mapping[str, Mapping[str, Any]], logs: Path) -> None:
-        self.name, self.logs = name, logs
-        self.executors = {kind: open_executor(name, of, logs) for kind, of in resources.items()}
+    def __init__(self, name: str, executors: Mapping[str, Any], logs: Path) -> None:
+        self.name, self.executors, self.logs = name, executors, logs
 
     @property
     def local(self) -> bool:
@@ -142,7 +145,7 @@ class Engine:
 def interrupts_ignored() -> Iterator[None]:
     """Let processes that begin meanwhile ignore Ctrl-C.
 
-    It is for the job alone; the process that submitit has around it would print where it was.
+    An interrupt is for the job alone; submitit's process around it would print a traceback.
     """
     handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
@@ -158,7 +161,7 @@ def interrupt_local(job: Any) -> None:
 
 
 def obey_interrupts() -> None:
-    """Let an interrupt end this job of this machine, and who has submitted it as it ends, too."""
+    """Let an interrupt end this job of this machine, as it ends the process that submitted it."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
 

@@ -59,7 +59,7 @@ class ShareCommand(Requeued):
 
     Args:
         words: of the command, the interpreter first.
-        local: it runs on the machine that submits it, and ends with who does.
+        local: it runs on the machine that submits it, and ends with the process that does.
     """
 
     def __init__(self, words: Sequence[str], local: bool) -> None:

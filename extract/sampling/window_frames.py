@@ -51,7 +51,7 @@ def check_unchanged(path: Path, digest: str | None) -> None:
     except OSError as error:
         raise VideoError(f"{path}: vanished during the run: {error.strerror}") from error
     if not same:
-        raise VideoError(f"{path}: was replaced during the run: its content is another one")
+        raise VideoError(f"{path}: was replaced during the run: its content has changed")
 
 
 def window_frames(

@@ -56,7 +56,7 @@ class TrunkConfig:
             raise ValueError(f"trunk.width {self.width} does not divide by {self.heads} heads")
         if self.image_size % self.patch:
             raise ValueError(
-                f"trunk.image_size {self.image_size} is no multiple of trunk.patch {self.patch}"
+                f"trunk.image_size {self.image_size} is not a multiple of trunk.patch {self.patch}"
             )
 
 

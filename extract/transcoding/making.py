@@ -12,7 +12,7 @@ from configs.progress import ProgressBar
 from extract.video.guarded import CallFailed, GuardedPool
 from extract.video.index import Progress, VideoError
 
-# Time without progress that is no hang: encoding a stretch, hashing the source, opening a file.
+# Time without progress that is not a hang: encoding a stretch, hashing the source, opening a file.
 SILENCE_S = 180.0
 SLOWEST_BYTES_PER_S = 20e6
 SLOWEST_PACKETS_PER_S = 100.0

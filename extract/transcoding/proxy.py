@@ -72,7 +72,7 @@ def is_current_proxy(source: Path, target: Path, config: ProxyConfig) -> bool:
     """Return whether `target` is what `write_proxy` makes of the source as it is now.
 
     Raises:
-        ValueError: it is no proxy, and so must not be replaced.
+        ValueError: it is not a proxy, and so must not be replaced.
         OSError: the source cannot be read.
     """
     if not target.exists():
@@ -80,7 +80,7 @@ def is_current_proxy(source: Path, target: Path, config: ProxyConfig) -> bool:
     stamp = read_stamp(target) or ""
     if not stamp.startswith(STAMP):
         raise ValueError(
-            f"{target}: is no proxy and would be replaced; remove it or choose another --out"
+            f"{target}: is not a proxy and would be replaced; remove it or choose another --out"
         )
     return stamp == _make_stamp(source, config)
 

@@ -47,7 +47,7 @@ def is_current_reversal(source: Path, target: Path, crf: int | None) -> bool:
         return False
     if read_stamp(target) != _make_stamp(source, crf):
         raise ValueError(
-            f"{target}: is no reversed {source} of these settings; "
+            f"{target}: is not {source} reversed with these settings; "
             "remove it or choose another --out"
         )
     return True

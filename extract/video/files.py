@@ -68,11 +68,11 @@ def files_by_name(folder: Path) -> dict[str, list[Path]]:
 
 
 def describe_no_videos(name: str, folder: Path) -> str:
-    """Return the end of a message about a video without a file: files of its name that are none."""
+    """Return the end of a message about a missing video: files of its name that are not videos."""
     found = [path.name for path in _files_of(name, folder)]
     if not found:
         return ""
-    return f"; there is {' and '.join(found)}, but its content is no video's that is known here"
+    return f"; there is {' and '.join(found)}, but its content is not that of any known video"
 
 
 def _files_of(name: str, folder: Path) -> Iterable[Path]:

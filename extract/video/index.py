@@ -157,7 +157,7 @@ def check_readable(path: str | Path) -> tuple[int, int]:
     """Return size and time of change.
 
     Raises:
-        VideoError: no decoder needs to open the file to know that it is no video.
+        VideoError: no decoder needs to open the file to know that it is not a video.
     """
     try:
         status = Path(path).stat()
@@ -169,7 +169,7 @@ def check_readable(path: str | Path) -> tuple[int, int]:
         if stat.S_ISDIR(status.st_mode):
             cause = "it is a folder"
         elif not stat.S_ISREG(status.st_mode):
-            cause = "it is no regular file"  # opening a named pipe may block for ever
+            cause = "it is not a regular file"  # opening a named pipe may block for ever
         elif not status.st_size:
             cause = "the file is empty"
         else:

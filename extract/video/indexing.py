@@ -63,7 +63,7 @@ class _FileState:
 
 
 def video_index(path: str | Path, progress: Progress = lambda done: None) -> VideoIndex:
-    """Return a file's index: from memory, from the user's cache folder, or read from it.
+    """Return a file's index: from memory, from the user's cache folder, or from the file itself.
 
     Args:
         progress: called with 0 at every step of reading, which for some files takes minutes.
@@ -96,7 +96,7 @@ def _load_index(file: _FileState) -> VideoIndex:
         return (digest and remembered_index(digest)) or _read_index(file)
     except (av.FFmpegError, OSError) as error:
         damaged = isinstance(error, av.InvalidDataError)
-        cause = "its data are damaged or no video" if damaged else error.strerror
+        cause = "its data are damaged or not a video" if damaged else error.strerror
         raise VideoError(f"{file.path}: cannot be read as video: {cause}") from error
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from configs.loader import find_config, find_script, load
+from configs.messages import format_count
 from evaluate.datasets.fields import did_you_mean
 
 Scalar = str | int | float | bool | None
@@ -143,8 +144,9 @@ class Grid:
                     _check_known(name, self.rows, where)
                     if shift and shift % len(self.seeds) == 0:
                         raise ValueError(
-                            f"{where}: '{name}+{shift}' is '{name}' of the same seed, for of seeds "
-                            f"there are {len(self.seeds)}; give more of them or another number"
+                            f"{where}: '{name}+{shift}' is '{name}' of the same seed, as the "
+                            f"grid has {format_count(len(self.seeds), 'seed')}; give more of them "
+                            "or another number"
                         )
 
     @property

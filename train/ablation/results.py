@@ -217,8 +217,8 @@ def _resample_runs(
     for run, truth in others:
         if truth != agreed:
             raise ValueError(
-                f"{run} and {first} have other truth in subset '{grid.subset}', so they cannot be "
-                "compared; give both rows annotations that agree there"
+                f"{run} and {first} have different truth in subset '{grid.subset}', so they cannot "
+                "be compared; give both rows annotations that agree there"
             )
     skipped = {name for metrics in measured.values() for name in metrics.get("skipped_videos", ())}
     if skipped:

@@ -109,12 +109,12 @@ class Scheduler:
         self.slots = range(first, first + processes)
 
     def carry_out(self) -> dict[Run, str]:
-        """Do the runs; return why those that are not done are not."""
+        """Do the runs; return, for those that are not done, why."""
         with self.bar:
             return asyncio.run(self.finish_all())
 
     async def finish_all(self) -> dict[Run, str]:
-        """Wait until all runs are done; return why those that are not are not."""
+        """Wait until all runs are done; return, for those that are not, why."""
         tasks: dict[Run, asyncio.Task[str]] = {}
         for run in self.runs:
             needed = {each: tasks[each] for each in self.grid.needs(run) if each in tasks}
@@ -129,7 +129,7 @@ class Scheduler:
         return {run: error for run, task in tasks.items() if (error := task.result())}
 
     async def finish(self, run: Run, inputs: Mapping[Run, "asyncio.Task[str]"]) -> str:
-        """Wait until a run is done, by whomever; return why it is not, nothing if it is."""
+        """Wait until a run is done, whoever does it; return why it is not, nothing if it is."""
         for each, task in inputs.items():
             if await asyncio.shield(task):  # else who waits for it would cancel it, too
                 error = f"skipped: it needs {each}, which is not done"
@@ -159,7 +159,7 @@ class Scheduler:
             if lock is None:
                 if not self.running and run not in self.reported:
                     self.reported.add(run)  # once, that there is nothing else to do
-                    self.print_above(f"waiting for {run}: another process is at it")
+                    self.print_above(f"waiting for {run}: another process is working on it")
                 return None
             if not remaining_work(self.grid, run, digest):
                 return ""
@@ -187,7 +187,7 @@ class Scheduler:
             return f"{ATTEMPTS} jobs ended before it was done; the last: {last}"
         job = engine.find(lock)
         if job is not None:
-            self.print_above(f"{run}: job {job.job_id} of an earlier launch is at it")
+            self.print_above(f"{run}: job {job.job_id} of an earlier launch is working on it")
         else:
             here = device if engine.local else ""
             job = RunJob(self.grid, run, self.session, here, engine.local)
@@ -296,7 +296,7 @@ def _last_error(log: Path, begin: int, code: int) -> str:
     lines = [line.strip() for line in _tail(log, begin).splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith("error:")]
     how = f"signal {-code}" if code < 0 else f"exit code {code}"
-    return (errors or lines or [f"{how}, without a word"])[-1]
+    return (errors or lines or [f"{how}, without a message"])[-1]
 
 
 def _tail(log: Path, begin: int = 0) -> str:

@@ -45,7 +45,7 @@ def adopt_entry(
         What was compared.
 
     Raises:
-        ValueError: the numbers or the weights are others, or nothing can be compared.
+        ValueError: the numbers or the weights differ, or nothing can be compared.
     """
     with Store.open(url, "a") as store, TemporaryDirectory() as aside:
         info = _entry(store, prefix)
@@ -55,7 +55,7 @@ def adopt_entry(
         fitting = [(b, d) for b, d in descriptions if d is not None and has_weights(info, b, d)]
         if not fitting:
             raise ValueError(
-                f"--adopt: {info.fingerprint[:12]} is of other weights than these; there is "
+                f"--adopt: {info.fingerprint[:12]} does not have these weights; there is "
                 "nothing to adopt, compute its activations with `python extract/run.py`"
             )
         backbone, now = fitting[0]
@@ -81,8 +81,8 @@ def adopt_entry(
         lines = "\n  ".join(map(str, found))
         if not all(each.holds for each in found):
             raise ValueError(
-                f"--adopt: {info.fingerprint[:12]} has other numbers than the present code gives; "
-                f"it is not adopted:\n  {lines}"
+                f"--adopt: {info.fingerprint[:12]} does not have the numbers that the present code "
+                f"gives; it is not adopted:\n  {lines}"
             )
         adopt(store, info, fingerprint(now))
         return f"{info.fingerprint[:12]} is read again, as {fingerprint(now)[:12]}:\n  {lines}"

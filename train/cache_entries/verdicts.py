@@ -61,7 +61,7 @@ def _judge(info: FingerprintInfo, known: Known) -> Verdict:
     if outdated:
         return Verdict("outdated", "; ".join(outdated))
     if all(is_checkpoint(origin, Experiment) for origin in origins):
-        return Verdict("stale", f"the weights in {' and '.join(map(str, origins))} are others now")
+        return Verdict("stale", f"the weights in {' and '.join(map(str, origins))} have changed")
     # Gone, or of a kind that cannot be asked (a config's pretrained backbone): it may be only
     # elsewhere, and what was computed from it stays true. The code can be compared all the same.
     now = empty_description(info.about)

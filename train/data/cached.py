@@ -160,7 +160,9 @@ def ensure_cached(
     for items in subsets:
         items.skip_videos(skipped)
         if not items:
-            raise ValueError(f"not one video can be read; for one, {next(iter(skipped.values()))}")
+            raise ValueError(
+                f"not one video can be read; for example, {next(iter(skipped.values()))}"
+            )
     if unkept := describe_unkept(activations, accelerator):
         raise StoreUnreachable(f"{unkept}; the same command goes on when it answers again")
     places = tuple(replace(of.cached_cuts()[cut], patience_s=PATIENCE_S) for of in activations)

@@ -62,7 +62,7 @@ def describe_unlike_rates(
     if imported:
         remedy = "Make and import their features anew, from frames"
     return (
-        f"warning: {len(unlike)} of {len(videos)} videos have other frame rates than the "
+        f"warning: {len(unlike)} of {len(videos)} videos have frame rates other than the "
         f"{format_rates(trained)} per second that the detector was trained on, and it counts time "
         f"in frames: {names}. {remedy} at the training videos' pace"
     )

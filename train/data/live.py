@@ -126,7 +126,7 @@ class _Kept:
         """Return a copy of a frame, for the source may use its memory again."""
         try:
             frame = np.array(frame)
-        except ValueError:  # of parts that are no picture together
+        except ValueError:  # of parts that do not make one picture
             raise ValueError(
                 f"frame {number}: expected {PICTURE}, not a {type(frame).__name__}"
             ) from None
@@ -137,7 +137,7 @@ class _Kept:
         self._shape = self._shape or frame.shape
         if frame.shape != self._shape:
             raise ValueError(
-                f"frame {number} has another size than those before: {[*frame.shape]}, "
+                f"frame {number} has another size: {[*frame.shape]}, where those before have "
                 f"{[*self._shape]}"
             )
         return frame

@@ -33,7 +33,7 @@ def with_substitute(
             if not skips:
                 raise
             problem = problem or str(error)
-    raise VideoError(f"not one training video can be read; for one, {problem}")
+    raise VideoError(f"not one training video can be read; for example, {problem}")
 
 
 def balanced_splits(counts: Sequence[int], parts: int) -> NDArray[np.int64]:

@@ -73,7 +73,7 @@ class VideoItem:
 
     @property
     def info(self) -> VideoInfo:
-        """The file's identity, which only items have that were loaded with a store."""
+        """The file's identity, which only items loaded with a store have."""
         assert self.identity is not None
         return self.identity
 
@@ -99,6 +99,11 @@ class Subset(list[VideoItem]):
         super().__init__(items)
         self.skipped = skipped
 
+    @property
+    def listed(self) -> int:
+        """How many videos the subset has, those that are skipped included."""
+        return len(self) + len(self.skipped)
+
     def skip_videos(self, skipped: dict[str, str]) -> None:
         """Move videos to `skipped`, with causes by name; names that are not here are ignored."""
         self.skipped |= {item.name: skipped[item.name] for item in self if item.name in skipped}
@@ -111,7 +116,12 @@ def skipped_of(subsets: Iterable[Subset]) -> dict[str, str]:
 
 
 def format_skipped(skipped: dict[str, str], videos: int) -> str:
-    """Return the warning that some videos do not count, with causes."""
+    """Return the warning that some videos do not count, with causes.
+
+    Args:
+        skipped: causes by the videos' names.
+        videos: how many there are, these included.
+    """
     causes = "\n  ".join(truncated(list(skipped.values())))
     return f"warning: {len(skipped)} of {videos} videos were skipped and do not count:\n  {causes}"
 
@@ -285,7 +295,7 @@ def load_subsets(
     problems = skipped_of(found)
     none_usable = not part and any(items.skipped and not items for items in found)
     if problems and (data.bad_videos == "stop" or none_usable):
-        count = len(problems) + sum(map(len, found))
+        count = sum(items.listed for items in found)
         names = " and ".join(f"'{subset}'" for subset in subsets)
         shown = "\n  ".join(problems.values())
         remedy = "" if none_usable else ", or skip them with --data.bad_videos skip"

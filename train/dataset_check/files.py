@@ -55,12 +55,12 @@ UNNAMED = FindingKind(
     "file without annotations", "info", "nothing, unless its name is misspelt somewhere"
 )
 FRAMES = FindingKind(
-    "another number of frames than annotated",
+    "number of frames other than annotated",
     "warning",
     "the file is believed; check that it is the video that was annotated",
 )
 RATE = FindingKind(
-    "another frame rate than annotated",
+    "frame rate other than annotated",
     "warning",
     "the file is believed; check that it is the video that was annotated",
 )

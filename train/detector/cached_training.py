@@ -158,6 +158,6 @@ def _check_same_backbone(
     for ours, theirs in zip(detector.streams, then.streams, strict=True):
         if fingerprints(ours.backbone, about)[cut] != fingerprints(theirs.backbone, about)[cut]:
             raise ValueError(
-                f"{path.parent} was trained on another backbone than {' and '.join(origins)} has "
-                "now; start afresh in another `out`"
+                f"{path.parent} was trained on a different backbone from what "
+                f"{' and '.join(origins)} has now; start afresh in another `out`"
             )

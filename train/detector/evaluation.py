@@ -138,7 +138,7 @@ def detect_subset(
     parts, skipped = _join_parts(share)
     read = [item for item in items if item.name not in skipped]
     if not read:
-        raise VideoError(f"not one video can be read; for one, {next(iter(skipped.values()))}")
+        raise VideoError(f"not one video can be read; for example, {next(iter(skipped.values()))}")
     shared = [item.name for item in read if item.name in parts]
     mine = share.found | {
         video: suppress_video(video, parts[video]) for video in shared[rank::count]
@@ -391,7 +391,7 @@ def evaluate_checkpoint(
         config.data, annotations, subset, accelerator, store, imported, config.sampling.fps
     )
     if items.skipped and accelerator.is_main_process:
-        print(format_skipped(items.skipped, len(items) + len(items.skipped)))
+        print(format_skipped(items.skipped, items.listed))
     rates = {item.name: item.fps for item in items}
     unlike = describe_unlike_rates(rates, saved.frame_rates, config.sampling, bool(imported))
     if unlike and accelerator.is_main_process:

@@ -152,7 +152,7 @@ class Detector(nn.Module):
                 is run.
 
         Raises:
-            ValueError: it is not there, cannot be had or is damaged.
+            ValueError: it is missing, cannot be downloaded or is damaged.
         """
         return cls.from_checkpoint(source)
 
@@ -316,13 +316,13 @@ class Detector(nn.Module):
 
         Args:
             source: a file; or frames, uint8 RGB [height, width, 3] each, evenly spaced in time,
-                which may come from anywhere and are not kept: what is found in them is what is
-                found in a file that has them.
-            fps: of the frames; a file says it itself.
+                which may come from anywhere and are not kept. The result is that of a file with
+                the same frames.
+            fps: of the frames; a file has its own.
 
         Raises:
             VideoError: the file cannot be read.
-            ValueError: frames without fps, or that this detector cannot see one by one.
+            ValueError: frames come without fps, or this detector cannot see them one by one.
         """
         if isinstance(source, str | Path):
             item = probe_item(source, self.config.sampling.fps)
@@ -338,10 +338,13 @@ class Detector(nn.Module):
     def detect_live(self, frames: Frames, fps: float | Fraction) -> Iterator[LiveUpdate]:
         """Yield the actions in frames that may never end, as soon as no later window changes them.
 
-        Memory is bounded; how late an action is told: `train.data.live.delay_s`.
+        Memory is bounded. `train.data.live.delay_s` says how late an action comes at most.
 
         Args:
             frames: as for `detect`; `fps`: frames per second.
+
+        Raises:
+            ValueError: the detector cannot see frames one by one, or `fps` is not above 0.
         """
         config = self.config
         windows = self._arriving_windows(frames, fps)

@@ -107,7 +107,7 @@ def write_detector_record(out: Path, detector: Detector, data: TrainingData) -> 
         print(f"warning: annotations: {what}: {count}")
     skipped = skipped_of(data.subsets)
     if skipped:
-        print(format_skipped(skipped, len(skipped) + sum(map(len, data.subsets))))
+        print(format_skipped(skipped, sum(items.listed for items in data.subsets)))
     write_text(out / "skipped_videos.json", json.dumps(skipped, indent=1) + "\n")
     return {"training videos": windows, "classes": len(detector.classes), "weights": weights}
 

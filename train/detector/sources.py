@@ -101,14 +101,14 @@ def build_detector(
 
 
 def load_teacher(path: str, student: Experiment, classes: tuple[str, ...]) -> Detector:
-    """Return the detector whose answers a student learns, in eval mode, not to be trained.
+    """Return the detector whose predictions a student learns, in eval mode, not to be trained.
 
     Args:
         path: its checkpoint.
         student: the experiment of the detector that learns, on cached features; `classes`: its own.
 
     Raises:
-        ValueError: it cannot be read, or does not answer where the student does.
+        ValueError: it cannot be read, or does not predict where the student does.
     """
     saved = load_checkpoint(path, Experiment)
     where, theirs = f"training.teacher: {path}", saved.config
@@ -188,7 +188,7 @@ def _check_same_trunk(ours: dict[str, Tensor], theirs: dict[str, Tensor], path: 
     """Raise ValueError unless a second stream's transformer equals the one that both share."""
     if any(n in ours and not torch.equal(ours[n].cpu(), t.cpu()) for n, t in theirs.items()):
         raise ValueError(
-            f"{path} has another transformer than the first stream's checkpoint; streams share "
+            f"{path} has a different transformer from the first stream's checkpoint; streams share "
             "one, unless backbone.mode is full"
         )
 
@@ -267,7 +267,7 @@ def checkpoint_from_opentad(
         config: the experiment that it comes from; `number`: which of its streams it is.
 
     Raises:
-        ValueError: it is no detector, or not that experiment's.
+        ValueError: it is not a detector, or not that experiment's.
     """
     directions = config.directions
     if number >= len(directions):
@@ -277,8 +277,8 @@ def checkpoint_from_opentad(
         )
     if not network.head:
         raise ValueError(
-            f"{path} ({network.layout}) is no detector: it has a transformer, but no head; name it "
-            "as backbone.weights instead"
+            f"{path} ({network.layout}) is not a detector: it has a transformer, but no head; name "
+            "it as backbone.weights instead"
         )
     check_trunk_size(network, config.backbone.trunk, path)
     mode = config.backbone.mode if config.backbone.mode in ("adapter", "side") else "none"
@@ -336,7 +336,7 @@ def init_from_checkpoint(detector: Detector, path: str | Path) -> None:
     """Load another run's averaged weights, backbone and head.
 
     Raises:
-        ValueError: they do not fit, or the classes are others.
+        ValueError: they do not fit, or the classes differ.
     """
     if is_checkpoint(path, Experiment):
         other = load_checkpoint(path, Experiment)

@@ -269,7 +269,9 @@ def load_checkpoint(path: str | Path, kind: type[C]) -> Checkpoint[C]:
         fields = torch.load(path, map_location="cpu", weights_only=True)
         damaged = zipfile.ZipFile(path).testzip()  # torch itself checks no sums
     except Exception as error:
-        raise ValueError(f"{path} is damaged or no checkpoint ({type(error).__name__})") from error
+        raise ValueError(
+            f"{path} is damaged or not a checkpoint ({type(error).__name__})"
+        ) from error
     if damaged:
         raise ValueError(f"{path} is damaged: its part {damaged} has a wrong checksum")
     found = fields.get("format") if isinstance(fields, dict) else None

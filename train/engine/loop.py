@@ -462,7 +462,7 @@ class TrainingRun(Generic[T]):
             gone = sorted(set(state["videos"]) - set(self.task.videos))
             new = sorted(set(self.task.videos) - set(state["videos"]))
             tqdm.write(
-                f"warning: resumes with other training videos than {path} was trained on, so its "
+                f"warning: resumes with training videos other than those of {path}, so its "
                 "result will differ from an uninterrupted run's:\n  "
                 + "\n  ".join(
                     truncated([f"without {n}" for n in gone] + [f"with {n}" for n in new])

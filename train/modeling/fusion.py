@@ -1,4 +1,4 @@
-"""Two streams, one answer: fusions of predictions, point by point, and of features.
+"""Two streams, one result: fusions of predictions, point by point, and of features.
 
 A stream predicts in its own time; `extract.sampling.reversal` says which points of both meet, and
 where. A fusion never starts worse than its parts: before training, those of predictions equal the

@@ -54,6 +54,11 @@ class Examples(NamedTuple):
     kept: list[Example]
     skipped: dict[str, str]
 
+    @property
+    def listed(self) -> int:
+        """How many clips the subset has, those that are skipped included."""
+        return len(self.kept) + len(self.skipped)
+
 
 def read_clips(data: LabelledData) -> LabelledClips:
     """Read the experiment's list of clips and its classes.
@@ -239,7 +244,7 @@ def _check_clips(data: LabelledData, parts: Sequence[Examples], subsets: Sequenc
     problems = {name: cause for part in parts for name, cause in part.skipped.items()}
     none_usable = any(part.skipped and not part.kept for part in parts)
     if problems and (data.bad_videos == "stop" or none_usable):
-        count = sum(len(part.kept) + len(part.skipped) for part in parts)
+        count = sum(part.listed for part in parts)
         names = " and ".join(f"'{subset}'" for subset in subsets)
         shown = "\n  ".join(list(problems.values())[:20])
         remedy = "" if none_usable else ", or skip them with --data.bad_videos skip"

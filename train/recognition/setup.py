@@ -76,5 +76,5 @@ def write_recogniser_record(
         print(f"warning: annotations: {what}: {number}")
     skipped = {name: cause for part in data.subsets for name, cause in part.skipped.items()}
     if skipped:
-        print(format_skipped(skipped, len(skipped) + sum(len(part.kept) for part in data.subsets)))
+        print(format_skipped(skipped, sum(part.listed for part in data.subsets)))
     write_text(out / "skipped_videos.json", json.dumps(skipped, indent=1) + "\n")

@@ -198,7 +198,7 @@ def score_examples(
         everyone |= mine
         skipped |= bad
     if not everyone:
-        raise VideoError(f"not one video can be read; for one, {next(iter(skipped.values()))}")
+        raise VideoError(f"not one video can be read; for example, {next(iter(skipped.values()))}")
     return dict(sorted(everyone.items())), skipped
 
 

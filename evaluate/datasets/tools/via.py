@@ -19,7 +19,7 @@ from evaluate.datasets.tools.addresses import path_of
 SEGMENTS = "TEMPORAL-SEGMENTS"
 CHECKBOX, VIDEO, AUDIO = 2, 4, 8
 COLUMNS = frozenset({"file_list", "metadata", "metadata_id"})
-SKIPPED = "VIA annotations that are no temporal segments left out"
+SKIPPED = "VIA annotations other than temporal segments left out"
 
 
 def is_via(content: Any) -> bool:
