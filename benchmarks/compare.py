@@ -17,8 +17,8 @@
 With --against, two commits of ours take turns in one run: the one that is checked out here, with
 what is not committed, and the other in a worktree of its own. Each turn is a process; one turn of
 each goes before and does not count. Numbers are medians over turns of medians over repeats, CPU
-seconds are those of all threads and, for the last three, of all processes. What others publish can
-be laid beside them (docs/measured.md).
+seconds are those of all threads and, for the last three, of all processes; memory is the first
+process's alone. What others publish can be laid beside them (docs/measured.md).
 """
 
 import argparse
