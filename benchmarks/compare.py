@@ -17,8 +17,8 @@
 With --against, two commits of ours take turns in one run: the one that is checked out here, with
 what is not committed, and the other in a worktree of its own. Each turn is a process; one turn of
 each goes before and does not count. Numbers are medians over turns of medians over repeats, CPU
-seconds are those of all threads and, for the last three, of all processes. What others publish can
-be laid beside them (docs/measured.md).
+seconds are those of all threads and, for the last three, of all processes; memory is the first
+process's alone. What others publish can be laid beside them (docs/measured.md).
 """
 
 import argparse
@@ -36,7 +36,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from benchmarks.cases import CASES, HOME, add_options
+from benchmarks.cases import CASES, HOME, add_options, at_least_one
 
 WORKER = HOME / "benchmarks/cases.py"
 NUMBERS = ("seconds", "cpu_s", "peak_bytes")
@@ -121,12 +121,10 @@ def main() -> None:
     )
     parser.add_argument("case", choices=CASES)
     parser.add_argument("--against", metavar="COMMIT", help="of ours, to take turns with")
-    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--turns", type=at_least_one, default=3)
     parser.add_argument("--out", type=Path, help="a file for the JSON, too")
     add_options(parser)
     args = parser.parse_args()
-    if args.turns < 1:
-        parser.error("--turns: give 1 or more")
     if args.case in OF_THE_DEMO and not (args.data / "annotations.json").is_file():
         sys.exit(f"error: no demo data in {args.data}; python extract/demo.py --out data/demo")
     with TemporaryDirectory() as scratch, worktrees(args.against) as homes:
@@ -136,13 +134,15 @@ def main() -> None:
             from benchmarks.decode import write_synthetic
 
             args.video = write_synthetic(Path(scratch, "synthetic.mp4"), FRAMES_OF_FILE)
+        options = {name: options_of(args, home) for name, home in homes.items()}
+        if args.case == "detection" and args.checkpoint is None:
+            for number, (name, home) in enumerate(homes.items()):
+                options[name].append(f"--checkpoint={Path(scratch, f'{number}.pt')}")
+                run_case(home, "checkpoint", options[name])
         turns: dict[str, list[dict[str, Any]]] = {name: [] for name in homes}
         for number in range(args.turns + 1):
             for name, home in homes.items():
-                if args.case == "detection" and not number:
-                    args.checkpoint = Path(scratch, f"{len(turns[name])}.pt")
-                    run_case(home, "checkpoint", options_of(args, home))
-                found = run_case(home, args.case, options_of(args, home))
+                found = run_case(home, args.case, options[name])
                 if number:
                     turns[name].append(found)
     sides = {name: summarise(each) for name, each in turns.items()}

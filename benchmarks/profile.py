@@ -235,6 +235,11 @@ def instrumented(stages: Stages) -> Iterator[list[FunctionEvent]]:
 
     def build_watched(run: Any, *args: Any, **kwargs: Any) -> None:
         build(run, *args, **kwargs)
+        if (total := run.epochs * run.updates) <= PROFILED_UPDATES:
+            raise ValueError(
+                f"the last {PROFILED_UPDATES} updates go to torch.profiler, and this run has "
+                f"{total}: none is left to time; raise --epochs"
+            )
         device = run.accelerator.device
         if device.type != "cpu":
             import torch
@@ -458,6 +463,15 @@ def main() -> None:
     stages = Stages(START_UP)
     sampler = Sampler(stages)
     sampler.start()
+    try:
+        out, events, what = run_profiled(stages)
+    finally:
+        sampler.end()  # Python forgets who handles a signal before it ends: the next would kill it
+    write_profile(out, stages, events, sampler.stacks, what)
+
+
+def run_profiled(stages: Stages) -> tuple[Path, list[FunctionEvent], str]:
+    """Run what the command line asks for; return --out, the operators, and what was run."""
     with stages.stage(IMPORTS):
         from configs.loader import load
         from configs.options import ScriptParser
@@ -470,6 +484,10 @@ def main() -> None:
     parser.add_argument("--videos", type=int, help="of a subset, at most (detectors)")
     parser.add_argument("--heads", metavar="URL", help="train the head alone, on this cache")
     args, overrides = parser.parse()
+    for name in ("epochs", "videos"):
+        given = getattr(args, name)
+        if given is not None and given < 1:
+            parser.error(f"--{name}: give 1 or more")
     config: Any = load(experiment_kind(args.config), args.config, overrides)
     with stages.stage(IMPORTS):
         # All that the run imports, so that nothing of it is found in other stages.
@@ -484,8 +502,7 @@ def main() -> None:
             few.enter_context(patch.object(videos, "select_videos", changed))
         run_training(with_lengths(config, args.epochs, folder), args.heads, args.config)
         stages.switch((REPORT, REST))
-    sampler.end()
-    write_profile(args.out, stages, events, sampler.stacks, f"{args.config} {' '.join(overrides)}")
+    return args.out, events, f"{args.config} {' '.join(overrides)}"
 
 
 def write_profile(

@@ -38,8 +38,8 @@ class NmsConfig:
     def __post_init__(self) -> None:
         if self.method not in ("soft", "hard"):
             raise ValueError(f"method must be 'soft' or 'hard', not {self.method!r}")
-        if not self.sigma > 0:
-            raise ValueError(f"sigma must be above 0, not {self.sigma}")
+        if not np.float32(self.sigma) > 0:
+            raise ValueError(f"sigma must be above 0 in float32, not {self.sigma}")
         if not 0 < self.iou_threshold <= 1:
             raise ValueError(f"iou_threshold must be in (0, 1], not {self.iou_threshold}")
         if not self.min_score >= 0:
@@ -63,7 +63,8 @@ def suppress(
 
     segments [N, 2] (start, end in any one unit), scores [N], labels [N] (integer classes) ->
     the same three with M <= N rows; segments and scores in float32, the precision in which
-    the peers decide. Equal scores: the lower class, then the earlier row, goes first.
+    the peers decide. Equal scores: the lower class, where classes do not compete with each other,
+    then the earlier row, goes first.
     Raises ValueError for shapes that do not match, numbers that are not finite, and segments
     that end before they start.
     """
@@ -93,7 +94,9 @@ def suppress(
     kept = rows[survived]
     survivors = segments[kept]
     if config.voting_threshold is not None:
-        survivors = vote(survivors, segments, scores, np.float32(config.voting_threshold))
+        # A weight below 0 would carry a mean out of the segments that it is of.
+        weights = np.maximum(scores, 0)
+        survivors = vote(survivors, segments, weights, np.float32(config.voting_threshold))
     return survivors, kept_scores, labels[kept]
 
 

@@ -5,7 +5,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -192,6 +192,56 @@ def test_two_commits_take_turns(tmp_path: Path) -> None:
     listed = ["git", "worktree", "list"]
     kept = subprocess.run(listed, cwd=REPOSITORY, capture_output=True, text=True, check=True)
     assert "against" not in kept.stdout
+
+
+def test_both_sides_detect_with_checkpoints_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that was written by other code may be read in another way, or not at all."""
+    homes = {"now": cases.HOME, "other, against": tmp_path}
+    asked = list[tuple[Path, str, Path]]()
+
+    def run_case(home: Path, case: str, options: list[str]) -> dict[str, Any]:
+        (checkpoint,) = (o.partition("=")[2] for o in options if o.startswith("--checkpoint="))
+        asked.append((home, case, Path(checkpoint)))
+        return {"seconds": 1.0, "cpu_s": 1.0, "peak_bytes": 1, "result": {}}
+
+    monkeypatch.setattr(compare, "run_case", run_case)
+    monkeypatch.setattr(compare, "worktrees", lambda against: nullcontext(homes))
+    video, ours = tmp_path / "a.mp4", tmp_path / "ours.pt"
+    for file in (video, ours):
+        file.touch()
+    arguments = ["compare", "detection", "--turns=1", f"--video={video}"]
+    monkeypatch.setattr(sys, "argv", arguments)
+    compare.main()
+    written = {home: file for home, case, file in asked if case == "checkpoint"}
+    assert len(set(written.values())) == 2
+    read = [(home, file) for home, case, file in asked if case == "detection"]
+    assert read == [*written.items()] * 2
+
+    asked.clear()
+    monkeypatch.setattr(sys, "argv", [*arguments, f"--checkpoint={ours}"])
+    compare.main()
+    assert {(case, file) for _, case, file in asked} == {("detection", ours)}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["nms", "--turns=0"], "--turns: give 1 or more"),
+        (["nms", "--repeats=0"], "--repeats: give 1 or more"),
+        (["demo", "--epochs=0"], "--epochs: give 1 or more"),
+        (["video", "--video=nowhere.mp4"], "--video: there is no nowhere.mp4"),
+        (["map", "--annotations=nowhere.json"], "--annotations: there is no nowhere.json"),
+    ],
+)
+def test_what_cannot_be_compared_is_told_first(
+    arguments: list[str], told: str, monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["compare", *arguments])
+    with pytest.raises(SystemExit, match="2"):
+        compare.main()
+    assert told in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("case", ["map", "head"])

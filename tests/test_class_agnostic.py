@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ from evaluate.files.video_scores import assign_classes, read_video_scores
 from tests.forks import good, script
 from tests.test_e2e import DEMO, QUICK
 from train.config import Experiment
+from train.detector.evaluation import detect_subset
 from train.modeling.actionformer import ActionFormer, HeadOutput
 from train.modeling.config import HeadConfig
 from train.modeling.losses import detection_losses, sigmoid_focal_loss
@@ -51,8 +53,22 @@ def test_detections_get_their_videos_best_classes() -> None:
         Detection("b", 2, 3, 0.125),
     ]
     assert len(assign_classes(found, "v", scores, 9)) == 6
-    with pytest.raises(ValueError, match="no video 'w' among its 1"):
-        assign_classes(found, "w", scores, 2)
+
+
+@pytest.mark.parametrize("scored", [["v"], []])
+def test_a_video_without_scores_is_told_before_anything_is_detected(
+    tmp_path: Path, scored: list[str]
+) -> None:
+    file = tmp_path / "scores.json"
+    rows = {name: [{"label": "a", "score": 0.1}] for name in scored}
+    file.write_text(json.dumps({"results": rows}))
+    evaluation = SimpleNamespace(video_scores=str(file), video_classes=1)
+    detector: Any = SimpleNamespace(config=SimpleNamespace(evaluation=evaluation))
+    items: Any = [SimpleNamespace(name="v"), SimpleNamespace(name="w")]
+    nothing: Any = None
+    accelerator: Any = SimpleNamespace(process_index=0, num_processes=1)
+    with pytest.raises(ValueError, match=f"no video '[vw]' among its {len(scored)}"):
+        detect_subset(detector, items, nothing, accelerator, "detecting")
 
 
 def test_both_layouts_of_scores_are_the_same(tmp_path: Path) -> None:

@@ -237,6 +237,22 @@ def test_segments_stay_within_the_video(tmp_path: Path) -> None:
     assert [(d.start_s, d.end_s) for d in found] == [(0.0, 5.0), (9.0, 10.0)]
 
 
+def test_the_order_of_windows_changes_nothing(tmp_path: Path) -> None:
+    """Loader workers take turns, and scores in half precision are often equal."""
+    config = small_experiment(tmp_path).evaluation
+    windows = [
+        Candidates(
+            np.array([[start, start + 40.0]], np.float32),
+            np.full(1, 0.5, np.float32),
+            np.zeros(1, int),
+        )
+        for start in (0.0, 10.0, 20.0)
+    ]
+    found = merge_windows(windows, item(), ("x",), config)
+    assert len({d.score for d in found}) == 3
+    assert merge_windows(windows[::-1], item(), ("x",), config) == found
+
+
 def test_checkpoint_brings_back_the_averaged_detector(tmp_path: Path) -> None:
     config = small_experiment(tmp_path)
     trained, averaged = Detector(config, CLASSES), Detector(config, CLASSES)

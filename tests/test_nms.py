@@ -234,6 +234,7 @@ def test_soft_decay_is_the_formula() -> None:
 def test_equal_scores_keep_their_order() -> None:
     rows: Rows = [(9.0, 10.0, 0.5, 1), (1.0, 2.0, 0.5, 1), (5.0, 6.0, 0.5, 0), (3.0, 4.0, 0.5, 1)]
     assert run(rows) == [rows[2], rows[0], rows[1], rows[3]]
+    assert run(rows, multiclass=False) == rows
 
 
 def test_hard_keeps_the_first_of_two_equal_candidates() -> None:
@@ -251,6 +252,12 @@ def test_voting_crosses_classes_and_counts_the_suppressed() -> None:
     rows: Rows = [(0.0, 10.0, 0.75, 0), (0.0, 8.0, 0.25, 1), (50.0, 60.0, 0.5, 1)]
     kept = run(rows, method="hard", multiclass=False, iou_threshold=0.5, voting_threshold=0.7)
     assert kept == [(0.0, 9.5, 0.75, 0), (50.0, 60.0, 0.5, 1)]
+
+
+def test_votes_below_zero_do_not_count() -> None:
+    """Their weights would carry the mean out of the segments that it is of."""
+    rows: Rows = [(0.0, 10.0, 0.5, 0), (0.0, 9.0, -0.45, 0)]
+    assert run(rows, multiclass=False, voting_threshold=0.5) == rows[:1]
 
 
 def test_thresholds_are_reached_when_they_are_met_exactly() -> None:
@@ -288,6 +295,7 @@ def test_the_input_is_left_alone() -> None:
     [
         ({"method": "linear"}, "method"),
         ({"sigma": 0.0}, "sigma"),
+        ({"sigma": 1e-50}, "sigma"),  # 0 in the precision of the scores
         ({"iou_threshold": 0.0}, "iou_threshold"),
         ({"min_score": -0.1}, "min_score"),
         ({"min_score": float("nan")}, "min_score"),

@@ -9,8 +9,11 @@ import sys
 import threading
 import time
 from collections import Counter
+from contextlib import ExitStack
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -31,6 +34,7 @@ from benchmarks.profile import (
     watch_module,
 )
 from tests.conftest import REPOSITORY
+from train.engine.loop import TrainingRun
 
 
 def work(seconds: float) -> None:
@@ -111,6 +115,39 @@ def test_stacks_are_collapsed_without_rare_ones() -> None:
         for line in text.splitlines()
     )
     assert format_stacks(Counter({("a", "b"): 99_999, ("c",): 1})) == "a;b 99999\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["nowhere.yaml"], "no config at nowhere.yaml"),
+        (["configs/e2e/demo/forward.yaml", "--videos", "0"], "--videos: give 1 or more"),
+    ],
+)
+def test_what_cannot_be_profiled_is_one_line(
+    tmp_path: Path, arguments: list[str], told: str
+) -> None:
+    """The sampler's timer ends first: its signal would kill the process where it ends."""
+    command = [sys.executable, "-m", "benchmarks.profile", *arguments, "--out", str(tmp_path)]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode in (1, 2) and told in done.stderr, done
+    assert done.stderr.count("\n") == 1 and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("updates", [1, 2, 3])
+def test_the_profiler_takes_updates_that_others_are_left_of(
+    updates: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def build(run: TrainingRun[Any], *_: Any) -> None:
+        run.epochs, run.updates = 1, updates
+        run.accelerator = SimpleNamespace(device=torch.device("cpu"))
+        run.task = SimpleNamespace(model=nn.Linear(1, 1))
+
+    monkeypatch.setattr(TrainingRun, "__init__", build)
+    with profile.instrumented(Stages("start-up")), ExitStack() as told:
+        if updates < 3:
+            told.enter_context(pytest.raises(ValueError, match=f"has {updates}: .* --epochs"))
+        TrainingRun(*[None] * 3)  # type: ignore[type-var, arg-type]
 
 
 @pytest.mark.slow

@@ -52,6 +52,22 @@ def test_weights_are_the_mean_and_what_is_common_stays_to_the_bit(tmp_path: Path
     assert soup.model.keys() == soup.ema.keys()
 
 
+def test_what_is_common_hides_no_distance(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two detectors on both sides of the first, which is the mean of all; heads weigh little."""
+    whole = load_checkpoint(write(tmp_path, 0), Experiment)
+    small = {n: 1e-3 * t if ".head." in n else t for n, t in whole.ema.items()}
+    first = whole._replace(ema=small)
+    parts = [("0", first)]
+    for sign in (1.0, -1.0):
+        moved = {n: (1 + sign) * t if ".head." in n else t.clone() for n, t in first.ema.items()}
+        parts.append((str(sign), first._replace(ema=moved)))
+    mix_checkpoints(parts)
+    said = capsys.readouterr().out
+    assert "each is 100% of its norm away" in said and "trained apart" in said
+
+
 def test_the_script_writes_a_detector(tmp_path: Path) -> None:
     one, other = write(tmp_path, 0), write(tmp_path, 1)
     done = script("train/soup.py", "--checkpoint", one, other, "--out", tmp_path / "soup")

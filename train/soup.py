@@ -67,7 +67,8 @@ def mix_checkpoints(sources: Sequence[CheckpointSource]) -> Checkpoint[Experimen
         check_same_network(path, other, first)
     mean = {name: _mean([part.ema[name] for _, part in sources]) for name in first.ema}
     known = join_ranges(part.frame_rates for _, part in sources)
-    apart = max(_distance(part.ema, mean) for _, part in sources)
+    moved = {name: tensor for name, tensor in mean.items() if tensor is not first.ema[name]}
+    apart = max(_distance(part.ema, moved) for _, part in sources)
     print(
         f"the mean of {len(sources)} checkpoints, from which each is {apart:.0%} of its norm away"
     )
@@ -89,8 +90,8 @@ def _mean(tensors: Sequence[Tensor]) -> Tensor:
 
 
 def _distance(weights: dict[str, Tensor], mean: dict[str, Tensor]) -> float:
-    """Return how far weights are from their mean, where they are, as a share of its norm."""
-    pairs = [(weights[name], mean[name]) for name in mean if weights[name] is not mean[name]]
+    """Return how far weights are from their mean, as a share of its norm."""
+    pairs = [(weights[name], tensor) for name, tensor in mean.items()]
     moved = sum(float((one.double() - other.double()).square().sum()) for one, other in pairs)
     norm = sum(float(other.double().square().sum()) for _, other in pairs)
     return (moved / norm) ** 0.5 if norm else 0.0

@@ -1,6 +1,6 @@
 """Scores of whole videos by another classifier, which give class-agnostic detections classes."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,21 +52,23 @@ def _pairs(entries: Any, names: list[Any] | None, where: str) -> list[tuple[str,
     ]
 
 
+def check_scored(scores: VideoScores, videos: Iterable[str]) -> None:
+    """Raise ValueError if a video has no scores."""
+    for video in videos:
+        if video not in scores:
+            raise ValueError(
+                f"evaluation.video_scores has no video {video!r} among its {len(scores)}; names "
+                "must be those of the annotations"
+            )
+
+
 def assign_classes(
     detections: Sequence[Detection], video: str, scores: VideoScores, classes: int
 ) -> list[Detection]:
     """Return every detection once for each of its video's best classes, best first.
 
     Scores are multiplied, as in ActionFormer's and AdaTAD's runs on ActivityNet.
-
-    Raises:
-        ValueError: the video has no scores.
     """
-    if video not in scores:
-        raise ValueError(
-            f"evaluation.video_scores has no video {video!r} among its {len(scores)}; names must "
-            "be those of the annotations"
-        )
     found = [
         found._replace(label=label, score=found.score * score)
         for found in detections

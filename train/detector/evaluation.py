@@ -16,7 +16,7 @@ from configs.messages import format_error, truncated
 from configs.progress import ProgressBar
 from configs.system import count_cores
 from evaluate.annotations import Detection, Segment
-from evaluate.files.video_scores import assign_classes, read_video_scores
+from evaluate.files.video_scores import assign_classes, check_scored, read_video_scores
 from evaluate.mean_ap import MeanAP, mean_average_precision
 from evaluate.metrics.scored import ScoredDetections
 from evaluate.reports.launches import FINISHED, Launch, new_launch
@@ -110,10 +110,14 @@ def detect_subset(
 
     Raises:
         VideoError: no video could be read, or one could not and `data.bad_videos` is `stop`.
+        ValueError: `evaluation.video_scores` is malformed or lacks a video.
     """
     config, rank, count = detector.config, accelerator.process_index, accelerator.num_processes
-    # Read before hours of detection, in case they are malformed.
-    scores = config.evaluation.video_scores and read_video_scores(config.evaluation.video_scores)
+    # Read before hours of detection, in case they are malformed or lack a video.
+    file = config.evaluation.video_scores
+    scores = read_video_scores(file) if file else None
+    if scores is not None:
+        check_scored(scores, (item.name for item in items))
 
     def predict_batch(batch: Batch) -> Predictions:
         features = detector.features(batch.inputs, batch.start)
@@ -129,7 +133,7 @@ def detect_subset(
             name: merge_windows(parts[name], places[video], detector.classes, config.evaluation)
             for name in names
         }
-        if scores:
+        if scores is not None:
             classes = config.evaluation.video_classes
             found = {n: assign_classes(d, video, scores, classes) for n, d in found.items()}
         return found

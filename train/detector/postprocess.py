@@ -168,8 +168,12 @@ def merge_windows(
     """Return the detections of one video: its windows joined, overlapping segments suppressed."""
     joined = concatenate(windows)
     seconds = item.to_seconds(joined.segments).astype(np.float32)
+    # Of equal scores, which half precision makes common, the earlier row goes first: that must not
+    # depend on how loader workers and processes took turns.
+    order = np.lexsort((joined.labels, seconds[:, 1], seconds[:, 0]))
+    table = seconds[order], joined.scores[order], joined.labels[order]
     try:
-        segments, scores, labels = suppress(seconds, joined.scores, joined.labels, config.nms)
+        segments, scores, labels = suppress(*table, config.nms)
     except ValueError as error:
         raise ValueError(f"video {item.name}: {error}") from error
     return [
