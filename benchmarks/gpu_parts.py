@@ -37,6 +37,8 @@ from train.modeling.points import assign_batch, pyramid_points
 
 Row = dict[str, Any]
 RECOMPUTE: tuple[Recompute, ...] = ("none", "selective", "full")
+LONG = "v2-g, 1536 frames"
+LARGE = ("h", 2), ("v2-g", 2), (LONG, 1), (LONG, 2), (f"{LONG}, side", 2)
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,7 @@ def time_training(plan: Plan) -> Iterator[Row]:
 
 def measure_memory(plan: Plan) -> Iterator[Row]:
     """Yield the peak memory of the large sizes: recomputed in full, and as a run would choose."""
-    for size, windows in (("h", 2), ("v2-g", 2), ("v2-g", 1)) if not plan.small else (("tiny", 1),):
+    for size, windows in (("tiny", 1),) if plan.small else LARGE:
         with tempfile.TemporaryDirectory() as folder:
             chosen = settle(settings(size, windows, "auto", folder), plan.device)
         taken: dict[str, RecomputeSetting] = {"full": "full", "auto": chosen.backbone.recompute}
@@ -148,29 +150,39 @@ def describe_enqueueing(step: Step, plan: Plan) -> Row:
 
 
 def compare_adapter_convs(plan: Plan) -> Iterator[Row]:
-    """Yield forward and backward of a depthwise convolution over time, done in three ways."""
-    tokens, steps, width = (4, 16, 8) if plan.small else (100 * 2, 384, 320)
+    """Yield forward and backward of an adapter's convolution over time, done in three ways."""
+    shape = (1, 16, 4, 8) if plan.small else (2, 384, 100, 320)  # H: windows, steps, places, width
     dtype = torch.float32 if plan.device == "cpu" else torch.bfloat16
-    x = torch.randn(tokens, steps, width, device=plan.device, dtype=dtype, requires_grad=True)
-    weight = torch.randn(width, 1, 3, device=plan.device, dtype=dtype, requires_grad=True)
+    x = torch.randn(shape, device=plan.device, dtype=dtype, requires_grad=True)
+    weight = torch.randn(shape[-1], 1, 3, device=plan.device, dtype=dtype, requires_grad=True)
+    for way in ADAPTER_CONVS:
 
-    def views() -> Tensor:
-        return F.conv1d(x.mT, weight, padding=1, groups=width).mT
-
-    def copies() -> Tensor:
-        return F.conv1d(x.mT.contiguous(), weight, padding=1, groups=width).mT
-
-    def shifted() -> Tensor:
-        padded, taps = F.pad(x, (0, 0, 1, 1)), weight.squeeze(1).unbind(-1)
-        parts = [padded[:, i : i + steps] * taps[i] for i in range(3)]
-        return parts[0] + parts[1] + parts[2]
-
-    for way in (views, copies, shifted):
-
-        def build(way: Callable[[], Tensor] = way) -> Step:
-            return lambda: torch.autograd.grad(way().sum(), (x, weight))[0]
+        def build(way: Conv = way) -> Step:
+            return lambda: torch.autograd.grad(way(x, weight).sum(), (x, weight))[0]
 
         yield {"way": way.__name__} | measure(build, plan.repeats, plan.device)
+
+
+def as_adapters_do(x: Tensor, weight: Tensor) -> Tensor:
+    """Return [B, T, P, C] convolved over T with [C, 1, 3]: to torch it is channels last."""
+    picture, taps = x.permute(0, 3, 1, 2), weight.unsqueeze(-1)
+    return F.conv2d(picture, taps, padding=(1, 0), groups=len(weight)).permute(0, 2, 3, 1)
+
+
+def channels_first(x: Tensor, weight: Tensor) -> Tensor:
+    """Return the same, from a copy in the other layout."""
+    return as_adapters_do(x.permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1), weight)
+
+
+def shifted(x: Tensor, weight: Tensor) -> Tensor:
+    """Return the same, as a sum of three products."""
+    padded, steps = F.pad(x, (0, 0, 0, 0, 1, 1)), x.shape[1]
+    before, here, behind = weight.squeeze(1).unbind(-1)
+    return padded[:, :steps] * before + x * here + padded[:, 2:] * behind
+
+
+Conv = Callable[[Tensor, Tensor], Tensor]
+ADAPTER_CONVS: tuple[Conv, ...] = (as_adapters_do, channels_first, shifted)
 
 
 def time_heads(plan: Plan) -> Iterator[Row]:

@@ -88,6 +88,7 @@ def settle(config: Experiment, device: str) -> Experiment:
         return config
     with torch.device("meta"):
         detector = Detector(config, NAMES)
+    gc.collect()  # the step before may still hold its weights
     settle_recompute(detector.streams, config, torch.device(device), 1)
     backbone = detector.streams[0].backbone
     assert isinstance(backbone, Backbone)

@@ -27,3 +27,16 @@ def run(main: Callable[[], None], hint: str = "") -> None:
     except KeyboardInterrupt:
         print("interrupted; " + hint if hint else "interrupted")
         sys.exit(130)
+    _part()
+
+
+def _part() -> None:
+    """Part from the other processes of this run, if there are any.
+
+    Left to Python's exit, each would end its use of the GPUs (NCCL) in an order of its own, and
+    some might wait for each other for ever. After an error nobody may be waited for: the launcher
+    ends the others.
+    """
+    joined = sys.modules.get("torch.distributed")  # who has not imported it is alone
+    if joined is not None and joined.is_available() and joined.is_initialized():
+        joined.destroy_process_group()

@@ -1,17 +1,21 @@
 """The benchmarks of sizes and GPUs: what they count, and that they run where there is no GPU."""
 
+import gc
 import json
 import subprocess
 import sys
 import time
+import weakref
 from collections.abc import Iterator
 from contextlib import nullcontext, suppress
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from accelerate.state import AcceleratorState
 
 import train.detector.memory
@@ -19,6 +23,7 @@ from benchmarks import cases, compare, gpu_loop, gpu_parts, sizes
 from benchmarks import gpu_steps as gpu
 from benchmarks.gpu import PARTS, format_part, run_part
 from benchmarks.gpu_parts import Plan, Row
+from benchmarks.sizes import FILES
 from extract.backbone.adapters import TemporalAdapter
 from extract.backbone.backbone import Backbone
 from extract.backbone.precision import computing_in
@@ -27,6 +32,7 @@ from extract.settings.backbone import Precision
 from extract.settings.units import CLIP_FRAMES, CLIP_STEPS, TUBELET
 from tests.conftest import REPOSITORY
 from tests.test_frozen import Calls
+from tests.test_memory import LONG, SIDE
 from tests.test_precision import FLAGS, flags
 
 
@@ -326,6 +332,52 @@ def test_what_a_run_would_recompute_is_measured(
     assert gpu.settle(config, "cpu").backbone.recompute == chosen
     asked = replace(config, backbone=replace(config.backbone, recompute="selective"))
     assert gpu.settle(asked, "cpu") == asked
+
+
+def test_a_run_that_is_over_takes_no_memory_from_the_next(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    class Over:
+        """As a network and its run, it is referred to by what it refers to."""
+
+        def __init__(self) -> None:
+            self.itself = self
+
+    seen = list[bool]()
+
+    def free(device: torch.device, processes: int) -> float:
+        seen.append(gone() is None)
+        return 1e12
+
+    monkeypatch.setattr(train.detector.memory, "free_bytes", free)
+    config = gpu.settings("tiny", 1, "auto", str(tmp_path))
+    gc.disable()  # large objects that have lived for long are seldom looked at
+    try:
+        gone = weakref.ref(Over())
+        gpu.settle(config, "cpu")
+    finally:
+        gc.enable()
+    assert seen == [True]
+
+
+def test_the_sizes_whose_memory_is_in_doubt_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_parts, "settle", lambda config, device: config)
+    monkeypatch.setattr(gpu_parts, "measure_training", lambda *_, **more: {})
+    rows = [*gpu_parts.measure_memory(Plan("cuda", small=False))]
+    measured = {(row["size"], row["windows"]) for row in rows if row["asked"] == "auto"}
+    # What would not fit a card before (docs/gpus.md): long windows, alone and beside a ladder.
+    assert {("h", 2), (LONG, 1), (LONG, 2), (SIDE, 2)} < measured <= {*product(FILES, (1, 2))}
+
+
+def test_convolutions_are_compared_with_the_adapters_own() -> None:
+    adapter, hidden = TemporalAdapter(16, 0.5).requires_grad_(False), torch.randn(2, 6, 4, 8)
+    y = F.gelu(hidden)
+    expected, bias = adapter._mix(hidden), adapter.depthwise.bias
+    assert bias is not None
+    for way in gpu_parts.ADAPTER_CONVS:
+        z = way(y, adapter.depthwise.weight) + bias
+        found = y + F.linear(z, adapter.pointwise.weight.squeeze(2), adapter.pointwise.bias)
+        torch.testing.assert_close(found, expected)
 
 
 def test_the_device_is_held_against_golden_numbers() -> None:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -48,6 +49,23 @@ def test_an_end_of_its_own_is_kept(code: int | str) -> None:
 
 def test_without_an_error_it_returns() -> None:
     cli.run(lambda: None)
+
+
+@pytest.mark.parametrize("joined", [True, False])
+def test_processes_part_where_all_went_well(joined: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU's collectives are ended by all together; what failed leaves that to the launcher."""
+    calls = list[str]()
+    distributed = SimpleNamespace(
+        is_available=lambda: True,
+        is_initialized=lambda: joined,
+        destroy_process_group=lambda: calls.append("part"),
+    )
+    monkeypatch.setitem(sys.modules, "torch.distributed", distributed)
+    cli.run(lambda: calls.append("main"))
+    assert calls == ["main", "part"][: 1 + joined]
+    with pytest.raises(SystemExit):
+        cli.run(partial(sys.exit, "error: of its own"))
+    assert calls.count("part") == joined
 
 
 @pytest.mark.parametrize("hint", ["", "the same command goes on"])

@@ -1,11 +1,19 @@
 """Batches that are copied ahead: their order, when each begins, and what is wrong with one."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from train.data.batch import Batch
+from train.device import lookahead
 from train.device.lookahead import copied_ahead, start_ahead
 
 
@@ -84,3 +92,44 @@ class Untouchable:
 def test_on_a_cpu_batches_pass_through() -> None:
     batches = [Untouchable(number) for number in range(3)]
     assert [*copied_ahead(batches, torch.device("cpu"))] == batches  # type: ignore[type-var]
+
+
+class Given(TorchDispatchMode):
+    """Collects operations, with the device of what they read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen = list[str]()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if (name := func.overloadpacket.__name__) != "device":
+            self.seen.append(f"{name} {args[0].device.type}")
+        return func(*args, **(kwargs or {}))
+
+
+def test_the_copying_stream_only_copies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of what is on the device it knows neither when it is made nor when its memory is freed."""
+    given = Given()
+
+    @contextmanager
+    def stream(copying: object) -> Iterator[None]:
+        with given:
+            yield
+
+    nowhere = SimpleNamespace(record_event=lambda: None, wait_event=lambda event: None)
+    monkeypatch.setattr(torch.cuda, "stream", stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: nowhere)
+    monkeypatch.setattr(lookahead, "_copying_stream", lambda device: nowhere)
+    monkeypatch.setattr(Tensor, "record_stream", lambda tensor, used_on: None)
+    with FakeTensorMode():
+        # As a head is trained on features that are held there: cut, padded and stacked already.
+        features = torch.zeros(2, 8, 16, dtype=torch.float16, device="cuda")
+        mask, reflection = torch.ones(2, 32, dtype=torch.bool), torch.ones(2)
+        batch = Batch(("a", "b"), (), (features,), mask, reflection, ((),), ())
+        (moved,) = copied_ahead([batch], torch.device("cuda"))
+        used = moved.to(torch.device("cuda"))
+    assert given.seen == ["_to_copy cpu"] * 2
+    assert moved.mask.device.type == moved.reflection.device.type == "cuda"
+    assert used.inputs[0].dtype == torch.float32

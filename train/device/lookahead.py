@@ -9,17 +9,14 @@ import torch
 from torch import Tensor
 
 
-class OnDevice(Protocol):
-    """A batch that can be copied to a device."""
-
-    def to(self, device: torch.device) -> Self:
-        """Return the batch with its tensors on `device`, copied without waiting."""
+class OfTensors(Protocol):
+    """A batch of tensors."""
 
     def each(self, change: Callable[[Tensor], Tensor]) -> Self:
         """Return the batch with its tensors changed."""
 
 
-B = TypeVar("B", bound=OnDevice)
+B = TypeVar("B", bound=OfTensors)
 T = TypeVar("T")
 U = TypeVar("U")
 
@@ -27,15 +24,19 @@ U = TypeVar("U")
 def copied_ahead(batches: Iterable[B], device: torch.device) -> Iterator[B]:
     """Yield the batches on the device, each copied on a stream of its own one batch ahead.
 
-    On a CPU they pass through.
+    What is there already stays as it is: that stream would not wait for what makes it, and its
+    memory might be used again before that stream has read it. On a CPU batches pass through.
     """
     if device.type != "cuda":
         return iter(batches)
     copying = _copying_stream(device)
 
+    def copy(tensor: Tensor) -> Tensor:
+        return tensor.to(device, non_blocking=True)
+
     def start(batch: B) -> tuple[B, Any]:
         with torch.cuda.stream(copying):
-            return batch.to(device), copying.record_event()
+            return batch.each(copy), copying.record_event()
 
     def finish(started: tuple[B, Any]) -> B:
         batch, copied = started
