@@ -23,11 +23,11 @@ from train.config import Compile, Experiment
 from train.detector.model import Detector
 from train.detector.training import DetectionTask
 from train.device import compiling
-from train.device.compiling import compile_network
+from train.device.compiling import compile_function, compile_network
 from train.modeling.actionformer import HeadOutput
 from train.modeling.config import HeadConfig, Method
-from train.modeling.losses import detection_losses
-from train.modeling.points import Targets, assign_batch, pyramid_points
+from train.modeling.losses import detection_losses, distillation_losses
+from train.modeling.points import Targets, assign, assign_batch, pad_truth, pyramid_points
 
 TINY = TrunkConfig(32, 2, 2, image_size=32)
 STEPS = 32
@@ -133,6 +133,62 @@ def test_a_head_and_its_losses_are_one_graph() -> None:
     torch.manual_seed(1)
     assert torch.allclose(compiled(features), expected, rtol=1e-5)
     assert counter.frame_count == 1
+
+
+def test_targets_of_any_number_of_actions_share_their_graphs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    counter = CompileCounterWithBackend("eager")
+    monkeypatch.setattr(compiling, "BACKEND", counter)
+    compiled = compile_function(assign, "all")
+    points = pyramid_points(STEPS, 3, torch.device("cpu"))
+    for counts in ((0, 0), (1, 0), (1, 1), (2, 1), (3, 0), (5, 7), (12, 3), (40, 2)):
+        starts = [20 * torch.rand(count, 1) for count in counts]
+        segments = [torch.cat([start, start + 9], 1) for start in starts]
+        truth = pad_truth(segments, [torch.randint(2, (count,)) for count in counts])
+        found, expected = compiled(points, *truth, 2), assign(points, *truth, 2)
+        assert all(map(torch.equal, found, expected))
+    assert counter.frame_count <= 3
+    assert not torch._dynamo.utils.counters["graph_break"]
+    assert compile_function(assign, "blocks") is compile_function(assign, "off") is assign
+
+
+@pytest.mark.parametrize("way", [detection_losses, distillation_losses])
+def test_losses_are_one_graph(way: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    counter = CompileCounterWithBackend("eager")
+    monkeypatch.setattr(compiling, "BACKEND", counter)
+    detector = new_detector("average")
+    one, other = detector(*inputs_of(detector))
+    goal = targets() if way is detection_losses else other
+    found = compile_function(way, "all")(one, goal)
+    assert torch.allclose(torch.stack(found), torch.stack(way(one, goal)), rtol=1e-6)
+    assert counter.frame_count == 1
+    assert not torch._dynamo.utils.counters["graph_break"]
+
+
+@pytest.mark.parametrize(
+    ("parts", "whole"), [("blocks", False), pytest.param("all", True, marks=pytest.mark.slow)]
+)
+def test_a_run_compiles_its_targets_and_losses_too(
+    data: list[str],
+    tmp_path: Path,
+    accelerator: Accelerator,
+    monkeypatch: pytest.MonkeyPatch,
+    parts: Compile,
+    whole: bool,
+) -> None:
+    seen = set[Any]()
+
+    def compiled(function: Any, **options: Any) -> Any:
+        seen.add(function)
+        return function
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    settings = [*data, *QUICK, "--data.validation_subset=null", f"--training.compile={parts}"]
+    build(load(Experiment, DEMO, [*settings, f"--out={tmp_path}"]), accelerator)
+    assert {assign, detection_losses, distillation_losses} & seen == (
+        {assign, detection_losses, distillation_losses} if whole else set()
+    )
 
 
 @pytest.mark.parametrize("parts", ["off", "blocks", slow("all")])

@@ -85,10 +85,10 @@ class TrainingConfig:
         label_smoothing: share of the classes' targets that is spread over all of them.
         precision: of the forward pass; `fp16` and `bf16` are mixed precision. `tf32` is float32
             that GPUs multiply with 10 bits; with `fp32` they do not.
-        compile: what of the network is compiled, which takes minutes at the start and makes steps
+        compile: what of a step is compiled, which takes minutes at the start and makes steps
             faster on a GPU: nothing (`off`), each of the transformer's blocks and adapters
-            (`blocks`), or the whole network (`all`). Numbers differ by rounding, and drop path is
-            drawn otherwise with `all`.
+            (`blocks`), or the whole network, targets and losses (`all`). Numbers differ by
+            rounding, and drop path is drawn otherwise with `all`.
         workers: decoding processes per training process.
         validate_every: epochs from one validation to the next; `validate_from`: the first epoch
             that one may follow. There is always one at the end.

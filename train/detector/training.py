@@ -35,6 +35,7 @@ from train.detector.evaluation import (
 )
 from train.detector.memory import settle_recompute
 from train.detector.model import Detector
+from train.device.compiling import compile_function
 from train.device.lookahead import one_behind, start_fetch
 from train.engine.optim import group_by_decay
 from train.modeling.losses import (
@@ -43,7 +44,7 @@ from train.modeling.losses import (
     distillation_losses,
     positive_points,
 )
-from train.modeling.points import Targets, assign_batch, pyramid_mask, pyramid_points
+from train.modeling.points import Targets, assign, pad_truth, pyramid_mask, pyramid_points
 
 
 class PreparedBatch(NamedTuple):
@@ -123,6 +124,10 @@ class DetectionTask:
         self.normaliser = PositivesAverage(detector.training_outputs, config.training.positives)
         self.normaliser.to(accelerator.device)
         self.optimizer = build_optimizer(detector, config.training)
+        parts = config.training.compile
+        self._assign = compile_function(assign, parts)
+        self._losses = compile_function(detection_losses, parts)
+        self._teaching_losses = compile_function(distillation_losses, parts)
 
     @property
     def validates(self) -> bool:
@@ -166,13 +171,13 @@ class DetectionTask:
             outputs = network(batch.inputs[:own], batch.mask, batch.reflection, batch.start)
         pairs = zip(outputs, targets, strict=True)
         of = self.config.training.label_smoothing, self.config.training.boundary_weight
-        each = torch.stack([torch.stack(detection_losses(o, t, *of)) for o, t in pairs])
+        each = torch.stack([torch.stack(self._losses(o, t, *of)) for o, t in pairs])
         if self.teacher is not None:
             with torch.no_grad(), self.accelerator.autocast():
                 places = batch.mask, batch.reflection
                 predicted = self.teacher.predict(batch.inputs[own:], *places)
             ((target, _),) = predicted[self.teacher.main_output]
-            taught = torch.stack(distillation_losses(outputs[0], target))
+            taught = torch.stack(self._teaching_losses(outputs[0], target))
             each = each + self.config.training.teacher_weight * taught
         return (each * weight[:, None]).sum(0)
 
@@ -182,7 +187,9 @@ class DetectionTask:
         length, device = batch.mask.shape[1], batch.mask.device
         points = pyramid_points(length, self.levels, device, of.overlapping_ranges)
         return [
-            assign_batch(points, segments, batch.labels, len(self.classes), of.every_class)
+            self._assign(
+                points, *pad_truth(segments, batch.labels), len(self.classes), of.every_class
+            )
             for segments in batch.segments[: self.model.training_outputs]
         ]
 

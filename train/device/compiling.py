@@ -1,14 +1,19 @@
-"""Networks compiled for training, in place: tensors, and so checkpoints, keep their names."""
+"""What training compiles: networks in place, so that tensors, and checkpoints, keep their names."""
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import ParamSpec, TypeVar
 
+import torch
 from torch import nn
 
 from extract.backbone.adapters import TemporalAdapter
 from extract.backbone.videomae import Block
 from train.config import Compile
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 BACKEND = "inductor"
 COMPILERS = "g++", "clang++", "gcc", "clang"
@@ -22,11 +27,7 @@ def compile_network(network: nn.Module, parts: Compile) -> None:
     """
     if parts == "off":
         return
-    if BACKEND == "inductor" and not any(map(shutil.which, _compilers())):
-        raise ValueError(
-            "training.compile needs a compiler of C++, which this machine does not have; install "
-            f"one ({' or '.join(COMPILERS[:2])}), or set training.compile off"
-        )
+    _check_compiler()
     modules = [network] if parts == "all" else [*compiled_parts(network)]
     if not modules:
         raise ValueError(
@@ -37,9 +38,32 @@ def compile_network(network: nn.Module, parts: Compile) -> None:
         module.compile(backend=BACKEND)
 
 
+def compile_function(function: Callable[P, R], parts: Compile) -> Callable[P, R]:
+    """Return a function of tensors that a step calls beside the network, compiled with `all`.
+
+    Sizes may change from call to call.
+
+    Raises:
+        ValueError: this machine has no compiler.
+    """
+    if parts != "all":
+        return function
+    _check_compiler()
+    return torch.compile(function, backend=BACKEND)
+
+
 def compiled_parts(network: nn.Module) -> Iterator[nn.Module]:
     """Yield the transformer's blocks and their adapters; alike, they share what is compiled."""
     return (part for part in network.modules() if isinstance(part, Block | TemporalAdapter))
+
+
+def _check_compiler() -> None:
+    """Raise ValueError if this machine has no compiler."""
+    if BACKEND == "inductor" and not any(map(shutil.which, _compilers())):
+        raise ValueError(
+            "training.compile needs a compiler of C++, which this machine does not have; install "
+            f"one ({' or '.join(COMPILERS[:2])}), or set training.compile off"
+        )
 
 
 def _compilers() -> Iterator[str]:

@@ -151,10 +151,17 @@ def assign_batch(
 
     See `assign`; the results are [B, P, K] and [B, P, 2].
     """
-    return assign(
-        points,
+    return assign(points, *pad_truth(segments, labels), classes, every_class)
+
+
+def pad_truth(segments: Sequence[Tensor], labels: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Return the truth of B windows in two tensors: segments [B, G, 2] and labels [B, G].
+
+    Args:
+        segments: [G_b, 2] of each; G is the largest G_b, and rows that are missing become NaN.
+        labels: [G_b] of each.
+    """
+    return (
         pad_sequence([s.float() for s in segments], batch_first=True, padding_value=torch.nan),
         pad_sequence(list(labels), batch_first=True),
-        classes,
-        every_class,
     )
