@@ -387,6 +387,22 @@ def test_a_worker_that_ends_between_two_files_accuses_none() -> None:
     assert "whole.mp4" not in str(caught.value) and "training.workers" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Too many open files. Communication with the workers is no longer possible. Please",
+        "received 0 items of ancdata",
+        "Pin memory thread exited unexpectedly",
+    ],
+)
+def test_batches_that_cannot_be_received_are_an_error_that_says_what_to_do(text: str) -> None:
+    remedy = pytest.raises(OSError, match=r"ulimit -n.*training\.workers")
+    with remedy as caught, translate_worker_death():
+        raise RuntimeError(text)
+    told = str(caught.value)
+    assert text.split(". ")[0] in told and "--resume" in told and "\n" not in told
+
+
 def test_other_errors_are_no_deaths_of_workers() -> None:
     with pytest.raises(RuntimeError, match="another"), translate_worker_death():
         raise RuntimeError("another")

@@ -8,6 +8,8 @@ import torch
 
 from extract.video.watchdog import file_being_decoded
 
+# Of torch, where the process that trains has no file left to receive a batch's memory with.
+NOT_RECEIVED = "Too many open files", "items of ancdata", "Pin memory thread"
 SMALLER_BATCHES = "raise training.accumulate: as many windows an update, fewer at a time"
 
 
@@ -29,7 +31,7 @@ def translate_oom(remedy: str) -> Iterator[None]:
 
 @contextmanager
 def translate_worker_death() -> Iterator[None]:
-    """Turn the sudden end of a decoding worker into an OSError that says what to do.
+    """Turn the sudden end of a decoding worker, or batches lost, into an OSError with a remedy.
 
     Torch raises wherever the main thread is when it learns of it: wrap all work between batches in
     this, too.
@@ -37,9 +39,15 @@ def translate_worker_death() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
         cause = " ".join(str(error).split(". ")[0].split())
+        resume = f"training goes on from the last checkpoint with --resume [{cause}]"
+        if any(text in cause for text in NOT_RECEIVED):
+            raise OSError(
+                "batches of decoding workers cannot be received; allow more open files (ulimit -n) "
+                f"or lower training.workers; {resume}"
+            ) from error
+        if "DataLoader worker" not in cause:
+            raise
         pids = re.search(r"pid(?:\(s\))? ([\d, ]+)", cause)
         files = map(file_being_decoded, map(int, pids[1].split(",")) if pids else ())
         names = ", ".join(sorted({str(file) for file in files if file}))
@@ -50,7 +58,4 @@ def translate_worker_death() -> Iterator[None]:
             if names
             else f" ({memory})"
         )
-        raise OSError(
-            f"a decoding worker ended unexpectedly{remedy}; training goes on from the last "
-            f"checkpoint with --resume [{cause}]"
-        ) from error
+        raise OSError(f"a decoding worker ended unexpectedly{remedy}; {resume}") from error
