@@ -468,13 +468,6 @@ def at_least_one(text: str) -> int:
     return int(text)
 
 
-def existing(text: str) -> Path:
-    """Return a path of the command line that is there."""
-    if not Path(text).exists():
-        raise argparse.ArgumentTypeError(f"there is no {text}")
-    return Path(text)
-
-
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that decide what is measured."""
     parser.add_argument(
@@ -482,10 +475,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
     parser.add_argument("--recompute", choices=["none", "selective", "full"], default="none")
-    parser.add_argument(
-        "--annotations", type=existing, help="of map: a dataset's, not made-up ones"
-    )
-    parser.add_argument("--video", type=existing, help="of data, video and detection")
+    parser.add_argument("--annotations", type=Path, help="of map: a dataset's, not made-up ones")
+    parser.add_argument("--video", type=Path, help="of data, video and detection")
     text = "of detection: this one, not one of random heads that each side writes for itself"
     parser.add_argument("--checkpoint", type=Path, help=text)
     parser.add_argument("--data", type=Path, default=HOME / "data/demo", help="of demo and start")

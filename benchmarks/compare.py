@@ -125,6 +125,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="a file for the JSON, too")
     add_options(parser)
     args = parser.parse_args()
+    for name in ("annotations", "video"):
+        file = getattr(args, name)
+        if file is not None and not file.exists():
+            parser.error(f"--{name}: there is no {file}")
     if args.case in OF_THE_DEMO and not (args.data / "annotations.json").is_file():
         sys.exit(f"error: no demo data in {args.data}; python extract/demo.py --out data/demo")
     with TemporaryDirectory() as scratch, worktrees(args.against) as homes:
