@@ -178,9 +178,6 @@ def test_the_first_bad_micro_batch_is_named(
     data: list[str], tmp_path: Path, accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is looked at late, but later ones are bad only because it was."""
-    run = prepare(data, tmp_path, accelerator, *SINGLE, *TWICE)
-    positions = [position for _, position in run.sampler]
-    names = [run.loader.dataset.items[position].name for position in positions]  # type: ignore[attr-defined]
     calls: list[int] = []
 
     def diverging(output: Any, targets: Targets, *of: float) -> Losses:
@@ -189,6 +186,9 @@ def test_the_first_bad_micro_batch_is_named(
         return Losses(*(loss * poison for loss in detection_losses(output, targets, *of)))
 
     monkeypatch.setattr(train.detector.training, "detection_losses", diverging)
+    run = prepare(data, tmp_path, accelerator, *SINGLE, *TWICE)
+    positions = [position for _, position in run.sampler]
+    names = [run.loader.dataset.items[position].name for position in positions]  # type: ignore[attr-defined]
     with pytest.raises(FloatingPointError, match=f"on windows of {names[2]};"):
         run.train()
     assert len(calls) == 4 and not (tmp_path / "last.pt").exists()

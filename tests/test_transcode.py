@@ -351,7 +351,7 @@ def test_wrong_settings_end_with_one_line(tmp_path: Path) -> None:
     (tmp_path / "truth.json").write_text("{}")
     command = ["--reverse", "--videos", str(tmp_path / "videos"), "--out"]
     said = end_of_main([*command, str(tmp_path / "videos")])
-    assert said.startswith("error: --out: choose another folder")
+    assert said.startswith("error: --out: choose a folder other than --videos")
     truth = str(tmp_path / "truth.json")
     said = end_of_main([*command, str(tmp_path), "--annotations", truth])
     assert said.startswith(f"error: --out: {truth} lies there and would be replaced")
