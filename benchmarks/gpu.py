@@ -4,8 +4,9 @@
     python -m benchmarks.gpu --small --device cpu --out FILE.json      # only tries the script
 
 Writes a JSON file, and a Markdown table of each part beside it, after every part. A part that fails
-is recorded with its error, and the others go on. Inputs are noise that is on the device already;
-the real loop decodes videos that are made for it, and says how much of its time the device is busy.
+is recorded with its error, and the others go on; what a machine cannot measure is a row that says
+why it was skipped. Inputs are noise that is on the device already; the real loop and extraction by
+stages decode videos that are made for them. Where there are two GPUs, two processes train on them.
 """
 
 import argparse
@@ -17,16 +18,20 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import gpu_parts
-from benchmarks.gpu_loop import compare_with_golden, time_real_loop
+from benchmarks import gpu_heads, gpu_parts
+from benchmarks.gpu_loop import compare_with_golden, time_real_loop, time_stages
 from benchmarks.gpu_parts import Plan, Row
+from benchmarks.gpu_ranks import compare_ranks
 from benchmarks.gpu_steps import describe_machine
 from configs.atomic import write_text
 
 PARTS = {
     "golden numbers": compare_with_golden,
     **gpu_parts.PARTS,
+    **gpu_heads.PARTS,
+    "extraction by stages": time_stages,
     "the real loop": time_real_loop,
+    "two processes": compare_ranks,
 }
 
 

@@ -2,6 +2,7 @@
 
 import statistics
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -12,31 +13,34 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.gpu_steps import (
-    BACKENDS,
     NAMES,
     Step,
     build_extraction_step,
     build_training_step,
     measure,
     noise_batch,
+    noise_video,
     settings,
     settle,
     synchronise,
     time_step,
 )
+from benchmarks.sizes import experiment
+from evaluate.annotations import Detection
 from extract.backbone.backbone import Backbone
+from extract.backbone.frozen import hold_frozen
 from extract.backbone.precision import autocast
+from extract.sampling.windows import evaluation_windows
 from extract.settings.backbone import Precision, Recompute, RecomputeSetting
 from extract.settings.units import CLIP_FRAMES
-from train.config import Experiment
+from train.data.videos import VideoItem
 from train.detector.model import Detector
-from train.detector.training import build_optimizer
+from train.detector.postprocess import Candidates, merge_windows, predict_each_window
 from train.engine.session import settle_device
-from train.modeling.losses import detection_losses
-from train.modeling.points import assign_batch, pyramid_points
 
 Row = dict[str, Any]
 RECOMPUTE: tuple[Recompute, ...] = ("none", "selective", "full")
+ATTENTION = "flash", "fmha", "sdpa"  # in the names of kernels: FlashAttention's, xFormers', cuDNN's
 LONG = "v2-g, 1536 frames"
 LARGE = ("h", 2), ("v2-g", 2), (LONG, 1), (LONG, 2), (f"{LONG}, side", 2)
 
@@ -136,7 +140,10 @@ def measure_training(
 
 
 def describe_enqueueing(step: Step, plan: Plan) -> Row:
-    """Return how long the host takes until a step returns, and the kernels that it starts."""
+    """Return how long the host takes until a step returns, and the kernels that it starts.
+
+    `attention_share` is that of kernels whose names are those of fused attention.
+    """
     taken = []
     for _ in range(plan.repeats):
         synchronise(plan.device)
@@ -145,8 +152,14 @@ def describe_enqueueing(step: Step, plan: Plan) -> Row:
     with torch.profiler.profile() as profiled:
         step()
         synchronise(plan.device)
-    kernels = sum(event.device_type.name.lower() == plan.device for event in profiled.events())
-    return {"enqueue_s": statistics.median(taken), "kernels": kernels}
+    names = [
+        event.name.lower()
+        for event in profiled.events()
+        if event.device_type.name.lower() == plan.device and not event.is_user_annotation
+    ]
+    attention = sum(any(part in name for part in ATTENTION) for name in names)
+    share = attention / max(len(names), 1)
+    return {"enqueue_s": statistics.median(taken), "kernels": len(names), "attention_share": share}
 
 
 def compare_adapter_convs(plan: Plan) -> Iterator[Row]:
@@ -185,52 +198,6 @@ Conv = Callable[[Tensor, Tensor], Tensor]
 ADAPTER_CONVS: tuple[Conv, ...] = (as_adapters_do, channels_first, shifted)
 
 
-def time_heads(plan: Plan) -> Iterator[Row]:
-    """Yield updates of a head on features that are on the device, compiled or not."""
-    (size,) = plan.sizes("s")
-    for compiled in (False, True):
-        with tempfile.TemporaryDirectory() as folder:
-            config = settings(size, 2, "none", folder)
-        build = partial(build_head_step, config, plan, compiled)
-        row = measure(build, plan.repeats, plan.device)
-        updates = {} if "failed" in row else {"updates_per_s": 1 / row["step_s"]}
-        yield {"size": size, "compiled": compiled} | row | updates
-
-
-def build_head_step(config: Experiment, plan: Plan, compiled: bool) -> Step:
-    """Return a function that makes an update of a head."""
-    device = torch.device(plan.device)
-    settle_device(device, config)
-    with device:
-        detector = Detector(config, NAMES).train()
-        batch = noise_batch(config, plan.device)
-    (stream,) = detector.streams
-    stream.backbone.requires_grad_(False)
-    optimizer = build_optimizer(detector, config.training)
-    steps = batch.mask.shape[1]
-    features = torch.randn(len(batch.mask), config.backbone.width, steps, device=plan.device)
-    points = pyramid_points(steps, config.head.levels, features.device)
-    weights = [p for p in detector.parameters() if p.requires_grad]
-
-    def losses() -> Tensor:
-        targets = assign_batch(points, batch.segments[0], batch.labels, len(NAMES))
-        with autocast(config.training.precision, device):
-            output = stream.head(features, batch.mask)
-        return torch.stack(detection_losses(output, targets))
-
-    work = torch.compile(losses, backend=BACKENDS[plan.device]) if compiled else losses
-
-    def step() -> Tensor:
-        found = work()
-        found.sum().backward()
-        torch.nn.utils.clip_grad_norm_(weights, 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        return found.detach()
-
-    return step
-
-
 def time_extraction(plan: Plan) -> Iterator[Row]:
     """Yield the features' frames a second by how many clips are computed at a time."""
     for size in plan.sizes("s", "h"):
@@ -245,6 +212,53 @@ def time_extraction(plan: Plan) -> Iterator[Row]:
             row = measure(build, plan.repeats, plan.device)
             rate = {} if "failed" in row else {"frames_per_s": clips * CLIP_FRAMES / row["step_s"]}
             yield {"size": size, "clips": clips} | row | rate
+
+
+def time_validation(plan: Plan) -> Iterator[Row]:
+    """Yield how long the network takes for 200 windows of ten videos, and suppression behind it.
+
+    Suppression is timed on one thread; in a run it goes on beside the network, on several.
+    """
+    (size,) = plan.sizes("s")
+    at_once = experiment(size).evaluation.batch_size
+    videos, batches = (1, 1) if plan.small else (10, 20 // at_once)
+    with tempfile.TemporaryDirectory() as folder:
+        config = settings(size, at_once, "none", folder)
+    device, overlap = torch.device(plan.device), config.sampling.validation_overlap
+    settle_device(device, config)
+    with device:
+        detector = Detector(config, NAMES).eval()
+    hold_frozen(detector, config.training.precision, config.pixels.size)
+    length = 1 + (batches * at_once - 1) * (1 - overlap)
+    items = [noise_video(number, length, 1, config) for number in range(videos)]
+    noise = noise_batch(config, plan.device)
+
+    def predict(item: VideoItem) -> list[Candidates]:
+        windows = evaluation_windows(item, overlap, config.sampling)
+        given = [
+            replace(noise, videos=(item.name,) * at_once, windows=tuple(some))
+            for some in zip(*[iter(windows)] * at_once, strict=True)
+        ]
+        with autocast(config.training.precision, device):
+            found = predict_each_window(detector.predict_batch, given, config.evaluation, device)
+            return [some for _, by_name in found for some in by_name[detector.main_output]]
+
+    def suppress(item: VideoItem, found: list[Candidates]) -> list[Detection]:
+        return merge_windows(found, item, NAMES, config.evaluation)
+
+    suppress(items[0], predict(items[0]))  # chooses kernels, and compiles the loops
+    began = time.perf_counter()
+    found = [predict(item) for item in items]
+    between = time.perf_counter()  # candidates are on the host
+    kept = [suppress(*each) for each in zip(items, found, strict=True)]
+    yield {
+        "size": size,
+        "windows": sum(map(len, found)),
+        "network_s": between - began,
+        "suppression_s": time.perf_counter() - between,
+        "candidates": sum(len(some.scores) for of in found for some in of),
+        "detections": sum(map(len, kept)),
+    }
 
 
 def repeat_training(plan: Plan) -> Iterator[Row]:
@@ -271,7 +285,7 @@ PARTS: dict[str, Callable[[Plan], Iterator[Row]]] = {
     "training steps": time_training,
     "memory": measure_memory,
     "adapter convolutions": compare_adapter_convs,
-    "heads": time_heads,
     "extraction": time_extraction,
+    "validation": time_validation,
     "the same steps twice": repeat_training,
 }

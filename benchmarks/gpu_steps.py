@@ -34,8 +34,10 @@ import numpy as np
 import torch
 from accelerate.state import AcceleratorState
 from torch import Tensor
+from torch._dynamo.utils import counters
 
 from benchmarks.sizes import CLASSES, FILES, count_flops, experiment
+from cache.address import VideoInfo
 from configs.atomic import write_text
 from extract.backbone.backbone import Backbone
 from extract.backbone.frozen import hold_frozen
@@ -114,24 +116,28 @@ def noise_batch(config: Experiment, device: str) -> Batch:
     )
 
 
+def noise_video(number: int, windows: float, actions: int, config: Experiment) -> VideoItem:
+    """Return a video without a file that is so many windows long, with actions at even distances.
+
+    Args:
+        number: of the video, which its identity and its name are made of.
+    """
+    fps = config.sampling.fps or 25.0
+    frames = round(windows * config.sampling.samples) * config.sampling.sample_step
+    info = VideoInfo(f"{number:064x}", f"noise {number}", 1, frames, fps)
+    starts = (np.arange(actions) + 0.5) / actions * 0.9
+    segments = np.stack([starts, starts + 0.05], 1) * frames
+    truth = segments, np.zeros(actions, np.int64), ()
+    return VideoItem(
+        *(info.name, Path(info.name), frames, frames / fps, fps, *truth),
+        identity=info,
+        sampling_fps=config.sampling.fps,
+    )
+
+
 def build_training_step(config: Experiment, device: str, compiled: bool) -> Step:
     """Return a function that trains on a batch: the loop's own update."""
-    with torch.device(device):
-        detector = Detector(config, NAMES)
-    if compiled:
-        (stream,) = detector.streams
-        assert isinstance(stream.backbone, Backbone)
-        compile_blocks(stream.backbone, device)
-    frames = config.sampling.samples
-    truth = np.array([[0.0, 9.0]]), np.zeros(1, np.int64), ()
-    video = VideoItem("noise", Path("noise"), frames, 1.0, frames, *truth)
-    AcceleratorState._reset_state(reset_partial_state=True)  # other steps had other precisions
-    accelerator = make_accelerator(config, cpu=device == "cpu")
-    run = TrainingRun(
-        DetectionTask(detector, [video] * VIDEOS, None, accelerator), accelerator, False
-    )
-    run.wrapped.train()
-    batch = noise_batch(config, device)
+    run, batch = build_run(config, device, compiled), noise_batch(config, device)
     number = 0
 
     def step() -> Tensor:
@@ -141,6 +147,24 @@ def build_training_step(config: Experiment, device: str, compiled: bool) -> Step
         return done.losses
 
     return step
+
+
+def build_run(config: Experiment, device: str, compiled: bool) -> TrainingRun[DetectionTask]:
+    """Return a training run whose updates can be made, on batches that did not come from it."""
+    with torch.device(device):
+        detector = Detector(config, NAMES)
+    if compiled:
+        (stream,) = detector.streams
+        assert isinstance(stream.backbone, Backbone)
+        compile_blocks(stream.backbone, device)
+    video = noise_video(0, 1, 1, config)
+    AcceleratorState._reset_state(reset_partial_state=True)  # other steps had other precisions
+    accelerator = make_accelerator(config, cpu=device == "cpu")
+    run = TrainingRun(
+        DetectionTask(detector, [video] * VIDEOS, None, accelerator), accelerator, False
+    )
+    run.wrapped.train()
+    return run
 
 
 def build_extraction_step(config: Experiment, device: str, compiled: bool) -> Step:
@@ -211,8 +235,16 @@ def time_step(step: Callable[[], object], device: str) -> float:
     return time.perf_counter() - began
 
 
+def count_compiled() -> int:
+    """Return how many graphs torch.compile has made in this process."""
+    return counters["stats"]["unique_graphs"]
+
+
 def measure(build: Callable[[], Step], repeats: int, device: str) -> Row:
-    """Return a variant's median time and peak memory, or why there is none."""
+    """Return a variant's median time and peak memory, or why there is none.
+
+    `recompiled` are graphs that were compiled when the variant was warm, which none should be.
+    """
     torch.compiler.reset()
     gc.collect()
     if device == "cuda":
@@ -224,6 +256,7 @@ def measure(build: Callable[[], Step], repeats: int, device: str) -> Row:
             step()
         if device == "cuda":
             torch.cuda.reset_peak_memory_stats()
+        compiled = count_compiled()
         taken = [time_step(step, device) for _ in range(repeats)]
         peak = torch.cuda.max_memory_allocated() if device == "cuda" else None
         if not step().isfinite().all():  # NaNs may be faster to compute with
@@ -232,7 +265,12 @@ def measure(build: Callable[[], Step], repeats: int, device: str) -> Row:
         return {"failed": "out of memory"}
     except RuntimeError as error:  # a compiler's, too: later variants still count
         return {"failed": f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"}
-    return {"first_s": first, "step_s": statistics.median(taken), "peak_bytes": peak}
+    return {
+        "first_s": first,
+        "step_s": statistics.median(taken),
+        "peak_bytes": peak,
+        "recompiled": count_compiled() - compiled,
+    }
 
 
 def compare_compiled(

@@ -17,9 +17,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from accelerate.state import AcceleratorState
+from torch import Tensor
 
 import train.detector.memory
-from benchmarks import cases, compare, gpu_loop, gpu_parts, sizes
+from benchmarks import cases, compare, gpu_heads, gpu_loop, gpu_parts, gpu_ranks, sizes
 from benchmarks import gpu_steps as gpu
 from benchmarks.gpu import PARTS, format_part, run_part
 from benchmarks.gpu_parts import Plan, Row
@@ -260,19 +261,96 @@ def test_a_case_says_what_came_out(case: str, monkeypatch: pytest.MonkeyPatch, c
     assert found["cpu_s"] > 0 and found["peak_bytes"] > 1e6 and found["result"] > 0
 
 
-@pytest.mark.slow
-def test_the_plan_for_a_gpu_runs_small_on_a_cpu(tmp_path: Path) -> None:
-    file = tmp_path / "found" / "cpu.json"
+@pytest.fixture(scope="module")
+def planned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The results of the plan for a GPU, run small on a CPU."""
+    file = tmp_path_factory.mktemp("plan") / "found" / "cpu.json"
     arguments = ["--small", "--device", "cpu", "--out", str(file)]
     command = [sys.executable, "-m", "benchmarks.gpu", *arguments]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    result, table = json.loads(file.read_text()), file.with_suffix(".md").read_text()
+    return file
+
+
+def rows_of(planned: Path, name: str) -> list[Row]:
+    (part,) = (p for p in json.loads(planned.read_text())["parts"] if p["part"] == name)
+    rows: list[Row] = part["rows"]
+    return rows
+
+
+@pytest.mark.slow
+def test_the_plan_for_a_gpu_runs_small_on_a_cpu(planned: Path) -> None:
+    result, table = json.loads(planned.read_text()), planned.with_suffix(".md").read_text()
     assert [part["part"] for part in result["parts"]] == [*PARTS]
     for part in result["parts"]:
         assert part["rows"] and part["failed"] is None, part
         assert not [row for row in part["rows"] if row.get("failed")], part
+        assert not any(row.get("recompiled") for row in part["rows"]), part
         assert f"## {part['part']}" in table
+
+
+@pytest.mark.slow
+def test_heads_are_trained_in_every_way(planned: Path) -> None:
+    alone, running = rows_of(planned, "heads"), rows_of(planned, "head training")
+    assert [row["way"] for row in alone] == [*gpu_heads.WAYS]
+    assert [row["way"] for row in alone if "skipped" in row] == [gpu_heads.GRAPH]
+    assert [row["compile"] for row in running] == ["off", "all"]
+    for row in [*alone, *running]:
+        assert "skipped" in row or (row["updates_per_s"] > 0 and row["recompiled"] == 0)
+
+
+@pytest.mark.slow
+def test_a_resumed_run_is_the_one_that_went_on(planned: Path) -> None:
+    (row,) = rows_of(planned, "resuming")
+    assert row["updates"] == 6 and row["resumed_after"] == 3
+    assert row["between_runs"] == row["after_resuming"] == 0
+
+
+@pytest.mark.slow
+def test_stages_of_extraction_and_validation_are_timed_apart(planned: Path) -> None:
+    rows = rows_of(planned, "extraction by stages")
+    assert [row["cut"] for row in rows] == [3, "features"]
+    for row in rows:
+        for stage in ("decode", "copy", "compute", "fetch", "write", "together"):
+            assert row[f"{stage}_frames_per_s"] > 0
+        assert "-bound: waited " in row["said"] and "\n" not in row["said"]
+    (row,) = rows_of(planned, "validation")
+    assert row["windows"] == 8 and row["network_s"] > 0 and row["suppression_s"] > 0
+    assert row["candidates"] > row["detections"] > 0
+
+
+@pytest.mark.slow
+def test_two_processes_learn_what_one_does_and_end_together(planned: Path) -> None:
+    (row,) = rows_of(planned, "two processes")
+    assert row["backend"] == "gloo" and row["largest_error"] < 1e-4
+    assert row["all_ended_after_s"] < 60
+    half, whole = (gpu_ranks.learn(Plan("cpu", small=True), 0, count)[1] for count in (2, 1))
+    assert max(gpu_parts.relative_error(half[name], whole[name]) for name in whole) > 0.1
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def test_one_gpu_has_no_processes_to_compare(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert [*PARTS["two processes"](Plan("cuda", small=False))] == [{"skipped": "there is one GPU"}]
+
+
+def test_kernels_of_attention_are_told_by_their_names() -> None:
+    def attend() -> Tensor:
+        return F.scaled_dot_product_attention(*torch.randn(3, 1, 1, 4, 8))
+
+    plan = Plan("cpu", small=True)
+    assert 0 < gpu_parts.describe_enqueueing(attend, plan)["attention_share"] < 1
+    other = gpu_parts.describe_enqueueing(lambda: torch.randn(4).cumsum(0), plan)
+    assert other["kernels"] > 0 and other["attention_share"] == 0
+
+
+@pytest.mark.slow
+def test_what_is_compiled_after_the_warm_up_is_counted() -> None:
+    sizes = iter(range(2, 20))
+    double = torch.compile(lambda x: x * 2, backend="eager", dynamic=False)
+    changing = gpu.measure(lambda: lambda: double(torch.ones(next(sizes))), 2, "cpu")
+    assert changing["recompiled"] == 3  # two steps that are timed, one whose result is looked at
+    assert gpu.measure(lambda: lambda: double(torch.ones(3)), 2, "cpu")["recompiled"] == 0
 
 
 class Seen(Exception):
@@ -286,7 +364,7 @@ def see_run(*_: Any, **more: Any) -> Any:
 BUILDS: dict[str, Any] = {
     "training": lambda plan, config: gpu.build_training_step(config, plan.device, False),
     "extraction": lambda plan, config: gpu.build_extraction_step(config, plan.device, False),
-    "head": lambda plan, config: gpu_parts.build_head_step(config, plan, False),
+    "head": lambda plan, config: gpu_heads.build_head_step(config, plan, "lists kept"),
     "loop": lambda plan, config: gpu_loop.measure_loop(plan, config, gpu_loop.SMALL_CASES[0], []),
 }
 
