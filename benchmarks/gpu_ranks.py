@@ -112,7 +112,7 @@ def learn(plan: Plan, rank: int, processes: int) -> tuple[torch.device, dict[str
     weights = {n: weight for n, weight in run.model.named_parameters() if weight.requires_grad}
     with torch.no_grad():
         for weight in weights.values():  # zeros would hide the gradients of those before them
-            weight += 0.02 * torch.randn(weight.shape).to(weight.device)
+            weight.add_(0.02 * torch.randn(weight.shape).to(weight.device))
     share = replace(
         batch.each(lambda tensor: tensor[mine]),
         videos=batch.videos[mine],
