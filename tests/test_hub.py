@@ -105,7 +105,7 @@ def test_what_cannot_be_had_says_what_to_do(hub: Hub, monkeypatch: pytest.Monkey
         "hf://org/text": "none of detector.pt, model.safetensors, .*: hf://org/text/FILE",
         "hf://org/text/x.pth": "org/text has no file x.pth",
         "hf://org": r"write hf://org/name\[@revision\]",
-        "hf://or--g/..x": "no name on the Hub",
+        "hf://or--g/..x": "not a name on the Hub",
     }.items():
         for source in (name, Path(name)):  # a Path keeps one of two slashes
             with pytest.raises(ValueError, match=told) as error:
@@ -200,7 +200,7 @@ def test_a_detector_is_saved_as_a_folder(detector: Detector, tmp_path: Path) -> 
     assert "opens, closes: slowly, größer" in text and "| mAP@0.5 | 0.2500 |" in text
     assert f'from_pretrained("{folder}")' in text
     (tmp_path / "no.json").write_text("[]")
-    with pytest.raises(ValueError, match=r"no metrics.json of evaluate/run.py"):
+    with pytest.raises(ValueError, match=r"not a metrics.json of evaluate/run.py"):
         detector.save_pretrained(tmp_path / "other", tmp_path / "no.json")
 
 

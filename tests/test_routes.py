@@ -549,7 +549,7 @@ def test_a_plan_compares_the_ways_and_leaves_no_trace(data: list[str], tmp_path:
     assert "for each of the 2 streams alone" in told
     wrong = told_by(*common, "--plan", tmp_path / "plan.json", "--of", "test", code=1)
     assert "add train to --of" in wrong
-    assert "no .json file" in told_by(*common, "--plan", tmp_path / "x/plan.json", code=1)
+    assert "not a .json file" in told_by(*common, "--plan", tmp_path / "x/plan.json", code=1)
 
 
 @pytest.mark.slow
