@@ -10,7 +10,6 @@ from unittest.mock import patch
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from torch import Tensor
 
 from benchmarks.gpu_loop import measure_epoch, two_epochs
@@ -20,6 +19,7 @@ from benchmarks.gpu_steps import (
     NAMES,
     Step,
     measure,
+    new_accelerator,
     noise_batch,
     noise_video,
     settings,
@@ -35,15 +35,15 @@ from train.detector.model import Detector
 from train.detector.training import DetectionTask, build_optimizer
 from train.device import compiling
 from train.engine.loop import TrainingRun
-from train.engine.session import make_accelerator, settle_device
+from train.engine.session import settle_device
 from train.modeling.losses import detection_losses
 from train.modeling.points import assign_batch, pyramid_points
 
 VIDEOS, WINDOWS = 200, 2  # as many rows of features as THUMOS-14's training videos have
 GRAPH = "CUDA graph"
-WAYS: dict[str, dict[str, Any]] = {  # of an update, and the options of torch.compile
-    "modules walked": {},
-    "lists kept": {},
+WAYS: dict[str, dict[str, Any] | None] = {  # of an update: torch.compile's options; None: eager
+    "modules walked": None,
+    "lists kept": None,
     "compiled": {},
     GRAPH: {"mode": "reduce-overhead"},
 }
@@ -89,9 +89,9 @@ def build_head_step(config: Experiment, plan: Plan, way: str) -> Step:
             output = stream.head(features, batch.mask)
         return torch.stack(detection_losses(output, targets))
 
-    compiled = way in ("compiled", GRAPH)
-    options = {"backend": BACKENDS[plan.device]} | WAYS[way]
-    work = torch.compile(losses, **options) if compiled else losses
+    options = WAYS[way]
+    backend = BACKENDS[plan.device]
+    work = losses if options is None else torch.compile(losses, backend=backend, **options)
 
     def step() -> Tensor:
         found = work()
@@ -159,8 +159,7 @@ def start_run(plan: Plan, config: Experiment, resume: bool) -> TrainingRun[Detec
     config = replace(config, backbone=replace(config.backbone, trainable_from_block=depth))
     out = Path(config.out)
     out.mkdir(exist_ok=True)
-    AcceleratorState._reset_state(reset_partial_state=True)
-    accelerator = make_accelerator(config, cpu=plan.device == "cpu")
+    accelerator = new_accelerator(config, plan.device)
     # Their numbers of actions differ, and so do the shapes of what is learned from.
     count = 6 if plan.small else VIDEOS
     items = [noise_video(number, WINDOWS, 1 + number % 5, config) for number in range(count)]

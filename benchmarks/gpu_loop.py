@@ -15,7 +15,14 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 from benchmarks.gpu_parts import Plan, Row, relative_error
-from benchmarks.gpu_steps import NAMES, count_compiled, settings, synchronise, time_step
+from benchmarks.gpu_steps import (
+    NAMES,
+    count_compiled,
+    new_accelerator,
+    settings,
+    synchronise,
+    time_step,
+)
 from cache.store import Store
 from extract.activations import plan as passes
 from extract.activations.activations import Activations
@@ -37,7 +44,7 @@ from train.data.videos import VideoItem, probe_item, with_digest
 from train.detector.model import Detector
 from train.detector.training import DetectionTask
 from train.engine.loop import WAITING, TrainingRun
-from train.engine.session import inference_accelerator, make_accelerator
+from train.engine.session import inference_accelerator
 from train.modeling.losses import detection_losses
 from train.modeling.points import assign_batch, pyramid_points
 
@@ -113,8 +120,7 @@ def measure_loop(plan: Plan, config: Experiment, case: LoopCase, items: Sequence
     out = Path(config.out)
     out.mkdir()
     frames = FrameCache(out, config.sampling, None) if case.frame_cache else None
-    AcceleratorState._reset_state(reset_partial_state=True)
-    accelerator = make_accelerator(config, cpu=plan.device == "cpu")
+    accelerator = new_accelerator(config, plan.device)
     detector = Detector(config, NAMES)
     task = DetectionTask(detector, [*items], None, accelerator, frame_cache=frames)
     return measure_epoch(plan, TrainingRun(task, accelerator, resume=False))

@@ -19,11 +19,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from benchmarks.cases import HOME
 from benchmarks.gpu_parts import Plan, Row, relative_error
 from benchmarks.gpu_steps import build_run, noise_batch, settings
 from configs.atomic import write_text
 
-HOME = Path(__file__).resolve().parent.parent
 PROCESSES, KILLED = 2, 1
 LONGEST_S = 300  # until the processes have learned, and until they have ended
 GRADIENTS = "gradients.pt"

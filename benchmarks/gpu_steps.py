@@ -32,6 +32,7 @@ from typing import Any, get_args
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import Tensor
 from torch._dynamo.utils import counters
@@ -135,6 +136,12 @@ def noise_video(number: int, windows: float, actions: int, config: Experiment) -
     )
 
 
+def new_accelerator(config: Experiment, device: str) -> Accelerator:
+    """Return a run's accelerator, in a process whose runs before had other precisions."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    return make_accelerator(config, cpu=device == "cpu")
+
+
 def build_training_step(config: Experiment, device: str, compiled: bool) -> Step:
     """Return a function that trains on a batch: the loop's own update."""
     run, batch = build_run(config, device, compiled), noise_batch(config, device)
@@ -158,8 +165,7 @@ def build_run(config: Experiment, device: str, compiled: bool) -> TrainingRun[De
         assert isinstance(stream.backbone, Backbone)
         compile_blocks(stream.backbone, device)
     video = noise_video(0, 1, 1, config)
-    AcceleratorState._reset_state(reset_partial_state=True)  # other steps had other precisions
-    accelerator = make_accelerator(config, cpu=device == "cpu")
+    accelerator = new_accelerator(config, device)
     run = TrainingRun(
         DetectionTask(detector, [video] * VIDEOS, None, accelerator), accelerator, False
     )

@@ -473,6 +473,7 @@ def main() -> None:
 def run_profiled(stages: Stages) -> tuple[Path, list[FunctionEvent], str]:
     """Run what the command line asks for; return --out, the operators, and what was run."""
     with stages.stage(IMPORTS):
+        from benchmarks.cases import at_least_one
         from configs.loader import load
         from configs.options import ScriptParser
 
@@ -480,14 +481,12 @@ def run_profiled(stages: Stages) -> tuple[Path, list[FunctionEvent], str]:
         parser = ScriptParser(__doc__, experiment_kind(named))
     parser.add_argument("config", help="YAML file of the experiment")
     parser.add_argument("--out", type=Path, required=True, help="folder for what was found")
-    parser.add_argument("--epochs", type=int, default=1, help="to train (default: %(default)s)")
-    parser.add_argument("--videos", type=int, help="of a subset, at most (detectors)")
+    parser.add_argument(
+        "--epochs", type=at_least_one, default=1, help="to train (default: %(default)s)"
+    )
+    parser.add_argument("--videos", type=at_least_one, help="of a subset, at most (detectors)")
     parser.add_argument("--heads", metavar="URL", help="train the head alone, on this cache")
     args, overrides = parser.parse()
-    for name in ("epochs", "videos"):
-        given = getattr(args, name)
-        if given is not None and given < 1:
-            parser.error(f"--{name}: give 1 or more")
     config: Any = load(experiment_kind(args.config), args.config, overrides)
     with stages.stage(IMPORTS):
         # All that the run imports, so that nothing of it is found in other stages.

@@ -85,9 +85,8 @@ def measure_step(
         return np.array([trained_s, tested_s])
 
     most, slope = config.sampling.samples // CLIP_FRAMES, np.zeros(2)
-    clips = (
-        most if cut == "features" else 1
-    )  # their number does not matter to what comes after them
+    # Their number does not matter to what comes after them.
+    clips = most if cut == "features" else 1
     with translate_oom(SMALLER_BATCHES):
         seconds = cost(clips)
         while clips < most and (clips == 1 or not _is_long(seconds[0])):
