@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from threading import Event
@@ -24,6 +24,8 @@ from configs.messages import format_error
 from evaluate.annotations import Detection
 from evaluate.files.predictions import read_predictions
 from evaluate.reports.metrics_file import METRICS, read_metrics
+from extract.activations.inputs import Piece
+from extract.activations.passes import Pass
 from extract.activations.plan import SpanRequest, plan
 from extract.activations.refresh import refresh
 from extract.demo import DemoConfig, write_dataset
@@ -299,6 +301,46 @@ def test_extraction_finishes_the_others_before_it_stops(
         rest = plan(wanted, accelerator)
         assert {rest.span(todo).video.name for todo in rest.todo} == {"test_000"}
         assert refresh(rest, accelerator, 0, skip_bad=True).keys() == {"test_000"}
+
+
+def test_passes_take_what_was_copied_ahead(
+    config: Experiment,
+    accelerator: Accelerator,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """All tensors travel on the stream of copies, those of videos that cannot be read, too."""
+    copied = list[torch.Tensor]()
+
+    def mark(tensor: torch.Tensor) -> torch.Tensor:
+        copied.append(tensor.clone())
+        return copied[-1]
+
+    def copied_ahead(batches: Iterable[Any], device: torch.device) -> Iterator[Any]:
+        assert device == accelerator.device
+        return (batch.each(mark) for batch in batches)
+
+    taken = list[torch.Tensor]()
+
+    def push(self: Pass, piece: Piece) -> None:
+        taken.append(piece.inputs)
+        pushed(self, piece)
+
+    pushed = Pass.push
+    monkeypatch.setattr("extract.activations.refresh.copied_ahead", copied_ahead)
+    monkeypatch.setattr(Pass, "push", push)
+    annotations = load_annotations(config.data)
+    detector = build_detector(config, annotations.classes).eval()
+    with Store.open(tmp_path / "cache", "a") as store:
+        items = load_items(config.data, annotations, "test", store=store)
+        (activations,) = activations_of(detector, store, ["weights.pt"])
+        spans = evaluation_spans(items, 0.5, config.sampling, "forward")
+        damage(items[0].path)
+        made = plan([SpanRequest(activations, spans, ("features",))], accelerator)
+        assert refresh(made, accelerator, 0, skip_bad=True).keys() == {"test_000"}
+    assert len(copied) > len(taken) > 0
+    places = {tensor.data_ptr() for tensor in copied}
+    assert places >= {tensor.data_ptr() for tensor in taken}
 
 
 class HangingReader:

@@ -32,6 +32,7 @@ from extract.activations.stored import Cached
 from extract.demo import DemoConfig, write_dataset
 from extract.identity.computing import LIBRARIES
 from extract.identity.digest import video_digest
+from extract.parallel.lookahead import start_fetch
 from extract.sampling import frame_cache as module
 from extract.sampling.frame_cache import RESERVE, FrameCache, kept_bytes
 from extract.sampling.spans import Span
@@ -60,7 +61,6 @@ from train.data.windows import (
 from train.detector.setup import activations_of, open_frame_cache
 from train.detector.sources import build_detector
 from train.detector.training import DetectionTask
-from train.device.lookahead import start_fetch
 from train.modeling.config import HeadConfig
 
 WINDOW = SamplingConfig(window_size=32, snippet_stride=2)

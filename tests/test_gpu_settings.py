@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from configs.loader import load
+from extract.parallel import lookahead
 from tests.test_e2e import DEMO
 from train.config import Experiment
 from train.data.in_memory import free_device_memory
 from train.detector import cached_training, evaluation
-from train.device import lookahead
 from train.engine import session
 
 GPU = torch.device("cuda", 0)

@@ -12,9 +12,9 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from extract.parallel import lookahead
+from extract.parallel.lookahead import copied_ahead, start_ahead
 from train.data.batch import Batch
-from train.device import lookahead
-from train.device.lookahead import copied_ahead, start_ahead
 
 
 def test_the_next_one_is_started_before_one_is_given() -> None:

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from extract.activations import writing
 from extract.activations.writing import QUEUED, StageTimes, WritingThread, time_decoding
 
 NOTHING: Any = SimpleNamespace()
@@ -88,3 +90,29 @@ def test_an_interrupt_stores_what_is_done() -> None:
             writing.write(store, NOTHING, NOTHING, torch.ones(1), number)
         raise KeyboardInterrupt
     assert len(store.rows) == QUEUED
+
+
+def test_a_gpu_is_asked_for_rows_when_they_are_given_and_waited_for_in_the_thread(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A GPU that is not there: asked later, it would first do what it was given since."""
+    asked, waited = list[tuple[str, threading.Thread]](), list[threading.Thread]()
+
+    def start_fetch(rows: Tensor) -> Callable[[], Tensor]:
+        asked.append((rows.device.type, threading.current_thread()))
+        number = len(asked)
+
+        def wait() -> Tensor:
+            waited.append(threading.current_thread())
+            return torch.full((2,), float(number))
+
+        return wait
+
+    monkeypatch.setattr(writing, "start_fetch", start_fetch)
+    store: Any = SlowStore(0)
+    with WritingThread(StageTimes()) as thread:
+        for number in range(3):
+            thread.write(store, NOTHING, NOTHING, torch.zeros(2, device="meta"), number)
+            assert asked[number:] == [("meta", threading.current_thread())]
+    assert store.rows == [(0, 2.0), (1, 4.0), (2, 6.0)]
+    assert len(waited) == 3 and threading.current_thread() not in waited

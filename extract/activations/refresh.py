@@ -1,12 +1,15 @@
 """Makes the passes of a plan, shared out over processes, decoding ahead of the backbone."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from itertools import groupby
+from typing import NamedTuple
 
 import torch
 from accelerate import Accelerator
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from cache.errors import StoreUnreachable
@@ -19,9 +22,19 @@ from extract.activations.plan import Plan, check_disk_space
 from extract.activations.stored import Places
 from extract.activations.writing import StageTimes, WritingThread, time_decoding
 from extract.parallel.loader import make_loader
+from extract.parallel.lookahead import copied_ahead
 from extract.parallel.processes import gather_objects, wait_for_all
 from extract.settings.units import CLIP_FRAMES
 from extract.video.reader import VideoError
+
+
+class _Travelling(NamedTuple):
+    """A piece on its way to the device; its own code is part of every fingerprint."""
+
+    piece: Piece
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> "_Travelling":
+        return _Travelling(replace(self.piece, inputs=change(self.piece.inputs)))
 
 
 def refresh(
@@ -131,14 +144,14 @@ def _work(
     )
     pieces = _loader(made, jobs, places, workers, accelerator.device) if jobs else ()
     with bar, WritingThread(times) as writing:
-        for piece in time_decoding(pieces, times):
+        decoded = map(_Travelling, time_decoding(pieces, times))
+        for (piece,) in copied_ahead(decoded, accelerator.device):
             if piece.problem:
                 for number in piece.numbers:
                     passes.pop(number, None)
                     digest = made.span(made.todo[number]).video.digest
                     skipped |= dict.fromkeys(names[digest], piece.problem)
                 continue
-            piece = piece.to(accelerator.device)
             for number in piece.numbers:
                 if number not in passes or passes[number].must_restart(piece):
                     todo = made.todo[number]

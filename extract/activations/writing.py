@@ -6,7 +6,7 @@ in the thread is raised where the next rows are handed over, or at the end.
 
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from queue import Queue
 from types import TracebackType
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from extract.activations.activations import Activations
 from extract.activations.stored import Cached
+from extract.parallel.lookahead import start_fetch
 from extract.sampling.spans import Span
 
 T = TypeVar("T")
@@ -61,7 +62,7 @@ class StageTimes:
         return f"{slowest}-bound: waited {', '.join(shares)}; {REMEDIES[slowest]}"
 
 
-Written = tuple[Activations, Cached, Span, Tensor, int]
+Written = tuple[Activations, Cached, Span, Callable[[], Tensor], int]
 
 
 class WritingThread(AbstractContextManager["WritingThread"]):
@@ -88,9 +89,11 @@ class WritingThread(AbstractContextManager["WritingThread"]):
         Raises:
             OSError, StoreError: those before could not be stored.
         """
-        taken = rows.detach().clone()
+        rows = rows.detach()
+        # A device copies them in its order of work; a CPU would hand on the very memory.
+        fetch = start_fetch(rows.clone() if rows.device.type == "cpu" else rows)
         with self._waiting():
-            self._queue.put((activations, place, span, taken, first))
+            self._queue.put((activations, place, span, fetch, first))
         if self._error is not None:
             raise self._error
 
@@ -122,10 +125,10 @@ class WritingThread(AbstractContextManager["WritingThread"]):
         while (item := self._queue.get()) is not None:
             if self._error is not None:
                 continue  # nobody may wait for a full queue
-            activations, place, span, rows, first = item
+            activations, place, span, fetch, first = item
             try:
                 with self.inside.of("device"):
-                    rows = rows.cpu()  # waits for what the device still computes
+                    rows = fetch()  # waits for what the device still computes
                 with self.inside.of("write"):
                     activations.write(place, span, rows, first)
             except BaseException as error:

@@ -1,1 +1,1 @@
-"""What runs side by side: loader workers and what they hand on, and a run's processes."""
+"""What runs side by side: loader workers, a device and what is copied to it, a run's processes."""

@@ -8,13 +8,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from extract.parallel.lookahead import start_fetch
 from extract.sampling.reversal import reverse_segments
 from extract.sampling.windows import Window
 from extract.settings.sampling import Direction
 from train.data.batch import Batch
 from train.data.videos import VideoItem
 from train.detector.postprocess import Prediction
-from train.device.lookahead import start_fetch
 from train.modeling.actionformer import HeadOutput
 
 MOST_BINS = 2000  # more than a screen has columns; memory does not grow with the video

@@ -23,6 +23,7 @@ from extract.checkpoints.hub import push_folder
 from extract.checkpoints.layouts import ADDED
 from extract.checkpoints.strict import Coverage, load_state_dict_strict
 from extract.parallel.guarded_frames import DecodingProcess
+from extract.parallel.lookahead import one_behind
 from extract.sampling.windows import Window, evaluation_windows
 from extract.settings.backbone import BackboneConfig, Cut
 from extract.tada.tada2d import TAda2D
@@ -43,7 +44,6 @@ from train.detector.postprocess import (
     merge_windows,
     predict_windows,
 )
-from train.device.lookahead import one_behind
 from train.engine.checkpoint import Checkpoint, load_checkpoint
 from train.modeling.actionformer import ActionFormer, HeadOutput
 from train.modeling.config import FEATURE_METHODS, HeadConfig

@@ -13,13 +13,13 @@ from torch import Tensor
 
 from evaluate.annotations import Detection
 from evaluate.nms import suppress
+from extract.parallel.lookahead import copied_ahead, start_ahead, start_fetch
 from extract.sampling.reversal import reverse_segments
 from extract.sampling.windows import Window
 from extract.settings.sampling import Direction
 from train.config import EvaluationConfig
 from train.data.batch import Batch
 from train.data.videos import VideoItem
-from train.device.lookahead import copied_ahead, start_ahead, start_fetch
 from train.modeling.actionformer import HeadOutput
 from train.modeling.points import decode_segments, pyramid_points
 

@@ -19,6 +19,7 @@ from extract.activations.refresh import describe_unkept
 from extract.activations.stored import Counts
 from extract.backbone.backbone import Backbone
 from extract.backbone.frozen import hold_frozen
+from extract.parallel.lookahead import one_behind, start_fetch
 from extract.sampling.frame_cache import FrameCache
 from train.config import TrainingConfig
 from train.data.batch import Batch, Sample
@@ -36,7 +37,6 @@ from train.detector.evaluation import (
 from train.detector.memory import settle_recompute
 from train.detector.model import Detector
 from train.device.compiling import compile_function
-from train.device.lookahead import one_behind, start_fetch
 from train.engine.optim import group_by_decay
 from train.modeling.losses import (
     PositivesAverage,

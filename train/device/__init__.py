@@ -1,1 +1,1 @@
-"""What depends on the device: its clock, compiled networks, batches that are copied ahead."""
+"""What depends on the device: its clock, and compiled networks."""

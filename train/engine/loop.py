@@ -19,12 +19,12 @@ from tqdm import tqdm
 from configs.loader import flatten
 from configs.messages import truncated
 from configs.progress import ProgressBar
+from extract.parallel.lookahead import copied_ahead
 from extract.parallel.processes import gather_objects, translate_lost_process
 from train.config import Trained
 from train.data.loading import EpochSampler
 from train.device.compiling import compile_network
 from train.device.device_clock import DeviceClock
-from train.device.lookahead import copied_ahead
 from train.engine.checkpoint import Checkpoint, check_same_run, load_checkpoint
 from train.engine.checkpoint_writer import CheckpointWriter
 from train.engine.lengths import describe_other_average, resolve_lengths
