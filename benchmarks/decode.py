@@ -37,8 +37,9 @@ from extract.video.decoders.by_decord import decord
 from extract.video.decoders.by_torchcodec import torchcodec
 from extract.video.reader import CHUNK, VideoReader
 from train.config import Experiment
+from train.data.items import VideoItem
 from train.data.loading import EpochSampler
-from train.data.videos import VideoItem, probe_item
+from train.data.videos import probe_item
 from train.data.windows import TrainingWindows, WindowInputs, training_loader
 from train.detector.model import Detector
 

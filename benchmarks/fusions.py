@@ -21,15 +21,15 @@ from train.config import Experiment, with_cache
 from train.data.batch import Batch
 from train.data.cached import ensure_cached, evaluation_spans
 from train.data.videos import load_annotations, load_items
-from train.detector.evaluation import window_loader
+from train.detector.detection import window_loader
 from train.detector.model import Detector
-from train.detector.postprocess import Predictions, merge_windows, predict_windows
 from train.detector.setup import activations_of
 from train.detector.sources import build_detector, merge_configs
 from train.engine.checkpoint import load_checkpoint
 from train.engine.session import inference_accelerator
 from train.modeling.actionformer import HeadOutput
 from train.modeling.fusion import align, weigh_by_agreement
+from train.postprocessing.candidates import Predictions, merge_windows, predict_windows
 
 TIOUS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 AVERAGED = TIOUS[:5]

@@ -30,7 +30,7 @@ from extract.activations.stored import Cached
 from extract.backbone.precision import autocast
 from train.config import Compile, Experiment
 from train.data.cached import CachedStreams, hold_features, training_spans
-from train.data.videos import VideoItem
+from train.data.items import VideoItem
 from train.detector.model import Detector
 from train.detector.training import DetectionTask, build_optimizer
 from train.device import compiling

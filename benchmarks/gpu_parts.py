@@ -33,10 +33,10 @@ from extract.backbone.precision import autocast
 from extract.sampling.windows import evaluation_windows
 from extract.settings.backbone import Precision, Recompute, RecomputeSetting
 from extract.settings.units import CLIP_FRAMES
-from train.data.videos import VideoItem
+from train.data.items import VideoItem
 from train.detector.model import Detector
-from train.detector.postprocess import Candidates, merge_windows, predict_each_window
 from train.engine.session import settle_device
+from train.postprocessing.candidates import Candidates, merge_windows, predict_each_window
 
 Row = dict[str, Any]
 RECOMPUTE: tuple[Recompute, ...] = ("none", "selective", "full")

@@ -46,11 +46,11 @@ from extract.backbone.precision import autocast
 from extract.settings.backbone import Precision, RecomputeSetting
 from train.config import Experiment
 from train.data.batch import Batch
-from train.data.videos import VideoItem
-from train.detector.memory import settle_recompute
+from train.data.items import VideoItem
 from train.detector.model import Detector
 from train.detector.training import DetectionTask
 from train.device.compiling import compiled_parts
+from train.device.memory import settle_recompute
 from train.engine.loop import TrainingRun
 from train.engine.session import make_accelerator, settle_device
 from train.modeling.losses import detection_losses

@@ -29,7 +29,7 @@ from extract.video.reader import VideoReader
 from train.data.batch import Sample, collate
 from train.data.videos import probe_item
 from train.detector.model import Detector
-from train.detector.postprocess import merge_windows, predict_windows
+from train.postprocessing.candidates import merge_windows, predict_windows
 
 
 class Measurement(NamedTuple):

@@ -78,7 +78,7 @@ FUNCTIONS = {
     "accelerate.optimizer:AcceleratedOptimizer.step": "optimizer",
     "accelerate.optimizer:AcceleratedOptimizer.zero_grad": "optimizer",
     "train.engine.optim:Average.update": "averaging",
-    "train.detector.evaluation:merge_windows": "suppression",
+    "train.detector.detection:merge_windows": "suppression",
     "train.detector.training:score_detections": "scoring",
 }
 ITERATORS = {"extract.video.reader:VideoReader.chunks": "decode"}

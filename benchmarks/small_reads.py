@@ -159,7 +159,7 @@ def measure_tests(passes: int) -> dict[str, float]:
     from train.data import cached as cached_module
     from train.data.cached import CachedStreams, evaluation_spans, read_windows
     from train.data.in_memory import hold
-    from train.data.videos import VideoItem
+    from train.data.items import VideoItem
 
     sampling = SamplingConfig(window_size=96, scale_factor=2, snippet_stride=2)
     infos = [VideoInfo(f"{n:064x}", f"{n}.mp4", 1, 800 + 50 * n, 25.0) for n in range(24)]

@@ -57,7 +57,7 @@ from train.config import Experiment
 
 if TYPE_CHECKING:
     from extract.parallel.guarded_frames import DecodingProcess
-    from train.data.videos import VideoItem
+    from train.data.items import VideoItem
     from train.detector.model import Detector, VideoResult
 
 SAVE_EVERY_S = 60.0  # what ends this process costs no more
@@ -192,10 +192,10 @@ def detect(
     from extract.video.reader import VideoError
     from train.data.frame_rates import describe_unlike_rates
     from train.detector.model import Detector
-    from train.detector.postprocess import describe_nothing_found
     from train.detector.sources import read_source, resolve_config
     from train.engine.session import inference_accelerator
     from train.errors import translate_oom
+    from train.postprocessing.candidates import describe_nothing_found
 
     paths = video_paths(videos)
     annotations = read_truth(annotation_file, paths) if annotation_file else None

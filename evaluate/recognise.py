@@ -132,7 +132,7 @@ def score_subset(
 ) -> None:
     """Score all clips of a subset, and reversed ones if asked for; write the results."""
     from evaluate.reports.figures import draw_confusion
-    from train.data.videos import format_skipped
+    from train.data.items import format_skipped
     from train.recognition.evaluation import evaluate_recogniser
 
     found = evaluate_recogniser(recogniser, checkpoint, subset, on_reversed, out)

@@ -146,7 +146,7 @@ def report_checkpoint(checkpoint: Path, evaluation: Evaluation) -> None:
     from evaluate.reports.scores import write_scores_report, write_unscored
     from evaluate.reports.sections import evaluation_sections
     from evaluate.reports.training import update_training_report
-    from train.data.videos import format_skipped
+    from train.data.items import format_skipped
 
     out, videos = evaluation.out, len(evaluation.items)
     if evaluation.dropped:

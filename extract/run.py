@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from extract.activations.activations import Activations
     from extract.activations.plan import Plan, SpanRequest
     from extract.sampling.spans import Span
-    from train.data.videos import Subset, VideoItem
+    from train.data.items import Subset, VideoItem
     from train.detector.model import Detector
     from train.engine.checkpoint import Checkpoint
 
@@ -277,7 +277,7 @@ def _compute(
         OSError: a store could not take all of it.
     """
     from extract.activations.refresh import describe_unkept, refresh
-    from train.data.videos import format_skipped
+    from train.data.items import format_skipped
     from train.errors import translate_oom, translate_worker_death
 
     began = time.monotonic()
@@ -349,7 +349,7 @@ def _print_plan(
     made: Plan, config: Experiment, items: dict[str, Subset], names: dict[str, str], processes: int
 ) -> None:
     from extract.activations.plan import estimate_s
-    from train.data.videos import format_skipped, skipped_of
+    from train.data.items import format_skipped, skipped_of
 
     print(made.headline())
     if left_out := skipped_of(items.values()):

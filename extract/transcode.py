@@ -41,7 +41,7 @@ from evaluate.datasets.fields import get_field, read_json
 if TYPE_CHECKING:
     from extract.transcoding.proxy import ProxyConfig
     from extract.video.index import VideoIndex
-    from train.data.videos import VideoItem
+    from train.data.items import VideoItem
 
 TINY = 1e-6  # frames
 REPORT = "proxies.json"

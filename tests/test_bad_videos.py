@@ -42,16 +42,17 @@ from tests.conftest import REPOSITORY
 from tests.test_e2e import TWO_PROCESSES, script
 from train.config import Experiment
 from train.data.cached import evaluation_spans
-from train.data.videos import VideoItem, load_annotations, load_items
+from train.data.items import VideoItem
+from train.data.videos import load_annotations, load_items
 from train.data.windows import (
     EvaluationWindows,
     TrainingWindows,
     WindowInputs,
     evaluation_loader,
 )
-from train.detector import evaluation
-from train.detector.evaluation import detect_subset, score_detections, window_loader
-from train.detector.postprocess import merge_windows
+from train.detector import detection
+from train.detector.detection import detect_subset, window_loader
+from train.detector.evaluation import score_detections
 from train.detector.setup import activations_of
 from train.detector.sources import build_detector
 from train.detector.training import DetectionTask
@@ -60,6 +61,7 @@ from train.engine.loop import TrainingRun
 from train.engine.run_folder import claim_folder
 from train.errors import translate_worker_death
 from train.modeling.config import HeadConfig
+from train.postprocessing.candidates import merge_windows
 
 
 @pytest.fixture(scope="module")
@@ -258,7 +260,7 @@ def test_videos_are_suppressed_while_others_are_read(
         return predict(*arguments)
 
     windows_seen = list(range(len(list(windows))))
-    monkeypatch.setattr(evaluation, "merge_windows", merge)
+    monkeypatch.setattr(detection, "merge_windows", merge)
     monkeypatch.setattr(detector, "predict", predict_last)
     detect_subset(detector, items, windows, accelerator, "test")
     assert sorted(done) == sorted(item.name for item in items) and not windows_seen

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from accelerate.state import AcceleratorState
 from torch import Tensor
 
-import train.detector.memory
+import train.device.memory
 from benchmarks import cases, compare, gpu_heads, gpu_loop, gpu_parts, gpu_ranks, sizes
 from benchmarks import gpu_steps as gpu
 from benchmarks.gpu import PARTS, format_part, run_part
@@ -405,7 +405,7 @@ def test_the_adapters_are_compiled_as_in_a_run(tmp_path: Path) -> None:
 def test_what_a_run_would_recompute_is_measured(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, free: float, chosen: str
 ) -> None:
-    monkeypatch.setattr(train.detector.memory, "free_bytes", lambda device, processes: free)
+    monkeypatch.setattr(train.device.memory, "free_bytes", lambda device, processes: free)
     config = gpu.settings("tiny", 1, "auto", str(tmp_path))
     assert gpu.settle(config, "cpu").backbone.recompute == chosen
     asked = replace(config, backbone=replace(config.backbone, recompute="selective"))
@@ -427,7 +427,7 @@ def test_a_run_that_is_over_takes_no_memory_from_the_next(
         seen.append(gone() is None)
         return 1e12
 
-    monkeypatch.setattr(train.detector.memory, "free_bytes", free)
+    monkeypatch.setattr(train.device.memory, "free_bytes", free)
     config = gpu.settings("tiny", 1, "auto", str(tmp_path))
     gc.disable()  # large objects that have lived for long are seldom looked at
     try:

@@ -33,7 +33,7 @@ from tests.test_e2e import DEMO, script
 from tests.test_probe import ACTOR, spoil_the_end
 from tests.test_report import read
 from train.config import Experiment
-from train.data.videos import VideoItem
+from train.data.items import VideoItem
 from train.dataset_check.annotations import check_annotations, check_classes
 from train.dataset_check.check import run_checks
 from train.dataset_check.findings import exit_code

@@ -23,7 +23,7 @@ from evaluate.files.video_scores import assign_classes, read_video_scores
 from tests.forks import good, script
 from tests.test_e2e import DEMO, QUICK
 from train.config import Experiment
-from train.detector.evaluation import detect_subset
+from train.detector.detection import detect_subset
 from train.modeling.actionformer import ActionFormer, HeadOutput
 from train.modeling.config import HeadConfig
 from train.modeling.losses import detection_losses, sigmoid_focal_loss

@@ -44,14 +44,15 @@ from tests.marks import slow
 from tests.test_detector import select_candidates, small_experiment
 from train.config import Experiment
 from train.data.batch import Batch
-from train.data.videos import VideoItem, probe_item
-from train.detector import curves
-from train.detector.curves import MOST_BINS, ScoreCurves, step_scores
+from train.data.items import VideoItem
+from train.data.videos import probe_item
 from train.detector.model import Detector
-from train.detector.postprocess import Candidates, Predictions, merge_windows
 from train.engine.checkpoint import Checkpoint, save_checkpoint
 from train.modeling.actionformer import HeadOutput
 from train.modeling.config import FusionConfig
+from train.postprocessing import curves
+from train.postprocessing.candidates import Candidates, Predictions, merge_windows
+from train.postprocessing.curves import MOST_BINS, ScoreCurves, step_scores
 
 CLASSES = ("wave", "</script>jump", "fall --> over")
 

@@ -23,10 +23,15 @@ from tests.conftest import GOLDEN, REPOSITORY
 from tests.waits import DeviceCopies
 from train.config import EvaluationConfig, Experiment
 from train.data.batch import Batch
-from train.data.videos import VideoItem
-from train.detector import postprocess
+from train.data.items import VideoItem
 from train.detector.model import Detector
-from train.detector.postprocess import (
+from train.detector.sources import checkpoint_from_opentad
+from train.engine.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from train.modeling.actionformer import HeadOutput
+from train.modeling.config import HeadConfig
+from train.modeling.points import pyramid_points
+from train.postprocessing import candidates
+from train.postprocessing.candidates import (
     Candidates,
     Predictions,
     merge_windows,
@@ -34,11 +39,6 @@ from train.detector.postprocess import (
     read_candidates,
     strongest,
 )
-from train.detector.sources import checkpoint_from_opentad
-from train.engine.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from train.modeling.actionformer import HeadOutput
-from train.modeling.config import HeadConfig
-from train.modeling.points import pyramid_points
 
 CLASSES = ("a", "b", "c", "d", "e")
 TRUNK = "streams.0.backbone.trunk"
@@ -216,8 +216,8 @@ def test_the_host_waits_once_a_batch_while_the_next_is_computed(
             seen.append(f"copy {batch.videos[0]}")
             yield batch
 
-    monkeypatch.setattr(postprocess, "start_fetch", start_fetch)
-    monkeypatch.setattr(postprocess, "copied_ahead", copied_ahead)
+    monkeypatch.setattr(candidates, "start_fetch", start_fetch)
+    monkeypatch.setattr(candidates, "copied_ahead", copied_ahead)
     monkeypatch.setattr(Batch, "to", lambda self, device: self)
     batches = [blank_batch(str(number), window) for number, window in enumerate(windows)]
     found = predict_windows(model, batches, config.evaluation, torch.device("cuda"))

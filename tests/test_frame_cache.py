@@ -51,7 +51,8 @@ from tests.test_e2e import DEMO, QUICK, build, script, the_same_curve
 from train.config import Experiment
 from train.data.batch import Sample
 from train.data.cached import evaluation_spans
-from train.data.videos import VideoItem, load_annotations, load_items, probe_item, with_digest
+from train.data.items import VideoItem
+from train.data.videos import load_annotations, load_items, probe_item, with_digest
 from train.data.windows import (
     EvaluationWindows,
     TrainingWindows,

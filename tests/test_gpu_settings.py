@@ -11,7 +11,7 @@ from extract.parallel import lookahead
 from tests.test_e2e import DEMO
 from train.config import Experiment
 from train.data.in_memory import free_device_memory
-from train.detector import cached_training, evaluation
+from train.detector import cached_training, detection
 from train.engine import session
 
 GPU = torch.device("cuda", 0)
@@ -111,9 +111,9 @@ def test_suppression_has_no_more_threads_than_a_process_has_cores(
     cores: int, here: int, threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each is one core's: the compiled loops have no threads of their own (test_nms.py)."""
-    monkeypatch.setattr(evaluation, "count_cores", lambda: cores)
+    monkeypatch.setattr(detection, "count_cores", lambda: cores)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(here))
-    assert evaluation.suppression_threads(16) == threads
+    assert detection.suppression_threads(16) == threads
 
 
 def test_too_many_processes_are_refused_before_passes(monkeypatch: pytest.MonkeyPatch) -> None:

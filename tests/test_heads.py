@@ -43,8 +43,9 @@ from tests.test_e2e import DEMO, ENVIRONMENT, QUICK, TWO_PROCESSES
 from tests.test_e2e import script as launched
 from train.config import Experiment
 from train.data.cached import ensure_cached, evaluation_spans, training_spans, training_windows
-from train.data.videos import Subset, VideoItem, load_annotations, load_items
-from train.detector.evaluation import detect_subset, window_loader
+from train.data.items import Subset, VideoItem
+from train.data.videos import load_annotations, load_items
+from train.detector.detection import detect_subset, window_loader
 from train.detector.model import Detector
 from train.detector.setup import activations_of, freeze_by_default
 from train.detector.training import DetectionTask

@@ -67,6 +67,7 @@ ROOMS = {
             "engine",
             "published",
             "dataset_check",
+            "postprocessing",
             "detector",
             "cache_entries",
             "recognition",

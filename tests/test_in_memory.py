@@ -32,7 +32,7 @@ from train.data.cached import (
     training_spans,
 )
 from train.data.in_memory import HeldRows, free_memory
-from train.data.videos import VideoItem
+from train.data.items import VideoItem
 
 SAMPLING = SamplingConfig(window_size=96, snippet_stride=2)
 BOTH: tuple[Direction, Direction] = ("forward", "reversed")

@@ -9,7 +9,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-import train.detector.memory
+import train.device.memory
 from benchmarks.gpu_steps import NAMES
 from benchmarks.memory import count_memory, count_step
 from benchmarks.sizes import experiment
@@ -19,8 +19,10 @@ from extract.backbone.frozen import hold_frozen
 from extract.backbone.videomae import Attention, Linear
 from extract.settings.backbone import Mode, Recompute
 from train.config import Experiment
-from train.data.videos import VideoItem
-from train.detector.memory import (
+from train.data.items import VideoItem
+from train.detector.model import Detector
+from train.detector.training import DetectionTask
+from train.device.memory import (
     CHOICES,
     GRADIENTS_AND_AVERAGES,
     _bytes_to_come,
@@ -29,8 +31,6 @@ from train.detector.memory import (
     free_bytes,
     settle_recompute,
 )
-from train.detector.model import Detector
-from train.detector.training import DetectionTask
 
 LONG, SIDE = "v2-g, 1536 frames", "v2-g, 1536 frames, side"
 SLOW_MODES: tuple[Mode, ...] = ("full", "side")
@@ -92,7 +92,7 @@ def test_what_auto_goes_by_is_what_is_counted_in_every_mode(
 
 def choose(config: Experiment, free: float, monkeypatch: pytest.MonkeyPatch) -> tuple[str, str]:
     """Return what is chosen on a GPU with so many bytes free, and the line about it."""
-    monkeypatch.setattr(train.detector.memory, "free_bytes", lambda device, processes: free)
+    monkeypatch.setattr(train.device.memory, "free_bytes", lambda device, processes: free)
     with torch.device("meta"):
         detector = Detector(config, NAMES)
     line = settle_recompute(detector.streams, config, torch.device("cuda"), 1)
@@ -154,7 +154,7 @@ def test_a_task_chooses_before_its_first_step_and_no_fingerprint_knows(
 ) -> None:
     found = []
     for free in (1e12, 1e6):
-        monkeypatch.setattr(train.detector.memory, "free_bytes", lambda *_, free=free: free)
+        monkeypatch.setattr(train.device.memory, "free_bytes", lambda *_, free=free: free)
         task = tiny_task()
         (stream,) = task.model.streams
         backbone = stream.backbone

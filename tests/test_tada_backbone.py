@@ -23,7 +23,7 @@ from tests.test_e2e import DEMO, QUICK
 from tests.test_heads import loaded
 from train.config import Experiment
 from train.data.cached import ensure_cached, evaluation_spans, training_spans
-from train.detector.evaluation import detect_subset, window_loader
+from train.detector.detection import detect_subset, window_loader
 from train.detector.model import Detector
 from train.detector.setup import activations_of
 from train.detector.training import DetectionTask

@@ -32,7 +32,8 @@ from tests.encodings import ENCODINGS, QUICK_ENCODINGS, read_numbers, turn, writ
 from tests.marks import quick_only, slow
 from tests.test_e2e import DEMO, ENVIRONMENT
 from train.config import DataConfig, Experiment
-from train.data.videos import VideoItem, load_annotations, load_items, probe_item
+from train.data.items import VideoItem
+from train.data.videos import load_annotations, load_items, probe_item
 from train.data.windows import TrainingWindows, WindowInputs
 
 COUNT = 50

@@ -25,7 +25,8 @@ from tests.test_e2e import script as launched
 from train.config import Experiment
 from train.data.cached import ensure_cached, evaluation_spans
 from train.data.videos import load_annotations, load_items
-from train.detector.evaluation import detect_subset, score_detections, window_loader
+from train.detector.detection import detect_subset, window_loader
+from train.detector.evaluation import score_detections
 from train.detector.model import Detector
 from train.detector.setup import activations_of
 from train.detector.sources import build_detector, merge_configs

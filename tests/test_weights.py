@@ -32,7 +32,7 @@ from tests.conftest import GOLDEN, REPOSITORY
 from tests.forks import good
 from tests.layouts import SMALL, hugging_face, mmaction, opentad, random_backbone, videomae
 from train.config import Experiment
-from train.data.videos import Subset
+from train.data.items import Subset
 from train.detector.model import Detector
 from train.detector.setup import TrainingData, write_detector_record
 from train.detector.sources import (

@@ -18,13 +18,13 @@ from extract.settings.units import CLIP_FRAMES
 from extract.video.reader import VideoError
 from train.config import Experiment
 from train.data.batch import Batch, collate
-from train.data.videos import VideoItem
+from train.data.items import VideoItem
 from train.detector.model import Detector
-from train.detector.postprocess import predict_windows
 from train.detector.training import DetectionTask
 from train.engine.loop import TrainingRun
 from train.engine.sharding import gathered
 from train.errors import SMALLER_BATCHES, translate_oom
+from train.postprocessing.candidates import predict_windows
 
 FILES = 3  # videos that are read
 REPEATS = 3  # the first one warms up, another may meet some noise

@@ -16,7 +16,7 @@ from extract.parallel.processes import broadcast_object
 from train.cost.measure import ReadingCost, StepCost, measure_reading, measure_step
 from train.cost.workload import Workload, cached_block, count_workload, freeze_below
 from train.data.cached import evaluation_spans, training_spans
-from train.data.videos import VideoItem
+from train.data.items import VideoItem
 from train.detector.model import Detector
 
 LEARNERS = {"adapter": "adapters", "side": "adapters beside", "full": "transformer blocks"}

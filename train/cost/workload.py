@@ -13,8 +13,8 @@ from extract.sampling.windows import evaluation_windows, sampled_frames
 from extract.settings.units import CLIP_FRAMES
 from train.config import Experiment
 from train.cost.measure import StepCost
+from train.data.items import VideoItem
 from train.data.loading import EpochSampler
-from train.data.videos import VideoItem
 from train.engine.lengths import resolve_lengths
 
 

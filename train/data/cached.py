@@ -28,7 +28,7 @@ from train.data.in_memory import (
     free_memory,
     hold,
 )
-from train.data.videos import Subset, VideoItem, format_skipped
+from train.data.items import Subset, VideoItem, format_skipped
 from train.errors import translate_oom, translate_worker_death
 
 FREE_SHARE = 0.25  # of free memory, for features to train on; what else a run needs comes after it

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from configs.messages import truncated
 from extract.settings.sampling import SamplingConfig
-from train.data.videos import VideoItem
+from train.data.items import VideoItem
 
 SAME_RATE_RATIO = 1.1  # rates that differ by a larger factor count as different
 

@@ -22,7 +22,7 @@ from extract.sampling.windows import (
 from extract.settings.sampling import SamplingConfig
 from extract.video.reader import CHUNK
 from train.data.batch import Batch, collate
-from train.data.videos import VideoItem
+from train.data.items import VideoItem
 from train.data.windows import WindowInputs
 
 Frames = Iterable[NDArray[np.uint8]]

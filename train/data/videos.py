@@ -1,7 +1,7 @@
-"""The videos of a subset: their files, their truth, and their problems."""
+"""The videos of a subset: annotations matched with files, and what is wrong with either."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -13,11 +13,9 @@ from numpy.typing import NDArray
 
 from cache.address import VideoInfo
 from cache.store import Store
-from configs.messages import truncated
 from evaluate.annotations import (
     Annotations,
     Notice,
-    Segment,
     Video,
     read_annotations,
     select_videos,
@@ -27,12 +25,12 @@ from evaluate.datasets.fields import NearFiles, Refused
 from extract.backbone.imported import imported_name
 from extract.identity.digest import video_digest
 from extract.parallel.processes import gather_objects
-from extract.sampling.windows import seconds_to_frames
 from extract.video.files import describe_no_videos, files_by_name, only_one
 from extract.video.header import announced_frames
 from extract.video.index import VideoError, VideoIndex
 from extract.video.probe import probe
 from train.config import DataConfig
+from train.data.items import Subset, VideoItem, skipped_of
 
 ACTION = "action"  # any
 TICKS = 2  # of a file's clock, by which the times of evenly spaced frames may be off
@@ -40,90 +38,6 @@ REPAIRED = (
     "frames of videos whose time is missing or not after the one before, each taken to be one "
     "frame's length later (extract/check.py names the videos)"
 )
-
-
-@dataclass(frozen=True)
-class VideoItem:
-    """A video file with its truth: on its timeline [G, 2], class indices [G], and as annotated.
-
-    The unit of the timeline is a frame or, with `sampling_fps` (`sampling.fps`), 1/fps seconds; see
-    extract.sampling.windows. `fps` is the file's rate, on average; where frames come at uneven
-    times, `times_s` [N + 1] holds when each begins and the last ends. `identity` is the file's,
-    where a cache is used; the file itself may then be gone.
-    """
-
-    name: str
-    path: Path
-    frames: int
-    duration_s: float
-    fps: float
-    segments: NDArray[np.floating]
-    labels: NDArray[np.int64]
-    truth: tuple[Segment, ...]
-    times_s: NDArray[np.float64] | None = None
-    identity: VideoInfo | None = None
-    sampling_fps: float | None = None
-
-    @property
-    def length(self) -> float:
-        """The end of the timeline."""
-        if self.sampling_fps is None:
-            return self.frames
-        return self.frames / self.fps * self.sampling_fps
-
-    @property
-    def info(self) -> VideoInfo:
-        """The file's identity, which only items loaded with a store have."""
-        assert self.identity is not None
-        return self.identity
-
-    def to_seconds(self, places: NDArray[np.floating]) -> NDArray[np.floating]:
-        """Map places on the timeline to times within the video, in seconds."""
-        if self.times_s is not None and self.sampling_fps is None:
-            return np.interp(places, np.arange(self.frames + 1), self.times_s)
-        return np.clip(places / self.length, 0, 1) * self.duration_s
-
-    def to_timeline(self, seconds: NDArray[np.floating]) -> NDArray[np.floating]:
-        """Map times to the timeline; for evenly spaced frames rounded, as for published models."""
-        if self.sampling_fps is not None:
-            return np.clip(seconds / self.duration_s, 0, 1) * self.length
-        if self.times_s is not None:
-            return np.interp(seconds, self.times_s, np.arange(self.frames + 1))
-        return seconds_to_frames(seconds, self.duration_s, self.frames)
-
-
-class Subset(list[VideoItem]):
-    """The videos of a subset; `skipped` maps the names of excluded ones to causes."""
-
-    def __init__(self, items: Iterable[VideoItem], skipped: dict[str, str]) -> None:
-        super().__init__(items)
-        self.skipped = skipped
-
-    @property
-    def listed(self) -> int:
-        """How many videos the subset has, those that are skipped included."""
-        return len(self) + len(self.skipped)
-
-    def skip_videos(self, skipped: dict[str, str]) -> None:
-        """Move videos to `skipped`, with causes by name; names that are not here are ignored."""
-        self.skipped |= {item.name: skipped[item.name] for item in self if item.name in skipped}
-        self[:] = [item for item in self if item.name not in skipped]
-
-
-def skipped_of(subsets: Iterable[Subset]) -> dict[str, str]:
-    """Return the causes of all videos that subsets leave out, by their names."""
-    return {name: cause for items in subsets for name, cause in items.skipped.items()}
-
-
-def format_skipped(skipped: dict[str, str], videos: int) -> str:
-    """Return the warning that some videos do not count, with causes.
-
-    Args:
-        skipped: causes by the videos' names.
-        videos: how many there are, these included.
-    """
-    causes = "\n  ".join(truncated(list(skipped.values())))
-    return f"warning: {len(skipped)} of {videos} videos were skipped and do not count:\n  {causes}"
 
 
 def probe_item(path: str | Path, sampling_fps: float | None = None) -> VideoItem:

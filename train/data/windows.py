@@ -37,8 +37,8 @@ from extract.video.reader import VideoError
 from train.config import Experiment
 from train.data.batch import Sample, collate
 from train.data.cached import CachedStreams, read_windows, sample_inputs
+from train.data.items import VideoItem
 from train.data.loading import EpochSampler, balanced_splits, batch_loader, with_substitute
-from train.data.videos import VideoItem
 
 
 @dataclass(frozen=True)

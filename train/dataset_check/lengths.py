@@ -14,7 +14,7 @@ from evaluate.annotations import Segment
 from extract.sampling.windows import Window, sliding_windows, strided_window, truth_inside
 from extract.settings.units import CLIP_FRAMES
 from train.data.frame_rates import format_rates, frame_rate_range, is_like
-from train.data.videos import VideoItem
+from train.data.items import VideoItem
 from train.dataset_check.findings import Finding, FindingKind
 from train.dataset_check.survey import Survey, subsets
 from train.modeling.points import assign, pyramid_points

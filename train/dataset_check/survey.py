@@ -14,7 +14,8 @@ from extract.video.header import announced_frames
 from extract.video.index import VideoError, VideoIndex
 from extract.video.probe import probe
 from train.config import DataConfig, Experiment
-from train.data.videos import VideoItem, load_annotations, make_item, with_truth
+from train.data.items import VideoItem
+from train.data.videos import load_annotations, make_item, with_truth
 from train.dataset_check.findings import FindingKind
 
 

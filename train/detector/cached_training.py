@@ -14,10 +14,10 @@ from extract.settings.backbone import Cut
 from extract.settings.sampling import SpanKind
 from train.config import Experiment
 from train.data.cached import ensure_cached, evaluation_spans, hold_features, training_spans
+from train.data.items import Subset
 from train.data.loading import micro_batch
-from train.data.videos import Subset
 from train.detector.calibrate import fit_class_weights
-from train.detector.evaluation import window_loader
+from train.detector.detection import window_loader
 from train.detector.model import Detector
 from train.detector.setup import TrainingData, write_detector_record
 from train.detector.training import DetectionTask

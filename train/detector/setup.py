@@ -21,15 +21,8 @@ from extract.settings.backbone import BackboneConfig
 from extract.settings.pixels import PixelConfig
 from extract.settings.sampling import SamplingConfig
 from train.config import DataConfig
-from train.data.videos import (
-    Subset,
-    VideoItem,
-    format_skipped,
-    load_annotations,
-    load_subsets,
-    skipped_of,
-    target_classes,
-)
+from train.data.items import Subset, VideoItem, format_skipped, skipped_of
+from train.data.videos import load_annotations, load_subsets, target_classes
 from train.detector.model import Detector
 
 

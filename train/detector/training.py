@@ -25,18 +25,14 @@ from train.config import TrainingConfig
 from train.data.batch import Batch, Sample
 from train.data.cached import CachedStreams, window_span
 from train.data.frame_rates import frame_rate_range
+from train.data.items import VideoItem, format_skipped
 from train.data.loading import EpochSampler
-from train.data.videos import VideoItem, format_skipped
 from train.data.windows import TrainingWindows, WindowInputs, training_loader
-from train.detector.evaluation import (
-    OnFeatures,
-    detect_subset,
-    score_detections,
-    window_loader,
-)
-from train.detector.memory import settle_recompute
+from train.detector.detection import OnFeatures, detect_subset, window_loader
+from train.detector.evaluation import score_detections
 from train.detector.model import Detector
 from train.device.compiling import compile_function
+from train.device.memory import settle_recompute
 from train.engine.optim import group_by_decay
 from train.modeling.losses import (
     PositivesAverage,

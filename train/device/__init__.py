@@ -1,1 +1,1 @@
-"""What depends on the device: its clock, and compiled networks."""
+"""What depends on the device: its clock, its memory, and compiled networks."""

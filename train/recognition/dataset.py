@@ -32,8 +32,9 @@ from extract.settings.sampling import Direction
 from extract.video.files import files_by_name, is_video
 from extract.video.probe import probe
 from extract.video.reader import VideoError
+from train.data.items import VideoItem
 from train.data.loading import EpochSampler, batch_loader, with_substitute
-from train.data.videos import VideoItem, make_item
+from train.data.videos import make_item
 from train.recognition.clip_lists import LabelledClip, LabelledClips, read_clip_list
 from train.recognition.config import LabelledData, Pair, Recognition
 

@@ -8,7 +8,7 @@ from accelerate import Accelerator, DistributedType
 
 from configs.atomic import write_text
 from configs.loader import dump
-from train.data.videos import format_skipped
+from train.data.items import format_skipped
 from train.recognition.clip_lists import LabelledClips
 from train.recognition.config import LabelledData
 from train.recognition.dataset import Examples, load_examples, read_clips

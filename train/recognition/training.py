@@ -18,8 +18,8 @@ from evaluate.metrics.accuracy import Accuracy, LabelSet, compute_accuracy
 from extract.parallel.processes import gather_objects
 from extract.tada.networks import VideoNetwork
 from extract.video.reader import VideoError
+from train.data.items import format_skipped
 from train.data.loading import EpochSampler
-from train.data.videos import format_skipped
 from train.engine.optim import group_by_decay
 from train.errors import translate_oom, translate_worker_death
 from train.recognition.config import RecognitionTraining

@@ -13,9 +13,9 @@ from extract.sampling.reversal import reverse_segments
 from extract.sampling.windows import Window
 from extract.settings.sampling import Direction
 from train.data.batch import Batch
-from train.data.videos import VideoItem
-from train.detector.postprocess import Prediction
+from train.data.items import VideoItem
 from train.modeling.actionformer import HeadOutput
+from train.postprocessing.candidates import Prediction
 
 MOST_BINS = 2000  # more than a screen has columns; memory does not grow with the video
 
