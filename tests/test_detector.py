@@ -25,7 +25,7 @@ from train.config import EvaluationConfig, Experiment
 from train.data.batch import Batch
 from train.data.items import VideoItem
 from train.detector.model import Detector
-from train.detector.sources import checkpoint_from_opentad
+from train.detector.opentad import checkpoint_from_opentad
 from train.engine.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from train.modeling.actionformer import HeadOutput
 from train.modeling.config import HeadConfig

@@ -34,13 +34,9 @@ from tests.layouts import SMALL, hugging_face, mmaction, opentad, random_backbon
 from train.config import Experiment
 from train.data.items import Subset
 from train.detector.model import Detector
+from train.detector.opentad import checkpoint_from_opentad
 from train.detector.setup import TrainingData, write_detector_record
-from train.detector.sources import (
-    build_detector,
-    checkpoint_from_opentad,
-    merge_configs,
-    read_source,
-)
+from train.detector.sources import build_detector, merge_configs, read_source
 from train.engine.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 
 GOLDEN_FILE = GOLDEN / "opentad_checkpoint.pth"
