@@ -287,17 +287,22 @@ def test_all_processes_skip_the_same_videos(config: Experiment, tmp_path: Path) 
     assert written[0].keys() == written[1].keys() == {"test_000", "test_002"}
 
 
+def request_features(config: Experiment, store: Store) -> list[SpanRequest]:
+    """Return what is to be extracted for a new detector's test videos."""
+    annotations = load_annotations(config.data)
+    detector = build_detector(config, annotations.classes).eval()
+    items = load_items(config.data, annotations, "test", store=store)
+    (activations,) = activations_of(detector, store, ["weights.pt"])
+    spans = evaluation_spans(items, 0.5, config.sampling, "forward")
+    return [SpanRequest(activations, spans, ("features",))]
+
+
 def test_extraction_finishes_the_others_before_it_stops(
     config: Experiment, accelerator: Accelerator, tmp_path: Path
 ) -> None:
-    annotations = load_annotations(config.data)
-    detector = build_detector(config, annotations.classes).eval()
     with Store.open(tmp_path / "cache", "a") as store:
-        items = load_items(config.data, annotations, "test", store=store)
-        (activations,) = activations_of(detector, store, ["weights.pt"])
-        spans = evaluation_spans(items, 0.5, config.sampling, "forward")
-        wanted = [SpanRequest(activations, spans, ("features",))]
-        damage(items[0].path)
+        wanted = request_features(config, store)
+        damage(wanted[0].spans[0].path)
         with pytest.raises(VideoError, match=r"test_000\.mp4: was replaced"):
             refresh(plan(wanted, accelerator), accelerator, 0)
         rest = plan(wanted, accelerator)
@@ -331,14 +336,10 @@ def test_passes_take_what_was_copied_ahead(
     pushed = Pass.push
     monkeypatch.setattr("extract.activations.refresh.copied_ahead", copied_ahead)
     monkeypatch.setattr(Pass, "push", push)
-    annotations = load_annotations(config.data)
-    detector = build_detector(config, annotations.classes).eval()
     with Store.open(tmp_path / "cache", "a") as store:
-        items = load_items(config.data, annotations, "test", store=store)
-        (activations,) = activations_of(detector, store, ["weights.pt"])
-        spans = evaluation_spans(items, 0.5, config.sampling, "forward")
-        damage(items[0].path)
-        made = plan([SpanRequest(activations, spans, ("features",))], accelerator)
+        wanted = request_features(config, store)
+        damage(wanted[0].spans[0].path)
+        made = plan(wanted, accelerator)
         assert refresh(made, accelerator, 0, skip_bad=True).keys() == {"test_000"}
     assert len(copied) > len(taken) > 0
     places = {tensor.data_ptr() for tensor in copied}
