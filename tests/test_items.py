@@ -80,6 +80,15 @@ def test_a_part_of_a_subset_may_have_bad_videos_alone(tmp_path: Path) -> None:
         load_subsets(replace(data, bad_videos="stop"), annotations, ["all"], part=True)
 
 
+def test_a_video_of_two_subsets_counts_once(tmp_path: Path) -> None:
+    """As where a run validates and tests with the same videos."""
+    data = write_annotations(tmp_path, ["absent", "there"])
+    write_numbered(tmp_path / "videos/there.mp4", 25)
+    annotations = load_annotations(data)
+    with pytest.raises(ValueError, match="1 of 2 videos of 'all' cannot be used"):
+        load_subsets(data, annotations, ["all", "all"])
+
+
 def test_frames_at_uneven_times_keep_them(tmp_path: Path) -> None:
     (tmp_path / "videos").mkdir()
     write_numbered(tmp_path / "videos/uneven.mp4", 40, ENCODINGS["variable frame rate"])

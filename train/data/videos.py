@@ -209,8 +209,8 @@ def load_subsets(
     problems = skipped_of(found)
     none_usable = not part and any(items.skipped and not items for items in found)
     if problems and (data.bad_videos == "stop" or none_usable):
-        count = sum(items.listed for items in found)
-        names = " and ".join(f"'{subset}'" for subset in subsets)
+        count = len(problems.keys() | {item.name for items in found for item in items})
+        names = " and ".join(f"'{subset}'" for subset in dict.fromkeys(subsets))
         shown = "\n  ".join(problems.values())
         remedy = "" if none_usable else ", or skip them with --data.bad_videos skip"
         raise ValueError(
