@@ -349,11 +349,11 @@ def _print_plan(
     made: Plan, config: Experiment, items: dict[str, Subset], names: dict[str, str], processes: int
 ) -> None:
     from extract.activations.plan import estimate_s
-    from train.data.items import format_skipped, skipped_of
+    from train.data.items import count_videos, format_skipped, skipped_of
 
     print(made.headline())
     if left_out := skipped_of(items.values()):
-        print(format_skipped(left_out, sum(some.listed for some in items.values())))
+        print(format_skipped(left_out, count_videos(items.values())))
     if "train" in names:
         of = config.sampling, config.direction, config.cache.span
         idle, clips = _count_unneeded(items[names["train"]], *of)

@@ -86,6 +86,11 @@ def skipped_of(subsets: Iterable[Subset]) -> dict[str, str]:
     return {name: cause for items in subsets for name, cause in items.skipped.items()}
 
 
+def count_videos(subsets: Iterable[Subset]) -> int:
+    """Return how many videos subsets have, skipped ones included; one of several counts once."""
+    return len({name for items in subsets for name in (*items.skipped, *(i.name for i in items))})
+
+
 def format_skipped(skipped: dict[str, str], videos: int) -> str:
     """Return the warning that some videos do not count, with causes.
 

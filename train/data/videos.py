@@ -30,7 +30,7 @@ from extract.video.header import announced_frames
 from extract.video.index import VideoError, VideoIndex
 from extract.video.probe import probe
 from train.config import DataConfig
-from train.data.items import Subset, VideoItem, skipped_of
+from train.data.items import Subset, VideoItem, count_videos, skipped_of
 
 ACTION = "action"  # any
 TICKS = 2  # of a file's clock, by which the times of evenly spaced frames may be off
@@ -209,7 +209,7 @@ def load_subsets(
     problems = skipped_of(found)
     none_usable = not part and any(items.skipped and not items for items in found)
     if problems and (data.bad_videos == "stop" or none_usable):
-        count = len(problems.keys() | {item.name for items in found for item in items})
+        count = count_videos(found)
         names = " and ".join(f"'{subset}'" for subset in dict.fromkeys(subsets))
         shown = "\n  ".join(problems.values())
         remedy = "" if none_usable else ", or skip them with --data.bad_videos skip"

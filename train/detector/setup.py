@@ -21,7 +21,7 @@ from extract.settings.backbone import BackboneConfig
 from extract.settings.pixels import PixelConfig
 from extract.settings.sampling import SamplingConfig
 from train.config import DataConfig
-from train.data.items import Subset, VideoItem, format_skipped, skipped_of
+from train.data.items import Subset, VideoItem, count_videos, format_skipped, skipped_of
 from train.data.videos import load_annotations, load_subsets, target_classes
 from train.detector.model import Detector
 
@@ -100,7 +100,7 @@ def write_detector_record(out: Path, detector: Detector, data: TrainingData) -> 
         print(f"warning: annotations: {what}: {count}")
     skipped = skipped_of(data.subsets)
     if skipped:
-        print(format_skipped(skipped, sum(items.listed for items in data.subsets)))
+        print(format_skipped(skipped, count_videos(data.subsets)))
     write_text(out / "skipped_videos.json", json.dumps(skipped, indent=1) + "\n")
     return {"training videos": windows, "classes": len(detector.classes), "weights": weights}
 
