@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 
 from benchmarks import gpu_heads, gpu_parts
+from benchmarks.gpu_checkpoints import time_checkpoints
 from benchmarks.gpu_loop import compare_with_golden, time_real_loop, time_stages
 from benchmarks.gpu_parts import Plan, Row
 from benchmarks.gpu_ranks import compare_ranks
@@ -31,6 +32,7 @@ PARTS = {
     **gpu_heads.PARTS,
     "extraction by stages": time_stages,
     "the real loop": time_real_loop,
+    "checkpoints": time_checkpoints,
     "two processes": compare_ranks,
 }
 

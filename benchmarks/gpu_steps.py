@@ -156,7 +156,9 @@ def build_training_step(config: Experiment, device: str, compiled: bool) -> Step
     return step
 
 
-def build_run(config: Experiment, device: str, compiled: bool) -> TrainingRun[DetectionTask]:
+def build_run(
+    config: Experiment, device: str, compiled: bool, resume: bool = False
+) -> TrainingRun[DetectionTask]:
     """Return a training run whose updates can be made, on batches that did not come from it."""
     with torch.device(device):
         detector = Detector(config, NAMES)
@@ -167,7 +169,7 @@ def build_run(config: Experiment, device: str, compiled: bool) -> TrainingRun[De
     video = noise_video(0, 1, 1, config)
     accelerator = new_accelerator(config, device)
     run = TrainingRun(
-        DetectionTask(detector, [video] * VIDEOS, None, accelerator), accelerator, False
+        DetectionTask(detector, [video] * VIDEOS, None, accelerator), accelerator, resume
     )
     run.wrapped.train()
     return run

@@ -56,7 +56,7 @@ LEAST_SHARE = 0.001  # of all time: rarer stacks are left out
 GROUPS = {
     "train.engine.loop:TrainingRun.train": TRAINING,
     "train.engine.loop:TrainingRun._validate": VALIDATION,
-    "train.engine.loop:TrainingRun._save": SAVING,
+    "train.engine.loop:TrainingRun.save": SAVING,
     "train.engine.session:write_training_report": REPORT,
     "train.detector.cached_training:ensure_cached": PASSES,
 }

@@ -23,6 +23,7 @@ import train.device.memory
 from benchmarks import cases, compare, gpu_heads, gpu_loop, gpu_parts, gpu_ranks, sizes
 from benchmarks import gpu_steps as gpu
 from benchmarks.gpu import PARTS, format_part, run_part
+from benchmarks.gpu_checkpoints import time_checkpoints
 from benchmarks.gpu_parts import Plan, Row
 from benchmarks.sizes import FILES
 from extract.backbone.adapters import TemporalAdapter
@@ -31,8 +32,9 @@ from extract.backbone.precision import computing_in
 from extract.backbone.videomae import Block
 from extract.settings.backbone import Precision
 from extract.settings.units import CLIP_FRAMES, CLIP_STEPS, TUBELET
-from tests.conftest import REPOSITORY
+from tests.conftest import REPOSITORY, SHARDS_ON_CPUS
 from tests.test_frozen import Calls
+from tests.test_gradients import run_sharded
 from tests.test_memory import LONG, SIDE
 from tests.test_precision import FLAGS, flags
 
@@ -326,6 +328,27 @@ def test_two_processes_learn_what_one_does_and_end_together(planned: Path) -> No
     assert row["all_ended_after_s"] < 60
     half, whole = (gpu_ranks.learn(Plan("cpu", small=True), 0, count)[1] for count in (2, 1))
     assert max(gpu_parts.relative_error(half[name], whole[name]) for name in whole) > 0.1
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@SHARDS_ON_CPUS
+@pytest.mark.slow
+def test_checkpoints_of_sharded_weights_are_as_large_as_others(tmp_path: Path) -> None:
+    """Launched by hand, as Accelerate shards on GPUs alone."""
+    one, two = time_checkpoints(Plan("cpu", small=True))
+    assert two == {"processes": 2, "skipped": "sharding is for GPUs"}
+    file = tmp_path / "row.json"
+    script = "benchmarks/gpu_checkpoints.py"
+    printed = run_sharded(script, "--device=cpu", "--size=tiny", f"--out={file}")
+    assert "'Detector': 2" in printed  # the run, and the one that resumed
+    sharded = json.loads(file.read_text())
+    assert set(one) == {"size", "processes", *sharded}
+    for name, value in sharded.items():
+        if name.endswith("_s"):
+            assert value > 0 and one[name] > 0
+        else:
+            assert value == pytest.approx(one[name], rel=0.01)
+    assert one["whole_bytes"] >= one["last_bytes"] > 1e5
     AcceleratorState._reset_state(reset_partial_state=True)
 
 

@@ -76,22 +76,21 @@ def two_processes(out: Path, arguments: list[str]) -> None:
 
 
 def sharded(out: Path, arguments: list[str]) -> None:
-    if not hasattr(torch.cpu.Stream, "record_event"):
-        pytest.skip("this torch shards (FSDP2) on GPUs only")
-    """As `accelerate launch` would with the file that the repository carries, but on CPUs."""
-    config = ["--config_file", "configs/accelerate/fsdp.yaml", "train/e2e.py"]
+    printed = run_sharded("train/e2e.py", f"--out={out}", *arguments, "--training.global_batch=2")
+    assert "sharded: {'Block': 6, 'Detector': 1}" in printed
+
+
+def run_sharded(*script: str) -> str:
+    """Run a script as `accelerate launch` would with our launch file for FSDP, but on two CPUs."""
+    config = ["--config_file", "configs/accelerate/fsdp.yaml", *script]
     launch, *_ = _validate_launch_command(launch_command_parser().parse_args(config))
     environment = ENVIRONMENT | {
         name: value
         for name, value in prepare_multi_gpu_env(launch).items()
         if name.startswith(("FSDP_", "ACCELERATE_USE_FSDP"))
     }
-    printed = run(
-        *(*TORCHRUN, "--standalone", "--nproc_per_node=2", "tests/fsdp_on_cpu.py"),
-        *("train/e2e.py", f"--out={out}", *arguments, "--training.global_batch=2"),
-        environment=environment,
-    )
-    assert "sharded: {'Block': 6, 'Detector': 1}" in printed
+    launcher = (*TORCHRUN, "--standalone", "--nproc_per_node=2", "tests/fsdp_on_cpu.py")
+    return run(*launcher, *script, environment=environment)
 
 
 def two_nodes(out: Path, arguments: list[str]) -> None:

@@ -244,7 +244,7 @@ class TrainingRun(Generic[T]):
         self.validated = not self.task.validates or not due
         if due or self.epoch % SAVE_EVERY == 0:
             # Before validating, too: an error there must not cost the epoch.
-            self._save("last.pt")
+            self.save("last.pt")
         if not self.validated:
             self._validate()
             self.task.log_counts(f"up to epoch {self.epoch}")
@@ -374,10 +374,11 @@ class TrainingRun(Generic[T]):
         self.validated = True
         if result.average > self.best:
             self.best = result.average
-            self._save("best.pt")
-        self._save("last.pt")
+            self.save("best.pt")
+        self.save("last.pt")
 
-    def _save(self, name: str) -> None:
+    def save(self, name: str) -> None:
+        """Write a checkpoint, last.pt or best.pt; every process must call this."""
         with self.watch.stage(SAVING):
             self._write_checkpoint(name)
 
