@@ -140,7 +140,7 @@ def score_subset(
         return
     out = found.out
     if found.skipped:
-        print(format_skipped(found.skipped, found.listed))
+        print(format_skipped(found.skipped, found.listed, "clips"))
     write_scores(out / "predictions.json", recogniser, found.examples, found.scores)
     if not found.has_labels:
         print(f"no labels to score against; predictions are in {out / 'predictions.json'}")

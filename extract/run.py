@@ -247,7 +247,7 @@ def _build(
 def _span_requests(
     config: Experiment,
     every: Sequence[Activations],
-    items: Mapping[str, Subset],
+    items: Mapping[str, Subset[VideoItem]],
     names: Mapping[str, str],
 ) -> Iterator[SpanRequest]:
     """Yield what each stream needs.
@@ -333,7 +333,11 @@ def _subset(data: DataConfig, purpose: str) -> str:
 
 
 def _select_spans(
-    purpose: str, items: Subset, sampling: SamplingConfig, direction: Direction, kind: SpanKind
+    purpose: str,
+    items: Subset[VideoItem],
+    sampling: SamplingConfig,
+    direction: Direction,
+    kind: SpanKind,
 ) -> list[Span]:
     """Return the spans of a subset's videos; of training, those of the kind that is trained on."""
     from train.data.cached import evaluation_spans, training_spans
@@ -346,14 +350,18 @@ def _select_spans(
 
 
 def _print_plan(
-    made: Plan, config: Experiment, items: dict[str, Subset], names: dict[str, str], processes: int
+    made: Plan,
+    config: Experiment,
+    items: dict[str, Subset[VideoItem]],
+    names: dict[str, str],
+    processes: int,
 ) -> None:
     from extract.activations.plan import estimate_s
-    from train.data.items import count_videos, format_skipped, skipped_of
+    from train.data.items import count_listed, format_skipped, skipped_of
 
     print(made.headline())
     if left_out := skipped_of(items.values()):
-        print(format_skipped(left_out, count_videos(items.values())))
+        print(format_skipped(left_out, count_listed(items.values())))
     if "train" in names:
         of = config.sampling, config.direction, config.cache.span
         idle, clips = _count_unneeded(items[names["train"]], *of)
@@ -404,7 +412,7 @@ def _check_writable(file: Path, purposes: Sequence[str]) -> None:
 
 
 def _count_unneeded(
-    items: Subset, sampling: SamplingConfig, direction: Direction, kind: SpanKind
+    items: Subset[VideoItem], sampling: SamplingConfig, direction: Direction, kind: SpanKind
 ) -> tuple[int, int]:
     """Return how many training videos have no action, and how many clips no training span has."""
     from extract.activations.plan import distinct_frames

@@ -98,7 +98,7 @@ def shaken(config: Experiment) -> Detector:
     return detector.eval()
 
 
-def loaded(config: Experiment, subset: str, store: Store) -> Subset:
+def loaded(config: Experiment, subset: str, store: Store) -> Subset[VideoItem]:
     return load_items(
         *(config.data, load_annotations(config.data), subset, None, store),
         sampling_fps=config.sampling.fps,

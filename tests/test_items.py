@@ -14,7 +14,7 @@ from tests.encodings import ENCODINGS, irregular_time, write_numbered
 from tests.test_e2e import DEMO, QUICK, TWO_PROCESSES, script
 from train.config import DataConfig
 from train.data import videos
-from train.data.items import Subset
+from train.data.items import Subset, VideoItem
 from train.data.videos import load_annotations, load_items, load_subsets
 
 
@@ -156,7 +156,7 @@ def test_what_is_bad_for_one_process_is_left_out_by_all(
     monkeypatch.setattr(videos, "gather_objects", lambda mine: [*mine, other])
     process: Any = SimpleNamespace(is_main_process=False)
 
-    def load(data: DataConfig, annotations: Annotations) -> Subset:
+    def load(data: DataConfig, annotations: Annotations) -> Subset[VideoItem]:
         return load_items(data, annotations, "all", process)
 
     found = load(data, annotations)

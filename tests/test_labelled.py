@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from evaluate.datasets.classes import read_classes
 from evaluate.metrics.accuracy import LabelSet
 from tests.encodings import write_numbered
+from train.data.items import Subset
 from train.recognition.clip_lists import BY_CHANCE, LabelledClip, read_clip_list
 from train.recognition.config import LabelledData
 from train.recognition.dataset import (
-    Examples,
+    Example,
     TrainingViews,
     label_swaps,
     load_examples,
@@ -42,7 +43,7 @@ def data_of(annotations: Path, videos: Path | None = None, **more: object) -> La
     return LabelledData(str(annotations), where, **(subsets | more))  # type: ignore[arg-type]
 
 
-def loaded(data: LabelledData, *subsets: str) -> list[Examples]:
+def loaded(data: LabelledData, *subsets: str) -> list[Subset[Example]]:
     return load_examples(data, read_clips(data), subsets or ["training"])
 
 
@@ -60,12 +61,12 @@ def test_class_folders(tmp_path: Path, video: Path) -> None:
     training, test = loaded(data, "train", "test")
     clips = read_clips(data)
     assert clips.sets == (LabelSet("", ("Jump", "Run")),) and not clips.warnings
-    assert [(e.item.path.name, e.labels) for e in training.kept] == [
+    assert [(e.item.path.name, e.labels) for e in training] == [
         ("b.MP4", (0,)),
         ("a.mp4", (1,)),
     ]
-    assert [e.item.path for e in test.kept] == [tmp_path / "test/Run/a.mp4"]
-    assert test.kept[0].stretch == (0, 50, 25.0)
+    assert [e.item.path for e in test] == [tmp_path / "test/Run/a.mp4"]
+    assert test[0].stretch == (0, 50, 25.0)
 
 
 def test_what_a_decoder_reads_counts_and_not_the_suffix(tmp_path: Path, video: Path) -> None:
@@ -73,11 +74,11 @@ def test_what_a_decoder_reads_counts_and_not_the_suffix(tmp_path: Path, video: P
     (tmp_path / "train/Run/notes.txt").write_text("no video")
     data = data_of(tmp_path, train_subset="train")
     (training,) = loaded(data, "train")
-    assert {e.item.path.name for e in training.kept} == {"a", "b.clip", "c.mp4"}
+    assert {e.item.path.name for e in training} == {"a", "b.clip", "c.mp4"}
     lists = tmp_path / "list.csv"
     lists.write_text("video,label,subset\na,run,training\nb.clip,run,training\nc,jump,training\n")
     (training,) = loaded(data_of(lists, tmp_path), "training")
-    assert {e.item.path.name for e in training.kept} == {"a", "b.clip", "c.mp4"}
+    assert {e.item.path.name for e in training} == {"a", "b.clip", "c.mp4"}
 
 
 def test_class_folders_without_subsets_are_shared_out(tmp_path: Path, video: Path) -> None:
@@ -110,13 +111,13 @@ def test_own_tables(tmp_path: Path, video: Path) -> None:
         ("two", (), None, "test"),
     ]
     training, test = loaded(data_of(table, tmp_path / "videos"), "training", "test")
-    found = [(e.name, e.stretch[:2], e.labels) for e in training.kept]
+    found = [(e.name, e.stretch[:2], e.labels) for e in training]
     assert found == [
         ("one", (0, 50), (1,)),
         ("one.mp4, 0.4-1.2 s", (10, 20), (0,)),
         ("deep/two.mp4, 1.6-9 s", (40, 10), (1,)),
     ]
-    assert test.kept[0].item.path.name == "two.mp4" and test.kept[0].labels == ()
+    assert test[0].item.path.name == "two.mp4" and test[0].labels == ()
 
 
 def test_tables_of_a_folder_tell_their_subset(tmp_path: Path) -> None:
@@ -143,7 +144,7 @@ def test_kinetics(tmp_path: Path, video: Path) -> None:
     put(tmp_path / "v", video, "abc.mp4")
     data = data_of(tmp_path, tmp_path / "v", classes=(str(names),))
     training, test = loaded(data, "train", "test")
-    assert [e.labels for e in training.kept] == [(1,), (0,)] and test.kept[0].labels == ()
+    assert [e.labels for e in training] == [(1,), (0,)] and test[0].labels == ()
     assert read_clips(data).sets[0].classes == ("air drumming", "testifying")
 
 
@@ -167,8 +168,8 @@ def test_something_something(tmp_path: Path, video: Path) -> None:
     names = (str(tmp_path / "something-something-v2-labels.json"),)
     data = data_of(tmp_path, tmp_path / "v", classes=names)
     training, held, test = loaded(data, "training", "validation", "test")
-    assert [(e.name, e.labels) for e in training.kept] == [("78687", (0,)), ("42326", (1,))]
-    assert len(held.kept) == 1 and test.kept[0].labels == ()
+    assert [(e.name, e.labels) for e in training] == [("78687", (0,)), ("42326", (1,))]
+    assert len(held) == 1 and test[0].labels == ()
     mirrored = label_swaps([("Moving something up", 0)], read_clips(data).sets, "data.mirrored")
     assert mirrored == {0: 1, 1: 0}
 
@@ -203,18 +204,18 @@ def test_epic_kitchens_has_a_verb_and_a_noun(tmp_path: Path, video: Path) -> Non
     training, test = loaded(data, "training", "validation")
     sets = read_clips(data).sets
     assert sets == (LabelSet("verb", ("take", "turn-on")), LabelSet("noun", ("light", "cup")))
-    assert [e.labels for e in training.kept] == [(1, 0), (0, 0)]
-    assert [e.stretch[:2] for e in training.kept] == [(10, 20), (25, 25)]
-    assert test.kept[0].labels == (0, 1)
+    assert [e.labels for e in training] == [(1, 0), (0, 0)]
+    assert [e.stretch[:2] for e in training] == [(10, 20), (25, 25)]
+    assert test[0].labels == (0, 1)
     single = data_of(tmp_path, tmp_path / "v", classes=lists[:1])
-    assert [e.labels for e in loaded(single)[0].kept] == [(1,), (0,)]
+    assert [e.labels for e in loaded(single)[0]] == [(1,), (0,)]
 
 
 def test_segments_of_detection_datasets_are_clips(data: list[str]) -> None:
     """The demo's actions, trimmed."""
     annotations, videos, classes = (Path(each.split("=", 1)[1]) for each in data[:3])
     of = data_of(annotations, videos, classes=(str(classes),))
-    ((kept, skipped),) = loaded(of)
+    (kept,) = loaded(of)
     truth = json.loads(annotations.read_text())["database"]
     names = classes.read_text().split()
     expected = [
@@ -223,7 +224,7 @@ def test_segments_of_detection_datasets_are_clips(data: list[str]) -> None:
         if video["subset"] == "training"
         for a in video["annotations"]
     ]
-    assert len(kept) == len(expected) > 0 and not skipped
+    assert len(kept) == len(expected) > 0 and not kept.skipped
     for one, (label, (start, end), fps) in zip(kept, expected, strict=True):
         assert one.labels == (label,)
         assert abs(one.stretch.first - start * fps) <= 1
@@ -318,14 +319,16 @@ def test_missing_and_broken_videos_are_listed_together(tmp_path: Path, video: Pa
         loaded(data)
     text = str(caught.value)
     assert "3 of 4 clips of 'training' cannot be used" in text and "bad_videos skip" in text
+    with pytest.raises(ValueError, match="3 of 4 clips of 'training' cannot be used"):
+        loaded(data, "training", "training")
     for part in ("broken.mp4: ", "line 4: gone: no such file", "line 5: begins at 5 s"):
         assert part in text
     skipping = data_of(table, tmp_path / "v", bad_videos="skip")
-    ((kept, skipped),) = loaded(skipping)
+    (kept,) = loaded(skipping)
     assert [e.name for e in kept] == ["good"]
-    assert skipped.keys() == {"broken", "gone", "good, 5-6 s"}
+    assert kept.skipped.keys() == {"broken", "gone", "good, 5-6 s"}
     blocking = data_of(table, tmp_path / "v", blocked=("broken", "gone", "good"))
-    assert loaded(blocking)[0].kept == []
+    assert loaded(blocking)[0] == []
     with pytest.raises(ValueError, match=r"no clip is in subset 'train'.*did you mean 'training'"):
         loaded(data, "train")
     with pytest.raises(ValueError, match="no folder"):
@@ -339,7 +342,7 @@ def test_names_that_two_files_share_are_refused(tmp_path: Path, video: Path) -> 
     with pytest.raises(ValueError, match="share the name a"):
         loaded(data_of(table, tmp_path / "v"))
     table.write_text("video,label,subset\ny/a,Run,training\n")
-    assert loaded(data_of(table, tmp_path / "v"))[0].kept[0].item.path.parent.name == "y"
+    assert loaded(data_of(table, tmp_path / "v"))[0][0].item.path.parent.name == "y"
 
 
 def test_pairs_of_labels() -> None:

@@ -89,7 +89,7 @@ def image_resnet(classes: int) -> nn.Module:
 
 
 def examples_of(config: Recognition, *subsets: str) -> list[list[Example]]:
-    return [part.kept for part in load_examples(config.data, read_clips(config.data), subsets)]
+    return [*load_examples(config.data, read_clips(config.data), subsets)]
 
 
 def shaken(network: nn.Module) -> Any:
@@ -598,13 +598,16 @@ def test_a_list_of_clips_is_scored(trained: Path, clips: list[str], tmp_path: Pa
         one, two = (json.loads((tmp_path / f"{x}/{file}").read_text()) for x in ("one", "two"))
         assert (one == two) if file == "metrics.json" else (one.keys() == two.keys())
 
-    # A few files of two of the classes are a list, too.
+    # A few files of two of the classes are a list, too; one of them is broken.
     few = tmp_path / "few"
     for name in list(found)[:5]:
         put = few / "test" / Path(name).parent.name
         put.mkdir(parents=True, exist_ok=True)
         (put / Path(name).name).symlink_to(name)
-    good(*arguments, "--out", tmp_path / "few_out", "--data.annotations", few)
+    (put / "broken.mp4").write_bytes(b"nothing")
+    few_of = ["--data.annotations", few, "--data.bad_videos", "skip"]
+    printed = good(*arguments, "--out", tmp_path / "few_out", *few_of)
+    assert "warning: 1 of 6 clips were skipped and do not count" in printed
     fewer = json.loads((tmp_path / "few_out/metrics.json").read_text())
     assert fewer["clips"] == 5 and fewer["top1"] == pytest.approx(np.mean(right[:5]))
 

@@ -42,7 +42,7 @@ from train.cost.routes import (
 )
 from train.cost.workload import Workload, cached_block, count_workload, freeze_below
 from train.data.cached import ensure_cached, evaluation_spans, training_spans
-from train.data.items import Subset
+from train.data.items import Subset, VideoItem
 from train.data.videos import load_annotations, load_items, target_classes
 from train.detector.model import Detector
 from train.detector.setup import activations_of
@@ -213,7 +213,7 @@ def experiment(data: list[str], *overrides: str) -> Experiment:
     return load(Experiment, DEMO, [*data, *QUICK, *overrides])
 
 
-def loaded(config: Experiment, subset: str, store: Store | None = None) -> Subset:
+def loaded(config: Experiment, subset: str, store: Store | None = None) -> Subset[VideoItem]:
     return load_items(config.data, load_annotations(config.data), subset, None, store)
 
 

@@ -51,8 +51,8 @@ def train_recogniser(config: Recognition, resume: bool) -> None:
         if config.network.weights and not session.begun:
             taken = recogniser.load_weights(config.network.weights)
         session.claim(recogniser.network, keeps_best=data.validation is not None)
-        validation = data.validation and data.validation.kept
-        task = RecognitionTask(recogniser, data.training.kept, validation, accelerator)
+        validation = data.validation
+        task = RecognitionTask(recogniser, data.training, validation, accelerator)
         run = TrainingRun(task, accelerator, session.begun, session.watch)
         with session.report() as notes:
             if accelerator.is_main_process:

@@ -124,7 +124,7 @@ def ensure_cached(
     activations: Sequence[Activations],
     spans: Sequence[Sequence[Span]],
     cut: Cut,
-    subsets: Sequence[Subset],
+    subsets: Sequence[Subset[VideoItem]],
     accelerator: Accelerator,
     workers: int,
     skip_bad: bool = False,

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,40 +64,50 @@ class VideoItem:
         return seconds_to_frames(seconds, self.duration_s, self.frames)
 
 
-class Subset(list[VideoItem]):
-    """The videos of a subset; `skipped` maps the names of excluded ones to causes."""
+class Named(Protocol):
+    """A video, or a clip of one."""
 
-    def __init__(self, items: Iterable[VideoItem], skipped: dict[str, str]) -> None:
+    @property
+    def name(self) -> str: ...
+
+
+T = TypeVar("T", bound=Named)
+
+
+class Subset(list[T], Generic[T]):
+    """The videos, or clips, of a subset; `skipped` maps the names of excluded ones to causes."""
+
+    def __init__(self, items: Iterable[T], skipped: dict[str, str]) -> None:
         super().__init__(items)
         self.skipped = skipped
 
     @property
     def listed(self) -> int:
-        """How many videos the subset has, those that are skipped included."""
+        """How many the subset has, those that are skipped included."""
         return len(self) + len(self.skipped)
 
     def skip_videos(self, skipped: dict[str, str]) -> None:
-        """Move videos to `skipped`, with causes by name; names that are not here are ignored."""
+        """Move items to `skipped`, with causes by name; names that are not here are ignored."""
         self.skipped |= {item.name: skipped[item.name] for item in self if item.name in skipped}
         self[:] = [item for item in self if item.name not in skipped]
 
 
-def skipped_of(subsets: Iterable[Subset]) -> dict[str, str]:
-    """Return the causes of all videos that subsets leave out, by their names."""
+def skipped_of(subsets: Iterable[Subset[Any]]) -> dict[str, str]:
+    """Return the causes of all that subsets leave out, by name."""
     return {name: cause for items in subsets for name, cause in items.skipped.items()}
 
 
-def count_videos(subsets: Iterable[Subset]) -> int:
-    """Return how many videos subsets have, skipped ones included; one of several counts once."""
+def count_listed(subsets: Iterable[Subset[Any]]) -> int:
+    """Return how many names subsets have, skipped ones included; one of several counts once."""
     return len({name for items in subsets for name in (*items.skipped, *(i.name for i in items))})
 
 
-def format_skipped(skipped: dict[str, str], videos: int) -> str:
-    """Return the warning that some videos do not count, with causes.
+def format_skipped(skipped: dict[str, str], listed: int, what: str = "videos") -> str:
+    """Return the warning that some videos, or clips, do not count, with causes.
 
     Args:
-        skipped: causes by the videos' names.
-        videos: how many there are, these included.
+        skipped: causes by their names.
+        listed: how many there are, these included.
     """
     causes = "\n  ".join(truncated(list(skipped.values())))
-    return f"warning: {len(skipped)} of {videos} videos were skipped and do not count:\n  {causes}"
+    return f"warning: {len(skipped)} of {listed} {what} were skipped and do not count:\n  {causes}"

@@ -30,7 +30,7 @@ from extract.video.header import announced_frames
 from extract.video.index import VideoError, VideoIndex
 from extract.video.probe import probe
 from train.config import DataConfig
-from train.data.items import Subset, VideoItem, count_videos, skipped_of
+from train.data.items import Subset, VideoItem, count_listed, skipped_of
 
 ACTION = "action"  # any
 TICKS = 2  # of a file's clock, by which the times of evenly spaced frames may be off
@@ -161,7 +161,7 @@ def load_items(
     store: Store | None = None,
     imported: str | None = None,
     sampling_fps: float | None = None,
-) -> Subset:
+) -> Subset[VideoItem]:
     """Match a subset's videos with their files; see `load_subsets`."""
     (found,) = load_subsets(
         data,
@@ -185,7 +185,7 @@ def load_subsets(
     imported: str | None = None,
     sampling_fps: float | None = None,
     part: bool = False,
-) -> list[Subset]:
+) -> list[Subset[VideoItem]]:
     """Match the subsets' videos with their files; adds to the annotations' warnings.
 
     Args:
@@ -209,7 +209,7 @@ def load_subsets(
     problems = skipped_of(found)
     none_usable = not part and any(items.skipped and not items for items in found)
     if problems and (data.bad_videos == "stop" or none_usable):
-        count = count_videos(found)
+        count = count_listed(found)
         names = " and ".join(f"'{subset}'" for subset in dict.fromkeys(subsets))
         shown = "\n  ".join(problems.values())
         remedy = "" if none_usable else ", or skip them with --data.bad_videos skip"
@@ -243,7 +243,7 @@ def _select(data: DataConfig, annotations: Annotations, subset: str) -> list[Vid
 
 def _match_features(
     data: DataConfig, annotations: Annotations, subset: str, store: Store, imported: str
-) -> Subset:
+) -> Subset[VideoItem]:
     """Match a subset's videos with features that were imported for them."""
     warnings: Counter[str] = Counter()
     items, problems = [], {}
@@ -271,7 +271,7 @@ def _match_files(
     store: Store | None,
     needs_files: bool,
     sampling_fps: float | None,
-) -> Subset:
+) -> Subset[VideoItem]:
     """Match a subset's videos with files, or with what a store has of those that are gone."""
     folder = Path(data.videos)
     stored = store.videos_by_name if store and not needs_files else {}

@@ -14,7 +14,7 @@ from extract.settings.backbone import Cut
 from extract.settings.sampling import SpanKind
 from train.config import Experiment
 from train.data.cached import ensure_cached, evaluation_spans, hold_features, training_spans
-from train.data.items import Subset
+from train.data.items import Subset, VideoItem
 from train.data.loading import micro_batch
 from train.detector.calibrate import fit_class_weights
 from train.detector.detection import window_loader
@@ -127,7 +127,10 @@ def compose_detector(
 
 
 def _calibrate(
-    detector: Detector, activations: Sequence[Activations], items: Subset, accelerator: Accelerator
+    detector: Detector,
+    activations: Sequence[Activations],
+    items: Subset[VideoItem],
+    accelerator: Accelerator,
 ) -> None:
     """Fit the fusion's class weights to the streams' predictions in windows of the items."""
     config, overlap = detector.config, detector.config.sampling.test_overlap

@@ -85,7 +85,7 @@ class Evaluation:
 
     detector: Detector
     out: Path
-    items: Subset
+    items: Subset[VideoItem]
     detections: dict[str, list[Detection]]
     of_streams: Found
     dropped: dict[str, str]
@@ -217,7 +217,7 @@ def evaluate_checkpoint(
 
 def _detect_items(
     detector: Detector,
-    items: Subset,
+    items: Subset[VideoItem],
     accelerator: Accelerator,
     store: Store | None,
     checkpoint: Path,
@@ -263,7 +263,7 @@ def _detect_items(
     return *detect(None), None
 
 
-def _check_labels(checkpoint: Path, detector: Detector, items: Subset) -> None:
+def _check_labels(checkpoint: Path, detector: Detector, items: Subset[VideoItem]) -> None:
     """Raise ValueError if classes are annotated that the detector cannot find."""
     strangers = {s.label for item in items for s in item.truth} - set(detector.classes)
     if strangers and not detector.config.data.class_agnostic:

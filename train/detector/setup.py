@@ -21,7 +21,7 @@ from extract.settings.backbone import BackboneConfig
 from extract.settings.pixels import PixelConfig
 from extract.settings.sampling import SamplingConfig
 from train.config import DataConfig
-from train.data.items import Subset, VideoItem, count_videos, format_skipped, skipped_of
+from train.data.items import Subset, VideoItem, count_listed, format_skipped, skipped_of
 from train.data.videos import load_annotations, load_subsets, target_classes
 from train.detector.model import Detector
 
@@ -45,11 +45,11 @@ class TrainingData(NamedTuple):
 
     annotations: Annotations
     classes: tuple[str, ...]
-    training: Subset
-    validation: Subset | None
+    training: Subset[VideoItem]
+    validation: Subset[VideoItem] | None
 
     @property
-    def subsets(self) -> list[Subset]:
+    def subsets(self) -> list[Subset[VideoItem]]:
         """Training and, if there is one, validation."""
         return [self.training] if self.validation is None else [self.training, self.validation]
 
@@ -100,7 +100,7 @@ def write_detector_record(out: Path, detector: Detector, data: TrainingData) -> 
         print(f"warning: annotations: {what}: {count}")
     skipped = skipped_of(data.subsets)
     if skipped:
-        print(format_skipped(skipped, count_videos(data.subsets)))
+        print(format_skipped(skipped, count_listed(data.subsets)))
     write_text(out / "skipped_videos.json", json.dumps(skipped, indent=1) + "\n")
     return {"training videos": windows, "classes": len(detector.classes), "weights": weights}
 

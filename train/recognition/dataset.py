@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from configs.messages import truncated
 from evaluate.datasets.fields import did_you_mean
 from evaluate.metrics.accuracy import LabelSet
 from extract.parallel.processes import gather_objects
@@ -32,7 +33,7 @@ from extract.settings.sampling import Direction
 from extract.video.files import files_by_name, is_video
 from extract.video.probe import probe
 from extract.video.reader import VideoError
-from train.data.items import VideoItem
+from train.data.items import Subset, VideoItem, count_listed, skipped_of
 from train.data.loading import EpochSampler, batch_loader, with_substitute
 from train.data.videos import make_item
 from train.recognition.clip_lists import LabelledClip, LabelledClips, read_clip_list
@@ -49,18 +50,6 @@ class Example:
     labels: tuple[int, ...] = ()
 
 
-class Examples(NamedTuple):
-    """The examples of a subset; `skipped` maps the names of excluded ones to causes."""
-
-    kept: list[Example]
-    skipped: dict[str, str]
-
-    @property
-    def listed(self) -> int:
-        """How many clips the subset has, those that are skipped included."""
-        return len(self.kept) + len(self.skipped)
-
-
 def read_clips(data: LabelledData) -> LabelledClips:
     """Read the experiment's list of clips and its classes.
 
@@ -75,7 +64,7 @@ def load_examples(
     clips: LabelledClips,
     subsets: Sequence[str],
     accelerator: Accelerator | None = None,
-) -> list[Examples]:
+) -> list[Subset[Example]]:
     """Match the clips of subsets with their files.
 
     Args:
@@ -118,7 +107,7 @@ def load_examples(
             for others in gather_objects([problems]):
                 problems = others | problems
             kept = [example for example in kept if example.name not in problems]
-        parts.append(Examples(kept, problems))
+        parts.append(Subset(kept, problems))
     _check_clips(data, parts, subsets)
     return parts
 
@@ -241,17 +230,18 @@ def _example(clip: LabelledClip, name: str, item: VideoItem, sets: Sequence[Labe
     return Example(name, item, whole._replace(first=first, length=last - first), labels)
 
 
-def _check_clips(data: LabelledData, parts: Sequence[Examples], subsets: Sequence[str]) -> None:
-    problems = {name: cause for part in parts for name, cause in part.skipped.items()}
-    none_usable = any(part.skipped and not part.kept for part in parts)
+def _check_clips(
+    data: LabelledData, parts: Sequence[Subset[Example]], subsets: Sequence[str]
+) -> None:
+    problems = skipped_of(parts)
+    none_usable = any(part.skipped and not part for part in parts)
     if problems and (data.bad_videos == "stop" or none_usable):
-        count = sum(part.listed for part in parts)
-        names = " and ".join(f"'{subset}'" for subset in subsets)
-        shown = "\n  ".join(list(problems.values())[:20])
+        names = " and ".join(f"'{subset}'" for subset in dict.fromkeys(subsets))
+        shown = "\n  ".join(truncated([*problems.values()]))
         remedy = "" if none_usable else ", or skip them with --data.bad_videos skip"
         raise ValueError(
-            f"{len(problems)} of {count} clips of {names} cannot be used; mend them or list them "
-            f"under data.blocked{remedy}:\n  {shown}"
+            f"{len(problems)} of {count_listed(parts)} clips of {names} cannot be used; mend them "
+            f"or list them under data.blocked{remedy}:\n  {shown}"
         )
 
 

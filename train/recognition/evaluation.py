@@ -100,7 +100,7 @@ def evaluate_recogniser(
         )
     # A list of a few clips need not have all classes.
     clips = clips._replace(sets=recogniser.sets)
-    ((examples, skipped),) = load_examples(config.data, clips, [subset], accelerator)
+    (examples,) = load_examples(config.data, clips, [subset], accelerator)
     out = out or checkpoint.parent / "evaluation" / f"{checkpoint.stem}-{subset}"
     out.mkdir(parents=True, exist_ok=True)  # now, not after hours of testing
     recogniser.network.to(accelerator.device)
@@ -119,8 +119,8 @@ def evaluate_recogniser(
         scores,
         back,
         pairs,
-        skipped | dropped,
-        len(examples) + len(dropped),
+        examples.skipped | dropped,
+        examples.listed,
     )
 
 

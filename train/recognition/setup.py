@@ -8,10 +8,10 @@ from accelerate import Accelerator, DistributedType
 
 from configs.atomic import write_text
 from configs.loader import dump
-from train.data.items import format_skipped
+from train.data.items import Subset, count_listed, format_skipped, skipped_of
 from train.recognition.clip_lists import LabelledClips
 from train.recognition.config import LabelledData
-from train.recognition.dataset import Examples, load_examples, read_clips
+from train.recognition.dataset import Example, load_examples, read_clips
 from train.recognition.recogniser import Recogniser
 
 
@@ -19,11 +19,11 @@ class TrainingClips(NamedTuple):
     """The list of clips, and those that a network is trained on and validated with, if any."""
 
     clips: LabelledClips
-    training: Examples
-    validation: Examples | None
+    training: Subset[Example]
+    validation: Subset[Example] | None
 
     @property
-    def subsets(self) -> list[Examples]:
+    def subsets(self) -> list[Subset[Example]]:
         """Training and, if there is one, validation."""
         return [self.training] if self.validation is None else [self.training, self.validation]
 
@@ -40,7 +40,7 @@ def load_training_clips(data: LabelledData, accelerator: Accelerator) -> Trainin
     names = [data.train_subset, *([name] if name else [])]
     training, *others = load_examples(data, clips, names, accelerator)
     validation = others[0] if others else None
-    if validation is not None and not any(example.labels for example in validation.kept):
+    if validation is not None and not any(example.labels for example in validation):
         raise ValueError(
             f"no clip of subset '{name}' has a label, so nothing can be validated; set "
             "data.validation_subset to another one or to null"
@@ -68,13 +68,13 @@ def write_recogniser_record(
     write_text(out / "config.yaml", dump(recogniser.config))
     count = sum(p.numel() for p in recogniser.network.parameters())
     sets = " and ".join(f"{len(s.classes)} {s.name or 'classes'}" for s in recogniser.sets)
-    labelled = sum(bool(example.labels) for example in data.training.kept)
+    labelled = sum(bool(example.labels) for example in data.training)
     print(f"{labelled} training clips, {sets}; {count:,} weights")
     if taken:
         print(taken)
     for what, number in data.clips.warnings.items():
         print(f"warning: annotations: {what}: {number}")
-    skipped = {name: cause for part in data.subsets for name, cause in part.skipped.items()}
+    skipped = skipped_of(data.subsets)
     if skipped:
-        print(format_skipped(skipped, sum(part.listed for part in data.subsets)))
+        print(format_skipped(skipped, count_listed(data.subsets), "clips"))
     write_text(out / "skipped_videos.json", json.dumps(skipped, indent=1) + "\n")
