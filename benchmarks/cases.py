@@ -317,7 +317,7 @@ def measure_data(args: argparse.Namespace) -> Found:
     import torch
 
     from train.data.batch import collate
-    from train.data.videos import probe_item
+    from train.data.video_files import probe_item
     from train.data.windows import TrainingWindows, WindowInputs
 
     torch.set_num_threads(1)  # as a worker has
@@ -340,7 +340,7 @@ def measure_video(args: argparse.Namespace) -> Found:
 
     from configs.loader import load
     from train.config import Experiment
-    from train.data.videos import probe_item
+    from train.data.video_files import probe_item
     from train.detector.model import Detector
 
     config = load(Experiment, DEMO, ["--backbone.weights=null"])

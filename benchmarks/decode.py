@@ -39,7 +39,7 @@ from extract.video.reader import CHUNK, VideoReader
 from train.config import Experiment
 from train.data.items import VideoItem
 from train.data.loading import EpochSampler
-from train.data.videos import probe_item
+from train.data.video_files import probe_item
 from train.data.windows import TrainingWindows, WindowInputs, training_loader
 from train.detector.model import Detector
 

@@ -27,7 +27,7 @@ from extract.sampling.frame_cache import FrameCache
 from extract.transcoding.proxy import ProxyConfig, write_proxy
 from train.config import Experiment
 from train.data.batch import collate
-from train.data.videos import probe_item, with_digest
+from train.data.video_files import probe_item, with_digest
 from train.data.windows import TrainingWindows, WindowInputs
 
 CONFIG = Path(__file__).parent.parent / "configs/e2e/thumos14/videomae_s_adapter_forward.yaml"

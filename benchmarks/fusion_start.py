@@ -19,7 +19,8 @@ from cache.store import open_cache
 from train.config import Experiment, with_cache
 from train.data.cached import ensure_cached, training_spans
 from train.data.loading import EpochSampler
-from train.data.videos import load_annotations, load_subsets
+from train.data.truth import load_annotations
+from train.data.videos import load_subsets
 from train.data.windows import TrainingWindows, WindowInputs, training_loader
 from train.detector.setup import activations_of
 from train.detector.sources import build_detector, merge_configs

@@ -20,7 +20,8 @@ from evaluate.mean_ap import mean_average_precision
 from train.config import Experiment, with_cache
 from train.data.batch import Batch
 from train.data.cached import ensure_cached, evaluation_spans
-from train.data.videos import load_annotations, load_items
+from train.data.truth import load_annotations
+from train.data.videos import load_items
 from train.detector.detection import window_loader
 from train.detector.model import Detector
 from train.detector.setup import activations_of

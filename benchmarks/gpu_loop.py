@@ -41,7 +41,7 @@ from tests.test_detector import golden_detector
 from train.config import Compile, Experiment
 from train.data.cached import training_spans
 from train.data.items import VideoItem
-from train.data.videos import probe_item, with_digest
+from train.data.video_files import probe_item, with_digest
 from train.detector.model import Detector
 from train.detector.training import DetectionTask
 from train.engine.loop import WAITING, TrainingRun

@@ -30,7 +30,7 @@ from train.data.batch import Batch, collate
 from train.data.cached import CachedStreams, ensure_cached, training_spans
 from train.data.items import VideoItem
 from train.data.loading import EpochSampler
-from train.data.videos import probe_item, with_digest
+from train.data.video_files import probe_item, with_digest
 from train.data.windows import TrainingWindows, WindowInputs, training_loader
 from train.detector.model import Detector
 from train.detector.setup import activations_of

@@ -27,7 +27,7 @@ from extract.sampling.transforms import evaluation_transform
 from extract.sampling.window_frames import arrange, window_frames
 from extract.video.reader import VideoReader
 from train.data.batch import Sample, collate
-from train.data.videos import probe_item
+from train.data.video_files import probe_item
 from train.detector.model import Detector
 from train.postprocessing.candidates import merge_windows, predict_windows
 

@@ -29,7 +29,7 @@ from extract.backbone.imported import AnyBackbone
 from extract.demo import DemoConfig, write_dataset
 from extract.sampling.spans import Span, whole_video_window
 from train.config import Experiment
-from train.data.videos import probe_item, with_digest
+from train.data.video_files import probe_item, with_digest
 from train.detector.model import Detector
 
 BLOCK = 3

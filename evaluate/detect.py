@@ -301,7 +301,7 @@ def video_paths(given: Sequence[str]) -> list[Path]:
 
 def read_truth(path: Path, videos: Sequence[Path]) -> Annotations:
     """Read the annotations of these videos; others that need their files are left out."""
-    from train.data.videos import frame_times
+    from train.data.truth import frame_times
 
     if not path.exists():
         raise ValueError(f"--annotations: there is no file or folder {path}")
@@ -340,7 +340,7 @@ def probe_files(
     from extract.video.index import VideoIndex
     from extract.video.probe import probe
     from extract.video.reader import VideoError
-    from train.data.videos import make_item
+    from train.data.video_files import make_item
 
     items, bad = [], {}
     indices = probe(paths, running=process.pool if process else None)

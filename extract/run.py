@@ -144,7 +144,8 @@ def plan_and_compute(
     """
     from cache.store import Store, open_cache
     from extract.activations.plan import check_disk_space, plan
-    from train.data.videos import load_annotations, load_subsets, target_classes
+    from train.data.truth import load_annotations, target_classes
+    from train.data.videos import load_subsets
     from train.detector.setup import check_has_pixels
     from train.engine.session import check_fp16_has_gpu, inference_accelerator
 

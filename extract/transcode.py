@@ -223,7 +223,7 @@ def _write_annotations(
     annotations: Path, request: TranscodeRequest, done: Mapping[Path, VideoIndex]
 ) -> None:
     """Write the annotation file for the transcoded videos: mirrored, or unchanged."""
-    from train.data.videos import make_item
+    from train.data.video_files import make_item
 
     text = annotations.read_text(encoding="utf-8-sig")
     if request.reverse:

@@ -21,7 +21,7 @@ from tests.forks import script
 from tests.published import Segments, write_rows
 from tests.tool_exports import BORIS_EVENTS, BORIS_HEAD, BORIS_SPANS, boris_event, boris_front
 from train.config import DataConfig
-from train.data.videos import load_annotations
+from train.data.truth import load_annotations
 
 TWO: Segments = [("run", 1.0, 2.5), ("high jump", 2.0, 3.25)]
 CHANCE = "videos put into 'training' or 'test' by their names"

@@ -43,7 +43,8 @@ from tests.test_e2e import TWO_PROCESSES, script
 from train.config import Experiment
 from train.data.cached import evaluation_spans
 from train.data.items import VideoItem
-from train.data.videos import load_annotations, load_items
+from train.data.truth import load_annotations
+from train.data.videos import load_items
 from train.data.windows import (
     EvaluationWindows,
     TrainingWindows,

@@ -16,7 +16,8 @@ from tests.test_check import BY_FRAMES, CLASSES, cut, remux
 from tests.test_e2e import DEMO
 from tests.test_probe import spoil_the_end
 from train.config import Experiment
-from train.data.videos import load_annotations, load_subsets
+from train.data.truth import load_annotations
+from train.data.videos import load_subsets
 from train.dataset_check.check import run_checks
 from train.dataset_check.survey import survey_dataset
 

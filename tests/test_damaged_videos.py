@@ -18,7 +18,8 @@ from tests.odd_videos import write_clip
 from tests.test_detect import detector_of, save
 from tests.test_detector import small_experiment
 from train.config import DataConfig, Experiment
-from train.data.videos import load_annotations, load_items
+from train.data.truth import load_annotations
+from train.data.videos import load_items
 from train.dataset_check.check import run_checks
 from train.dataset_check.survey import survey_dataset
 

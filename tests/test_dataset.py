@@ -23,7 +23,8 @@ from tests.conftest import REPOSITORY
 from train.config import DataConfig, Experiment
 from train.data.batch import collate
 from train.data.loading import EpochSampler, balanced_splits
-from train.data.videos import load_annotations, load_items
+from train.data.truth import load_annotations
+from train.data.videos import load_items
 from train.data.windows import (
     EvaluationWindows,
     TrainingWindows,

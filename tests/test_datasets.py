@@ -21,7 +21,7 @@ from tests import published, tool_exports
 from tests.conftest import REPOSITORY
 from tests.published import Videos
 from train.config import Experiment
-from train.data.videos import load_annotations
+from train.data.truth import load_annotations
 
 VERBS, NOUNS = ("take", "put", "wash"), ("tap", "spoon", "plate")
 THUMOS: Videos = {

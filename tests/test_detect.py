@@ -45,7 +45,7 @@ from tests.test_detector import select_candidates, small_experiment
 from train.config import Experiment
 from train.data.batch import Batch
 from train.data.items import VideoItem
-from train.data.videos import probe_item
+from train.data.video_files import probe_item
 from train.detector.model import Detector
 from train.engine.checkpoint import Checkpoint, save_checkpoint
 from train.modeling.actionformer import HeadOutput

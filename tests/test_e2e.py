@@ -25,7 +25,8 @@ from tests.forks import good
 from tests.marks import slow
 from tests.test_report import read
 from train.config import Experiment
-from train.data.videos import load_annotations, load_items
+from train.data.truth import load_annotations
+from train.data.videos import load_items
 from train.detector.model import Detector
 from train.detector.sources import build_detector
 from train.detector.training import DetectionTask

@@ -19,7 +19,8 @@ from tests.forks import Script, script
 from tests.test_e2e import DEMO, QUICK
 from train.config import Experiment
 from train.data.cached import evaluation_spans, training_spans
-from train.data.videos import load_annotations, load_subsets
+from train.data.truth import load_annotations
+from train.data.videos import load_subsets
 from train.detector.setup import activations_of
 from train.detector.sources import build_detector
 

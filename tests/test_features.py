@@ -26,7 +26,8 @@ from tests.forks import good, script
 from tests.test_e2e import DEMO, QUICK
 from train.config import Experiment
 from train.data.cached import evaluation_spans, training_spans
-from train.data.videos import load_annotations, load_items
+from train.data.truth import load_annotations
+from train.data.videos import load_items
 from train.detector.model import Detector
 from train.detector.setup import activations_of
 from train.detector.sources import build_detector, init_from_checkpoint

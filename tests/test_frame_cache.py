@@ -52,7 +52,9 @@ from train.config import Experiment
 from train.data.batch import Sample
 from train.data.cached import evaluation_spans
 from train.data.items import VideoItem
-from train.data.videos import load_annotations, load_items, probe_item, with_digest
+from train.data.truth import load_annotations
+from train.data.video_files import probe_item, with_digest
+from train.data.videos import load_items
 from train.data.windows import (
     EvaluationWindows,
     TrainingWindows,

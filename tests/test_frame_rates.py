@@ -14,7 +14,7 @@ from extract.settings.sampling import SamplingConfig
 from tests.test_e2e import DEMO, QUICK, build
 from train.config import Experiment
 from train.data.frame_rates import describe_unlike_rates, join_ranges
-from train.data.videos import probe_item
+from train.data.video_files import probe_item
 from train.detector.model import Detector
 from train.engine.checkpoint import load_checkpoint
 

@@ -24,7 +24,7 @@ from extract.settings.backbone import BackboneConfig, Precision, TrunkConfig
 from extract.settings.pixels import PixelConfig
 from tests.test_e2e import DEMO, QUICK, build
 from train.config import Experiment
-from train.data.videos import load_annotations
+from train.data.truth import load_annotations
 from train.detector import cached_training
 from train.detector.model import Detector
 from train.detector.setup import freeze_by_default

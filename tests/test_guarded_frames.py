@@ -17,7 +17,7 @@ from extract.video.reader import VideoError
 from tests.encodings import ENCODINGS, write_numbered
 from tests.test_detect import detector_of, save
 from tests.test_detector import small_experiment
-from train.data.videos import probe_item
+from train.data.video_files import probe_item
 from train.data.windows import EvaluationWindows, WindowInputs
 
 SAMPLING = SamplingConfig(window_size=32, snippet_stride=1)

@@ -44,7 +44,8 @@ from tests.test_e2e import script as launched
 from train.config import Experiment
 from train.data.cached import ensure_cached, evaluation_spans, training_spans, training_windows
 from train.data.items import Subset, VideoItem
-from train.data.videos import load_annotations, load_items
+from train.data.truth import load_annotations
+from train.data.videos import load_items
 from train.detector.detection import detect_subset, window_loader
 from train.detector.model import Detector
 from train.detector.setup import activations_of, freeze_by_default

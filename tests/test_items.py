@@ -15,7 +15,8 @@ from tests.test_e2e import DEMO, QUICK, TWO_PROCESSES, script
 from train.config import DataConfig
 from train.data import videos
 from train.data.items import Subset, VideoItem
-from train.data.videos import load_annotations, load_items, load_subsets
+from train.data.truth import load_annotations
+from train.data.videos import load_items, load_subsets
 
 
 def write_annotations(folder: Path, names: list[str]) -> DataConfig:

@@ -26,7 +26,7 @@ from train.data import live
 from train.data.batch import Batch
 from train.data.items import VideoItem
 from train.data.live import arriving_windows, delay_s
-from train.data.videos import probe_item
+from train.data.video_files import probe_item
 from train.data.windows import EvaluationWindows, WindowInputs
 from train.modeling.config import FusionConfig
 

@@ -32,7 +32,7 @@ from tests.odd_videos import (
     write_sizes,
     write_streams,
 )
-from train.data.videos import make_item, with_digest
+from train.data.video_files import make_item, with_digest
 
 
 @pytest.fixture(scope="session")

@@ -49,7 +49,8 @@ from tests.test_activations import fresh, info_of, new_backbone, seam, spans_of
 from tests.test_e2e import DEMO, ENVIRONMENT
 from tests.test_transcode import end_of_main
 from train.config import DataConfig, Experiment
-from train.data.videos import load_annotations, load_items
+from train.data.truth import load_annotations
+from train.data.videos import load_items
 from train.data.windows import TrainingWindows, WindowInputs
 
 COUNT = 50  # no multiple of the groups of frames

@@ -43,7 +43,8 @@ from train.cost.routes import (
 from train.cost.workload import Workload, cached_block, count_workload, freeze_below
 from train.data.cached import ensure_cached, evaluation_spans, training_spans
 from train.data.items import Subset, VideoItem
-from train.data.videos import load_annotations, load_items, target_classes
+from train.data.truth import load_annotations, target_classes
+from train.data.videos import load_items
 from train.detector.model import Detector
 from train.detector.setup import activations_of
 from train.detector.sources import build_detector

@@ -26,7 +26,7 @@ from extract.video.index import VideoIndex
 from extract.video.reader import VideoReader
 from tests.encodings import ENCODINGS, read_numbers, write_numbered
 from train.data.items import VideoItem
-from train.data.videos import make_item, probe_item
+from train.data.video_files import make_item, probe_item
 
 RATES = [9.8, 12.5, 23.976, 24.0, 25.0, 29.97, 30.0, 50.0, 59.94, 60.0, 120.0, 240.0]
 

@@ -20,7 +20,9 @@ from tests.test_e2e import DEMO, QUICK
 from train.cache_entries.adoption import adopt_entry
 from train.config import Experiment
 from train.data.cached import evaluation_spans
-from train.data.videos import load_annotations, load_items, with_digest
+from train.data.truth import load_annotations
+from train.data.video_files import with_digest
+from train.data.videos import load_items
 from train.detector.model import Detector
 from train.engine.checkpoint import load_checkpoint, save_checkpoint
 

@@ -33,7 +33,7 @@ from extract.sampling.transforms import PixelConfig, evaluation_transform
 from extract.sampling.windows import SamplingConfig, sliding_windows
 from extract.video import VideoReader
 from tests.encodings import read_numbers
-from train.data.videos import probe_item, with_digest
+from train.data.video_files import probe_item, with_digest
 from train.engine.run_folder import claim_folder
 from train.cost.workload import count_cores
 

@@ -13,7 +13,8 @@ from configs.loader import load
 from tests import training_reference as reference
 from tests.test_e2e import DEMO
 from train.config import Experiment
-from train.data.videos import load_annotations, load_items
+from train.data.truth import load_annotations
+from train.data.videos import load_items
 from train.detector.model import Detector
 from train.detector.training import DetectionTask
 from train.engine.loop import TrainingRun

@@ -33,7 +33,9 @@ from tests.marks import quick_only, slow
 from tests.test_e2e import DEMO, ENVIRONMENT
 from train.config import DataConfig, Experiment
 from train.data.items import VideoItem
-from train.data.videos import load_annotations, load_items, probe_item
+from train.data.truth import load_annotations
+from train.data.video_files import probe_item
+from train.data.videos import load_items
 from train.data.windows import TrainingWindows, WindowInputs
 
 COUNT = 50

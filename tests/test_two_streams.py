@@ -24,7 +24,8 @@ from tests.test_e2e import DEMO, QUICK, TWO_PROCESSES
 from tests.test_e2e import script as launched
 from train.config import Experiment
 from train.data.cached import ensure_cached, evaluation_spans
-from train.data.videos import load_annotations, load_items
+from train.data.truth import load_annotations
+from train.data.videos import load_items
 from train.detector.detection import detect_subset, window_loader
 from train.detector.evaluation import score_detections
 from train.detector.model import Detector

@@ -24,7 +24,7 @@ from tests.encodings import (
     write_numbered,
 )
 from tests.marks import quick_only
-from train.data.videos import probe_item
+from train.data.video_files import probe_item
 
 
 def difference(left: NDArray[np.uint8], right: NDArray[np.uint8]) -> float:

@@ -9,7 +9,9 @@ from evaluate.detect import probe_files, video_paths
 from extract.video.files import describe_no_videos, files_by_name, has_video_content
 from tests.odd_videos import joined, write_clip
 from train.config import DataConfig
-from train.data.videos import REPAIRED, load_annotations, load_items
+from train.data.truth import load_annotations
+from train.data.video_files import REPAIRED
+from train.data.videos import load_items
 
 CODECS = {
     ".mp4": "libx264", ".mkv": "libx264", ".ts": "libx264", ".m2ts": "libx264", ".avi": "mpeg4",

@@ -21,7 +21,7 @@ from evaluate.metrics.bootstrap import Estimate, difference, estimate, resample
 from train.ablation.grid import AVERAGE, Grid, Run
 from train.ablation.records import RECORD, read_record
 from train.config import DataConfig, Experiment
-from train.data.videos import load_annotations
+from train.data.truth import load_annotations
 
 Truth = dict[str, tuple[Segment, ...]]
 

@@ -20,7 +20,8 @@ from train.cache_entries.verdicts import has_weights, is_found_as
 from train.config import Experiment
 from train.data.cached import evaluation_spans, training_spans
 from train.data.items import VideoItem
-from train.data.videos import load_annotations, load_subsets, target_classes
+from train.data.truth import load_annotations, target_classes
+from train.data.videos import load_subsets
 from train.detector.sources import build_detector, merge_configs, read_sources
 from train.engine.checkpoint import is_checkpoint
 from train.engine.session import inference_accelerator

@@ -7,7 +7,7 @@ from evaluate.datasets.fields import NearFiles
 from extract.video.files import describe_no_videos
 from extract.video.index import VideoError
 from extract.video.probe import HANGS
-from train.data.videos import check_whole
+from train.data.video_files import check_whole
 from train.dataset_check.findings import Finding, FindingKind
 from train.dataset_check.survey import Survey, unless_skipped
 

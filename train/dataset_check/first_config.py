@@ -18,7 +18,7 @@ from evaluate.annotations import Annotations
 from evaluate.datasets.records import BY_CHANCE, TEST_SHARE, subset_in
 from extract.video.files import files_by_name
 from train.config import Experiment
-from train.data.videos import load_annotations
+from train.data.truth import load_annotations
 from train.dataset_check.annotations import check_reversed_pairs
 from train.dataset_check.lengths import suggest_windows
 from train.dataset_check.survey import survey_dataset

@@ -15,7 +15,8 @@ from extract.video.index import VideoError, VideoIndex
 from extract.video.probe import probe
 from train.config import DataConfig, Experiment
 from train.data.items import VideoItem
-from train.data.videos import load_annotations, make_item, with_truth
+from train.data.truth import load_annotations, with_truth
+from train.data.video_files import make_item
 from train.dataset_check.findings import FindingKind
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from train.data.loading import EpochSampler
-from train.data.videos import without_short
+from train.data.truth import without_short
 from train.dataset_check.findings import Finding, FindingKind
 from train.dataset_check.survey import Survey
 from train.engine.lengths import resolve_lengths

@@ -22,7 +22,8 @@ from train.config import DataConfig, EvaluationConfig
 from train.data.cached import CachedStreams, ensure_cached, evaluation_spans
 from train.data.frame_rates import describe_unlike_rates
 from train.data.items import Subset, VideoItem, format_skipped
-from train.data.videos import ACTION, load_annotations, load_items
+from train.data.truth import ACTION, load_annotations
+from train.data.videos import load_items
 from train.detector.detection import Found, detect_subset, window_loader
 from train.detector.model import Detector
 from train.detector.setup import activations_of

@@ -22,7 +22,7 @@ from train.data.batch import Batch
 from train.data.frame_rates import describe_unlike_rates
 from train.data.items import VideoItem
 from train.data.live import Frames, arriving_windows
-from train.data.videos import probe_item
+from train.data.video_files import probe_item
 from train.data.windows import EvaluationWindows, WindowInputs, evaluation_loader
 from train.detector.network import DetectionNetwork
 from train.engine.checkpoint import Checkpoint, load_checkpoint

@@ -7,7 +7,7 @@ from evaluate.datasets.classes import read_classes
 from extract.backbone.pretrained import check_trunk_size
 from extract.checkpoints.layouts import FoundNetwork, describe_classes
 from train.config import DataConfig, Experiment
-from train.data.videos import ACTION
+from train.data.truth import ACTION
 from train.engine.checkpoint import Checkpoint
 
 

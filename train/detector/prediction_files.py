@@ -18,7 +18,7 @@ from evaluate.mean_ap import mean_average_precision
 from evaluate.metrics.scored import ScoredDetections
 from evaluate.nms import NmsConfig
 from train.config import DataConfig, Experiment
-from train.data.videos import load_annotations
+from train.data.truth import load_annotations
 
 THUMOS_TIOUS = (0.3, 0.4, 0.5, 0.6, 0.7)
 

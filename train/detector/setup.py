@@ -22,7 +22,8 @@ from extract.settings.pixels import PixelConfig
 from extract.settings.sampling import SamplingConfig
 from train.config import DataConfig
 from train.data.items import Subset, VideoItem, count_listed, format_skipped, skipped_of
-from train.data.videos import load_annotations, load_subsets, target_classes
+from train.data.truth import load_annotations, target_classes
+from train.data.videos import load_subsets
 from train.detector.model import Detector
 
 

@@ -35,7 +35,7 @@ from extract.video.probe import probe
 from extract.video.reader import VideoError
 from train.data.items import Subset, VideoItem, count_listed, skipped_of
 from train.data.loading import EpochSampler, batch_loader, with_substitute
-from train.data.videos import make_item
+from train.data.video_files import make_item
 from train.recognition.clip_lists import LabelledClip, LabelledClips, read_clip_list
 from train.recognition.config import LabelledData, Pair, Recognition
 
