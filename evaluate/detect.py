@@ -29,29 +29,15 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from configs import cli
-from configs.atomic import write_text
 from configs.messages import format_error
 from configs.options import ScriptParser
 from configs.progress import ProgressBar
 from evaluate.annotations import Annotations, Detection, Segment, read_annotations, with_duration
 from evaluate.files.annotation_tools import MediaFile, ToolFiles
 from evaluate.files.clip_names import clip_names
-from evaluate.files.predictions import write_predictions
-from evaluate.files.subtitles import (
-    format_clock,
-    format_csv,
-    format_listing,
-    format_srt,
-    format_vtt,
-)
-from evaluate.files.timeline import (
-    TRUTH,
-    PageVideo,
-    check_embeddable,
-    embed_video,
-    link_video,
-    render_page,
-)
+from evaluate.files.outputs import Outputs
+from evaluate.files.subtitles import format_clock, format_listing
+from evaluate.files.timeline import TRUTH, PageVideo, check_embeddable
 from evaluate.options import add_threshold, add_tool_files, check_threshold
 from train.config import Experiment
 
@@ -63,33 +49,6 @@ if TYPE_CHECKING:
 SAVE_EVERY_S = 60.0  # what ends this process costs no more
 
 USES = ("sampling", "pixels", "evaluation", "training.precision")
-
-
-@dataclass(frozen=True)
-class Outputs:
-    """Files to write: of all videos together, and folders of one file a video.
-
-    Args:
-        embed: put the videos into the page, too.
-        tools: files of annotation tools; `clips`: folder of the segments as videos.
-    """
-
-    json: Path | None
-    csv: Path | None
-    srt: Path | None
-    vtt: Path | None
-    page: Path | None
-    embed: bool
-    tools: ToolFiles
-    clips: Path | None = None
-
-    def make_folders(self) -> None:
-        """Make the folders now, not after hours of detection."""
-        for file in filter(None, (self.json, self.csv, self.page)):
-            file.parent.mkdir(parents=True, exist_ok=True)
-        for folder in filter(None, (self.srt, self.vtt, self.clips)):
-            folder.mkdir(parents=True, exist_ok=True)
-        self.tools.make_folders()
 
 
 @dataclass
@@ -216,6 +175,9 @@ def detect(
     detected = DetectedVideos()
     limit = config.evaluation.nms.max_segments
     title = f"Found by {checkpoint}, which reads {' and '.join(config.directions)}"
+    write_files = partial(
+        outputs.write_all, detected.found, detected.pages, detector.classes, title, threshold
+    )
     began = written_at = time.monotonic()
     try:
         total = sum(len(detector.windows(item)) for item in items)
@@ -228,7 +190,7 @@ def detect(
                         examined = detect_with_scores(
                             detector, item, bool(outputs.page), workers, bar, process
                         )
-                    source = page_source(outputs, item.path)
+                    source = outputs.page_source(item.path)
                 except (VideoError, OSError) as error:
                     bad[item.name] = describe_unread_video(item.path, error)
                     continue
@@ -239,7 +201,7 @@ def detect(
                 detected.seconds += item.duration_s
                 detected.best = max([detected.best, *(each.score for each in every[:1])])
                 bar.write(describe_found(item, chosen, took, limit), file=sys.stdout)
-                write_subtitles(outputs, item.name, chosen)
+                outputs.write_subtitles(item.name, chosen)
                 if outputs.clips:
                     detected.uncut += cut_segments(outputs.clips, item, chosen)
                 if outputs.page:
@@ -247,10 +209,10 @@ def detect(
                     page_video = build_page_video(item, examined, detector, segments, top, source)
                     detected.pages.append(page_video)
                 if time.monotonic() - written_at > SAVE_EVERY_S:
-                    write_files(outputs, detected, detector.classes, title, threshold)
+                    write_files()
                     written_at = time.monotonic()
     finally:  # after an interrupt, too: keep what was found
-        write_files(outputs, detected, detector.classes, title, threshold)
+        write_files()
         media = {item.name: MediaFile(item.path, item.fps) for item in items}
         outputs.tools.write(detected.found, media)
     if detected.found:
@@ -415,13 +377,6 @@ def describe_speed(detected: DetectedVideos, took: float) -> str:
     return f"{videos}, {format_clock(detected.seconds, 0)} in {took:.1f} s: {rate}"
 
 
-def page_source(outputs: Outputs, path: Path) -> str:
-    """Return where the page finds a video: its link or its content; empty without a page."""
-    if not outputs.page:
-        return ""
-    return embed_video(path) if outputs.embed else link_video(path, outputs.page)
-
-
 def build_page_video(
     item: VideoItem,
     examined: VideoResult,
@@ -448,13 +403,6 @@ def build_page_video(
     )
 
 
-def write_subtitles(outputs: Outputs, name: str, detections: Sequence[Detection]) -> None:
-    if outputs.srt:
-        write_text(outputs.srt / f"{name}.srt", format_srt(detections))
-    if outputs.vtt:
-        write_text(outputs.vtt / f"{name}.vtt", format_vtt(detections))
-
-
 def cut_segments(folder: Path, item: VideoItem, detections: Sequence[Detection]) -> list[str]:
     """Cut the segments out; return why some could not be."""
     from extract.transcoding.cut import cut_segment
@@ -471,24 +419,6 @@ def cut_segments(folder: Path, item: VideoItem, detections: Sequence[Detection])
         except (OSError, ValueError) as error:
             problems.append(format_error(error).removeprefix("error: "))
     return problems
-
-
-def write_files(
-    outputs: Outputs,
-    detected: DetectedVideos,
-    classes: Sequence[str],
-    title: str,
-    threshold: float,
-) -> None:
-    """Write the files that hold all videos; without a video there is nothing to write."""
-    if not detected.found:
-        return
-    if outputs.json:
-        write_predictions(outputs.json, detected.found)
-    if outputs.csv:
-        write_text(outputs.csv, format_csv(detected.found))
-    if outputs.page:
-        write_text(outputs.page, render_page(detected.pages, classes, title, threshold))
 
 
 if __name__ == "__main__":

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from accelerate import Accelerator
 
-from evaluate.detect import Outputs, detect
+from evaluate.detect import detect
 from evaluate.files.annotation_tools import ToolFiles
+from evaluate.files.outputs import Outputs
 from evaluate.files.predictions import read_predictions
 from extract.parallel.guarded_frames import DecodingProcess
 from extract.video.files import files_by_name
