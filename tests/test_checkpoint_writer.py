@@ -142,12 +142,14 @@ def test_a_run_that_ended_leaves_files_that_can_be_copied_alone(
     killed = CheckpointWriter()
     write_both(content, tmp_path, killed)
     killed.close()
-    (tmp_path / "notes.pt").write_text("not ours")
+    others = "notes.pt", "frozen-backbone.pt"  # not ours
+    for name in others:
+        (tmp_path / name).write_text(name)
     resumed = CheckpointWriter()  # it improves nothing, so best.pt is the killed one's
     resumed.write(tmp_path / "last.pt", content, FROZEN, lambda: None)
     resumed.finish(tmp_path)
     resumed.close()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["best.pt", "last.pt", "notes.pt"]
+    assert {path.name for path in tmp_path.iterdir()} == {"best.pt", "last.pt", *others}
     for name in ("last.pt", "best.pt"):
         elsewhere = tmp_path / "elsewhere" / name
         elsewhere.parent.mkdir(exist_ok=True)
