@@ -462,6 +462,19 @@ def test_fitting_weights_tells_of_a_worker_that_ended(accelerator: Accelerator) 
         fit_class_weights(detector, batches(), accelerator)
 
 
-def test_other_errors_are_no_deaths_of_workers() -> None:
-    with pytest.raises(RuntimeError, match="another"), translate_worker_death():
-        raise RuntimeError("another")
+RAISED = "Caught RuntimeError in DataLoader worker process 0.\nOriginal Traceback (most recent …\n"
+"""How torch begins what a worker, which has not ended, raised."""
+
+
+@pytest.mark.parametrize("text", ["another", f"{RAISED}RuntimeError: sizes differ. 3, 4"])
+def test_other_errors_are_no_deaths_of_workers(text: str) -> None:
+    with pytest.raises(RuntimeError) as caught, translate_worker_death():
+        raise RuntimeError(text)
+    assert str(caught.value) == text
+
+
+def test_a_worker_without_memory_is_an_error_that_says_what_to_do() -> None:
+    remedy = pytest.raises(MemoryError, match=r"lower training\.workers")
+    with remedy as caught, translate_worker_death():
+        raise RuntimeError(f"{RAISED}RuntimeError: DefaultCPUAllocator: can't allocate memory: you")
+    assert "\n" not in str(caught.value) and "Traceback" not in str(caught.value)

@@ -35,7 +35,7 @@ def translate_worker_death(setting: str = "training.workers") -> Iterator[None]:
     """Turn the sudden end of a decoding worker, or batches lost, into an OSError with a remedy.
 
     Torch raises wherever the main thread is when it learns of it: wrap all work between batches in
-    this, too.
+    this, too. A worker that lacks memory raises MemoryError; what else one raises stays as it is.
 
     Args:
         setting: the number of workers.
@@ -43,14 +43,18 @@ def translate_worker_death(setting: str = "training.workers") -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        cause = " ".join(str(error).split(". ")[0].split())
+        text = str(error)
+        raised = text.startswith("Caught ")  # by the worker, which goes on
+        cause = text.rstrip().splitlines()[-1] if raised else " ".join(text.split(". ")[0].split())
         again = f"{AGAIN} [{cause}]"
-        if any(text in cause for text in NOT_RECEIVED):
+        if any(sign in cause for sign in NOT_RECEIVED):
             raise OSError(
                 "batches of decoding workers cannot be received; allow more open files (ulimit -n) "
                 f"or lower {setting}; {again}"
             ) from error
-        if "DataLoader worker" not in cause:
+        if raised and "allocate memory" in text:
+            raise MemoryError(f"a decoding worker lacks memory; lower {setting}") from error
+        if raised or "DataLoader worker" not in cause:
             raise
         pids = re.search(r"pid(?:\(s\))? ([\d, ]+)", cause)
         files = map(file_being_decoded, map(int, pids[1].split(",")) if pids else ())
