@@ -158,6 +158,21 @@ def test_a_run_that_ended_leaves_files_that_can_be_copied_alone(
         assert_whole(elsewhere, content)
 
 
+def test_a_file_of_another_run_is_left_as_it_is(
+    content: Checkpoint[Experiment], tmp_path: Path
+) -> None:
+    """Copied here without what it shared there, it cannot be made whole, and must end no run."""
+    shared = save_shared(tmp_path, content, FROZEN)
+    save_checkpoint(tmp_path / "last.pt", content, shared)
+    elsewhere = shared._replace(file=f"frozen-{'0' * 16}.pt")
+    save_checkpoint(tmp_path / "copied.pt", content, elsewhere)
+    before = (tmp_path / "copied.pt").read_bytes()
+    make_whole(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["copied.pt", "last.pt"]
+    assert_whole(tmp_path / "last.pt", content)
+    assert (tmp_path / "copied.pt").read_bytes() == before
+
+
 @pytest.mark.usefixtures("shares")
 def test_a_file_copied_alone_from_a_run_that_goes_on_says_what_it_lacks(
     content: Checkpoint[Experiment], tmp_path: Path
