@@ -153,7 +153,7 @@ def detect(
     from train.detector.model import Detector
     from train.detector.sources import read_source, resolve_config
     from train.engine.session import inference_accelerator
-    from train.errors import translate_oom
+    from train.errors import translate_oom, translate_worker_death
     from train.postprocessing.candidates import describe_nothing_found
 
     paths = video_paths(videos)
@@ -186,9 +186,12 @@ def detect(
                 bar.set_description(item.path.name)
                 since = time.monotonic()
                 try:
-                    with translate_oom("lower evaluation.batch_size"):
-                        examined = detect_with_scores(
-                            detector, item, bool(outputs.page), workers, bar, process
+                    with (
+                        translate_oom("lower evaluation.batch_size"),
+                        translate_worker_death("--workers"),
+                    ):
+                        examined = detector.detect_with_scores(
+                            item, bool(outputs.page), workers, bar.update, process
                         )
                     source = outputs.page_source(item.path)
                 except (VideoError, OSError) as error:
@@ -314,25 +317,6 @@ def probe_files(
         except VideoError as error:
             bad[path.stem] = str(error)
     return items, bad
-
-
-def detect_with_scores(
-    detector: Detector,
-    item: VideoItem,
-    with_curves: bool,
-    workers: int,
-    bar: ProgressBar,
-    process: DecodingProcess | None,
-) -> VideoResult:
-    """Detect in one video; raise VideoError if its decoder ends the process that decodes."""
-    from extract.video.reader import VideoError
-
-    try:
-        return detector.detect_with_scores(item, with_curves, workers, bar.update, process)
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        raise VideoError(f"{item.path}: cannot be decoded: its decoder hangs or crashes") from error
 
 
 def describe_unread_video(path: Path, error: Exception) -> str:

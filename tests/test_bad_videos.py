@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from threading import Event
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import numpy as np
@@ -41,6 +42,7 @@ from extract.video.reader import VideoError
 from tests.conftest import REPOSITORY
 from tests.test_e2e import TWO_PROCESSES, script
 from train.config import Experiment
+from train.data.batch import Batch
 from train.data.cached import evaluation_spans
 from train.data.items import VideoItem
 from train.data.truth import load_annotations
@@ -52,6 +54,7 @@ from train.data.windows import (
     evaluation_loader,
 )
 from train.detector import detection
+from train.detector.calibrate import fit_class_weights
 from train.detector.detection import detect_subset, window_loader
 from train.detector.evaluation import score_detections
 from train.detector.setup import activations_of
@@ -61,7 +64,8 @@ from train.engine.checkpoint import Checkpoint, save_checkpoint
 from train.engine.loop import TrainingRun
 from train.engine.run_folder import claim_folder
 from train.errors import translate_worker_death
-from train.modeling.config import HeadConfig
+from train.modeling.config import FusionConfig, HeadConfig
+from train.modeling.fusion import PredictionFusion
 from train.postprocessing.candidates import merge_windows
 
 
@@ -449,6 +453,29 @@ def test_batches_that_cannot_be_received_are_an_error_that_says_what_to_do(text:
     assert text.split(". ")[0] in told and "--resume" in told and "\n" not in told
 
 
-def test_other_errors_are_no_deaths_of_workers() -> None:
-    with pytest.raises(RuntimeError, match="another"), translate_worker_death():
-        raise RuntimeError("another")
+def test_fitting_weights_tells_of_a_worker_that_ended(accelerator: Accelerator) -> None:
+    def batches() -> Iterator[Batch]:
+        yield from ()
+        raise RuntimeError("DataLoader worker (pid(s) 3) exited unexpectedly")
+
+    detector: Any = SimpleNamespace(fusion=PredictionFusion(FusionConfig("calibrated"), [4], 2))
+    with pytest.raises(OSError, match=r"a decoding worker ended unexpectedly.*training\.workers"):
+        fit_class_weights(detector, batches(), accelerator)
+
+
+RAISED = "Caught RuntimeError in DataLoader worker process 0.\nOriginal Traceback (most recent …\n"
+"""How torch begins what a worker, which has not ended, raised."""
+
+
+@pytest.mark.parametrize("text", ["another", f"{RAISED}RuntimeError: sizes differ. 3, 4"])
+def test_other_errors_are_no_deaths_of_workers(text: str) -> None:
+    with pytest.raises(RuntimeError) as caught, translate_worker_death():
+        raise RuntimeError(text)
+    assert str(caught.value) == text
+
+
+def test_a_worker_without_memory_is_an_error_that_says_what_to_do() -> None:
+    remedy = pytest.raises(MemoryError, match=r"lower training\.workers")
+    with remedy as caught, translate_worker_death():
+        raise RuntimeError(f"{RAISED}RuntimeError: DefaultCPUAllocator: can't allocate memory: you")
+    assert "\n" not in str(caught.value) and "Traceback" not in str(caught.value)

@@ -142,18 +142,35 @@ def test_a_run_that_ended_leaves_files_that_can_be_copied_alone(
     killed = CheckpointWriter()
     write_both(content, tmp_path, killed)
     killed.close()
-    (tmp_path / "notes.pt").write_text("not ours")
+    others = "notes.pt", "frozen-backbone.pt"  # not ours
+    for name in others:
+        (tmp_path / name).write_text(name)
     resumed = CheckpointWriter()  # it improves nothing, so best.pt is the killed one's
     resumed.write(tmp_path / "last.pt", content, FROZEN, lambda: None)
     resumed.finish(tmp_path)
     resumed.close()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["best.pt", "last.pt", "notes.pt"]
+    assert {path.name for path in tmp_path.iterdir()} == {"best.pt", "last.pt", *others}
     for name in ("last.pt", "best.pt"):
         elsewhere = tmp_path / "elsewhere" / name
         elsewhere.parent.mkdir(exist_ok=True)
         shutil.move(tmp_path / name, elsewhere)
         assert elsewhere.stat().st_size < 1.5 * 2**20
         assert_whole(elsewhere, content)
+
+
+def test_a_file_of_another_run_is_left_as_it_is(
+    content: Checkpoint[Experiment], tmp_path: Path
+) -> None:
+    """Copied here without what it shared there, it cannot be made whole, and must end no run."""
+    shared = save_shared(tmp_path, content, FROZEN)
+    save_checkpoint(tmp_path / "last.pt", content, shared)
+    elsewhere = shared._replace(file=f"frozen-{'0' * 16}.pt")
+    save_checkpoint(tmp_path / "copied.pt", content, elsewhere)
+    before = (tmp_path / "copied.pt").read_bytes()
+    make_whole(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["copied.pt", "last.pt"]
+    assert_whole(tmp_path / "last.pt", content)
+    assert (tmp_path / "copied.pt").read_bytes() == before
 
 
 @pytest.mark.usefixtures("shares")

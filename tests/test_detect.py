@@ -561,7 +561,11 @@ def in_process(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> str:
 @pytest.mark.parametrize(
     ("error", "told"),
     [
-        slow(RuntimeError("DataLoader worker (pid 3) exited unexpectedly"), "two.avi: cannot be"),
+        (
+            RuntimeError("DataLoader worker (pid(s) 3) exited unexpectedly"),
+            "two.avi: a decoding worker ended unexpectedly (lower --workers",  # it decoded nothing
+        ),
+        slow(RuntimeError("Too many open files. Communication"), "(ulimit -n) or lower --workers"),
         (VideoError("two.avi: broke in its middle"), "broke in its middle"),
         slow(MemoryError("no memory"), "error: no memory"),
     ],

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from unittest.mock import Mock
@@ -111,6 +111,23 @@ def test_room_for_all_checkpoints_is_asked_for(
             (tmp_path / "last.pt").write_bytes(bytes(200_000))
             check_checkpoint_space(tmp_path, model, keeps_best)
             (tmp_path / "last.pt").unlink()
+
+
+def test_a_resumed_run_has_what_its_checkpoints_share(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed, it left 1.2 MB of frozen weights beside files of the rest, and needs them no more."""
+    frozen, learning = nn.Linear(300, 1000, bias=False), nn.Linear(100, 1000, bias=False)
+    model = nn.ModuleList([frozen.requires_grad_(False), learning])
+    sizes = {f"frozen-{'0' * 16}.pt": 1.2, "last.pt": 1.6, "best.pt": 0.8}
+    for name, megabytes in sizes.items():
+        (tmp_path / name).write_bytes(bytes(int(megabytes * 1e6)))
+    needed = 2 * 2.8 + 2.0 - sum(sizes.values())
+    for free, enough in ((needed - 0.1, False), (needed + 0.1, True)):
+        usage = shutil._ntuple_diskusage(10**9, 0, int(free * 1e6))
+        monkeypatch.setattr(shutil, "disk_usage", lambda _, usage=usage: usage)
+        with nullcontext() if enough else pytest.raises(ValueError, match=f"need {needed:.1f} MB"):
+            check_checkpoint_space(tmp_path, model, True)
 
 
 def test_the_estimate_is_what_checkpoints_take(tmp_path: Path) -> None:

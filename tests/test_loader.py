@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from multiprocessing import spawn
+from multiprocessing import resource_tracker, spawn
 from typing import Any
 
 import pytest
@@ -161,6 +161,7 @@ def test_what_cannot_be_handed_on_is_an_error_at_once(how: str, text: str) -> No
 def test_workers_that_end_before_they_begin_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     """Killed while they import, where a container's memory ends, they read nothing from a pipe."""
     loader = make_loader([bytes(2**20)] * 2, 1, workers=2)  # type: ignore[arg-type]
+    resource_tracker.ensure_running()  # Python's own, which would be started with the same command
     monkeypatch.setattr(spawn, "_python_exe", b"/bin/false")
     with pytest.raises(OSError, match="a decoding worker ended"), translate_worker_death():
         next(iter(loader))

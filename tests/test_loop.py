@@ -239,6 +239,25 @@ def test_only_a_better_validation_replaces_the_best(
     assert kept == [0, 0, 0, 3] and run.best == 0.5
 
 
+def test_a_lost_process_is_told_of_wherever_it_is_noticed(
+    data: list[str], tmp_path: Path, accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Others wait for it not only in steps: when they begin, and when they add up their counts."""
+
+    def lose(*_: object) -> None:
+        raise RuntimeError("[gloo/transport/tcp/pair.cc:561] Connection closed by peer [::1]:47300")
+
+    told = pytest.raises(OSError, match="another process of this run ended unexpectedly")
+    run = prepare(data, tmp_path, accelerator, *SINGLE)
+    run.epochs = 0  # nothing but the end is left to do
+    monkeypatch.setattr(run.task, "log_counts", lose)
+    with told:
+        run.train()
+    monkeypatch.setattr(accelerator, "prepare", lose)
+    with told:
+        prepare(data, tmp_path, accelerator, *SINGLE)
+
+
 def test_a_killed_run_goes_on_from_what_it_wrote_once(
     data: list[str], tmp_path: Path, accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch
 ) -> None:

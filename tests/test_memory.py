@@ -120,6 +120,8 @@ def test_auto_recomputes_as_little_as_fits_the_card(
 def test_auto_says_that_even_the_least_is_too_much(monkeypatch: pytest.MonkeyPatch) -> None:
     found, line = choose(in_bf16(LONG), 24e9, monkeypatch)
     assert found == "full" and "likely too little; raise training.accumulate" in line
+    # Others have nearly all of it.
+    assert ", and 0 B of the CUDA's memory are free: " in choose(in_bf16("s"), 5e8, monkeypatch)[1]
 
 
 def test_what_is_held_already_is_not_counted_again() -> None:

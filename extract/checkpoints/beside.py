@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 FIELD = "beside"
-SHARED_FILES = "frozen-*.pt"
+SHARED_FILES = f"frozen-{'[0-9a-f]' * 16}.pt"
+"""What matches them, and no file of a user's own."""
 
 
 def name_shared(tensors: Mapping[str, Tensor]) -> str:
@@ -24,7 +25,7 @@ def name_shared(tensors: Mapping[str, Tensor]) -> str:
         plain = tensor.detach().cpu().contiguous()
         found.update(f"{name} {plain.dtype} {tuple(plain.shape)}\n".encode())
         found.update(plain.view(-1).view(torch.uint8).numpy().data)
-    return SHARED_FILES.replace("*", found.hexdigest()[:16])
+    return f"frozen-{found.hexdigest()[:16]}.pt"
 
 
 def join_shared(path: Path, fields: dict[str, Any]) -> None:

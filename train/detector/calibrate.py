@@ -11,6 +11,7 @@ from configs.progress import ProgressBar
 from extract.parallel.processes import gather_objects
 from train.data.batch import Batch
 from train.detector.model import Detector
+from train.errors import translate_worker_death
 from train.modeling.actionformer import HeadOutput
 from train.modeling.fusion import ClassWeights, PredictionFusion, align
 from train.modeling.points import assign_batch, pyramid_points
@@ -33,7 +34,7 @@ def fit_class_weights(
     fusion = detector.fusion
     assert isinstance(fusion, PredictionFusion) and isinstance(fusion.mix, ClassWeights)
     seen = []
-    with accelerator.autocast():
+    with accelerator.autocast(), translate_worker_death():
         for batch in ProgressBar(
             windows, desc="fitting", leave=False, disable=not accelerator.is_main_process
         ):

@@ -49,7 +49,7 @@ def settle_recompute(
     needed = {
         kind: absent + len(backbones) * activation_bytes(config, kind, windows) for kind in CHOICES
     }
-    budget = USABLE * free - (CONTEXT if device.type == "cuda" else 0)
+    budget = max(USABLE * free - (CONTEXT if device.type == "cuda" else 0), 0)
     chosen = next((kind for kind, bytes_ in needed.items() if bytes_ <= budget), CHOICES[-1])
     for backbone in backbones:
         backbone.recompute = chosen

@@ -144,7 +144,9 @@ def make_whole(folder: Path) -> None:
             raise  # it may be ours, and need the file that would be removed
         except Exception:
             continue  # somebody else's
-        if isinstance(fields, dict) and FIELD in fields:
+        about = fields.get(FIELD) if isinstance(fields, dict) else None
+        # A copy from another run may lack what it shared there: it needs nothing that is here.
+        if about is not None and (folder / about["file"]) in files:
             join_shared(path, fields)
             _write(path, fields)
     for file in files:

@@ -188,7 +188,8 @@ class TrainingRun(Generic[T]):
         prepare_sharding(accelerator)
         self.model = task.model
         compile_network(self.model, self.training.compile)
-        self.wrapped, self.optimizer = accelerator.prepare(task.model, task.optimizer)
+        with translate_lost_process():
+            self.wrapped, self.optimizer = accelerator.prepare(task.model, task.optimizer)
         # After `prepare`, which may have moved or sharded the weights.
         self.average = Average(self.model, self.training.ema_decay)
         self.clipped = [
@@ -222,7 +223,13 @@ class TrainingRun(Generic[T]):
             desc="training",
             disable=not main,
         )
-        with self.bar, closing(self.log), closing(self.writer), self.watch.stage(STEPS):
+        with (
+            translate_lost_process(),
+            self.bar,
+            closing(self.log),
+            closing(self.writer),
+            self.watch.stage(STEPS),
+        ):
             if not self.validated:
                 self._validate()
             while self.epoch < self.epochs:
@@ -253,7 +260,7 @@ class TrainingRun(Generic[T]):
         self.wrapped.train()
         self.sampler.epoch = self.epoch
         began, recent = time.monotonic(), list[MicroBatch]()
-        with translate_worker_death(), translate_lost_process(), translate_oom(SMALLER_BATCHES):
+        with translate_worker_death(), translate_oom(SMALLER_BATCHES):
             on_device = copied_ahead(self.loader, self.accelerator.device)
             updates = zip(*[on_device] * self.training.accumulate, strict=True)
             came = self.watch.time_waiting(updates, WAITING, self.clock)

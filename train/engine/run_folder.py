@@ -9,6 +9,7 @@ from torch import nn
 
 from configs.messages import format_bytes
 from configs.system import fcntl
+from extract.checkpoints.beside import SHARED_FILES
 
 LOCK = ".lock"
 
@@ -71,7 +72,8 @@ def check_checkpoint_space(folder: Path, detector: nn.Module, keeps_best: bool) 
     learning = sum(p.nbytes for p in detector.parameters() if p.requires_grad)
     # Averages count once, AdamW's two moments twice; what is frozen is stored once.
     best, last = weights + learning, weights + 3 * learning
-    present = [folder / name for name in ("last.pt", "best.pt")]
+    # A run that was killed has what its checkpoints share in a file of its own.
+    present = [folder / "last.pt", folder / "best.pt", *folder.glob(SHARED_FILES)]
     stored = sum(path.stat().st_size for path in present if path.exists())
     needed = 2 * last + keeps_best * best - stored
     free = shutil.disk_usage(folder).free
