@@ -27,6 +27,7 @@ from benchmarks.gpu_parts import Plan, Row
 from benchmarks.gpu_steps import build_run, noise_batch, settings, synchronise
 from benchmarks.sizes import FILES
 from configs.atomic import write_text
+from extract.checkpoints.beside import SHARED_FILES
 
 PROCESSES = 2
 LONGEST_S = 300  # that sharded processes may take
@@ -94,7 +95,7 @@ def measure_checkpoints(device: str, size: str, folder: Path) -> Row:
         row[f"{which}written_s"] = time.perf_counter() - began
         run.accelerator.wait_for_everyone()
     row["last_bytes"] = (folder / LAST).stat().st_size
-    row["beside_bytes"] = sum(file.stat().st_size for file in folder.glob("frozen-*.pt"))
+    row["beside_bytes"] = sum(file.stat().st_size for file in folder.glob(SHARED_FILES))
     run.accelerator.wait_for_everyone()
     began = time.perf_counter()
     if run.accelerator.is_main_process:

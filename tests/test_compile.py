@@ -23,7 +23,7 @@ from train.config import Compile, Experiment
 from train.detector.model import Detector
 from train.detector.training import DetectionTask
 from train.device import compiling
-from train.device.compiling import compile_function, compile_network
+from train.device.compiling import compile_function, compile_network, describe_unused
 from train.modeling.actionformer import HeadOutput
 from train.modeling.config import HeadConfig, Method
 from train.modeling.losses import detection_losses, distillation_losses
@@ -213,6 +213,13 @@ def test_a_network_without_blocks_is_refused() -> None:
     tada = new_detector(mode="full", network="tada2d", tada=TAdaSize((1, 1, 1, 1), 8))
     with pytest.raises(ValueError, match=r"training\.compile blocks"):
         compile_network(tada, "blocks")
+
+
+def test_blocks_that_stay_on_the_cache_are_not_compiled_in_silence() -> None:
+    (line,) = describe_unused("blocks", learns=False)
+    assert "training.compile all" in line
+    used: list[tuple[Compile, bool]] = [("blocks", True), ("all", False), ("off", False)]
+    assert not any(describe_unused(parts, learns) for parts, learns in used)
 
 
 def test_a_machine_without_a_compiler_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,6 +21,7 @@ from train.detector.detection import window_loader
 from train.detector.model import Detector
 from train.detector.setup import TrainingData, write_detector_record
 from train.detector.training import DetectionTask
+from train.device.compiling import describe_unused
 from train.engine.checkpoint import (
     Checkpoint,
     changed_settings,
@@ -91,8 +92,9 @@ def train_on_cache(
         notes.activations = {"before training": before, "training and validation": task.total}
         if accelerator.is_main_process:
             notes.about = write_detector_record(session.out, detector, data)
-            if task.memory:
-                print(task.memory)
+            notices = describe_unused(config.training.compile, config.backbone.learns)
+            for line in filter(None, (task.memory, *notices)):
+                print(line)
             if teacher is not None:
                 print(f"the head learns what {len(theirs)} streams predict, beside the truth")
             notes.about["epochs"] = run.epochs

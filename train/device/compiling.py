@@ -52,6 +52,20 @@ def compile_function(function: Callable[P, R], parts: Compile) -> Callable[P, R]
     return torch.compile(function, backend=BACKEND)
 
 
+def describe_unused(parts: Compile, learns: bool) -> list[str]:
+    """Return a line about parts that a run on cached activations is to compile, but does not run.
+
+    Args:
+        learns: whether blocks behind the cached ones learn, and so run.
+    """
+    if parts != "blocks" or learns:
+        return []
+    return [
+        "training.compile blocks compiles nothing here: what blocks give is on the cache; "
+        "training.compile all compiles heads"
+    ]
+
+
 def compiled_parts(network: nn.Module) -> Iterator[nn.Module]:
     """Yield the transformer's blocks and their adapters; alike, they share what is compiled."""
     return (part for part in network.modules() if isinstance(part, Block | TemporalAdapter))
