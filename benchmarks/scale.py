@@ -12,12 +12,14 @@ made again.
 
 import argparse
 import heapq
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.cases import at_least_one
 from benchmarks.sizes import FILES, count_forward_flops, experiment
 from cache.address import DTYPES
 from cache.format.arrays import SHARD_BYTES
@@ -213,23 +215,41 @@ FLEET = (
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--size", choices=FILES, default="h")
-    parser.add_argument("--videos", type=int, default=100_000)
-    parser.add_argument("--minutes", type=float, default=2.0, help="of a video, on average")
-    parser.add_argument("--fps", type=float, default=30.0)
-    parser.add_argument("--gpus", type=int, nargs="+", default=[1, 8, 100], help="machines")
-    parser.add_argument("--shares", type=int, nargs="+", default=[1, 4, 20], help="per machine")
-    parser.add_argument("--tflops", type=float, default=989.0, help="of a GPU in 16 bits")
-    parser.add_argument("--reached", type=float, default=0.4, help="share of it")
-    parser.add_argument("--decoded", type=float, default=1447.0, help="frames a second and core")
-    parser.add_argument("--cores", type=int, default=16, help="beside a GPU, that decode")
-    parser.add_argument("--start", type=float, default=60.0, help="seconds before a first video")
+    whole, above, least = at_least_one, above_zero, not_negative
+    parser.add_argument("--videos", type=whole, default=100_000)
+    parser.add_argument("--minutes", type=above, default=2.0, help="of a video, on average")
+    parser.add_argument("--fps", type=above, default=30.0)
+    parser.add_argument("--gpus", type=whole, nargs="+", default=[1, 8, 100], help="machines")
+    parser.add_argument("--shares", type=whole, nargs="+", default=[1, 4, 20], help="per machine")
+    parser.add_argument("--tflops", type=above, default=989.0, help="of a GPU in 16 bits")
+    parser.add_argument("--reached", type=above, default=0.4, help="share of it")
+    parser.add_argument("--decoded", type=above, default=1447.0, help="frames a second and core")
+    parser.add_argument("--cores", type=whole, default=16, help="beside a GPU, that decode")
+    parser.add_argument("--start", type=least, default=60.0, help="seconds before a first video")
     parser.add_argument(
-        "--taken_every", type=float, default=6.0, help="hours until a machine is taken; 0: never"
+        "--taken_every", type=least, default=6.0, help="hours until a machine is taken; 0: never"
     )
-    parser.add_argument("--gpu_hour", type=float, default=2.5, help="dollars")
-    parser.add_argument("--terabyte_month", type=float, default=23.0, help="dollars")
-    parser.add_argument("--thousand_requests", type=float, default=0.005, help="dollars")
-    print(tables(parser.parse_args()))
+    parser.add_argument("--gpu_hour", type=least, default=2.5, help="dollars")
+    parser.add_argument("--terabyte_month", type=least, default=23.0, help="dollars")
+    parser.add_argument("--thousand_requests", type=least, default=0.005, help="dollars")
+    args = parser.parse_args()
+    if 0 < 3600 * args.taken_every < args.start:
+        parser.error("--taken_every: machines that live shorter than --start finish nothing")
+    print(tables(args))
+
+
+def above_zero(text: str) -> float:
+    """Return a number of the command line that is above 0."""
+    if not 0 < float(text) < math.inf:
+        raise argparse.ArgumentTypeError("give a number above 0")
+    return float(text)
+
+
+def not_negative(text: str) -> float:
+    """Return a number of the command line that is 0 or more."""
+    if not 0 <= float(text) < math.inf:
+        raise argparse.ArgumentTypeError("give 0 or more")
+    return float(text)
 
 
 if __name__ == "__main__":

@@ -68,6 +68,14 @@ def suppress(
     Raises ValueError for shapes that do not match, numbers that are not finite, and segments
     that end before they start.
     """
+    segments, scores, rows = suppress_rows(segments, scores, labels, config)
+    return segments, scores, np.asarray(labels)[rows]
+
+
+def suppress_rows(
+    segments: Floats, scores: Floats, labels: Labels, config: NmsConfig
+) -> tuple[Floats, Floats, NDArray[np.int64]]:
+    """Return what `suppress` does, with each detection's row [M] in place of its label."""
     segments, scores = np.asarray(segments, np.float32), np.asarray(scores, np.float32)
     labels = np.asarray(labels)
     _check(segments, scores, labels)
@@ -97,7 +105,7 @@ def suppress(
         # A weight below 0 would carry a mean out of the segments that it is of.
         weights = np.maximum(scores, 0)
         survivors = vote(survivors, segments, weights, np.float32(config.voting_threshold))
-    return survivors, kept_scores, labels[kept]
+    return survivors, kept_scores, kept
 
 
 def _check(segments: Floats, scores: Floats, labels: Labels) -> None:

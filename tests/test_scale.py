@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 
+from benchmarks import scale
 from benchmarks.scale import count_collection, count_requests, draw_lengths, simulate_fleet
 
 
@@ -51,3 +52,29 @@ def test_what_a_machine_that_is_taken_away_had_written_stays() -> None:
     # Each time at most what had not been flushed, and the start: beside the first start.
     assert 10 * 3600 + 60 < fleet.busy_s < 1.1 * (10 * 3600 + 60)
     assert fleet.busy_s - 60 - fleet.lost_s == pytest.approx(10 * 3600)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--videos 0", "--videos: give 1 or more"),
+        ("--gpus 8 0", "--gpus: give 1 or more"),
+        ("--shares 0", "--shares: give 1 or more"),
+        ("--cores -1", "--cores: give 1 or more"),
+        ("--minutes 0", "--minutes: give a number above 0"),
+        ("--tflops nan", "--tflops: give a number above 0"),
+        ("--start -1", "--start: give 0 or more"),
+        ("--taken_every 0.001", "--taken_every: machines that live shorter than --start"),
+    ],
+)
+def test_impossible_numbers_are_told(
+    words: str,
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Some would be predicted for ever: no machine lives until a job has begun."""
+    monkeypatch.setattr("sys.argv", ["scale.py", *words.split()])
+    with pytest.raises(SystemExit):
+        scale.main()
+    assert message in capsys.readouterr().err

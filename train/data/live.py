@@ -74,17 +74,20 @@ def arriving_windows(
     fps = float(fps)  # readers tell it as a fraction, too
     start, seen, sample = 0, 0, 0
     newest = None
-    for frame in frames:
+    for given in frames:
+        frame = kept.check(seen, given)
         seen += 1
         if _sampled(sample, fps, sampling) == seen - 1:
             kept.add(seen - 1, frame)
             while _sampled(sample, fps, sampling) == seen - 1:
                 sample += 1
         if count_samples(seen, fps, sampling) > sample:
-            newest = kept.copy(seen - 1, frame)  # should it be the last one, a sample is of it
+            newest = frame.copy()  # should it be the last one, a sample is of it
         # There is a step after the window, which is therefore not the one shifted back to the end.
         while _steps(seen, fps, sampling) > start + sampling.window_size:
             window = _window(start, fps, sampling)
+            if window.frames[-1] > kept.newest:
+                kept.transform_pending()  # a window that is complete waits for no frames after it
             if window.frames[-1] > kept.newest:
                 break
             video = _video(seen, fps, sampling)
@@ -106,7 +109,7 @@ def arriving_windows(
 
 
 class _Kept:
-    """The frames that windows to come may have, resized as those of files are: 16 at a time."""
+    """The frames that windows to come may have, resized as those of files are: up to 16 at once."""
 
     def __init__(self, inputs: WindowInputs) -> None:
         self.inputs, self.transform = inputs, evaluation_transform(inputs.pixels)
@@ -116,16 +119,16 @@ class _Kept:
         self._pending: list[NDArray[np.uint8]] = []
 
     def add(self, number: int, frame: NDArray[np.uint8]) -> None:
-        """Take up the next frame."""
-        self._pending.append(self.copy(number, frame))
+        """Take up a copy of the next frame, for the source may use its memory again."""
+        self._pending.append(frame.copy())
         self.numbers[number] = None
         if len(self._pending) == CHUNK:
             self.transform_pending()
 
-    def copy(self, number: int, frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Return a copy of a frame, for the source may use its memory again."""
+    def check(self, number: int, frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Return a frame; raise ValueError unless it is a picture of the size of those before."""
         try:
-            frame = np.array(frame)
+            frame = np.asarray(frame)
         except ValueError:  # of parts that do not make one picture
             raise ValueError(
                 f"frame {number}: expected {PICTURE}, not a {type(frame).__name__}"

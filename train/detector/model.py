@@ -143,9 +143,10 @@ class Detector(DetectionNetwork):
         return merge_windows(windows, seen[-1], self.classes, self.config.evaluation)
 
     def detect_live(self, frames: Frames, fps: float | Fraction) -> Iterator[LiveUpdate]:
-        """Yield the actions in frames that may never end, as soon as no later window changes them.
+        """Yield the actions in frames that may never end, once windows to come begin after them.
 
-        Memory is bounded. `train.data.live.delay_s` says how late an action comes at most.
+        Memory is bounded. `train.data.live.delay_s` says how late an action comes at most. Scores
+        are not always a file's: windows to come may still change what suppresses an action.
 
         Args:
             frames: as for `detect`; `fps`: frames per second.

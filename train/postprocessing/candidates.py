@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from evaluate.annotations import Detection
-from evaluate.nms import suppress
+from evaluate.nms import suppress_rows
 from extract.parallel.lookahead import copied_ahead, start_ahead, start_fetch
 from extract.sampling.reversal import reverse_segments
 from extract.sampling.windows import Window
@@ -32,9 +32,13 @@ Model = Callable[[Batch], Predictions]
 class Candidates(NamedTuple):
     """Scored segments of one window or video: [N, 2] (unit: see where they are made), [N], [N]."""
 
-    segments: NDArray[np.float32]
+    segments: NDArray[np.floating]
     scores: NDArray[np.float32]
     labels: NDArray[np.int64]
+
+    def take(self, rows: NDArray[Any]) -> "Candidates":
+        """Return some of them, by their numbers or a mask."""
+        return Candidates(self.segments[rows], self.scores[rows], self.labels[rows])
 
 
 class _Started(NamedTuple):
@@ -165,18 +169,33 @@ def merge_windows(
 ) -> list[Detection]:
     """Return the detections of one video: its windows joined, overlapping segments suppressed."""
     joined = concatenate(windows)
-    seconds = item.to_seconds(joined.segments).astype(np.float32)
+    seconds = item.to_seconds(joined.segments)
+    found = suppress_candidates(
+        joined._replace(segments=seconds.astype(np.float32)), item.name, classes, config
+    )
+    return [detection for detection, _ in found]
+
+
+def suppress_candidates(
+    candidates: Candidates, name: str, classes: Sequence[str], config: EvaluationConfig
+) -> list[tuple[Detection, int]]:
+    """Return what is left of a video's candidates, best first, and the row of each.
+
+    Args:
+        candidates: in seconds.
+        name: of the video, for errors.
+    """
     # Of equal scores, which half precision makes common, the earlier row goes first: that must not
     # depend on how loader workers and processes took turns.
-    order = np.lexsort((joined.labels, seconds[:, 1], seconds[:, 0]))
-    table = seconds[order], joined.scores[order], joined.labels[order]
+    order = np.lexsort((candidates.labels, *candidates.segments.T[::-1]))
+    table = candidates.take(order)
     try:
-        segments, scores, labels = suppress(*table, config.nms)
+        segments, scores, rows = suppress_rows(*table, config.nms)
     except ValueError as error:
-        raise ValueError(f"video {item.name}: {error}") from error
+        raise ValueError(f"video {name}: {error}") from error
     return [
-        Detection(classes[label], float(start), float(end), float(score))
-        for (start, end), score, label in zip(segments, scores, labels, strict=True)
+        (Detection(classes[table.labels[row]], float(start), float(end), float(score)), order[row])
+        for (start, end), score, row in zip(segments, scores, rows, strict=True)
         if end > start  # an empty segment overlaps nothing
     ]
 
