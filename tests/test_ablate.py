@@ -38,6 +38,7 @@ from train.ablation.grid import Grid, Row, Run, read_grid
 from train.ablation.records import training_digest
 from train.ablation.results import RESAMPLES, SEED, _Scores
 from train.ablation.runner import Scheduler, _progress
+from train.ablation.settings import check_settings
 from train.config import EvaluationConfig
 
 TIOUS = [0.3, 0.5, 0.8, 0.9]
@@ -583,6 +584,73 @@ def test_wrong_rows_are_refused(place: Path, change: dict[str, Any], expected: s
     with pytest.raises(ValueError) as error:
         read_grid(Path("grid.yaml"))
     assert expected in str(error.value)
+
+
+def experiment_grid() -> dict[str, Any]:
+    """A grid of our own scripts, with every way to build on other rows."""
+    stream = {"script": "train/e2e.py", "config": str(DEMO)}
+    heads = {"script": "train/heads.py", "checkpoint": ["forward", "reversed"]}
+    return {
+        "out": "study",
+        "rows": {
+            "forward": stream,
+            "reversed": stream | {"overrides": {"direction": "reversed"}},
+            # Both are right only as the streams that are fused stay as they are.
+            "calibrated": heads | {"config": "configs/fusion/calibrated.yaml"},
+            "average": heads | {"config": "configs/fusion/average.yaml"},
+            "distilled": {
+                "script": "train/heads.py",
+                "config": "configs/fusion/distilled.yaml",
+                "checkpoint": "forward",
+                "teacher": "average",
+            },
+            "soup": {"script": "train/soup.py", "checkpoint": ["forward", "distilled"]},
+        },
+    }
+
+
+def test_settings_of_all_rows_are_checked_before_any_runs(place: Path) -> None:
+    grid = experiment_grid()
+    write(place, grid)
+    check_settings(read_grid(Path("grid.yaml")))
+    wrong = {
+        "forward": {},
+        "reversed": {"direction": "backward"},
+        "calibrated": {"head.learns": True},
+        "average": {"fusion.methd": "average"},
+        "distilled": {"training.epochs": "many"},
+    }
+    for name, overrides in wrong.items():
+        grid["rows"][name] |= {"overrides": overrides}
+    grid["rows"]["other"] = {"script": "stand_in.py", "config": "config.yaml"}
+    grid["rows"]["other"]["overrides"] = {"quality": 1}
+    write(place, grid)
+    for plan in ([], ["--plan"]):
+        done = ablate(place, *plan)
+        assert done.returncode == 1 and not (place / "study").exists()
+        first, *lines = done.stderr.splitlines()
+        assert first == "error: settings of 4 rows are wrong, and nothing was begun:"
+        assert lines == [
+            "  rows.reversed: direction: expected forward or reversed, not backward",
+            "  rows.calibrated: fusion.method calibrated is fitted to streams that stay as they "
+            "are; set head.learns false and backbone.trainable_from_block to the trunk's depth, 6",
+            "  rows.average: unknown setting 'fusion.methd'; did you mean 'fusion.method'?",
+            "  rows.distilled: training.epochs: expected whole number, not many",
+        ]
+
+
+def test_one_mistake_in_many_rows_is_told_once(place: Path) -> None:
+    grid = experiment_grid() | {"overrides": {"training.epcohs": 3}}
+    write(place, grid)
+    with pytest.raises(ValueError) as error:
+        check_settings(read_grid(Path("grid.yaml")))
+    assert str(error.value).count("training.epcohs") == 1
+    assert "rows.distilled, rows.soup: unknown setting 'training.epcohs'; did" in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["study", "labels", "thumos14_videomae_h"])
+def test_shipped_grids_have_right_settings(name: str) -> None:
+    check_settings(read_grid(REPOSITORY / f"configs/ablate/{name}.yaml"))
 
 
 def test_wrong_use_is_one_line(place: Path) -> None:

@@ -95,6 +95,8 @@ def main() -> None:
 def print_plan(grid: Grid) -> None:
     """Print the runs in order and what each still needs."""
     remaining = status(grid, grid.runs())
+    if any(remaining.values()):
+        _check_settings(grid)
     width = max(len(str(run)) for run in remaining)
     for run, what in remaining.items():
         print(f"{run!s:<{width}}  {what or 'done'}")
@@ -129,6 +131,7 @@ def ablate(grid: Grid, processes: int, engine: Engine | None) -> bool:
     unfinished = [run for run, work in status(grid, runs).items() if work]
     failed = {}
     if unfinished:
+        _check_settings(grid)
         quiet = not main_process
         failed = Scheduler(grid, unfinished, processes, _session(), quiet, engine).carry_out()
     if not main_process:
@@ -143,6 +146,12 @@ def ablate(grid: Grid, processes: int, engine: Engine | None) -> bool:
         print(f"report: {grid.root / 'report.html'}", file=sys.stderr)
     print((grid.root / "table.txt").read_text(), end="")
     return not failed
+
+
+def _check_settings(grid: Grid) -> None:
+    from train.ablation.settings import check_settings  # what is done comes at once, without it
+
+    check_settings(grid)
 
 
 def _session() -> str:

@@ -1,6 +1,7 @@
 """A whole experiment as one typed object with defaults; YAML files in configs/ say what differs."""
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal, Protocol
 
 from evaluate.nms import NmsConfig
@@ -328,6 +329,24 @@ class Experiment:
         ):
             if value != wanted:
                 raise ValueError(f"backbone.mode imported needs {name} {wanted}, not {value}")
+
+
+def fused_settings(streams: Sequence[Experiment]) -> Experiment:
+    """Return what the experiment of a run on trained detectors begins with: the first one's.
+
+    Args:
+        streams: experiments of the detectors whose streams it takes.
+    """
+    first, *others = streams
+    # Who taught a stream does not teach what is built on it.
+    first = replace(first, training=replace(first.training, teacher=None))
+    for other in others:
+        first = replace(first, fusion=replace(first.fusion, partner=other.direction))
+    if sum(len(each.directions) for each in streams) > 1:
+        # Nothing trained already learns on, unless a file or overrides say so.
+        backbone = replace(first.backbone, trainable_from_block=first.backbone.depth)
+        first = replace(first, head=replace(first.head, learns=False), backbone=backbone)
+    return first
 
 
 def with_cache(overrides: list[str], url: str | None) -> list[str]:

@@ -227,10 +227,7 @@ class Grid:
         words += ["--cache", self.cache]
         for option, inputs in self.inputs(run).items():
             words += [option, *(str(self.folder(each) / "last.pt") for each in inputs)]
-        for name, value in self.settings(run).items():
-            # One word each: a value may begin with a minus.
-            words.append(f"--{name}={value if isinstance(value, str) else json.dumps(value)}")
-        return words
+        return words + override_words(self.settings(run))
 
     def scoring(self, run: Run, subset: str) -> list[str]:
         """Return the command that scores a trained run, without the interpreter."""
@@ -261,6 +258,14 @@ def read_grid(path: Path) -> Grid:
                 missing = f"{path}: rows.{name}.{key}: there is no file {file}{where}"
                 raise ValueError(missing) from error
     return grid
+
+
+def override_words(settings: dict[str, Setting]) -> list[str]:
+    """Return settings as words of a command line, one each: a value may begin with a minus."""
+    return [
+        f"--{name}={value if isinstance(value, str) else json.dumps(value)}"
+        for name, value in settings.items()
+    ]
 
 
 def _parse_reference(text: str, option: str) -> tuple[str, int]:

@@ -12,7 +12,7 @@ from configs.loader import dump, load, parse
 from extract.checkpoints.hub import locate
 from extract.checkpoints.layouts import find_networks
 from extract.checkpoints.strict import list_first, load_state_dict_strict
-from train.config import Experiment
+from train.config import Experiment, fused_settings
 from train.data.frame_rates import join_ranges
 from train.detector.model import Detector
 from train.detector.opentad import checkpoint_from_opentad
@@ -207,18 +207,8 @@ def merge_configs(
     path, first = sources[0]
     if file is not None and not all(is_checkpoint(path, Experiment) for path, _ in sources):
         first, file = first._replace(config=load(Experiment, file, overrides)), None
-    # Who taught a stream does not teach what is built on it.
-    training = replace(first.config.training, teacher=None)
-    first = first._replace(config=replace(first.config, training=training))
-    for _, saved in sources[1:]:
-        fusion = replace(first.config.fusion, partner=saved.config.direction)
-        first = first._replace(config=replace(first.config, fusion=fusion))
-    if sum(len(saved.config.directions) for _, saved in sources) > 1:
-        # Nothing trained already learns on, unless the file or the overrides say so.
-        head = replace(first.config.head, learns=False)
-        depth = first.config.backbone.depth
-        backbone = replace(first.config.backbone, trainable_from_block=depth)
-        first = first._replace(config=replace(first.config, head=head, backbone=backbone))
+    others = [saved.config for _, saved in sources[1:]]
+    first = first._replace(config=fused_settings([first.config, *others]))
     config = resolve_config(file, first, path, overrides)
     return find_data(config, first, path, needs_videos=False)
 
