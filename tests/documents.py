@@ -56,10 +56,10 @@ def inline_code(page: Path) -> list[str]:
 
 
 def shell_commands(page: Path) -> Iterator[Command]:
-    """Yield the commands in the shell blocks of a page."""
+    """Yield the commands in the shell blocks of a page, which a reader gives to one shell."""
     name = page.relative_to(REPOSITORY).as_posix()
+    variables: dict[str, str] = {}
     for block in fenced(page, "bash"):
-        variables: dict[str, str] = {}
         for line in block.replace("\\\n", " ").splitlines():
             if ASSIGNMENTS.fullmatch(line.strip()):
                 variables |= dict(part.split("=", 1) for part in re.findall(r"\w+=[^\s;]+", line))
