@@ -9,6 +9,7 @@ class were sharded.
 import runpy
 import sys
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import torch.distributed.fsdp
@@ -36,6 +37,8 @@ def _counted(module: Any, **options: Any) -> Any:
 if __name__ == "__main__":
     AcceleratorState.__init__ = _init_sharded
     torch.distributed.fsdp.fully_shard = _counted
+    # Processes of the run get this path; here lies an `encodings` that would hide Python's own.
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
     del sys.argv[0]
     runpy.run_path(sys.argv[0], run_name="__main__")
     print(f"sharded: {dict(sharded)}")

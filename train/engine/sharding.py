@@ -80,6 +80,9 @@ def gathered(module: nn.Module) -> Iterator[None]:
     A sharded forward pass is a joint one, but processes have different numbers of windows.
     """
     parts = [part for part in module.modules() if isinstance(part, FSDPModule)]
+    if isinstance(module, FSDPModule):
+        # A run may begin with this, before a step: a part that is called first would be the root.
+        module._get_fsdp_state()._lazy_init()
     for part in parts:
         part.set_reshard_after_forward(False, recurse=False)
         part.unshard()
