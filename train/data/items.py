@@ -1,6 +1,6 @@
 """A video with its truth on its timeline, and the videos of a subset."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
@@ -100,6 +100,35 @@ def skipped_of(subsets: Iterable[Subset[Any]]) -> dict[str, str]:
 def count_listed(subsets: Iterable[Subset[Any]]) -> int:
     """Return how many names subsets have, skipped ones included; one of several counts once."""
     return len({name for items in subsets for name in (*items.skipped, *(i.name for i in items))})
+
+
+def check_usable(
+    found: Sequence[Subset[Any]],
+    subsets: Sequence[str],
+    stops: bool,
+    what: str = "videos",
+    show: Callable[[list[str]], list[str]] = list,
+    part: bool = False,
+) -> None:
+    """Raise ValueError with the causes where what cannot be used stops a run.
+
+    Where none of a subset can be used, that is always so.
+
+    Args:
+        subsets: names of those that were found; `stops`: whether anything stops the run.
+        show: the causes that are shown, of all.
+        part: each is a part of its subset, which may have bad ones alone.
+    """
+    problems = skipped_of(found)
+    none_usable = not part and any(items.skipped and not items for items in found)
+    if problems and (stops or none_usable):
+        names = " and ".join(f"'{subset}'" for subset in dict.fromkeys(subsets))
+        shown = "\n  ".join(show([*problems.values()]))
+        remedy = "" if none_usable else ", or skip them with --data.bad_videos skip"
+        raise ValueError(
+            f"{len(problems)} of {count_listed(found)} {what} of {names} cannot be used; mend them "
+            f"or list them under data.blocked{remedy}:\n  {shown}"
+        )
 
 
 def format_skipped(skipped: dict[str, str], listed: int, what: str = "videos") -> str:

@@ -16,7 +16,7 @@ from extract.backbone.imported import imported_name
 from extract.parallel.processes import gather_objects
 from extract.video.files import describe_no_videos, files_by_name
 from train.config import DataConfig
-from train.data.items import Subset, VideoItem, count_listed, skipped_of
+from train.data.items import Subset, VideoItem, check_usable
 from train.data.truth import with_truth, without_short
 from train.data.video_files import probe_files, with_digest
 
@@ -74,17 +74,7 @@ def load_subsets(
         else _match_files(data, annotations, subset, accelerator, store, needs_files, sampling_fps)
         for subset in subsets
     ]
-    problems = skipped_of(found)
-    none_usable = not part and any(items.skipped and not items for items in found)
-    if problems and (data.bad_videos == "stop" or none_usable):
-        count = count_listed(found)
-        names = " and ".join(f"'{subset}'" for subset in dict.fromkeys(subsets))
-        shown = "\n  ".join(problems.values())
-        remedy = "" if none_usable else ", or skip them with --data.bad_videos skip"
-        raise ValueError(
-            f"{len(problems)} of {count} videos of {names} cannot be used; mend them or list them "
-            f"under data.blocked{remedy}:\n  {shown}"
-        )
+    check_usable(found, subsets, data.bad_videos == "stop", part=part)
     return [
         Subset((without_short(item, data.min_share) for item in items), items.skipped)
         if data.min_share and subset == data.train_subset

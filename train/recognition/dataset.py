@@ -33,7 +33,7 @@ from extract.settings.sampling import Direction
 from extract.video.files import files_by_name, is_video
 from extract.video.probe import probe
 from extract.video.reader import VideoError
-from train.data.items import Subset, VideoItem, count_listed, skipped_of
+from train.data.items import Subset, VideoItem, check_usable
 from train.data.loading import EpochSampler, batch_loader, with_substitute
 from train.data.video_files import make_item
 from train.recognition.clip_lists import LabelledClip, LabelledClips, read_clip_list
@@ -108,7 +108,7 @@ def load_examples(
                 problems = others | problems
             kept = [example for example in kept if example.name not in problems]
         parts.append(Subset(kept, problems))
-    _check_clips(data, parts, subsets)
+    check_usable(parts, subsets, data.bad_videos == "stop", "clips", truncated)
     return parts
 
 
@@ -228,21 +228,6 @@ def _example(clip: LabelledClip, name: str, item: VideoItem, sets: Sequence[Labe
     first = min(int(begin), item.frames - 1)
     last = min(max(int(np.ceil(end)), first + 1), item.frames)
     return Example(name, item, whole._replace(first=first, length=last - first), labels)
-
-
-def _check_clips(
-    data: LabelledData, parts: Sequence[Subset[Example]], subsets: Sequence[str]
-) -> None:
-    problems = skipped_of(parts)
-    none_usable = any(part.skipped and not part for part in parts)
-    if problems and (data.bad_videos == "stop" or none_usable):
-        names = " and ".join(f"'{subset}'" for subset in dict.fromkeys(subsets))
-        shown = "\n  ".join(truncated([*problems.values()]))
-        remedy = "" if none_usable else ", or skip them with --data.bad_videos skip"
-        raise ValueError(
-            f"{len(problems)} of {count_listed(parts)} clips of {names} cannot be used; mend them "
-            f"or list them under data.blocked{remedy}:\n  {shown}"
-        )
 
 
 @dataclass(frozen=True)
