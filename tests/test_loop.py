@@ -24,7 +24,7 @@ from train.detector.training import DetectionTask
 from train.engine import checkpoint_writer
 from train.engine.checkpoint import load_checkpoint
 from train.engine.checkpoint_writer import CheckpointWriter
-from train.engine.loop import TrainingRun, _seed
+from train.engine.loop import TrainingRun, _seed, _seed_generators
 from train.engine.optim import describe_updates
 from train.modeling.actionformer import ActionFormer
 from train.modeling.config import HeadConfig
@@ -124,12 +124,21 @@ def test_no_two_draws_share_a_seed() -> None:
     assert len(seeds) == 3 * 40 * 4 * 8
 
 
+def test_seeds_are_those_of_torch() -> None:
+    _seed_generators(torch.device("cpu"), 2**40 + 7)
+    ours = torch.rand(3)
+    torch.manual_seed(2**40 + 7)
+    assert torch.equal(ours, torch.rand(3))
+
+
 def test_every_micro_batch_has_a_seed_of_its_own(
     data: list[str], tmp_path: Path, accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = prepare(data, tmp_path, accelerator, *SINGLE, *TWICE)
     batches, seeds = batches_of(run), list[int]()
-    monkeypatch.setattr(torch, "manual_seed", seeds.append)
+    monkeypatch.setattr(
+        train.engine.loop, "_seed_generators", lambda device, seed: seeds.append(seed)
+    )
     for step in (0, 1, 0):
         run.update(step, batches)
     assert len(set(seeds[:4])) == 4 and seeds[4:] == seeds[:2]

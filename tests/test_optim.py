@@ -17,7 +17,7 @@ from tests.conftest import REPOSITORY
 from train.config import DetectionTraining, Experiment, TrainingConfig
 from train.detector.model import Detector
 from train.detector.training import build_optimizer
-from train.engine.optim import Average, build_schedule
+from train.engine.optim import Average, build_schedule, step_optimizer
 from train.modeling.config import HeadConfig
 from train.recognition.config import RecognitionTraining
 
@@ -277,3 +277,17 @@ def test_averages_are_lent_to_the_model(mode: Mode) -> None:
     for name, parameter in model.named_parameters():
         assert torch.equal(parameter, before[name]), name
         assert parameter.data_ptr() == places[name], name
+
+
+def test_a_step_on_overflowed_gradients_is_left_out() -> None:
+    weight = torch.nn.Parameter(torch.ones(3))
+    optimizer = AdamW([weight], lr=0.1, weight_decay=0.0)
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    weight.grad = torch.tensor([float("inf"), 1.0, 1.0])
+    scaler.scale(torch.ones(()))
+    step_optimizer(optimizer, scaler)
+    assert weight.tolist() == [1.0, 1.0, 1.0] and scaler.get_scale() == 4.0
+    weight.grad = torch.full((3,), 4.0)
+    step_optimizer(optimizer, scaler)
+    assert weight.tolist() == pytest.approx([0.9] * 3), "Adam's first step is the learning rate"
+    assert scaler.get_scale() == 4.0

@@ -28,7 +28,13 @@ from train.device.device_clock import DeviceClock
 from train.engine.checkpoint import Checkpoint, check_same_run, load_checkpoint
 from train.engine.checkpoint_writer import CheckpointWriter
 from train.engine.lengths import describe_other_average, resolve_lengths
-from train.engine.optim import Average, batch_norm_statistics, build_schedule, describe_updates
+from train.engine.optim import (
+    Average,
+    batch_norm_statistics,
+    build_schedule,
+    describe_updates,
+    step_optimizer,
+)
 from train.engine.sharding import (
     gather_tensors,
     gathered,
@@ -189,7 +195,9 @@ class TrainingRun(Generic[T]):
         self.model = task.model
         compile_network(self.model, self.training.compile)
         with translate_lost_process():
-            self.wrapped, self.optimizer = accelerator.prepare(task.model, task.optimizer)
+            self.wrapped, prepared = accelerator.prepare(task.model, task.optimizer)
+        # Without accelerate's wrapper, which looks for a package on the disk in every step.
+        self.optimizer: Optimizer = prepared.optimizer
         # After `prepare`, which may have moved or sharded the weights.
         self.average = Average(self.model, self.training.ema_decay)
         self.clipped = [
@@ -296,7 +304,8 @@ class TrainingRun(Generic[T]):
             zip(batches, self.task.prepare(batches), strict=True)
         ):
             # Drop path needs no state of its own to be resumed.
-            torch.manual_seed(_seed(settings.seed, step, number, accelerator.process_index))
+            seed = _seed(settings.seed, step, number, accelerator.process_index)
+            _seed_generators(accelerator.device, seed)
             last = number + 1 == len(batches)
             with nullcontext() if last else accelerator.no_sync(self.wrapped):
                 losses = self.task.loss(self.wrapped, prepared)
@@ -305,7 +314,7 @@ class TrainingRun(Generic[T]):
         accelerator.unscale_gradients()
         for weights in self.clipped:
             clip_grad_norm_(weights, settings.clip_norm)
-        self.optimizer.step()
+        step_optimizer(self.optimizer, accelerator.scaler)
         self.optimizer.zero_grad()
         self.average.update()
         if self.clock is not None:
@@ -481,3 +490,13 @@ class TrainingRun(Generic[T]):
 def _seed(*numbers: int) -> int:
     """Return a seed that shares nothing with those of neighbouring numbers."""
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+
+
+def _seed_generators(device: torch.device, seed: int) -> None:
+    """Seed the generators of the CPU and of a device, as `torch.manual_seed` does for all devices.
+
+    For every kind of device that is not there it would note the present stack of calls.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type != "cpu":
+        torch.get_device_module(device).manual_seed(seed)

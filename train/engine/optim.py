@@ -48,6 +48,15 @@ def group_by_decay(network: nn.Module, weight_decay: float) -> list[dict[str, An
     return [group for group in groups if group["params"]]
 
 
+def step_optimizer(optimizer: Optimizer, scaler: torch.amp.GradScaler | None) -> None:
+    """Take a step; with a scaler, whose scale then adapts, only if no gradient overflowed."""
+    if scaler is None:
+        optimizer.step()
+        return
+    scaler.step(optimizer)
+    scaler.update()
+
+
 class Schedule:
     """Learning rates by the number of the step, without state.
 
