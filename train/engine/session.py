@@ -38,6 +38,7 @@ from extract.parallel.processes import (
     processes_here,
 )
 from train.config import Trained
+from train.device.allocator import keep_freed_memory
 from train.engine.run_folder import check_checkpoint_space, claim_folder
 from train.engine.stopwatch import START_UP, Stopwatch
 from train.tracking.trackers import check_trackers
@@ -196,13 +197,16 @@ def inference_accelerator(config: Trained, cpu: bool = False) -> Accelerator:
 
 
 def settle_device(device: torch.device, config: Trained) -> None:
-    """Set the precision of a config, and begin to use a GPU, which loaders ask for.
+    """Set the precision of a config, and prepare the device.
 
-    To be called when the accelerator is there: it may change how float32 is multiplied.
+    A GPU begins to be used, which loaders ask for; on a CPU, tensors' memory is kept for the next.
+    Call this when the accelerator is there: it may change how float32 is multiplied.
     """
     set_precision(config.training.precision)
     if device.type == "cuda":
         torch.cuda.init()
+    elif device.type == "cpu":
+        keep_freed_memory()
 
 
 def warn_of_little_shm(accelerator: Accelerator) -> None:

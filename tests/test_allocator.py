@@ -1,0 +1,46 @@
+"""Memory of a CPU's tensors is mapped once, not in every step."""
+
+import platform
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import REPOSITORY
+
+STEPS = """
+import resource, sys, torch
+from configs.loader import load
+from train.config import Experiment
+from train.engine.session import settle_device
+
+if "settled" in sys.argv:
+    config = load(Experiment, "configs/e2e/demo/forward.yaml", [])
+    settle_device(torch.device("cpu"), config)
+
+def step():
+    return sum(tensor.sum() for tensor in [torch.ones(2**20) for _ in range(20)])  # 80 MiB
+
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+for _ in range(5):
+    step()
+before = faults()
+for _ in range(10):
+    step()
+print((faults() - before) // 10)
+"""
+
+
+def pages_a_step(*how: str) -> int:
+    """Return how many pages the system maps in a step that needs 20,480 of them."""
+    run = [sys.executable, "-c", STEPS, *how]
+    said = subprocess.run(run, cwd=REPOSITORY, check=True, capture_output=True, text=True)
+    return int(said.stdout)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other libraries keep memory or not")
+def test_a_step_finds_its_memory_mapped() -> None:
+    assert pages_a_step() > 5_000, "else this shows nothing"
+    assert pages_a_step("settled") < 500
