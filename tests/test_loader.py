@@ -72,8 +72,12 @@ class Failing(Dataset[Any]):
     def __getitem__(self, number: int) -> Any:
         if self.how == "not picklable":
             return threading.Lock()
+        if self.how == "error made on the way":  # as botocore makes its own
+            raise type("NoSuchKey", (OSError,), {})("there is no such key")
         sample = torch.zeros(8)
-        if self.how == "no memory":
+        if self.how == "no room in the thread":
+            PackedBatch.__reduce__ = refuse  # type: ignore[method-assign, assignment]
+        elif self.how == "no memory":
             os.memfd_create = refuse  # type: ignore[assignment]
         else:
             os.dup = refuse
@@ -146,6 +150,10 @@ def test_batches_come_as_they_were_with_a_small_shared_memory() -> None:
     ("how", "text"),
     [
         ("not picklable", "cannot pickle '_thread.lock' object"),
+        pytest.param("error made on the way", "there is no such key", marks=pytest.mark.slow),
+        pytest.param(
+            "no room in the thread", "[Errno 28] No space left on device", marks=pytest.mark.slow
+        ),
         pytest.param("no memory", "[Errno 28] No space left on device", marks=pytest.mark.slow),
         pytest.param("no files", "[Errno 28] No space left on device", marks=pytest.mark.slow),
     ],
@@ -153,7 +161,7 @@ def test_batches_come_as_they_were_with_a_small_shared_memory() -> None:
 def test_what_cannot_be_handed_on_is_an_error_at_once(how: str, text: str) -> None:
     began = time.monotonic()
     with pytest.raises((OSError, TypeError)) as caught:
-        list(make_loader(Failing(how), 1, workers=1, collate_fn=first))
+        list(make_loader(Failing(how), 1, workers=1, collate_fn=first, timeout=60))
     assert time.monotonic() - began < 60
     assert format_error(caught.value) == f"error: {text}"
 
