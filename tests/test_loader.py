@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from multiprocessing import resource_tracker, spawn
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from extract.activations.inputs import Piece
 from extract.parallel.loader import PackedBatch, make_loader
 from tests.conftest import REPOSITORY
 from train.errors import translate_worker_death
+from train.pretraining import pretrain
 
 MEGABYTES = 24  # more than the /dev/shm of the tests has
 
@@ -166,13 +168,25 @@ def test_what_cannot_be_handed_on_is_an_error_at_once(how: str, text: str) -> No
     assert format_error(caught.value) == f"error: {text}"
 
 
-def test_workers_that_end_before_they_begin_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Killed while they import, where a container's memory ends, they read nothing from a pipe."""
-    loader = make_loader([bytes(2**20)] * 2, 1, workers=2)  # type: ignore[arg-type]
+@pytest.fixture
+def ending_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let workers end before they begin."""
     resource_tracker.ensure_running()  # Python's own, which would be started with the same command
     monkeypatch.setattr(spawn, "_python_exe", b"/bin/false")
+
+
+@pytest.mark.usefixtures("ending_workers")
+def test_workers_that_end_before_they_begin_are_an_error() -> None:
+    """Killed while they import, where a container's memory ends, they read nothing from a pipe."""
+    loader = make_loader([bytes(2**20)] * 2, 1, workers=2)  # type: ignore[arg-type]
     with pytest.raises(OSError, match="a decoding worker ended"), translate_worker_death():
         next(iter(loader))
+
+
+@pytest.mark.usefixtures("ending_workers")
+def test_a_worker_that_ends_is_an_error_of_pretraining_too(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="a decoding worker ended"):
+        pretrain(tmp_path / "tiny.safetensors", steps=1, batch=1, lr=1e-3, seed=0)
 
 
 @pytest.mark.slow
