@@ -49,7 +49,7 @@ from train.data.batch import Batch
 from train.data.items import VideoItem
 from train.detector.model import Detector
 from train.detector.training import DetectionTask
-from train.device.compiling import compiled_parts
+from train.device.compiling import compile_blocks
 from train.device.memory import settle_recompute
 from train.engine.loop import TrainingRun
 from train.engine.session import make_accelerator, settle_device
@@ -165,7 +165,7 @@ def build_run(
     if compiled:
         (stream,) = detector.streams
         assert isinstance(stream.backbone, Backbone)
-        compile_blocks(stream.backbone, device)
+        compile_blocks(stream.backbone, BACKENDS[device])
     video = noise_video(0, 1, 1, config)
     accelerator = new_accelerator(config, device)
     run = TrainingRun(
@@ -182,7 +182,7 @@ def build_extraction_step(config: Experiment, device: str, compiled: bool) -> St
         backbone = Backbone(config.backbone).eval()
     hold_frozen(backbone, config.training.precision, config.pixels.size)
     if compiled:
-        compile_blocks(backbone, device)
+        compile_blocks(backbone, BACKENDS[device])
     (pixels,) = noise_batch(config, device).inputs
 
     @torch.no_grad()
@@ -191,12 +191,6 @@ def build_extraction_step(config: Experiment, device: str, compiled: bool) -> St
             return backbone(pixels)
 
     return step
-
-
-def compile_blocks(backbone: Backbone, device: str) -> None:
-    """Compile in place what `training.compile blocks` does."""
-    for part in compiled_parts(backbone):
-        part.compile(backend=BACKENDS[device])
 
 
 def count_training_flops(config: Experiment) -> int:

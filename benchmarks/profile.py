@@ -75,8 +75,8 @@ FUNCTIONS = {
     "train.recognition.training:RecognitionTask.loss": "losses",
     "accelerate:Accelerator.backward": "losses",  # and from there on back to the backbone
     "train.engine.loop:clip_grad_norm_": "optimizer",
-    "accelerate.optimizer:AcceleratedOptimizer.step": "optimizer",
-    "accelerate.optimizer:AcceleratedOptimizer.zero_grad": "optimizer",
+    "train.engine.loop:step_optimizer": "optimizer",
+    "torch.optim:Optimizer.zero_grad": "optimizer",
     "train.engine.optim:Average.update": "averaging",
     "train.detector.detection:merge_windows": "suppression",
     "train.detector.training:score_detections": "scoring",

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from accelerate.state import AcceleratorState
 from torch import Tensor
+from torch._dynamo.testing import CompileCounterWithBackend
 
 import train.device.memory
 from benchmarks import cases, compare, gpu_heads, gpu_loop, gpu_parts, gpu_ranks, sizes
@@ -27,9 +28,7 @@ from benchmarks.gpu_checkpoints import time_checkpoints
 from benchmarks.gpu_parts import Plan, Row
 from benchmarks.sizes import FILES
 from extract.backbone.adapters import TemporalAdapter
-from extract.backbone.backbone import Backbone
 from extract.backbone.precision import computing_in
-from extract.backbone.videomae import Block
 from extract.settings.backbone import Precision
 from extract.settings.units import CLIP_FRAMES, CLIP_STEPS, TUBELET
 from tests.conftest import REPOSITORY, SHARDS_ON_CPUS
@@ -416,12 +415,14 @@ def test_extraction_is_timed_with_what_is_held(tmp_path: Path) -> None:
     assert not calls.cast[(3 * width, width)] and not calls.seen["zeros_like"]
 
 
-def test_the_adapters_are_compiled_as_in_a_run(tmp_path: Path) -> None:
-    config = gpu.settings("tiny", 1, "none", str(tmp_path))
-    backbone = Backbone(config.backbone)
-    gpu.compile_blocks(backbone, "cpu")
-    compiled = {type(part) for part in backbone.modules() if part._compiled_call_impl}
-    assert compiled == {Block, TemporalAdapter}
+def test_the_adapters_are_compiled_as_in_a_run(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    counter = CompileCounterWithBackend("eager")
+    monkeypatch.setitem(gpu.BACKENDS, "cpu", counter)
+    torch._dynamo.reset()
+    gpu.build_extraction_step(gpu.settings("tiny", 1, "none", str(tmp_path)), "cpu", True)()
+    assert counter.frame_count == 2, "blocks, which are alike, and adapters"
 
 
 @pytest.mark.parametrize(("free", "chosen"), [(1e12, "none"), (1e6, "full")])

@@ -209,6 +209,33 @@ def test_names_stay_and_alike_blocks_share(parts: Compile) -> None:
     assert not torch._dynamo.utils.counters["graph_break"]
 
 
+def test_adapters_beside_the_blocks_are_compiled_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a cache of what a ladder reads there is nothing else to compile."""
+    counter = CompileCounterWithBackend("eager")
+    monkeypatch.setattr(compiling, "BACKEND", counter)
+    detector = new_detector(mode="side", trainable_from_block=1)
+    names = [*detector.state_dict()]
+    for name, weight in detector.named_parameters():
+        if name.endswith("up.weight"):  # 0, so that adapters change nothing
+            torch.nn.init.normal_(weight, std=0.1)
+    frames, *places = inputs_of(detector)
+    (stream,) = detector.streams
+    with torch.no_grad():
+        tokens = stream.backbone(frames[0], None, "ladder")
+    torch.manual_seed(1)
+    expected = losses_of(detector((tokens,), *places, "ladder"))
+    compile_network(detector, "blocks")
+    torch.manual_seed(1)
+    found = losses_of(detector((tokens,), *places, "ladder"))
+    assert torch.allclose(found, expected, rtol=1e-5)
+    assert counter.frame_count == 2, "one learns, one does not"
+    assert gradients(detector, found)
+    detector(frames, *places)
+    assert counter.frame_count > 2, "blocks are compiled where they run"
+    assert [*detector.state_dict()] == names
+    assert not torch._dynamo.utils.counters["graph_break"]
+
+
 def test_a_network_without_blocks_is_refused() -> None:
     tada = new_detector(mode="full", network="tada2d", tada=TAdaSize((1, 1, 1, 1), 8))
     with pytest.raises(ValueError, match=r"training\.compile blocks"):

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from multiprocessing import resource_tracker, spawn
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from extract.activations.inputs import Piece
 from extract.parallel.loader import PackedBatch, make_loader
 from tests.conftest import REPOSITORY
 from train.errors import translate_worker_death
+from train.pretraining import pretrain
 
 MEGABYTES = 24  # more than the /dev/shm of the tests has
 
@@ -72,8 +74,12 @@ class Failing(Dataset[Any]):
     def __getitem__(self, number: int) -> Any:
         if self.how == "not picklable":
             return threading.Lock()
+        if self.how == "error made on the way":  # as botocore makes its own
+            raise type("NoSuchKey", (OSError,), {})("there is no such key")
         sample = torch.zeros(8)
-        if self.how == "no memory":
+        if self.how == "no room in the thread":
+            PackedBatch.__reduce__ = refuse  # type: ignore[method-assign, assignment]
+        elif self.how == "no memory":
             os.memfd_create = refuse  # type: ignore[assignment]
         else:
             os.dup = refuse
@@ -146,6 +152,10 @@ def test_batches_come_as_they_were_with_a_small_shared_memory() -> None:
     ("how", "text"),
     [
         ("not picklable", "cannot pickle '_thread.lock' object"),
+        pytest.param("error made on the way", "there is no such key", marks=pytest.mark.slow),
+        pytest.param(
+            "no room in the thread", "[Errno 28] No space left on device", marks=pytest.mark.slow
+        ),
         pytest.param("no memory", "[Errno 28] No space left on device", marks=pytest.mark.slow),
         pytest.param("no files", "[Errno 28] No space left on device", marks=pytest.mark.slow),
     ],
@@ -153,18 +163,30 @@ def test_batches_come_as_they_were_with_a_small_shared_memory() -> None:
 def test_what_cannot_be_handed_on_is_an_error_at_once(how: str, text: str) -> None:
     began = time.monotonic()
     with pytest.raises((OSError, TypeError)) as caught:
-        list(make_loader(Failing(how), 1, workers=1, collate_fn=first))
+        list(make_loader(Failing(how), 1, workers=1, collate_fn=first, timeout=60))
     assert time.monotonic() - began < 60
     assert format_error(caught.value) == f"error: {text}"
 
 
-def test_workers_that_end_before_they_begin_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Killed while they import, where a container's memory ends, they read nothing from a pipe."""
-    loader = make_loader([bytes(2**20)] * 2, 1, workers=2)  # type: ignore[arg-type]
+@pytest.fixture
+def ending_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let workers end before they begin."""
     resource_tracker.ensure_running()  # Python's own, which would be started with the same command
     monkeypatch.setattr(spawn, "_python_exe", b"/bin/false")
+
+
+@pytest.mark.usefixtures("ending_workers")
+def test_workers_that_end_before_they_begin_are_an_error() -> None:
+    """Killed while they import, where a container's memory ends, they read nothing from a pipe."""
+    loader = make_loader([bytes(2**20)] * 2, 1, workers=2)  # type: ignore[arg-type]
     with pytest.raises(OSError, match="a decoding worker ended"), translate_worker_death():
         next(iter(loader))
+
+
+@pytest.mark.usefixtures("ending_workers")
+def test_a_worker_that_ends_is_an_error_of_pretraining_too(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="a decoding worker ended"):
+        pretrain(tmp_path / "tiny.safetensors", steps=1, batch=1, lr=1e-3, seed=0)
 
 
 @pytest.mark.slow

@@ -124,11 +124,15 @@ def test_no_two_draws_share_a_seed() -> None:
     assert len(seeds) == 3 * 40 * 4 * 8
 
 
-def test_seeds_are_those_of_torch() -> None:
-    _seed_generators(torch.device("cpu"), 2**40 + 7)
-    ours = torch.rand(3)
-    torch.manual_seed(2**40 + 7)
-    assert torch.equal(ours, torch.rand(3))
+def test_seeds_are_those_of_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    of_gpu = list[int]()
+    monkeypatch.setattr(torch.cuda, "manual_seed", of_gpu.append)
+    for kind in ("cpu", "cuda"):
+        _seed_generators(torch.device(kind), 2**40 + 7)
+        ours = torch.rand(3)
+        torch.default_generator.manual_seed(2**40 + 7)
+        assert torch.equal(ours, torch.rand(3))
+        assert of_gpu == [2**40 + 7] * (kind == "cuda")
 
 
 def test_every_micro_batch_has_a_seed_of_its_own(

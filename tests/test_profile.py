@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 from torch import nn
 
 from benchmarks import profile
@@ -34,6 +35,7 @@ from benchmarks.profile import (
     watch_module,
 )
 from tests.conftest import REPOSITORY
+from tests.test_loop import SINGLE, batches_of, prepare
 from train.engine.loop import TrainingRun
 
 
@@ -148,6 +150,19 @@ def test_the_profiler_takes_updates_that_others_are_left_of(
         if updates < 3:
             told.enter_context(pytest.raises(ValueError, match=f"has {updates}: .* --epochs"))
         TrainingRun(*[None] * 3)  # type: ignore[type-var, arg-type]
+
+
+def test_all_that_an_optimizer_does_counts_for_it(
+    data: list[str], tmp_path: Path, accelerator: Accelerator
+) -> None:
+    stages = Stages("training")
+    with profile.instrumented(stages):
+        run = prepare(data, tmp_path, accelerator, *SINGLE)
+        batches = batches_of(run)
+        with profiled(stages, runs := list[list[object]]()):
+            run.update(0, batches)
+    assert stages.calls["training", "optimizer"] == 3, "clipping, a step, and its end"
+    assert "aten::_fused_adamw_" in operators_by_stage(runs)["optimizer"]
 
 
 @pytest.mark.slow

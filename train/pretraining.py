@@ -20,6 +20,7 @@ from extract.parallel.loader import make_loader
 from extract.scenes import ACTIONS, action_map, random_scene, render_scene
 from extract.settings.backbone import BackboneConfig, TrunkConfig
 from extract.settings.units import CLIP_FRAMES, TUBELET
+from train.errors import translate_worker_death
 
 TINY = TrunkConfig(width=96, depth=6, heads=3, image_size=64, drop_path=0.0)
 FRAME_RATES = (15.0, 18.0, 20.0, 24.0)
@@ -74,27 +75,28 @@ def pretrain(out: Path, steps: int, batch: int, lr: float, seed: int) -> None:
     began = time.monotonic()
     curve: list[dict[str, float]] = []
     recent: list[tuple[float, float]] = []
-    bar = ProgressBar(zip(range(1, steps + 1), clips, strict=False), total=steps)
-    for step, (frames, target) in bar:
-        tokens = backbone(frames, stop=TINY.depth - 1)
-        # Supervision of every token teaches where actions are; users read the mean over space.
-        local = F.binary_cross_entropy_with_logits(local_head(tokens), target.flatten(2, 3))
-        target = target.amax((2, 3))
-        logits = head(tokens.mean(2))
-        loss = F.binary_cross_entropy_with_logits(logits, target) + 4 * local
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        recent.append((loss.item(), action_accuracy(logits.detach(), target)))
-        if step % 50 == 0 or step == steps:
-            mean_loss, accuracy = np.mean(recent, axis=0)
-            curve.append({"step": step, "loss": float(mean_loss), "accuracy": float(accuracy)})
-            bar.set_postfix(loss=f"{mean_loss:.4f}", accuracy=f"{accuracy:.3f}")
-            recent.clear()
-            if step % 500 == 0 or step == steps:
-                save_trunk(out, command, backbone, curve, time.monotonic() - began)
+    with translate_worker_death("--batch"):
+        bar = ProgressBar(zip(range(1, steps + 1), clips, strict=False), total=steps)
+        for step, (frames, target) in bar:
+            tokens = backbone(frames, stop=TINY.depth - 1)
+            # Supervision of every token teaches where actions are; users read the mean over space.
+            local = F.binary_cross_entropy_with_logits(local_head(tokens), target.flatten(2, 3))
+            target = target.amax((2, 3))
+            logits = head(tokens.mean(2))
+            loss = F.binary_cross_entropy_with_logits(logits, target) + 4 * local
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
+            recent.append((loss.item(), action_accuracy(logits.detach(), target)))
+            if step % 50 == 0 or step == steps:
+                mean_loss, accuracy = np.mean(recent, axis=0)
+                curve.append({"step": step, "loss": float(mean_loss), "accuracy": float(accuracy)})
+                bar.set_postfix(loss=f"{mean_loss:.4f}", accuracy=f"{accuracy:.3f}")
+                recent.clear()
+                if step % 500 == 0 or step == steps:
+                    save_trunk(out, command, backbone, curve, time.monotonic() - began)
 
 
 def save_trunk(

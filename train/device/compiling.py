@@ -3,12 +3,12 @@
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import nn
 
-from extract.backbone.adapters import TemporalAdapter
+from extract.backbone.adapters import Ladder, TemporalAdapter
 from extract.backbone.videomae import Block
 from train.config import Compile
 
@@ -28,14 +28,26 @@ def compile_network(network: nn.Module, parts: Compile) -> None:
     if parts == "off":
         return
     _check_compiler()
-    modules = [network] if parts == "all" else [*compiled_parts(network)]
-    if not modules:
+    if parts == "all":
+        network.compile(backend=BACKEND)
+        return
+    if not any(isinstance(part, Block) for part in network.modules()):
         raise ValueError(
             "training.compile blocks is for transformers, and this network has no block of one; "
             "set training.compile all or off"
         )
-    for module in modules:
-        module.compile(backend=BACKEND)
+    compile_blocks(network, BACKEND)
+
+
+def compile_blocks(network: nn.Module, backend: Any) -> None:
+    """Compile the transformer's blocks and their adapters; alike, they share what is compiled."""
+    for part in network.modules():
+        if isinstance(part, Block | TemporalAdapter):
+            part.compile(backend=backend)
+        elif isinstance(part, Ladder):
+            # It adds up what its adapters change, and does not call them as modules.
+            for adapter in (part.adapter_beside(int(k)) for k in part.adapters):
+                adapter.change = torch.compile(adapter.change, backend=backend)  # type: ignore[method-assign]
 
 
 def compile_function(function: Callable[P, R], parts: Compile) -> Callable[P, R]:
@@ -64,11 +76,6 @@ def describe_unused(parts: Compile, learns: bool) -> list[str]:
         "training.compile blocks compiles nothing here: what blocks give is on the cache; "
         "training.compile all compiles heads"
     ]
-
-
-def compiled_parts(network: nn.Module) -> Iterator[nn.Module]:
-    """Yield the transformer's blocks and their adapters; alike, they share what is compiled."""
-    return (part for part in network.modules() if isinstance(part, Block | TemporalAdapter))
 
 
 def _check_compiler() -> None:
