@@ -1,5 +1,6 @@
 """Memory of a CPU's tensors is mapped once, not in every step."""
 
+import os
 import platform
 import subprocess
 import sys
@@ -33,10 +34,10 @@ print((faults() - before) // 10)
 """
 
 
-def pages_a_step(*how: str) -> int:
+def pages_a_step(*how: str, **environment: str) -> int:
     """Return how many pages the system maps in a step that needs 20,480 of them."""
-    run = [sys.executable, "-c", STEPS, *how]
-    said = subprocess.run(run, cwd=REPOSITORY, check=True, capture_output=True, text=True)
+    run, env = [sys.executable, "-c", STEPS, *how], os.environ | environment
+    said = subprocess.run(run, cwd=REPOSITORY, env=env, check=True, capture_output=True, text=True)
     return int(said.stdout)
 
 
@@ -44,3 +45,5 @@ def pages_a_step(*how: str) -> int:
 def test_a_step_finds_its_memory_mapped() -> None:
     assert pages_a_step() > 5_000, "else this shows nothing"
     assert pages_a_step("settled") < 500
+    user_chose = {"MALLOC_TRIM_THRESHOLD_": "100000"}
+    assert pages_a_step("settled", **user_chose) > 5_000
