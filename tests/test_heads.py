@@ -42,7 +42,13 @@ from tests.marks import slow
 from tests.test_e2e import DEMO, ENVIRONMENT, QUICK, TWO_PROCESSES
 from tests.test_e2e import script as launched
 from train.config import Experiment
-from train.data.cached import ensure_cached, evaluation_spans, training_spans, training_windows
+from train.data.cached import (
+    CachedStreams,
+    ensure_cached,
+    evaluation_spans,
+    training_spans,
+    training_windows,
+)
 from train.data.items import Subset, VideoItem
 from train.data.truth import load_annotations
 from train.data.videos import load_items
@@ -163,7 +169,8 @@ def test_losses_on_the_cache_are_those_of_an_end_to_end_run(
         detector = shaken(config)
         with Store.open(tmp_path / "cache", "a") as store:
             items = loaded(config, "training", store)
-            cached: Any = SimpleNamespace(cut=None)
+            nowhere: Any = SimpleNamespace(cut=None)
+            cached = CachedStreams((nowhere,))
             if name == "cached":
                 cut = config.backbone.last_frozen_cut
                 assert cut == ("features" if block == 6 else 2)
