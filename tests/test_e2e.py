@@ -313,7 +313,7 @@ def test_predictions_of_something_else_are_warned_about(data: list[str], tmp_pat
         *("evaluate/run.py", "--predictions", tmp_path / "p.json", "--annotations", annotations),
         *("--subset", "test"),
     )
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 1 and "not one segment was found in 3 videos" in done.stderr
     assert "1 of 1 predicted videos are not in subset 'test'" in done.stdout
     assert "labels that the annotations do not have: Juggling" in done.stdout
     assert (tmp_path / "p-test/metrics.json").exists()
