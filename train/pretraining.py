@@ -56,6 +56,7 @@ def action_accuracy(logits: Tensor, target: Tensor) -> float:
     return float(right[single].float().mean())
 
 
+@translate_worker_death("--batch")
 def pretrain(out: Path, steps: int, batch: int, lr: float, seed: int) -> None:
     """Train on fresh clips; write the trunk and its record into `out` from time to time."""
     command = (
@@ -75,28 +76,27 @@ def pretrain(out: Path, steps: int, batch: int, lr: float, seed: int) -> None:
     began = time.monotonic()
     curve: list[dict[str, float]] = []
     recent: list[tuple[float, float]] = []
-    with translate_worker_death("--batch"):
-        bar = ProgressBar(zip(range(1, steps + 1), clips, strict=False), total=steps)
-        for step, (frames, target) in bar:
-            tokens = backbone(frames, stop=TINY.depth - 1)
-            # Supervision of every token teaches where actions are; users read the mean over space.
-            local = F.binary_cross_entropy_with_logits(local_head(tokens), target.flatten(2, 3))
-            target = target.amax((2, 3))
-            logits = head(tokens.mean(2))
-            loss = F.binary_cross_entropy_with_logits(logits, target) + 4 * local
-            optimizer.zero_grad()
-            loss.backward()
-            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            schedule.step()
-            recent.append((loss.item(), action_accuracy(logits.detach(), target)))
-            if step % 50 == 0 or step == steps:
-                mean_loss, accuracy = np.mean(recent, axis=0)
-                curve.append({"step": step, "loss": float(mean_loss), "accuracy": float(accuracy)})
-                bar.set_postfix(loss=f"{mean_loss:.4f}", accuracy=f"{accuracy:.3f}")
-                recent.clear()
-                if step % 500 == 0 or step == steps:
-                    save_trunk(out, command, backbone, curve, time.monotonic() - began)
+    bar = ProgressBar(zip(range(1, steps + 1), clips, strict=False), total=steps)
+    for step, (frames, target) in bar:
+        tokens = backbone(frames, stop=TINY.depth - 1)
+        # Supervision of every token teaches where actions are; users read the mean over space.
+        local = F.binary_cross_entropy_with_logits(local_head(tokens), target.flatten(2, 3))
+        target = target.amax((2, 3))
+        logits = head(tokens.mean(2))
+        loss = F.binary_cross_entropy_with_logits(logits, target) + 4 * local
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        recent.append((loss.item(), action_accuracy(logits.detach(), target)))
+        if step % 50 == 0 or step == steps:
+            mean_loss, accuracy = np.mean(recent, axis=0)
+            curve.append({"step": step, "loss": float(mean_loss), "accuracy": float(accuracy)})
+            bar.set_postfix(loss=f"{mean_loss:.4f}", accuracy=f"{accuracy:.3f}")
+            recent.clear()
+            if step % 500 == 0 or step == steps:
+                save_trunk(out, command, backbone, curve, time.monotonic() - began)
 
 
 def save_trunk(
