@@ -21,6 +21,7 @@ from configs.messages import format_error
 from extract.activations.inputs import Piece
 from extract.parallel.loader import PackedBatch, make_loader
 from tests.conftest import REPOSITORY
+from tests.marks import slow
 from train.errors import translate_worker_death
 from train.pretraining import pretrain
 
@@ -152,12 +153,10 @@ def test_batches_come_as_they_were_with_a_small_shared_memory() -> None:
     ("how", "text"),
     [
         ("not picklable", "cannot pickle '_thread.lock' object"),
-        pytest.param("error made on the way", "there is no such key", marks=pytest.mark.slow),
-        pytest.param(
-            "no room in the thread", "[Errno 28] No space left on device", marks=pytest.mark.slow
-        ),
-        pytest.param("no memory", "[Errno 28] No space left on device", marks=pytest.mark.slow),
-        pytest.param("no files", "[Errno 28] No space left on device", marks=pytest.mark.slow),
+        slow("error made on the way", "there is no such key"),
+        slow("no room in the thread", "[Errno 28] No space left on device"),
+        slow("no memory", "[Errno 28] No space left on device"),
+        slow("no files", "[Errno 28] No space left on device"),
     ],
 )
 def test_what_cannot_be_handed_on_is_an_error_at_once(how: str, text: str) -> None:

@@ -16,10 +16,10 @@ from extract.checkpoints.layouts import recognise
 from extract.checkpoints.strict import load_state_dict_strict
 from extract.checkpoints.tensor_files import TensorFile
 from extract.settings.backbone import BackboneConfig, TrunkConfig
+from tests.marks import quick_only
 from tests.test_backbone import relative
 
 PREFIX = "backbone.model.backbone."
-SLOW = [pytest.param(size, marks=pytest.mark.slow) for size in "blhg"]  # 24 GB hold them, 2 minutes
 
 
 def published(shared: Path, size: str) -> tuple[Backbone, dict[str, Any]]:
@@ -71,7 +71,7 @@ def from_reference(shared: Path, size: str) -> Tensor:
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("size", ["s", *SLOW])
+@pytest.mark.parametrize("size", quick_only("sblhg", "s"))  # 24 GB hold all, one after the other
 def test_features_and_counts_match_the_reference(shared: Path, size: str) -> None:
     backbone, meta = published(shared, size)
     classifier_norm = 2 * backbone.width  # after where a detector takes its features
